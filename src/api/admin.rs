@@ -1,0 +1,42 @@
+//! `pg_background_grant`, `pg_background_revoke`.
+
+use crate::error::Error;
+use crate::ffi::fmgr::{sql_function, Call, Value};
+use crate::ffi::{role, spi};
+use crate::job::catalog;
+
+/// `pg_background_grant(role_name name) RETURNS void`
+fn grant(call: &Call) -> Result<Value, Error> {
+    let role = granted_role(call)?;
+    let schema = spi::select(catalog::SCHEMA).concat();
+    spi::execute(&[b"GRANT USAGE ON SCHEMA ", schema.as_slice(), b" TO ", &role].concat());
+    spi::execute(&[b"GRANT EXECUTE ON FUNCTION ", interface().as_slice(), b" TO ", &role].concat());
+    Ok(Value::Void)
+}
+
+/// `pg_background_revoke(role_name name) RETURNS void`
+///
+/// The schema stays usable: others than this extension may rely on that.
+fn revoke(call: &Call) -> Result<Value, Error> {
+    let role = granted_role(call)?;
+    spi::execute(&[b"REVOKE EXECUTE ON FUNCTION ", interface().as_slice(), b" FROM ", &role].concat());
+    Ok(Value::Void)
+}
+
+fn interface() -> Vec<u8> {
+    spi::select(catalog::INTERFACE).join(&b", "[..])
+}
+
+/// The role, quoted. Only the extension's owner and superusers may give and take.
+fn granted_role(call: &Call) -> Result<Vec<u8>, Error> {
+    let name = call.name(0).ok_or(Error::NullArgument("role name"))?;
+    let owner = spi::select(catalog::EXTENSION_OWNER).concat();
+    let owner = std::str::from_utf8(&owner).ok().and_then(|owner| owner.parse().ok());
+    match owner {
+        Some(owner) if role::has_rights_of(role::current(), owner) => Ok(spi::quote_identifier(&name)),
+        _ => Err(Error::NotOwner),
+    }
+}
+
+sql_function!(pg_background_grant, pg_finfo_pg_background_grant, grant);
+sql_function!(pg_background_revoke, pg_finfo_pg_background_revoke, revoke);

@@ -1,0 +1,4 @@
+//! SQL-callable functions: check arguments, call one thing, shape what comes back. `sql/functions.sql` declares them.
+
+mod admin;
+mod classic;

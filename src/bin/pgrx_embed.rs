@@ -1,0 +1,3 @@
+extern crate pgrx_013 as pgrx;
+
+pgrx::pgrx_embed!();

@@ -1,0 +1,56 @@
+//! Differences between the two pgrx versions: calling conventions and small types.
+
+use pgrx::pg_sys;
+
+/// Defines a function that the server calls through a pointer. A panic or an error inside becomes an error of the
+/// server. pgrx 0.13.1 gives such pointers the type `extern "C"`, 0.18.1 `extern "C-unwind"`.
+macro_rules! callback {
+    ($(#[$attr:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        #[cfg(feature = "__ge18")]
+        $(#[$attr])*
+        $vis unsafe extern "C-unwind" fn $name($($arg: $ty),*) $(-> $ret)? {
+            let body = move || $body;
+            // SAFETY: the server calls this on its only thread; the closure's panics end in the guard.
+            unsafe { pgrx::pg_sys::panic::pgrx_extern_c_guard(body) }
+        }
+        #[cfg(not(feature = "__ge18"))]
+        $(#[$attr])*
+        $vis unsafe extern "C" fn $name($($arg: $ty),*) $(-> $ret)? {
+            let body = move || $body;
+            // SAFETY: the server calls this on its only thread; the closure's panics end in the guard.
+            unsafe { pgrx::pg_sys::panic::pgrx_extern_c_guard(body) }
+        }
+    };
+}
+pub(crate) use callback;
+
+/// A signal handler of the server, as `pqsignal` takes it.
+pub type SignalHandler = pg_sys::pqsigfunc;
+
+/// An oid as a number.
+pub fn oid_to_u32(oid: pg_sys::Oid) -> u32 {
+    #[cfg(feature = "__ge18")]
+    return oid.to_u32();
+    #[cfg(not(feature = "__ge18"))]
+    return oid.as_u32();
+}
+
+/// The attribute with this index, from 0 (tupdesc.h, `TupleDescAttr`). 18 keeps them behind the compact ones.
+///
+/// # Safety
+/// `desc` is a valid tuple descriptor with more than `index` attributes, and outlives the reference.
+pub unsafe fn tuple_desc_attr<'a>(desc: pg_sys::TupleDesc, index: usize) -> &'a pg_sys::FormData_pg_attribute {
+    #[cfg(feature = "__ge18")]
+    // SAFETY: the full attributes follow the `natts` compact ones in the same allocation.
+    unsafe {
+        let compact = (&raw mut (*desc).compact_attrs).cast::<pg_sys::CompactAttribute>();
+        let full = compact.add((*desc).natts as usize).cast::<pg_sys::FormData_pg_attribute>();
+        &*full.add(index)
+    }
+    #[cfg(not(feature = "__ge18"))]
+    // SAFETY: by contract.
+    unsafe {
+        let attributes = (&raw mut (*desc).attrs).cast::<pg_sys::FormData_pg_attribute>();
+        &*attributes.add(index)
+    }
+}

@@ -1,0 +1,184 @@
+//! Parse, plan, run: the steps of a simple query (postgres.c, `exec_simple_query`).
+
+use pgrx::pg_sys;
+use std::ffi::{c_char, c_int, CStr};
+use std::ptr::null_mut;
+
+/// What kind of command a statement is. 12 has its name, later servers a number.
+#[cfg(not(feature = "__ge13"))]
+pub type Tag = *const c_char;
+#[cfg(feature = "__ge13")]
+pub type Tag = pg_sys::CommandTag::Type;
+
+/// The command tag of a parsed statement (utility.c, `CreateCommandTag`).
+///
+/// # Safety
+/// `statement` is a valid `RawStmt`.
+pub unsafe fn command_tag(statement: *mut pg_sys::RawStmt) -> Tag {
+    // SAFETY: by contract.
+    unsafe { pg_sys::CreateCommandTag((*statement).stmt) }
+}
+
+/// The tag's name, as `ps` and the command tag show it.
+pub fn tag_name(tag: Tag) -> &'static CStr {
+    #[cfg(not(feature = "__ge13"))]
+    let name = tag;
+    #[cfg(feature = "__ge13")]
+    // SAFETY: a lookup in a constant table.
+    let name = unsafe { pg_sys::GetCommandTagName(tag) };
+    // SAFETY: tag names are string constants of the server.
+    unsafe { CStr::from_ptr(name) }
+}
+
+/// What a statement did: its tag, and how many rows.
+#[cfg(not(feature = "__ge13"))]
+pub struct Completion([c_char; pg_sys::COMPLETION_TAG_BUFSIZE as usize]);
+#[cfg(feature = "__ge13")]
+pub struct Completion(pg_sys::QueryCompletion);
+
+impl Completion {
+    pub fn new() -> Self {
+        #[cfg(not(feature = "__ge13"))]
+        return Completion([0; pg_sys::COMPLETION_TAG_BUFSIZE as usize]);
+        #[cfg(feature = "__ge13")]
+        return Completion(pg_sys::QueryCompletion { commandTag: pg_sys::CommandTag::CMDTAG_UNKNOWN, nprocessed: 0 });
+    }
+
+    /// The tag as a client sees it: `INSERT 0 1`, `VACUUM` (dest.c, `EndCommand`).
+    pub fn text(&self) -> Vec<u8> {
+        #[cfg(not(feature = "__ge13"))]
+        // SAFETY: the server ends what it writes here with a zero.
+        return unsafe { CStr::from_ptr(self.0.as_ptr()) }.to_bytes().to_vec();
+        #[cfg(feature = "__ge13")]
+        {
+            let tag = self.0.commandTag;
+            let mut text = tag_name(tag).to_bytes().to_vec();
+            // SAFETY: a lookup in a constant table.
+            if unsafe { pg_sys::command_tag_display_rowcount(tag) } {
+                let oid = if tag == pg_sys::CommandTag::CMDTAG_INSERT { " 0" } else { "" };
+                text.extend_from_slice(format!("{oid} {}", self.0.nprocessed).as_bytes());
+            }
+            text
+        }
+    }
+}
+
+/// The statements of a parsed text. 12 links them, later servers have an array.
+///
+/// # Safety
+/// `list` came from `pg_parse_query`.
+pub unsafe fn list_of_statements(list: *mut pg_sys::List) -> Vec<*mut pg_sys::RawStmt> {
+    let mut statements = Vec::new();
+    if list.is_null() {
+        return statements;
+    }
+    #[cfg(not(feature = "__ge13"))]
+    // SAFETY: a list of pointers to nodes, ended by null.
+    unsafe {
+        let mut cell = (*list).head;
+        while !cell.is_null() {
+            statements.push((*cell).data.ptr_value.cast());
+            cell = (*cell).next;
+        }
+    }
+    #[cfg(feature = "__ge13")]
+    // SAFETY: `length` pointers to nodes.
+    unsafe {
+        let cells = std::slice::from_raw_parts((*list).elements, (*list).length as usize);
+        statements.extend(cells.iter().map(|cell| cell.ptr_value.cast::<pg_sys::RawStmt>()));
+    }
+    statements
+}
+
+/// Analyzes and rewrites one statement into a list of queries.
+///
+/// # Safety
+/// `statement` came from `pg_parse_query(sql)`; a transaction is open, with a snapshot if the statement wants one.
+pub unsafe fn analyze_and_rewrite(statement: *mut pg_sys::RawStmt, sql: *const c_char) -> *mut pg_sys::List {
+    #[cfg(not(feature = "__ge15"))]
+    // SAFETY: by contract; no parameters.
+    return unsafe { pg_sys::pg_analyze_and_rewrite(statement, sql, null_mut(), 0, null_mut()) };
+    #[cfg(feature = "__ge15")]
+    // SAFETY: by contract; no parameters.
+    return unsafe { pg_sys::pg_analyze_and_rewrite_fixedparams(statement, sql, null_mut(), 0, null_mut()) };
+}
+
+/// Plans a list of queries; plans may be parallel, as a client's are.
+///
+/// # Safety
+/// As [`analyze_and_rewrite`], which gave `queries`.
+pub unsafe fn plan_queries(queries: *mut pg_sys::List, sql: *const c_char) -> *mut pg_sys::List {
+    let options = pg_sys::CURSOR_OPT_PARALLEL_OK as c_int;
+    #[cfg(not(feature = "__ge13"))]
+    let _ = sql;
+    #[cfg(not(feature = "__ge13"))]
+    // SAFETY: by contract; no parameters.
+    return unsafe { pg_sys::pg_plan_queries(queries, options, null_mut()) };
+    #[cfg(feature = "__ge13")]
+    // SAFETY: by contract; no parameters.
+    return unsafe { pg_sys::pg_plan_queries(queries, sql, options, null_mut()) };
+}
+
+/// Runs a started portal to its end as a top-level command.
+///
+/// # Safety
+/// `portal` is started; `destination` outlives the call.
+pub unsafe fn portal_run(portal: pg_sys::Portal, destination: *mut pg_sys::DestReceiver, completion: &mut Completion) {
+    let all = std::ffi::c_long::MAX; // FETCH_ALL
+    #[cfg(not(feature = "__ge13"))]
+    let completion = completion.0.as_mut_ptr();
+    #[cfg(feature = "__ge13")]
+    let completion = &raw mut completion.0;
+    #[cfg(not(feature = "__ge18"))]
+    // SAFETY: by contract.
+    unsafe {
+        pg_sys::PortalRun(portal, all, true, true, destination, destination, completion)
+    };
+    #[cfg(feature = "__ge18")]
+    // SAFETY: by contract.
+    unsafe {
+        pg_sys::PortalRun(portal, all, true, destination, destination, completion)
+    };
+}
+
+/// Forgets the query and plan identifiers of the statement before (backend_status.c).
+pub fn reset_query_id() {
+    #[cfg(feature = "__ge14")]
+    // SAFETY: writes this backend's own status entry.
+    unsafe {
+        pg_sys::pgstat_report_query_id(0, true)
+    };
+    #[cfg(feature = "__ge18")]
+    // SAFETY: as above.
+    unsafe {
+        pg_sys::pgstat_report_plan_id(0, true)
+    };
+}
+
+/// Sends the notifications of the committed transaction. Servers from 15 on do it while they commit.
+#[allow(non_snake_case, reason = "the server's name")]
+pub fn process_completed_notifies() {
+    #[cfg(not(feature = "__ge15"))]
+    {
+        #[pgrx::pg_guard]
+        unsafe extern "C-unwind" {
+            fn ProcessCompletedNotifies();
+        }
+        // SAFETY: called outside of a transaction, as postgres.c does before it waits for the next command.
+        unsafe { ProcessCompletedNotifies() };
+    }
+}
+
+/// Brings the statistics of this process up to date at once (pgstat.c).
+pub fn report_statistics() {
+    #[cfg(not(feature = "__ge15"))]
+    // SAFETY: called outside of a transaction.
+    unsafe {
+        pg_sys::pgstat_report_stat(true)
+    };
+    #[cfg(feature = "__ge15")]
+    // SAFETY: called outside of a transaction.
+    unsafe {
+        pg_sys::pgstat_report_stat(true)
+    };
+}

@@ -1,0 +1,193 @@
+//! Every error that the extension itself raises, with its SQLSTATE, detail and hint.
+
+use crate::ffi::report::ERROR;
+use crate::protocol::{sqlstate, Malformed, Report, MAX_NESTING, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
+
+/// An error of the extension. Texts that come from the server are [`Text`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("{0} must not be null")]
+    NullArgument(&'static str),
+    #[error("SQL text must not be empty")]
+    EmptySql,
+    #[error("SQL text is too long")]
+    SqlTooLong(usize),
+    #[error("queue size must be at least {0} bytes")]
+    QueueTooSmall(usize),
+    #[error("queue size must not exceed {MAX_QUEUE_BYTES} bytes")]
+    QueueTooLarge,
+    #[error("cannot launch a background job within a security-restricted operation")]
+    RestrictedOperation,
+    #[error("cannot launch a background job from {0}")]
+    ForbiddenProcess(&'static str),
+    #[error("background jobs are nested too deeply")]
+    TooDeep,
+    #[error("too many dynamic shared memory segments")]
+    SegmentsExhausted,
+    #[error("could not register background process")]
+    SlotsExhausted,
+    #[error("could not start background process")]
+    NotStarted,
+    #[error("cannot start background processes without postmaster")]
+    PostmasterDied,
+    #[error("PID {0} is not attached to this session")]
+    NotAttached(i32),
+    #[error("result of the job with PID {0} has already been read")]
+    AlreadyRead(i32),
+    #[error("result of the job with PID {0} has been given up")]
+    GivenUp(i32),
+    #[error("result of the job with PID {0} is being read")]
+    BeingRead(i32),
+    #[error("lost connection to the background worker with PID {0}")]
+    WorkerLost(i32),
+    #[error("set-valued function called in context that cannot accept a set")]
+    SetNotAccepted,
+    #[error("result has {result} columns, but the column list has {listed}")]
+    ColumnCount { result: usize, listed: usize },
+    #[error("result column {number} (\"{name}\") has type {result}, but the column list says {listed}")]
+    ColumnType { number: usize, name: Text, result: Text, listed: Text },
+    #[error("deadlock detected")]
+    Deadlock { detail: Text },
+    #[error("job ended inside a transaction block")]
+    OpenBlock,
+    #[error("COPY FROM STDIN is not possible in a background job")]
+    CopyIn,
+    #[error("COPY TO STDOUT in binary format is not possible in a background job")]
+    BinaryCopyOut,
+    #[error("COPY TO STDOUT gave a line that is not valid in the database's encoding")]
+    CopyEncoding,
+    #[error("too many connections for role \"{0}\"")]
+    RoleConnections(Text),
+    #[error("too many connections for database \"{0}\"")]
+    DatabaseConnections(Text),
+    #[error("could not use a temporary file for the result of a background job")]
+    Spill,
+    #[error("temporary file size exceeds temp_file_limit ({0}kB)")]
+    TempFileLimit(usize),
+    #[error("role with OID {0} does not exist")]
+    RoleGone(u32),
+    #[error("permission denied to change who may use pg_background_mgr")]
+    NotOwner,
+    #[error("{0}")]
+    Malformed(#[from] Malformed),
+    /// An error of the job itself, or one that the server raised in the worker.
+    #[error("the background job failed")]
+    Job(Box<Report>),
+}
+
+/// A text in the database's encoding, a character for each byte: so it can stand in a format string, and comes out of
+/// it as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text(String);
+
+impl Text {
+    pub fn new(bytes: &[u8]) -> Self {
+        Text(bytes.iter().map(|byte| char::from(*byte)).collect())
+    }
+
+    /// Lines that were formatted from texts.
+    pub fn join(lines: &[String]) -> Self {
+        Text(lines.join("\n"))
+    }
+}
+
+impl std::fmt::Display for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Back to the bytes of the database's encoding.
+fn bytes(text: String) -> Vec<u8> {
+    text.chars().map(|character| character as u8).collect()
+}
+
+impl Error {
+    /// The SQLSTATE, packed.
+    pub fn sqlstate(&self) -> i32 {
+        use Error::*;
+        sqlstate(match self {
+            NullArgument(_) => b"22004",
+            EmptySql | QueueTooSmall(_) | QueueTooLarge => b"22023",
+            SqlTooLong(_) | TooDeep => b"54000",
+            RestrictedOperation | ForbiddenProcess(_) | NotOwner => b"42501",
+            SegmentsExhausted | SlotsExhausted | NotStarted | PostmasterDied => b"53000",
+            NotAttached(_) | RoleGone(_) => b"42704",
+            AlreadyRead(_) | GivenUp(_) | BeingRead(_) => b"55000",
+            WorkerLost(_) => b"08006",
+            SetNotAccepted | CopyIn | BinaryCopyOut => b"0A000",
+            ColumnCount { .. } | ColumnType { .. } => b"42804",
+            Deadlock { .. } => b"40P01",
+            OpenBlock => b"25000",
+            CopyEncoding => b"22021",
+            RoleConnections(_) | DatabaseConnections(_) => b"53300",
+            Spill => b"58030",
+            TempFileLimit(_) => b"53400",
+            Malformed(_) => b"XX000",
+            Job(report) => return report.sqlstate,
+        })
+    }
+
+    fn detail(&self) -> Option<String> {
+        Some(match self {
+            Error::SqlTooLong(length) => {
+                format!("It has {length} bytes; a background job may have {MAX_SQL_BYTES}.")
+            }
+            Error::TooDeep => format!("Jobs may launch jobs {MAX_NESTING} levels deep."),
+            Error::Deadlock { detail } => detail.to_string(),
+            Error::OpenBlock => "Its work was rolled back, as when a client disconnects.".into(),
+            Error::WorkerLost(_) => "The worker ended before it reported how the job ended.".into(),
+            _ => return None,
+        })
+    }
+
+    fn hint(&self) -> Option<String> {
+        Some(
+            match self {
+                Error::SqlTooLong(_) => "Put the data into a table and let the job read it.",
+                Error::QueueTooLarge => "What does not fit in the queue is kept in memory and in a temporary file.",
+                Error::SegmentsExhausted => "Read or detach the results of jobs that have ended.",
+                Error::SlotsExhausted => "You may need to increase max_worker_processes.",
+                Error::NotStarted => "The server log may tell why.",
+                Error::PostmasterDied => "Kill all remaining database processes and restart the database.",
+                Error::NotAttached(_) => "A result can be read only in the session that launched the job.",
+                Error::AlreadyRead(_) | Error::GivenUp(_) => "Launch the job again to have its result again.",
+                Error::SetNotAccepted => "Call it in FROM with a column list, or in a select list.",
+                Error::ColumnCount { .. } => "The result is still there to be read with another column list.",
+                Error::ColumnType { .. } => {
+                    "The result is still there to be read with another column list. Any column can be read as text."
+                }
+                Error::Deadlock { .. } => "The job goes on when this transaction ends; its result can be read then.",
+                Error::OpenBlock => "End the text with COMMIT or ROLLBACK.",
+                Error::CopyIn => "COPY from a file or a program on the server, or INSERT.",
+                Error::BinaryCopyOut => "COPY in text or csv format.",
+                Error::CopyEncoding => "COPY without the ENCODING option.",
+                _ => return None,
+            }
+            .into(),
+        )
+    }
+}
+
+impl From<Error> for Report {
+    #[track_caller]
+    fn from(error: Error) -> Self {
+        let place = std::panic::Location::caller();
+        let file = place.file().rsplit('/').next().unwrap_or_default();
+        let (sqlstate, detail, hint) = (error.sqlstate(), error.detail(), error.hint());
+        if let Error::Job(report) = error {
+            return *report;
+        }
+        Report {
+            level: ERROR,
+            sqlstate,
+            message: bytes(error.to_string()),
+            detail: detail.map(bytes),
+            hint: hint.map(bytes),
+            file: Some(file.as_bytes().to_vec()),
+            line: place.line() as i32,
+            ..Report::default()
+        }
+    }
+}

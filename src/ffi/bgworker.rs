@@ -1,0 +1,92 @@
+//! Background workers (bgworker.c).
+
+use super::dsm;
+use pgrx::pg_sys;
+use std::ffi::{c_char, CStr};
+
+/// A registered worker: a slot and its generation, so that a later worker in the slot is never taken for it. The layout
+/// is the server's `struct BackgroundWorkerHandle`, the same in every version.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Worker {
+    slot: i32,
+    generation: u64,
+}
+
+/// What became of a registered worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// It runs, with this process id.
+    Started(i32),
+    /// It has ended already, or the server could not start it.
+    Stopped,
+    /// The server is going down the hard way.
+    PostmasterDied,
+}
+
+fn copy_text<const N: usize>(text: &CStr) -> [c_char; N] {
+    let mut copy = [0; N];
+    for (to, from) in copy.iter_mut().take(N - 1).zip(text.to_bytes()) {
+        *to = *from as c_char;
+    }
+    copy
+}
+
+impl Worker {
+    /// Registers a worker that connects to a database, is never restarted, and wakes this process when its state
+    /// changes. None = no slot is free.
+    pub fn register(library: &CStr, function: &CStr, kind: &CStr, argument: dsm::Handle) -> Option<Self> {
+        let mut worker = pg_sys::BackgroundWorker {
+            bgw_name: copy_text(kind),
+            bgw_type: copy_text(kind),
+            bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as i32,
+            bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState,
+            bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
+            bgw_library_name: copy_text(library),
+            bgw_function_name: copy_text(function),
+            bgw_main_arg: argument.to_datum(),
+            bgw_extra: [0; pg_sys::BGW_EXTRALEN as usize],
+            // SAFETY: a variable of this process.
+            bgw_notify_pid: unsafe { pg_sys::MyProcPid },
+        };
+        let mut handle = std::ptr::null_mut::<pg_sys::BackgroundWorkerHandle>();
+        // SAFETY: both are ours; the server copies the worker and allocates the handle, which we copy and free.
+        unsafe {
+            if !pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle) {
+                return None;
+            }
+            let copy = handle.cast::<Worker>().read();
+            pg_sys::pfree(handle.cast());
+            Some(copy)
+        }
+    }
+
+    fn as_raw(&mut self) -> *mut pg_sys::BackgroundWorkerHandle {
+        std::ptr::from_mut(self).cast()
+    }
+
+    /// Waits until the server has started the worker, or given up. Interrupts are served meanwhile.
+    pub fn wait_for_start(mut self) -> Start {
+        let mut pid = 0;
+        // SAFETY: the handle is only read.
+        match unsafe { pg_sys::WaitForBackgroundWorkerStartup(self.as_raw(), &mut pid) } {
+            pg_sys::BgwHandleStatus::BGWH_STARTED => Start::Started(pid),
+            pg_sys::BgwHandleStatus::BGWH_POSTMASTER_DIED => Start::PostmasterDied,
+            _ => Start::Stopped,
+        }
+    }
+
+    /// Has the worker ended, or will it never start?
+    pub fn is_gone(mut self) -> bool {
+        let mut pid = 0;
+        // SAFETY: the handle is only read.
+        let status = unsafe { pg_sys::GetBackgroundWorkerPid(self.as_raw(), &mut pid) };
+        status != pg_sys::BgwHandleStatus::BGWH_STARTED && status != pg_sys::BgwHandleStatus::BGWH_NOT_YET_STARTED
+    }
+
+    /// Asks the server to end the worker; one that has not started never will.
+    pub fn terminate(mut self) {
+        // SAFETY: the handle is only read; the server checks its generation.
+        unsafe { pg_sys::TerminateBackgroundWorker(self.as_raw()) };
+    }
+}

@@ -1,0 +1,166 @@
+//! SQL-callable functions (fmgr.h, version 1 calling convention; funcapi.h, materialize mode).
+
+use super::memory::Switch;
+use super::report::{self, Log, Raised};
+use super::tuple::TupleDesc;
+use crate::error::Error;
+use crate::protocol::Report;
+use pgrx::pg_sys;
+use std::ffi::c_int;
+
+/// Defines the symbols that `CREATE FUNCTION … LANGUAGE c` looks for. `$body` is a
+/// `fn(&Call) -> Result<Value, Error>`.
+macro_rules! sql_function {
+    ($name:ident, $finfo:ident, $body:path) => {
+        #[doc(hidden)]
+        #[no_mangle]
+        pub extern "C" fn $finfo() -> &'static pgrx::pg_sys::Pg_finfo_record {
+            static INFO: pgrx::pg_sys::Pg_finfo_record = pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
+            &INFO
+        }
+        #[doc(hidden)]
+        #[no_mangle]
+        pub extern "C-unwind" fn $name(fcinfo: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
+            $crate::ffi::fmgr::call(fcinfo, $body)
+        }
+    };
+}
+pub(crate) use sql_function;
+
+/// What a function returns.
+pub enum Value {
+    Void,
+    Int(i32),
+}
+
+enum Outcome {
+    Return(pg_sys::Datum),
+    Raise(Raised),
+}
+
+/// Runs the body of a SQL-callable function: the frame where errors leave Rust.
+pub fn call(fcinfo: pg_sys::FunctionCallInfo, body: fn(&Call) -> Result<Value, Error>) -> pg_sys::Datum {
+    let run = || match report::catch_call(|| body(&Call(fcinfo))) {
+        Ok(Ok(Value::Void)) => Outcome::Return(pg_sys::Datum::from(0_usize)),
+        Ok(Ok(Value::Int(value))) => Outcome::Return(pg_sys::Datum::from(value)),
+        Ok(Err(error)) => {
+            let log = if matches!(error, Error::Job(_)) { Log::Done } else { Log::Here };
+            Outcome::Raise(Raised::new(&Report::from(error), log))
+        }
+        // The server's own error: complete, and in the database's encoding, which pgrx's own way out is not.
+        Err(captured) => Outcome::Raise(Raised::new(&captured.report, Log::Here)),
+    };
+    // SAFETY: the server calls functions on its only thread.
+    match unsafe { pg_sys::panic::pgrx_extern_c_guard(run) } {
+        Outcome::Return(value) => value,
+        // SAFETY: this frame and the entry point above it hold nothing with a Drop.
+        Outcome::Raise(raised) => unsafe { raised.throw() },
+    }
+}
+
+/// A call of a SQL-callable function.
+pub struct Call(pg_sys::FunctionCallInfo);
+
+impl Call {
+    fn argument(&self, index: usize) -> Option<pg_sys::Datum> {
+        // SAFETY: the server passes a valid call; the index is checked against the number of its arguments.
+        unsafe {
+            let arguments = (*self.0).args.as_slice((*self.0).nargs as usize);
+            arguments.get(index).filter(|argument| !argument.isnull).map(|argument| argument.value)
+        }
+    }
+
+    /// An `int4` argument; none = NULL.
+    pub fn int(&self, index: usize) -> Option<i32> {
+        self.argument(index).map(|datum| datum.value() as i32)
+    }
+
+    /// A `text` argument in the database's encoding; none = NULL.
+    pub fn text(&self, index: usize) -> Option<Vec<u8>> {
+        // SAFETY: the SQL declaration makes the argument a text; the copy is detoasted, whatever its header was.
+        self.argument(index).map(|datum| unsafe {
+            let text = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            let bytes = std::slice::from_raw_parts(
+                pgrx::varlena::vardata_any(text).cast::<u8>(),
+                pgrx::varlena::varsize_any_exhdr(text),
+            );
+            bytes.to_vec()
+        })
+    }
+
+    /// A `name` argument; none = NULL.
+    pub fn name(&self, index: usize) -> Option<Vec<u8>> {
+        // SAFETY: the SQL declaration makes the argument a name: zero-terminated within NAMEDATALEN bytes.
+        self.argument(index).and_then(|datum| unsafe { super::memory::copy_c_string(datum.cast_mut_ptr()) })
+    }
+
+    /// Prepares the call to return a set of rows as a whole.
+    ///
+    /// # Errors
+    /// [`Error::SetNotAccepted`] (0A000) if the caller cannot take one.
+    pub fn rows(&self) -> Result<Rows, Error> {
+        // SAFETY: resultinfo is null or a node; its tag tells whether it is a ReturnSetInfo.
+        unsafe {
+            let info = (*self.0).resultinfo.cast::<pg_sys::ReturnSetInfo>();
+            if info.is_null()
+                || (*info).type_ != pg_sys::NodeTag::T_ReturnSetInfo
+                || (*info).allowedModes & pg_sys::SetFunctionReturnMode::SFRM_Materialize as c_int == 0
+            {
+                return Err(Error::SetNotAccepted);
+            }
+            Ok(Rows { info, store: std::ptr::null_mut() })
+        }
+    }
+}
+
+/// The rows that a set-returning call gives back.
+pub struct Rows {
+    info: *mut pg_sys::ReturnSetInfo,
+    store: *mut pg_sys::Tuplestorestate,
+}
+
+impl Rows {
+    fn query_lifetime(&self) -> Switch {
+        // SAFETY: the executor's context of the calling expression is valid for the call.
+        Switch::to(unsafe { (*(*self.info).econtext).ecxt_per_query_memory })
+    }
+
+    /// The columns that the caller listed; none in a select list.
+    pub fn expected(&self) -> Option<TupleDesc> {
+        // SAFETY: set by the executor, valid for the call.
+        let desc = unsafe { (*self.info).expectedDesc };
+        // SAFETY: as above.
+        (!desc.is_null()).then(|| unsafe { TupleDesc::from_raw(desc) })
+    }
+
+    /// Runs `build` in memory that lives as long as the query, for what is handed to the executor.
+    pub fn for_query<T>(&self, build: impl FnOnce() -> T) -> T {
+        let _switch = self.query_lifetime();
+        build()
+    }
+
+    /// The tuplestore that takes the rows: bounded by `work_mem`, then a file.
+    pub fn store(&mut self) -> *mut pg_sys::Tuplestorestate {
+        if self.store.is_null() {
+            let _switch = self.query_lifetime();
+            // SAFETY: the store belongs to the query, as its memory does.
+            self.store = unsafe {
+                let random =
+                    (*self.info).allowedModes & pg_sys::SetFunctionReturnMode::SFRM_Materialize_Random as c_int;
+                pg_sys::tuplestore_begin_heap(random != 0, false, pg_sys::work_mem)
+            };
+        }
+        self.store
+    }
+
+    /// Hands the rows to the executor.
+    pub fn finish(mut self, desc: TupleDesc) {
+        let store = self.store();
+        // SAFETY: the executor reads these when the call returns; both live as long as the query.
+        unsafe {
+            (*self.info).returnMode = pg_sys::SetFunctionReturnMode::SFRM_Materialize;
+            (*self.info).setResult = store;
+            (*self.info).setDesc = desc.as_raw();
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Settings (guc.c).
+
+use crate::compat::guc::{restore_setting, SERIALIZED_WITH_ROLE};
+use crate::protocol::Setting;
+use pgrx::pg_sys;
+use std::ffi::CString;
+
+/// Not settings of the session: its identity, and its transaction.
+const NOT_CARRIED: [&[u8]; 7] = [
+    b"session_authorization",
+    b"role",
+    b"is_superuser",
+    b"transaction_isolation",
+    b"transaction_read_only",
+    b"transaction_deferrable",
+    b"seed",
+];
+
+/// What this session, its client when it connected, or a function's SET clause has set; not what comes from the
+/// configuration, the database or the role, which a worker reads itself.
+pub fn session_settings() -> Vec<Setting> {
+    let bytes = serialized();
+    let mut rest = bytes.as_slice();
+    let mut settings = Vec::new();
+    while let Some(setting) = next_setting(&mut rest) {
+        if is_of_session(setting.source as u32) && !NOT_CARRIED.contains(&setting.name.as_slice()) {
+            settings.push(setting);
+        }
+    }
+    settings
+}
+
+/// All settings that are not at their default, as the server writes them down for parallel workers.
+fn serialized() -> Vec<u8> {
+    // SAFETY: the server writes at most as many bytes as it estimated, and begins with how many (guc.c,
+    // SerializeGUCState).
+    unsafe {
+        let size = pg_sys::EstimateGUCStateSpace();
+        let mut bytes = vec![0_u64; size.div_ceil(8)];
+        pg_sys::SerializeGUCState(size, bytes.as_mut_ptr().cast());
+        let length = bytes.first().copied().unwrap_or_default() as usize;
+        let start = bytes.as_ptr().cast::<u8>().add(size_of::<usize>());
+        std::slice::from_raw_parts(start, length.min(size.saturating_sub(size_of::<usize>()))).to_vec()
+    }
+}
+
+/// Takes the next setting off (guc.c, `serialize_variable`): name, value, file, line if there is a file, source,
+/// context, role.
+fn next_setting(rest: &mut &[u8]) -> Option<Setting> {
+    let name = take_text(rest)?;
+    let value = take_text(rest)?;
+    if !take_text(rest)?.is_empty() {
+        take_int(rest)?;
+    }
+    let source = take_int(rest)?;
+    let context = take_int(rest)?;
+    let role = if SERIALIZED_WITH_ROLE { take_int(rest)? as u32 } else { 0 };
+    Some(Setting { name, value, source, context, role })
+}
+
+fn take_text(rest: &mut &[u8]) -> Option<Vec<u8>> {
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    let text = rest.get(..end)?.to_vec();
+    *rest = rest.get(end + 1..)?;
+    Some(text)
+}
+
+fn take_int(rest: &mut &[u8]) -> Option<i32> {
+    let (int, after) = rest.split_first_chunk()?;
+    *rest = after;
+    Some(i32::from_ne_bytes(*int))
+}
+
+/// Makes a setting in a worker as the launcher had it. A transaction is open. A value that cannot be set is the
+/// server's own error; if it belongs to an extension, only a warning, as it is when the server loads the extension and
+/// finds that whoever set it was not allowed to.
+pub fn restore(setting: &Setting) {
+    let level = if setting.name.contains(&b'.') { pg_sys::WARNING } else { pg_sys::PGERROR };
+
+    let (Ok(name), Ok(value)) = (CString::new(setting.name.as_slice()), CString::new(setting.value.as_slice())) else {
+        return; // cannot be: both came from C strings
+    };
+    // SAFETY: both are C strings; the caller has opened a transaction.
+    unsafe { restore_setting(name.as_ptr(), value.as_ptr(), setting, level as i32) };
+}
+
+/// `SET ROLE`: checked against the rights of the session's user, now.
+pub fn set_role(name: &[u8]) {
+    let Ok(name) = CString::new(name) else { return };
+    use pg_sys::{GucContext::PGC_USERSET, GucSource::PGC_S_SESSION};
+    // SAFETY: C strings; the caller has opened a transaction.
+    unsafe { pg_sys::SetConfigOption(c"role".as_ptr(), name.as_ptr(), PGC_USERSET, PGC_S_SESSION) };
+}
+
+/// The libraries that this process has loaded, for [`load_libraries`] (dfmgr.c).
+pub fn loaded_libraries() -> Vec<u8> {
+    // SAFETY: the server writes at most as many bytes as it estimated.
+    unsafe {
+        let size = pg_sys::EstimateLibraryStateSpace();
+        let mut bytes = vec![0_u8; size];
+        pg_sys::SerializeLibraryState(size, bytes.as_mut_ptr().cast());
+        bytes
+    }
+}
+
+/// Loads the libraries that another process had loaded.
+pub fn load_libraries(mut libraries: Vec<u8>) {
+    libraries.push(0); // the list ends with an empty name; never read past the end
+                       // SAFETY: a list as `loaded_libraries` makes it.
+    unsafe { pg_sys::RestoreLibraryState(libraries.as_mut_ptr().cast()) };
+}
+
+fn is_of_session(source: u32) -> bool {
+    use pg_sys::GucSource::{PGC_S_CLIENT, PGC_S_INTERACTIVE, PGC_S_SESSION};
+    [PGC_S_CLIENT, PGC_S_INTERACTIVE, PGC_S_SESSION].contains(&source)
+}

@@ -1,0 +1,105 @@
+//! Memory contexts (mcxt.c).
+
+use pgrx::pg_sys;
+use std::ffi::CStr;
+
+/// A memory context of our own that lives until it is dropped or the process ends.
+pub struct Context(pg_sys::MemoryContext);
+
+impl Context {
+    /// Creates a context that lives as long as the process, unless it is dropped.
+    pub fn new(name: &'static CStr) -> Self {
+        // SAFETY: a variable of this process.
+        Context::under(unsafe { pg_sys::TopMemoryContext }, name)
+    }
+
+    /// Creates a context under the current one, for a value that is dropped before that one is deleted; should an error
+    /// keep it from being dropped, the current one takes it along.
+    pub fn in_current(name: &'static CStr) -> Self {
+        // SAFETY: a variable of this process.
+        Context::under(unsafe { pg_sys::CurrentMemoryContext }, name)
+    }
+
+    fn under(parent: pg_sys::MemoryContext, name: &'static CStr) -> Self {
+        // SAFETY: the parent is valid; the name is a constant, as the server wants it.
+        let context = unsafe {
+            pg_sys::AllocSetContextCreateInternal(
+                parent,
+                name.as_ptr(),
+                pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+            )
+        };
+        Context(context)
+    }
+
+    /// Makes this the current context until the guard is dropped.
+    pub fn enter(&self) -> Switch {
+        Switch::to(self.0)
+    }
+
+    /// Frees everything in it.
+    pub fn reset(&self) {
+        // SAFETY: the context is ours, and our callers keep no pointer into it across a reset.
+        unsafe { pg_sys::MemoryContextReset(self.0) };
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // A server call that raises while a panic unwinds would abort the process.
+        if !std::thread::panicking() {
+            // SAFETY: the context is ours and nothing refers to it any more.
+            unsafe { pg_sys::MemoryContextDelete(self.0) };
+        }
+    }
+}
+
+/// Another context is current until this is dropped.
+#[must_use = "the context is current only while the guard lives"]
+pub struct Switch(pg_sys::MemoryContext);
+
+impl Switch {
+    pub(super) fn to(context: pg_sys::MemoryContext) -> Self {
+        // SAFETY: a variable of this process; the caller's context is valid.
+        unsafe {
+            let previous = pg_sys::CurrentMemoryContext;
+            pg_sys::CurrentMemoryContext = context;
+            Switch(previous)
+        }
+    }
+
+    /// Makes `TopMemoryContext` current: what is allocated lives as long as the process.
+    pub fn to_process_lifetime() -> Self {
+        // SAFETY: a variable of this process.
+        Switch::to(unsafe { pg_sys::TopMemoryContext })
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        // SAFETY: a variable of this process; the context was current before, so it outlives this frame.
+        unsafe { pg_sys::CurrentMemoryContext = self.0 };
+    }
+}
+
+/// Copies bytes into the current context and ends them with a zero.
+pub(super) fn c_string(bytes: &[u8]) -> *mut std::ffi::c_char {
+    // SAFETY: the allocation has room for the bytes and the zero.
+    unsafe {
+        let copy = pg_sys::MemoryContextAllocHuge(pg_sys::CurrentMemoryContext, bytes.len() + 1).cast::<u8>();
+        copy.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        copy.add(bytes.len()).write(0);
+        copy.cast()
+    }
+}
+
+/// Copies a C string of the server, if there is one.
+///
+/// # Safety
+/// `text` is null or a valid C string.
+pub(super) unsafe fn copy_c_string(text: *const std::ffi::c_char) -> Option<Vec<u8>> {
+    // SAFETY: by contract.
+    (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_bytes().to_vec())
+}

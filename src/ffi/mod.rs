@@ -1,0 +1,42 @@
+//! Thin safe wrappers over the server, one C concept a file. They know nothing of jobs.
+//!
+//! A server error inside a guarded call (`pg_sys::…`) becomes a Rust panic, so values of the frames above are
+//! dropped. FATAL and `proc_exit` never come back: what must happen on death sits in [`exit`].
+//!
+//! What `Drop` does here:
+//!
+//! | type | owned by | on drop |
+//! |---|---|---|
+//! | [`memory::Switch`] | the frame | switches back, also while unwinding |
+//! | [`interrupt::CancelHeld`] | the frame | lets cancels in again, also while unwinding |
+//! | [`spill::TempFileUnlimited`] | the frame | lets `temp_file_limit` bind again, also while unwinding |
+//! | [`memory::Context`] | the value | deletes the context, unless unwinding |
+//! | [`dsm::Segment`], [`shm_mq::Receiver`], [`shm_mq::Sender`] | the process | nothing; `close` releases, exit does too |
+//! | [`spill::File`] | the process | closes the file, unless unwinding |
+
+pub mod bgworker;
+pub mod client;
+pub mod dsm;
+pub mod exit;
+pub mod fmgr;
+pub mod guc;
+pub mod interrupt;
+pub mod latch;
+pub mod lock;
+pub mod memory;
+pub mod process_local;
+pub mod report;
+pub mod role;
+pub mod row_reader;
+pub mod row_writer;
+pub mod session;
+pub mod shm_mq;
+pub mod spi;
+pub mod spill;
+pub mod statement;
+pub mod transaction;
+pub mod tuple;
+pub mod wait_graph;
+
+/// `#[pg_guard]` on foreign functions expands to this path.
+pub use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;

@@ -1,0 +1,44 @@
+//! Variables of this process.
+//!
+//! The server runs on one thread, so they are thread-local. They are never dropped: thread-locals are destroyed in
+//! `exit()`, after the server has taken down what they may hold, and before its own `atexit` callback, which may still
+//! need them.
+
+use std::cell::RefCell;
+use std::mem::ManuallyDrop;
+use std::thread::LocalKey;
+
+/// What a `thread_local!` of this kind holds.
+pub type Slot<T> = ManuallyDrop<RefCell<T>>;
+
+/// Makes a slot.
+pub const fn slot<T>(value: T) -> Slot<T> {
+    ManuallyDrop::new(RefCell::new(value))
+}
+
+/// Works with a variable of this process, as the standard library does with a `LocalKey<RefCell<T>>`.
+pub trait ProcessLocal<T: 'static> {
+    fn with_borrow<R>(&'static self, work: impl FnOnce(&T) -> R) -> R;
+    fn with_borrow_mut<R>(&'static self, work: impl FnOnce(&mut T) -> R) -> R;
+    /// None if it is in use.
+    fn try_with_borrow_mut<R>(&'static self, work: impl FnOnce(&mut T) -> R) -> Option<R>;
+    fn set(&'static self, value: T);
+}
+
+impl<T: 'static> ProcessLocal<T> for LocalKey<Slot<T>> {
+    fn with_borrow<R>(&'static self, work: impl FnOnce(&T) -> R) -> R {
+        self.with(|slot| work(&slot.borrow()))
+    }
+
+    fn with_borrow_mut<R>(&'static self, work: impl FnOnce(&mut T) -> R) -> R {
+        self.with(|slot| work(&mut slot.borrow_mut()))
+    }
+
+    fn try_with_borrow_mut<R>(&'static self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
+        self.with(|slot| slot.try_borrow_mut().ok().map(|mut value| work(&mut value)))
+    }
+
+    fn set(&'static self, value: T) {
+        self.with_borrow_mut(|slot| *slot = value);
+    }
+}

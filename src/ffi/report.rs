@@ -1,0 +1,400 @@
+//! Errors and notices as plain data, and back (elog.c).
+//!
+//! A caught error has lost fields by the time pgrx hands it over, so a worker watches the server's own: a callback at
+//! the bottom of `error_context_stack` runs last for every report, when its context is complete, and copies it.
+
+use super::memory::{self, c_string, copy_c_string};
+use super::process_local::{slot, ProcessLocal, Slot};
+use crate::compat::callback;
+use crate::protocol::{Report, ERRCODE_INTERNAL_ERROR};
+use pgrx::pg_sys;
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::ffi::{c_char, c_void, CStr, CString};
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
+
+/// `ERROR` of this server.
+pub const ERROR: i32 = pg_sys::PGERROR as i32;
+
+/// Raw, so that the error that is raised keeps what it carries: a guard of pgrx 0.18.1 would reduce it.
+mod raw {
+    use pgrx::pg_sys;
+    extern "C-unwind" {
+        pub fn ThrowErrorData(edata: *mut pg_sys::ErrorData);
+        pub fn ReThrowError(edata: *mut pg_sys::ErrorData) -> !;
+    }
+}
+
+thread_local! {
+    /// Names of source files, kept for the life of the process: the server keeps pointers to them.
+    static FILE_NAMES: Slot<HashSet<CString>> = slot(HashSet::new());
+    /// The same for reports that another process has logged: the address of the name marks the report, also when
+    /// PL/pgSQL catches it and raises it again.
+    static FILE_NAMES_LOGGED: Slot<HashSet<CString>> = slot(HashSet::new());
+    /// The last error that was passed on: a copy of it has another address.
+    static LAST_PASSED_ON: Slot<Option<Report>> = const { slot(None) };
+    static LAST_ERROR: Slot<Option<Captured>> = const { slot(None) };
+    static ON_NOTICE: Cell<Option<fn(Report)>> = const { Cell::new(None) };
+    /// Inside [`catch_call`]: its own callback takes the errors.
+    static IN_CALL: Cell<bool> = const { Cell::new(false) };
+    static CAPTURING: Cell<bool> = const { Cell::new(false) };
+    static PREVIOUS_LOG_HOOK: Cell<pg_sys::emit_log_hook_type> = const { Cell::new(None) };
+}
+
+/// Who writes a report to the server log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Log {
+    /// The process that raises it, if its settings say so.
+    Here,
+    /// Nobody any more: the process that it came from has done it.
+    Done,
+}
+
+/// Where a report comes from that says nothing of it.
+const NO_FILE: &[u8] = b"pg_background_mgr";
+
+/// A report and how the server log would show it.
+#[derive(Debug, Clone)]
+pub struct Captured {
+    pub report: Report,
+    to_server: bool,
+    hide_statement: bool,
+    hide_context: bool,
+}
+
+impl From<Report> for Captured {
+    fn from(report: Report) -> Self {
+        Captured { report, to_server: true, hide_statement: false, hide_context: false }
+    }
+}
+
+/// Copies the server's report.
+///
+/// # Safety
+/// `edata` is valid.
+unsafe fn from_error_data(edata: &pg_sys::ErrorData) -> Report {
+    // SAFETY: every text of a report is null or a C string.
+    unsafe {
+        Report {
+            level: edata.elevel,
+            sqlstate: edata.sqlerrcode,
+            message: copy_c_string(edata.message).unwrap_or_default(),
+            detail: copy_c_string(edata.detail),
+            detail_log: copy_c_string(edata.detail_log),
+            hint: copy_c_string(edata.hint),
+            context: copy_c_string(edata.context),
+            schema: copy_c_string(edata.schema_name),
+            table: copy_c_string(edata.table_name),
+            column: copy_c_string(edata.column_name),
+            datatype: copy_c_string(edata.datatype_name),
+            constraint: copy_c_string(edata.constraint_name),
+            position: edata.cursorpos,
+            internal_position: edata.internalpos,
+            internal_query: copy_c_string(edata.internalquery),
+            file: copy_c_string(edata.filename),
+            line: edata.lineno,
+            function: copy_c_string(edata.funcname),
+        }
+    }
+}
+
+/// Builds the server's form of a report in the current memory context.
+fn to_error_data(report: &Report, log: Log) -> *mut pg_sys::ErrorData {
+    let text = |text: &Option<Vec<u8>>| text.as_deref().map_or(std::ptr::null_mut(), c_string);
+    let edata = pg_sys::ErrorData {
+        elevel: report.level,
+        sqlerrcode: report.sqlstate,
+        message: c_string(&report.message),
+        detail: text(&report.detail),
+        detail_log: text(&report.detail_log),
+        hint: text(&report.hint),
+        context: text(&report.context),
+        schema_name: text(&report.schema),
+        table_name: text(&report.table),
+        column_name: text(&report.column),
+        datatype_name: text(&report.datatype),
+        constraint_name: text(&report.constraint),
+        cursorpos: report.position,
+        internalpos: report.internal_position,
+        internalquery: text(&report.internal_query),
+        filename: file_name(report.file.as_deref().unwrap_or(NO_FILE), log),
+        lineno: report.line,
+        funcname: text(&report.function),
+        // SAFETY: a variable of this process.
+        assoc_context: unsafe { pg_sys::CurrentMemoryContext },
+        ..Default::default()
+    };
+    // SAFETY: the allocation has the size of what is written.
+    unsafe {
+        let copy = pg_sys::palloc(size_of::<pg_sys::ErrorData>()).cast::<pg_sys::ErrorData>();
+        copy.write(edata);
+        copy
+    }
+}
+
+/// The one copy of a file name that this process keeps.
+fn file_name(file: &[u8], log: Log) -> *const c_char {
+    let Ok(name) = CString::new(file) else {
+        return std::ptr::null();
+    };
+    let names = match log {
+        Log::Here => &FILE_NAMES,
+        Log::Done => &FILE_NAMES_LOGGED,
+    };
+    names.with_borrow_mut(|names| {
+        if !names.contains(&name) {
+            names.insert(name.clone());
+        }
+        names.get(&name).map_or(std::ptr::null(), |kept| kept.as_ptr())
+    })
+}
+
+/// A report on its way out of the extension.
+#[derive(Clone, Copy)]
+pub(super) struct Raised(*mut pg_sys::ErrorData);
+
+impl Raised {
+    pub(super) fn new(report: &Report, log: Log) -> Self {
+        if log == Log::Done {
+            LAST_PASSED_ON.set(Some(report.clone()));
+        }
+        Raised(to_error_data(report, log))
+    }
+
+    /// Raises it with all its fields.
+    ///
+    /// # Safety
+    /// No frame between here and the server's own may hold anything with a `Drop`: they are jumped over.
+    pub(super) unsafe fn throw(self) -> ! {
+        // SAFETY: built by `to_error_data` at ERROR; by contract.
+        unsafe { raw::ThrowErrorData(self.0) };
+        std::process::abort() // an ERROR does not return
+    }
+}
+
+/// Gives a notice or warning to the client of this session; raises an error from inside Rust, with fewer fields than
+/// [`Raised::throw`] keeps.
+pub fn emit(report: &Report, log: Log) {
+    let edata = to_error_data(report, log);
+    // SAFETY: below ERROR this returns; an error is turned into a panic by the guard.
+    unsafe { pg_sys::ThrowErrorData(edata) };
+}
+
+/// Runs `body` and gives its error as a report. The transaction is still to be aborted by the caller.
+///
+/// # Errors
+/// The report of the server's error or of the panic that ended `body`.
+pub fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Box<Captured>> {
+    LAST_ERROR.set(None);
+    let caught = |error| {
+        use pg_sys::panic::CaughtError::{ErrorReport, PostgresError, RustPanic};
+        let (PostgresError(reduced) | ErrorReport(reduced) | RustPanic { ereport: reduced, .. }) = &error;
+        let sqlstate = reduced.sql_error_code() as i32;
+        // What the callback saw last may be an error that was handled on the way; then only the reduced one is left. Its
+        // SQLSTATE tells nothing: pgrx knows only the server's own.
+        let is_same = |captured: &Captured| String::from_utf8_lossy(&captured.report.message) == reduced.message();
+        let complete = LAST_ERROR.with_borrow_mut(Option::take).filter(is_same);
+        Err(Box::new(complete.unwrap_or_else(|| {
+            Captured::from(Report {
+                level: ERROR,
+                sqlstate: if sqlstate == 0 { ERRCODE_INTERNAL_ERROR } else { sqlstate },
+                message: reduced.message().as_bytes().to_vec(),
+                detail: reduced.detail().map(|detail| detail.as_bytes().to_vec()),
+                hint: reduced.hint().map(|hint| hint.as_bytes().to_vec()),
+                ..Report::default()
+            })
+        })))
+    };
+    pg_sys::PgTryBuilder::new(AssertUnwindSafe(|| Ok(body()))).catch_others(caught).execute()
+}
+
+/// As [`catch`], for a function that a statement calls: the report has the context up to the caller, who adds the rest
+/// when it is raised again.
+///
+/// # Errors
+/// As [`catch`].
+pub fn catch_call<T>(body: impl FnOnce() -> T) -> Result<T, Box<Captured>> {
+    // SAFETY: a variable of this process.
+    let previous = unsafe { pg_sys::error_context_stack };
+    let mut callback =
+        pg_sys::ErrorContextCallback { previous, callback: Some(on_call_report), arg: std::ptr::null_mut() };
+    let nested = IN_CALL.replace(true);
+    // SAFETY: the callback is off the stack again before this frame ends; `catch` lets nothing pass.
+    unsafe { pg_sys::error_context_stack = &raw mut callback };
+    let outcome = catch(body);
+    // SAFETY: as above.
+    unsafe { pg_sys::error_context_stack = previous };
+    IN_CALL.set(nested);
+    outcome
+}
+
+/// Runs `body`; if it raises, runs `rescue` and lets the error go on.
+pub fn on_error<T>(body: impl FnOnce() -> T, rescue: impl FnOnce()) -> T {
+    attempt(body).unwrap_or_else(|error| {
+        rescue();
+        error.go_on()
+    })
+}
+
+/// An error on its way out.
+#[must_use = "the server still has the error: it must go on"]
+pub struct Interrupted(Box<dyn std::any::Any + Send>);
+
+impl Interrupted {
+    /// Lets the error go on.
+    pub fn go_on(self) -> ! {
+        resume_unwind(self.0)
+    }
+}
+
+/// Runs `body`; holds its error so that something can be put in order before it goes on.
+///
+/// # Errors
+/// The error, which the caller must let go on.
+pub fn attempt<T>(body: impl FnOnce() -> T) -> Result<T, Interrupted> {
+    catch_unwind(AssertUnwindSafe(body)).map_err(Interrupted)
+}
+
+/// The last error that [`watch`] saw in this process, if it has not been taken.
+pub fn take_last_error() -> Option<Report> {
+    LAST_ERROR.with_borrow_mut(Option::take).map(|captured| captured.report)
+}
+
+/// From now on every error of this process is remembered complete, and every message for its client goes to
+/// `on_notice`. Called once, when a worker starts.
+pub fn watch(on_notice: fn(Report)) {
+    ON_NOTICE.set(Some(on_notice));
+    let callback = Box::leak(Box::new(pg_sys::ErrorContextCallback {
+        // SAFETY: a variable of this process.
+        previous: unsafe { pg_sys::error_context_stack },
+        callback: Some(on_report),
+        arg: std::ptr::null_mut(),
+    }));
+    // SAFETY: the callback is never freed.
+    unsafe { pg_sys::error_context_stack = callback };
+}
+
+callback! {
+    fn on_report(_arg: *mut c_void) {
+        capture(!IN_CALL.get(), true);
+    }
+}
+
+callback! {
+    fn on_call_report(_arg: *mut c_void) {
+        capture(true, false);
+    }
+}
+
+/// Ends the protection against reports about reports, also while unwinding.
+struct Capturing;
+
+impl Drop for Capturing {
+    fn drop(&mut self) {
+        CAPTURING.set(false);
+    }
+}
+
+/// Copies the report that is being made.
+fn capture(errors: bool, notices: bool) {
+    if CAPTURING.replace(true) {
+        return;
+    }
+    let _done = Capturing;
+    // SAFETY: called by errfinish, so a report is on the stack; the copy must not go to ErrorContext.
+    let captured = unsafe {
+        let _switch = memory::Switch::to_process_lifetime();
+        let edata = pg_sys::CopyErrorData();
+        let wanted = if (*edata).elevel >= ERROR { errors } else { notices && (*edata).output_to_client };
+        let captured = wanted.then(|| Captured {
+            report: from_error_data(&*edata),
+            to_server: (*edata).output_to_server && !is_passed_on(&*edata),
+            hide_statement: (*edata).hide_stmt,
+            hide_context: (*edata).hide_ctx,
+        });
+        pg_sys::FreeErrorData(edata);
+        captured
+    };
+    match captured {
+        Some(captured) if captured.report.level >= ERROR => LAST_ERROR.set(Some(captured)),
+        Some(captured) => {
+            if let Some(on_notice) = ON_NOTICE.get() {
+                on_notice(captured.report);
+            }
+        }
+        None => {}
+    }
+}
+
+/// Writes a caught error to the server log, with the statement, as a session does with an error of its own.
+pub fn log(captured: &Captured) {
+    let edata = to_error_data(&captured.report, Log::Here);
+    // SAFETY: edata was built above. The jump skips only the closure, which holds nothing; after it the error is on
+    // the server's stack, as it is in a PG_CATCH block, and leaves it with FlushErrorState.
+    unsafe {
+        (*edata).output_to_server = captured.to_server;
+        (*edata).hide_stmt = captured.hide_statement;
+        (*edata).hide_ctx = captured.hide_context;
+        let context = pg_sys::CurrentMemoryContext;
+        let exceptions = pg_sys::PG_exception_stack;
+        let callbacks = pg_sys::error_context_stack;
+        cee_scape::call_with_sigsetjmp(false, |landing| {
+            pg_sys::PG_exception_stack = std::ptr::from_ref(landing).cast_mut().cast();
+            raw::ReThrowError(edata)
+        });
+        pg_sys::PG_exception_stack = exceptions;
+        pg_sys::error_context_stack = callbacks;
+        pg_sys::EmitErrorReport();
+        pg_sys::CurrentMemoryContext = context;
+        pg_sys::FlushErrorState();
+    }
+}
+
+/// Is this the error that was passed on last?
+fn is_passed_on(edata: &pg_sys::ErrorData) -> bool {
+    LAST_PASSED_ON.with_borrow(|passed_on| {
+        passed_on.as_ref().is_some_and(|passed_on| {
+            // SAFETY: the message of a report is null or a C string.
+            let message = unsafe { copy_c_string(edata.message) };
+            passed_on.sqlstate == edata.sqlerrcode
+                && passed_on.line == edata.lineno
+                && message.as_deref() == Some(&passed_on.message)
+        })
+    })
+}
+
+/// Is this the file name of a report that another process has logged?
+///
+/// # Safety
+/// `file` is null or a C string.
+unsafe fn is_logged(file: *const c_char) -> bool {
+    !file.is_null()
+        && FILE_NAMES_LOGGED.with_borrow(|names| {
+            // SAFETY: by contract.
+            let name = unsafe { CStr::from_ptr(file) };
+            names.get(name).is_some_and(|kept| std::ptr::eq(kept.as_ptr(), file))
+        })
+}
+
+/// Keeps reports that a worker has logged out of the log of the session that passes them on. Called once a process.
+pub fn filter_log() {
+    // SAFETY: a variable of this process; the previous hook is called by ours.
+    unsafe {
+        PREVIOUS_LOG_HOOK.set(pg_sys::emit_log_hook);
+        pg_sys::emit_log_hook = Some(on_log);
+    }
+}
+
+callback! {
+    fn on_log(edata: *mut pg_sys::ErrorData) {
+        // SAFETY: the server hands over the report that it is about to log.
+        unsafe {
+            if is_logged((*edata).filename) {
+                (*edata).output_to_server = false;
+            }
+            if let Some(previous) = PREVIOUS_LOG_HOOK.get() {
+                super::pg_guard_ffi_boundary(|| previous(edata));
+            }
+        }
+    }
+}

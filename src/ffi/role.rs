@@ -1,0 +1,72 @@
+//! Who runs (miscinit.c).
+
+use crate::compat::oid_to_u32;
+use pgrx::pg_sys;
+use std::ffi::c_int;
+
+/// Whose rights a job of this call may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The role to log in as: oid.
+    pub login: u32,
+    /// The role to set after that: oid.
+    pub role: Option<u32>,
+}
+
+/// The identity of the caller: the definer inside a SECURITY DEFINER function; else the session's user, with its SET
+/// ROLE if one is active. Never a role that has more rights than the one in effect could reach by itself.
+pub fn effective() -> Identity {
+    // SAFETY: these read variables of this process.
+    unsafe {
+        let user = pg_sys::GetUserId();
+        if pg_sys::InLocalUserIdChange() || user != pg_sys::GetOuterUserId() {
+            return Identity { login: oid_to_u32(user), role: None };
+        }
+        let role = pg_sys::GetCurrentRoleId();
+        Identity {
+            login: oid_to_u32(pg_sys::GetSessionUserId()),
+            role: (role != pg_sys::Oid::INVALID).then(|| oid_to_u32(role)),
+        }
+    }
+}
+
+/// Must nothing outlive the current operation? (index expressions, REFRESH MATERIALIZED VIEW, ANALYZE)
+pub fn in_restricted_operation() -> bool {
+    // SAFETY: reads a variable of this process.
+    unsafe { pg_sys::InSecurityRestrictedOperation() }
+}
+
+/// The role whose rights are in effect: oid.
+pub fn current() -> u32 {
+    // SAFETY: reads a variable of this process.
+    oid_to_u32(unsafe { pg_sys::GetUserId() })
+}
+
+/// Is this role a superuser?
+pub fn is_superuser(role: u32) -> bool {
+    // SAFETY: a catalog lookup.
+    unsafe { pg_sys::superuser_arg(role.into()) }
+}
+
+/// Has `member` the rights of `role`?
+pub fn has_rights_of(member: u32, role: u32) -> bool {
+    // SAFETY: a catalog lookup.
+    unsafe { pg_sys::has_privs_of_role(member.into(), role.into()) }
+}
+
+/// Runs `body` with the rights of the superuser that owns the cluster. Only for constant SQL that names everything with
+/// its schema. An error leaves the rights raised until the transaction is aborted, which the server does next.
+pub fn as_cluster_owner<T>(body: impl FnOnce() -> T) -> T {
+    let mut user = pg_sys::Oid::INVALID;
+    let mut context: c_int = 0;
+    let local = pg_sys::SECURITY_LOCAL_USERID_CHANGE as c_int;
+    // SAFETY: the identity is put back below, or by the abort of the transaction.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        pg_sys::SetUserIdAndSecContext(pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID), context | local);
+    }
+    let value = body();
+    // SAFETY: as above.
+    unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
+    value
+}

@@ -1,0 +1,141 @@
+//! Rows of a statement on their way out: values that lie elsewhere are brought in, and types that mean nothing in another
+//! process become text.
+
+use super::memory::Context;
+use super::tuple::{append_tuple, Output, Slot, TupleDesc};
+use crate::compat::{oid_to_u32, wire};
+use crate::protocol::{Column, Description, Wire};
+use pgrx::pg_sys;
+
+/// How values of a type travel.
+fn wire_of(type_oid: pg_sys::Oid) -> Wire {
+    // SAFETY: catalog lookups; the type exists while a statement gives its values.
+    unsafe {
+        let mut base = pg_sys::getBaseType(type_oid);
+        loop {
+            if pg_sys::get_typtype(base) as u8 == pg_sys::TYPTYPE_PSEUDO {
+                return Wire::Text;
+            }
+            if pg_sys::type_is_rowtype(base) {
+                return Wire::TypedAndText;
+            }
+            let element = pg_sys::get_element_type(base);
+            if element == pg_sys::Oid::INVALID {
+                return Wire::Typed;
+            }
+            base = pg_sys::getBaseType(element);
+        }
+    }
+}
+
+/// Writes the rows of one statement.
+pub struct RowWriter {
+    columns: Vec<WriterColumn>,
+    /// Rows must be formed anew: some values become text.
+    form: Option<TupleDesc>,
+    has_varlena: bool,
+    /// Emptied after each row.
+    memory: Context,
+    /// Holds `form`.
+    _lasting: Context,
+}
+
+struct WriterColumn {
+    is_varlena: bool,
+    wire: Wire,
+    output: Option<Output>,
+}
+
+impl RowWriter {
+    /// Looks at the columns of a statement. Gives what the reader is to know of them.
+    pub fn new(desc: TupleDesc) -> (Self, Description) {
+        let lasting = Context::new(c"pg_background_mgr row writer");
+        let memory = Context::new(c"pg_background_mgr row");
+        let switch = lasting.enter();
+        let mut description = Description::default();
+        let mut columns = Vec::new();
+        let mut formed = Vec::new();
+        let mut shadows = Vec::new();
+        for attribute in desc.attributes() {
+            let wire = wire_of(attribute.type_oid);
+            let shadow = (attribute.name.clone(), pg_sys::TEXTOID, -1);
+            match wire {
+                Wire::Typed => formed.push((attribute.name.clone(), attribute.type_oid, attribute.typmod)),
+                Wire::Text => formed.push(shadow),
+                Wire::TypedAndText => {
+                    formed.push((attribute.name.clone(), attribute.type_oid, attribute.typmod));
+                    shadows.push(shadow);
+                }
+            }
+            columns.push(WriterColumn {
+                is_varlena: attribute.is_varlena,
+                wire,
+                output: (wire != Wire::Typed).then(|| Output::of(attribute.type_oid)),
+            });
+            description.columns.push(Column {
+                name: attribute.name,
+                type_oid: oid_to_u32(attribute.type_oid),
+                typmod: attribute.typmod,
+                wire,
+            });
+        }
+        let form = columns.iter().any(|column| column.wire != Wire::Typed).then(|| {
+            formed.append(&mut shadows);
+            TupleDesc::build(&formed)
+        });
+        let has_varlena = columns.iter().any(|column| column.is_varlena);
+        drop(switch);
+        (RowWriter { columns, form, has_varlena, memory, _lasting: lasting }, description)
+    }
+
+    /// Appends a row. Toasted values are brought in: their table may be gone when the row is read.
+    pub fn append(&mut self, row: Slot, out: &mut Vec<u8>) {
+        if self.form.is_none() && !(self.has_varlena && self.has_external(&row)) {
+            row.append_to(out);
+            return;
+        }
+        {
+            let _switch = self.memory.enter();
+            let (values, nulls) = row.values();
+            let (mut values, mut nulls) = (values.to_vec(), nulls.to_vec());
+            let mut shadows = Vec::new();
+            for ((value, null), column) in values.iter_mut().zip(&nulls).zip(&self.columns) {
+                let text = |value: pg_sys::Datum| match column.output {
+                    Some(output) if !null => output.to_text(value),
+                    _ => pg_sys::Datum::from(0_usize),
+                };
+                match column.wire {
+                    Wire::Text => *value = text(*value),
+                    Wire::TypedAndText => shadows.push((text(*value), *null)),
+                    Wire::Typed => {}
+                }
+                if column.wire != Wire::Text && column.is_varlena && !null && is_external(*value) {
+                    // SAFETY: a varlena with an external header.
+                    *value = pg_sys::Datum::from(unsafe { wire::detoast_external(value.cast_mut_ptr()) });
+                }
+            }
+            for (value, null) in shadows {
+                values.push(value);
+                nulls.push(null);
+            }
+            // SAFETY: the executor's own descriptor is valid with its slot; ours has a column for each value.
+            unsafe {
+                let desc = self.form.unwrap_or_else(|| row.desc()).as_raw();
+                append_tuple(out, wire::heap_form_minimal_tuple(desc, &mut values, &mut nulls));
+            }
+        }
+        self.memory.reset();
+    }
+
+    fn has_external(&self, row: &Slot) -> bool {
+        let (values, nulls) = row.values();
+        let columns = values.iter().zip(nulls).zip(&self.columns);
+        columns.into_iter().any(|((value, null), column)| column.is_varlena && !null && is_external(*value))
+    }
+}
+
+/// Does this varlena lie elsewhere? (postgres.h, `VARATT_IS_EXTERNAL`)
+fn is_external(value: pg_sys::Datum) -> bool {
+    // SAFETY: the caller has a non-NULL value of a variable-length type: it begins with a header byte.
+    unsafe { pgrx::varlena::varatt_is_1b_e(value.cast_mut_ptr()) }
+}

@@ -1,0 +1,100 @@
+//! Facts about this process and its session (globals.c, miscinit.c).
+
+use crate::compat::{oid_to_u32, process};
+use pgrx::pg_sys;
+use std::ffi::CStr;
+use std::time::Duration;
+
+/// This process's id.
+pub fn pid() -> i32 {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::MyProcPid }
+}
+
+/// The database of this session: oid.
+pub fn database() -> u32 {
+    // SAFETY: a variable of this process.
+    oid_to_u32(unsafe { pg_sys::MyDatabaseId })
+}
+
+/// `deadlock_timeout`
+pub fn deadlock_timeout() -> Duration {
+    // SAFETY: a setting of this process, in milliseconds.
+    Duration::from_millis(unsafe { pg_sys::DeadlockTimeout }.max(1) as u64)
+}
+
+/// `work_mem` in bytes
+pub fn work_mem() -> usize {
+    // SAFETY: a setting of this process, in kilobytes.
+    (unsafe { pg_sys::work_mem } as usize).saturating_mul(1024)
+}
+
+/// `temp_file_limit` in bytes; none = no limit
+pub fn temp_file_limit() -> Option<usize> {
+    // SAFETY: a setting of this process, in kilobytes; -1 = no limit.
+    usize::try_from(unsafe { pg_sys::temp_file_limit }).ok().map(|limit| limit.saturating_mul(1024))
+}
+
+/// The text that the client sent and that runs now.
+pub fn current_query() -> Option<Vec<u8>> {
+    // SAFETY: null or a C string.
+    unsafe { super::memory::copy_c_string(pg_sys::debug_query_string) }
+}
+
+/// A kind of process that must not launch jobs.
+pub fn forbidden_kind() -> Option<&'static str> {
+    // SAFETY: a variable of this process.
+    if unsafe { pg_sys::ParallelWorkerNumber } >= 0 {
+        Some("a parallel worker")
+    } else if process::is_autovacuum_worker() {
+        Some("an autovacuum worker")
+    } else if process::is_walsender() {
+        Some("a walsender")
+    } else {
+        None
+    }
+}
+
+/// Connects this worker to a database as a role; both are checked as a login's are, except for the password
+/// (postinit.c, `InitPostgres`). A refusal ends the process.
+pub fn connect(database: u32, role: u32) {
+    // SAFETY: called once, at the start of a worker.
+    unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database.into(), role.into(), 0) };
+}
+
+/// Loads `session_preload_libraries` and `local_preload_libraries`, as a session does when it starts.
+pub fn load_session_libraries() {
+    // SAFETY: called once, after connecting, outside of a transaction.
+    unsafe { pg_sys::process_session_preload_libraries() };
+}
+
+/// Cuts a text to at most `limit` bytes, at a character of the database's encoding (mbutils.c).
+pub fn clip(text: &[u8], limit: usize) -> &[u8] {
+    if text.len() <= limit {
+        return text;
+    }
+    // SAFETY: reads at most that many bytes.
+    let length = unsafe { pg_sys::pg_mbcliplen(text.as_ptr().cast(), text.len() as i32, limit as i32) };
+    text.get(..length.max(0) as usize).unwrap_or_default()
+}
+
+/// Is the text valid in the database's encoding?
+pub fn is_valid_text(text: &[u8]) -> bool {
+    // SAFETY: reads that many bytes; "no error" makes it answer instead of raising.
+    unsafe { pg_sys::pg_verifymbstr(text.as_ptr().cast(), text.len() as i32, true) }
+}
+
+/// The name of a role; none if it is gone.
+pub fn role_name(role: u32) -> Option<Vec<u8>> {
+    // SAFETY: "missing is ok" gives null; the name is a C string.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(role.into(), true);
+        (!name.is_null()).then(|| CStr::from_ptr(name).to_bytes().to_vec())
+    }
+}
+
+/// Does the session that registered this background worker still live?
+pub fn launcher_lives() -> bool {
+    // SAFETY: a worker has an entry; the lookup takes and releases a lock.
+    unsafe { !pg_sys::BackendPidGetProc((*pg_sys::MyBgworkerEntry).bgw_notify_pid).is_null() }
+}

@@ -1,0 +1,147 @@
+//! Message queues in shared memory (shm_mq.c): one sender, one receiver.
+
+use super::bgworker::Worker;
+use super::dsm::Segment;
+use super::memory::Switch;
+use crate::compat::wire;
+use pg_sys::shm_mq_result::{SHM_MQ_SUCCESS, SHM_MQ_WOULD_BLOCK};
+use pgrx::pg_sys;
+
+/// Why a message was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendError {
+    /// The queue is full; the same message must be sent again.
+    WouldBlock,
+    /// The receiver is gone.
+    Detached,
+}
+
+/// Why no message came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReceiveError {
+    /// None is there yet.
+    WouldBlock,
+    /// The sender is gone and everything that it sent has been received.
+    Detached,
+}
+
+/// Smallest queue in bytes.
+pub fn minimum_size() -> usize {
+    // SAFETY: a constant of the server.
+    unsafe { pg_sys::shm_mq_minimum_size }
+}
+
+/// The end that sends.
+pub struct Sender(*mut pg_sys::shm_mq_handle);
+
+impl Sender {
+    /// Attaches to the queue at this offset as its sender.
+    pub fn attach(segment: &Segment, offset: usize) -> Self {
+        let _switch = Switch::to_process_lifetime();
+        // SAFETY: a queue was created there before this process was started; the handle lives as long as the process.
+        unsafe {
+            let queue = segment.address(offset).cast::<pg_sys::shm_mq>();
+            pg_sys::shm_mq_set_sender(queue, pg_sys::MyProc);
+            Sender(pg_sys::shm_mq_attach(queue, segment.as_raw(), std::ptr::null_mut()))
+        }
+    }
+
+    /// Sends without waiting.
+    ///
+    /// # Errors
+    /// [`SendError::WouldBlock`]: part of the message may be on its way, so the next one must be the same.
+    pub fn try_send(&mut self, message: &[u8]) -> Result<(), SendError> {
+        self.send_with(message, true)
+    }
+
+    /// Sends, and waits for room as long as there is a receiver. Interrupts are served meanwhile.
+    ///
+    /// # Errors
+    /// [`SendError::Detached`]
+    pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
+        self.send_with(message, false)
+    }
+
+    fn send_with(&mut self, message: &[u8], nowait: bool) -> Result<(), SendError> {
+        // The server grows its buffers in the current context.
+        let _switch = Switch::to_process_lifetime();
+        // SAFETY: attached as sender; `worker::outbox` repeats a message that did not fit.
+        match unsafe { wire::shm_mq_send(self.0, message, nowait, true) } {
+            SHM_MQ_SUCCESS => Ok(()),
+            SHM_MQ_WOULD_BLOCK => Err(SendError::WouldBlock),
+            _ => Err(SendError::Detached),
+        }
+    }
+}
+
+/// The end that receives.
+pub struct Receiver {
+    handle: *mut pg_sys::shm_mq_handle,
+    last: (*const u8, usize),
+}
+
+impl Receiver {
+    /// Creates a queue of `size` bytes at this offset, with this process as its receiver.
+    pub fn create(segment: &Segment, offset: usize, size: usize) -> Self {
+        let _switch = Switch::to_process_lifetime();
+        // SAFETY: the area is inside the segment and aligned, and nobody else knows it yet.
+        unsafe {
+            let queue = pg_sys::shm_mq_create(segment.address(offset).cast(), size);
+            pg_sys::shm_mq_set_receiver(queue, pg_sys::MyProc);
+            let handle = pg_sys::shm_mq_attach(queue, segment.as_raw(), std::ptr::null_mut());
+            Receiver { handle, last: (std::ptr::dangling(), 0) }
+        }
+    }
+
+    /// Receives without waiting. The bytes are valid until the next call.
+    ///
+    /// # Errors
+    /// [`ReceiveError::Detached`] also when `worker` died before it could attach.
+    pub fn try_receive(&mut self, worker: Worker) -> Result<&[u8], ReceiveError> {
+        let _switch = Switch::to_process_lifetime();
+        self.last = (std::ptr::dangling(), 0);
+        let mut length = 0;
+        let mut message = std::ptr::null_mut();
+        // SAFETY: attached as receiver; the out parameters are ours.
+        match unsafe { pg_sys::shm_mq_receive(self.handle, &mut length, &mut message, true) } {
+            SHM_MQ_SUCCESS => {
+                self.last = (if length == 0 { std::ptr::dangling() } else { message.cast() }, length);
+                Ok(self.last())
+            }
+            // Without a sender yet, only the worker's handle tells that none will come.
+            SHM_MQ_WOULD_BLOCK if !self.has_sender() && worker.is_gone() && !self.has_sender() => {
+                Err(ReceiveError::Detached)
+            }
+            SHM_MQ_WOULD_BLOCK => Err(ReceiveError::WouldBlock),
+            _ => Err(ReceiveError::Detached),
+        }
+    }
+
+    /// The message that was received last.
+    pub fn last(&self) -> &[u8] {
+        // SAFETY: the server said where the message lies; it stays there until the next receive, which forgets it.
+        unsafe { std::slice::from_raw_parts(self.last.0, self.last.1) }
+    }
+
+    fn has_sender(&self) -> bool {
+        // SAFETY: attached; the queue is mapped as long as the handle.
+        unsafe { !pg_sys::shm_mq_get_sender(pg_sys::shm_mq_get_queue(self.handle)).is_null() }
+    }
+
+    /// Wakes the sender, if it has attached.
+    pub fn wake_sender(&self) {
+        // SAFETY: PGPROC entries live in main shared memory for ever; waking a later owner of the entry is harmless.
+        unsafe {
+            let sender = pg_sys::shm_mq_get_sender(pg_sys::shm_mq_get_queue(self.handle));
+            if !sender.is_null() {
+                pg_sys::SetLatch(&raw mut (*sender).procLatch);
+            }
+        }
+    }
+
+    /// Tells the sender that nobody will receive, and frees the handle. To be followed by closing the segment.
+    pub fn close(self) {
+        // SAFETY: attached; the handle is not used again.
+        unsafe { pg_sys::shm_mq_detach(self.handle) };
+    }
+}

@@ -1,0 +1,64 @@
+//! The SQL that the extension runs itself. Everything is named with its schema, so nothing that a user creates is taken
+//! for it.
+
+/// Sessions, and jobs that have not ended: a worker whose job has ended is idle, on its way out or waiting for a reader.
+const IS_CONNECTION: &str = "(backend_type OPERATOR(pg_catalog.=) 'client backend'::pg_catalog.text \
+     OR backend_type OPERATOR(pg_catalog.=) 'pg_background'::pg_catalog.text \
+     AND COALESCE(state, '') OPERATOR(pg_catalog.<>) 'idle'::pg_catalog.text)";
+
+/// Sessions and jobs of a role: oid.
+pub fn connections_of_role(role: u32) -> String {
+    format!(
+        "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity \
+         WHERE usesysid OPERATOR(pg_catalog.=) {role}::pg_catalog.oid AND {IS_CONNECTION}"
+    )
+}
+
+/// Sessions and jobs in a database: oid.
+pub fn connections_to_database(database: u32) -> String {
+    format!(
+        "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity \
+         WHERE datid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid AND {IS_CONNECTION}"
+    )
+}
+
+/// How many connections a role may have; -1 = any number.
+pub fn limit_of_role(role: u32) -> String {
+    format!("SELECT rolconnlimit FROM pg_catalog.pg_roles WHERE oid OPERATOR(pg_catalog.=) {role}::pg_catalog.oid")
+}
+
+/// How many connections a database may have, and its name; -1 = any number.
+pub fn limit_of_database(database: u32) -> String {
+    format!(
+        "SELECT datconnlimit FROM pg_catalog.pg_database WHERE oid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid"
+    )
+}
+
+/// The name of a database.
+pub fn name_of_database(database: u32) -> String {
+    format!("SELECT datname FROM pg_catalog.pg_database WHERE oid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid")
+}
+
+/// The owner of the extension: oid.
+pub const EXTENSION_OWNER: &str = "SELECT extowner::pg_catalog.int8 FROM pg_catalog.pg_extension \
+     WHERE extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";
+
+/// The functions that users call, ready for GRANT.
+pub const INTERFACE: &str = "SELECT pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, \
+         pg_catalog.pg_get_function_identity_arguments(p.oid)) \
+     FROM pg_catalog.pg_depend AS d \
+     JOIN pg_catalog.pg_extension AS e ON e.oid OPERATOR(pg_catalog.=) d.refobjid \
+     JOIN pg_catalog.pg_proc AS p ON p.oid OPERATOR(pg_catalog.=) d.objid \
+     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
+     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name \
+     AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
+     AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass \
+     AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\" \
+     AND p.proname OPERATOR(pg_catalog.<>) \
+         ALL ('{pg_background_grant,pg_background_revoke}'::pg_catalog.name[]) \
+     ORDER BY 1";
+
+/// The schema of the extension, ready for GRANT.
+pub const SCHEMA: &str = "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension AS e \
+     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
+     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";

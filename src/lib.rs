@@ -1,0 +1,56 @@
+//! pg_background_mgr: SQL in background workers of PostgreSQL.
+//!
+//! A session launches a job: it writes the job's text and its own identity and settings into a segment of shared
+//! memory and has the server start a worker. The worker logs in as the launcher, runs the text as if a client had sent
+//! it, and sends back rows, notices and the outcome. `docs/` tells why it is built so.
+//!
+//! Layers, each importing only from those below: `api`, `session` and `worker` (two processes, which never import each
+//! other), `job`, `ffi`, `compat`; beside them `protocol`, plain data that imports nothing, `error`.
+
+#[cfg(not(feature = "__ge18"))]
+extern crate pgrx_013 as pgrx;
+#[cfg(feature = "__ge18")]
+extern crate pgrx_018 as pgrx;
+#[cfg(all(feature = "pg_test", not(feature = "__ge18")))]
+extern crate pgrx_tests_013 as pgrx_tests;
+#[cfg(all(feature = "pg_test", feature = "__ge18"))]
+extern crate pgrx_tests_018 as pgrx_tests;
+
+mod api;
+mod compat;
+mod error;
+mod ffi;
+mod job;
+mod protocol;
+mod session;
+mod worker;
+
+use pgrx::prelude::*;
+
+pgrx::pg_module_magic!();
+
+pgrx::extension_sql_file!("../sql/functions.sql", name = "functions");
+pgrx::extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["functions"], finalize);
+
+/// Runs once in each process that loads the library.
+#[allow(non_snake_case, reason = "the server looks for this name")]
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    ffi::report::filter_log();
+}
+
+#[cfg(any(test, feature = "pg_test"))]
+mod pg_tests;
+
+/// What `cargo pgrx test` asks of a crate.
+#[cfg(test)]
+pub mod pg_test {
+    /// Nothing to prepare.
+    pub fn setup(_options: Vec<&str>) {}
+
+    /// Jobs that launch jobs want a few workers.
+    #[must_use]
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec!["max_worker_processes = 16"]
+    }
+}

@@ -1,0 +1,43 @@
+//! What travels between a session and a worker, and how it is written down.
+//!
+//! Pure Rust: no server, no `unsafe`. Both processes are children of one postmaster, so numbers are native and texts
+//! are bytes in the database's encoding.
+//!
+//! A worker sends *frames*. The first eight bytes of a frame name its kind ([`Kind`]), so that what follows is
+//! aligned as the server aligns tuples. A session sends nothing: the job is in the segment before the worker starts.
+
+mod frame;
+mod report;
+mod request;
+mod rows;
+
+pub use frame::{frame, split, Kind, FRAME_BYTES, HEADER_BYTES};
+pub use report::{Report, ERRCODE_INTERNAL_ERROR};
+pub use request::{sqlstate, Request, Setting, MAX_NESTING, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
+pub use rows::{aligned, Column, Description, Done, RowsIter, Wire, ALIGNMENT};
+
+use serde::{de::DeserializeOwned, Serialize};
+
+/// A frame or a request that cannot be understood. Only a fault of the extension itself can cause it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("malformed message between a session and a background job")]
+pub struct Malformed;
+
+/// Writes `value` after the frame header of `kind`.
+pub fn encode<T: Serialize>(kind: Kind, value: &T) -> Vec<u8> {
+    // Writing into memory fails only for types that serde cannot describe, and none of ours is one.
+    postcard::to_extend(value, frame(kind)).unwrap_or_default()
+}
+
+/// Writes `value` without a frame.
+pub fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_extend(value, Vec::new()).unwrap_or_default()
+}
+
+/// Reads what [`to_bytes`] wrote, or the payload of what [`encode`] wrote.
+///
+/// # Errors
+/// [`Malformed`] if the bytes are not a `T`.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
+    postcard::from_bytes(bytes).map_err(|_| Malformed)
+}

@@ -1,0 +1,84 @@
+//! What a session asks of a worker.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest text of a job in bytes. It lies in shared memory until the job ends, so it is bounded.
+pub const MAX_SQL_BYTES: usize = 64 * 1024 * 1024;
+
+/// Largest result queue in bytes. What does not fit is kept by the worker, so more buys nothing.
+pub const MAX_QUEUE_BYTES: usize = 256 * 1024 * 1024;
+
+/// How deep jobs may launch jobs. Each level holds a worker, and servers have few.
+pub const MAX_NESTING: u32 = 16;
+
+/// Packs a five character SQLSTATE as the server's `MAKE_SQLSTATE` does (elog.h): six bits a character.
+pub const fn sqlstate(code: &[u8; 5]) -> i32 {
+    let mut packed = 0;
+    let mut i = 0;
+    while i < 5 {
+        packed |= ((code[i] as i32 - b'0' as i32) & 0x3F) << (6 * i);
+        i += 1;
+    }
+    packed
+}
+
+/// Who runs the job, where, and with which settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Database to connect to: oid.
+    pub database: u32,
+    /// Role to log in as: oid.
+    pub login: u32,
+    /// `SET ROLE` of the launcher: name.
+    pub role: Option<Vec<u8>>,
+    /// How many jobs are above this one; 0 = launched by a client.
+    pub nesting: u32,
+    /// Settings of the launcher's session, in the order in which they are applied.
+    pub settings: Vec<Setting>,
+    /// Libraries that own some of the settings: the server's own serialized list (dfmgr.c, `SerializeLibraryState`).
+    pub libraries: Option<Vec<u8>>,
+}
+
+/// One setting that the launcher's session, or its client when it connected, made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    pub name: Vec<u8>,
+    pub value: Vec<u8>,
+    /// `GucSource`
+    pub source: i32,
+    /// `GucContext` in which it was made
+    pub context: i32,
+    /// Who made it: oid of a role. Servers before 15 do not know.
+    pub role: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sqlstate_is_packed_as_the_server_does() {
+        // ERRCODE_SUCCESSFUL_COMPLETION and ERRCODE_DIVISION_BY_ZERO as the server's headers give them.
+        assert_eq!(sqlstate(b"00000"), 0);
+        assert_eq!(sqlstate(b"22012"), 33816706);
+    }
+
+    #[test]
+    fn request_comes_back() {
+        let request = Request {
+            database: 5,
+            login: 10,
+            role: Some(b"caf\xe9".to_vec()),
+            nesting: 2,
+            settings: vec![Setting {
+                name: b"work_mem".to_vec(),
+                value: b"9MB".to_vec(),
+                source: 13,
+                context: 6,
+                role: 10,
+            }],
+            libraries: Some(b"$libdir/auto_explain\0\0".to_vec()),
+        };
+        assert_eq!(super::super::decode(&super::super::to_bytes(&request)), Ok(request));
+    }
+}

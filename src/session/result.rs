@@ -1,0 +1,270 @@
+//! Reading the result of a job, and giving it up.
+//!
+//! Nothing is lost before the whole result is in the caller's hands: what an error or a cancel interrupts is put back,
+//! so that the result can be read again.
+
+use super::blocked;
+use super::table::{self, Gone, Job};
+use crate::error::Error;
+use crate::ffi::fmgr::{Rows, Value};
+use crate::ffi::report::{self, Log};
+use crate::ffi::row_reader::RowReader;
+use crate::ffi::shm_mq::ReceiveError;
+use crate::ffi::spill::TempFileUnlimited;
+use crate::ffi::tuple::{text_description, text_row};
+use crate::ffi::wait_graph::Wait;
+use crate::ffi::{latch, session};
+use crate::job::backlog::Backlog;
+use crate::protocol::{decode, split, Description, Done, Kind, Malformed, Report};
+use std::cell::RefCell;
+use std::time::Instant;
+
+/// Gives up the result of a job; the job runs on.
+///
+/// # Errors
+/// Those of [`table::take`].
+pub fn detach(pid: i32) -> Result<(), Error> {
+    table::finish(table::take(pid)?, Gone::GivenUp);
+    Ok(())
+}
+
+/// Waits for the result of a job and gives its rows; gives its notices as they come.
+///
+/// # Errors
+/// The job's own; [`Error::ColumnCount`], [`Error::ColumnType`] (42804) and [`Error::Deadlock`] (40P01), after which the
+/// result is still there; [`Error::WorkerLost`] (08006); those of [`table::take`].
+pub fn result(pid: i32, rows: Rows) -> Result<Value, Error> {
+    let reading = RefCell::new(Some(Reading::new(table::take(pid)?, rows)));
+    let outcome = report::on_error(
+        || reading.borrow_mut().as_mut().map_or(Ok(()), Reading::run),
+        || {
+            if let Some(reading) = reading.take() {
+                reading.put_back();
+            }
+        },
+    );
+    let Some(reading) = reading.into_inner() else {
+        return Err(Error::BeingRead(pid));
+    };
+    match outcome {
+        Ok(()) => reading.finish(),
+        Err(error @ (Error::Job(_) | Error::WorkerLost(_))) => {
+            table::finish(reading.job, Gone::Read);
+            return Err(error);
+        }
+        Err(error) => {
+            reading.put_back();
+            return Err(error);
+        }
+    }
+    Ok(Value::Void)
+}
+
+/// The frame that is being worked on.
+enum Current {
+    None,
+    /// It is still in the queue.
+    Received,
+    /// It came from what was kept before.
+    Kept(Vec<u8>),
+}
+
+/// One call of `result`.
+struct Reading {
+    job: Job,
+    rows: Rows,
+    reader: Option<RowReader>,
+    current: Current,
+    /// How many rows of complete frames are in the caller's store, and their bytes.
+    stored: usize,
+    bytes: usize,
+    /// Complete frames whose rows are in the caller's store in another form than they came in.
+    converted: Backlog,
+}
+
+impl Reading {
+    fn new(job: Job, rows: Rows) -> Self {
+        let converted = Backlog::new(session::work_mem());
+        Reading { job, rows, reader: None, current: Current::None, stored: 0, bytes: 0, converted }
+    }
+
+    /// Reads to the end.
+    fn run(&mut self) -> Result<(), Error> {
+        if let Some(description) = self.job.description.clone() {
+            self.start(&description)?;
+        }
+        loop {
+            self.next()?;
+            if self.consume()? {
+                return Ok(());
+            }
+            self.current = Current::None;
+        }
+    }
+
+    /// Checks the caller's columns against those of the result.
+    fn start(&mut self, description: &Description) -> Result<(), Error> {
+        let expected = self.rows.expected();
+        self.reader = Some(self.rows.for_query(|| RowReader::new(description, expected))?);
+        Ok(())
+    }
+
+    /// Waits for the next frame.
+    fn next(&mut self) -> Result<(), Error> {
+        if let Some(kept) = &mut self.job.kept {
+            if let Some(frame) = kept.pop()? {
+                self.current = Current::Kept(frame);
+                return Ok(());
+            }
+            self.job.kept = None;
+        }
+        let patience = session::deadlock_timeout();
+        let mut look_at = None;
+        let mut visible_wait = None;
+        loop {
+            match self.job.receiver.try_receive(self.job.worker) {
+                Ok(_) => {
+                    self.current = Current::Received;
+                    return Ok(());
+                }
+                Err(ReceiveError::Detached) => return Err(self.lost()),
+                Err(ReceiveError::WouldBlock) => {}
+            }
+            let now = Instant::now();
+            let due = *look_at.get_or_insert(now + patience);
+            if now >= due {
+                visible_wait.get_or_insert_with(|| Wait::publish(self.job.pid));
+                blocked::check(&self.job)?;
+                look_at = Some(now + patience);
+            }
+            latch::wait(Some(look_at.unwrap_or(due).saturating_duration_since(now)));
+        }
+    }
+
+    /// Why the worker ended without an outcome.
+    fn lost(&self) -> Error {
+        match self.job.channel.last_words() {
+            Some(report) => job_error(report),
+            None => Error::WorkerLost(self.job.pid),
+        }
+    }
+
+    /// Works on the current frame; true = it was the last.
+    fn consume(&mut self) -> Result<bool, Error> {
+        let frame = match &self.current {
+            Current::None => return Ok(false),
+            Current::Received => self.job.receiver.last(),
+            Current::Kept(frame) => frame.as_slice(),
+        };
+        let (kind, payload) = split(frame)?;
+        match kind {
+            Kind::Describe => {
+                let description: Description = decode(payload)?;
+                self.current = Current::None;
+                self.job.description = Some(description.clone());
+                self.start(&description)?;
+            }
+            Kind::Rows => {
+                let reader = self.reader.as_mut().ok_or(Malformed)?;
+                {
+                    // A store whose own write fails half way could not be read back.
+                    let _unlimited = TempFileUnlimited::new();
+                    self.stored += reader.read(payload, self.rows.store())?;
+                    if !reader.is_same() {
+                        self.converted.push(frame.to_vec())?;
+                    }
+                }
+                self.bytes += payload.len();
+                self.current = Current::None;
+                self.check_temp_file_limit()?;
+            }
+            Kind::Notice => {
+                let report: Report = decode(payload)?;
+                self.current = Current::None;
+                report::emit(&report, Log::Done);
+            }
+            Kind::Error => return Err(job_error(decode(payload)?)),
+            Kind::Done => {
+                let done: Done = decode(payload)?;
+                if self.reader.is_none() {
+                    self.give_tags(&done)?;
+                }
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What does not fit in `work_mem` is in a temporary file.
+    fn check_temp_file_limit(&self) -> Result<(), Error> {
+        match session::temp_file_limit() {
+            Some(limit) if self.bytes > limit.max(session::work_mem()) => Err(Error::TempFileLimit(limit / 1024)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Without rows, the command tags are the result.
+    fn give_tags(&mut self, done: &Done) -> Result<(), Error> {
+        self.start(&text_description(b"result"))?;
+        let mut rows = Vec::new();
+        done.tags.iter().for_each(|tag| text_row(tag, &mut rows));
+        let store = self.rows.store();
+        self.reader.as_mut().ok_or(Malformed)?.read(&rows, store)?;
+        Ok(())
+    }
+
+    /// Hands the rows to the caller.
+    fn finish(self) {
+        if let Some(reader) = self.reader {
+            self.rows.finish(reader.target());
+        }
+        table::finish(self.job, Gone::Read);
+    }
+
+    /// Puts everything that was read back, so that it can be read again. The rows are in a file of the caller already if
+    /// there are many, and that one goes with the statement: moving them is not to fail at `temp_file_limit`.
+    fn put_back(mut self) {
+        let _unlimited = TempFileUnlimited::new();
+        match report::attempt(|| self.collect()) {
+            Ok(Ok(kept)) => {
+                self.job.kept = Some(kept);
+                table::put_back(self.job);
+            }
+            // Only a broken disk: then there is nothing to read again.
+            Ok(Err(_)) => table::finish(self.job, Gone::Read),
+            Err(error) => {
+                table::finish(self.job, Gone::Read);
+                error.go_on();
+            }
+        }
+    }
+
+    /// What was read and not given, in order.
+    fn collect(&mut self) -> Result<Backlog, Error> {
+        let mut all = Backlog::new(session::work_mem());
+        if let Some(reader) = self.reader.as_mut().filter(|reader| reader.is_same()) {
+            if self.stored > 0 {
+                reader.take_back(self.rows.store(), self.stored, |frame| all.push(frame))?;
+            }
+        }
+        while let Some(frame) = self.converted.pop()? {
+            all.push(frame)?;
+        }
+        match std::mem::replace(&mut self.current, Current::None) {
+            Current::None => {}
+            Current::Received => all.push(self.job.receiver.last().to_vec())?,
+            Current::Kept(frame) => all.push(frame)?,
+        }
+        if let Some(mut rest) = self.job.kept.take() {
+            while let Some(frame) = rest.pop()? {
+                all.push(frame)?;
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The job's error as the reader gets it: what ended the worker does not end the reader.
+fn job_error(report: Report) -> Error {
+    Error::Job(Box::new(Report { level: report::ERROR, ..report }))
+}

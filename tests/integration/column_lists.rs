@@ -1,0 +1,102 @@
+//! The caller's column list: checked before anything is consumed.
+
+use pg_background_mgr_tests::{case, Case, Db};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        case!(a_wrong_number_of_columns_is_refused_and_leaves_the_result),
+        case!(a_wrong_type_is_refused_and_leaves_the_result),
+        case!(a_wrong_type_is_refused_although_there_are_no_rows),
+        case!(a_wrong_column_list_of_a_failed_job_gives_its_error),
+        case!(any_column_is_read_as_text),
+        case!(binary_coercible_types_are_read_as_each_other),
+        case!(a_wider_number_is_refused),
+        case!(a_result_without_rows_keeps_its_columns),
+    ]
+}
+
+fn a_wrong_number_of_columns_is_refused_and_leaves_the_result(db: &Db) {
+    let mut session = db.session();
+    let pid = session.launch("select 1, 'x'::text from generate_series(1, 50000)");
+    for columns in ["a int", "a int, b text, c text"] {
+        let error = session.error(&format!("select * from pg_background_result({pid}) as ({columns})"));
+        assert_eq!(error.sqlstate(), "42804", "{error}");
+    }
+    let query = format!("select count(*) from pg_background_result({pid}) as (a int, b text)");
+    assert_eq!(session.rows(&query), ["50000"]);
+}
+
+fn a_wrong_type_is_refused_and_leaves_the_result(db: &Db) {
+    let mut session = db.session();
+    let pid = session.launch("select 1, now()");
+    let error = session.error(&format!("select * from pg_background_result({pid}) as (a int, moment uuid)"));
+    assert_eq!(error.sqlstate(), "42804");
+    let message = "result column 2 (\"now\") has type timestamp with time zone, but the column list says uuid";
+    assert_eq!(error.message(), message);
+    let error = session.error(&format!("select * from pg_background_result({pid}) as (a date, moment timestamptz)"));
+    assert!(error.message().contains("integer") && error.message().contains("date"), "{error}");
+    assert_eq!(
+        session.rows(&format!("select a from pg_background_result({pid}) as (a int, moment timestamptz)")),
+        ["1"]
+    );
+}
+
+fn a_wrong_type_is_refused_although_there_are_no_rows(db: &Db) {
+    let mut session = db.session();
+    let pid = session.launch("select 1 where false");
+    assert_eq!(session.error(&format!("select * from pg_background_result({pid}) as (a uuid)")).sqlstate(), "42804");
+    assert_eq!(session.result(pid, "a int"), [""; 0]);
+    let pid = session.launch("create table t (a int)");
+    assert_eq!(session.error(&format!("select * from pg_background_result({pid}) as (a int)")).sqlstate(), "42804");
+    assert_eq!(session.result(pid, "tag text"), ["CREATE TABLE"]);
+}
+
+fn a_wrong_column_list_of_a_failed_job_gives_its_error(db: &Db) {
+    let mut session = db.session();
+    let pid = session.launch("select 1 / 0");
+    let error = session.error(&format!("select * from pg_background_result({pid}) as (a uuid, b uuid)"));
+    assert_eq!(error.sqlstate(), "22012");
+}
+
+fn any_column_is_read_as_text(db: &Db) {
+    let mut session = db.session();
+    session.run("set datestyle = 'SQL, DMY'; set bytea_output = escape; set extra_float_digits = 0");
+    let query = "select 1, 2.50::numeric, true, '2001-02-03'::date, array[1, null], row(1, 'a'), null::uuid, \
+        '\\x41'::bytea, pi()";
+    let columns = "a text, b text, c text, d text, e text, f text, g text, h text, i text";
+    assert_eq!(session.job(query, columns), ["1|2.50|t|03/02/2001|{1,NULL}|(1,a)|∅|A|3.14159265358979"]);
+}
+
+fn binary_coercible_types_are_read_as_each_other(db: &Db) {
+    let mut session = db.session();
+    session.run("create domain positive as int check (value > 0); create domain words as text[]");
+    let pairs = [
+        ("'x'::varchar", "text", "x"),
+        ("'x'::varchar(3)", "varchar", "x"),
+        ("'x'::text", "varchar", "x"),
+        ("5::positive", "int", "5"),
+        ("'{a,b}'::words", "text[]", "{a,b}"),
+        ("7", "oid", "7"),
+        ("'pg_am'::regclass", "oid", "2601"),
+        ("'10.0.0.1/32'::cidr", "inet", "10.0.0.1"),
+    ];
+    for (value, column, expected) in pairs {
+        assert_eq!(session.job(&format!("select {value}"), &format!("a {column}")), [expected], "{value} as {column}");
+    }
+}
+
+fn a_wider_number_is_refused(db: &Db) {
+    let mut session = db.session();
+    for (value, column) in [("1::int", "bigint"), ("1::bigint", "int"), ("1::int", "numeric"), ("1::float4", "float8")]
+    {
+        let pid = session.launch(&format!("select {value}"));
+        let error = session.error(&format!("select * from pg_background_result({pid}) as (a {column})"));
+        assert_eq!(error.sqlstate(), "42804", "{value} as {column}");
+        assert_eq!(session.result(pid, "a text"), ["1"]);
+    }
+}
+
+fn a_result_without_rows_keeps_its_columns(db: &Db) {
+    let mut session = db.session();
+    assert_eq!(session.job("select 1, 'x'::text where false", "a int, b text"), [""; 0]);
+}

@@ -1,0 +1,281 @@
+//! A wait that can never end is an error: the job is blocked by the session that waits for it.
+
+use pg_background_mgr_tests::cluster::is_alive;
+use pg_background_mgr_tests::{case, wait_until, Case, Db, ServerError, Session};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        case!(a_row_lock_of_the_waiting_session_is_a_deadlock),
+        case!(a_table_lock_of_the_waiting_session_is_a_deadlock),
+        case!(an_advisory_lock_of_the_waiting_session_is_a_deadlock),
+        case!(a_unique_key_of_the_waiting_session_is_a_deadlock),
+        case!(a_concurrent_index_build_on_a_written_table_is_a_deadlock),
+        case!(a_concurrent_index_build_read_in_the_same_statement_is_a_deadlock),
+        case!(a_concurrent_index_build_launched_from_a_committing_procedure_works),
+        case!(a_deadlock_through_a_third_session),
+        case!(a_deadlock_through_the_queue_for_a_lock),
+        case!(a_deadlock_through_a_job_of_the_job),
+        case!(a_deadlock_is_found_again_after_a_savepoint),
+        case!(a_deadlock_can_be_caught),
+        case!(the_job_goes_on_when_the_session_gives_way),
+        case!(a_job_blocked_by_another_session_is_waited_for),
+        case!(a_wait_that_ends_soon_is_no_deadlock),
+        case!(two_jobs_in_a_deadlock_are_told_by_the_server),
+    ]
+}
+
+/// Reads the job, which must be told as a deadlock of `text` with the reading statement.
+#[track_caller]
+fn assert_deadlock(session: &mut Session, pid: i32, text: &str) {
+    let read = format!("select * from pg_background_result({pid}) as (result text)");
+    let error = session.error(&read);
+    assert_told(&error, &read, text);
+}
+
+#[track_caller]
+fn assert_told(error: &ServerError, read: &str, text: &str) {
+    assert_eq!(error.brief(), ("40P01".to_owned(), "deadlock detected".to_owned()));
+    let detail = error.detail().unwrap_or_default();
+    assert!(detail.contains(read), "the reading statement is not in: {detail}");
+    assert!(detail.contains(text), "the job's text is not in: {detail}");
+}
+
+fn a_row_lock_of_the_waiting_session_is_a_deadlock(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t (id int primary key, n int); insert into t values (1, 0)");
+    session.run("begin; update t set n = 1 where id = 1");
+    let text = "update t set n = n + 10 where id = 1";
+    let pid = session.launch(text);
+    assert_deadlock(&mut session, pid, text);
+    session.run("rollback");
+    assert_eq!(session.result(pid, "result text"), ["UPDATE 1"]);
+    assert_eq!(session.rows("table t"), ["1|10"]);
+}
+
+fn a_table_lock_of_the_waiting_session_is_a_deadlock(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t (n int)");
+    session.run("begin; lock table t in access exclusive mode");
+    let text = "select count(*)::text from t";
+    let pid = session.launch(text);
+    assert_deadlock(&mut session, pid, text);
+    session.run("rollback; begin; insert into t values (1)");
+    let text = "alter table t add m int";
+    let pid = session.launch(text);
+    assert_deadlock(&mut session, pid, text);
+    session.run("rollback");
+    assert_eq!(session.result(pid, "result text"), ["ALTER TABLE"]);
+}
+
+fn an_advisory_lock_of_the_waiting_session_is_a_deadlock(db: &Db) {
+    let mut session = db.session();
+    session.run("select pg_advisory_lock(3)");
+    let text = "select pg_advisory_xact_lock(3)";
+    let pid = session.launch(text);
+    assert_deadlock(&mut session, pid, text);
+    session.run("select pg_advisory_unlock(3)");
+    assert_eq!(session.result(pid, "nothing text"), [""]);
+}
+
+fn a_unique_key_of_the_waiting_session_is_a_deadlock(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t (id int primary key)");
+    session.run("begin; insert into t values (1)");
+    let text = "insert into t values (1)";
+    let pid = session.launch(text);
+    assert_deadlock(&mut session, pid, text);
+    session.run("rollback");
+    assert_eq!(session.result(pid, "result text"), ["INSERT 0 1"]);
+}
+
+fn a_concurrent_index_build_on_a_written_table_is_a_deadlock(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t (a int)");
+    session.run("begin; insert into t values (1)");
+    let text = "create index concurrently i on t (a)";
+    let pid = session.launch(text);
+    assert_deadlock(&mut session, pid, text);
+    session.run("rollback");
+    wait_until("the end of the process", || !is_alive(pid));
+    assert_eq!(session.result(pid, "result text"), ["CREATE INDEX"]);
+    assert!(session.holds("select indisvalid from pg_index where indexrelid = 'i'::regclass"));
+}
+
+fn a_concurrent_index_build_read_in_the_same_statement_is_a_deadlock(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t as select generate_series(1, 100) as a");
+    let text = "create index concurrently i on t (a)";
+    let read = format!("select * from pg_background_result(pg_background_launch('{text}')) as (result text)");
+    let error = session.error(&read);
+    assert_told(&error, &read, text);
+    let valid = "select count(*) from pg_index where indrelid = 't'::regclass and indisvalid";
+    wait_until("the index, without anybody waiting for it", || session.value(valid) == "1");
+}
+
+/// A procedure holds no snapshot between its statements; launch, commit, and read when the job is done.
+fn a_concurrent_index_build_launched_from_a_committing_procedure_works(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t as select generate_series(1, 100) as a");
+    session.run(
+        "do $$ begin perform pg_background_detach(pg_background_launch('create index concurrently i on \
+        t (a)')); commit; end $$",
+    );
+    let valid = "select count(*) from pg_index where indrelid = 't'::regclass and indisvalid";
+    wait_until("the index", || session.value(valid) == "1");
+}
+
+fn a_deadlock_through_a_third_session(db: &Db) {
+    let (mut session, mut third, mut watcher) = (db.session(), db.session(), db.session());
+    session.run("create table t (id int primary key, n int); insert into t values (1, 0), (2, 0)");
+    session.run("begin; update t set n = 1 where id = 1");
+    third.run("begin; update t set n = 2 where id = 2");
+    let blocked = "update t set n = 2 where id = 1";
+    third.send(blocked);
+    wait_blocked(&mut watcher, third.pid(), session.pid());
+    let text = "update t set n = 3 where id = 2";
+    let pid = session.launch(text);
+    wait_blocked(&mut watcher, pid, third.pid());
+    assert_deadlock(&mut session, pid, text);
+    session.run("rollback");
+    assert!(third.finish(blocked).error.is_none());
+    third.run("commit");
+    assert_eq!(session.result(pid, "result text"), ["UPDATE 1"]);
+    assert_eq!(session.rows("select * from t order by id"), ["1|2", "2|3"]);
+}
+
+#[track_caller]
+fn wait_blocked(watcher: &mut Session, pid: i32, by: i32) {
+    wait_until("one session blocks the other", || {
+        watcher.holds(&format!("select {by} = any (pg_blocking_pids({pid}))"))
+    });
+}
+
+fn a_deadlock_through_the_queue_for_a_lock(db: &Db) {
+    let (mut session, mut third, mut watcher) = (db.session(), db.session(), db.session());
+    session.run("create table t (n int)");
+    session.run("begin; select * from t");
+    let blocked = "lock table t in access exclusive mode";
+    third.run("begin");
+    third.send(blocked);
+    wait_blocked(&mut watcher, third.pid(), session.pid());
+    // Not in conflict with the session, but behind one who is.
+    let text = "select count(*)::text from t";
+    let pid = session.launch(text);
+    wait_blocked(&mut watcher, pid, third.pid());
+    assert_deadlock(&mut session, pid, text);
+    session.run("rollback");
+    assert!(third.finish(blocked).error.is_none());
+    third.run("rollback");
+    assert_eq!(session.result(pid, "n text"), ["0"]);
+}
+
+fn a_deadlock_through_a_job_of_the_job(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t (n int); insert into t values (0)");
+    session.run("begin; update t set n = 1");
+    let inner = "update t set n = n + 10";
+    let outer = format!("select * from pg_background_result(pg_background_launch('{inner}')) as (result text)");
+    let pid = session.launch(&outer);
+    let error = session.result_error(pid);
+    assert_eq!(error.brief(), ("40P01".to_owned(), "deadlock detected".to_owned()));
+    session.run("rollback");
+    wait_until("no process of a job is left", || {
+        let left = "select count(*) from pg_stat_activity where backend_type = 'pg_background' and datname = \
+            current_database()";
+        session.value(left) == "0"
+    });
+    assert_eq!(session.value("select n from t"), "10");
+}
+
+fn a_deadlock_is_found_again_after_a_savepoint(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t (n int); insert into t values (0)");
+    session.run("begin; update t set n = 1; savepoint s");
+    let text = "update t set n = n + 10";
+    let pid = session.launch(text);
+    for _ in 0..3 {
+        assert_deadlock(&mut session, pid, text);
+        session.run("rollback to s");
+    }
+    session.run("commit");
+    assert_eq!(session.result(pid, "result text"), ["UPDATE 1"]);
+    assert_eq!(session.value("select n from t"), "11");
+}
+
+fn a_deadlock_can_be_caught(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t (n int); insert into t values (0)");
+    session.run(
+        "do $$ declare job int; begin update t set n = 1; job := pg_background_launch('update t set n = n + 10'); \
+         begin perform * from pg_background_result(job) as (r text); exception when deadlock_detected then raise notice 'caught'; end; \
+         commit; perform * from pg_background_result(job) as (r text); end $$",
+    );
+    assert_eq!(session.notice_texts(), ["NOTICE: caught"]);
+    assert_eq!(session.value("select n from t"), "11");
+}
+
+fn the_job_goes_on_when_the_session_gives_way(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t (n int); insert into t values (0)");
+    session.run("begin; update t set n = 1");
+    let text = "update t set n = n + 10";
+    let pid = session.launch(text);
+    assert_deadlock(&mut session, pid, text);
+    session.run("rollback");
+    wait_until("the end of the process", || !is_alive(pid));
+    assert_eq!(session.value("select n from t"), "10");
+}
+
+fn a_job_blocked_by_another_session_is_waited_for(db: &Db) {
+    let (mut session, mut other) = (db.session(), db.session());
+    session.run("create table t (n int); insert into t values (0)");
+    other.run("begin; update t set n = 1");
+    let pid = session.launch("update t set n = n + 10");
+    let read = format!("select * from pg_background_result({pid}) as (result text)");
+    session.send(&read);
+    let holder = other.pid();
+    wait_blocked(&mut other, pid, holder);
+    // Five times deadlock_timeout, on the server's clock.
+    other.run("select pg_sleep(1)");
+    other.run("commit");
+    assert_eq!(session.finish(&read).last_rows().expect("rows").text_rows(), ["UPDATE 1"]);
+    assert_eq!(session.value("select n from t"), "11");
+}
+
+fn a_wait_that_ends_soon_is_no_deadlock(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t (n int); insert into t values (0)");
+    session.run("begin; update t set n = 1");
+    let pid = session.launch("update t set n = n + 10");
+    session.run("commit");
+    assert_eq!(session.result(pid, "result text"), ["UPDATE 1"]);
+}
+
+fn two_jobs_in_a_deadlock_are_told_by_the_server(db: &Db) {
+    let (mut session, mut gate) = (db.session(), db.session());
+    session.run("create table t (id int primary key, n int); insert into t values (1, 0), (2, 0)");
+    gate.run("select pg_advisory_lock(8)");
+    let text = |first: i32, second: i32| {
+        format!(
+            "update t set n = n + 1 where id = {first}; select pg_advisory_xact_lock_shared(8); \
+             update t set n = n + 1 where id = {second}"
+        )
+    };
+    let pids = [session.launch(&text(1, 2)), session.launch(&text(2, 1))];
+    for pid in pids {
+        wait_blocked(&mut session, pid, gate.pid());
+    }
+    gate.run("select pg_advisory_unlock(8)");
+    let states: Vec<String> = pids
+        .iter()
+        .map(|pid| {
+            session
+                .ask(&format!("select pg_background_result({pid})"))
+                .error
+                .map(|error| error.sqlstate())
+                .unwrap_or_default()
+        })
+        .collect();
+    assert!(states == ["40P01", ""] || states == ["", "40P01"], "{states:?}");
+    assert_eq!(session.rows("select n from t"), ["1", "1"]);
+}

@@ -1,0 +1,227 @@
+//! There is not enough of something: processes, segments, memory.
+
+use crate::gate::{self, Gate};
+use crate::stage::settle;
+use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, ServerError, Session};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        private_case!(ten_thousand_jobs_in_a_session_do_not_fill_its_memory),
+        private_case!(a_launch_without_a_free_process_fails_and_leaves_nothing),
+        private_case!(a_server_without_background_processes_refuses_each_launch),
+        private_case!(a_launch_without_a_free_segment_fails_until_a_result_is_given_up),
+        private_case!(five_hundred_launches_in_a_transaction_survive_its_abort),
+        private_case!(failed_jobs_do_not_fill_the_memory_of_their_session),
+    ]
+}
+
+#[track_caller]
+fn assert_no_process(error: &ServerError) {
+    assert_eq!(error.brief(), ("53000".to_owned(), "could not register background process".to_owned()));
+    assert_eq!(error.hint().as_deref(), Some("You may need to increase max_worker_processes."));
+}
+
+fn a_launch_without_a_free_process_fails_and_leaves_nothing() {
+    // One is the server's own, for logical replication.
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "3")]);
+    let before = cluster.baseline();
+    settle(&cluster);
+    let mut gate = Gate::close(cluster.session("postgres"));
+    let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
+    session.run("create table ran (a int)");
+    let pids = [session.launch(gate::WAIT), session.launch(gate::WAIT)];
+    pids.iter().for_each(|pid| gate.wait_for(*pid));
+    let segments = cluster.segments().len();
+    for _ in 0..50 {
+        assert_no_process(&session.error("select pg_background_launch('insert into ran values (1)')"));
+        assert_no_process(&other.error("select background_launch('insert into ran values (1)')"));
+    }
+    assert_eq!(cluster.segments().len(), segments);
+    // The two that run are as they were.
+    gate.open();
+    for pid in pids {
+        assert_eq!(session.rows(&format!("select pg_background_result({pid})")), ["(\"\")"]);
+    }
+    settle(&cluster);
+    assert_eq!(other.job("insert into ran values (2)", "tag text"), ["INSERT 0 1"]);
+    assert_eq!(session.rows("table ran"), ["2"]);
+    drop((session, other));
+    settle(&cluster);
+    cluster.assert_sound(&before);
+}
+
+fn a_server_without_background_processes_refuses_each_launch() {
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "0")]);
+    let mut session = cluster.session("postgres");
+    let before = cluster.segments().len();
+    for _ in 0..3 {
+        assert_no_process(&session.error("select pg_background_launch('select 1')"));
+    }
+    assert_eq!(cluster.segments().len(), before);
+}
+
+/// Launches, as soon as a process is free.
+fn try_launch(session: &mut Session, text: &str) -> Result<i32, ServerError> {
+    let call = format!("select pg_background_launch('{text}')");
+    let mut outcome = None;
+    wait_until("a free process", || {
+        let reply = session.ask(&call);
+        outcome = Some(match reply.error {
+            Some(error) if error.message() == "could not register background process" => return false,
+            Some(error) => Err(error),
+            None => Ok(reply.last_rows().expect("a row").text_rows().concat().parse().expect("a process id")),
+        });
+        true
+    });
+    outcome.expect("an outcome")
+}
+
+fn a_launch_without_a_free_segment_fails_until_a_result_is_given_up() {
+    // The number of segments follows from these: about a hundred.
+    let cluster = Cluster::start_with_extension(&[
+        ("max_connections", "6"),
+        ("superuser_reserved_connections", "0"),
+        ("max_worker_processes", "6"),
+        ("max_wal_senders", "0"),
+        ("autovacuum_max_workers", "1"),
+    ]);
+    let before = cluster.baseline();
+    let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
+    let mut pids = Vec::new();
+    let refusal = loop {
+        match try_launch(&mut session, "select 7") {
+            Ok(pid) => pids.push(pid),
+            Err(error) => break error,
+        }
+        assert!(pids.len() < 2000, "the server has no end of segments");
+    };
+    assert!(pids.len() > 50, "{} segments", pids.len());
+    let expected = ("53000".to_owned(), "too many dynamic shared memory segments".to_owned());
+    assert_eq!(refusal.brief(), expected);
+    assert_eq!(refusal.hint().as_deref(), Some("Read or detach the results of jobs that have ended."));
+    // The same for everybody, and again.
+    assert_eq!(try_launch(&mut other, "select 7").expect_err("no segment").brief(), expected);
+    assert_eq!(try_launch(&mut session, "select 7").expect_err("no segment").brief(), expected);
+    // Each result that is given up or read makes room for one.
+    session.run(&format!("select pg_background_detach({})", pids[0]));
+    let next = try_launch(&mut other, "select 8").expect("a free segment");
+    assert_eq!(try_launch(&mut session, "select 7").expect_err("no segment").brief(), expected);
+    assert_eq!(session.result(pids[1], "n int"), ["7"]);
+    let last = try_launch(&mut session, "select 9").expect("a free segment");
+    // Nothing of what had to wait has suffered.
+    for pid in &pids[2..] {
+        assert_eq!(session.result(*pid, "n int"), ["7"]);
+    }
+    assert_eq!(other.result(next, "n int"), ["8"]);
+    assert_eq!(session.result(last, "n int"), ["9"]);
+    drop((session, other));
+    settle(&cluster);
+    cluster.assert_sound(&before);
+}
+
+fn five_hundred_launches_in_a_transaction_survive_its_abort() {
+    let cluster = Cluster::start_with_extension(&[("max_connections", "300"), ("max_worker_processes", "8")]);
+    let before = cluster.baseline();
+    let mut session = cluster.session("postgres");
+    session.run(
+        "create table ran (a int); create table pids (a int, pid int); \
+         create function launch_patiently(sql text) returns int language plpgsql as $$ begin \
+         loop begin return pg_background_launch(sql); \
+         exception when insufficient_resources then perform pg_sleep(0.002); end; end loop; end $$",
+    );
+    session.run("begin");
+    let pids = session.rows(
+        "select launch_patiently(format('insert into ran values (%s) returning a', i)) from generate_series(1, 500) i",
+    );
+    assert_eq!(pids.len(), 500);
+    session.run("rollback");
+    settle(&cluster);
+    assert_eq!(session.value("select count(*) || ' ' || count(distinct a) from ran"), "500 500");
+    // The results outlive the transaction that launched them.
+    for number in [500, 1, 250, 77] {
+        let pid: i32 = pids[number - 1].parse().expect("a process id");
+        assert_eq!(session.result(pid, "a int"), [number.to_string()]);
+    }
+    let pid: i32 = pids[2].parse().expect("a process id");
+    session.run(&format!("select pg_background_detach({pid})"));
+    assert_eq!(session.job("select 1", "n int"), ["1"]);
+    // The end of the session is what frees the rest.
+    assert!(cluster.segments().len() >= 495);
+    drop(session);
+    cluster.assert_sound(&before);
+}
+
+/// What a process holds, as the system sees it.
+#[derive(Debug, Clone, Copy)]
+struct Holdings {
+    /// Private memory in kB.
+    memory: u64,
+    mappings: usize,
+    files: usize,
+}
+
+impl Holdings {
+    fn of(pid: i32) -> Self {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).expect("a live process");
+        let status = read("status");
+        let memory = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse().ok())
+            .expect("the resident set");
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a live process").count();
+        Holdings { memory, mappings: read("maps").lines().count(), files }
+    }
+
+    /// Nothing has grown by more than what an allocator may keep in reserve.
+    #[track_caller]
+    fn assert_flat(before: Self, after: Self) {
+        let is_flat = after.memory <= before.memory + 512
+            && after.mappings <= before.mappings + 4
+            && after.files <= before.files + 2;
+        assert!(is_flat, "before: {before:?}, after: {after:?}");
+    }
+}
+
+fn ten_thousand_jobs_in_a_session_do_not_fill_its_memory() {
+    let cluster = Cluster::start_with_extension(&[]);
+    let before = cluster.baseline();
+    let mut session = cluster.session("postgres");
+    let thousand = "do $$ declare n int; begin for i in 1 .. 1000 loop \
+                    select a into n from pg_background_result(pg_background_launch('select ' || i || ', repeat(''x'', 100)')) as (a int, b text); \
+                    if n <> i then raise 'got % for %', n, i; end if; end loop; end $$";
+    session.run(thousand);
+    let early = Holdings::of(session.pid());
+    for _ in 0..9 {
+        session.run(thousand);
+    }
+    Holdings::assert_flat(early, Holdings::of(session.pid()));
+    drop(session);
+    cluster.assert_sound(&before);
+}
+
+fn failed_jobs_do_not_fill_the_memory_of_their_session() {
+    let cluster = Cluster::start_with_extension(&[]);
+    let before = cluster.baseline();
+    let mut session = cluster.session("postgres");
+    // An error of the job, a mismatch and then a detach, an argument that is refused.
+    let hundred = "do $$ declare job int; begin for i in 1 .. 100 loop \
+                   begin perform * from pg_background_result(pg_background_launch('select 1 / 0')) as (a int); \
+                   exception when division_by_zero then null; end; \
+                   job := pg_background_launch('select 1'); \
+                   begin perform * from pg_background_result(job) as (a uuid); \
+                   exception when datatype_mismatch then perform pg_background_detach(job); end; \
+                   begin perform pg_background_launch('select 1', 0); \
+                   exception when invalid_parameter_value then null; end; \
+                   end loop; end $$";
+    for _ in 0..2 {
+        session.run(hundred);
+    }
+    let early = Holdings::of(session.pid());
+    for _ in 0..4 {
+        session.run(hundred);
+    }
+    Holdings::assert_flat(early, Holdings::of(session.pid()));
+    drop(session);
+    cluster.assert_sound(&before);
+}

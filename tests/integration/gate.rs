@@ -1,0 +1,37 @@
+//! A lock that holds jobs up until a test lets them go on; no cases.
+
+use pg_background_mgr_tests::{wait_until, Session};
+
+/// As a statement of its own: waits until the gate is open.
+pub const WAIT: &str = "select pg_advisory_xact_lock_shared(4711)";
+
+/// As a condition: waits until the gate is open, then is true.
+pub const OPENED: &str = "pg_advisory_xact_lock_shared(4711)::text = ''";
+
+/// A closed gate in the database of its session.
+pub struct Gate {
+    session: Session,
+}
+
+impl Gate {
+    /// Closes the gate of a database.
+    #[track_caller]
+    pub fn close(mut session: Session) -> Self {
+        session.run("select pg_advisory_lock(4711)");
+        Gate { session }
+    }
+
+    /// Waits until a process waits at the gate.
+    #[track_caller]
+    pub fn wait_for(&mut self, pid: i32) {
+        let query =
+            format!("select count(*) from pg_locks where pid = {pid} and locktype = 'advisory' and not granted");
+        wait_until("the job waits at the gate", || self.session.value(&query) == "1");
+    }
+
+    /// Lets all go on.
+    #[track_caller]
+    pub fn open(mut self) {
+        self.session.run("select pg_advisory_unlock(4711)");
+    }
+}

@@ -1,0 +1,107 @@
+//! Integration tests: real servers, seen from their clients.
+//!
+//! `PGBM_PG_BIN` names the directory of the server's programs; the extension is installed in that server.
+
+use pg_background_mgr_tests::case;
+use std::process::ExitCode;
+
+// Compares a job with a client that sends the same text; no cases.
+mod oracle;
+
+// The test harness itself: what a run leaves behind, what a session shows.
+mod harness;
+
+// Statements, result sets and tags: what a text does, whoever runs it.
+mod client_text;
+// Implicit and explicit transactions of a job, and its independence from the caller's.
+mod transactions;
+// Commands that work only alone, outside a transaction block.
+mod utility;
+// Statement, lock and transaction timeouts.
+mod timeouts;
+// Session settings, temp tables and other state of a session: carried over, left behind.
+mod settings;
+// pg_stat_activity, the server's log, statistics, progress, cancel and terminate.
+mod observability;
+// COPY in both directions.
+mod copy;
+// Reading results: with and without a column list, once, by the launcher only.
+mod results;
+// The caller's column list: mismatches, text, coercible types.
+mod column_lists;
+// Values of every type, also when what they came from has gone.
+mod types;
+// Errors: complete, positioned on the job's text, logged once.
+mod errors;
+// Notices: at their level, in their order, in time.
+mod notices;
+// Databases and clients of different encodings.
+mod encodings;
+// Jobs whose rows nobody reads.
+mod unread;
+// Waits that can never end.
+mod deadlock;
+// A read-only standby.
+mod standby;
+// The README does what it says.
+mod readme;
+
+// A lock that holds jobs up, and jobs held at each stage of their lives; no cases.
+mod gate;
+mod stage;
+
+// Whose rights a job has.
+mod identity;
+// From where none may be launched.
+mod restricted;
+// What keeps a role from logging in keeps it from running jobs.
+mod logins;
+// Who may use the extension; objects of others that could get in between.
+mod privileges;
+// How people use the classic interface: each usage that articles and courses show.
+mod seeds;
+// Arguments that make no sense.
+mod bad_input;
+// Results that are read again after what interrupted the first reading.
+mod rereading;
+// Not enough processes, segments, memory.
+mod exhaustion;
+// Launchers and workers that are cancelled, terminated, killed, gone.
+mod faults;
+// Servers that go down while there are jobs.
+mod shutdown;
+
+fn main() -> ExitCode {
+    let groups = [
+        // The longest first, so that the rest runs beside it.
+        exhaustion::cases(),
+        harness::cases(),
+        client_text::cases(),
+        transactions::cases(),
+        utility::cases(),
+        timeouts::cases(),
+        settings::cases(),
+        observability::cases(),
+        copy::cases(),
+        results::cases(),
+        column_lists::cases(),
+        types::cases(),
+        errors::cases(),
+        notices::cases(),
+        encodings::cases(),
+        unread::cases(),
+        deadlock::cases(),
+        standby::cases(),
+        readme::cases(),
+        identity::cases(),
+        restricted::cases(),
+        logins::cases(),
+        privileges::cases(),
+        seeds::cases(),
+        bad_input::cases(),
+        rereading::cases(),
+        faults::cases(),
+        shutdown::cases(),
+    ];
+    case::run(groups.into_iter().flatten().collect())
+}

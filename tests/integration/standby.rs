@@ -1,0 +1,49 @@
+//! Jobs on a read-only standby, and after its promotion.
+
+use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster};
+
+pub fn cases() -> Vec<Case> {
+    vec![private_case!(jobs_run_on_a_standby), private_case!(jobs_write_after_promotion)]
+}
+
+fn pair() -> (Cluster, Cluster) {
+    let primary = Cluster::start_with_extension(&[]);
+    primary.session("postgres").run("create table t as select generate_series(1, 1000) as a");
+    let standby = Cluster::start_standby(&primary);
+    (primary, standby)
+}
+
+fn jobs_run_on_a_standby() {
+    let (primary, standby) = pair();
+    let before = standby.baseline();
+    let mut session = standby.session("postgres");
+    assert_eq!(session.job("select pg_is_in_recovery(), count(*) from t", "r bool, n bigint"), ["t|1000"]);
+    let error = session.job_error("insert into t values (1)");
+    assert_eq!(error.brief(), ("25006".to_owned(), "cannot execute INSERT in a read-only transaction".to_owned()));
+    let error = session.job_error("vacuum t");
+    assert_eq!(error.brief(), ("25006".to_owned(), "cannot execute VACUUM during recovery".to_owned()));
+    assert_eq!(session.job("begin; select count(*) from t; commit; show transaction_read_only", "r text"), ["on"]);
+    let pid = session.launch("select a from t, generate_series(1, 500)");
+    wait_until("the job has come to rest", || {
+        session.rows(&format!("select state from pg_stat_activity where pid = {pid}")) == ["idle"]
+    });
+    assert_eq!(session.rows(&format!("select count(*) from pg_background_result({pid}) as (a int)")), ["500000"]);
+    // What the primary commits is seen by the next job.
+    primary.session("postgres").job("insert into t values (1001)", "result text");
+    wait_until("the row on the standby", || session.job("select max(a) from t", "n int") == ["1001"]);
+    drop(session);
+    standby.assert_sound(&before);
+}
+
+fn jobs_write_after_promotion() {
+    let (_primary, standby) = pair();
+    let mut session = standby.session("postgres");
+    let early = session.launch("select count(*) from t");
+    session.run("select pg_promote()");
+    wait_until("the end of recovery", || !session.holds("select pg_is_in_recovery()"));
+    assert_eq!(session.result(early, "n bigint"), ["1000"]);
+    assert_eq!(session.job("insert into t values (2000)", "result text"), ["INSERT 0 1"]);
+    assert_eq!(session.job("vacuum t", "result text"), ["VACUUM"]);
+    drop(session);
+    standby.wait_no_workers();
+}

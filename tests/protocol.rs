@@ -1,0 +1,76 @@
+//! Runs the unit tests of `src/protocol`, which needs no server, and checks its properties.
+
+#[path = "../src/protocol/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "only its tests run here")]
+mod protocol;
+
+use proptest::prelude::*;
+use protocol::{
+    aligned, decode, encode, frame, split, Column, Description, Done, Kind, Report, Request, RowsIter, Wire,
+};
+
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 0..200)
+}
+
+fn optional_bytes() -> impl Strategy<Value = Option<Vec<u8>>> {
+    prop::option::of(bytes())
+}
+
+prop_compose! {
+    fn report()(level in any::<i32>(), sqlstate in any::<i32>(), message in bytes(), detail in optional_bytes(),
+                hint in optional_bytes(), context in optional_bytes(), constraint in optional_bytes(),
+                position in any::<i32>(), internal_query in optional_bytes()) -> Report {
+        Report { level, sqlstate, message, detail, hint, context, constraint, position, internal_query, ..Report::default() }
+    }
+}
+
+prop_compose! {
+    fn column()(name in bytes(), type_oid in any::<u32>(), typmod in any::<i32>(),
+                wire in prop::sample::select(vec![Wire::Typed, Wire::Text, Wire::TypedAndText])) -> Column {
+        Column { name, type_oid, typmod, wire }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_report_comes_back(report in report()) {
+        let frame = encode(Kind::Error, &report);
+        let (kind, payload) = split(&frame).unwrap();
+        prop_assert_eq!(kind, Kind::Error);
+        prop_assert_eq!(decode::<Report>(payload), Ok(report));
+    }
+
+    #[test]
+    fn a_description_comes_back(columns in prop::collection::vec(column(), 0..20)) {
+        let description = Description { columns };
+        let frame = encode(Kind::Describe, &description);
+        prop_assert_eq!(decode::<Description>(split(&frame).unwrap().1), Ok(description));
+    }
+
+    #[test]
+    fn rows_come_back(rows in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..100), 0..20)) {
+        let mut written = frame(Kind::Rows);
+        let mut expected = Vec::new();
+        for row in rows {
+            let mut tuple = (row.len() as u32 + 4).to_ne_bytes().to_vec();
+            tuple.extend_from_slice(&row);
+            written.extend_from_slice(&tuple);
+            written.resize(aligned(written.len()), 0);
+            expected.push(tuple);
+        }
+        let read: Result<Vec<_>, _> = RowsIter::new(split(&written).unwrap().1).map(|row| row.map(<[u8]>::to_vec)).collect();
+        prop_assert_eq!(read, Ok(expected));
+    }
+
+    #[test]
+    fn no_bytes_make_the_decoder_fall_over(noise in bytes()) {
+        let _ = split(&noise);
+        let _ = decode::<Report>(&noise);
+        let _ = decode::<Request>(&noise);
+        let _ = decode::<Description>(&noise);
+        let _ = decode::<Done>(&noise);
+        // Each step takes something off or ends, so this ends.
+        prop_assert!(RowsIter::new(&noise).count() <= noise.len() / 8 + 1);
+    }
+}

@@ -1,0 +1,179 @@
+//! Cases, and how they are run.
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{PoisonError, RwLock};
+
+use libtest_mimic::{Arguments, Trial};
+
+use crate::cluster::Cluster;
+use crate::lab::{close, lab, open};
+use crate::log::{LogLine, LogMark};
+use crate::session::{Client, Session};
+use crate::wait::{poll, PATIENCE};
+
+/// Most cases wait for servers more than they compute.
+const THREADS: usize = 4;
+
+/// A database of the shared cluster that one case has for itself, with the extension.
+#[derive(Debug)]
+pub struct Db {
+    pub name: String,
+    pub cluster: &'static Cluster,
+}
+
+impl Db {
+    fn create() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let db = Db { name: format!("t{}", NUMBER.fetch_add(1, Ordering::Relaxed)), cluster: lab().shared() };
+        db.cluster.session("postgres").run(&format!("create database {} template prepared", db.name));
+        db
+    }
+
+    /// A session of the superuser.
+    #[track_caller]
+    pub fn session(&self) -> Session {
+        self.client().connect()
+    }
+
+    pub fn client(&self) -> Client {
+        self.cluster.client(&self.name)
+    }
+
+    /// A new role of this case, with the extension granted; its name.
+    pub fn role(&self, name: &str, options: &str) -> String {
+        let role = format!("{}_{name}", self.name);
+        self.session().run(&format!("create role {role} {options}; select pg_background_grant('{role}')"));
+        role
+    }
+
+    pub fn log_mark(&self) -> LogMark {
+        self.cluster.log_mark()
+    }
+
+    /// What the process `pid` logged after `mark`.
+    pub fn log_of(&self, mark: LogMark, pid: i32) -> Vec<LogLine> {
+        self.cluster.log_since(mark).into_iter().filter(|line| line.pid == pid).collect()
+    }
+
+    /// Ends the case's use of the database. When the case is done, no job may have left a process.
+    fn close(self) {
+        let mut session = self.cluster.session("postgres");
+        let left = format!(
+            "select pid, state, wait_event, query from pg_stat_activity \
+             where backend_type = 'pg_background' and datname = '{}'",
+            self.name
+        );
+        if poll(PATIENCE, || session.rows(&left).is_empty().then_some(())).is_none() {
+            panic!("background processes stay after the case: {:?}", session.rows(&left));
+        }
+        // The last session may still be on its way out.
+        let drop = format!("drop database {}", self.name);
+        let dropped = poll(PATIENCE, || session.ask(&drop).error.is_none().then_some(()));
+        assert!(dropped.is_some(), "{}", session.error(&drop));
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Body {
+    /// In a database of the shared cluster.
+    Shared(fn(&Db)),
+    /// With clusters of its own.
+    Private(fn()),
+}
+
+/// One test.
+#[derive(Debug)]
+pub struct Case {
+    name: String,
+    body: Body,
+    since: u32,
+    library: Option<&'static str>,
+    alone: bool,
+}
+
+/// Names a function `fn(&Db)` as a case in the shared cluster.
+#[macro_export]
+macro_rules! case {
+    ($function:ident) => {
+        $crate::Case::shared(module_path!(), stringify!($function), $function)
+    };
+}
+
+/// Names a function `fn()` as a case with clusters of its own.
+#[macro_export]
+macro_rules! private_case {
+    ($function:ident) => {
+        $crate::Case::private(module_path!(), stringify!($function), $function)
+    };
+}
+
+impl Case {
+    pub fn shared(module: &str, name: &str, body: fn(&Db)) -> Self {
+        Case::new(module, name, Body::Shared(body))
+    }
+
+    pub fn private(module: &str, name: &str, body: fn()) -> Self {
+        Case::new(module, name, Body::Private(body))
+    }
+
+    fn new(module: &str, name: &str, body: Body) -> Self {
+        let module = module.split_once("::").map_or(module, |(_, rest)| rest);
+        Case { name: format!("{module}::{name}"), body, since: 0, library: None, alone: false }
+    }
+
+    /// Only on this version of the server and newer ones.
+    pub fn since(mut self, version: u32) -> Self {
+        self.since = version;
+        self
+    }
+
+    /// Only where the installation has this library.
+    pub fn needs_library(mut self, name: &'static str) -> Self {
+        self.library = Some(name);
+        self
+    }
+
+    /// While no other case runs.
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
+    fn run(&self) {
+        static TURN: RwLock<()> = RwLock::new(());
+        let _alone = self.alone.then(|| TURN.write().unwrap_or_else(PoisonError::into_inner));
+        let _together = (!self.alone).then(|| TURN.read().unwrap_or_else(PoisonError::into_inner));
+        match self.body {
+            Body::Private(body) => body(),
+            Body::Shared(body) => {
+                let db = Db::create();
+                body(&db);
+                db.close();
+            }
+        }
+    }
+
+    fn into_trial(self) -> Trial {
+        let missing = self.since > lab().version || self.library.is_some_and(|name| !lab().has_library(name));
+        let name = self.name.clone();
+        Trial::test(name, move || {
+            self.run();
+            Ok(())
+        })
+        .with_ignored_flag(missing)
+    }
+}
+
+/// Runs the cases as the command line asks, and cleans up.
+pub fn run(cases: Vec<Case>) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    if let Err(reason) = open() {
+        eprintln!("{reason}");
+        return ExitCode::from(2);
+    }
+    arguments.test_threads.get_or_insert(THREADS);
+    let conclusion = libtest_mimic::run(&arguments, cases.into_iter().map(Case::into_trial).collect());
+    close();
+    conclusion.exit_code()
+}

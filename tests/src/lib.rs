@@ -1,0 +1,19 @@
+//! Private PostgreSQL clusters and plain client sessions for the integration tests.
+//!
+//! Everything that a run makes lives in one directory ([`lab`]) and ends with the test program, however that ends.
+//! Nothing here sleeps for a time: see [`wait`].
+
+pub mod case;
+pub mod cluster;
+pub mod lab;
+pub mod log;
+pub mod reply;
+pub mod session;
+pub mod wait;
+
+pub use case::{Case, Db};
+pub use cluster::{Cluster, Stop};
+pub use nix::sys::signal::Signal;
+pub use reply::{Column, Reply, ServerError, Statement};
+pub use session::{literal, Client, Session};
+pub use wait::{wait_for, wait_until};
