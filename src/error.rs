@@ -1,7 +1,7 @@
 //! Every error that the extension itself raises, with its SQLSTATE, detail and hint.
 
 use crate::ffi::report::ERROR;
-use crate::protocol::{sqlstate, Malformed, Report, MAX_NESTING, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
+use crate::protocol::{sqlstate, Malformed, Report, MAX_NESTING, MAX_PIECES, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
 
 /// An error of the extension. Texts that come from the server are [`Text`].
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +13,25 @@ pub enum Error {
     EmptySql,
     #[error("SQL text is too long")]
     SqlTooLong(usize),
+    #[error("there is no query to run")]
+    NoQuery,
+    #[error("SQL text of {0} must not be null")]
+    NullQuery(Place),
+    #[error("SQL text of {0} must not be empty")]
+    EmptyQuery(Place),
+    #[error("SQL text of {place} is too long")]
+    QueryTooLong { place: Place, length: usize },
+    #[error("{place} must be {wanted}")]
+    Shape { place: Place, wanted: &'static str },
+    #[error("unrecognized key \"{key}\" in {place}")]
+    UnknownKey { place: Place, key: Text, keys: &'static [&'static str] },
+    #[error("invalid value for key \"{key}\" in {place}")]
+    BadValue { place: Place, key: &'static str, wanted: Text },
+    #[error("the text has too many queries")]
+    TooManyQueries,
+    /// A text that cannot be cut into queries, as the parser sees it.
+    #[error("the text is no list of queries")]
+    NoCut(Box<Report>),
     #[error("queue size must be at least {0} bytes")]
     QueueTooSmall(usize),
     #[error("queue size must not exceed {MAX_QUEUE_BYTES} bytes")]
@@ -43,6 +62,8 @@ pub enum Error {
     WorkerLost(i32),
     #[error("set-valued function called in context that cannot accept a set")]
     SetNotAccepted,
+    #[error("the function is declared otherwise than the library of pg_background_mgr expects")]
+    Declaration,
     #[error("result has {result} columns, but the column list has {listed}")]
     ColumnCount { result: usize, listed: usize },
     #[error("result column {number} (\"{name}\") has type {result}, but the column list says {listed}")]
@@ -69,11 +90,60 @@ pub enum Error {
     RoleGone(u32),
     #[error("permission denied to change who may use pg_background_mgr")]
     NotOwner,
+    #[error("background job queue is full")]
+    QueueFull { wanted: u64, free: u64, limit: u64 },
+    #[error("out of shared memory")]
+    SharedMemory,
+    #[error("could not start {wanted} background jobs at once")]
+    TooFewWorkers { wanted: usize, free: usize },
+    #[error("no background workers are available to pg_background_mgr")]
+    NoWorkers,
+    #[error("cannot launch background jobs during recovery")]
+    InRecovery,
+    #[error("the log of pg_background_mgr is not visible to background jobs yet")]
+    NotCommitted,
+    #[error("could not write file of accepted jobs: {0}")]
+    Spooled(std::io::Error),
+    #[error("background job or batch \"{0}\" does not exist")]
+    NoSuchJob(Text),
+    #[error("no job of \"{0}\" is to be run again")]
+    NothingToRetry(Text),
+    #[error("canceling job due to timeout")]
+    JobTimeout,
+    #[error("execution type must be \"async\" or \"sync\", not \"{0}\"")]
+    ExecType(Text),
+    #[error("no worker is left for the jobs that this job waits for")]
+    Stuck,
+    #[error("progress must be between 0 and 100 percent")]
+    Progress,
+    #[error("invalid input syntax for type uuid: \"{0}\"")]
+    Uuid(Text),
     #[error("{0}")]
     Malformed(#[from] Malformed),
     /// An error of the job itself, or one that the server raised in the worker.
     #[error("the background job failed")]
     Job(Box<Report>),
+}
+
+/// Where in what a caller gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The argument `p_options`.
+    Options,
+    /// The argument `p_jobs`.
+    Jobs,
+    /// A job by its number, from 1.
+    Job(usize),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Options => f.write_str("p_options"),
+            Place::Jobs => f.write_str("p_jobs"),
+            Place::Job(number) => write!(f, "job {number}"),
+        }
+    }
 }
 
 /// A text in the database's encoding, a character for each byte: so it can stand in a format string, and comes out of
@@ -108,15 +178,27 @@ impl Error {
     pub fn sqlstate(&self) -> i32 {
         use Error::*;
         sqlstate(match self {
-            NullArgument(_) => b"22004",
-            EmptySql | QueueTooSmall(_) | QueueTooLarge => b"22023",
-            SqlTooLong(_) | TooDeep => b"54000",
+            QueueFull { .. } => b"53400",
+            SharedMemory => b"53200",
+            TooFewWorkers { .. } | NoWorkers | Stuck => b"53000",
+            InRecovery => b"25006",
+            NotCommitted | NothingToRetry(_) => b"55000",
+            Spooled(_) => b"58030",
+            NoSuchJob(_) => b"42704",
+            JobTimeout => b"57014",
+            Uuid(_) => b"22P02",
+            Progress | ExecType(_) => b"22023",
+            NullArgument(_) | NullQuery(_) => b"22004",
+            EmptySql | NoQuery | EmptyQuery(_) | QueueTooSmall(_) | QueueTooLarge => b"22023",
+            Shape { .. } | UnknownKey { .. } | BadValue { .. } => b"22023",
+            SqlTooLong(_) | QueryTooLong { .. } | TooManyQueries | TooDeep => b"54000",
             RestrictedOperation | ForbiddenProcess(_) | NotOwner => b"42501",
             SegmentsExhausted | SlotsExhausted | NotStarted | PostmasterDied => b"53000",
             NotAttached(_) | RoleGone(_) => b"42704",
             AlreadyRead(_) | GivenUp(_) | BeingRead(_) => b"55000",
             WorkerLost(_) => b"08006",
             SetNotAccepted | CopyIn | BinaryCopyOut => b"0A000",
+            Declaration => b"42P13",
             ColumnCount { .. } | ColumnType { .. } => b"42804",
             Deadlock { .. } => b"40P01",
             OpenBlock => b"25000",
@@ -125,15 +207,21 @@ impl Error {
             Spill => b"58030",
             TempFileLimit(_) => b"53400",
             Malformed(_) => b"XX000",
-            Job(report) => return report.sqlstate,
+            Job(report) | NoCut(report) => return report.sqlstate,
         })
     }
 
     fn detail(&self) -> Option<String> {
         Some(match self {
-            Error::SqlTooLong(length) => {
+            Error::SqlTooLong(length) | Error::QueryTooLong { length, .. } => {
                 format!("It has {length} bytes; a background job may have {MAX_SQL_BYTES}.")
             }
+            Error::QueueFull { wanted, free, limit } => {
+                format!("The jobs need {wanted} bytes, and {free} of {limit} are free.")
+            }
+            Error::TooFewWorkers { free, .. } => format!("{free} workers are free."),
+            Error::TooManyQueries => format!("It may have {MAX_PIECES}."),
+            Error::BadValue { wanted, .. } => wanted.to_string(),
             Error::TooDeep => format!("Jobs may launch jobs {MAX_NESTING} levels deep."),
             Error::Deadlock { detail } => detail.to_string(),
             Error::OpenBlock => "Its work was rolled back, as when a client disconnects.".into(),
@@ -145,7 +233,24 @@ impl Error {
     fn hint(&self) -> Option<String> {
         Some(
             match self {
-                Error::SqlTooLong(_) => "Put the data into a table and let the job read it.",
+                Error::QueueFull { .. } => {
+                    "Wait until jobs have ended, or increase pg_background_mgr.queue_memory_limit."
+                }
+                Error::TooFewWorkers { .. } => "With p_monitor true, jobs wait in a queue until workers are free.",
+                Error::NoWorkers => {
+                    "Increase max_worker_processes or pg_background_mgr.max_workers, or decrease \
+                     pg_background_mgr.reserved_workers."
+                }
+                Error::NotCommitted => "Commit the transaction that created the extension first.",
+                Error::NothingToRetry(_) => "Jobs that have failed, were stopped or lost are run again.",
+                Error::Stuck => {
+                    "All workers run jobs that wait for other jobs. Increase pg_background_mgr.max_workers, or launch \
+                     without waiting."
+                }
+                Error::UnknownKey { keys, .. } => return Some(format!("Known keys are {}.", keys.join(", "))),
+                Error::SqlTooLong(_) | Error::QueryTooLong { .. } => {
+                    "Put the data into a table and let the job read it."
+                }
                 Error::QueueTooLarge => "What does not fit in the queue is kept in memory and in a temporary file.",
                 Error::SegmentsExhausted => "Read or detach the results of jobs that have ended.",
                 Error::SlotsExhausted => "You may need to increase max_worker_processes.",
@@ -154,6 +259,7 @@ impl Error {
                 Error::NotAttached(_) => "A result can be read only in the session that launched the job.",
                 Error::AlreadyRead(_) | Error::GivenUp(_) => "Launch the job again to have its result again.",
                 Error::SetNotAccepted => "Call it in FROM with a column list, or in a select list.",
+                Error::Declaration => "You may need to run ALTER EXTENSION pg_background_mgr UPDATE.",
                 Error::ColumnCount { .. } => "The result is still there to be read with another column list.",
                 Error::ColumnType { .. } => {
                     "The result is still there to be read with another column list. Any column can be read as text."
@@ -176,7 +282,7 @@ impl From<Error> for Report {
         let place = std::panic::Location::caller();
         let file = place.file().rsplit('/').next().unwrap_or_default();
         let (sqlstate, detail, hint) = (error.sqlstate(), error.detail(), error.hint());
-        if let Error::Job(report) = error {
+        if let Error::Job(report) | Error::NoCut(report) = error {
             return *report;
         }
         Report {

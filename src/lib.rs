@@ -20,6 +20,7 @@ mod api;
 mod compat;
 mod error;
 mod ffi;
+mod guc;
 mod job;
 mod protocol;
 mod session;
@@ -30,13 +31,15 @@ use pgrx::prelude::*;
 pgrx::pg_module_magic!();
 
 pgrx::extension_sql_file!("../sql/functions.sql", name = "functions");
-pgrx::extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["functions"], finalize);
+pgrx::extension_sql_file!("../sql/manager.sql", name = "manager", requires = ["functions"]);
+pgrx::extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["manager"], finalize);
 
 /// Runs once in each process that loads the library.
 #[allow(non_snake_case, reason = "the server looks for this name")]
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     ffi::report::filter_log();
+    guc::define();
 }
 
 #[cfg(any(test, feature = "pg_test"))]

@@ -1,10 +1,14 @@
 //! Tests inside one backend: what the wrappers make of the server's structures. Everything with several sessions is in
 //! `tests/`.
 
+mod cut;
+mod rows;
+mod spec;
+
 #[pgrx::pg_schema]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 mod tests {
-    use crate::error::{Error, Text};
+    use crate::error::{Error, Place, Text};
     use crate::ffi::{guc, report, role, session, spi};
     use crate::job::backlog::Backlog;
     use crate::protocol::{sqlstate, Report, ERRCODE_INTERNAL_ERROR};
@@ -103,6 +107,15 @@ mod tests {
         let errors = [
             Error::NullArgument("x"),
             Error::EmptySql,
+            Error::NoQuery,
+            Error::NullQuery(Place::Job(1)),
+            Error::EmptyQuery(Place::Job(1)),
+            Error::QueryTooLong { place: Place::Job(1), length: 1 },
+            Error::TooManyQueries,
+            Error::Shape { place: Place::Jobs, wanted: "x" },
+            Error::UnknownKey { place: Place::Options, key: Text::new(b"x"), keys: &["y"] },
+            Error::BadValue { place: Place::Options, key: "x", wanted: Text::new(b"y") },
+            Error::Declaration,
             Error::SqlTooLong(1),
             Error::QueueTooSmall(1),
             Error::QueueTooLarge,

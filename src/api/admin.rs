@@ -11,6 +11,7 @@ fn grant(call: &Call) -> Result<Value, Error> {
     let schema = spi::select(catalog::SCHEMA).concat();
     spi::execute(&[b"GRANT USAGE ON SCHEMA ", schema.as_slice(), b" TO ", &role].concat());
     spi::execute(&[b"GRANT EXECUTE ON FUNCTION ", interface().as_slice(), b" TO ", &role].concat());
+    spi::execute(&[b"GRANT SELECT ON ", views().as_slice(), b" TO ", &role].concat());
     Ok(Value::Void)
 }
 
@@ -20,11 +21,16 @@ fn grant(call: &Call) -> Result<Value, Error> {
 fn revoke(call: &Call) -> Result<Value, Error> {
     let role = granted_role(call)?;
     spi::execute(&[b"REVOKE EXECUTE ON FUNCTION ", interface().as_slice(), b" FROM ", &role].concat());
+    spi::execute(&[b"REVOKE SELECT ON ", views().as_slice(), b" FROM ", &role].concat());
     Ok(Value::Void)
 }
 
 fn interface() -> Vec<u8> {
     spi::select(catalog::INTERFACE).join(&b", "[..])
+}
+
+fn views() -> Vec<u8> {
+    spi::select(catalog::VIEWS).join(&b", "[..])
 }
 
 /// The role, quoted. Only the extension's owner and superusers may give and take.

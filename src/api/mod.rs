@@ -2,3 +2,5 @@
 
 mod admin;
 mod classic;
+mod manager;
+mod views;

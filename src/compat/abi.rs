@@ -24,6 +24,45 @@ macro_rules! callback {
 }
 pub(crate) use callback;
 
+/// Defines a signal handler. Its body does only what a handler may; `errno` is kept (pqsignal.c).
+macro_rules! signal_handler {
+    (fn $name:ident() $body:block) => {
+        #[cfg(feature = "__ge18")]
+        unsafe extern "C-unwind" fn $name(_signal: std::ffi::c_int) {
+            let _errno = $crate::compat::Errno::keep();
+            $body
+        }
+        #[cfg(not(feature = "__ge18"))]
+        unsafe extern "C" fn $name(_signal: std::ffi::c_int) {
+            let _errno = $crate::compat::Errno::keep();
+            $body
+        }
+    };
+}
+pub(crate) use signal_handler;
+
+/// Puts `errno` back when dropped.
+pub struct Errno(std::ffi::c_int);
+
+extern "C" {
+    #[cfg_attr(target_os = "macos", link_name = "__error")]
+    fn __errno_location() -> *mut std::ffi::c_int;
+}
+
+impl Errno {
+    pub fn keep() -> Self {
+        // SAFETY: gives the address of this thread's errno.
+        Errno(unsafe { *__errno_location() })
+    }
+}
+
+impl Drop for Errno {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { *__errno_location() = self.0 };
+    }
+}
+
 /// A signal handler of the server, as `pqsignal` takes it.
 pub type SignalHandler = pg_sys::pqsigfunc;
 
@@ -53,4 +92,20 @@ pub unsafe fn tuple_desc_attr<'a>(desc: pg_sys::TupleDesc, index: usize) -> &'a 
         let attributes = (&raw mut (*desc).attrs).cast::<pg_sys::FormData_pg_attribute>();
         &*attributes.add(index)
     }
+}
+
+/// The identifier of a transaction as a number.
+pub fn transaction_number(transaction: pg_sys::TransactionId) -> u32 {
+    #[cfg(feature = "__ge18")]
+    return transaction.into_inner();
+    #[cfg(not(feature = "__ge18"))]
+    return transaction;
+}
+
+/// A number as the identifier of a transaction.
+pub fn transaction_id(number: u32) -> pg_sys::TransactionId {
+    #[cfg(feature = "__ge18")]
+    return number.into();
+    #[cfg(not(feature = "__ge18"))]
+    return number;
 }

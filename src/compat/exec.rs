@@ -63,6 +63,19 @@ impl Completion {
     }
 }
 
+/// Parses a text (parser.c).
+///
+/// # Safety
+/// `sql` is a C string.
+pub unsafe fn raw_parse(sql: *const c_char) -> *mut pg_sys::List {
+    #[cfg(not(feature = "__ge14"))]
+    // SAFETY: by contract.
+    return unsafe { pg_sys::raw_parser(sql) };
+    #[cfg(feature = "__ge14")]
+    // SAFETY: by contract.
+    return unsafe { pg_sys::raw_parser(sql, pg_sys::RawParseMode::RAW_PARSE_DEFAULT) };
+}
+
 /// The statements of a parsed text. 12 links them, later servers have an array.
 ///
 /// # Safety

@@ -4,6 +4,7 @@
 //! that is given up takes its branch with it.
 
 mod abi;
+pub mod area;
 pub mod exec;
 pub mod guc;
 pub mod process;

@@ -146,3 +146,17 @@ unsafe fn report_line(level: c_int, text: *const c_char) {
         }
     }
 }
+
+/// Drops the temporary replication slots of this session (slot.c).
+pub fn cleanup_replication_slots() {
+    #[cfg(not(feature = "__ge17"))]
+    // SAFETY: called outside of any use of a slot.
+    unsafe {
+        pg_sys::ReplicationSlotCleanup()
+    };
+    #[cfg(feature = "__ge17")]
+    // SAFETY: as above; false = not only those that a standby synchronizes.
+    unsafe {
+        pg_sys::ReplicationSlotCleanup(false)
+    };
+}

@@ -40,6 +40,23 @@ pub unsafe fn heap_form_minimal_tuple(
     return unsafe { pg_sys::heap_form_minimal_tuple(desc, values.as_ptr(), nulls.as_ptr(), 0) };
 }
 
+/// Forms a tuple (heaptuple.c).
+///
+/// # Safety
+/// `values` and `nulls` have an entry for each attribute of `desc`.
+pub unsafe fn heap_form_tuple(
+    desc: pg_sys::TupleDesc,
+    values: &mut [pg_sys::Datum],
+    nulls: &mut [bool],
+) -> pg_sys::HeapTuple {
+    #[cfg(not(feature = "__ge18"))]
+    // SAFETY: by contract.
+    return unsafe { pg_sys::heap_form_tuple(desc, values.as_mut_ptr(), nulls.as_mut_ptr()) };
+    #[cfg(feature = "__ge18")]
+    // SAFETY: by contract.
+    return unsafe { pg_sys::heap_form_tuple(desc, values.as_ptr(), nulls.as_ptr()) };
+}
+
 /// Brings a value that lies elsewhere into memory; a compressed one stays compressed (detoast.c).
 ///
 /// # Safety

@@ -32,20 +32,51 @@ fn copy_text<const N: usize>(text: &CStr) -> [c_char; N] {
     copy
 }
 
+/// Words that a worker is told when it is registered.
+pub const WORDS: usize = 3;
+
+/// `max_worker_processes`
+pub fn max_worker_processes() -> i32 {
+    // SAFETY: a setting of the server.
+    unsafe { pg_sys::max_worker_processes }
+}
+
+/// The words that this worker was told.
+pub fn told() -> [u64; WORDS] {
+    // SAFETY: a worker has an entry; its extra bytes are what `register` wrote there, or zeros.
+    unsafe {
+        let extra = &(*pg_sys::MyBgworkerEntry).bgw_extra;
+        std::ptr::from_ref(extra).cast::<[u64; WORDS]>().read_unaligned()
+    }
+}
+
+/// How a worker is registered.
+pub struct Registration {
+    pub function: &'static CStr,
+    pub argument: dsm::Handle,
+    pub words: [u64; WORDS],
+    /// Start it again, after so many seconds, when it ends with another status than 0.
+    pub restart_after: Option<i32>,
+}
+
 impl Worker {
-    /// Registers a worker that connects to a database, is never restarted, and wakes this process when its state
-    /// changes. None = no slot is free.
-    pub fn register(library: &CStr, function: &CStr, kind: &CStr, argument: dsm::Handle) -> Option<Self> {
+    /// Registers a worker that connects to a database, and wakes this process when its state changes. None = no slot is
+    /// free.
+    pub fn register(library: &CStr, kind: &CStr, registration: &Registration) -> Option<Self> {
+        let mut extra = [0 as c_char; pg_sys::BGW_EXTRALEN as usize];
+        for (to, from) in extra.iter_mut().zip(registration.words.iter().flat_map(|word| word.to_ne_bytes())) {
+            *to = from as c_char;
+        }
         let mut worker = pg_sys::BackgroundWorker {
             bgw_name: copy_text(kind),
             bgw_type: copy_text(kind),
             bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as i32,
             bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState,
-            bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
+            bgw_restart_time: registration.restart_after.unwrap_or(pg_sys::BGW_NEVER_RESTART),
             bgw_library_name: copy_text(library),
-            bgw_function_name: copy_text(function),
-            bgw_main_arg: argument.to_datum(),
-            bgw_extra: [0; pg_sys::BGW_EXTRALEN as usize],
+            bgw_function_name: copy_text(registration.function),
+            bgw_main_arg: registration.argument.to_datum(),
+            bgw_extra: extra,
             // SAFETY: a variable of this process.
             bgw_notify_pid: unsafe { pg_sys::MyProcPid },
         };
@@ -59,6 +90,16 @@ impl Worker {
             pg_sys::pfree(handle.cast());
             Some(copy)
         }
+    }
+
+    /// As words that any process can keep.
+    pub fn to_words(self) -> [u64; 2] {
+        [self.slot as u64, self.generation]
+    }
+
+    /// From [`to_words`](Self::to_words).
+    pub fn from_words([slot, generation]: [u64; 2]) -> Self {
+        Worker { slot: slot as i32, generation }
     }
 
     fn as_raw(&mut self) -> *mut pg_sys::BackgroundWorkerHandle {

@@ -11,6 +11,9 @@ use std::sync::atomic::AtomicU64;
 pub struct Handle(u32);
 
 impl Handle {
+    /// Names none.
+    pub const NONE: Handle = Handle(0);
+
     /// As the argument of a background worker.
     pub fn to_datum(self) -> pg_sys::Datum {
         pg_sys::Datum::from(self.0)

@@ -28,3 +28,23 @@ callback! {
         }
     }
 }
+
+/// Ends this process with a status.
+pub fn now(status: c_int) -> ! {
+    // SAFETY: runs the server's own callbacks and ends the process; nothing above needs a Drop any more.
+    unsafe { pg_sys::proc_exit(status) };
+    #[allow(unreachable_code, reason = "not every binding says that it does not return")]
+    std::process::abort()
+}
+
+/// Is the server going down without having told anybody? (pmsignal.c)
+pub fn is_postmaster_gone() -> bool {
+    mod server {
+        #![allow(non_snake_case, reason = "the server's name")]
+        extern "C" {
+            pub fn PostmasterIsAliveInternal() -> bool;
+        }
+    }
+    // SAFETY: looks at a pipe, and cannot raise.
+    unsafe { !server::PostmasterIsAliveInternal() }
+}

@@ -2,11 +2,12 @@
 
 use super::memory::Switch;
 use super::report::{self, Log, Raised};
-use super::tuple::TupleDesc;
+use super::tuple::{Output, TupleDesc};
+use super::typed_rows::TypedRows;
 use crate::error::Error;
 use crate::protocol::Report;
 use pgrx::pg_sys;
-use std::ffi::c_int;
+use std::ffi::{c_char, c_int};
 
 /// Defines the symbols that `CREATE FUNCTION … LANGUAGE c` looks for. `$body` is a
 /// `fn(&Call) -> Result<Value, Error>`.
@@ -31,6 +32,7 @@ pub(crate) use sql_function;
 pub enum Value {
     Void,
     Int(i32),
+    BigInt(i64),
 }
 
 enum Outcome {
@@ -43,6 +45,7 @@ pub fn call(fcinfo: pg_sys::FunctionCallInfo, body: fn(&Call) -> Result<Value, E
     let run = || match report::catch_call(|| body(&Call(fcinfo))) {
         Ok(Ok(Value::Void)) => Outcome::Return(pg_sys::Datum::from(0_usize)),
         Ok(Ok(Value::Int(value))) => Outcome::Return(pg_sys::Datum::from(value)),
+        Ok(Ok(Value::BigInt(value))) => Outcome::Return(pg_sys::Datum::from(value)),
         Ok(Err(error)) => {
             let log = if matches!(error, Error::Job(_)) { Log::Done } else { Log::Here };
             Outcome::Raise(Raised::new(&Report::from(error), log))
@@ -75,23 +78,75 @@ impl Call {
         self.argument(index).map(|datum| datum.value() as i32)
     }
 
+    /// An `int8` argument; none = NULL.
+    pub fn int8(&self, index: usize) -> Option<i64> {
+        self.argument(index).map(|datum| datum.value() as i64)
+    }
+
+    /// A `bool` argument; none = NULL.
+    pub fn bool(&self, index: usize) -> Option<bool> {
+        self.argument(index).map(|datum| datum.value() as u8 != 0)
+    }
+
     /// A `text` argument in the database's encoding; none = NULL.
     pub fn text(&self, index: usize) -> Option<Vec<u8>> {
-        // SAFETY: the SQL declaration makes the argument a text; the copy is detoasted, whatever its header was.
-        self.argument(index).map(|datum| unsafe {
-            let text = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
-            let bytes = std::slice::from_raw_parts(
-                pgrx::varlena::vardata_any(text).cast::<u8>(),
-                pgrx::varlena::varsize_any_exhdr(text),
-            );
-            bytes.to_vec()
-        })
+        // SAFETY: the SQL declaration makes the argument a text.
+        self.argument(index).map(|datum| unsafe { text_bytes(datum) })
+    }
+
+    /// A `text[]` argument, element by element, whatever its dimensions; none = NULL.
+    pub fn text_array(&self, index: usize) -> Option<Vec<Option<Vec<u8>>>> {
+        let datum = self.argument(index)?;
+        let (mut values, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        // SAFETY: the SQL declaration makes the argument a text[]; the server gives `count` values and flags.
+        unsafe {
+            let array = pg_sys::pg_detoast_datum(datum.cast_mut_ptr()).cast::<pg_sys::ArrayType>();
+            let (length, align) = (-1, b'i' as c_char); // those of text
+            let type_oid = pg_sys::TEXTOID;
+            pg_sys::deconstruct_array(array, type_oid, length, false, align, &mut values, &mut nulls, &mut count);
+            let element = |at| (!*nulls.add(at)).then(|| text_bytes(*values.add(at)));
+            Some((0..count as usize).map(element).collect())
+        }
+    }
+
+    /// A `jsonb` argument as text, in the database's encoding; none = NULL.
+    pub fn jsonb(&self, index: usize) -> Option<Vec<u8>> {
+        self.argument(index).map(|datum| Output::of(pg_sys::JSONBOID).to_bytes(datum))
+    }
+
+    /// A `uuid` argument; none = NULL.
+    pub fn uuid(&self, index: usize) -> Option<[u8; 16]> {
+        // SAFETY: the SQL declaration makes the argument a uuid: a pointer to its 16 bytes (uuid.h).
+        self.argument(index).map(|datum| unsafe { datum.cast_mut_ptr::<[u8; 16]>().read() })
+    }
+
+    /// An `interval` argument in microseconds, as [`interval`](super::interval) counts them; none = NULL.
+    pub fn interval(&self, index: usize) -> Option<i64> {
+        // SAFETY: the SQL declaration makes the argument an interval: a pointer to one.
+        self.argument(index).map(|datum| unsafe { super::interval::from_datum(datum) })
     }
 
     /// A `name` argument; none = NULL.
     pub fn name(&self, index: usize) -> Option<Vec<u8>> {
         // SAFETY: the SQL declaration makes the argument a name: zero-terminated within NAMEDATALEN bytes.
         self.argument(index).and_then(|datum| unsafe { super::memory::copy_c_string(datum.cast_mut_ptr()) })
+    }
+
+    /// Prepares the call to return a set of rows with the columns of its own declaration.
+    ///
+    /// # Errors
+    /// [`Error::SetNotAccepted`] (0A000) if the caller cannot take one, [`Error::Declaration`] (42P13) if the
+    /// declaration lists no columns.
+    pub fn typed_rows(&self) -> Result<TypedRows, Error> {
+        let rows = self.rows()?;
+        let mut desc = std::ptr::null_mut();
+        // SAFETY: the server passes a valid call; the descriptor is made in memory that lives as long as the query.
+        let class = rows.for_query(|| unsafe { pg_sys::get_call_result_type(self.0, std::ptr::null_mut(), &mut desc) });
+        if class != pg_sys::TypeFuncClass::TYPEFUNC_COMPOSITE || desc.is_null() {
+            return Err(Error::Declaration);
+        }
+        // SAFETY: as above.
+        Ok(TypedRows::new(rows, unsafe { TupleDesc::from_raw(desc) }))
     }
 
     /// Prepares the call to return a set of rows as a whole.
@@ -110,6 +165,17 @@ impl Call {
             }
             Ok(Rows { info, store: std::ptr::null_mut() })
         }
+    }
+}
+
+/// # Safety
+/// `datum` is a `text`.
+pub(super) unsafe fn text_bytes(datum: pg_sys::Datum) -> Vec<u8> {
+    // SAFETY: by contract; the copy is detoasted, whatever its header was.
+    unsafe {
+        let text = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+        let start = pgrx::varlena::vardata_any(text).cast::<u8>();
+        std::slice::from_raw_parts(start, pgrx::varlena::varsize_any_exhdr(text)).to_vec()
     }
 }
 

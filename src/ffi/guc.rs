@@ -73,8 +73,11 @@ fn take_int(rest: &mut &[u8]) -> Option<i32> {
 
 /// Makes a setting in a worker as the launcher had it. A transaction is open. A value that cannot be set is the
 /// server's own error; if it belongs to an extension, only a warning, as it is when the server loads the extension and
-/// finds that whoever set it was not allowed to.
-pub fn restore(setting: &Setting) {
+/// finds that whoever set it was not allowed to. `may_reset`: it is to be undone by RESET ALL, whoever made it.
+pub fn restore(setting: &Setting, may_reset: bool) {
+    use pg_sys::GucSource::PGC_S_SESSION;
+    let made_by_session = Setting { source: PGC_S_SESSION as i32, ..setting.clone() };
+    let setting = if may_reset { &made_by_session } else { setting };
     let level = if setting.name.contains(&b'.') { pg_sys::WARNING } else { pg_sys::PGERROR };
 
     let (Ok(name), Ok(value)) = (CString::new(setting.name.as_slice()), CString::new(setting.value.as_slice())) else {
@@ -113,4 +116,80 @@ pub fn load_libraries(mut libraries: Vec<u8>) {
 fn is_of_session(source: u32) -> bool {
     use pg_sys::GucSource::{PGC_S_CLIENT, PGC_S_INTERACTIVE, PGC_S_SESSION};
     [PGC_S_CLIENT, PGC_S_INTERACTIVE, PGC_S_SESSION].contains(&source)
+}
+
+/// Reads the configuration again (guc-file.l).
+pub fn reload() {
+    // SAFETY: called between two jobs, outside of a transaction.
+    unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+}
+
+/// A setting of this library: the server writes it, we read it.
+pub struct IntSetting(std::sync::atomic::AtomicI32);
+
+impl IntSetting {
+    /// With its default.
+    pub const fn new(value: i32) -> Self {
+        IntSetting(std::sync::atomic::AtomicI32::new(value))
+    }
+
+    pub fn get(&self) -> i32 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+/// Who may change a setting, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// In the configuration of the server: the same for all sessions.
+    Server,
+    /// Superusers, also for one session, role or database.
+    Superuser,
+}
+
+/// What a setting counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    None,
+    Kilobytes,
+    Milliseconds,
+    Seconds,
+}
+
+/// Tells the server of a setting. `bounds` are inclusive.
+pub fn define_int(
+    name: &'static std::ffi::CStr,
+    short: &'static std::ffi::CStr,
+    long: &'static std::ffi::CStr,
+    setting: &'static IntSetting,
+    bounds: (i32, i32),
+    scope: Scope,
+    unit: Unit,
+) {
+    use pg_sys::GucContext::{PGC_SIGHUP, PGC_SUSET};
+    let context = if scope == Scope::Server { PGC_SIGHUP } else { PGC_SUSET };
+    let flags = match unit {
+        Unit::None => 0,
+        Unit::Kilobytes => pg_sys::GUC_UNIT_KB,
+        Unit::Milliseconds => pg_sys::GUC_UNIT_MS,
+        Unit::Seconds => pg_sys::GUC_UNIT_S,
+    };
+    // SAFETY: the texts and the variable live as long as the library, which is never unloaded; an atomic has the layout
+    // of its number.
+    unsafe {
+        pg_sys::DefineCustomIntVariable(
+            name.as_ptr(),
+            short.as_ptr(),
+            if long.is_empty() { std::ptr::null() } else { long.as_ptr() },
+            setting.0.as_ptr(),
+            setting.get(),
+            bounds.0,
+            bounds.1,
+            context,
+            flags as i32,
+            None,
+            None,
+            None,
+        );
+    }
 }

@@ -1,8 +1,11 @@
 //! Interrupts: cancel, termination, barriers (miscadmin.h, postgres.c).
 
-use crate::compat::process;
+use crate::compat::{process, signal_handler};
 use pgrx::pg_sys;
+use std::cell::Cell;
 use std::ffi::c_int;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Serves what is pending (`CHECK_FOR_INTERRUPTS`). May raise, may end the process.
 pub fn check() {
@@ -33,11 +36,119 @@ impl Drop for CancelHeld {
     }
 }
 
+/// How much too early a timer may be.
+const TIMER_SLACK: Duration = Duration::from_millis(10);
+const SIGHUP: c_int = 1;
+const SIGTERM: c_int = 15;
+
+/// The process is to end when it can.
+static IS_ENDING: AtomicBool = AtomicBool::new(false);
+/// The configuration is to be read again.
+static IS_STALE: AtomicBool = AtomicBool::new(false);
+/// A job runs.
+static IN_JOB: AtomicBool = AtomicBool::new(false);
+/// The process is a worker that runs one job after the other.
+static IS_LASTING: AtomicBool = AtomicBool::new(false);
+
+/// Makes a worker that runs one job after the other take signals: SIGTERM cancels its job, so that what came of it can
+/// be written down, and ends the process then; SIGHUP has it read the configuration between two jobs. To be called when
+/// it has logged in; until then [`take_signals`] holds.
+pub fn take_signals_between_jobs() {
+    IS_LASTING.store(true, Ordering::Relaxed);
+    // SAFETY: the handlers do what handlers may: they set flags and a latch.
+    unsafe {
+        process::set_signal_handler(SIGTERM, Some(on_terminate));
+        process::set_signal_handler(SIGHUP, Some(on_reload));
+    }
+}
+
+signal_handler! {
+    fn on_terminate() {
+        // SAFETY: flags of this process that its handlers may set; the latch is its own.
+        unsafe {
+            if IS_ENDING.swap(true, Ordering::Relaxed) {
+                (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
+            } else if IN_JOB.load(Ordering::Relaxed) {
+                (&raw mut pg_sys::QueryCancelPending).write_volatile(1 as _);
+            }
+            (&raw mut pg_sys::InterruptPending).write_volatile(1 as _);
+            pg_sys::SetLatch(pg_sys::MyLatch);
+        }
+    }
+}
+
+signal_handler! {
+    fn on_reload() {
+        IS_STALE.store(true, Ordering::Relaxed);
+        // SAFETY: the latch is this process's own.
+        unsafe { pg_sys::SetLatch(pg_sys::MyLatch) };
+    }
+}
+
+/// Is the process to end when it can?
+pub fn is_ending() -> bool {
+    IS_ENDING.load(Ordering::Relaxed)
+}
+
+/// Is the configuration to be read again? Asked once.
+pub fn take_stale() -> bool {
+    IS_STALE.swap(false, Ordering::Relaxed)
+}
+
+thread_local! {
+    /// When the time of the job is over.
+    static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// The job must end then.
+pub fn set_deadline(deadline: Option<Instant>) {
+    DEADLINE.set(deadline);
+}
+
+/// Is the job's time over? The server's timers may be a little early.
+pub fn is_late() -> bool {
+    DEADLINE.get().is_some_and(|deadline| Instant::now() + TIMER_SLACK >= deadline)
+}
+
+/// A job begins: what was to cancel the one before does not reach it.
+pub fn begin_job() {
+    IN_JOB.store(true, Ordering::Relaxed);
+    // SAFETY: a flag of this process.
+    unsafe { (&raw mut pg_sys::QueryCancelPending).write_volatile(0 as _) };
+}
+
+/// The job has ended, nothing of it can be cancelled any more.
+pub fn end_job() {
+    IN_JOB.store(false, Ordering::Relaxed);
+    DEADLINE.set(None);
+    // A signal that was sent before this process is here arrives on the way out of a system call at the latest.
+    std::thread::yield_now();
+    // SAFETY: flags of this process.
+    unsafe {
+        (&raw mut pg_sys::QueryCancelPending).write_volatile(0 as _);
+        if IS_LASTING.load(Ordering::Relaxed) {
+            (&raw mut pg_sys::ProcDiePending).write_volatile(0 as _);
+        }
+    }
+}
+
+/// An error is on its way. A job that catches the cancel of a worker that is to end, or that of its own time limit, does
+/// not go on: the next safe point
+/// ends the process. One that does not is over before there is a safe point.
+pub fn error_seen() {
+    if IN_JOB.load(Ordering::Relaxed) && (IS_ENDING.load(Ordering::Relaxed) || is_late()) {
+        // SAFETY: flags of this process.
+        unsafe {
+            (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
+            (&raw mut pg_sys::InterruptPending).write_volatile(1 as _);
+        }
+    }
+}
+
 /// Makes this background worker take signals as a session does: SIGTERM ends it at the next safe point. SIGINT and
 /// SIGUSR1 are so already; SIGHUP is ignored, as one text never sees two configurations (bgworker.c,
 /// `BackgroundWorkerMain`).
 pub fn take_signals() {
-    const SIGTERM: c_int = 15;
     // SAFETY: the server's own handler; signals are blocked until the last line.
     unsafe {
         process::set_signal_handler(SIGTERM, process::terminate_handler());

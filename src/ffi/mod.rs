@@ -9,23 +9,31 @@
 //! |---|---|---|
 //! | [`memory::Switch`] | the frame | switches back, also while unwinding |
 //! | [`interrupt::CancelHeld`] | the frame | lets cancels in again, also while unwinding |
+//! | `parser::Quiet` | the frame | shows and logs messages again, also while unwinding |
 //! | [`spill::TempFileUnlimited`] | the frame | lets `temp_file_limit` bind again, also while unwinding |
 //! | [`memory::Context`] | the value | deletes the context, unless unwinding |
 //! | [`dsm::Segment`], [`shm_mq::Receiver`], [`shm_mq::Sender`] | the process | nothing; `close` releases, exit does too |
 //! | [`spill::File`] | the process | closes the file, unless unwinding |
 
+pub mod area;
 pub mod bgworker;
 pub mod client;
 pub mod dsm;
 pub mod exit;
+pub mod file;
 pub mod fmgr;
 pub mod guc;
 pub mod interrupt;
+pub mod interval;
+pub mod json;
 pub mod latch;
 pub mod lock;
 pub mod memory;
+pub mod parser;
+pub mod process;
 pub mod process_local;
 pub mod report;
+pub mod reset;
 pub mod role;
 pub mod row_reader;
 pub mod row_writer;
@@ -36,6 +44,7 @@ pub mod spill;
 pub mod statement;
 pub mod transaction;
 pub mod tuple;
+pub mod typed_rows;
 pub mod wait_graph;
 
 /// `#[pg_guard]` on foreign functions expands to this path.

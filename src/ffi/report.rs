@@ -16,6 +16,9 @@ use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 /// `ERROR` of this server.
 pub const ERROR: i32 = pg_sys::PGERROR as i32;
 
+/// `NOTICE` of this server.
+pub const NOTICE: i32 = pg_sys::NOTICE as i32;
+
 /// Raw, so that the error that is raised keeps what it carries: a guard of pgrx 0.18.1 would reduce it.
 mod raw {
     use pgrx::pg_sys;
@@ -228,6 +231,11 @@ pub fn catch_call<T>(body: impl FnOnce() -> T) -> Result<T, Box<Captured>> {
     outcome
 }
 
+/// Raises a caught error again, from inside Rust.
+pub fn raise(captured: Captured) {
+    emit(&captured.report, Log::Here);
+}
+
 /// Runs `body`; if it raises, runs `rescue` and lets the error go on.
 pub fn on_error<T>(body: impl FnOnce() -> T, rescue: impl FnOnce()) -> T {
     attempt(body).unwrap_or_else(|error| {
@@ -316,7 +324,10 @@ fn capture(errors: bool, notices: bool) {
         captured
     };
     match captured {
-        Some(captured) if captured.report.level >= ERROR => LAST_ERROR.set(Some(captured)),
+        Some(captured) if captured.report.level >= ERROR => {
+            LAST_ERROR.set(Some(captured));
+            super::interrupt::error_seen();
+        }
         Some(captured) => {
             if let Some(on_notice) = ON_NOTICE.get() {
                 on_notice(captured.report);

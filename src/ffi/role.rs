@@ -54,6 +54,16 @@ pub fn has_rights_of(member: u32, role: u32) -> bool {
     unsafe { pg_sys::has_privs_of_role(member.into(), role.into()) }
 }
 
+/// Has the role the rights of `pg_read_all_stats`? (pg_authid.dat)
+pub fn reads_all_stats(role: u32) -> bool {
+    has_rights_of(role, 3375)
+}
+
+/// Has the role the rights of `pg_signal_backend`? (pg_authid.dat)
+pub fn signals_backends(role: u32) -> bool {
+    has_rights_of(role, 4200)
+}
+
 /// Runs `body` with the rights of the superuser that owns the cluster. Only for constant SQL that names everything with
 /// its schema. An error leaves the rights raised until the transaction is aborted, which the server does next.
 pub fn as_cluster_owner<T>(body: impl FnOnce() -> T) -> T {

@@ -17,6 +17,12 @@ pub fn database() -> u32 {
     oid_to_u32(unsafe { pg_sys::MyDatabaseId })
 }
 
+/// The encoding of this session's database.
+pub fn encoding() -> u32 {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::GetDatabaseEncoding() as u32 }
+}
+
 /// `deadlock_timeout`
 pub fn deadlock_timeout() -> Duration {
     // SAFETY: a setting of this process, in milliseconds.
@@ -76,6 +82,22 @@ pub fn clip(text: &[u8], limit: usize) -> &[u8] {
     // SAFETY: reads at most that many bytes.
     let length = unsafe { pg_sys::pg_mbcliplen(text.as_ptr().cast(), text.len() as i32, limit as i32) };
     text.get(..length.max(0) as usize).unwrap_or_default()
+}
+
+/// Number of characters of a text (mbutils.c).
+pub fn characters(text: &[u8]) -> usize {
+    // SAFETY: reads at most that many bytes.
+    unsafe { pg_sys::pg_mbstrlen_with_len(text.as_ptr().cast(), text.len() as i32) }.max(0) as usize
+}
+
+/// Bytes that the first characters of a text take (mbutils.c).
+pub fn bytes_of_characters(text: &[u8], characters: usize) -> usize {
+    if text.get(..characters).is_some_and(<[u8]>::is_ascii) {
+        return characters;
+    }
+    let characters = characters.min(text.len()) as i32;
+    // SAFETY: reads at most that many bytes.
+    unsafe { pg_sys::pg_mbcharcliplen(text.as_ptr().cast(), text.len() as i32, characters) }.max(0) as usize
 }
 
 /// Is the text valid in the database's encoding?

@@ -1,8 +1,12 @@
 //! SQL that the extension itself runs (spi.c).
 
 use super::memory::copy_c_string;
+use super::typed_rows::Cell;
 use pgrx::pg_sys;
 use std::ffi::CString;
+
+/// Texts of the columns of a row; none = NULL.
+pub type Row = Vec<Option<Vec<u8>>>;
 
 /// Runs a text that only looks, and gives the first column of its rows as text.
 pub fn select(sql: &str) -> Vec<Vec<u8>> {
@@ -45,4 +49,116 @@ pub fn quote_identifier(name: &[u8]) -> Vec<u8> {
     let name = CString::new(name).unwrap_or_default();
     // SAFETY: gives back its argument or a copy, both C strings.
     unsafe { copy_c_string(pg_sys::quote_identifier(name.as_ptr())) }.unwrap_or_default()
+}
+
+/// A statement with parameters, planned once and kept for the life of the process.
+pub struct Plan(pg_sys::SPIPlanPtr);
+
+impl Plan {
+    /// Prepares a statement whose parameters have the types of these values. Inside a transaction.
+    pub fn prepare(sql: &[u8], parameters: &[Cell]) -> Self {
+        let sql = CString::new(sql).unwrap_or_default();
+        let mut types: Vec<pg_sys::Oid> =
+            parameters.iter().map(|cell| cell.type_oid().unwrap_or(pg_sys::TEXTOID)).collect();
+        // SAFETY: connect and finish are paired; a kept plan belongs to the process.
+        unsafe {
+            pg_sys::SPI_connect();
+            let plan = pg_sys::SPI_prepare(sql.as_ptr(), types.len() as i32, types.as_mut_ptr());
+            if !plan.is_null() {
+                pg_sys::SPI_keepplan(plan);
+            }
+            pg_sys::SPI_finish();
+            Plan(plan)
+        }
+    }
+
+    /// One that does nothing.
+    pub const fn none() -> Self {
+        Plan(std::ptr::null_mut())
+    }
+
+    /// Runs it, with a snapshot of its own; gives its rows as texts.
+    pub fn run(&self, parameters: &[Cell]) -> Vec<Row> {
+        if self.0.is_null() {
+            return Vec::new();
+        }
+        // SAFETY: the values have the types that the plan was prepared with; they live in the caller's memory.
+        unsafe {
+            let mut values: Vec<pg_sys::Datum> = parameters.iter().map(Cell::to_datum).collect();
+            let nulls: Vec<std::ffi::c_char> =
+                parameters.iter().map(|cell| if *cell == Cell::Null { b'n' } else { b' ' } as _).collect();
+            pg_sys::SPI_connect();
+            // Between statements there is none; the statement takes one of its own on top.
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            pg_sys::SPI_execute_plan(self.0, values.as_mut_ptr(), nulls.as_ptr(), false, 0);
+            pg_sys::PopActiveSnapshot();
+            let rows = rows();
+            pg_sys::SPI_finish();
+            rows
+        }
+    }
+}
+
+/// Runs a text once; gives its rows as texts. `latest`: as things are now, even in a transaction with an older snapshot.
+pub fn query(sql: &[u8], parameters: &[Cell], latest: bool) -> Vec<Row> {
+    // SAFETY: connected while this runs.
+    query_with(sql, parameters, latest, |_| unsafe { rows() })
+}
+
+/// The same with the server's own table of rows.
+pub(super) fn query_with<T>(
+    sql: &[u8],
+    parameters: &[Cell],
+    latest: bool,
+    take: impl FnOnce(*mut pg_sys::SPITupleTable) -> T,
+) -> T {
+    let sql = CString::new(sql).unwrap_or_default();
+    let mut types: Vec<pg_sys::Oid> =
+        parameters.iter().map(|cell| cell.type_oid().unwrap_or(pg_sys::TEXTOID)).collect();
+    // SAFETY: connect and finish are paired, so are push and pop; an error in between is cleaned up with the
+    // transaction.
+    unsafe {
+        let mut values: Vec<pg_sys::Datum> = parameters.iter().map(Cell::to_datum).collect();
+        let nulls: Vec<std::ffi::c_char> =
+            parameters.iter().map(|cell| if *cell == Cell::Null { b'n' } else { b' ' } as _).collect();
+        pg_sys::SPI_connect();
+        let snapshot = if latest { pg_sys::GetLatestSnapshot() } else { pg_sys::GetTransactionSnapshot() };
+        pg_sys::PushActiveSnapshot(snapshot);
+        pg_sys::SPI_execute_with_args(
+            sql.as_ptr(),
+            types.len() as i32,
+            types.as_mut_ptr(),
+            values.as_mut_ptr(),
+            nulls.as_ptr(),
+            latest,
+            0,
+        );
+        pg_sys::PopActiveSnapshot();
+        let value = take(pg_sys::SPI_tuptable);
+        pg_sys::SPI_finish();
+        value
+    }
+}
+
+/// The rows of the statement that ran last.
+///
+/// # Safety
+/// Connected.
+unsafe fn rows() -> Vec<Row> {
+    // SAFETY: by contract; the table is null or that of the last statement, columns are numbered from 1.
+    unsafe {
+        let table = pg_sys::SPI_tuptable;
+        if table.is_null() {
+            return Vec::new();
+        }
+        let columns = (*(*table).tupdesc).natts;
+        (0..pg_sys::SPI_processed as usize)
+            .map(|row| {
+                let tuple = *(*table).vals.add(row);
+                (1..=columns)
+                    .map(|column| copy_c_string(pg_sys::SPI_getvalue(tuple, (*table).tupdesc, column)))
+                    .collect()
+            })
+            .collect()
+    }
 }

@@ -58,6 +58,11 @@ impl<'a> Text<'a> {
     }
 }
 
+/// Frees what the last text took, also after an error.
+pub fn forget() {
+    Text::forget();
+}
+
 /// One statement of a text.
 #[derive(Clone, Copy)]
 pub struct Statement<'a> {
@@ -70,6 +75,15 @@ impl Statement<'_> {
     pub fn is_transaction_control(&self) -> bool {
         // SAFETY: a parsed statement has a node.
         unsafe { (*(*self.raw).stmt).type_ == pg_sys::NodeTag::T_TransactionStmt }
+    }
+
+    /// Does the statement do nothing but commit the transaction block that is open?
+    pub fn is_plain_commit(&self) -> bool {
+        self.is_transaction_control() && {
+            // SAFETY: the node is a TransactionStmt.
+            let statement = unsafe { &*(*self.raw).stmt.cast::<pg_sys::TransactionStmt>() };
+            statement.kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT && !statement.chain
+        }
     }
 
     /// Does `log_statement` want it in the log? (postgres.c, `check_log_statement`)
@@ -178,6 +192,24 @@ pub fn announce(sql: &'static CStr) {
         pg_sys::debug_query_string = sql.as_ptr();
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, sql.as_ptr());
     }
+}
+
+/// As [`announce`], for a text that is freed later; [`announce_idle`] comes before that.
+///
+/// The text is kept until the next call.
+pub fn announce_kept(sql: std::ffi::CString) -> &'static CStr {
+    use super::process_local::{slot, ProcessLocal, Slot};
+    thread_local! {
+        static KEPT: Slot<Option<Box<CStr>>> = const { slot(None) };
+    }
+    // SAFETY: the text before is shown by nobody any more: announce_idle has taken it away.
+    unsafe { pg_sys::debug_query_string = std::ptr::null() };
+    KEPT.set(Some(sql.into_boxed_c_str()));
+    let sql = KEPT.with_borrow(|kept| kept.as_deref().map_or(c"".as_ptr(), CStr::as_ptr));
+    // SAFETY: kept until the next call.
+    let sql = unsafe { CStr::from_ptr(sql) };
+    announce(sql);
+    sql
 }
 
 /// Tells everybody that this worker has nothing to do.

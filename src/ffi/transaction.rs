@@ -1,5 +1,6 @@
 //! Transactions (xact.c, postgres.c).
 
+use crate::compat;
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::c_int;
@@ -56,9 +57,14 @@ pub fn in_block() -> bool {
 }
 
 /// Starts `statement_timeout` for the next statement, unless it runs already (postgres.c, `enable_statement_timeout`).
-pub fn start_statement_timeout() {
+/// `left` = milliseconds that the whole job still has, if they are bounded.
+pub fn start_statement_timeout(left: Option<i64>) {
     // SAFETY: a setting of this process.
     let timeout = unsafe { pg_sys::StatementTimeout };
+    let timeout = match left.map(|left| left.clamp(1, i64::from(i32::MAX)) as i32) {
+        Some(left) if timeout <= 0 || left < timeout => left,
+        _ => timeout,
+    };
     if timeout <= 0 {
         stop_statement_timeout();
     } else if !STATEMENT_TIMER.replace(true) {
@@ -92,4 +98,112 @@ pub fn recover() {
         pg_sys::jit_reset_after_error();
         pg_sys::InterruptHoldoffCount -= 1;
     }
+}
+
+/// Lets the transaction write, whatever the session's default is. For the extension's own transactions.
+pub fn allow_writes() {
+    // SAFETY: a variable of this process; in recovery nothing can write, and nobody asks.
+    unsafe { pg_sys::XactReadOnly = false };
+}
+
+/// Makes this transaction see what is committed when each statement starts, whatever the session's default is. Before
+/// its first snapshot.
+pub fn read_committed() {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::XactIsoLevel = pg_sys::XACT_READ_COMMITTED as c_int };
+}
+
+/// Puts `lock_timeout` back, also while unwinding.
+struct LockTimeout(c_int);
+
+impl LockTimeout {
+    /// For waits that begin now; milliseconds.
+    fn set(milliseconds: c_int) -> Self {
+        // SAFETY: a variable of this process, which the server reads when it begins to wait for a lock.
+        LockTimeout(unsafe { std::ptr::replace(&raw mut pg_sys::LockTimeout, milliseconds) })
+    }
+}
+
+impl Drop for LockTimeout {
+    fn drop(&mut self) {
+        // SAFETY: a variable of this process.
+        unsafe { pg_sys::LockTimeout = self.0 };
+    }
+}
+
+/// Runs `body`; its waits for locks end after so many milliseconds.
+pub fn with_lock_timeout<T>(milliseconds: c_int, body: impl FnOnce() -> T) -> T {
+    let _timeout = LockTimeout::set(milliseconds);
+    body()
+}
+
+/// Must the transaction not write?
+pub fn is_read_only() -> bool {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::XactReadOnly }
+}
+
+/// Is the server a standby?
+pub fn in_recovery() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
+/// Makes the commit of this transaction wait until it is on disk, whatever `synchronous_commit` says (xact.c).
+#[allow(non_snake_case, reason = "the server's name")]
+pub fn force_sync_commit() {
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" {
+        fn ForceSyncCommit();
+    }
+    // SAFETY: writes a variable of this process.
+    unsafe { ForceSyncCommit() };
+}
+
+/// Runs `body` in a subtransaction: what it did is undone if it raises. Waits for locks end after `lock_timeout`
+/// milliseconds.
+///
+/// # Errors
+/// The report of the error.
+pub fn attempt<T>(lock_timeout: c_int, body: impl FnOnce() -> T) -> Result<T, Box<super::report::Captured>> {
+    // SAFETY: inside a transaction; memory context and resource owner are put back as plpgsql does (pl_exec.c,
+    // exec_stmt_block).
+    unsafe {
+        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        let _timeout = LockTimeout::set(lock_timeout);
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::CurrentMemoryContext = context;
+        let outcome = super::report::catch_call(|| {
+            let value = body();
+            pg_sys::ReleaseCurrentSubTransaction();
+            value
+        });
+        if outcome.is_err() {
+            pg_sys::RollbackAndReleaseCurrentSubTransaction();
+        }
+        pg_sys::CurrentMemoryContext = context;
+        pg_sys::CurrentResourceOwner = owner;
+        outcome
+    }
+}
+
+/// This transaction, which writes.
+pub fn current_id() -> u32 {
+    // SAFETY: inside a transaction.
+    compat::transaction_number(unsafe { pg_sys::GetCurrentTransactionId() })
+}
+
+/// Does the statement that runs see what this transaction has committed?
+pub fn is_visible(transaction: u32) -> bool {
+    // SAFETY: a statement runs, so it has a snapshot; it is only read.
+    unsafe {
+        !pg_sys::ActiveSnapshotSet()
+            || !pg_sys::XidInMVCCSnapshot(compat::transaction_id(transaction), pg_sys::GetActiveSnapshot())
+    }
+}
+
+/// Is this a transaction, or a subtransaction, that is open in this session?
+pub fn is_own(transaction: u32) -> bool {
+    // SAFETY: reads this process's state.
+    unsafe { pg_sys::TransactionIdIsCurrentTransactionId(compat::transaction_id(transaction)) }
 }

@@ -140,6 +140,12 @@ impl Output {
             pg_sys::Datum::from(pg_sys::cstring_to_text(text))
         }
     }
+
+    /// The value as text.
+    pub(super) fn to_bytes(self, value: pg_sys::Datum) -> Vec<u8> {
+        // SAFETY: as above.
+        unsafe { super::memory::copy_c_string(pg_sys::OidOutputFunctionCall(self.0, value)) }.unwrap_or_default()
+    }
 }
 
 /// A row of one `text` column, as [`RowWriter`](super::row_writer::RowWriter) would write it.

@@ -62,3 +62,22 @@ pub const INTERFACE: &str = "SELECT pg_catalog.format('%I.%I(%s)', n.nspname, p.
 pub const SCHEMA: &str = "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension AS e \
      JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
      WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";
+
+/// The transaction that wrote the extension's row.
+pub const EXTENSION_XMIN: &str = "SELECT xmin FROM pg_catalog.pg_extension \
+     WHERE extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";
+
+/// Where the client of this session is; a local one is at 127.0.0.1.
+pub const CLIENT_ADDRESS: &str =
+    "SELECT COALESCE(pg_catalog.host(pg_catalog.inet_client_addr()), '127.0.0.1'::pg_catalog.text)";
+
+/// The views that users read, ready for GRANT.
+pub const VIEWS: &str = "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_depend AS d \
+     JOIN pg_catalog.pg_extension AS e ON e.oid OPERATOR(pg_catalog.=) d.refobjid \
+     JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) d.objid \
+     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name \
+     AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
+     AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
+     AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\" \
+     AND c.relkind OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\" ORDER BY 1";

@@ -3,7 +3,13 @@
 pub mod backlog;
 pub mod catalog;
 pub mod channel;
+pub mod cut;
+pub mod log;
 pub mod nesting;
+pub mod pool;
+pub mod registry;
+pub mod spec;
+pub mod spool;
 
 use std::ffi::CStr;
 
@@ -13,3 +19,5 @@ pub const WORKER_KIND: &CStr = c"pg_background";
 pub const LIBRARY: &CStr = c"pg_background_mgr";
 /// The worker's entry point in the library.
 pub const WORKER_FUNCTION: &CStr = c"pg_background_mgr_worker_main";
+/// The entry point of the manager's workers.
+pub const POOL_FUNCTION: &CStr = c"pg_background_mgr_pool_main";

@@ -22,6 +22,11 @@ pub const fn sqlstate(code: &[u8; 5]) -> i32 {
     packed
 }
 
+/// The five characters of a packed SQLSTATE (elog.c, `unpack_sql_state`).
+pub fn sqlstate_text(packed: i32) -> Vec<u8> {
+    (0..5).map(|place| ((packed >> (6 * place)) & 0x3F) as u8 + b'0').collect()
+}
+
 /// Who runs the job, where, and with which settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
@@ -61,6 +66,7 @@ mod tests {
         // ERRCODE_SUCCESSFUL_COMPLETION and ERRCODE_DIVISION_BY_ZERO as the server's headers give them.
         assert_eq!(sqlstate(b"00000"), 0);
         assert_eq!(sqlstate(b"22012"), 33816706);
+        assert_eq!(sqlstate_text(sqlstate(b"40P01")), b"40P01");
     }
 
     #[test]

@@ -3,7 +3,6 @@
 //! The server's own deadlock check cannot see it: a session that waits for a worker's result waits for no lock. So
 //! the session looks itself, each time that it has waited for `deadlock_timeout` (deadlock.c does the same for locks).
 
-use super::table::Job;
 use crate::error::{Error, Text};
 use crate::ffi::{lock, session, wait_graph};
 use std::collections::HashMap;
@@ -14,11 +13,17 @@ const SEARCH_LIMIT: usize = 1000;
 /// How much of a statement a message shows, in bytes.
 const STATEMENT_BYTES: usize = 256;
 
+/// A job that is waited for.
+pub struct Awaited<'a> {
+    pub pid: i32,
+    pub sql: &'a [u8],
+}
+
 /// Follows who waits for whom from the job on: for locks, and as launchers for their own jobs.
 ///
 /// # Errors
 /// [`Error::Deadlock`] (40P01) if the way leads back to this process.
-pub fn check(job: &Job) -> Result<(), Error> {
+pub fn check(job: &Awaited) -> Result<(), Error> {
     let own = session::pid();
     let mut came_from = HashMap::from([(job.pid, None)]);
     let mut todo = vec![job.pid];
@@ -38,7 +43,7 @@ pub fn check(job: &Job) -> Result<(), Error> {
 }
 
 /// The cycle in words, as the server's own message has it.
-fn explain(job: &Job, came_from: &HashMap<i32, Option<i32>>, last: i32) -> Text {
+fn explain(job: &Awaited, came_from: &HashMap<i32, Option<i32>>, last: i32) -> Text {
     let own = session::pid();
     let statement = |text: &[u8]| Text::new(session::clip(text, STATEMENT_BYTES));
     let mut chain = vec![last];
@@ -51,6 +56,6 @@ fn explain(job: &Job, came_from: &HashMap<i32, Option<i32>>, last: i32) -> Text 
         lines.push(format!("Process {process} waits for process {next}."));
     }
     lines.push(format!("Process {own}: {}", statement(&session::current_query().unwrap_or_default())));
-    lines.push(format!("Process {}: {}", job.pid, statement(&job.sql)));
+    lines.push(format!("Process {}: {}", job.pid, statement(job.sql)));
     Text::join(&lines)
 }

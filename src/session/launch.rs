@@ -2,15 +2,20 @@
 
 use super::table::{self, Job};
 use crate::error::Error;
-use crate::ffi::bgworker::{Start, Worker};
-use crate::ffi::{guc, report, role, session, shm_mq};
+use crate::ffi::bgworker::{Registration, Start, Worker, WORDS};
+use crate::ffi::{area, latch, report, session, shm_mq};
 use crate::job::channel::Channel;
-use crate::job::{nesting, LIBRARY, WORKER_FUNCTION, WORKER_KIND};
-use crate::protocol::{Request, MAX_NESTING, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
+use crate::job::registry;
+use crate::job::{LIBRARY, WORKER_FUNCTION, WORKER_KIND};
+use crate::protocol::{MAX_QUEUE_BYTES, MAX_SQL_BYTES};
 use std::cell::Cell;
+use std::time::Duration;
 
 /// `queue_size` when the caller does not say, in bytes: the default in the SQL declaration.
 pub const DEFAULT_QUEUE_BYTES: i32 = 65536;
+
+/// How often a launch looks whether an idle worker that was asked to leave is gone.
+const ROOM_CHECK: Duration = Duration::from_millis(2);
 
 /// How much of a job's text is remembered for messages, in bytes.
 const SQL_HEAD_BYTES: usize = 1024;
@@ -28,7 +33,7 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
     if sql.len() > MAX_SQL_BYTES {
         return Err(Error::SqlTooLong(sql.len()));
     }
-    let request = request()?;
+    let request = super::request()?;
     let (channel, receiver) = Channel::create(&request, sql, queue_bytes).ok_or(Error::SegmentsExhausted)?;
     // Cancelled, terminated or out of memory while the worker starts: then the job must never run.
     let mut receiver = Some(receiver);
@@ -73,38 +78,18 @@ fn checked_queue_size(queue_size: i32) -> Result<usize, Error> {
     }
 }
 
-/// Who may launch, and what the worker is asked.
-fn request() -> Result<Request, Error> {
-    if role::in_restricted_operation() {
-        return Err(Error::RestrictedOperation);
-    }
-    if let Some(kind) = session::forbidden_kind() {
-        return Err(Error::ForbiddenProcess(kind));
-    }
-    let nesting = nesting::depth();
-    if nesting >= MAX_NESTING {
-        return Err(Error::TooDeep);
-    }
-    let identity = role::effective();
-    let settings = guc::session_settings();
-    // A setting of a library means something only where the library is loaded.
-    let libraries = settings.iter().any(|setting| setting.name.contains(&b'.')).then(guc::loaded_libraries);
-    // A role that was dropped while it is set leaves its session without rights; without it the job would have more.
-    let role_name = |role| session::role_name(role).ok_or(Error::RoleGone(role));
-    Ok(Request {
-        database: session::database(),
-        login: identity.login,
-        role: identity.role.map(role_name).transpose()?,
-        nesting: nesting + 1,
-        settings,
-        libraries,
-    })
-}
-
 /// Registers the worker and waits until it runs.
 fn start(channel: &Channel, registered: &Cell<Option<Worker>>) -> Result<(i32, Worker), Error> {
-    let worker = Worker::register(LIBRARY, WORKER_FUNCTION, WORKER_KIND, channel.handle());
-    let worker = worker.ok_or(Error::SlotsExhausted)?;
+    let registration =
+        Registration { function: WORKER_FUNCTION, argument: channel.handle(), words: [0; WORDS], restart_after: None };
+    let worker = loop {
+        match Worker::register(LIBRARY, WORKER_KIND, &registration) {
+            Some(worker) => break worker,
+            // Workers of the manager that have nothing to do are in nobody's way.
+            None if area::is_made() && area::write(registry::make_room) => latch::wait(Some(ROOM_CHECK)),
+            None => return Err(Error::SlotsExhausted),
+        }
+    };
     registered.set(Some(worker));
     match worker.wait_for_start() {
         Start::Started(pid) => Ok((pid, worker)),

@@ -3,7 +3,7 @@
 //! Nothing is lost before the whole result is in the caller's hands: what an error or a cancel interrupts is put back,
 //! so that the result can be read again.
 
-use super::blocked;
+use super::blocked::{self, Awaited};
 use super::table::{self, Gone, Job};
 use crate::error::Error;
 use crate::ffi::fmgr::{Rows, Value};
@@ -134,7 +134,7 @@ impl Reading {
             let due = *look_at.get_or_insert(now + patience);
             if now >= due {
                 visible_wait.get_or_insert_with(|| Wait::publish(self.job.pid));
-                blocked::check(&self.job)?;
+                blocked::check(&Awaited { pid: self.job.pid, sql: &self.job.sql })?;
                 look_at = Some(now + patience);
             }
             latch::wait(Some(look_at.unwrap_or(due).saturating_duration_since(now)));

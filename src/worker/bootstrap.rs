@@ -4,10 +4,11 @@ use super::{executor, outbox};
 use crate::error::{Error, Text};
 use crate::ffi::dsm::Handle;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
-use crate::ffi::{client, exit, guc, interrupt, latch, report, role, session, spi, statement, transaction};
+use crate::ffi::report::Captured;
+use crate::ffi::{area, client, exit, guc, interrupt, latch, report, role, session, spi, statement, transaction};
 use crate::job::channel::{Channel, Gate};
 use crate::job::{catalog, nesting};
-use crate::protocol::{Report, Request};
+use crate::protocol::{Done, Report, Request};
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::time::Duration;
@@ -28,6 +29,8 @@ pub fn main(segment: Handle) {
         return; // the launch was given up: there is nobody to tell
     };
     interrupt::take_signals();
+    area::count_outside(1);
+    exit::before_exit(|| area::count_outside(-1));
     channel.set_pid(session::pid());
     CHANNEL.set(Some(channel));
     exit::before_exit(leave_last_words);
@@ -47,10 +50,15 @@ pub fn main(segment: Handle) {
     outbox::open(sender);
     statement::announce(sql);
     let outcome = report::catch(|| {
-        become_session(&request)?;
-        executor::run(sql)
+        prepare_session(outbox::message);
+        transaction::start_command();
+        check_connection_limits(&request)?;
+        become_session(&request, false);
+        transaction::finish_command();
+        client::speak_database_encoding();
+        executor::run(sql, &mut outbox::Reader, None)
     });
-    executor::conclude(outcome);
+    conclude(outcome);
     statement::announce_idle();
     outbox::deliver();
     REPORTED.set(true);
@@ -68,28 +76,40 @@ fn is_launched(channel: Channel) -> bool {
     }
 }
 
-/// Takes over what the launcher's session has set.
-fn become_session(request: &Request) -> Result<(), Error> {
+/// Cleans up after the job and puts its outcome behind what it has sent already.
+fn conclude(outcome: Result<Result<Done, Error>, Box<Captured>>) {
+    let failure = match outcome {
+        Ok(Ok(done)) => return outbox::done(&done),
+        Ok(Err(error)) => Captured::from(Report::from(error)),
+        Err(captured) => *captured,
+    };
+    report::log(&failure);
+    transaction::recover();
+    outbox::failed(&located(failure.report));
+}
+
+/// What every worker needs before it runs its first text.
+pub fn prepare_session(on_message: fn(client::Message)) {
     statement::init();
-    client::pretend(outbox::message);
+    client::pretend(on_message);
     session::load_session_libraries();
-    transaction::start_command();
-    check_connection_limits(request)?;
+}
+
+/// Takes over what the launcher's session has set. A transaction is open. `may_reset`: what the launcher's client has
+/// set counts as set by the session, so that it can be reset.
+pub fn become_session(request: &Request, may_reset: bool) {
     if let Some(libraries) = &request.libraries {
         guc::load_libraries(libraries.clone());
     }
-    request.settings.iter().for_each(guc::restore);
+    request.settings.iter().for_each(|setting| guc::restore(setting, may_reset));
     if let Some(role) = &request.role {
         guc::set_role(role);
     }
-    transaction::finish_command();
-    client::speak_database_encoding();
-    Ok(())
 }
 
 /// Jobs count as connections. The server's own check leaves background workers out (miscinit.c,
 /// `InitializeSessionUserId`; postinit.c, `CheckMyDatabase`).
-fn check_connection_limits(request: &Request) -> Result<(), Error> {
+pub fn check_connection_limits(request: &Request) -> Result<(), Error> {
     if role::is_superuser(request.login) {
         return Ok(());
     }
@@ -119,6 +139,11 @@ fn leave_last_words() {
             channel.leave_last_words(&located(report));
         }
     }
+}
+
+/// The text that positions of errors point into.
+pub fn set_job_text(sql: &[u8]) {
+    SQL.set(sql.to_vec());
 }
 
 /// The report with its position in the job's text.

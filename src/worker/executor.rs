@@ -1,22 +1,32 @@
 //! Runs the text of a job as the server runs one that a client sends (postgres.c, `exec_simple_query`).
 
-use super::bootstrap::located;
-use super::outbox;
 use crate::compat;
 use crate::error::Error;
 use crate::ffi::interrupt::{self, CancelHeld};
-use crate::ffi::report::{self, Captured};
-use crate::ffi::statement::{self, Text};
+use crate::ffi::statement::{self, RowSink, Text};
 use crate::ffi::transaction;
-use crate::protocol::{Done, Report};
+use crate::protocol::Done;
 use std::ffi::CStr;
+use std::time::Instant;
+
+/// Who takes what a job gives.
+pub trait Audience {
+    /// Runs a statement with a place for its rows; gives its command tag.
+    ///
+    /// # Errors
+    /// What keeps the rows from being taken.
+    fn statement(&mut self, is_last: bool, run: &mut dyn FnMut(&mut dyn RowSink) -> Vec<u8>) -> Result<Vec<u8>, Error>;
+
+    /// The transaction that is open will be committed next, and is the last.
+    fn before_commit(&mut self, _tags: &[Vec<u8>]) {}
+}
 
 /// Runs all statements; gives their command tags.
 ///
 /// # Errors
 /// [`Error::OpenBlock`] (25000) if a transaction block is open at the end.
-pub fn run(sql: &CStr) -> Result<Done, Error> {
-    let mut transaction = Transaction::default();
+pub fn run(sql: &CStr, audience: &mut dyn Audience, deadline: Option<Instant>) -> Result<Done, Error> {
+    let mut transaction = Transaction { is_started: false, deadline };
     transaction.start();
     let text = Text::parse(sql);
     let was_logged = text.statements().any(|statement| statement.is_to_be_logged());
@@ -33,10 +43,19 @@ pub fn run(sql: &CStr) -> Result<Done, Error> {
             transaction::begin_implicit_block();
         }
         interrupt::check();
-        let tag = outbox::with_statement(number == count, |sink| statement.run(sink))?;
-        if number == count {
+        let is_last = number == count;
+        let commits = is_last && statement.is_plain_commit() && transaction::in_block();
+        if commits {
+            audience.before_commit(&[tags.as_slice(), &[b"COMMIT".to_vec()]].concat());
+        }
+        let tag = audience.statement(is_last, &mut |sink| statement.run(sink))?;
+        if is_last {
             if count > 1 {
                 transaction::end_implicit_block();
+            }
+            if !statement.is_transaction_control() && !transaction::in_block() {
+                transaction::stop_statement_timeout();
+                audience.before_commit(&[tags.as_slice(), std::slice::from_ref(&tag)].concat());
             }
             transaction.finish();
         } else if statement.is_transaction_control() {
@@ -60,9 +79,10 @@ pub fn run(sql: &CStr) -> Result<Done, Error> {
 }
 
 /// The transaction command that is open, if one is.
-#[derive(Default)]
 struct Transaction {
     is_started: bool,
+    /// When the job's time is over.
+    deadline: Option<Instant>,
 }
 
 impl Transaction {
@@ -71,7 +91,10 @@ impl Transaction {
             transaction::start_command();
             self.is_started = true;
         }
-        transaction::start_statement_timeout();
+        let left = self
+            .deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000) as i64);
+        transaction::start_statement_timeout(left);
     }
 
     fn finish(&mut self) {
@@ -92,16 +115,4 @@ fn log_duration(sql: &CStr, was_logged: bool) {
         }
         None => {}
     }
-}
-
-/// Cleans up after the job and puts its outcome behind what it has sent already.
-pub fn conclude(outcome: Result<Result<Done, Error>, Box<Captured>>) {
-    let failure = match outcome {
-        Ok(Ok(done)) => return outbox::done(&done),
-        Ok(Err(error)) => Captured::from(Report::from(error)),
-        Err(captured) => *captured,
-    };
-    report::log(&failure);
-    transaction::recover();
-    outbox::failed(&located(failure.report));
 }

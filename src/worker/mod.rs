@@ -1,8 +1,11 @@
-//! What runs in a background worker: one job, from the segment that names it to its outcome.
+//! What runs in a background worker: one job from the segment that names it to
+//! its outcome, or jobs of the queue one after the other.
 
 mod bootstrap;
 mod executor;
 mod outbox;
+mod pool;
+mod recorder;
 
 use crate::ffi::dsm::Handle;
 use pgrx::{pg_guard, pg_sys};
@@ -12,4 +15,11 @@ use pgrx::{pg_guard, pg_sys};
 #[no_mangle]
 pub extern "C-unwind" fn pg_background_mgr_worker_main(segment: pg_sys::Datum) {
     bootstrap::main(Handle::from_datum(segment));
+}
+
+/// Entry point of a worker of the manager.
+#[pg_guard]
+#[no_mangle]
+pub extern "C-unwind" fn pg_background_mgr_pool_main(_argument: pg_sys::Datum) {
+    pool::main();
 }

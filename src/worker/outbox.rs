@@ -6,6 +6,7 @@
 //! The rows of a statement that is not the last are held back: the result is that of the last statement that gives
 //! rows, and which one that is shows at the end.
 
+use super::executor::Audience;
 use crate::error::Error;
 use crate::ffi::client::Message;
 use crate::ffi::interrupt::CancelHeld;
@@ -106,21 +107,24 @@ fn copy_line(line: &[u8]) -> Result<(), Error> {
     })
 }
 
-/// Runs a statement with a place for its rows.
-///
-/// # Errors
-/// [`Error::Spill`] (58030)
-pub fn with_statement<T>(is_last: bool, run: impl FnOnce(&mut dyn RowSink) -> T) -> Result<T, Error> {
-    with(|outbox| {
-        outbox.stage = Stage::Nowhere;
-        outbox.is_last_statement = is_last;
-        Ok(())
-    })?;
-    let mut rows = Rows { writer: None, batch: frame(Kind::Rows) };
-    let value = run(&mut rows);
-    rows.flush()?;
-    with(Outbox::flush_copied)?;
-    Ok(value)
+/// The session that reads the result.
+pub struct Reader;
+
+impl Audience for Reader {
+    /// # Errors
+    /// [`Error::Spill`] (58030)
+    fn statement(&mut self, is_last: bool, run: &mut dyn FnMut(&mut dyn RowSink) -> Vec<u8>) -> Result<Vec<u8>, Error> {
+        with(|outbox| {
+            outbox.stage = Stage::Nowhere;
+            outbox.is_last_statement = is_last;
+            Ok(())
+        })?;
+        let mut rows = Rows { writer: None, batch: frame(Kind::Rows) };
+        let tag = run(&mut rows);
+        rows.flush()?;
+        with(Outbox::flush_copied)?;
+        Ok(tag)
+    }
 }
 
 /// The rows of one statement on their way into frames.

@@ -1,0 +1,160 @@
+//! What the views ask of the registry: `pg_background_live`, `_spooled`, `_state`.
+
+use crate::error::Error;
+use crate::ffi::fmgr::{sql_function, Call, Value};
+use crate::ffi::session::database;
+use crate::ffi::typed_rows::Cell;
+use crate::ffi::{area, transaction};
+use crate::job::{log, registry::JobView};
+use crate::protocol::Outcome;
+use crate::session;
+
+fn time(at: Option<i64>) -> Cell {
+    at.map_or(Cell::Null, Cell::Timestamp)
+}
+
+/// What came of a job, as cells: result, row_count, command_tag, sqlstate, message, detail, hint, context.
+fn outcome_cells(outcome: &Outcome) -> [Cell; 8] {
+    [
+        outcome.result.clone().into(),
+        outcome.row_count.into(),
+        outcome.command_tag.clone().into(),
+        outcome.sqlstate_text().into(),
+        outcome.message.clone().into(),
+        outcome.detail.clone().into(),
+        outcome.hint.clone().into(),
+        outcome.context.clone().into(),
+    ]
+}
+
+/// `pg_background_live(batch uuid) RETURNS TABLE (…)`
+fn live(call: &Call) -> Result<Value, Error> {
+    let mut rows = call.typed_rows()?;
+    let epoch = area::epoch();
+    let here = database();
+    let only_unrecorded = call.bool(1).unwrap_or(false);
+    for job in session::look(call.uuid(0).as_ref()) {
+        let is_recorded = job.is_recorded && transaction::is_visible(job.recorded_by);
+        // Of other databases only what has not ended: nobody here sees their logs.
+        if only_unrecorded && is_recorded || job.is_logged && job.database != here {
+            continue;
+        }
+        let first = [
+            Cell::Uuid(job.uuid_parent),
+            Cell::Uuid(job.uuid),
+            Cell::Text(state_of(&job).into()),
+            Cell::Bool(is_recorded),
+            Cell::BigInt(job.database.into()),
+            Cell::BigInt(job.owner.into()),
+            Cell::Text(job.owner_name.clone()),
+            Cell::Text(job.client.clone()),
+            job.batch_name.clone().into(),
+            job.name.clone().into(),
+            Cell::Text(job.query.clone()),
+            Cell::Timestamp(job.queued_at),
+            time(job.started),
+            time(job.ended.filter(|_| !is_ahead(&job))),
+            Cell::Int(job.attempts as i32),
+            job.pid.into(),
+            job.queue_position.into(),
+            job.progress.into(),
+            job.message.clone().into(),
+            Cell::BigInt(epoch),
+        ];
+        rows.put(&[&first[..], &outcome_cells(&log::outcome_of(&job))].concat())?;
+    }
+    rows.finish();
+    Ok(Value::Void)
+}
+
+/// `pg_background_spooled() RETURNS TABLE (…)`
+fn spooled(call: &Call) -> Result<Value, Error> {
+    let mut rows = call.typed_rows()?;
+    for left in session::left_behind() {
+        let batch = &left.batch;
+        for job in &batch.jobs {
+            rows.put(&[
+                Cell::Uuid(batch.uuid),
+                Cell::Uuid(job.uuid),
+                Cell::BigInt(batch.owner.into()),
+                Cell::Text(batch.owner_name.clone()),
+                Cell::Text(batch.client.clone()),
+                batch.name.clone().into(),
+                job.name.clone().into(),
+                Cell::Text(job.query.clone()),
+                Cell::Timestamp(batch.queued_at),
+                Cell::BigInt(batch.epoch),
+                Cell::Bool(left.may_have_started),
+            ])?;
+        }
+    }
+    rows.finish();
+    Ok(Value::Void)
+}
+
+/// `pg_background_state(uuid_child uuid, epoch int8, is_started bool) RETURNS TABLE (…)`
+fn state(call: &Call) -> Result<Value, Error> {
+    let mut rows = call.typed_rows()?;
+    if let (Some(uuid), Some(epoch)) = (call.uuid(0), call.int8(1)) {
+        let is_started = call.bool(2).unwrap_or(true);
+        // A standby does not know what its primary is doing.
+        if transaction::in_recovery() {
+            rows.put(&from_outcome("queued", &Outcome::default()))?;
+        } else if epoch == area::epoch() {
+            match session::look_at(&uuid) {
+                Some(job) => rows.put(&from_view(&job))?,
+                // It has ended since the reader's snapshot was taken.
+                None if session::has_ended(&uuid) => rows.put(&from_outcome("running", &Outcome::default()))?,
+                None => rows.put(&lost(is_started))?,
+            }
+        } else {
+            rows.put(&lost(is_started))?;
+        }
+    }
+    rows.finish();
+    Ok(Value::Void)
+}
+
+fn lost(is_started: bool) -> Vec<Cell> {
+    let message = if is_started {
+        "the server went down while the job was running or about to start; its outcome is unknown"
+    } else {
+        "the server went down before the job started"
+    };
+    from_outcome("lost", &Outcome { message: Some(message.into()), ..Outcome::default() })
+}
+
+fn from_outcome(status: &str, outcome: &Outcome) -> Vec<Cell> {
+    let first = [Cell::Text(status.into()), Cell::Null, Cell::Null, Cell::Null, Cell::Null];
+    [&first[..], &outcome_cells(outcome)].concat()
+}
+
+/// A job whose final row is written, which the reader's snapshot does not show, was still running when that was taken:
+/// so work and record are seen together, or not at all.
+fn state_of(job: &JobView) -> &'static str {
+    if is_ahead(job) {
+        "running"
+    } else {
+        job.state.name()
+    }
+}
+
+/// Is the registry ahead of the reader's snapshot?
+fn is_ahead(job: &JobView) -> bool {
+    job.is_logged && !job.is_late
+}
+
+fn from_view(job: &JobView) -> Vec<Cell> {
+    let first = [
+        Cell::Text(state_of(job).into()),
+        job.pid.into(),
+        time(job.started),
+        time(job.ended.filter(|_| !is_ahead(job))),
+        Cell::Int(job.attempts as i32),
+    ];
+    [&first[..], &outcome_cells(&log::outcome_of(job))].concat()
+}
+
+sql_function!(pg_background_live, pg_finfo_pg_background_live, live);
+sql_function!(pg_background_spooled, pg_finfo_pg_background_spooled, spooled);
+sql_function!(pg_background_state, pg_finfo_pg_background_state, state);

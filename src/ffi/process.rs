@@ -1,0 +1,37 @@
+//! Other processes: waking them, signalling them (proc.h, latch.c).
+
+use pgrx::pg_sys;
+
+/// This process as others can name it. Entries of processes lie in main shared memory for ever; waking a later owner of
+/// the entry is harmless.
+pub fn own() -> u64 {
+    // SAFETY: a variable of this process.
+    (unsafe { pg_sys::MyProc }) as u64
+}
+
+/// Sets the latch of a process.
+pub fn wake(process: u64) {
+    if process != 0 {
+        // SAFETY: the number came from `own` of a process of this server, which maps shared memory where we do.
+        unsafe { pg_sys::SetLatch(&raw mut (*(process as *mut pg_sys::PGPROC)).procLatch) };
+    }
+}
+
+/// Cancels what a worker runs, as pg_cancel_backend does. The caller holds the lock under which the worker would leave
+/// the job, so the number is that of a process that runs it.
+pub fn cancel(pid: i32) {
+    extern "C" {
+        fn kill(pid: i32, signal: i32) -> i32;
+    }
+    const SIGINT: i32 = 2;
+    if pid > 1 {
+        // SAFETY: sends a signal to a process that lives, by contract.
+        unsafe { kill(pid, SIGINT) };
+    }
+}
+
+/// Now, in microseconds as the server counts them (timestamp.c).
+pub fn now() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}

@@ -1,0 +1,50 @@
+//! Making a worker as it was when it had logged in (discard.c, `DiscardAll`; postgres.c).
+
+use crate::compat;
+use pgrx::pg_sys;
+
+mod server {
+    #![allow(non_snake_case, reason = "the server's names")]
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" {
+        pub fn Async_UnlistenAll();
+        pub fn ResetSequenceCaches();
+    }
+}
+
+/// Forgets what a job has left in the session. Inside a transaction of its own, before any other work.
+pub fn session() {
+    // SAFETY: the functions and their order are those of DISCARD ALL, which may run in any session; there is no open
+    // transaction block. Cached plans stay: the plan cache checks role, row security and search path itself.
+    unsafe {
+        pg_sys::PortalHashTableDeleteAll();
+        pg_sys::SetPGVariable(c"session_authorization".as_ptr(), std::ptr::null_mut(), false);
+        pg_sys::ResetAllOptions();
+        pg_sys::DropAllPreparedStatements();
+        server::Async_UnlistenAll();
+        pg_sys::LockReleaseAll(pg_sys::USER_LOCKMETHOD as _, true);
+        pg_sys::ResetTempTableNamespace();
+        server::ResetSequenceCaches();
+    }
+    compat::process::cleanup_replication_slots();
+    reseed();
+}
+
+/// `setseed` makes what follows foreseeable; a fresh session has a seed that nobody knows.
+fn reseed() {
+    let random = i32::from_ne_bytes(super::area::random_bytes());
+    let seed = f64::from(random) / (f64::from(i32::MAX) + 1.0);
+    super::spi::select(&format!("SELECT pg_catalog.setseed({})::pg_catalog.text", seed.clamp(-1.0, 1.0)));
+}
+
+/// Is the identity that of the login?
+pub fn is_login(login: u32) -> bool {
+    let login = pg_sys::Oid::from(login);
+    // SAFETY: these read variables of this process.
+    unsafe {
+        pg_sys::GetSessionUserId() == login
+            && pg_sys::GetUserId() == login
+            && pg_sys::GetOuterUserId() == login
+            && pg_sys::GetCurrentRoleId() == pg_sys::Oid::INVALID
+    }
+}

@@ -1,0 +1,103 @@
+//! The settings `pg_background_mgr.*`.
+
+use crate::ffi::guc::{define_int, IntSetting, Scope, Unit};
+
+/// Workers of the extension in the whole server; -1 = as many as `max_worker_processes` and `reserved_workers` leave.
+static MAX_WORKERS: IntSetting = IntSetting::new(-1);
+static RESERVED_WORKERS: IntSetting = IntSetting::new(2);
+/// kB
+static QUEUE_MEMORY_LIMIT: IntSetting = IntSetting::new(64 * 1024);
+/// kB
+static LOG_RESULT_LIMIT: IntSetting = IntSetting::new(64);
+/// ms
+static WORKER_IDLE_TIMEOUT: IntSetting = IntSetting::new(10_000);
+/// s; -1 = for ever
+static LOG_RETENTION: IntSetting = IntSetting::new(-1);
+
+/// Tells the server of them. Called once a process.
+pub fn define() {
+    define_int(
+        c"pg_background_mgr.max_workers",
+        c"Sets the maximum number of background workers of pg_background_mgr in the whole server.",
+        c"-1 means max_worker_processes - pg_background_mgr.reserved_workers.",
+        &MAX_WORKERS,
+        (-1, 262_143),
+        Scope::Server,
+        Unit::None,
+    );
+    define_int(
+        c"pg_background_mgr.reserved_workers",
+        c"Sets the number of background processes that pg_background_mgr leaves to others.",
+        c"",
+        &RESERVED_WORKERS,
+        (0, 262_143),
+        Scope::Server,
+        Unit::None,
+    );
+    define_int(
+        c"pg_background_mgr.queue_memory_limit",
+        c"Sets the maximum shared memory that queued and running jobs take.",
+        c"",
+        &QUEUE_MEMORY_LIMIT,
+        (64, i32::MAX),
+        Scope::Server,
+        Unit::Kilobytes,
+    );
+    define_int(
+        c"pg_background_mgr.log_result_limit",
+        c"Sets how much of a job's rows the log keeps.",
+        c"Whole rows are kept, as many as fit.",
+        &LOG_RESULT_LIMIT,
+        (0, 1024 * 1024),
+        Scope::Superuser,
+        Unit::Kilobytes,
+    );
+    define_int(
+        c"pg_background_mgr.worker_idle_timeout",
+        c"Sets how long a worker waits for another job.",
+        c"",
+        &WORKER_IDLE_TIMEOUT,
+        (0, i32::MAX),
+        Scope::Server,
+        Unit::Milliseconds,
+    );
+    define_int(
+        c"pg_background_mgr.log_retention",
+        c"Sets how long the log keeps jobs that have ended.",
+        c"-1 means for ever.",
+        &LOG_RETENTION,
+        (-1, i32::MAX),
+        Scope::Server,
+        Unit::Seconds,
+    );
+}
+
+/// How many workers of the extension there may be in the whole server.
+pub fn cap() -> usize {
+    let automatic = crate::ffi::bgworker::max_worker_processes() - RESERVED_WORKERS.get();
+    let cap = match MAX_WORKERS.get() {
+        limit if limit >= 0 => limit.min(automatic),
+        _ => automatic,
+    };
+    usize::try_from(cap).unwrap_or(0)
+}
+
+/// Bytes
+pub fn queue_memory_limit() -> u64 {
+    u64::try_from(QUEUE_MEMORY_LIMIT.get()).unwrap_or(0) * 1024
+}
+
+/// Bytes
+pub fn log_result_limit() -> usize {
+    usize::try_from(LOG_RESULT_LIMIT.get()).unwrap_or(0) * 1024
+}
+
+/// Microseconds
+pub fn worker_idle_timeout() -> i64 {
+    i64::from(WORKER_IDLE_TIMEOUT.get()) * 1000
+}
+
+/// Seconds; none = for ever
+pub fn log_retention() -> Option<i64> {
+    Some(i64::from(LOG_RETENTION.get())).filter(|seconds| *seconds >= 0)
+}

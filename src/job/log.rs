@@ -1,0 +1,467 @@
+//! The durable log: the SQL, and when it is run.
+//!
+//! Rows are written by workers, with the rights of the cluster's owner and everything named with its schema. What cannot
+//! be written now is written later; the registry knows it meanwhile.
+
+use super::registry::{Ended, JobView, Reason, State};
+use super::{catalog, spool};
+use crate::ffi::area;
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::report::Captured;
+use crate::ffi::spi::{self, Plan};
+use crate::ffi::typed_rows::Cell;
+use crate::ffi::{lock, role, transaction};
+use crate::guc;
+use crate::protocol::{decode, sqlstate, Outcome};
+
+/// How long a write waits for a lock on the log, in milliseconds. Nobody needs one for longer; if somebody has one, the
+/// row is written later.
+const LOCK_TIMEOUT: i32 = 200;
+
+/// A final row, or what is known after an attempt that will be repeated.
+pub struct FinalRow<'a> {
+    pub uuid: [u8; 16],
+    /// Where the row was last, as text: spares the search, and the search's predicate locks.
+    pub place: Option<&'a [u8]>,
+    pub status: &'static str,
+    pub pid: Option<i32>,
+    pub started: Option<i64>,
+    pub ended: Option<i64>,
+    pub attempts: u32,
+    pub outcome: Outcome,
+}
+
+impl FinalRow<'_> {
+    fn cells(&self) -> Vec<Cell> {
+        let outcome = &self.outcome;
+        let timestamp = |at: Option<i64>| at.map_or(Cell::Null, Cell::Timestamp);
+        vec![
+            Cell::Uuid(self.uuid),
+            Cell::Text(self.status.into()),
+            self.pid.into(),
+            timestamp(self.started),
+            timestamp(self.ended),
+            Cell::Int(self.attempts as i32),
+            outcome.result.clone().into(),
+            outcome.row_count.into(),
+            outcome.command_tag.clone().into(),
+            outcome.sqlstate_text().into(),
+            outcome.message.clone().into(),
+            outcome.detail.clone().into(),
+            outcome.hint.clone().into(),
+            outcome.context.clone().into(),
+        ]
+    }
+}
+
+/// The types of [`FinalRow::cells`], also where a value is NULL.
+fn types() -> Vec<Cell> {
+    let text = || Cell::Text(Vec::new());
+    let (time, int) = (Cell::Timestamp(0), Cell::Int(0));
+    let first = [Cell::Uuid([0; 16]), text(), int.clone(), time.clone(), time, int, text(), Cell::BigInt(0)];
+    first.into_iter().chain(std::iter::repeat_with(text).take(6)).collect()
+}
+
+const SET_FINAL: &str =
+    "SET status = $2, pid = $3, start_time_exec = $4, end_time_exec = $5, attempts = $6, result = $7, \
+     row_count = $8, command_tag = $9, sqlstate = $10, message = $11, detail = $12, hint = $13, context = $14 \
+     WHERE uuid_child OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text";
+
+struct Plans {
+    by_place: Plan,
+    by_uuid: Plan,
+    mark: Plan,
+}
+
+thread_local! {
+    /// The schema of the extension, quoted.
+    static SCHEMA: Slot<Vec<u8>> = const { slot(Vec::new()) };
+    static PLANS: Slot<Option<Plans>> = const { slot(None) };
+}
+
+/// Finds the log. False = the extension is not in this database (any more). Inside a transaction.
+pub fn find() -> bool {
+    let schema = spi::select(catalog::SCHEMA).concat();
+    let is_there = !schema.is_empty();
+    SCHEMA.set(schema);
+    is_there
+}
+
+fn table() -> Vec<u8> {
+    SCHEMA.with_borrow(|schema| [schema.as_slice(), b".pg_background_log"].concat())
+}
+
+fn function(name: &str) -> Vec<u8> {
+    SCHEMA.with_borrow(|schema| [schema.as_slice(), b".", name.as_bytes()].concat())
+}
+
+fn with_plans<T>(body: impl FnOnce(&Plans) -> T) -> T {
+    if PLANS.with_borrow(Option::is_none) {
+        let prepare = |parts: &[&[u8]], with_place: bool| {
+            let mut types = types();
+            if with_place {
+                types.push(Cell::Text(Vec::new()));
+            }
+            Plan::prepare(&parts.concat(), &types)
+        };
+        let update: &[u8] = b"UPDATE ";
+        let table = table();
+        let set = format!(" {SET_FINAL}");
+        let plans = Plans {
+            by_place: prepare(
+                &[update, &table, set.as_bytes(), b" AND ctid OPERATOR(pg_catalog.=) $15::pg_catalog.tid RETURNING 1"],
+                true,
+            ),
+            by_uuid: prepare(&[update, &table, set.as_bytes(), b" RETURNING 1"], false),
+            mark: Plan::prepare(
+                &[
+                    update,
+                    &table,
+                    b" SET is_started = true WHERE uuid_child OPERATOR(pg_catalog.=) $1 \
+                      AND status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text RETURNING ctid",
+                ]
+                .concat(),
+                &[Cell::Uuid([0; 16])],
+            ),
+        };
+        PLANS.set(Some(plans));
+    }
+    // Taken out while it is used: a trigger on the log could lead here again.
+    let plans = PLANS.with_borrow_mut(Option::take);
+    let plans = plans.unwrap_or_else(|| Plans { by_place: Plan::none(), by_uuid: Plan::none(), mark: Plan::none() });
+    let value = body(&plans);
+    PLANS.set(Some(plans));
+    value
+}
+
+/// Forgets what was planned, after an error.
+pub fn forget_plans() {
+    PLANS.set(None);
+}
+
+/// Runs `body` in a transaction of the extension's own, with the rights of the cluster's owner; `is_durable`: when this
+/// returns, it is on disk.
+///
+/// # Errors
+/// The report of the error; everything is rolled back.
+pub fn in_own_transaction<T>(is_durable: bool, body: impl FnOnce() -> T) -> Result<T, Box<Captured>> {
+    let outcome = crate::ffi::report::catch(|| {
+        transaction::start_command();
+        transaction::allow_writes();
+        transaction::read_committed();
+        let value = transaction::with_lock_timeout(LOCK_TIMEOUT, || role::as_cluster_owner(body));
+        if is_durable {
+            transaction::force_sync_commit();
+        }
+        transaction::finish_command();
+        value
+    });
+    if let Err(captured) = &outcome {
+        transaction::recover();
+        forget_plans();
+        tell(captured);
+    }
+    outcome
+}
+
+/// Tells the server's log that the jobs' log could not be written: nobody else would hear of it.
+fn tell(captured: &Captured) {
+    let Captured { report, .. } = captured;
+    let text = [b"could not write the log of pg_background_mgr, will try again: ".as_slice(), &report.message].concat();
+    crate::compat::process::log_line(&text);
+}
+
+fn write(row: &FinalRow) {
+    let mut cells = row.cells();
+    with_plans(|plans| {
+        if let Some(place) = row.place {
+            cells.push(Cell::Text(place.to_vec()));
+            if !plans.by_place.run(&cells).is_empty() {
+                return;
+            }
+            cells.pop();
+        }
+        // A row that is not there was deleted.
+        plans.by_uuid.run(&cells);
+    });
+}
+
+/// Writes a row as part of the job's own transaction. None = it is written; the report tells why it is not: what was
+/// done is undone, and the job's transaction goes on.
+pub fn write_with_job(row: &FinalRow) -> Option<Box<Captured>> {
+    let failed = transaction::attempt(LOCK_TIMEOUT, || role::as_cluster_owner(|| write(row))).err();
+    if let Some(captured) = &failed {
+        forget_plans();
+        tell(captured);
+    }
+    failed
+}
+
+/// Writes rows. Inside [`in_own_transaction`].
+pub fn write_rows(rows: &[FinalRow]) {
+    rows.iter().for_each(write);
+}
+
+/// The final row of a job that ended without writing it.
+pub fn row_of(ended: &Ended) -> FinalRow<'static> {
+    let outcome = match (&ended.outcome, ended.reason) {
+        (Some(bytes), _) => decode(bytes).unwrap_or_default(),
+        (None, reason) if ended.state == State::Stopped => never_ran(reason),
+        (None, _) => Outcome::default(),
+    };
+    FinalRow {
+        uuid: ended.uuid,
+        place: None,
+        status: ended.state.name(),
+        pid: ended.pid,
+        started: Some(ended.started).filter(|at| *at != 0),
+        ended: Some(ended.ended),
+        attempts: ended.attempts,
+        outcome,
+    }
+}
+
+/// What is said of a job that never ran.
+pub fn stopped(message: &str) -> Outcome {
+    Outcome { sqlstate: sqlstate(b"57014"), message: Some(message.into()), ..Outcome::default() }
+}
+
+/// Writes down that jobs are about to start; gives where each row is then. Inside [`in_own_transaction`].
+pub fn mark_started(jobs: &[[u8; 16]]) -> Vec<Option<Vec<u8>>> {
+    with_plans(|plans| {
+        jobs.iter()
+            .map(|uuid| plans.mark.run(&[Cell::Uuid(*uuid)]).pop().and_then(|mut row| row.pop()).flatten())
+            .collect()
+    })
+}
+
+/// Writes the rows of a batch; gives the transaction that did. Inside [`in_own_transaction`].
+pub fn record(batch: [u8; 16]) -> u32 {
+    let sql = [
+        b"INSERT INTO ".as_slice(),
+        &table(),
+        b" (status, ip_client, user_name, uuid_parent, uuid_child, query, name, batch_name, queued_at, attempts, epoch, owner) \
+          SELECT 'queued', ip_client::pg_catalog.inet, user_name::pg_catalog.name, uuid_parent, uuid_child, query, name, \
+          batch_name, queued_at, attempts, epoch, owner::pg_catalog.oid FROM ",
+        &function("pg_background_live"),
+        b"($1, true) ORDER BY uuid_child ON CONFLICT (uuid_child) DO UPDATE SET status = 'queued', \
+          epoch = excluded.epoch, is_started = true, queued_at = excluded.queued_at, start_time_exec = NULL, \
+          end_time_exec = NULL, result = NULL, row_count = NULL, command_tag = NULL, \
+          sqlstate = NULL, message = NULL, detail = NULL, hint = NULL, context = NULL",
+    ]
+    .concat();
+    spi::query(&sql, &[Cell::Uuid(batch)], false);
+    transaction::current_id()
+}
+
+/// Writes the rows of batches that a server that has died accepted and never started. Inside [`in_own_transaction`]; the
+/// files go when it is committed.
+pub fn fold_left_behind(database: u32) -> Vec<spool::Left> {
+    let left = spool::left_behind(area::epoch(), database);
+    if left.is_empty() {
+        return left;
+    }
+    let sql = [
+        b"INSERT INTO ".as_slice(),
+        &table(),
+        b" (status, ip_client, user_name, uuid_parent, uuid_child, query, name, batch_name, queued_at, attempts, epoch, owner, \
+          is_started) SELECT 'queued', ip_client::pg_catalog.inet, user_name::pg_catalog.name, uuid_parent, uuid_child, \
+          query, name, batch_name, queued_at, 0, epoch, owner::pg_catalog.oid, is_started FROM ",
+        &function("pg_background_spooled"),
+        b"() ON CONFLICT (uuid_child) DO NOTHING",
+    ]
+    .concat();
+    spi::query(&sql, &[], false);
+    left
+}
+
+/// The databases that there are: oids.
+pub fn databases() -> Vec<u32> {
+    let oids = spi::select("SELECT oid FROM pg_catalog.pg_database");
+    oids.into_iter().map(|oid| number(Some(oid))).collect()
+}
+
+/// Deletes rows of jobs that ended longer ago than `log_retention`. Inside [`in_own_transaction`].
+pub fn prune_old() {
+    if let Some(seconds) = guc::log_retention() {
+        prune(seconds.saturating_mul(1_000_000), None);
+    }
+}
+
+/// Deletes rows of jobs that ended longer ago than `older_than` microseconds, of one owner or of all; gives how many. With
+/// the rights of the cluster's owner.
+pub fn prune(older_than: i64, owner: Option<u32>) -> i64 {
+    if !find() {
+        return 0;
+    }
+    let epoch = area::epoch();
+    let of_owner =
+        owner.map_or(String::new(), |owner| format!(" AND owner OPERATOR(pg_catalog.=) {owner}::pg_catalog.oid"));
+    let condition = format!(
+        " WHERE (status OPERATOR(pg_catalog.<>) 'queued'::pg_catalog.text \
+            AND end_time_exec OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) $1) \
+          OR status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text AND epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8 \
+            AND queued_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) $1)){of_owner} RETURNING 1)"
+    );
+    let sql = [
+        b"WITH deleted AS (DELETE FROM ".as_slice(),
+        &table(),
+        condition.as_bytes(),
+        b" SELECT pg_catalog.count(*) FROM deleted",
+    ]
+    .concat();
+    number(
+        spi::query(&sql, &[Cell::Interval(older_than)], false).first().and_then(|row| row.first().cloned().flatten()),
+    )
+}
+
+fn number<T: std::str::FromStr + Default>(text: Option<Vec<u8>>) -> T {
+    text.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or_default()
+}
+
+fn parse_uuid(text: Option<Vec<u8>>) -> Option<[u8; 16]> {
+    uuid::Uuid::try_parse_ascii(&text?).ok().map(uuid::Uuid::into_bytes)
+}
+
+/// A job as the log has it.
+pub struct Known {
+    pub uuid: [u8; 16],
+    pub state: Vec<u8>,
+    pub owner: u32,
+    pub pid: Option<i32>,
+}
+
+/// Can the log be read now? Somebody may have it for himself. If so, it can until the end of the transaction.
+pub fn is_readable() -> bool {
+    find() && lock::try_to_read(&table())
+}
+
+/// A job, or the jobs of a batch, as the log has them now. Lost ones are told from those that wait. None if the log
+/// cannot be read.
+pub fn states(uuid: &[u8; 16]) -> Vec<Known> {
+    let rows = role::as_cluster_owner(|| {
+        if !is_readable() {
+            return Vec::new();
+        }
+        let epoch = area::epoch();
+        let sql = [
+            format!(
+                "SELECT uuid_child, CASE WHEN status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text \
+                 AND epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8 THEN 'lost' ELSE status END, owner, pid FROM "
+            )
+            .as_bytes(),
+            &table(),
+            b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1 \
+              UNION SELECT uuid_child, 'lost', owner::pg_catalog.oid, NULL FROM ",
+            &function("pg_background_spooled"),
+            b"() WHERE (uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1) \
+              AND NOT EXISTS (SELECT FROM ",
+            &table(),
+            b" AS l WHERE l.uuid_child OPERATOR(pg_catalog.=) pg_background_spooled.uuid_child) ORDER BY 1",
+        ]
+        .concat();
+        spi::query(&sql, &[Cell::Uuid(*uuid)], true)
+    });
+    rows.into_iter()
+        .filter_map(|row| {
+            let mut row = row.into_iter();
+            Some(Known {
+                uuid: parse_uuid(row.next()?)?,
+                state: row.next()??,
+                owner: number(row.next()?),
+                pid: row.next()?.map(|pid| number(Some(pid))),
+            })
+        })
+        .collect()
+}
+
+/// A job that is to run once more.
+pub struct Repeat {
+    pub uuid: [u8; 16],
+    pub query: Vec<u8>,
+    pub name: Option<Vec<u8>>,
+    pub attempts: u32,
+}
+
+/// Jobs that are to run once more, in the order of their uuids.
+pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
+    let rows = role::as_cluster_owner(|| {
+        let list: Vec<String> = jobs.iter().map(|job| uuid::Uuid::from_bytes(*job).hyphenated().to_string()).collect();
+        let sql = [
+            b"SELECT uuid_child, query, name, attempts FROM ".as_slice(),
+            &table(),
+            b" WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[]) \
+              UNION ALL SELECT uuid_child, query, name, 0 FROM ",
+            &function("pg_background_spooled"),
+            b"() AS s WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[]) \
+              AND NOT EXISTS (SELECT FROM ",
+            &table(),
+            b" AS l WHERE l.uuid_child OPERATOR(pg_catalog.=) s.uuid_child) ORDER BY 1",
+        ]
+        .concat();
+        spi::query(&sql, &[Cell::Text(format!("{{{}}}", list.join(",")).into_bytes())], true)
+    });
+    rows.into_iter()
+        .filter_map(|row| {
+            let mut row = row.into_iter();
+            Some(Repeat {
+                uuid: parse_uuid(row.next()?)?,
+                query: row.next()??,
+                name: row.next()?,
+                attempts: number(row.next()?),
+            })
+        })
+        .collect()
+}
+
+/// The rows of `pg_background_monitor`, and their parameters.
+pub fn jobs_query(uuid: Option<&[u8; 16]>) -> (Vec<u8>, Vec<Cell>) {
+    let columns = b"SELECT pid, status, uuid_parent, uuid_child, name, query, result, message, queue_position, \
+                    start_time_exec, end_time_exec, elapsed FROM "
+        .as_slice();
+    let view = function("pg_background_jobs");
+    let order = b" ORDER BY queued_at, uuid_child".as_slice();
+    match uuid {
+        None => ([columns, &view, order].concat(), Vec::new()),
+        Some(uuid) => {
+            let condition =
+                b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1".as_slice();
+            ([columns, &view, condition, order].concat(), vec![Cell::Uuid(*uuid)])
+        }
+    }
+}
+
+/// What came of a job that is in the registry.
+pub fn outcome_of(job: &JobView) -> Outcome {
+    match (&job.outcome, job.reason) {
+        (Some(bytes), _) => decode(bytes).unwrap_or_default(),
+        (None, Reason::None) => Outcome::default(),
+        (None, reason) => never_ran(reason),
+    }
+}
+
+/// What is said of a job that was stopped before it ran.
+fn never_ran(reason: Reason) -> Outcome {
+    stopped(match reason {
+        Reason::OtherFailed => "another job of the batch failed",
+        Reason::None | Reason::Stopped => "the job was stopped before it started",
+    })
+}
+
+/// What must not change while a worker is logged in: the role, the database, their settings, the extension.
+pub fn fingerprint(database: u32, login: u32) -> Vec<u8> {
+    let sql = format!(
+        "SELECT pg_catalog.concat_ws('/', \
+         (SELECT pg_catalog.concat(xmin, ctid) FROM pg_catalog.pg_authid WHERE oid OPERATOR(pg_catalog.=) {login}::pg_catalog.oid), \
+         (SELECT pg_catalog.concat(xmin, ctid) FROM pg_catalog.pg_database WHERE oid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid), \
+         (SELECT pg_catalog.string_agg(pg_catalog.concat(xmin, ctid), ',' ORDER BY setdatabase, setrole) \
+          FROM pg_catalog.pg_db_role_setting WHERE setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0, {database}]::pg_catalog.oid[]) \
+          AND setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0, {login}]::pg_catalog.oid[])), \
+         (SELECT pg_catalog.concat(e.oid, n.xmin, n.ctid) FROM pg_catalog.pg_extension AS e \
+          JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
+          WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name), \
+         CASE WHEN {login} OPERATOR(pg_catalog.=) 0 THEN NULL ELSE \
+          pg_catalog.has_database_privilege({login}::pg_catalog.oid, {database}::pg_catalog.oid, 'CONNECT') END)"
+    );
+    spi::select(&sql).concat()
+}

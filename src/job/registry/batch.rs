@@ -1,0 +1,335 @@
+//! Batches come and go.
+
+use super::record::{Batch, Job, Key, Place, Root, State, Text, Watcher, BUCKETS};
+use super::{root, watch};
+use crate::error::Error;
+use crate::ffi::area::Memory;
+use crate::ffi::{process, session};
+use crate::guc;
+
+/// A job of a new batch.
+pub struct NewJob<'a> {
+    /// The last four bytes of its uuid.
+    pub ordinal: u32,
+    pub query: &'a [u8],
+    pub name: Option<&'a [u8]>,
+    /// Milliseconds
+    pub timeout: Option<i64>,
+    pub attempts: u32,
+    pub max_attempts: u32,
+    /// Milliseconds
+    pub retry_delay: i64,
+}
+
+/// A new batch.
+pub struct NewBatch<'a> {
+    pub uuid: [u8; 16],
+    pub database: u32,
+    pub login: u32,
+    pub owner: u32,
+    pub owner_name: &'a [u8],
+    pub client: &'a [u8],
+    pub name: Option<&'a [u8]>,
+    pub request: &'a [u8],
+    pub is_sequential: bool,
+    pub max_workers: Option<u32>,
+    pub stops_on_error: bool,
+    pub jobs: &'a [NewJob<'a>],
+}
+
+fn text(texts: &mut Vec<u8>, bytes: Option<&[u8]>) -> Text {
+    let Some(bytes) = bytes else { return Text { offset: 0, length: 0, is_set: 0 } };
+    let offset = texts.len() as u64;
+    texts.extend_from_slice(bytes);
+    Text { offset, length: bytes.len() as u32, is_set: 1 }
+}
+
+/// Adds a batch. Nobody sees it and none of its jobs runs before it is [`open`]ed.
+///
+/// # Errors
+/// [`Error::QueueFull`] (53400), [`Error::SharedMemory`] (53200)
+pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
+    let root = root(memory)?;
+    let mut texts = Vec::new();
+    let request = text(&mut texts, Some(new.request));
+    let name = text(&mut texts, new.name);
+    let owner_name = text(&mut texts, Some(new.owner_name));
+    let client = text(&mut texts, Some(new.client));
+    let jobs: Vec<Job> = new
+        .jobs
+        .iter()
+        .map(|job| Job {
+            ordinal: job.ordinal,
+            attempts: job.attempts,
+            max_attempts: job.max_attempts,
+            query: text(&mut texts, Some(job.query)),
+            name: text(&mut texts, job.name),
+            timeout: job.timeout.unwrap_or(0),
+            retry_delay: job.retry_delay,
+            state: State::Queued as u8,
+            ..bytemuck::Zeroable::zeroed()
+        })
+        .collect();
+    let bytes = size_of::<Batch>() + jobs.len() * size_of::<Job>() + texts.len();
+    // Jobs that are launched again: what they were before is in the table.
+    super::queue::forget_done(memory, &new.uuid);
+    let limit = guc::queue_memory_limit();
+    if memory.get::<Root>(root).used + bytes as u64 > limit {
+        super::sweep(memory, true);
+    }
+    let used = memory.get::<Root>(root).used;
+    if used + bytes as u64 > limit {
+        return Err(Error::QueueFull { wanted: bytes as u64, free: limit.saturating_sub(used), limit });
+    }
+    let key = key(memory, new.database, new.login)?;
+    let Some(place) = memory.allocate(bytes) else {
+        forget_key(memory, key);
+        return Err(Error::SharedMemory);
+    };
+    let jobs_at = place + size_of::<Batch>() as u64;
+    let texts_at = jobs_at + (jobs.len() * size_of::<Job>()) as u64;
+    let bucket = bucket(&new.uuid);
+    let record = memory.get_mut::<Root>(root);
+    record.used += bytes as u64;
+    record.last_batch += 1;
+    let (number, previous, next_in_bucket) = (record.last_batch, record.last, record.buckets[bucket]);
+    record.buckets[bucket] = place;
+    record.last = place;
+    if previous == 0 {
+        record.first = place;
+    } else {
+        memory.get_mut::<Batch>(previous).following = place;
+    }
+    memory.slice_mut::<Job>(jobs_at, jobs.len()).copy_from_slice(&jobs);
+    memory.slice_mut::<u8>(texts_at, texts.len()).copy_from_slice(&texts);
+    memory.get_mut::<Key>(key).batches += 1;
+    *memory.get_mut::<Batch>(place) = Batch {
+        number,
+        uuid: new.uuid,
+        bytes: bytes as u64,
+        key,
+        created: process::now(),
+        jobs: jobs.len() as u32,
+        owner: new.owner,
+        database: new.database,
+        encoding: session::encoding(),
+        max_workers: new.max_workers.unwrap_or(u32::MAX),
+        queued: jobs.len() as u32,
+        is_sequential: u8::from(new.is_sequential),
+        stops_on_error: u8::from(new.stops_on_error),
+        request,
+        name,
+        owner_name,
+        client,
+        texts: texts_at,
+        previous,
+        next_in_bucket,
+        ..bytemuck::Zeroable::zeroed()
+    };
+    Ok(place)
+}
+
+/// From now on its jobs may run.
+pub fn open(memory: &mut Memory, place: Place) {
+    memory.get_mut::<Batch>(place).is_open = 1;
+    link(memory, place);
+}
+
+/// Puts a batch behind those of its key that have queued jobs.
+pub fn link(memory: &mut Memory, place: Place) {
+    let batch = memory.get::<Batch>(place);
+    if batch.is_in_key != 0 || batch.queued == 0 || batch.is_open == 0 {
+        return;
+    }
+    let key_at = batch.key;
+    let key = memory.get_mut::<Key>(key_at);
+    let previous = key.last;
+    key.last = place;
+    if previous == 0 {
+        key.first = place;
+    } else {
+        memory.get_mut::<Batch>(previous).next_in_key = place;
+    }
+    let batch = memory.get_mut::<Batch>(place);
+    batch.is_in_key = 1;
+    batch.previous_in_key = previous;
+    batch.next_in_key = 0;
+}
+
+/// Takes a batch out of the list of its key if nothing of it is queued.
+pub fn unlink_if_done(memory: &mut Memory, place: Place) {
+    if memory.get::<Batch>(place).queued == 0 {
+        unlink(memory, place);
+    }
+}
+
+fn unlink(memory: &mut Memory, place: Place) {
+    let batch = memory.get_mut::<Batch>(place);
+    if batch.is_in_key == 0 {
+        return;
+    }
+    batch.is_in_key = 0;
+    let (key, previous, next) = (batch.key, batch.previous_in_key, batch.next_in_key);
+    match previous {
+        0 => memory.get_mut::<Key>(key).first = next,
+        _ => memory.get_mut::<Batch>(previous).next_in_key = next,
+    }
+    match next {
+        0 => memory.get_mut::<Key>(key).last = previous,
+        _ => memory.get_mut::<Batch>(next).previous_in_key = previous,
+    }
+}
+
+/// Forgets a batch.
+pub fn remove(memory: &mut Memory, place: Place) {
+    watch::wake(memory, place);
+    unlink(memory, place);
+    let batch = *memory.get::<Batch>(place);
+    let outcomes: Vec<Place> = jobs(memory, place).iter().map(|job| job.outcome).filter(|at| *at != 0).collect();
+    outcomes.into_iter().for_each(|at| memory.free(at));
+    let mut watcher = batch.watchers;
+    while watcher != 0 {
+        let next = memory.get::<Watcher>(watcher).next;
+        memory.free(watcher);
+        watcher = next;
+    }
+    let bucket = bucket(&batch.uuid);
+    let root = memory.root();
+    let first = memory.get::<Root>(root).buckets[bucket];
+    if first == place {
+        memory.get_mut::<Root>(root).buckets[bucket] = batch.next_in_bucket;
+    } else {
+        let mut at = first;
+        while at != 0 {
+            let next = memory.get::<Batch>(at).next_in_bucket;
+            if next == place {
+                memory.get_mut::<Batch>(at).next_in_bucket = batch.next_in_bucket;
+                break;
+            }
+            at = next;
+        }
+    }
+    match batch.previous {
+        0 => memory.get_mut::<Root>(root).first = batch.following,
+        previous => memory.get_mut::<Batch>(previous).following = batch.following,
+    }
+    match batch.following {
+        0 => memory.get_mut::<Root>(root).last = batch.previous,
+        following => memory.get_mut::<Batch>(following).previous = batch.previous,
+    }
+    memory.get_mut::<Root>(root).used -= batch.bytes;
+    memory.get_mut::<Key>(batch.key).batches -= 1;
+    memory.free(place);
+    forget_key(memory, batch.key);
+}
+
+/// The key of workers that can run jobs of this role in this database.
+pub fn key(memory: &mut Memory, database: u32, login: u32) -> Result<Place, Error> {
+    let root = root(memory)?;
+    if let Some(found) = find_key(memory, database, login) {
+        return Ok(found);
+    }
+    let place = memory.allocate(size_of::<Key>()).ok_or(Error::SharedMemory)?;
+    let next = memory.get::<Root>(root).keys;
+    *memory.get_mut::<Key>(place) = Key { next, database, login, ..bytemuck::Zeroable::zeroed() };
+    memory.get_mut::<Root>(root).keys = place;
+    Ok(place)
+}
+
+fn find_key(memory: &Memory, database: u32, login: u32) -> Option<Place> {
+    keys(memory).find(|place| {
+        let key = memory.get::<Key>(*place);
+        key.database == database && key.login == login
+    })
+}
+
+/// All keys.
+pub fn keys(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
+    let first = if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).keys };
+    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
+        Some(memory.get::<Key>(*at).next).filter(|next| *next != 0)
+    })
+}
+
+/// Forgets a key that nobody has any use for.
+pub fn forget_key(memory: &mut Memory, place: Place) {
+    let key = *memory.get::<Key>(place);
+    if key.batches > 0 || key.workers > 0 {
+        return;
+    }
+    let before = keys(memory).find(|at| memory.get::<Key>(*at).next == place);
+    match before {
+        Some(before) => memory.get_mut::<Key>(before).next = key.next,
+        None => {
+            let root = memory.root();
+            memory.get_mut::<Root>(root).keys = key.next;
+        }
+    }
+    memory.free(place);
+}
+
+/// All batches, oldest first.
+pub fn batches(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
+    let first = if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).first };
+    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
+        Some(memory.get::<Batch>(*at).following).filter(|next| *next != 0)
+    })
+}
+
+/// Batches with queued jobs of a key, oldest first.
+pub fn batches_of_key(memory: &Memory, key: Place) -> impl Iterator<Item = Place> + '_ {
+    let first = memory.get::<Key>(key).first;
+    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
+        Some(memory.get::<Batch>(*at).next_in_key).filter(|next| *next != 0)
+    })
+}
+
+/// Batches whose uuid or whose jobs' uuids differ from this one in the last four bytes only.
+pub fn batches_of_uuid<'a>(memory: &'a Memory, uuid: &[u8; 16]) -> impl Iterator<Item = Place> + 'a {
+    let (stem, first) =
+        (stem(uuid), if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).buckets[bucket(uuid)] });
+    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
+        Some(memory.get::<Batch>(*at).next_in_bucket).filter(|next| *next != 0)
+    })
+    .filter(move |at| self::stem(&memory.get::<Batch>(*at).uuid) == stem)
+}
+
+fn stem(uuid: &[u8; 16]) -> [u8; 12] {
+    uuid.first_chunk().copied().unwrap_or_default()
+}
+
+fn bucket(uuid: &[u8; 16]) -> usize {
+    // The stem is random: any of its bytes will do.
+    usize::from(u16::from_ne_bytes([uuid[2], uuid[3]])) % BUCKETS
+}
+
+/// Its jobs.
+pub fn jobs(memory: &Memory, batch: Place) -> &[Job] {
+    let count = memory.get::<Batch>(batch).jobs as usize;
+    memory.slice(batch + size_of::<Batch>() as u64, count)
+}
+
+/// One of its jobs. The index is one that the registry gave.
+pub fn job(memory: &Memory, batch: Place, index: u32) -> &Job {
+    memory.get(batch + (size_of::<Batch>() + index as usize * size_of::<Job>()) as u64)
+}
+
+/// One of its jobs, to be changed.
+pub fn job_mut(memory: &mut Memory, batch: Place, index: u32) -> &mut Job {
+    memory.get_mut(batch + (size_of::<Batch>() + index as usize * size_of::<Job>()) as u64)
+}
+
+/// One of its texts.
+pub fn bytes(memory: &Memory, batch: Place, text: Text) -> Option<&[u8]> {
+    let texts = memory.get::<Batch>(batch).texts;
+    (text.is_set != 0).then(|| memory.slice(texts + text.offset, text.length as usize))
+}
+
+/// The uuid of the job with this ordinal; 0 = of the batch itself.
+pub fn uuid_of(stem: &[u8; 16], ordinal: u32) -> [u8; 16] {
+    let mut uuid = *stem;
+    if let Some(last) = uuid.last_chunk_mut::<4>() {
+        *last = ordinal.to_be_bytes();
+    }
+    uuid
+}

@@ -1,0 +1,72 @@
+//! What the whole server knows of its jobs: batches, their jobs, the queue, the workers (in shared memory).
+//!
+//! A job is here from its acceptance until its final row is in the log. Everything is looked at and changed under one
+//! lock; nothing here waits, and nothing here talks to the catalogs.
+
+mod batch;
+mod look;
+mod queue;
+mod record;
+mod slot;
+mod watch;
+
+pub use batch::{add, open, remove, uuid_of, NewBatch, NewJob};
+pub use look::{
+    find, of_batch, owners, pulses, request, snapshot, uuid_of_job, view_of, Found, JobView, Pulse, RunningJob,
+};
+pub use queue::{
+    begin, claim, deafen, ended, finish, forget_database, is_recorded, recorded, stop, sweep, uuid, uuids, withdraw,
+    written, Claim, Ended, Finish, Task,
+};
+pub use record::{Place, Reason, State, MESSAGE_BYTES};
+pub use slot::{
+    arrive, cannot_register, died, hand_over, idle, is_attended, is_stopping, is_stuck, make_room, may_leave,
+    of_process, plan, ready, register, report_progress, reserve, set_waiting, terminate_jobs, Arrival, Start,
+};
+pub use watch::{unwatch, watch};
+
+use crate::error::Error;
+use crate::ffi::area::Memory;
+use crate::ffi::bgworker;
+use record::{Root, Slot};
+
+/// Finds the beginning, and makes it if nobody has.
+///
+/// # Errors
+/// [`Error::SharedMemory`] (53200)
+fn root(memory: &mut Memory) -> Result<Place, Error> {
+    if memory.root() != 0 {
+        return Ok(memory.root());
+    }
+    // A worker on its way out and its successor have a place each.
+    let count = 2 * usize::try_from(bgworker::max_worker_processes()).unwrap_or(0) + 2;
+    let root = memory.allocate(size_of::<Root>()).ok_or(Error::SharedMemory)?;
+    let Some(slots) = memory.allocate(count * size_of::<Slot>()) else {
+        memory.free(root);
+        return Err(Error::SharedMemory);
+    };
+    let record = memory.get_mut::<Root>(root);
+    record.slots = slots;
+    record.slot_count = count as u64;
+    memory.set_root(root);
+    Ok(root)
+}
+
+fn slots(memory: &Memory) -> &[Slot] {
+    if memory.root() == 0 {
+        return &[];
+    }
+    let root = memory.get::<Root>(memory.root());
+    memory.slice(root.slots, root.slot_count as usize)
+}
+
+fn slot_mut(memory: &mut Memory, index: usize) -> Option<&mut Slot> {
+    if memory.root() == 0 {
+        return None;
+    }
+    let (place, count) = {
+        let root = memory.get::<Root>(memory.root());
+        (root.slots, root.slot_count as usize)
+    };
+    memory.slice_mut::<Slot>(place, count).get_mut(index)
+}

@@ -1,0 +1,578 @@
+//! From queued to ended: which job a worker takes next, and what comes of it.
+//!
+//! A worker claims a few jobs of one batch at a time, so that what is written before they start is written for all of
+//! them at once; each is begun on its own, and until then it can be stopped as any queued job.
+
+use super::record::{Batch, Job, Key, Life, Place, Reason, Root, Slot, State};
+use super::{batch, slot, slot_mut, slots, watch};
+use crate::ffi::area::Memory;
+use crate::ffi::process;
+use crate::guc;
+
+/// How many jobs a worker claims at most.
+const CLAIM_LIMIT: u32 = 64;
+/// How many final rows are written in one transaction at most.
+const LOG_LIMIT: usize = 1000;
+/// How long a batch that is done stays, counted from the writing of its rows, in microseconds: for statements whose
+/// snapshot is older than that.
+const LINGER: i64 = 5_000_000;
+/// How long a worker of a role stays when another role has none, in microseconds.
+const QUANTUM: i64 = 100_000;
+
+/// What a worker does next.
+pub enum Task {
+    /// Write the rows of a batch.
+    Record(Place),
+    /// Write the final rows of jobs that ended without one.
+    Log(Place),
+    Run(Claim),
+    /// Nothing until then (microseconds, none = until it is woken).
+    Wait(Option<i64>),
+    /// There is nothing to do for it, or it is not wanted any more.
+    Leave,
+    /// Somebody else is to have its place.
+    HandOver,
+}
+
+/// Jobs that a worker will run one after the other.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    pub batch: Place,
+    pub number: u64,
+    pub indexes: Vec<u32>,
+}
+
+/// What came of an attempt.
+pub enum Finish<'a> {
+    /// Its final row is written.
+    Logged(State),
+    /// Its final row is to be written from this.
+    Unlogged(State, &'a [u8]),
+    /// It is to be tried again, not before (microseconds).
+    Again(i64),
+}
+
+/// A job that has ended and has no final row yet.
+pub struct Ended {
+    pub index: u32,
+    pub uuid: [u8; 16],
+    pub state: State,
+    pub reason: Reason,
+    pub attempts: u32,
+    pub pid: Option<i32>,
+    pub started: i64,
+    pub ended: i64,
+    pub outcome: Option<Vec<u8>>,
+}
+
+/// What the worker in this slot does next. `many`: its jobs are so short that it is to claim several.
+pub fn claim(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
+    let Some(own) = slots(memory).get(index).copied() else { return Task::Leave };
+    if own.is_unwanted != 0 || slot::live(memory) > guc::cap() {
+        return Task::Leave;
+    }
+    sweep(memory, false);
+    let key = *memory.get::<Key>(own.key);
+    if let Some(place) = log_duty(memory, key.database, now) {
+        memory.get_mut::<Batch>(place).writer = index as u32 + 1;
+        return Task::Log(place);
+    }
+    if key.login == 0 {
+        return Task::Leave;
+    }
+    if slot::gives_way(memory, index, now, QUANTUM) {
+        return Task::HandOver;
+    }
+    let places: Vec<Place> =
+        batch::batches_of_key(memory, own.key).filter(|place| room(memory, *place) > 0).take(256).collect();
+    for place in places {
+        if !is_due(memory, place, now) {
+            continue;
+        }
+        let record = memory.get::<Batch>(place);
+        if record.is_recorded == 0 {
+            if record.writer != 0 {
+                continue;
+            }
+            // What cannot be recorded now runs all the same, and is recorded later.
+            if record.retry_log_at <= now {
+                memory.get_mut::<Batch>(place).writer = index as u32 + 1;
+                return Task::Record(place);
+            }
+        }
+        let share = record.queued / (4 * key.workers.max(1)) + 1;
+        let count = if many && record.is_sequential == 0 { share.min(CLAIM_LIMIT) } else { 1 };
+        let indexes: Vec<u32> = (0..count).map_while(|_| pop(memory, place, now)).collect();
+        if indexes.is_empty() {
+            continue;
+        }
+        let number = memory.get::<Batch>(place).number;
+        for job in &indexes {
+            batch::job_mut(memory, place, *job).slot = index as u32 + 1;
+        }
+        let record = memory.get_mut::<Batch>(place);
+        record.workers += 1;
+        record.queued -= indexes.len() as u32;
+        batch::unlink_if_done(memory, place);
+        if let Some(own) = slot_mut(memory, index) {
+            own.life = Life::Ready as u32;
+            own.batch = place;
+        }
+        let turn = next_turn(memory);
+        memory.get_mut::<Key>(own.key).turn = turn;
+        return Task::Run(Claim { batch: place, number, indexes });
+    }
+    if slot::is_wanted_elsewhere(memory, own.key, now) && slot::live(memory) >= guc::cap() {
+        return Task::HandOver;
+    }
+    Task::Wait(next_due(memory, own.key, now))
+}
+
+pub(super) fn next_turn(memory: &mut Memory) -> u64 {
+    let root = memory.root();
+    let record = memory.get_mut::<Root>(root);
+    record.last_turn += 1;
+    record.last_turn
+}
+
+/// How many more workers may work on a batch.
+fn room(memory: &Memory, place: Place) -> u32 {
+    let batch = memory.get::<Batch>(place);
+    let limit = if batch.is_sequential != 0 { 1 } else { batch.max_workers };
+    limit.saturating_sub(batch.workers)
+}
+
+/// Is there a job that may start now?
+fn is_due(memory: &mut Memory, place: Place, now: i64) -> bool {
+    match peek(memory, place) {
+        Some(job) => batch::job(memory, place, job).not_before <= now,
+        None => false,
+    }
+}
+
+/// The job of the batch that comes next, whether its time has come or not. Jobs that wait for another attempt come first
+/// when they are due.
+fn peek(memory: &mut Memory, place: Place) -> Option<u32> {
+    let now = process::now();
+    let again = loop {
+        let first = memory.get::<Batch>(place).again;
+        if first == 0 {
+            break None;
+        }
+        let job = *batch::job(memory, place, first - 1);
+        if job.state == State::Queued as u8 && job.slot == 0 {
+            break Some((first - 1, job.not_before));
+        }
+        memory.get_mut::<Batch>(place).again = job.again;
+    };
+    let (mut next, count, is_sequential) = {
+        let batch = memory.get::<Batch>(place);
+        (batch.next, batch.jobs, batch.is_sequential != 0)
+    };
+    while next < count && batch::job(memory, place, next).state != State::Queued as u8 {
+        next += 1;
+    }
+    memory.get_mut::<Batch>(place).next = next;
+    match again {
+        // In a sequential batch nothing overtakes a job that waits for another attempt.
+        Some((job, not_before)) if not_before <= now || next == count || is_sequential => Some(job),
+        _ if next < count => Some(next),
+        _ => None,
+    }
+}
+
+/// Takes the next job that may start now.
+fn pop(memory: &mut Memory, place: Place, now: i64) -> Option<u32> {
+    let index = peek(memory, place)?;
+    let job = *batch::job(memory, place, index);
+    if job.not_before > now {
+        return None;
+    }
+    let record = memory.get_mut::<Batch>(place);
+    if record.again == index + 1 {
+        record.again = job.again;
+        batch::job_mut(memory, place, index).again = 0;
+    } else {
+        record.next = index + 1;
+    }
+    Some(index)
+}
+
+/// Puts a job that was taken back among the queued.
+fn push(memory: &mut Memory, place: Place, index: u32, not_before: i64) {
+    let mut before = 0;
+    let mut at = memory.get::<Batch>(place).again;
+    while at != 0 && batch::job(memory, place, at - 1).not_before <= not_before {
+        before = at;
+        at = batch::job(memory, place, at - 1).again;
+    }
+    let job = batch::job_mut(memory, place, index);
+    job.state = State::Queued as u8;
+    job.slot = 0;
+    job.not_before = not_before;
+    job.again = at;
+    match before {
+        0 => memory.get_mut::<Batch>(place).again = index + 1,
+        before => batch::job_mut(memory, place, before - 1).again = index + 1,
+    }
+    memory.get_mut::<Batch>(place).queued += 1;
+    batch::link(memory, place);
+}
+
+/// When the next queued job of the key that waits for its time may start.
+pub fn next_due(memory: &mut Memory, key: Place, now: i64) -> Option<i64> {
+    let places: Vec<Place> = batch::batches_of_key(memory, key).take(256).collect();
+    let due =
+        places.into_iter().filter_map(|place| peek(memory, place).map(|job| batch::job(memory, place, job).not_before));
+    let due: Vec<i64> = due.collect();
+    due.into_iter().filter(|due| *due > now).min()
+}
+
+/// How many workers of a key could start a job now; counts no further than `enough`.
+pub fn demand(memory: &mut Memory, key: Place, now: i64, enough: u32) -> u32 {
+    let places: Vec<Place> = batch::batches_of_key(memory, key).take(256).collect();
+    let mut total = 0;
+    for place in places {
+        let room = room(memory, place);
+        if room > 0 && is_due(memory, place, now) {
+            // Jobs that wait for another attempt may not be due; a worker too many finds out.
+            total += room.min(memory.get::<Batch>(place).queued);
+        }
+        if total >= enough {
+            return enough;
+        }
+    }
+    total
+}
+
+/// Is anything queued, or still to be written to a log?
+pub fn has_work(memory: &Memory) -> bool {
+    batch::batches(memory).any(|place| {
+        let batch = memory.get::<Batch>(place);
+        batch.is_open != 0 && (batch.queued > 0 || batch.unlogged > 0)
+    })
+}
+
+/// A batch of this database with final rows to write.
+pub(super) fn log_duty(memory: &Memory, database: u32, now: i64) -> Option<Place> {
+    batch::batches(memory).find(|place| {
+        let batch = memory.get::<Batch>(*place);
+        batch.unlogged > 0 && batch.database == database && batch.writer == 0 && batch.retry_log_at <= now
+    })
+}
+
+/// The rows of the batch are in the table, or could not be written and are to be tried again not before `retry_at`.
+pub fn recorded(memory: &mut Memory, place: Place, by: Option<u32>, retry_at: i64) {
+    // It may have been forgotten with its database.
+    if !batch::batches(memory).any(|at| at == place) {
+        return;
+    }
+    let batch = memory.get_mut::<Batch>(place);
+    batch.writer = 0;
+    if let Some(by) = by {
+        batch.is_recorded = 1;
+        batch.recorded_by = by.into();
+        batch.recorded_at = process::now();
+    } else {
+        batch.retry_log_at = retry_at;
+    }
+    watch::wake(memory, place);
+}
+
+/// Are the rows of the batch in the table?
+pub fn is_recorded(memory: &Memory, place: Place) -> bool {
+    memory.get::<Batch>(place).is_recorded != 0
+}
+
+/// The uuid of the batch.
+pub fn uuid(memory: &Memory, place: Place) -> [u8; 16] {
+    memory.get::<Batch>(place).uuid
+}
+
+/// The uuids of claimed jobs.
+pub fn uuids(memory: &Memory, claim: &Claim) -> Vec<[u8; 16]> {
+    let stem = memory.get::<Batch>(claim.batch).uuid;
+    claim.indexes.iter().map(|index| batch::uuid_of(&stem, batch::job(memory, claim.batch, *index).ordinal)).collect()
+}
+
+/// Nothing of the job that this worker has begun can be cancelled any more.
+pub fn deafen(memory: &mut Memory, index: usize) {
+    if let Some(own) = slot_mut(memory, index) {
+        own.is_deaf = 1;
+    }
+}
+
+/// Starts a job of a claim. False = it was stopped in the meantime.
+pub fn begin(memory: &mut Memory, index: usize, place: Place, job_index: u32) -> bool {
+    let now = process::now();
+    let Some(own) = slots(memory).get(index).copied() else { return false };
+    let job = batch::job_mut(memory, place, job_index);
+    if job.state != State::Queued as u8 || job.slot != index as u32 + 1 {
+        return false;
+    }
+    job.state = State::Running as u8;
+    job.started = now;
+    job.attempts += 1;
+    job.pid = own.pid;
+    if let Some(own) = slot_mut(memory, index) {
+        own.life = Life::Busy as u32;
+        own.batch = place;
+        own.job = job_index;
+        own.is_waiting = 0;
+        own.is_deaf = 0;
+        own.progress = -1;
+        own.message_bytes = 0;
+    }
+    memory.get_mut::<Key>(own.key).busy += 1;
+    watch::wake(memory, place);
+    true
+}
+
+/// Ends an attempt. The job was begun by this worker.
+pub fn finish(memory: &mut Memory, index: usize, place: Place, job_index: u32, finish: &Finish) {
+    let Some(own) = slots(memory).get(index).copied() else { return };
+    leave_busy(memory, index, own);
+    match finish {
+        Finish::Again(not_before) => push(memory, place, job_index, *not_before),
+        Finish::Logged(state) => end(memory, place, job_index, *state, None),
+        Finish::Unlogged(state, outcome) => end(memory, place, job_index, *state, Some(outcome)),
+    }
+    let failed = matches!(finish, Finish::Logged(State::Failed) | Finish::Unlogged(State::Failed, _));
+    if failed && memory.get::<Batch>(place).stops_on_error != 0 {
+        stop_queued(memory, place, Reason::OtherFailed);
+    }
+    watch::wake(memory, place);
+}
+
+fn leave_busy(memory: &mut Memory, index: usize, own: Slot) {
+    if own.life == Life::Busy as u32 {
+        let key = memory.get_mut::<Key>(own.key);
+        key.busy = key.busy.saturating_sub(1);
+    }
+    if let Some(own) = slot_mut(memory, index) {
+        own.life = Life::Ready as u32;
+        own.is_waiting = 0;
+    }
+}
+
+/// A job has come to its end. None = its final row is written.
+fn end(memory: &mut Memory, place: Place, index: u32, state: State, outcome: Option<&[u8]>) {
+    let kept = outcome.filter(|bytes| !bytes.is_empty()).and_then(|bytes| {
+        let at = memory.allocate(bytes.len())?;
+        memory.slice_mut::<u8>(at, bytes.len()).copy_from_slice(bytes);
+        Some((at, bytes.len()))
+    });
+    let job = batch::job_mut(memory, place, index);
+    job.state = state as u8;
+    job.slot = 0;
+    job.ended = process::now();
+    job.is_logged = u8::from(outcome.is_none());
+    if let Some((at, length)) = kept {
+        job.outcome = at;
+        job.outcome_bytes = length as u64;
+    }
+    let batch = memory.get_mut::<Batch>(place);
+    match outcome {
+        None => batch.logged += 1,
+        Some(_) => batch.unlogged += 1,
+    }
+}
+
+/// Stops every queued job of a batch that nobody has claimed or that is only claimed.
+fn stop_queued(memory: &mut Memory, place: Place, reason: Reason) {
+    for index in 0..memory.get::<Batch>(place).jobs {
+        stop_if_queued(memory, place, index, reason);
+    }
+}
+
+fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason) -> bool {
+    let job = batch::job_mut(memory, place, index);
+    if job.state != State::Queued as u8 {
+        return false;
+    }
+    let is_claimed = job.slot != 0;
+    job.state = State::Stopped as u8;
+    job.reason = reason as u8;
+    job.slot = 0;
+    job.ended = process::now();
+    let batch = memory.get_mut::<Batch>(place);
+    batch.unlogged += 1;
+    let database = batch.database;
+    if !is_claimed {
+        batch.queued -= 1;
+        batch::unlink_if_done(memory, place);
+    }
+    slot::wake_writers(memory, database);
+    true
+}
+
+/// Stops a job: a queued one is out of the queue, one that runs is cancelled. Gives what it was; `Running` = somebody
+/// will see to it.
+pub fn stop(memory: &mut Memory, place: Place, index: u32) -> State {
+    let job = *batch::job(memory, place, index);
+    let state = State::from_byte(job.state);
+    match state {
+        State::Queued => {
+            stop_if_queued(memory, place, index, Reason::Stopped);
+        }
+        State::Running => {
+            let is_deaf = slots(memory).get((job.slot as usize).wrapping_sub(1)).is_none_or(|slot| slot.is_deaf != 0);
+            if !is_deaf {
+                batch::job_mut(memory, place, index).is_stopping = 1;
+                // The worker leaves this state under the lock that is held here: the signal reaches this job, or none.
+                process::cancel(job.pid);
+            }
+        }
+        _ => {}
+    }
+    watch::wake(memory, place);
+    state
+}
+
+/// Gives back what is left of a claim, and looks whether the batch is done.
+pub fn withdraw(memory: &mut Memory, index: usize, claim: &Claim) {
+    let slot = index as u32 + 1;
+    for job in claim.indexes.iter().rev() {
+        let record = batch::job(memory, claim.batch, *job);
+        if record.state == State::Queued as u8 && record.slot == slot {
+            push(memory, claim.batch, *job, 0);
+        }
+    }
+    memory.get_mut::<Batch>(claim.batch).workers -= 1;
+    if let Some(own) = slot_mut(memory, index) {
+        own.batch = 0;
+    }
+    remove_if_done(memory, claim.batch);
+}
+
+/// Final rows that are to be written, a few at a time.
+pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
+    let record = memory.get::<Batch>(place);
+    batch::jobs(memory, place)
+        .iter()
+        .zip(0..)
+        .filter(|(job, _)| State::from_byte(job.state).is_final() && job.is_logged == 0)
+        .take(LOG_LIMIT)
+        .map(|(job, index)| Ended {
+            index,
+            uuid: batch::uuid_of(&record.uuid, job.ordinal),
+            state: State::from_byte(job.state),
+            reason: Reason::from_byte(job.reason),
+            attempts: job.attempts,
+            pid: Some(job.pid).filter(|pid| *pid != 0),
+            started: job.started,
+            ended: job.ended,
+            outcome: (job.outcome != 0).then(|| memory.slice(job.outcome, job.outcome_bytes as usize).to_vec()),
+        })
+        .collect()
+}
+
+/// These final rows are written; none = it could not be done, and is to be tried again not before `retry_at`.
+pub fn written(memory: &mut Memory, place: Place, indexes: &[u32], retry_at: Option<i64>) {
+    for index in indexes {
+        let job: &mut Job = batch::job_mut(memory, place, *index);
+        job.is_logged = 2;
+    }
+    let batch = memory.get_mut::<Batch>(place);
+    batch.unlogged -= indexes.len() as u32;
+    batch.logged += indexes.len() as u32;
+    batch.writer = 0;
+    if let Some(retry_at) = retry_at {
+        batch.retry_log_at = retry_at;
+    }
+    watch::wake(memory, place);
+    remove_if_done(memory, place);
+}
+
+fn is_done(batch: &Batch) -> bool {
+    batch.logged == batch.jobs && batch.workers == 0 && batch.writer == 0
+}
+
+fn remove_if_done(memory: &mut Memory, place: Place) {
+    let record = memory.get::<Batch>(place);
+    if is_done(record) && record.recorded_at + LINGER <= process::now() {
+        batch::remove(memory, place);
+    } else if is_done(record) {
+        watch::wake(memory, place);
+    }
+}
+
+/// Forgets what is done of a batch that has jobs that are launched again.
+pub(super) fn forget_done(memory: &mut Memory, uuid: &[u8; 16]) {
+    let done: Vec<Place> =
+        batch::batches_of_uuid(memory, uuid).filter(|place| is_done(memory.get::<Batch>(*place))).collect();
+    done.into_iter().for_each(|place| batch::remove(memory, place));
+}
+
+/// Forgets batches that are done and that every reader sees in the table by now; `all` = whether or not.
+pub fn sweep(memory: &mut Memory, all: bool) {
+    let oldest = process::now() - LINGER;
+    let done: Vec<Place> = batch::batches(memory)
+        // They are in the order of their acceptance, so of their recording, more or less.
+        .take_while(|place| all || memory.get::<Batch>(*place).created <= oldest)
+        .filter(|place| {
+            let batch = memory.get::<Batch>(*place);
+            is_done(batch) && (all || batch.recorded_at <= oldest)
+        })
+        .collect();
+    done.into_iter().for_each(|place| batch::remove(memory, place));
+}
+
+/// Every queued job of the key ends with this outcome: nobody can run it.
+pub(super) fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
+    let places: Vec<Place> = batch::batches_of_key(memory, key).collect();
+    for place in places {
+        for index in 0..memory.get::<Batch>(place).jobs {
+            let job = batch::job(memory, place, index);
+            if job.state == State::Queued as u8 && job.slot == 0 {
+                memory.get_mut::<Batch>(place).queued -= 1;
+                end(memory, place, index, State::Failed, Some(outcome));
+            }
+        }
+        batch::unlink_if_done(memory, place);
+        watch::wake(memory, place);
+    }
+}
+
+/// What a worker that dies leaves: its job, and its claim.
+pub(super) fn abandon(memory: &mut Memory, index: usize, state: State, outcome: &[u8]) {
+    let Some(own) = slots(memory).get(index).copied() else { return };
+    let slot = index as u32 + 1;
+    let place = own.batch;
+    if own.life == Life::Busy as u32 {
+        finish(memory, index, place, own.job, &Finish::Unlogged(state, outcome));
+    }
+    if place != 0 {
+        let indexes = (0..memory.get::<Batch>(place).jobs)
+            .filter(|job| {
+                let job = batch::job(memory, place, *job);
+                job.state == State::Queued as u8 && job.slot == slot
+            })
+            .collect();
+        withdraw(memory, index, &Claim { batch: place, number: 0, indexes });
+    }
+    let writing: Vec<Place> =
+        batch::batches(memory).filter(|place| memory.get::<Batch>(*place).writer == slot).collect();
+    for place in writing {
+        memory.get_mut::<Batch>(place).writer = 0;
+    }
+}
+
+/// Forgets every batch of a database that has no log any more: the extension is gone from it.
+pub fn forget_database(memory: &mut Memory, database: u32) {
+    let places: Vec<Place> =
+        batch::batches(memory).filter(|place| memory.get::<Batch>(*place).database == database).collect();
+    for place in places {
+        for index in 0..memory.get::<Batch>(place).jobs {
+            stop_if_queued(memory, place, index, Reason::Stopped);
+        }
+        memory.get_mut::<Batch>(place).writer = 0;
+        let unlogged: Vec<u32> = (0..memory.get::<Batch>(place).jobs)
+            .filter(|index| {
+                let job = batch::job(memory, place, *index);
+                State::from_byte(job.state).is_final() && job.is_logged == 0
+            })
+            .collect();
+        written(memory, place, &unlogged, None);
+    }
+}

@@ -1,0 +1,285 @@
+//! How batches, jobs and workers lie in shared memory: plain integers; references are offsets in the area.
+
+use bytemuck::{Pod, Zeroable};
+
+/// What a job is doing, or how it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    Queued,
+    Running,
+    Succeeded,
+    Failed,
+    Stopped,
+}
+
+impl State {
+    pub const ALL: [State; 5] = [State::Queued, State::Running, State::Succeeded, State::Failed, State::Stopped];
+
+    /// From what [`Job::state`] holds.
+    pub fn from_byte(byte: u8) -> Self {
+        State::ALL.into_iter().find(|state| *state as u8 == byte).unwrap_or(State::Failed)
+    }
+
+    /// As users see it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            State::Queued => "queued",
+            State::Running => "running",
+            State::Succeeded => "succeeded",
+            State::Failed => "failed",
+            State::Stopped => "stopped",
+        }
+    }
+
+    /// Will nothing more happen to the job?
+    pub const fn is_final(self) -> bool {
+        !matches!(self, State::Queued | State::Running)
+    }
+}
+
+/// Why a job ended that has no outcome of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Reason {
+    /// There is an outcome.
+    None,
+    /// Somebody stopped it before it ran.
+    Stopped,
+    /// Another job of its batch failed.
+    OtherFailed,
+}
+
+impl Reason {
+    pub fn from_byte(byte: u8) -> Self {
+        [Reason::Stopped, Reason::OtherFailed].into_iter().find(|reason| *reason as u8 == byte).unwrap_or(Reason::None)
+    }
+}
+
+/// A place in the area; 0 = none.
+pub type Place = u64;
+
+pub const BUCKETS: usize = 1024;
+
+/// Where everything begins.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Root {
+    /// Bytes that batches take.
+    pub used: u64,
+    /// The last batch's number.
+    pub last_batch: u64,
+    /// The last number given to a worker's place.
+    pub last_serial: u64,
+    /// The last turn that a key had.
+    pub last_turn: u64,
+    /// All batches, oldest first.
+    pub first: Place,
+    pub last: Place,
+    pub keys: Place,
+    pub slots: Place,
+    pub slot_count: u64,
+    /// Batches by the hash of their uuid.
+    pub buckets: [Place; BUCKETS],
+}
+
+/// Who can run what: workers of a key run jobs of the key. Lives as long as it has batches or workers.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Key {
+    pub next: Place,
+    pub database: u32,
+    /// The role to log in as; 0 = no role: such workers write the log, and run nothing.
+    pub login: u32,
+    /// Batches with queued jobs, oldest first.
+    pub first: Place,
+    pub last: Place,
+    /// Batches of the key, whatever their state.
+    pub batches: u32,
+    /// Slots of workers that come or are there.
+    pub workers: u32,
+    /// Of these, how many run a job.
+    pub busy: u32,
+    /// No more workers than this are of use now: the role or the database has no more connections. 0 = any number.
+    pub limit: u32,
+    /// When it had a worker last.
+    pub turn: u64,
+}
+
+/// The jobs of one call. Behind it, in the same piece of memory, lie its jobs and their texts.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Batch {
+    pub number: u64,
+    /// The uuid of the batch; those of its jobs differ in the last four bytes.
+    pub uuid: [u8; 16],
+    pub bytes: u64,
+    pub key: Place,
+    pub created: i64,
+    pub jobs: u32,
+    /// The role whose rights the jobs have.
+    pub owner: u32,
+    pub database: u32,
+    pub max_workers: u32,
+    /// Workers that have claimed jobs of it.
+    pub workers: u32,
+    /// Queued jobs that no worker has claimed.
+    pub queued: u32,
+    /// Jobs that have ended and whose final row is not written yet.
+    pub unlogged: u32,
+    /// Jobs whose final row is written.
+    pub logged: u32,
+    /// Jobs before this one have been taken.
+    pub next: u32,
+    /// Index + 1 of the first job that waits for another attempt; the list is in the order of their times.
+    pub again: u32,
+    pub is_sequential: u8,
+    pub stops_on_error: u8,
+    /// May its jobs run?
+    pub is_open: u8,
+    /// Are its rows in the table?
+    pub is_recorded: u8,
+    pub padding: [u8; 4],
+    /// The slot of the worker that records it or writes its final rows now, + 1.
+    pub writer: u32,
+    /// Of its texts: that of its database.
+    pub encoding: u32,
+    /// A final row could not be written: not to be tried again before.
+    pub retry_log_at: i64,
+    /// When its rows were written, and by which transaction: who has an older snapshot does not see them.
+    pub recorded_at: i64,
+    pub recorded_by: u64,
+    /// The request: where in the texts, and how long.
+    pub request: Text,
+    pub name: Text,
+    pub owner_name: Text,
+    pub client: Text,
+    pub texts: u64,
+    pub previous: Place,
+    pub following: Place,
+    pub next_in_bucket: Place,
+    pub previous_in_key: Place,
+    pub next_in_key: Place,
+    pub is_in_key: u64,
+    /// Who is to be woken when something changes.
+    pub watchers: Place,
+}
+
+/// Bytes in a batch's texts.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Text {
+    pub offset: u64,
+    pub length: u32,
+    pub is_set: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Job {
+    /// The last four bytes of its uuid.
+    pub ordinal: u32,
+    /// [`State`]
+    pub state: u8,
+    /// Its final row is written: 1 = with its work, 2 = later
+    pub is_logged: u8,
+    /// Somebody wants it stopped.
+    pub is_stopping: u8,
+    /// Why it was stopped before it ran: [`Reason`]
+    pub reason: u8,
+    pub attempts: u32,
+    pub max_attempts: u32,
+    /// The slot of the worker that runs it, + 1.
+    pub slot: u32,
+    /// Index + 1 of the next job that waits for another attempt.
+    pub again: u32,
+    /// The process that runs it, or ran it last.
+    pub pid: i32,
+    pub padding: u32,
+    pub query: Text,
+    pub name: Text,
+    /// Milliseconds; 0 = none.
+    pub timeout: i64,
+    pub retry_delay: i64,
+    /// Not to be started before.
+    pub not_before: i64,
+    pub started: i64,
+    pub ended: i64,
+    /// What came of it, until that is logged: a place of its own, and its length in bytes.
+    pub outcome: Place,
+    pub outcome_bytes: u64,
+}
+
+/// What the process of a worker's place is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Life {
+    /// There is none.
+    Free,
+    /// It was asked for.
+    Starting,
+    /// It looks for work, or writes the log.
+    Ready,
+    /// It runs a job.
+    Busy,
+    /// It has nothing to do.
+    Idle,
+    /// It is on its way out; its place is free when the server says that it is gone.
+    Leaving,
+    /// It died; the server starts another process in its place, for whatever there is to do then.
+    Died,
+}
+
+impl Life {
+    pub fn from_number(number: u32) -> Self {
+        use Life::*;
+        [Free, Starting, Ready, Busy, Idle, Leaving, Died]
+            .into_iter()
+            .find(|life| *life as u32 == number)
+            .unwrap_or(Free)
+    }
+}
+
+pub const MESSAGE_BYTES: usize = 256;
+
+/// A worker's place.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Slot {
+    pub serial: u64,
+    pub key: Place,
+    /// The job that it runs.
+    pub batch: Place,
+    pub job: u32,
+    /// [`Life`]
+    pub life: u32,
+    pub pid: i32,
+    /// It is wanted elsewhere: to leave when it has nothing to do.
+    pub is_unwanted: u32,
+    /// The job waits for other jobs.
+    pub is_waiting: u32,
+    pub progress: i32,
+    /// The process, for its latch.
+    pub process: u64,
+    /// The server's handle of the worker.
+    pub handle: [u64; 2],
+    pub has_handle: u32,
+    pub message_bytes: u32,
+    /// Index + 1 of the place whose process must be gone before this one's begins.
+    pub after: u32,
+    /// Another place has taken over from this one: it does not count any more.
+    pub is_succeeded: u32,
+    /// What it does cannot be cancelled any more.
+    pub is_deaf: u32,
+    pub padding: u32,
+    pub since: i64,
+    pub message: [u8; MESSAGE_BYTES],
+}
+
+/// Somebody who waits for changes of a batch.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Watcher {
+    pub next: Place,
+    pub process: u64,
+}

@@ -1,0 +1,502 @@
+//! Workers: where they are wanted, how they come, how they go.
+//!
+//! There are never more than the cap. A worker that is to make room for one of another role or database registers its
+//! successor itself, which begins when it is gone; so no moment comes in which there is work and nobody to see it.
+
+use super::queue::{self, demand};
+use super::record::{Batch, Key, Life, Place, Root, Slot, State, MESSAGE_BYTES};
+use super::{batch, slot_mut, slots, watch};
+use crate::error::Error;
+use crate::ffi::area::{self, Memory};
+use crate::ffi::bgworker::Worker;
+use crate::ffi::process;
+use crate::guc;
+use std::collections::HashSet;
+
+/// A worker that is to be registered.
+#[derive(Debug, Clone, Copy)]
+pub struct Start {
+    pub slot: usize,
+    pub serial: u64,
+}
+
+/// What a new worker is to be.
+#[derive(Debug, Clone, Copy)]
+pub enum Arrival {
+    /// Log in so; role 0 = none.
+    LogIn { database: u32, login: u32 },
+    /// The one before it is not gone yet: ask again.
+    NotYet,
+    /// There is nothing to do.
+    Nothing,
+}
+
+fn life(slot: &Slot) -> Life {
+    Life::from_number(slot.life)
+}
+
+/// Frees the places of workers that are gone.
+fn reclaim(memory: &mut Memory) {
+    let gone: Vec<usize> = slots(memory)
+        .iter()
+        .enumerate()
+        .filter(|(_, slot)| life(slot) == Life::Leaving && slot.has_handle != 0)
+        .filter(|(_, slot)| Worker::from_words(slot.handle).is_gone())
+        .map(|(index, _)| index)
+        .collect();
+    for index in gone {
+        if let Some(slot) = slot_mut(memory, index) {
+            *slot = Slot { serial: slot.serial, ..bytemuck::Zeroable::zeroed() };
+        }
+    }
+}
+
+/// How many workers of the extension there are in the whole server, or will be.
+pub fn live(memory: &mut Memory) -> usize {
+    reclaim(memory);
+    slots(memory).iter().filter(|slot| life(slot) != Life::Free && slot.is_succeeded == 0).count() + area::outside()
+}
+
+/// How many workers a call could have at once for this key.
+fn free_places(memory: &mut Memory, database: u32, login: u32) -> usize {
+    let free = guc::cap().saturating_sub(live(memory));
+    let idle = slots(memory).iter().filter(|slot| life(slot) == Life::Idle && slot.key != 0).filter(|slot| {
+        let key = memory.get::<Key>(slot.key);
+        key.database == database && key.login == login
+    });
+    free + idle.count()
+}
+
+fn workers_of_role(memory: &Memory, login: u32) -> u32 {
+    batch::keys(memory)
+        .map(|place| memory.get::<Key>(place))
+        .filter(|key| key.login == login)
+        .map(|key| key.workers)
+        .sum()
+}
+
+/// Workers of a key that will look for work soon.
+fn coming(memory: &Memory, key: Place) -> u32 {
+    let is_coming =
+        |slot: &&Slot| slot.key == key && slot.batch == 0 && matches!(life(slot), Life::Starting | Life::Ready);
+    slots(memory).iter().filter(is_coming).count() as u32
+}
+
+/// The key that wants a worker most: whose role has the fewest, and whose last turn is longest ago.
+fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
+    let keys: Vec<Place> = batch::keys(memory).filter(|place| *place != but).collect();
+    let mut best = None;
+    for place in keys {
+        let key = *memory.get::<Key>(place);
+        if key.login == 0 || key.first == 0 || key.limit != 0 && key.workers >= key.limit {
+            continue;
+        }
+        let coming = coming(memory, place);
+        if demand(memory, place, now, coming + 1) > coming {
+            let rank = (workers_of_role(memory, key.login), key.workers, key.turn);
+            if best.is_none_or(|(least, _)| rank < least) {
+                best = Some((rank, place));
+            }
+        }
+    }
+    best.map(|(_, place)| place)
+}
+
+/// Does anybody else want a worker?
+pub(super) fn is_wanted_elsewhere(memory: &mut Memory, key: Place, now: i64) -> bool {
+    hungriest(memory, now, key).is_some()
+}
+
+/// Is the worker in this slot to make room for another role? Only when there is no other room.
+pub(super) fn gives_way(memory: &mut Memory, index: usize, now: i64, quantum: i64) -> bool {
+    let Some(own) = slots(memory).get(index).copied() else { return false };
+    if live(memory) < guc::cap() {
+        return false;
+    }
+    let Some(other) = hungriest(memory, now, own.key) else { return false };
+    let (mine, theirs) = (*memory.get::<Key>(own.key), *memory.get::<Key>(other));
+    let (my_share, their_share) = if mine.login == theirs.login {
+        (mine.workers, theirs.workers)
+    } else {
+        (workers_of_role(memory, mine.login), workers_of_role(memory, theirs.login))
+    };
+    // With one worker for two roles, they take turns.
+    their_share + 1 < my_share || their_share == 0 && (my_share > 1 || now - own.since > quantum)
+}
+
+fn free_slot(memory: &Memory) -> Option<usize> {
+    slots(memory).iter().position(|slot| life(slot) == Life::Free)
+}
+
+/// Reserves a place for a worker of a key.
+fn prepare(memory: &mut Memory, key: Place, after: Option<usize>) -> Option<Start> {
+    let index = free_slot(memory)?;
+    let root = memory.root();
+    let record = memory.get_mut::<Root>(root);
+    record.last_serial += 1;
+    let serial = record.last_serial;
+    if let Some(slot) = slot_mut(memory, index) {
+        *slot = Slot {
+            serial,
+            key,
+            life: Life::Starting as u32,
+            progress: -1,
+            since: process::now(),
+            after: after.map_or(0, |after| after as u32 + 1),
+            ..bytemuck::Zeroable::zeroed()
+        };
+    }
+    let turn = queue::next_turn(memory);
+    let key = memory.get_mut::<Key>(key);
+    key.workers += 1;
+    key.turn = turn;
+    Some(Start { slot: index, serial })
+}
+
+/// Decides which workers are to be registered now, and wakes idle ones that have something to do.
+pub fn plan(memory: &mut Memory) -> Vec<Start> {
+    let (now, cap) = (process::now(), guc::cap());
+    let mut starts = Vec::new();
+    if memory.root() == 0 {
+        return starts;
+    }
+    while let Some(key) = hungriest(memory, now, 0) {
+        if wake_idle(memory, key) {
+            continue;
+        }
+        if live(memory) < cap {
+            match prepare(memory, key, None) {
+                Some(start) => starts.push(start),
+                None => break,
+            }
+        } else {
+            ask_idle_to_leave(memory, key);
+            break;
+        }
+    }
+    if live(memory) < cap {
+        if let Some(database) = unattended(memory, now) {
+            let start = batch::key(memory, database, 0).ok().and_then(|key| prepare(memory, key, None));
+            starts.extend(start);
+        }
+    }
+    starts
+}
+
+/// A database with final rows to write, and no worker.
+fn unattended(memory: &Memory, now: i64) -> Option<u32> {
+    let databases: Vec<u32> = batch::batches(memory)
+        .map(|place| memory.get::<Batch>(place))
+        .filter(|batch| batch.unlogged > 0 && batch.retry_log_at <= now)
+        .map(|batch| batch.database)
+        .collect();
+    databases.into_iter().find(|database| {
+        !slots(memory).iter().any(|slot| slot.key != 0 && memory.get::<Key>(slot.key).database == *database)
+    })
+}
+
+/// Wakes an idle worker of a key.
+fn wake_idle(memory: &mut Memory, key: Place) -> bool {
+    let idle = slots(memory).iter().position(|slot| slot.key == key && life(slot) == Life::Idle);
+    let Some(slot) = idle.and_then(|index| slot_mut(memory, index)) else { return false };
+    slot.life = Life::Ready as u32;
+    process::wake(slot.process);
+    true
+}
+
+/// Asks one idle worker of another key to make room.
+fn ask_idle_to_leave(memory: &mut Memory, key: Place) {
+    let idle = slots(memory)
+        .iter()
+        .enumerate()
+        .filter(|(_, slot)| life(slot) == Life::Idle && slot.key != key && slot.is_unwanted == 0)
+        .min_by_key(|(_, slot)| slot.since)
+        .map(|(index, _)| index);
+    if let Some(slot) = idle.and_then(|index| slot_mut(memory, index)) {
+        slot.is_unwanted = 1;
+        slot.life = Life::Ready as u32;
+        process::wake(slot.process);
+    }
+}
+
+/// Asks an idle worker to leave: a session wants a process for itself. False = there is none.
+pub fn make_room(memory: &mut Memory) -> bool {
+    let asked = |slot: &Slot| life(slot) == Life::Leaving || slot.is_unwanted != 0;
+    if slots(memory).iter().any(asked) {
+        reclaim(memory);
+        if slots(memory).iter().any(asked) {
+            return true;
+        }
+    }
+    let has_idle = slots(memory).iter().any(|slot| life(slot) == Life::Idle);
+    ask_idle_to_leave(memory, 0);
+    has_idle
+}
+
+/// Wakes workers of a database that have nothing to do: there are rows to write.
+pub(super) fn wake_writers(memory: &Memory, database: u32) {
+    let idle = slots(memory)
+        .iter()
+        .find(|slot| life(slot) == Life::Idle && slot.key != 0 && memory.get::<Key>(slot.key).database == database);
+    if let Some(slot) = idle {
+        process::wake(slot.process);
+    }
+}
+
+/// Reserves places for `wanted` workers of a key, idle ones included, or none.
+///
+/// # Errors
+/// [`Error::TooFewWorkers`] (53000)
+pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> Result<Vec<Start>, Error> {
+    let free = free_places(memory, database, login);
+    if free < wanted {
+        return Err(Error::TooFewWorkers { wanted, free });
+    }
+    let key = batch::key(memory, database, login)?;
+    let idle = slots(memory).iter().filter(|slot| life(slot) == Life::Idle && slot.key == key).count();
+    Ok((idle..wanted).filter_map(|_| prepare(memory, key, None)).collect())
+}
+
+/// The server has taken the worker.
+pub fn register(memory: &mut Memory, start: Start, worker: Worker) {
+    if let Some(slot) = slot_mut(memory, start.slot).filter(|slot| slot.serial == start.serial) {
+        slot.handle = worker.to_words();
+        slot.has_handle = 1;
+    }
+}
+
+/// The server has no process for the worker.
+pub fn cannot_register(memory: &mut Memory, start: Start) {
+    let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
+    leave_key(memory, start.slot);
+    if slot.after != 0 {
+        if let Some(before) = slot_mut(memory, slot.after as usize - 1) {
+            before.is_succeeded = 0;
+            before.life = Life::Died as u32;
+        }
+    }
+    if let Some(slot) = slot_mut(memory, start.slot) {
+        *slot = Slot { serial: slot.serial, ..bytemuck::Zeroable::zeroed() };
+    }
+}
+
+fn leave_key(memory: &mut Memory, index: usize) {
+    let Some(slot) = slot_mut(memory, index) else { return };
+    let key = std::mem::take(&mut slot.key);
+    if key != 0 {
+        let record = memory.get_mut::<Key>(key);
+        record.workers = record.workers.saturating_sub(1);
+        record.limit = 0;
+        batch::forget_key(memory, key);
+    }
+}
+
+/// A process begins in this place.
+pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arrival {
+    let Some(slot) = slots(memory).get(index).copied().filter(|slot| slot.serial == serial) else {
+        return Arrival::Nothing;
+    };
+    match life(&slot) {
+        Life::Starting => {
+            let before = slots(memory).get((slot.after as usize).wrapping_sub(1)).copied();
+            if before.is_some_and(|before| {
+                life(&before) == Life::Leaving
+                    && before.is_succeeded != 0
+                    && !(before.has_handle != 0 && Worker::from_words(before.handle).is_gone())
+            }) {
+                return Arrival::NotYet;
+            }
+        }
+        Life::Died => {
+            let now = process::now();
+            let key = match hungriest(memory, now, 0) {
+                Some(key) => Some(key),
+                None => unattended(memory, now).and_then(|database| batch::key(memory, database, 0).ok()),
+            };
+            let turn = queue::next_turn(memory);
+            let Some(key) = key else {
+                if let Some(slot) = slot_mut(memory, index) {
+                    slot.life = Life::Leaving as u32;
+                }
+                return Arrival::Nothing;
+            };
+            let record = memory.get_mut::<Key>(key);
+            record.workers += 1;
+            record.turn = turn;
+            if let Some(slot) = slot_mut(memory, index) {
+                slot.key = key;
+            }
+        }
+        _ => return Arrival::Nothing,
+    }
+    let now = process::now();
+    let Some(slot) = slot_mut(memory, index) else { return Arrival::Nothing };
+    slot.life = Life::Starting as u32;
+    slot.after = 0;
+    slot.pid = pid;
+    slot.process = process::own();
+    slot.since = now;
+    let key = memory.get::<Key>(slots(memory).get(index).map_or(0, |slot| slot.key));
+    Arrival::LogIn { database: key.database, login: key.login }
+}
+
+/// The worker has nothing to do. False = it has again.
+pub fn idle(memory: &mut Memory, index: usize) -> bool {
+    let Some(own) = slots(memory).get(index).copied() else { return true };
+    let now = process::now();
+    let database = memory.get::<Key>(own.key).database;
+    if own.is_unwanted != 0 || demand(memory, own.key, now, 1) > 0 || queue::log_duty(memory, database, now).is_some() {
+        return false;
+    }
+    if let Some(slot) = slot_mut(memory, index) {
+        slot.life = Life::Idle as u32;
+    }
+    true
+}
+
+/// The worker looks for work again.
+pub fn ready(memory: &mut Memory, index: usize) {
+    if let Some(slot) = slot_mut(memory, index).filter(|slot| life(slot) == Life::Idle) {
+        slot.life = Life::Ready as u32;
+    }
+}
+
+/// May a worker go whose time is over? Not while it alone could see to what is queued.
+pub fn may_leave(memory: &mut Memory, index: usize) -> bool {
+    let Some(own) = slots(memory).get(index).copied() else { return true };
+    let others = |slot: &Slot| !matches!(life(slot), Life::Free | Life::Leaving);
+    let has_others = slots(memory).iter().enumerate().any(|(at, slot)| at != index && others(slot));
+    if !has_others && queue::has_work(memory) {
+        return false;
+    }
+    own.key == 0 || memory.get::<Key>(own.key).first == 0 || memory.get::<Key>(own.key).workers > 1
+}
+
+/// The worker goes.
+pub fn retire(memory: &mut Memory, index: usize) {
+    leave_key(memory, index);
+    if let Some(slot) = slot_mut(memory, index) {
+        slot.life = Life::Leaving as u32;
+        slot.batch = 0;
+    }
+}
+
+/// The worker goes, and a worker of the key that wants one most takes its place.
+pub fn hand_over(memory: &mut Memory, index: usize) -> Option<Start> {
+    let now = process::now();
+    let own = slots(memory).get(index).copied()?;
+    // Itself not counted.
+    let is_room = live(memory).saturating_sub(1) < guc::cap();
+    let next = match hungriest(memory, now, own.key).filter(|_| is_room) {
+        Some(next) => Some(next),
+        None if is_room && queue::has_work(memory) && own.key != 0 => hungriest(memory, now, 0),
+        None => None,
+    };
+    retire(memory, index);
+    // The key may have gone with its last worker.
+    let next = next.filter(|next| batch::keys(memory).any(|key| key == *next))?;
+    let start = prepare(memory, next, Some(index))?;
+    if let Some(slot) = slot_mut(memory, index) {
+        slot.is_succeeded = 1;
+    }
+    Some(start)
+}
+
+/// The worker dies; what it leaves ends in this state. `refused` = it could not log in.
+pub fn died(memory: &mut Memory, index: usize, state: State, outcome: &[u8], refused: Option<bool>) {
+    let Some(own) = slots(memory).get(index).copied() else { return };
+    if matches!(life(&own), Life::Leaving | Life::Free) {
+        return;
+    }
+    queue::abandon(memory, index, state, outcome);
+    let others = if own.key == 0 { 0 } else { memory.get::<Key>(own.key).workers.saturating_sub(1) };
+    match refused {
+        // There are too many connections: those that there are go on.
+        Some(true) if others > 0 => {
+            leave_key(memory, index);
+            memory.get_mut::<Key>(own.key).limit = others;
+        }
+        Some(_) => {
+            if own.key != 0 {
+                queue::fail_queued(memory, own.key, outcome);
+            }
+            leave_key(memory, index);
+        }
+        None => leave_key(memory, index),
+    }
+    if let Some(slot) = slot_mut(memory, index) {
+        slot.life = if slot.is_unwanted != 0 { Life::Leaving } else { Life::Died } as u32;
+        slot.batch = 0;
+        slot.process = 0;
+        slot.pid = 0;
+    }
+}
+
+/// Ends the processes that run these jobs, if they still do.
+pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<[u8; 16]>) {
+    let is_meant = |slot: &Slot| {
+        life(slot) == Life::Busy
+            && slot.batch != 0
+            && slot.has_handle != 0
+            && jobs.contains(&super::uuid_of_job(memory, slot.batch, slot.job))
+    };
+    let found: Vec<usize> =
+        slots(memory).iter().enumerate().filter(|(_, slot)| is_meant(slot)).map(|(index, _)| index).collect();
+    for index in found {
+        if let Some(slot) = slot_mut(memory, index) {
+            Worker::from_words(slot.handle).terminate();
+        }
+    }
+}
+
+/// Is there a worker that sees to the queue, or nothing to be seen to?
+pub fn is_attended(memory: &mut Memory) -> bool {
+    reclaim(memory);
+    let is_there = |slot: &Slot| slot.has_handle != 0 && !matches!(life(slot), Life::Free | Life::Leaving);
+    slots(memory).iter().any(is_there) || !queue::has_work(memory)
+}
+
+/// The place of this process, if it runs a job of the manager.
+pub fn of_process(memory: &Memory, pid: i32) -> Option<usize> {
+    slots(memory).iter().position(|slot| slot.pid == pid && life(slot) == Life::Busy)
+}
+
+/// Says how far the job is.
+pub fn report_progress(memory: &mut Memory, index: usize, percent: i32, message: &[u8]) {
+    let Some(slot) = slot_mut(memory, index) else { return };
+    slot.progress = percent;
+    let length = message.len().min(MESSAGE_BYTES);
+    slot.message_bytes = length as u32;
+    for (to, from) in slot.message.iter_mut().zip(message) {
+        *to = *from;
+    }
+    let place = slot.batch;
+    if place != 0 {
+        watch::wake(memory, place);
+    }
+}
+
+/// Is the job that runs in this place to be stopped?
+pub fn is_stopping(memory: &Memory, index: usize) -> bool {
+    slots(memory).get(index).is_some_and(|slot| {
+        life(slot) == Life::Busy && slot.batch != 0 && batch::job(memory, slot.batch, slot.job).is_stopping != 0
+    })
+}
+
+/// The job in this place waits for other jobs, or does not any more.
+pub fn set_waiting(memory: &mut Memory, index: usize, is_waiting: bool) {
+    if let Some(slot) = slot_mut(memory, index) {
+        slot.is_waiting = u32::from(is_waiting);
+    }
+}
+
+/// Does every worker run a job that waits for jobs that no worker is left for?
+pub fn is_stuck(memory: &mut Memory) -> bool {
+    if live(memory) < guc::cap() {
+        return false;
+    }
+    let waits = |slot: &Slot| life(slot) == Life::Busy && slot.is_waiting != 0;
+    let mut workers = slots(memory).iter().filter(|slot| !matches!(life(slot), Life::Free | Life::Leaving));
+    let all = workers.all(waits);
+    all && queue::has_work(memory)
+}

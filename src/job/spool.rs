@@ -1,0 +1,135 @@
+//! Batches that are accepted and not in the log's table yet, as files in the data directory.
+//!
+//! The caller's transaction cannot write a row that survives its rollback, and a worker may not be free for hours; a
+//! file can be written by the caller, at once. A worker turns it into rows later. After a crash it is still there, and
+//! tells that its jobs were accepted and never started.
+
+use crate::ffi::file;
+use crate::protocol::{decode, to_bytes};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+/// In the data directory, where every process of the server works.
+const DIRECTORY: &str = "pg_background_mgr";
+
+/// A job in a file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SpooledJob {
+    pub uuid: [u8; 16],
+    pub name: Option<Vec<u8>>,
+    pub query: Vec<u8>,
+}
+
+/// A batch in a file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Spooled {
+    pub epoch: i64,
+    pub database: u32,
+    pub uuid: [u8; 16],
+    pub owner: u32,
+    pub owner_name: Vec<u8>,
+    pub client: Vec<u8>,
+    pub name: Option<Vec<u8>>,
+    pub queued_at: i64,
+    pub jobs: Vec<SpooledJob>,
+}
+
+/// A batch that a server that has died left behind.
+#[derive(Debug, Clone)]
+pub struct Left {
+    pub batch: Spooled,
+    /// Its jobs were run although the log could not be written.
+    pub may_have_started: bool,
+}
+
+/// What the name of a file ends with whose jobs may have started.
+const STARTED: &str = "started";
+
+/// The name tells what must be known before it is read: epoch, database, batch.
+fn path(epoch: i64, database: u32, uuid: &[u8; 16]) -> PathBuf {
+    let uuid: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    Path::new(DIRECTORY).join(format!("{epoch:016x}-{database}-{uuid}"))
+}
+
+/// Writes a batch down; when this returns it is on disk.
+pub fn write(batch: &Spooled) -> io::Result<()> {
+    match fs::create_dir(DIRECTORY) {
+        Ok(()) => {
+            file::make_private(Path::new(DIRECTORY))?;
+            file::sync(Path::new("."))?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    let path = path(batch.epoch, batch.database, &batch.uuid);
+    let unfinished = path.with_extension("tmp");
+    let write = || {
+        fs::write(&unfinished, to_bytes(batch))?;
+        file::sync(&unfinished)?;
+        fs::rename(&unfinished, &path)?;
+        file::sync(Path::new(DIRECTORY))
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&unfinished);
+        let _ = fs::remove_file(&path);
+    })
+}
+
+/// Forgets a batch: it is in the table now, or was never launched.
+pub fn remove(epoch: i64, database: u32, uuid: &[u8; 16]) {
+    // A file that stays is seen to be in the table already.
+    let path = path(epoch, database, uuid);
+    let _ = fs::remove_file(started(&path));
+    let _ = fs::remove_file(path);
+}
+
+fn started(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-");
+    name.push(STARTED);
+    PathBuf::from(name)
+}
+
+/// The jobs of a batch that is not in the table are about to start.
+pub fn mark_started(epoch: i64, database: u32, uuid: &[u8; 16]) {
+    let path = path(epoch, database, uuid);
+    // It may be marked already, or in the table by now.
+    if fs::rename(&path, started(&path)).is_ok() {
+        let _ = file::sync(Path::new(DIRECTORY));
+    }
+}
+
+/// Batches of this database that a server accepted that has died since.
+pub fn left_behind(epoch: i64, database: u32) -> Vec<Left> {
+    let Ok(entries) = fs::read_dir(DIRECTORY) else { return Vec::new() };
+    let own = format!("{epoch:016x}");
+    let database = database.to_string();
+    entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let name = entry.file_name().into_string().ok()?;
+            let mut parts = name.split('-');
+            if parts.next()? == own || parts.next()? != database || name.contains('.') {
+                return None;
+            }
+            let batch = decode(&fs::read(entry.path()).ok()?).ok()?;
+            Some(Left { batch, may_have_started: parts.nth(1) == Some(STARTED) })
+        })
+        .collect()
+}
+
+/// Removes files of databases that are gone, and unfinished ones of servers that are gone.
+pub fn sweep(epoch: i64, exists: impl Fn(u32) -> bool) {
+    let Ok(entries) = fs::read_dir(DIRECTORY) else { return };
+    let own = format!("{epoch:016x}");
+    for entry in entries.filter_map(Result::ok) {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let mut parts = name.split('-');
+        let is_own = parts.next() == Some(&own);
+        let database = parts.next().and_then(|part| part.parse().ok());
+        if !is_own && (name.ends_with(".tmp") || database.is_some_and(|database| !exists(database))) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Who may launch, and what a worker is told of the launching session.
+
+use crate::error::Error;
+use crate::ffi::{guc, role, session};
+use crate::job::nesting;
+use crate::protocol::{Request, MAX_NESTING};
+
+/// The request of this session, as it is now.
+///
+/// # Errors
+/// 42501, 54000, 42704: the caller must not launch.
+pub fn request() -> Result<Request, Error> {
+    if role::in_restricted_operation() {
+        return Err(Error::RestrictedOperation);
+    }
+    if let Some(kind) = session::forbidden_kind() {
+        return Err(Error::ForbiddenProcess(kind));
+    }
+    let nesting = nesting::depth();
+    if nesting >= MAX_NESTING {
+        return Err(Error::TooDeep);
+    }
+    let identity = role::effective();
+    let settings = guc::session_settings();
+    // A setting of a library means something only where the library is loaded.
+    let libraries = settings.iter().any(|setting| setting.name.contains(&b'.')).then(guc::loaded_libraries);
+    // A role that was dropped while it is set leaves its session without rights; without it the job would have more.
+    let role_name = |role| session::role_name(role).ok_or(Error::RoleGone(role));
+    Ok(Request {
+        database: session::database(),
+        login: identity.login,
+        role: identity.role.map(role_name).transpose()?,
+        nesting: nesting + 1,
+        settings,
+        libraries,
+    })
+}

@@ -1,0 +1,491 @@
+//! A worker of the manager: one job after the other, for one role in one database.
+
+use super::bootstrap::{become_session, check_connection_limits, located, prepare_session, set_job_text};
+use super::executor;
+use super::recorder::{self, Recorder};
+use crate::error::Error;
+use crate::ffi::interrupt;
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::report::{self, Captured};
+use crate::ffi::{
+    area, bgworker, client, exit, guc as settings, latch, lock, process, reset, session, statement, transaction,
+};
+use crate::guc;
+use crate::job::log::{self, FinalRow};
+use crate::job::registry::{self, Arrival, Claim, Finish, Place, RunningJob, State, Task};
+use crate::job::{nesting, pool, spool};
+use crate::protocol::{decode, sqlstate, to_bytes, Outcome, Report, Request};
+use std::cell::Cell;
+use std::ffi::CString;
+use std::time::{Duration, Instant};
+
+/// How often an idle worker looks whether its database is wanted.
+const IDLE_CHECK: Duration = Duration::from_millis(500);
+/// How often a worker looks whether the one before it is gone.
+const TURN_CHECK: Duration = Duration::from_millis(1);
+/// When a final row that could not be written is tried again, in microseconds.
+const LOG_RETRY: i64 = 500_000;
+/// Jobs that are shorter are claimed several at a time.
+const SHORT: Duration = Duration::from_millis(5);
+/// Longest time between two looks for old rows.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+
+/// What the log says of a job that ran when somebody stopped it.
+const STOPPED: &str = "the job was stopped by request";
+
+thread_local! {
+    static PLACE: Cell<Option<usize>> = const { Cell::new(None) };
+    static LOGGED_IN: Cell<bool> = const { Cell::new(false) };
+    static LOST: Slot<Option<Report>> = const { slot(None) };
+}
+
+/// The life of a worker.
+pub fn main() {
+    let [epoch, index, serial] = bgworker::told();
+    if area::epoch() as u64 != epoch {
+        return; // the server has crashed since, and started this place again
+    }
+    interrupt::take_signals();
+    let index = index as usize;
+    let (database, login) = loop {
+        match area::write(|memory| registry::arrive(memory, index, serial, session::pid())) {
+            Arrival::LogIn { database, login } => break (database, login),
+            Arrival::NotYet => latch::wait(Some(TURN_CHECK)),
+            Arrival::Nothing => return,
+        }
+    };
+    PLACE.set(Some(index));
+    exit::before_exit(on_exit);
+    report::watch(recorder::notice);
+    session::connect(database, login);
+    let mut worker = Worker {
+        index,
+        database,
+        login,
+        fingerprint: Vec::new(),
+        request: None,
+        is_clean: true,
+        is_short: false,
+        pruned: Instant::now(),
+    };
+    if worker.prepare() {
+        LOGGED_IN.set(true);
+        interrupt::take_signals_between_jobs();
+        worker.work();
+    }
+    worker.leave();
+}
+
+/// What this worker leaves when it ends before its time.
+fn on_exit() {
+    let Some(index) = PLACE.take() else { return };
+    if exit::is_postmaster_gone() {
+        return; // everything that is here goes with the server
+    }
+    let report = LOST.with_borrow_mut(Option::take).or_else(report::take_last_error).unwrap_or_default();
+    let is_late = interrupt::is_late();
+    let report = if is_late { Report::from(Error::JobTimeout) } else { report };
+    let state = if report.sqlstate == sqlstate(b"57P01") { State::Stopped } else { State::Failed };
+    // Without a reason it was not refused, it just ended: another one may have more luck.
+    let refused = (!LOGGED_IN.get() && report.sqlstate != 0).then(|| report.sqlstate == sqlstate(b"53300"));
+    let report = if report.sqlstate == 0 { Report::from(Error::WorkerLost(session::pid())) } else { report };
+    let outcome = match area::read(|memory| registry::is_stopping(memory, index)) {
+        true if state == State::Stopped => log::stopped(STOPPED),
+        _ => Outcome::failed(&report),
+    };
+    let outcome = to_bytes(&outcome);
+    area::write(|memory| registry::died(memory, index, state, &outcome, refused));
+}
+
+struct Worker {
+    index: usize,
+    database: u32,
+    login: u32,
+    fingerprint: Vec<u8>,
+    /// What the launcher of the batch has set: the batch's number, and the request.
+    request: Option<(u64, Request)>,
+    /// Nothing has run since the session was reset.
+    is_clean: bool,
+    /// The last job was short.
+    is_short: bool,
+    pruned: Instant,
+}
+
+impl Worker {
+    /// Makes the fresh process a session. False = the extension is not in this database any more, or the role has too
+    /// many connections.
+    fn prepare(&mut self) -> bool {
+        prepare_session(recorder::message);
+        let found = log::in_own_transaction(false, || {
+            let is_there = log::find();
+            if is_there {
+                self.fingerprint = log::fingerprint(self.database, self.login);
+            }
+            is_there
+        });
+        match found {
+            Ok(true) => {}
+            Ok(false) => {
+                area::write(|memory| registry::forget_database(memory, self.database));
+                return false;
+            }
+            Err(captured) => {
+                LOST.set(Some(captured.report));
+                return self.refuse();
+            }
+        }
+        if self.login != 0 {
+            let request = Request { database: self.database, login: self.login, ..Request::default() };
+            let checked = log::in_own_transaction(false, || check_connection_limits(&request));
+            if let Ok(Err(error)) = checked {
+                LOST.set(Some(Report::from(error)));
+                return self.refuse();
+            }
+        }
+        client::speak_database_encoding();
+        self.fold();
+        true
+    }
+
+    /// As a refused login.
+    fn refuse(&mut self) -> bool {
+        on_exit();
+        false
+    }
+
+    /// What a server that has died left behind becomes rows.
+    fn fold(&mut self) {
+        let mut left = Vec::new();
+        let written = log::in_own_transaction(true, || left = log::fold_left_behind(self.database));
+        if written.is_ok() {
+            left.iter().for_each(|left| spool::remove(left.batch.epoch, left.batch.database, &left.batch.uuid));
+            // Files of databases that are gone concern nobody else.
+            let databases = log::in_own_transaction(false, log::databases).unwrap_or_default();
+            if !databases.is_empty() {
+                spool::sweep(area::epoch(), |database| databases.contains(&database));
+            }
+        }
+    }
+
+    fn work(&mut self) {
+        let mut idle_since = None;
+        loop {
+            interrupt::check();
+            if interrupt::is_ending() {
+                return;
+            }
+            if interrupt::take_stale() {
+                settings::reload();
+            }
+            let now = process::now();
+            let task = area::write(|memory| registry::claim(memory, self.index, now, self.is_short));
+            if !matches!(task, Task::Wait(_)) {
+                idle_since = None;
+            }
+            match task {
+                Task::Run(claim) => {
+                    pool::start_workers();
+                    if !self.run(&claim) {
+                        return;
+                    }
+                }
+                Task::Record(place) => self.record(place),
+                Task::Log(place) => self.write_log(place),
+                Task::Wait(due) => {
+                    let since = *idle_since.get_or_insert(now);
+                    if !self.wait(now, since, due) {
+                        return;
+                    }
+                }
+                Task::Leave | Task::HandOver => return,
+            }
+            if self.pruned.elapsed() > prune_every() {
+                self.pruned = Instant::now();
+                // A log that cannot be written now is pruned another time.
+                let _ = log::in_own_transaction(false, log::prune_old);
+            }
+        }
+    }
+
+    /// Waits for work. False = the worker is to go.
+    fn wait(&mut self, now: i64, since: i64, due: Option<i64>) -> bool {
+        let over = since + guc::worker_idle_timeout();
+        if now >= over && area::write(|memory| registry::may_leave(memory, self.index)) {
+            return false;
+        }
+        if !self.is_clean && !self.reset() {
+            return false;
+        }
+        if now == since {
+            statement::announce_idle();
+        }
+        pool::start_workers();
+        if !area::write(|memory| registry::idle(memory, self.index)) {
+            return true; // there is something to do again
+        }
+        let until = due.into_iter().chain([over.max(now + 1000)]).min().unwrap_or(over);
+        let pause = Duration::from_micros(u64::try_from(until - now).unwrap_or(1)).min(IDLE_CHECK);
+        latch::wait(Some(pause));
+        let is_wanted = lock::is_database_wanted();
+        area::write(|memory| registry::ready(memory, self.index));
+        !is_wanted
+    }
+
+    /// Runs the jobs of a claim. False = the worker is to go.
+    fn run(&mut self, claim: &Claim) -> bool {
+        let goes_on = self.run_claim(claim);
+        area::write(|memory| registry::withdraw(memory, self.index, claim));
+        goes_on
+    }
+
+    fn run_claim(&mut self, claim: &Claim) -> bool {
+        if !self.is_clean && !self.reset() {
+            return false;
+        }
+        if self.request.as_ref().is_none_or(|(number, _)| *number != claim.number) {
+            let bytes = area::read(|memory| registry::request(memory, claim.batch));
+            match decode(&bytes) {
+                Ok(request) => {
+                    self.request = Some((claim.number, request));
+                    // How long the jobs of one batch take says nothing of those of another.
+                    self.is_short = false;
+                }
+                Err(_) => return false,
+            }
+        }
+        let uuids = area::read(|memory| registry::uuids(memory, claim));
+        let checked = log::in_own_transaction(true, || {
+            let is_same = log::fingerprint(self.database, self.login) == self.fingerprint;
+            (is_same, if is_same { log::mark_started(&uuids) } else { Vec::new() })
+        });
+        let places = match checked {
+            // What this worker was when it logged in is not what it would be now: another one comes in its place.
+            Ok((false, _)) => {
+                if !self.is_extension_there() {
+                    area::write(|memory| registry::forget_database(memory, self.database));
+                }
+                return false;
+            }
+            Ok((true, places)) => places,
+            Err(_) => Vec::new(), // the log cannot be written now: the jobs run all the same
+        };
+        if !area::read(|memory| registry::is_recorded(memory, claim.batch)) {
+            let uuid = area::read(|memory| registry::uuid(memory, claim.batch));
+            spool::mark_started(area::epoch(), self.database, &uuid);
+        }
+        for (job, place) in claim.indexes.iter().zip(places.iter().map(Option::as_deref).chain(std::iter::repeat(None)))
+        {
+            if interrupt::is_ending() {
+                return false;
+            }
+            let is_begun = area::write(|memory| {
+                let is_begun = registry::begin(memory, self.index, claim.batch, *job);
+                if is_begun {
+                    interrupt::begin_job();
+                }
+                is_begun
+            });
+            if is_begun {
+                let began = Instant::now();
+                self.run_job(claim.batch, *job, place);
+                self.is_short = began.elapsed() < SHORT;
+                if !self.reset() {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn is_extension_there(&self) -> bool {
+        log::in_own_transaction(false, log::find).unwrap_or(true)
+    }
+
+    /// One attempt of one job, to the row that tells of it.
+    fn run_job(&mut self, batch: Place, index: u32, place: Option<&[u8]>) {
+        let (job, is_recorded) =
+            area::read(|memory| (RunningJob::read(memory, batch, index), registry::is_recorded(memory, batch)));
+        let Some((_, request)) = &self.request else { return };
+        self.is_clean = false;
+        set_job_text(&job.query);
+        recorder::reset();
+        nesting::set_depth(request.nesting);
+        let Ok(sql) = CString::new(job.query.clone()) else { return };
+        let sql = statement::announce_kept(sql);
+        let deadline =
+            job.timeout.and_then(|limit| Instant::now().checked_add(Duration::from_millis(limit.unsigned_abs())));
+        interrupt::set_deadline(deadline);
+        let final_row = |status, ended: Option<i64>, outcome| FinalRow {
+            uuid: job.uuid,
+            place,
+            status,
+            pid: Some(session::pid()),
+            started: Some(job.started).filter(|_| ended.is_some()),
+            ended,
+            attempts: job.attempt,
+            outcome,
+        };
+        let kept = Cell::new(None);
+        let is_written = Cell::new(false);
+        let mut audience = Recorder {
+            before_commit: |outcome: Outcome| {
+                if is_recorded && !transaction::is_read_only() {
+                    let row = final_row(State::Succeeded.name(), Some(process::now()), outcome.clone());
+                    match log::write_with_job(&row) {
+                        None => is_written.set(true),
+                        // A cancel is for the job, which has not been committed.
+                        Some(captured) if is_interrupt(&captured) => report::raise(*captured),
+                        Some(_) => {}
+                    }
+                }
+                kept.set(Some(outcome));
+            },
+        };
+        let outcome = report::catch(|| {
+            transaction::start_command();
+            become_session(request, true);
+            transaction::finish_command();
+            client::speak_database_encoding();
+            executor::run(sql, &mut audience, deadline)
+        });
+        let failure = match outcome {
+            Ok(Ok(done)) => {
+                let outcome = kept.take().unwrap_or_else(|| recorder::outcome(&done.tags));
+                let ended = process::now();
+                let is_written = is_written.get()
+                    || is_recorded && self.write(&final_row(State::Succeeded.name(), Some(ended), outcome.clone()));
+                return self.finish(batch, index, State::Succeeded, is_written, &outcome);
+            }
+            Ok(Err(error)) => Captured::from(Report::from(error)),
+            Err(captured) => *captured,
+        };
+        let is_late = interrupt::is_late();
+        let is_stopping = area::read(|memory| RunningJob::read(memory, batch, index)).is_stopping;
+        let mut failure = failure;
+        let state = if is_stopping || interrupt::is_ending() { State::Stopped } else { State::Failed };
+        if is_late && state == State::Failed && failure.report.sqlstate == sqlstate(b"57014") {
+            let context = failure.report.context.take();
+            failure.report = Report { context, ..Error::JobTimeout.into() };
+        }
+        report::log(&failure);
+        transaction::recover();
+        let outcome = if is_stopping {
+            Outcome { context: failure.report.context.clone(), ..log::stopped(STOPPED) }
+        } else if state == State::Stopped {
+            Outcome {
+                sqlstate: sqlstate(b"57P01"),
+                message: Some(b"terminating background worker due to administrator command".to_vec()),
+                ..Outcome::default()
+            }
+        } else {
+            Outcome::failed(&located(failure.report))
+        };
+        if state == State::Failed && job.attempt < job.max_attempts {
+            if is_recorded {
+                self.write(&final_row(State::Queued.name(), None, outcome));
+            }
+            let not_before = process::now() + job.retry_delay * 1000;
+            area::write(|memory| registry::finish(memory, self.index, batch, index, &Finish::Again(not_before)));
+            return interrupt::end_job();
+        }
+        let is_written = is_recorded && self.write(&final_row(state.name(), Some(process::now()), outcome.clone()));
+        self.finish(batch, index, state, is_written, &outcome);
+    }
+
+    /// Writes a row in a transaction of its own.
+    fn write(&mut self, row: &FinalRow) -> bool {
+        area::write(|memory| registry::deafen(memory, self.index));
+        interrupt::end_job();
+        // The job's settings are not the extension's.
+        self.reset() && log::in_own_transaction(false, || log::write_rows(std::slice::from_ref(row))).is_ok()
+    }
+
+    fn finish(&self, batch: Place, index: u32, state: State, is_written: bool, outcome: &Outcome) {
+        let bytes = to_bytes(outcome);
+        let finish = if is_written { Finish::Logged(state) } else { Finish::Unlogged(state, &bytes) };
+        area::write(|memory| registry::finish(memory, self.index, batch, index, &finish));
+        interrupt::end_job();
+    }
+
+    /// Writes the rows of a batch that was accepted.
+    fn record(&mut self, place: Place) {
+        let (uuid, epoch) = (area::read(|memory| registry::uuid(memory, place)), area::epoch());
+        let recorded = if self.is_clean || self.reset() {
+            log::in_own_transaction(true, || log::find().then(|| log::record(uuid))).ok().flatten()
+        } else {
+            None
+        };
+        if recorded.is_none() && !self.is_extension_there() {
+            return area::write(|memory| registry::forget_database(memory, self.database));
+        }
+        let retry_at = process::now() + LOG_RETRY;
+        area::write(|memory| registry::recorded(memory, place, recorded, retry_at));
+        if recorded.is_some() {
+            spool::remove(epoch, self.database, &uuid);
+        }
+    }
+
+    /// Writes final rows that are still to be written.
+    fn write_log(&mut self, place: Place) {
+        if !area::read(|memory| registry::is_recorded(memory, place)) {
+            return self.record(place);
+        }
+        let ended = area::read(|memory| registry::ended(memory, place));
+        let rows: Vec<FinalRow> = ended.iter().map(log::row_of).collect();
+        let written =
+            (self.is_clean || self.reset()) && log::in_own_transaction(false, || log::write_rows(&rows)).is_ok();
+        if !written && !self.is_extension_there() {
+            return area::write(|memory| registry::forget_database(memory, self.database));
+        }
+        let indexes: Vec<u32> = if written { ended.iter().map(|ended| ended.index).collect() } else { Vec::new() };
+        let retry_at = (!written).then(|| process::now() + LOG_RETRY);
+        area::write(|memory| registry::written(memory, place, &indexes, retry_at));
+    }
+
+    /// Makes the session as it was after the login. False = it cannot be made so: the worker must go.
+    fn reset(&mut self) -> bool {
+        if self.is_clean {
+            return true;
+        }
+        let outcome = report::catch(|| {
+            transaction::start_command();
+            reset::session();
+            transaction::finish_command();
+            client::speak_database_encoding();
+        });
+        if outcome.is_err() {
+            transaction::recover();
+        }
+        statement::forget();
+        self.is_clean = outcome.is_ok() && (self.login == 0 || reset::is_login(self.login));
+        self.is_clean
+    }
+
+    /// Goes, and sees to it that what is queued is not forgotten.
+    fn leave(&mut self) {
+        if PLACE.take().is_none() {
+            return pool::die();
+        }
+        let start = area::write(|memory| registry::hand_over(memory, self.index));
+        let is_succeeded = match start {
+            Some(start) => pool::register(start),
+            None => {
+                pool::start_workers();
+                true
+            }
+        };
+        if !is_succeeded {
+            pool::die();
+        }
+    }
+}
+
+/// How often old rows are deleted: often enough for the log to be about as long as it may be.
+fn prune_every() -> Duration {
+    let retention = guc::log_retention().map_or(PRUNE_EVERY, |seconds| Duration::from_secs(seconds.unsigned_abs()));
+    (retention / 20).clamp(Duration::from_secs(1), PRUNE_EVERY)
+}
+
+fn is_interrupt(captured: &Captured) -> bool {
+    [sqlstate(b"57014"), sqlstate(b"57P01")].contains(&captured.report.sqlstate)
+}

@@ -1,0 +1,145 @@
+//! What a job of the manager gives, kept for the log.
+
+use super::executor::Audience;
+use crate::error::Error;
+use crate::ffi::client::Message;
+use crate::ffi::json::JsonRows;
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::report::{self, Log};
+use crate::ffi::statement::RowSink;
+use crate::ffi::tuple::{self, TupleDesc};
+use crate::guc;
+use crate::protocol::{json_string, Outcome, Report};
+
+/// The rows of the last statement that gave rows.
+#[derive(Default)]
+struct Kept {
+    json: Vec<u8>,
+    rows: i64,
+    is_full: bool,
+    limit: usize,
+}
+
+impl Kept {
+    fn row(&mut self, row: impl FnOnce() -> Vec<u8>) {
+        self.rows += 1;
+        if self.is_full {
+            return;
+        }
+        let row = row();
+        // Whole rows, and the brackets.
+        if self.json.len() + row.len() + 3 > self.limit {
+            self.is_full = true;
+            return;
+        }
+        self.json.push(if self.json.is_empty() { b'[' } else { b',' });
+        self.json.extend_from_slice(&row);
+    }
+
+    fn into_json(mut self) -> Vec<u8> {
+        if self.json.is_empty() {
+            self.json.push(b'[');
+        }
+        self.json.push(b']');
+        self.json
+    }
+}
+
+thread_local! {
+    /// What COPY TO STDOUT adds to comes through a callback without context.
+    static KEPT: Slot<Option<Kept>> = const { slot(None) };
+}
+
+fn start() {
+    KEPT.set(Some(Kept { limit: guc::log_result_limit(), ..Kept::default() }));
+}
+
+fn with(work: impl FnOnce(&mut Kept)) {
+    KEPT.with_borrow_mut(|kept| {
+        if let Some(kept) = kept {
+            work(kept);
+        }
+    });
+}
+
+/// Takes what the server sends to its client beside rows and notices.
+pub fn message(message: Message) {
+    let refused = match message {
+        Message::CopyFrom => Error::CopyIn,
+        Message::CopyTo { binary: true } => Error::BinaryCopyOut,
+        Message::CopyTo { binary: false } => return start(),
+        Message::Line(line) => {
+            let line = line.strip_suffix(b"\n").unwrap_or(line);
+            return with(|kept| kept.row(|| [b"{\"copy\":", json_string(line).as_slice(), b"}"].concat()));
+        }
+    };
+    report::emit(&Report::from(refused), Log::Here);
+}
+
+/// Nobody waits for notices; the server log has them if its settings say so.
+pub fn notice(_report: Report) {}
+
+/// Before the first statement of a job.
+pub fn reset() {
+    KEPT.set(None);
+}
+
+/// What came of a job that succeeded with these command tags.
+pub fn outcome(tags: &[Vec<u8>]) -> Outcome {
+    let kept = KEPT.with_borrow_mut(Option::take);
+    let counted = tags.last().and_then(|tag| count_in(tag));
+    let row_count = counted.or(kept.as_ref().map(|kept| kept.rows));
+    let result = match kept {
+        Some(kept) => kept.into_json(),
+        None => tags.join(&b"\n"[..]),
+    };
+    Outcome { result: Some(result), row_count, command_tag: tags.last().cloned(), ..Outcome::default() }
+}
+
+/// The number at the end of a command tag.
+fn count_in(tag: &[u8]) -> Option<i64> {
+    std::str::from_utf8(tag).ok()?.rsplit_once(' ')?.1.parse().ok()
+}
+
+/// Takes the rows of a job, and has its end written before its last commit.
+pub struct Recorder<F: FnMut(Outcome)> {
+    pub before_commit: F,
+}
+
+impl<F: FnMut(Outcome)> Audience for Recorder<F> {
+    fn statement(
+        &mut self,
+        _is_last: bool,
+        run: &mut dyn FnMut(&mut dyn RowSink) -> Vec<u8>,
+    ) -> Result<Vec<u8>, Error> {
+        Ok(run(&mut Rows { json: None, is_over: false }))
+    }
+
+    fn before_commit(&mut self, tags: &[Vec<u8>]) {
+        (self.before_commit)(outcome(tags));
+    }
+}
+
+/// The rows of one statement.
+struct Rows {
+    json: Option<JsonRows>,
+    /// The first set of rows of a statement is its result.
+    is_over: bool,
+}
+
+impl RowSink for Rows {
+    fn start(&mut self, columns: TupleDesc) {
+        if self.json.is_some() {
+            self.is_over = true;
+            return;
+        }
+        self.json = Some(JsonRows::new(columns));
+        start();
+    }
+
+    fn row(&mut self, row: tuple::Slot) {
+        if let (Some(json), false) = (&self.json, self.is_over) {
+            with(|kept| kept.row(|| json.row(&row)));
+        }
+    }
+}
