@@ -3,7 +3,7 @@
 #   PG_CONFIG=PATH    an installed server, in place of a private one
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup install psql package bench clean
+.PHONY: help demo test soak setup install psql package bench clean
 ONE = $(or $(PG),17)
 
 help: ## this list
@@ -15,6 +15,9 @@ demo: ## see it work: a throwaway cluster, the extension, a short script (PG=12.
 
 test: ## all checks and tests, on all versions (PG=NN or PG_CONFIG=... for one)
 	@dev/test $(if $(PG_CONFIG),--pg-config "$(PG_CONFIG)",$(PG))
+
+soak: ## the tests of make test and the long ones: full servers, roles that go, deaths at random (PG=NN)
+	@PGBM_SOAK=1 dev/test $(PG)
 
 setup: ## get the tools and the private servers, for all versions (PG=NN for one)
 	@dev/setup $(PG)

@@ -71,6 +71,31 @@ mod faults;
 // Servers that go down while there are jobs.
 mod shutdown;
 
+// Batches, and how to look at them; no cases.
+mod manager;
+// Many queries in one call: forms, arguments, identity, caller.
+mod manager_launch;
+// Where a text is cut.
+mod manager_split;
+// Order, workers, errors, time limits and attempts of a batch.
+mod manager_options;
+// The cap, jobs within jobs, and from where none may be launched.
+mod manager_cap;
+// The log of each job.
+mod manager_log;
+// Following jobs, views, progress.
+mod manager_monitor;
+// Stopping jobs and running them again.
+mod manager_stop;
+// Who sees and does what; fair turns; what goes away under its jobs.
+mod manager_rights;
+// What a job leaves in its process.
+mod manager_reset;
+// Deaths of all kinds.
+mod manager_faults;
+// Deaths at random.
+mod manager_crash;
+
 fn main() -> ExitCode {
     let groups = [
         // The longest first, so that the rest runs beside it.
@@ -102,6 +127,17 @@ fn main() -> ExitCode {
         rereading::cases(),
         faults::cases(),
         shutdown::cases(),
+        manager_launch::cases(),
+        manager_split::cases(),
+        manager_options::cases(),
+        manager_log::cases(),
+        manager_monitor::cases(),
+        manager_stop::cases(),
     ];
-    case::run(groups.into_iter().flatten().collect())
+    // Deaths and full servers, again and again: `make soak`.
+    let long: [fn() -> Vec<case::Case>; 5] =
+        [manager_cap::cases, manager_rights::cases, manager_reset::cases, manager_faults::cases, manager_crash::cases];
+    let is_soak = std::env::var_os("PGBM_SOAK").is_some();
+    let long = long.into_iter().filter(|_| is_soak).flat_map(|cases| cases());
+    case::run(groups.into_iter().flatten().chain(long).collect())
 }

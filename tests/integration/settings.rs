@@ -142,6 +142,8 @@ fn reset_in_a_job_gives_the_default_of_a_new_session(db: &Db) {
 fn show_all_gives_a_jobs_settings_as_a_clients(db: &Db) {
     let mut session = db.session();
     session.run("set work_mem = '7MB'; set datestyle = 'SQL, DMY'; set my.own = 'x'; set enable_nestloop = off");
+    // The session has the settings of the extension when it has called it once.
+    session.job("select 1", "n int");
     // What a login sets and a worker has no use for.
     let query = "select name, setting from pg_settings where name not in ('client_encoding', 'application_name') \
                  and context <> 'internal' order by name";

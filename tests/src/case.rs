@@ -56,12 +56,13 @@ impl Db {
         self.cluster.log_since(mark).into_iter().filter(|line| line.pid == pid).collect()
     }
 
-    /// Ends the case's use of the database. When the case is done, no job may have left a process.
+    /// Ends the case's use of the database. When the case is done, no job may have left a process; what is idle must step
+    /// aside when the database is dropped.
     fn close(self) {
         let mut session = self.cluster.session("postgres");
         let left = format!(
             "select pid, state, wait_event, query from pg_stat_activity \
-             where backend_type = 'pg_background' and datname = '{}'",
+             where backend_type = 'pg_background' and datname = '{}' and state is distinct from 'idle'",
             self.name
         );
         if poll(PATIENCE, || session.rows(&left).is_empty().then_some(())).is_none() {

@@ -1,0 +1,199 @@
+//! Batches of `pg_background_launch_num`, and how to look at them; no cases.
+
+use pg_background_mgr_tests::cluster::is_alive;
+use pg_background_mgr_tests::wait::{poll, PATIENCE};
+use pg_background_mgr_tests::{literal, wait_until, Cluster, Session};
+
+/// The states of a job that has ended.
+pub const ENDED: &str = "('succeeded', 'failed', 'stopped', 'lost')";
+
+/// As a job: counts the jobs of this kind that run in its database at the same time, itself included.
+pub const COUNTED: &str = "select pg_advisory_xact_lock_shared(815); insert into peak select count(*) from pg_locks \
+    where locktype = 'advisory' and objid = 815 and granted \
+    and database = (select oid from pg_database where datname = current_database())";
+
+/// Where [`COUNTED`] writes.
+pub const PEAK: &str = "create table peak (n int)";
+
+/// Runs for ever and goes on when it is cancelled.
+pub const STUBBORN: &str = "do $$ begin loop begin perform pg_sleep(600); \
+    exception when query_canceled then null; end; end loop; end $$";
+
+/// The jobs of one call, in its order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    pub parent: String,
+    pub children: Vec<String>,
+}
+
+/// An array of texts as an SQL expression.
+pub fn array(texts: &[&str]) -> String {
+    let texts: Vec<String> = texts.iter().map(|text| literal(text)).collect();
+    format!("array[{}]::text[]", texts.join(", "))
+}
+
+/// `count` texts that are the same.
+pub fn times(text: &str, count: usize) -> Vec<&str> {
+    vec![text; count]
+}
+
+impl Batch {
+    /// Runs a call of `pg_background_launch_num`.
+    #[track_caller]
+    pub fn call(session: &mut Session, call: &str) -> Self {
+        let rows = session.rows(&format!("select uuid_parent, uuid_child from public.{call}"));
+        let ids: Vec<(&str, &str)> = rows.iter().map(|row| row.split_once('|').expect("two columns")).collect();
+        let parent = ids.first().unwrap_or_else(|| panic!("no job from {call}")).0.to_owned();
+        assert!(ids.iter().all(|(other, _)| *other == parent), "one parent: {rows:?}");
+        let children: Vec<String> = ids.iter().map(|(_, child)| (*child).to_owned()).collect();
+        let mut sorted = children.clone();
+        sorted.sort();
+        sorted.dedup();
+        assert_eq!(sorted.len(), children.len(), "each job has a uuid of its own");
+        assert!(!children.contains(&parent));
+        Batch { parent, children }
+    }
+
+    /// Launches texts with default options.
+    #[track_caller]
+    pub fn launch(session: &mut Session, texts: &[&str]) -> Self {
+        Batch::call(session, &format!("pg_background_launch_num({})", array(texts)))
+    }
+
+    /// Launches texts with options, a JSON object.
+    #[track_caller]
+    pub fn launch_with(session: &mut Session, texts: &[&str], options: &str) -> Self {
+        let options = literal(options);
+        Batch::call(session, &format!("pg_background_launch_num({}, p_options => {options})", array(texts)))
+    }
+
+    /// Launches what a JSON array says.
+    #[track_caller]
+    pub fn launch_json(session: &mut Session, jobs: &str) -> Self {
+        Batch::call(session, &format!("pg_background_launch_num({}::jsonb)", literal(jobs)))
+    }
+
+    /// Waits until every job has ended.
+    #[track_caller]
+    pub fn wait(&self, session: &mut Session) {
+        let ended = session.rows(&format!("select status from public.pg_background_monitor('{}', false)", self.parent));
+        assert!(ended.iter().all(|state| ENDED.contains(&format!("'{state}'"))), "{ended:?}");
+    }
+
+    /// Waits until every job has ended; the states in the order of the call.
+    #[track_caller]
+    pub fn finish(&self, session: &mut Session) -> Vec<String> {
+        self.wait(session);
+        self.states(session)
+    }
+
+    /// Waits until every job has succeeded.
+    #[track_caller]
+    pub fn succeed(&self, session: &mut Session) {
+        let states = self.finish(session);
+        if states.iter().any(|state| state != "succeeded") {
+            panic!("{:?}", self.column(session, "concat_ws(' ', status, sqlstate, message, query)"));
+        }
+    }
+
+    /// The states in the order of the call.
+    #[track_caller]
+    pub fn states(&self, session: &mut Session) -> Vec<String> {
+        self.column(session, "status")
+    }
+
+    /// An expression over the log, for each job in the order of the call.
+    #[track_caller]
+    pub fn column(&self, session: &mut Session, expression: &str) -> Vec<String> {
+        session.rows(&format!(
+            "select {expression} from public.log_background where uuid_parent = '{}' \
+             order by array_position('{{{}}}'::uuid[], uuid_child)",
+            self.parent,
+            self.children.join(",")
+        ))
+    }
+
+    /// An expression over the log, for one job.
+    #[track_caller]
+    pub fn log(&self, session: &mut Session, number: usize, expression: &str) -> String {
+        log(session, &self.children[number], expression)
+    }
+
+    /// Waits until one job is in a state.
+    #[track_caller]
+    pub fn wait_state(&self, session: &mut Session, number: usize, state: &str) {
+        wait_until(&format!("job {number} is {state}"), || self.log(session, number, "status") == state);
+    }
+}
+
+/// An expression over the log, for one job.
+#[track_caller]
+pub fn log(session: &mut Session, child: &str, expression: &str) -> String {
+    session.value(&format!("select {expression} from public.log_background where uuid_child = '{child}'"))
+}
+
+/// A value of the first row of a job's result.
+pub fn cell(column: &str) -> String {
+    format!("result::jsonb -> 0 ->> '{column}'")
+}
+
+/// How the jobs of the log are spread over the states.
+#[track_caller]
+pub fn counts(session: &mut Session, condition: &str) -> Vec<String> {
+    session.rows(&format!(
+        "select status || ' ' || count(*) from public.log_background where {condition} group by status order by status"
+    ))
+}
+
+/// Waits until a database has no job that is queued or running; any progress is new patience.
+#[track_caller]
+pub fn drain(session: &mut Session) {
+    let query = format!("select count(*) from public.log_background where status not in {ENDED}");
+    let mut left = session.number(&query);
+    while left > 0 {
+        let before = left;
+        let progress = poll(PATIENCE, || {
+            left = session.number(&query);
+            (left < before).then_some(())
+        });
+        assert!(progress.is_some(), "{left} jobs do not end");
+    }
+}
+
+/// Waits until exactly this many processes wait at the gate of the session's database.
+#[track_caller]
+pub fn wait_at_gate(session: &mut Session, count: usize) {
+    let query = "select count(*) from pg_locks where locktype = 'advisory' and objid = 4711 and not granted \
+                 and database = (select oid from pg_database where datname = current_database())";
+    let count = count.to_string();
+    let mut seen = String::new();
+    let arrived = poll(PATIENCE, || {
+        seen = session.value(query);
+        (seen == count).then_some(())
+    });
+    if arrived.is_none() {
+        let jobs = session.rows("select status, pid, sqlstate, message, query from public.log_background limit 50");
+        panic!("{seen} jobs wait at the gate, not {count}: {jobs:#?}");
+    }
+}
+
+/// Changes a setting of the server and waits until it holds in a session, which must have loaded the extension.
+#[track_caller]
+pub fn set_server(cluster: &Cluster, session: &mut Session, name: &str, value: &str) {
+    cluster.configure(&[(name, value)]);
+    cluster.reload();
+    let query = format!("show {name}");
+    wait_until("the server's new setting", || session.value(&query) == value);
+}
+
+/// Loads the extension's library into a session, and with it its settings.
+#[track_caller]
+pub fn load(session: &mut Session) {
+    session.run("select public.pg_background_report_progress(0)");
+}
+
+/// Waits for the end of a process.
+#[track_caller]
+pub fn wait_gone(pid: i32) {
+    wait_until("the end of the process", || !is_alive(pid));
+}

@@ -1,0 +1,618 @@
+//! `pg_background_monitor`, the two views, and progress that jobs report.
+
+use crate::gate::{self, Gate};
+use crate::manager::{array, drain, times, wait_at_gate, Batch};
+use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session};
+use std::time::{Duration, Instant};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        // What it gives.
+        case!(without_a_uuid_every_job_is_shown_at_once),
+        case!(a_batch_is_followed_until_its_end),
+        case!(a_job_is_followed_until_its_end),
+        case!(a_uuid_is_a_text_or_a_uuid),
+        case!(an_unknown_uuid_is_refused),
+        case!(a_text_that_is_no_uuid_is_refused),
+        case!(columns_say_what_each_job_did),
+        case!(a_batch_that_has_ended_is_shown_at_once),
+        // How long it waits.
+        case!(a_timeout_of_zero_does_not_wait),
+        case!(a_timeout_ends_the_wait),
+        case!(a_bad_timeout_is_refused),
+        case!(a_follower_can_be_cancelled),
+        case!(a_follower_has_its_statement_timeout),
+        case!(a_batch_is_followed_from_another_session),
+        case!(many_sessions_follow_one_batch),
+        case!(a_batch_is_followed_after_its_launcher_has_gone),
+        case!(jobs_are_followed_through_their_attempts),
+        case!(an_index_built_concurrently_ends_although_it_is_followed),
+        // What it tells meanwhile.
+        case!(changes_are_told_as_notices),
+        case!(a_quiet_monitor_tells_nothing),
+        // What it costs.
+        case!(a_follower_costs_nothing_while_nothing_changes).alone(),
+        case!(a_change_is_seen_at_once).alone(),
+        // Progress that a job reports.
+        case!(progress_shows_at_once),
+        case!(progress_outside_a_job_does_nothing),
+        case!(progress_out_of_range_is_refused),
+        case!(progress_of_one_job_is_not_the_next_ones),
+        case!(long_messages_of_progress_do_no_harm),
+        // The views.
+        case!(jobs_of_every_state_are_in_one_view),
+        case!(the_place_in_the_queue_is_shown),
+        case!(what_a_job_waits_for_is_shown),
+        case!(an_idle_worker_is_shown_as_idle),
+        case!(times_of_running_jobs_go_on),
+        case!(batches_count_their_jobs),
+        case!(a_batch_that_has_ended_has_no_estimate),
+        case!(the_progress_bar_is_twenty_wide),
+        private_case!(jobs_of_other_databases_are_in_the_view),
+    ]
+}
+
+/// Monitors at once, in one line for each job.
+#[track_caller]
+fn now(session: &mut Session, columns: &str, uuid: &str) -> Vec<String> {
+    session.rows(&format!("select {columns} from pg_background_monitor('{uuid}', false, '0')"))
+}
+
+/// Whether a session waits within its statement.
+fn waiting(session: &Session) -> String {
+    format!(
+        "select count(*) from pg_stat_activity where pid = {} and state = 'active' and wait_event is not null",
+        session.pid()
+    )
+}
+
+/// One job that has ended, one that runs, two that wait.
+fn half_way(session: &mut Session) -> Batch {
+    let texts = ["select 1 as a", gate::WAIT, "select 3 as a", "select 4 as a"];
+    let batch = Batch::launch_with(session, &texts, r#"{"mode": "sequential", "name": "half way"}"#);
+    wait_at_gate(session, 1);
+    batch
+}
+
+fn without_a_uuid_every_job_is_shown_at_once(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("select * from pg_background_monitor()");
+    let batch = half_way(&mut session);
+    Batch::launch(&mut session, &["select 1 / 0"]).wait(&mut session);
+    // Of other databases it shows those that have not ended.
+    let shown = "select status, count(*) from pg_background_monitor() where uuid_child in \
+                 (select uuid_child from log_background) group by status order by status";
+    let expected = ["failed|1", "queued|2", "running|1", "succeeded|1"];
+    assert_eq!(session.rows(shown), expected);
+    for call in ["null::text", "null::uuid", "uuid_father => null::text", "p_show_verbose => false"] {
+        assert_eq!(session.rows(&shown.replace("()", &format!("({call})"))), expected, "{call}");
+    }
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+fn a_batch_is_followed_until_its_end(db: &Db) {
+    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let batch = half_way(&mut session);
+    let query = format!(
+        "select status, trim(query), result::jsonb -> 0 ->> 'a' from pg_background_monitor('{}', false)",
+        batch.parent
+    );
+    session.send(&query);
+    let waits = waiting(&session);
+    wait_until("the monitor waits", || watcher.value(&waits) == "1");
+    gate.open();
+    let reply = session.finish(&query);
+    assert!(reply.error.is_none(), "{:?}", reply.error);
+    let expected = [
+        "succeeded|select 1 as a|1".to_owned(),
+        format!("succeeded|{}|∅", gate::WAIT),
+        "succeeded|select 3 as a|3".to_owned(),
+        "succeeded|select 4 as a|4".to_owned(),
+    ];
+    assert_eq!(reply.last_rows().expect("rows").text_rows(), expected);
+}
+
+fn a_job_is_followed_until_its_end(db: &Db) {
+    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let batch = half_way(&mut session);
+    let query = format!(
+        "select status, uuid_parent, uuid_child from pg_background_monitor('{}'::uuid, false)",
+        batch.children[2]
+    );
+    session.send(&query);
+    let first = format!("select status from pg_background_monitor('{}', false)", batch.children[0]);
+    assert_eq!(watcher.rows(&first), ["succeeded"], "not the others");
+    gate.open();
+    let reply = session.finish(&query);
+    let expected = format!("succeeded|{}|{}", batch.parent, batch.children[2]);
+    assert_eq!(reply.last_rows().expect("a row").text_rows(), [expected]);
+    batch.succeed(&mut session);
+}
+
+fn a_uuid_is_a_text_or_a_uuid(db: &Db) {
+    let mut session = db.session();
+    let batch = Batch::launch(&mut session, &["select 1"]);
+    let parent = &batch.parent;
+    for uuid in [
+        format!("'{parent}'"),
+        format!("'{parent}'::text"),
+        format!("'{parent}'::uuid"),
+        format!("'{}'", parent.to_uppercase()),
+        format!("'{{{parent}}}'"),
+        format!("'{}'", parent.replace('-', "")),
+    ] {
+        assert_eq!(
+            session.rows(&format!("select status from pg_background_monitor({uuid}, false)")),
+            ["succeeded"],
+            "{uuid}"
+        );
+    }
+}
+
+/// A uuid that nobody has.
+const NOBODY: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
+fn an_unknown_uuid_is_refused(db: &Db) {
+    let mut session = db.session();
+    for call in [
+        format!("pg_background_monitor('{NOBODY}')"),
+        format!("pg_background_monitor('{NOBODY}'::uuid, false, '0')"),
+        "pg_background_monitor('00000000-0000-0000-0000-000000000000')".to_owned(),
+    ] {
+        let error = session.error(&format!("select * from {call}"));
+        assert_eq!(error.sqlstate(), "42704", "{error}");
+    }
+    assert!(session.error(&format!("select * from pg_background_monitor('{NOBODY}')")).message().contains(NOBODY));
+}
+
+fn a_text_that_is_no_uuid_is_refused(db: &Db) {
+    let mut session = db.session();
+    for text in ["", "x", "01234567-89ab-cdef-0123-456789abcde", "ñ", "'; drop table t; --"] {
+        let error = session.error(&format!("select * from pg_background_monitor({}::text)", literal(text)));
+        assert_eq!(error.sqlstate(), "22P02", "{text}: {error}");
+    }
+}
+
+fn columns_say_what_each_job_did(db: &Db) {
+    let mut session = db.session();
+    let jobs = r#"[{"query": "select 7 as a", "name": "good"}, {"query": "select 1 / 0", "name": "bad"}]"#;
+    let batch = Batch::launch_json(&mut session, jobs);
+    let rows = session.rows(&format!(
+        "select status, name, query, result, message, queue_position, pid > 0, uuid_parent = '{}', \
+         start_time_exec <= end_time_exec, elapsed = end_time_exec - start_time_exec from pg_background_monitor('{}', false)",
+        batch.parent, batch.parent
+    ));
+    assert_eq!(rows[0].replace(' ', ""), "succeeded|good|select7asa|[{\"a\":7}]|∅|∅|t|t|t|t");
+    assert_eq!(rows[1], "failed|bad|select 1 / 0|∅|division by zero|∅|t|t|t|t");
+}
+
+fn a_batch_that_has_ended_is_shown_at_once(db: &Db) {
+    let mut session = db.session();
+    let batch = Batch::launch(&mut session, &["select 1", "select 1 / 0"]);
+    batch.wait(&mut session);
+    for timeout in ["null", "'0'", "'1 hour'"] {
+        let rows =
+            session.rows(&format!("select status from pg_background_monitor('{}', true, {timeout})", batch.parent));
+        assert_eq!(rows, ["succeeded", "failed"], "{timeout}");
+    }
+}
+
+fn a_timeout_of_zero_does_not_wait(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = half_way(&mut session);
+    assert_eq!(now(&mut session, "status", &batch.parent), ["succeeded", "running", "queued", "queued"]);
+    let row =
+        "status, pid > 0, queue_position is null, start_time_exec is not null, end_time_exec is null, elapsed > '0'";
+    assert_eq!(now(&mut session, row, &batch.children[1]), ["running|t|t|t|t|t"]);
+    let row = "status, pid, queue_position > 0, start_time_exec, end_time_exec";
+    assert_eq!(now(&mut session, row, &batch.children[2]), ["queued|∅|t|∅|∅"]);
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+fn a_timeout_ends_the_wait(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = half_way(&mut session);
+    let began = Instant::now();
+    let rows = session.rows(&format!("select status from pg_background_monitor('{}', false, '0.3 s')", batch.parent));
+    assert_eq!(rows, ["succeeded", "running", "queued", "queued"]);
+    assert!(began.elapsed() >= Duration::from_millis(300));
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+fn a_bad_timeout_is_refused(db: &Db) {
+    let mut session = db.session();
+    let batch = Batch::launch(&mut session, &["select 1"]);
+    batch.wait(&mut session);
+    let call = format!("select * from pg_background_monitor('{}', false, '-1 s')", batch.parent);
+    let reply = session.ask(&call);
+    // An error, or no wait.
+    assert!(reply.error.is_none_or(|error| error.sqlstate() == "22023"));
+}
+
+fn a_follower_can_be_cancelled(db: &Db) {
+    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let batch = half_way(&mut session);
+    let query = format!("select * from pg_background_monitor('{}')", batch.parent);
+    for _ in 0..3 {
+        session.send(&query);
+        let waits = waiting(&session);
+        wait_until("the monitor waits", || watcher.value(&waits) == "1");
+        session.canceller().cancel();
+        assert_eq!(session.finish(&query).error.expect("an error").sqlstate(), "57014");
+    }
+    assert_eq!(now(&mut session, "status", &batch.parent), ["succeeded", "running", "queued", "queued"]);
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+fn a_follower_has_its_statement_timeout(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = half_way(&mut session);
+    session.run("set statement_timeout = '200ms'");
+    assert_eq!(session.error(&format!("select * from pg_background_monitor('{}')", batch.parent)).sqlstate(), "57014");
+    session.run("reset statement_timeout");
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+fn a_batch_is_followed_from_another_session(db: &Db) {
+    let user = db.role("user", "login");
+    let client = db.client().user(&user);
+    let (mut launcher, mut follower) = (client.connect(), client.application_name("pooler").connect());
+    let batch = Batch::launch(&mut launcher, &times("select pg_sleep(0.02)", 5));
+    batch.succeed(&mut follower);
+}
+
+fn many_sessions_follow_one_batch(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = half_way(&mut session);
+    let query = format!("select status from pg_background_monitor('{}', false)", batch.parent);
+    let mut followers: Vec<Session> = (0..20).map(|_| db.session()).collect();
+    for follower in &mut followers {
+        follower.send(&query);
+    }
+    gate.open();
+    for follower in &mut followers {
+        let reply = follower.finish(&query);
+        assert_eq!(reply.last_rows().expect("rows").text_rows(), times("succeeded", 4));
+    }
+}
+
+fn a_batch_is_followed_after_its_launcher_has_gone(db: &Db) {
+    let (mut launcher, mut session) = (db.session(), db.session());
+    let batch = Batch::launch(&mut launcher, &times("select pg_sleep(0.02)", 5));
+    drop(launcher);
+    batch.succeed(&mut session);
+}
+
+fn jobs_are_followed_through_their_attempts(db: &Db) {
+    let mut session = db.session();
+    session.run("create sequence tries");
+    let text = "do $$ begin if nextval('tries') < 4 then raise 'not yet'; end if; end $$";
+    let batch = Batch::launch_with(&mut session, &[text], r#"{"max_attempts": 5, "retry_delay": 0.05}"#);
+    let rows = session.rows(&format!("select status from pg_background_monitor('{}', false)", batch.parent));
+    assert_eq!(rows, ["succeeded"]);
+}
+
+/// The build waits for every older snapshot, and the follower for the build.
+fn an_index_built_concurrently_ends_although_it_is_followed(db: &Db) {
+    let (mut session, mut watcher) = (db.session(), db.session());
+    session.run("create table t as select i as a from generate_series(1, 100) i");
+    for level in ["read committed", "repeatable read"] {
+        session.run(&format!("set default_transaction_isolation = '{level}'"));
+        let batch = Batch::launch(&mut watcher, &["create index concurrently on t (a)"]);
+        let reply = session.ask(&format!("select status from pg_background_monitor('{}', false)", batch.parent));
+        // It may be told to stop waiting.
+        assert!(reply.error.is_none_or(|error| error.sqlstate() == "40P01"), "{level}");
+        batch.succeed(&mut watcher);
+    }
+    assert_eq!(watcher.value("select count(*) from pg_index where indrelid = 't'::regclass and indisvalid"), "2");
+}
+
+fn changes_are_told_as_notices(db: &Db) {
+    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let batch = half_way(&mut session);
+    let query = format!("select * from pg_background_monitor('{}')", batch.parent);
+    session.send(&query);
+    let waits = waiting(&session);
+    wait_until("the monitor waits", || watcher.value(&waits) == "1");
+    gate.open();
+    let reply = session.finish(&query);
+    assert!(reply.error.is_none());
+    let told = session.notices();
+    assert!(told.len() >= 3, "three jobs ended meanwhile: {told:?}");
+    assert!(told.iter().all(|notice| notice.severity() == "NOTICE"), "{told:?}");
+    let whole: Vec<String> = told.iter().map(|notice| notice.to_string()).collect();
+    let whole = whole.join("\n");
+    // Each is told by what can be used to look further.
+    for child in &batch.children[1..] {
+        assert!(whole.contains(child.as_str()), "{child}:\n{whole}");
+    }
+    assert!(whole.contains("4/4"), "{whole}");
+}
+
+fn a_quiet_monitor_tells_nothing(db: &Db) {
+    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let batch = half_way(&mut session);
+    let query = format!("select * from pg_background_monitor('{}', false)", batch.parent);
+    session.send(&query);
+    let waits = waiting(&session);
+    wait_until("the monitor waits", || watcher.value(&waits) == "1");
+    gate.open();
+    session.finish(&query);
+    assert_eq!(session.notice_texts(), [""; 0]);
+    // And none when nothing is followed.
+    session.run("select * from pg_background_monitor()");
+    assert_eq!(session.notice_texts(), [""; 0]);
+}
+
+/// The processor time that a process has used, in seconds.
+fn processor_time(pid: i32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+    let fields: Vec<&str> = stat.rsplit_once(") ").expect("its name").1.split(' ').collect();
+    // User and system time are the 14th and 15th of all fields, of which two are cut off; in hundredths of a second.
+    [fields[11], fields[12]].iter().map(|ticks| ticks.parse::<f64>().expect("ticks")).sum::<f64>() / 100.0
+}
+
+/// The whole wait is as long as a job that sleeps for three seconds.
+fn a_follower_costs_nothing_while_nothing_changes(db: &Db) {
+    let (mut session, mut watcher) = (db.session(), db.session());
+    let batch = Batch::launch(&mut session, &["select pg_sleep(3)"]);
+    let query = format!("select status from pg_background_monitor('{}')", batch.parent);
+    session.send(&query);
+    let waits = waiting(&session);
+    wait_until("the monitor waits", || watcher.value(&waits) == "1");
+    let before = processor_time(session.pid());
+    let reply = session.finish(&query);
+    assert_eq!(reply.last_rows().expect("a row").text_rows(), ["succeeded"]);
+    let used = processor_time(session.pid()) - before;
+    assert!(used <= 0.03, "{used} s of processor time in a wait of 3 s");
+}
+
+/// From the end of a job to the answer of its follower. The goal is 20 ms; the tests have two cores and a debug build.
+fn a_change_is_seen_at_once(db: &Db) {
+    let (mut session, mut watcher) = (db.session(), db.session());
+    let mut delays = Vec::new();
+    for _ in 0..20 {
+        let gate = Gate::close(db.session());
+        let batch = Batch::launch(&mut session, &[gate::WAIT]);
+        wait_at_gate(&mut watcher, 1);
+        let query = format!("select status from pg_background_monitor('{}', false)", batch.parent);
+        session.send(&query);
+        let waits = waiting(&session);
+        wait_until("the monitor waits", || watcher.value(&waits) == "1");
+        let began = Instant::now();
+        gate.open();
+        let reply = session.finish(&query);
+        delays.push(began.elapsed());
+        assert_eq!(reply.last_rows().expect("a row").text_rows(), ["succeeded"]);
+    }
+    delays.sort();
+    let (median, last) = (delays[10], delays[19]);
+    println!("a change is seen after {median:?} (median), {last:?} (longest)");
+    assert!(median < Duration::from_millis(20), "median {median:?}, longest {last:?}");
+    assert!(last < Duration::from_millis(500), "median {median:?}, longest {last:?}");
+}
+
+const PROGRESS: &str = "select progress, progress_message from pg_background_jobs where uuid_child = ";
+
+fn progress_shows_at_once(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let text = format!(
+        "begin; select pg_background_report_progress(0); select pg_background_report_progress(37, 'größe: 日本'); {}; commit; \
+         select pg_background_report_progress(100, null)",
+        gate::WAIT
+    );
+    let batch = Batch::launch(&mut session, &[&text]);
+    wait_at_gate(&mut session, 1);
+    let query = format!("{PROGRESS}'{}'", batch.children[0]);
+    assert_eq!(session.rows(&query), ["37|größe: 日本"], "before the job commits");
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+fn progress_outside_a_job_does_nothing(db: &Db) {
+    let mut session = db.session();
+    assert_eq!(session.rows("select pg_background_report_progress(50, 'x')"), [""]);
+    assert_eq!(session.job("select pg_background_report_progress(50, 'x')", "t text"), [""]);
+    assert_eq!(session.value("select count(*) from pg_background_jobs where database = current_database()"), "0");
+}
+
+fn progress_out_of_range_is_refused(db: &Db) {
+    let mut session = db.session();
+    for percent in ["-1", "101", "2147483647", "-2147483648"] {
+        let text = format!("select pg_background_report_progress({percent})");
+        let batch = Batch::launch(&mut session, &[&text]);
+        assert_eq!(batch.finish(&mut session), ["failed"], "{percent}");
+        assert_eq!(batch.log(&mut session, 0, "sqlstate"), "22023");
+    }
+    let batch = Batch::launch(&mut session, &["select pg_background_report_progress(null)"]);
+    assert_ne!(batch.finish(&mut session), ["lost"]);
+}
+
+fn progress_of_one_job_is_not_the_next_ones(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let texts = ["select pg_background_report_progress(90, 'nearly')", gate::WAIT];
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"max_workers": 1}"#);
+    wait_at_gate(&mut session, 1);
+    let shown = session.value(&format!("{PROGRESS}'{}'", batch.children[1]));
+    assert!(["∅|∅", "0|∅"].contains(&shown.as_str()), "{shown}");
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+fn long_messages_of_progress_do_no_harm(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let text = format!("select pg_background_report_progress(5, repeat('日本', 100000)); {}", gate::WAIT);
+    let batch = Batch::launch(&mut session, &[&text]);
+    wait_at_gate(&mut session, 1);
+    let shown = session.value(&format!("{PROGRESS}'{}'", batch.children[0]));
+    let message = shown.strip_prefix("5|").expect("the progress");
+    assert!("日本".repeat(100_000).starts_with(message) && !message.is_empty(), "a beginning of it, in whole letters");
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+fn jobs_of_every_state_are_in_one_view(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = half_way(&mut session);
+    let bad = Batch::launch(&mut session, &["select 1 / 0"]);
+    bad.wait(&mut session);
+    let shown = session.rows(
+        "select status, name, user_name, database = current_database(), query, coalesce(result, '-'), coalesce(sqlstate, '-'), \
+         coalesce(message, '-'), attempts from pg_background_jobs where database = current_database() and (sqlstate is not null or query like 'select _ as a') \
+         order by query",
+    );
+    let row = |state: &str, query: &str, rest: &str| format!("{state}|∅|postgres|t|{query}|{rest}");
+    let shown: Vec<String> = shown.iter().map(|line| line.replace("half way", "∅").replace("\": ", "\":")).collect();
+    assert_eq!(
+        shown,
+        [
+            row("failed", "select 1 / 0", "-|22012|division by zero|1"),
+            row("succeeded", "select 1 as a", "[{\"a\":1}]|-|-|1"),
+            row("queued", "select 3 as a", "-|-|-|0"),
+            row("queued", "select 4 as a", "-|-|-|0"),
+        ]
+    );
+    session.run(&format!("select pg_background_stop('{}')", batch.children[3]));
+    let states =
+        "select string_agg(status, ' ' order by status) from pg_background_jobs where database = current_database()";
+    assert_eq!(session.value(states), "failed queued running stopped succeeded");
+    assert_eq!(session.value("select count(*) || ' ' || count(distinct uuid_child) from pg_background_jobs where database = current_database()"), "5 5");
+    gate.open();
+    batch.wait(&mut session);
+    assert_eq!(session.value(states), "failed stopped succeeded succeeded succeeded");
+}
+
+fn the_place_in_the_queue_is_shown(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = half_way(&mut session);
+    let places = |session: &mut Session| -> Vec<i64> {
+        let query = format!(
+            "select queue_position from pg_background_jobs where uuid_parent = '{}' and status = 'queued' order by query",
+            batch.parent
+        );
+        session.rows(&query).iter().map(|place| place.parse().expect("a place")).collect()
+    };
+    let seen = places(&mut session);
+    assert!(seen.len() == 2 && seen[0] >= 1 && seen[0] < seen[1], "{seen:?}");
+    assert_eq!(session.value("select count(queue_position) from pg_background_jobs where status <> 'queued'"), "0");
+    session.run(&format!("select pg_background_stop('{}')", batch.children[2]));
+    let left = places(&mut session);
+    assert!(left.len() == 1 && left[0] >= 1, "{left:?}");
+    gate.open();
+    batch.wait(&mut session);
+}
+
+fn what_a_job_waits_for_is_shown(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = half_way(&mut session);
+    let query = format!(
+        "select j.wait_event_type, j.wait_event, j.pid = a.pid from pg_background_jobs j join pg_stat_activity a on a.pid = j.pid \
+         where uuid_child = '{}'",
+        batch.children[1]
+    );
+    assert_eq!(session.rows(&query), ["Lock|advisory|t"]);
+    gate.open();
+    batch.succeed(&mut session);
+    let query = format!(
+        "select wait_event_type, wait_event from pg_background_jobs where uuid_child = '{}'",
+        batch.children[1]
+    );
+    assert_eq!(session.rows(&query), ["∅|∅"]);
+}
+
+fn an_idle_worker_is_shown_as_idle(db: &Db) {
+    let mut session = db.session();
+    for text in ["select 1", "select 1 / 0", "begin; select 1; commit", "vacuum"] {
+        let batch = Batch::launch(&mut session, &[text]);
+        batch.wait(&mut session);
+        let pid = batch.log(&mut session, 0, "pid");
+        let query = format!("select state from pg_stat_activity where pid = {pid}");
+        wait_until("the worker is idle", || {
+            let state = session.rows(&query);
+            state.is_empty() || state == ["idle"]
+        });
+    }
+}
+
+fn times_of_running_jobs_go_on(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = half_way(&mut session);
+    let query = format!("select elapsed from pg_background_jobs where uuid_child = '{}'", batch.children[1]);
+    let first = session.value(&query);
+    wait_until("a longer time", || session.value(&format!("select '{first}'::interval < ({query})")) == "t");
+    gate.open();
+    batch.succeed(&mut session);
+    let ended = session.value(&query);
+    assert_eq!(session.value(&query), ended);
+}
+
+const COUNTS: &str =
+    "select name, user_name, queued, running, succeeded, failed, stopped, lost, total, round(percent), progress_bar \
+    from pg_background_batches where uuid_parent = ";
+
+fn batches_count_their_jobs(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let texts = ["select 1", "select 2 / 0", gate::WAIT, "select 4", "select 5"];
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential", "name": "counted"}"#);
+    wait_at_gate(&mut session, 1);
+    let query = format!("{COUNTS}'{}'", batch.parent);
+    assert_eq!(session.rows(&query), ["counted|postgres|2|1|1|1|0|0|5|40|[########------------]"]);
+    session.run(&format!("select pg_background_stop('{}')", batch.children[3]));
+    assert_eq!(session.rows(&query), ["counted|postgres|1|1|1|1|1|0|5|60|[############--------]"]);
+    let times = format!(
+        "select queued_at is not null, elapsed > '0', estimate >= '0' from pg_background_batches where uuid_parent = '{}'",
+        batch.parent
+    );
+    assert_eq!(session.rows(&times), ["t|t|t"]);
+    gate.open();
+    batch.wait(&mut session);
+    assert_eq!(session.rows(&query), ["counted|postgres|0|0|3|1|1|0|5|100|[####################]"]);
+}
+
+fn a_batch_that_has_ended_has_no_estimate(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = Batch::launch(&mut session, &[gate::WAIT, gate::WAIT]);
+    wait_at_gate(&mut session, 2);
+    let query = format!(
+        "select round(percent), progress_bar, estimate from pg_background_batches where uuid_parent = '{}'",
+        batch.parent
+    );
+    assert_eq!(session.rows(&query), ["0|[--------------------]|∅"]);
+    gate.open();
+    batch.wait(&mut session);
+    assert_eq!(session.rows(&query), ["100|[####################]|∅"]);
+}
+
+fn the_progress_bar_is_twenty_wide(db: &Db) {
+    let mut session = db.session();
+    for count in [1, 3, 7, 19, 33] {
+        let batch = Batch::launch(&mut session, &times("select 1", count));
+        let query = format!("select progress_bar ~ '^\\[#*-*\\]$' and length(progress_bar) = 22 from pg_background_batches where uuid_parent = '{}'", batch.parent);
+        assert_eq!(session.rows(&query), ["t"]);
+        batch.succeed(&mut session);
+        assert_eq!(session.rows(&query), ["t"]);
+    }
+    drain(&mut session);
+}
+
+fn jobs_of_other_databases_are_in_the_view() {
+    let cluster = Cluster::start_with_extension(&[]);
+    cluster.session("postgres").run("create database other");
+    cluster.session("other").run("create extension pg_background_mgr");
+    let (mut here, mut there, gate) =
+        (cluster.session("postgres"), cluster.session("other"), Gate::close(cluster.session("other")));
+    let batch = Batch::call(&mut there, &format!("pg_background_launch_num({})", array(&[gate::WAIT, "select 1 / 0"])));
+    wait_at_gate(&mut there, 1);
+    batch.wait_state(&mut there, 1, "failed");
+    let live = "select database, status, query from pg_background_jobs where status in ('queued', 'running')";
+    assert_eq!(here.rows(live), [format!("other|running|{}", gate::WAIT)]);
+    gate.open();
+    batch.wait(&mut there);
+    assert_eq!(here.rows("select count(*) from pg_background_jobs"), ["0"]);
+    assert_eq!(there.rows("select count(*) from pg_background_jobs"), ["2"]);
+}

@@ -1,0 +1,792 @@
+//! Whose jobs one sees and runs, and what nobody can do to others: row security, logins, fair turns, full queues, dropped
+//! extensions and databases.
+
+use crate::gate::{self, Gate};
+use crate::manager::{array, cell, counts, drain, load, log, set_server, times, wait_at_gate, Batch};
+use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        // What one sees.
+        case!(each_role_sees_its_own_jobs),
+        case!(members_see_the_jobs_of_their_roles),
+        case!(superusers_and_statistics_readers_see_all),
+        case!(what_is_seen_follows_the_current_role),
+        case!(functions_in_a_query_do_not_leak_rows),
+        // Who may use it.
+        case!(public_has_nothing_of_the_manager),
+        case!(a_grant_gives_functions_and_views),
+        case!(a_revoke_takes_functions_and_views),
+        case!(a_granted_role_does_not_grant_or_read_the_table),
+        case!(the_manager_works_in_a_schema_of_its_own),
+        case!(uuids_cannot_be_guessed),
+        case!(a_definers_function_launches_for_its_owner_only),
+        // Roles that change while their jobs wait.
+        private_case!(jobs_of_a_dropped_role_fail),
+        private_case!(jobs_of_a_role_that_may_not_log_in_fail),
+        private_case!(jobs_of_a_role_without_connect_fail),
+        case!(jobs_beyond_a_connection_limit_do_not_run),
+        private_case!(rights_revoked_while_a_job_waits_are_revoked),
+        private_case!(a_warm_worker_takes_no_job_that_its_role_may_not_run),
+        private_case!(a_superuser_that_is_one_no_more_has_no_such_jobs),
+        // Its share of the server.
+        private_case!(roles_take_turns),
+        private_case!(one_batch_after_the_other_does_not_starve_a_role),
+        private_case!(a_full_queue_refuses_the_whole_call),
+        private_case!(a_full_queue_is_free_again),
+        private_case!(a_hundred_batches_of_twenty_sessions_run),
+        // What goes away.
+        private_case!(the_extension_is_dropped_with_jobs_in_every_state),
+        private_case!(the_extension_is_dropped_and_made_again_at_once),
+        private_case!(a_database_with_idle_workers_is_dropped),
+        private_case!(a_database_with_running_jobs_is_not_dropped),
+        private_case!(a_database_dropped_by_force_takes_its_jobs_along).since(13),
+        private_case!(a_database_is_renamed_while_jobs_wait),
+        private_case!(a_database_with_idle_workers_is_a_template),
+        private_case!(a_database_that_is_dropped_while_its_jobs_wait_harms_nobody),
+        case!(the_log_is_no_obstacle_to_a_drop_of_its_extension),
+    ]
+}
+
+const VIEWS: [&str; 5] = [
+    "log_background",
+    "pg_background_jobs",
+    "pg_background_batches",
+    "pg_background_monitor()",
+    "pg_background_monitor(null::uuid, false)",
+];
+
+/// The users whose jobs a session sees; every way to look must show the same.
+#[track_caller]
+fn users_seen(session: &mut Session) -> String {
+    let jobs = "(select * from public.pg_background_jobs where database = current_database()) j";
+    let views = ["public.log_background", jobs, "public.pg_background_batches"];
+    let seen: Vec<String> = views
+        .iter()
+        .map(|view| {
+            let list = "string_agg(distinct user_name::text, ' ' order by user_name::text)";
+            session.value(&format!("select coalesce({list}, '') from {view}"))
+        })
+        .collect();
+    assert!(seen.iter().all(|users| *users == seen[0]), "{seen:?}");
+    let logged = session.value("select count(*) from public.log_background");
+    let monitor = "(select * from public.pg_background_monitor() where uuid_child in \
+                   (select uuid_child from public.log_background)) m";
+    for view in [monitor, jobs] {
+        assert_eq!(session.value(&format!("select count(*) from {view}")), logged, "{view}");
+    }
+    seen[0].clone()
+}
+
+/// Two roles with jobs that have ended, that run, and that wait; and a superuser's.
+struct Roles {
+    first: String,
+    second: String,
+    sessions: Vec<Session>,
+    batches: Vec<Batch>,
+    gate: Gate,
+}
+
+fn set_roles(db: &Db) -> Roles {
+    let (first, second) = (db.role("first", "login"), db.role("second", "login"));
+    let gate = Gate::close(db.session());
+    let (mut sessions, mut batches) = (Vec::new(), Vec::new());
+    for user in [&first, &second, &"postgres".to_owned()] {
+        let mut session = db.client().user(user).connect();
+        let texts = ["select 1", gate::WAIT, "select 3"];
+        batches.push(Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#));
+        sessions.push(session);
+    }
+    wait_at_gate(&mut db.session(), 3);
+    Roles { first, second, sessions, batches, gate }
+}
+
+impl Roles {
+    fn end(mut self) {
+        self.gate.open();
+        for (session, batch) in self.sessions.iter_mut().zip(&self.batches) {
+            batch.succeed(session);
+        }
+    }
+}
+
+fn each_role_sees_its_own_jobs(db: &Db) {
+    let mut roles = set_roles(db);
+    let (first, second) = (roles.first.clone(), roles.second.clone());
+    assert_eq!(users_seen(&mut roles.sessions[0]), first);
+    assert_eq!(users_seen(&mut roles.sessions[1]), second);
+    for view in VIEWS {
+        let count = roles.sessions[0].number(&format!("select count(*) from {view}"));
+        assert_eq!(count, if view.contains("batches") { 1 } else { 3 }, "{view}");
+    }
+    // Also what the view does not show by itself.
+    let others = format!("select count(*) from log_background where uuid_parent = '{}'", roles.batches[1].parent);
+    assert_eq!(roles.sessions[0].value(&others), "0");
+    let nobody = db.role("nobody", "login");
+    assert_eq!(users_seen(&mut db.client().user(&nobody).connect()), "");
+    roles.end();
+}
+
+fn members_see_the_jobs_of_their_roles(db: &Db) {
+    let roles = set_roles(db);
+    let member = db.role("member", "login");
+    db.session().run(&format!("grant {} to {member}", roles.first));
+    let mut session = db.client().user(&member).connect();
+    assert_eq!(users_seen(&mut session), roles.first);
+    // Without inheritance it takes a SET ROLE.
+    let distant = db.role("distant", "login noinherit");
+    let with = if pg_background_mgr_tests::lab::lab().version >= 16 { " with inherit false" } else { "" };
+    db.session().run(&format!("grant {} to {distant}{with}", roles.second));
+    let mut session = db.client().user(&distant).connect();
+    assert_eq!(users_seen(&mut session), "");
+    session.run(&format!("set role {}", roles.second));
+    assert_eq!(users_seen(&mut session), roles.second);
+    roles.end();
+}
+
+fn superusers_and_statistics_readers_see_all(db: &Db) {
+    let roles = set_roles(db);
+    let all = format!("{} {} postgres", roles.first, roles.second);
+    let mut sorted: Vec<&str> = all.split(' ').collect();
+    sorted.sort_unstable();
+    let all = sorted.join(" ");
+    let reader = db.role("reader", "login");
+    db.session().run(&format!("grant pg_read_all_stats to {reader}"));
+    assert_eq!(users_seen(&mut db.session()), all);
+    let mut session = db.client().user(&reader).connect();
+    assert_eq!(users_seen(&mut session), all);
+    // It reads, and no more.
+    let error = session.error(&format!("select * from pg_background_stop('{}')", roles.batches[0].parent));
+    assert!(["42501", "42704"].contains(&error.sqlstate().as_str()), "{error}");
+    roles.end();
+}
+
+fn what_is_seen_follows_the_current_role(db: &Db) {
+    let roles = set_roles(db);
+    let mut session = db.session();
+    session.run(&format!("set role {}", roles.first));
+    assert_eq!(users_seen(&mut session), roles.first);
+    session.run(&format!("reset role; set session authorization {}", roles.second));
+    assert_eq!(users_seen(&mut session), roles.second);
+    session.run("reset session authorization");
+    // A prepared statement is no way around.
+    session.run("prepare look as select count(*) from log_background");
+    assert_eq!(session.value("execute look"), "9");
+    session.run(&format!("set role {}", roles.first));
+    assert_eq!(session.value("execute look"), "3");
+    roles.end();
+}
+
+fn functions_in_a_query_do_not_leak_rows(db: &Db) {
+    let roles = set_roles(db);
+    db.session().run(&format!("grant create on schema public to {}", roles.first));
+    let mut session = db.client().user(&roles.first).connect();
+    session.run(
+        "create function leak(text) returns boolean language plpgsql cost 0.0000001 as \
+         $$ begin raise notice '%', $1; return true; end $$",
+    );
+    for view in ["log_background", "pg_background_jobs", "pg_background_batches"] {
+        session.run(&format!("select * from {view} where leak(user_name::text || ' ' || uuid_parent)"));
+        let told = session.notice_texts();
+        assert!(!told.is_empty() && told.iter().all(|line| line.contains(&roles.first)), "{view}: {told:?}");
+    }
+    roles.end();
+}
+
+/// What the manager adds to the interface.
+const CALLS: [&str; 13] = [
+    "pg_background_launch_num('select 1')",
+    "pg_background_launch_num(array['select 1'])",
+    "pg_background_launch_num('[\"select 1\"]'::jsonb)",
+    "pg_background_monitor()",
+    "pg_background_monitor('01234567-89ab-cdef-0123-456789abcdef')",
+    "pg_background_monitor('01234567-89ab-cdef-0123-456789abcdef'::uuid)",
+    "pg_background_stop('01234567-89ab-cdef-0123-456789abcdef')",
+    "pg_background_stop('01234567-89ab-cdef-0123-456789abcdef'::uuid)",
+    "pg_background_retry('01234567-89ab-cdef-0123-456789abcdef')",
+    "pg_background_retry('01234567-89ab-cdef-0123-456789abcdef'::uuid)",
+    "pg_background_prune('1 day')",
+    "pg_background_report_progress(1)",
+    "log_background",
+];
+
+fn stranger(db: &Db, name: &str) -> String {
+    let role = format!("{}_{name}", db.name);
+    db.session().run(&format!("create role {role} login"));
+    role
+}
+
+#[track_caller]
+fn assert_denied(session: &mut Session, prefix: &str) {
+    for call in CALLS.iter().chain(&["pg_background_jobs", "pg_background_batches", "pg_background_log"]) {
+        let error = session.error(&format!("select * from {prefix}{call}"));
+        assert_eq!(error.sqlstate(), "42501", "{call}: {error}");
+    }
+}
+
+#[track_caller]
+fn assert_granted(session: &mut Session, prefix: &str) {
+    for call in CALLS.iter().chain(&["pg_background_jobs", "pg_background_batches"]) {
+        let reply = session.ask(&format!("select * from {prefix}{call}"));
+        // What is not there is not there; but one may ask.
+        assert!(reply.error.as_ref().is_none_or(|error| error.sqlstate() == "42704"), "{call}: {:?}", reply.error);
+    }
+}
+
+fn public_has_nothing_of_the_manager(db: &Db) {
+    let role = stranger(db, "stranger");
+    assert_denied(&mut db.client().user(&role).connect(), "");
+    assert_eq!(db.session().value("select count(*) from log_background"), "0");
+    let granted = "select c.relname from pg_class c, aclexplode(c.relacl) a where a.grantee = 0 and c.relname like '%background%'";
+    assert_eq!(db.session().rows(granted), [""; 0]);
+}
+
+fn a_grant_gives_functions_and_views(db: &Db) {
+    let role = stranger(db, "role");
+    let mut admin = db.session();
+    admin.run(&format!("select pg_background_grant('{role}')"));
+    let mut session = db.client().user(&role).connect();
+    assert_granted(&mut session, "");
+    drain(&mut session);
+    assert_eq!(counts(&mut session, "true"), ["succeeded 3"]);
+    // By a group too.
+    let member = stranger(db, "member");
+    admin.run(&format!("grant {role} to {member}"));
+    let mut session = db.client().user(&member).connect();
+    assert_granted(&mut session, "");
+    drain(&mut session);
+}
+
+fn a_revoke_takes_functions_and_views(db: &Db) {
+    let role = stranger(db, "role");
+    let mut admin = db.session();
+    admin.run(&format!("select pg_background_grant('{role}')"));
+    let (mut session, gate) = (db.client().user(&role).connect(), Gate::close(db.session()));
+    admin.run(&format!("create table ran (a int); grant insert on ran to {role}"));
+    let text = format!("{}; insert into ran values (1)", gate::WAIT);
+    let batch = Batch::launch_with(&mut session, &[&text, "insert into ran values (2)"], r#"{"max_workers": 1}"#);
+    wait_at_gate(&mut admin, 1);
+    admin.run(&format!("select pg_background_revoke('{role}')"));
+    assert_denied(&mut session, "");
+    // What was launched with the right runs.
+    gate.open();
+    batch.succeed(&mut admin);
+    assert_eq!(admin.rows("select a from ran order by a"), ["1", "2"]);
+    // Nothing is left that would keep the role.
+    admin.run(&format!("drop owned by {role}"));
+}
+
+fn a_granted_role_does_not_grant_or_read_the_table(db: &Db) {
+    let (role, other) = (db.role("role", "login"), stranger(db, "other"));
+    let mut session = db.client().user(&role).connect();
+    for text in [
+        format!("select pg_background_grant('{other}')"),
+        "select * from pg_background_log".to_owned(),
+        "select nextval(pg_get_serial_sequence('pg_background_log', 'id'))".to_owned(),
+    ] {
+        assert_eq!(session.error(&text).sqlstate(), "42501", "{text}");
+    }
+    session.run(&format!("grant select on log_background to {other}"));
+    assert_eq!(db.client().user(&other).connect().error("select * from log_background").sqlstate(), "42501");
+}
+
+fn the_manager_works_in_a_schema_of_its_own(db: &Db) {
+    let role = stranger(db, "role");
+    let mut admin = db.session();
+    for schema in ["bg", "\"Odd \"\"schema\"\"; ünï\""] {
+        admin.run(&format!(
+            "drop extension pg_background_mgr; create schema {schema}; create extension pg_background_mgr schema {schema}"
+        ));
+        let mut session = db.client().user(&role).connect();
+        assert_eq!(session.error(&format!("select * from {schema}.pg_background_monitor()")).sqlstate(), "42501");
+        admin.run(&format!("select {schema}.pg_background_grant('{role}')"));
+        assert_granted(&mut session, &format!("{schema}."));
+        let call = format!(
+            "select status from {schema}.pg_background_launch_num('select 1, select 2 / 0', p_exec_type => 'sync')"
+        );
+        assert_eq!(session.rows(&call), ["succeeded", "failed"]);
+        let all = format!("select count(*) from {schema}.log_background where status in ('succeeded', 'failed')");
+        wait_until("the end of all jobs", || session.value(&all) == "5");
+        assert_eq!(session.value(&format!("select {schema}.pg_background_prune('0')")), "5");
+        admin.run(&format!("select {schema}.pg_background_revoke('{role}')"));
+        assert_eq!(session.error(&format!("select * from {schema}.log_background")).sqlstate(), "42501");
+    }
+}
+
+fn uuids_cannot_be_guessed(db: &Db) {
+    let mut session = db.session();
+    let batches: Vec<Batch> = (0..100).map(|_| Batch::launch(&mut session, &["select 1"])).collect();
+    let bytes = |batch: &Batch| -> Vec<u8> {
+        let digits = batch.children[0].replace('-', "");
+        (0..16).map(|place| u8::from_str_radix(&digits[2 * place..2 * place + 2], 16).expect("digits")).collect()
+    };
+    let all: Vec<Vec<u8>> = batches.iter().map(bytes).collect();
+    // Bytes in which there is no order to be seen.
+    let varied = (0..16).filter(|place| {
+        let mut values: Vec<u8> = all.iter().map(|uuid| uuid[*place]).collect();
+        values.sort_unstable();
+        values.dedup();
+        values.len() > 50
+    });
+    assert!(varied.count() >= 6, "at least 48 random bits: {:?}", &batches[..5]);
+    drain(&mut session);
+}
+
+fn a_definers_function_launches_for_its_owner_only(db: &Db) {
+    let (user, owner) = (db.role("user", "login"), db.role("owner", "login"));
+    let mut admin = db.session();
+    admin.run(&format!(
+        "create function launch_as(text) returns uuid language sql security definer as \
+         $$ select uuid_parent from public.pg_background_launch_num(array[$1]) $$; alter function launch_as owner to {owner}"
+    ));
+    let mut session = db.client().user(&user).connect();
+    let parent = session.value("select launch_as('select current_user::text as c, session_user::text as s')");
+    assert_eq!(session.error(&format!("select * from pg_background_monitor('{parent}')")).sqlstate(), "42704");
+    assert_eq!(users_seen(&mut session), "");
+    let mut mine = db.client().user(&owner).connect();
+    assert_eq!(mine.rows(&format!("select status from pg_background_monitor('{parent}', false)")), ["succeeded"]);
+    let who = format!("select concat_ws(' ', {}, {}) from log_background", cell("c"), cell("s"));
+    assert_eq!(mine.value(&who), format!("{owner} {owner}"));
+    drain(&mut admin);
+}
+
+/// A batch of `user` that waits in the queue, behind a job of the superuser's that waits at the gate: `max_workers` is 1.
+struct Waiting {
+    cluster: Cluster,
+    admin: Session,
+    gate: Gate,
+    held: Batch,
+    batch: Batch,
+    others: Batch,
+}
+
+fn set_waiting(change: &str) -> Waiting {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
+    let mut admin = cluster.session("postgres");
+    admin.run(
+        "create table ran (a int); grant insert on ran to public; grant execute on all functions in schema public to public; \
+         grant select on log_background to public; create role weak login; create role other login",
+    );
+    let gate = Gate::close(cluster.session("postgres"));
+    let held = Batch::launch(&mut admin, &[gate::WAIT]);
+    wait_at_gate(&mut admin, 1);
+    let mut session = cluster.client("postgres").user("weak").connect();
+    let batch = Batch::launch(&mut session, &times("insert into ran values (1)", 3));
+    drop(session);
+    let mut session = cluster.client("postgres").user("other").connect();
+    let others = Batch::launch(&mut session, &times("insert into ran values (2)", 3));
+    drop(session);
+    wait_until("only this session", || {
+        admin.value("select count(*) from pg_stat_activity where usename in ('weak', 'other')") == "0"
+    });
+    admin.run(change);
+    Waiting { cluster, admin, gate, held, batch, others }
+}
+
+impl Waiting {
+    /// The queue goes on; each job of the batch has failed with this, and all others have succeeded.
+    #[track_caller]
+    fn assert_fails(mut self, sqlstate: &str, message: &str) {
+        self.gate.open();
+        self.held.succeed(&mut self.admin);
+        self.others.succeed(&mut self.admin);
+        assert_eq!(self.batch.finish(&mut self.admin), times("failed", 3));
+        let told = self.batch.column(&mut self.admin, "sqlstate || ' ' || message");
+        assert!(told.iter().all(|line| line.starts_with(sqlstate) && line.contains(message)), "{told:?}");
+        assert_eq!(self.admin.rows("select a, count(*) from ran group by a"), ["2|3"]);
+        Batch::launch(&mut self.admin, &["select 1"]).succeed(&mut self.admin);
+        assert!(self.cluster.is_running());
+    }
+}
+
+fn jobs_of_a_dropped_role_fail() {
+    set_waiting("drop role weak").assert_fails("28000", "does not exist");
+}
+
+fn jobs_of_a_role_that_may_not_log_in_fail() {
+    set_waiting("alter role weak nologin").assert_fails("28000", "not permitted to log in");
+}
+
+fn jobs_of_a_role_without_connect_fail() {
+    set_waiting("revoke connect on database postgres from public; grant connect on database postgres to other")
+        .assert_fails("42501", "permission denied for database");
+}
+
+fn jobs_beyond_a_connection_limit_do_not_run(db: &Db) {
+    let user = db.role("user", "login connection limit 3");
+    let (mut session, mut admin, gate) = (db.client().user(&user).connect(), db.session(), Gate::close(db.session()));
+    let batch = Batch::launch(&mut session, &times(gate::WAIT, 6));
+    let at_gate = "select count(*) from log_background where status = 'running'";
+    wait_until("a job runs", || admin.number(at_gate) >= 1);
+    assert!(admin.number(at_gate) <= 2);
+    gate.open();
+    let states = batch.finish(&mut admin);
+    let told = batch.column(&mut admin, "coalesce(sqlstate, '')");
+    // They wait for their turn, or say why they did not get one.
+    for (state, sqlstate) in states.iter().zip(&told) {
+        assert!(state == "succeeded" || (state == "failed" && sqlstate == "53300"), "{states:?} {told:?}");
+    }
+}
+
+fn rights_revoked_while_a_job_waits_are_revoked() {
+    set_waiting("revoke insert on ran from public; grant insert on ran to other")
+        .assert_fails("42501", "permission denied for table ran");
+}
+
+fn a_warm_worker_takes_no_job_that_its_role_may_not_run() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
+    let mut admin = cluster.session("postgres");
+    admin.run("create role weak login; select pg_background_grant('weak')");
+    let mut session = cluster.client("postgres").user("weak").connect();
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+    // Its worker waits for more; the role may do nothing more.
+    admin.run("alter role weak nologin");
+    let batch = Batch::launch(&mut session, &["select 1", "select 2"]);
+    assert_eq!(batch.finish(&mut session), ["failed", "failed"]);
+    assert_eq!(batch.column(&mut session, "sqlstate"), ["28000", "28000"]);
+    admin.run("alter role weak login");
+    Batch::launch(&mut session, &["select 1", "select 2"]).succeed(&mut session);
+}
+
+fn a_superuser_that_is_one_no_more_has_no_such_jobs() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
+    let mut admin = cluster.session("postgres");
+    admin.run("create role strong login superuser; select pg_background_grant('strong')");
+    let mut session = cluster.client("postgres").user("strong").connect();
+    let secret = "select count(*) > 0 as a, current_setting('is_superuser') as s from pg_authid";
+    let batch = Batch::launch(&mut session, &[secret]);
+    batch.succeed(&mut session);
+    assert_eq!(batch.log(&mut session, 0, &cell("s")), "on");
+    admin.run("alter role strong nosuperuser");
+    let batch = Batch::launch(&mut session, &[secret, "select current_setting('is_superuser') as s"]);
+    assert_eq!(batch.finish(&mut admin), ["failed", "succeeded"]);
+    assert_eq!(batch.log(&mut admin, 0, "sqlstate"), "42501");
+    assert_eq!(batch.log(&mut admin, 1, &cell("s")), "off");
+    admin.run("alter role strong superuser");
+    Batch::launch(&mut session, &[secret]).succeed(&mut session);
+}
+
+const STEP: &str = "insert into ran (who) values (current_user)";
+
+/// One role has filled the queue; another comes later and does not wait for its end.
+fn roles_take_turns() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "2")]);
+    let mut admin = cluster.session("postgres");
+    admin.run(
+        "create table ran (a serial, who text); grant insert, select on ran to public; grant usage on sequence ran_a_seq to public; \
+         create role greedy login; create role modest login; select pg_background_grant('greedy'); select pg_background_grant('modest')",
+    );
+    let gate = Gate::close(cluster.session("postgres"));
+    let held = Batch::launch(&mut admin, &times(gate::WAIT, 2));
+    wait_at_gate(&mut admin, 2);
+    let mut greedy = cluster.client("postgres").user("greedy").connect();
+    let many = Batch::launch(&mut greedy, &times(STEP, 400));
+    let mut modest = cluster.client("postgres").user("modest").connect();
+    let few = Batch::launch(&mut modest, &times(STEP, 10));
+    gate.open();
+    held.succeed(&mut admin);
+    few.succeed(&mut modest);
+    many.succeed(&mut greedy);
+    let last = admin
+        .number("select count(*) from ran where who = 'greedy' and a < (select max(a) from ran where who = 'modest')");
+    assert!(last < 200, "{last} of 400 jobs of the other came first");
+}
+
+fn one_batch_after_the_other_does_not_starve_a_role() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
+    let mut admin = cluster.session("postgres");
+    admin.run(
+        "create table ran (a serial, who text); grant insert, select on ran to public; grant usage on sequence ran_a_seq to public; \
+         create role greedy login; create role modest login; select pg_background_grant('greedy'); select pg_background_grant('modest')",
+    );
+    let mut greedy = cluster.client("postgres").user("greedy").connect();
+    let mut modest = cluster.client("postgres").user("modest").connect();
+    Batch::launch(&mut greedy, &times(STEP, 50));
+    let batch = Batch::launch(&mut modest, &[STEP]);
+    let ended = format!("select status from log_background where uuid_child = '{}'", batch.children[0]);
+    // As long as the one waits, the other comes with more.
+    wait_until("the turn of the modest role", || {
+        Batch::launch(&mut greedy, &times(STEP, 5));
+        modest.value(&ended) == "succeeded"
+    });
+    drain(&mut admin);
+}
+
+const FULL: &str = "53400";
+
+/// Memory for about twenty batches of 50 kB.
+fn small_queue() -> Cluster {
+    Cluster::start_with_extension(&[
+        ("pg_background_mgr.max_workers", "2"),
+        ("pg_background_mgr.queue_memory_limit", "1MB"),
+    ])
+}
+
+/// An array of texts of `size` bytes each.
+fn long_jobs(count: usize, size: usize) -> String {
+    format!("(select array_agg('insert into ran values (' || i || ') --' || repeat('x', {size})) from generate_series(1, {count}) i)")
+}
+
+fn a_full_queue_refuses_the_whole_call() {
+    let cluster = small_queue();
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    session.run("create table ran (a int)");
+    let held = Batch::launch(&mut session, &times(gate::WAIT, 2));
+    wait_at_gate(&mut session, 2);
+    let error = session.error(&format!("select * from pg_background_launch_num({})", long_jobs(100, 100_000)));
+    assert_eq!(error.sqlstate(), FULL);
+    assert!(error.hint().is_some_and(|hint| hint.contains("queue_memory_limit")), "{error}");
+    let error = session.error(&format!("select * from pg_background_launch_num({})", long_jobs(1, 5_000_000)));
+    assert_eq!(error.sqlstate(), FULL);
+    assert_eq!(counts(&mut session, "true"), ["running 2"]);
+    assert_eq!(session.value("select count(*) from pg_background_jobs"), "2");
+    // What fits is taken.
+    let small = Batch::launch(&mut session, &["insert into ran values (0)"]);
+    gate.open();
+    held.succeed(&mut session);
+    small.succeed(&mut session);
+    assert_eq!(session.rows("table ran"), ["0"]);
+}
+
+fn a_full_queue_is_free_again() {
+    let cluster = small_queue();
+    let mut session = cluster.session("postgres");
+    session.run("create table ran (a int)");
+    let mut first = None;
+    for _ in 0..5 {
+        let gate = Gate::close(cluster.session("postgres"));
+        let held = Batch::launch(&mut session, &times(gate::WAIT, 2));
+        wait_at_gate(&mut session, 2);
+        let mut count = 0;
+        let call = format!("select * from pg_background_launch_num({})", long_jobs(5, 10_000));
+        loop {
+            match session.ask(&call).error {
+                None => count += 1,
+                Some(error) => {
+                    assert_eq!(error.sqlstate(), FULL);
+                    break;
+                }
+            }
+            assert!(count < 1000, "the queue has no end");
+        }
+        assert!(count > 1, "a megabyte holds more than {count} batches of 50 kB");
+        // Each time as much as the first time, give or take what is cut up.
+        let before = *first.get_or_insert(count);
+        assert!(count * 10 >= before * 7, "{before} batches at first, now {count}");
+        gate.open();
+        held.succeed(&mut session);
+        drain(&mut session);
+        assert_eq!(session.number("select count(*) from ran"), count * 5);
+        session.run("truncate ran");
+    }
+    // A larger limit holds at once.
+    load(&mut session);
+    set_server(&cluster, &mut session, "pg_background_mgr.queue_memory_limit", "20MB");
+    let batch = Batch::call(&mut session, &format!("pg_background_launch_num({})", long_jobs(50, 100_000)));
+    batch.succeed(&mut session);
+}
+
+fn a_hundred_batches_of_twenty_sessions_run() {
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "8")]);
+    let mut admin = cluster.session("postgres");
+    admin.run("create table ran (a int); grant insert on ran to public");
+    let mut sessions = Vec::new();
+    for number in 0..20 {
+        admin.run(&format!("create role r{number} login; select pg_background_grant('r{number}')"));
+        sessions.push(cluster.client("postgres").user(&format!("r{number}")).connect());
+    }
+    for _ in 0..5 {
+        let call = format!(
+            "select uuid_child from pg_background_launch_num({})",
+            array(&times("insert into ran values (1)", 10))
+        );
+        for session in &mut sessions {
+            session.send(&call);
+        }
+        for session in &mut sessions {
+            let reply = session.finish(&call);
+            assert!(reply.error.is_none(), "{:?}", reply.error);
+            assert_eq!(reply.last_rows().expect("rows").rows.len(), 10);
+        }
+    }
+    drain(&mut admin);
+    assert_eq!(counts(&mut admin, "true"), ["succeeded 1000"]);
+    assert_eq!(admin.value("select count(*) from ran"), "1000");
+    assert_eq!(admin.value("select count(*) from pg_background_batches where succeeded = 10"), "100");
+}
+
+/// How many background workers there are.
+const WORKERS: &str = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
+
+fn the_extension_is_dropped_with_jobs_in_every_state() {
+    let cluster = Cluster::start_with_extension(&[
+        ("pg_background_mgr.max_workers", "2"),
+        ("pg_background_mgr.worker_idle_timeout", "2s"),
+    ]);
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    session.run("create table ran (a int)");
+    Batch::launch(&mut session, &["select 1", "select 1 / 0"]).wait(&mut session);
+    let text = format!("{}; insert into ran values (1)", gate::WAIT);
+    Batch::launch(&mut session, &times(&text, 5));
+    wait_at_gate(&mut session, 2);
+    let mut admin = cluster.session("postgres");
+    admin.run("set statement_timeout = '30s'; drop extension pg_background_mgr; reset statement_timeout");
+    gate.open();
+    // The two that ran may still do their work; none is left behind.
+    wait_until("the end of all workers", || admin.value(WORKERS) == "0");
+    let ran = admin.number("select count(*) from ran");
+    admin.run("create extension pg_background_mgr");
+    assert_eq!(admin.value("select count(*) from log_background"), "0");
+    assert_eq!(admin.value("select count(*) from pg_background_jobs where status in ('queued', 'running')"), "0");
+    let batch = Batch::launch(&mut admin, &["insert into ran values (2)", "select 1 / 0"]);
+    assert_eq!(batch.finish(&mut admin), ["succeeded", "failed"]);
+    assert_eq!(admin.number("select count(*) from ran where a = 1"), ran);
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+}
+
+fn the_extension_is_dropped_and_made_again_at_once() {
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "6")]);
+    let (mut session, mut admin) = (cluster.session("postgres"), cluster.session("postgres"));
+    for _ in 0..20 {
+        let batch = Batch::launch(&mut session, &times("select 1", 5));
+        batch.succeed(&mut session);
+        Batch::launch(&mut session, &times("select pg_sleep(0.001)", 20));
+        admin
+            .run("set statement_timeout = '30s'; drop extension pg_background_mgr; create extension pg_background_mgr");
+    }
+    let batch = Batch::launch(&mut session, &times("select 1", 5));
+    batch.succeed(&mut session);
+    wait_until("nothing of the others is left", || {
+        session.value("select count(*) from pg_background_jobs where status in ('queued', 'running')") == "0"
+    });
+}
+
+/// A database `other` with the extension, in a cluster whose idle workers would stay for an hour.
+fn with_other() -> (Cluster, Session) {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
+    let mut admin = cluster.session("postgres");
+    admin.run("create database other");
+    cluster.session("other").run("create extension pg_background_mgr; create table ran (a int)");
+    (cluster, admin)
+}
+
+#[track_caller]
+fn wait_alone(admin: &mut Session) {
+    let sessions = "select count(*) from pg_stat_activity where datname = 'other' and backend_type = 'client backend'";
+    wait_until("the end of the sessions", || admin.value(sessions) == "0");
+}
+
+fn a_database_with_idle_workers_is_dropped() {
+    let (cluster, mut admin) = with_other();
+    let mut session = cluster.session("other");
+    Batch::launch(&mut session, &times("select pg_sleep(0.05)", 6)).succeed(&mut session);
+    assert_ne!(admin.value(WORKERS), "0");
+    drop(session);
+    wait_alone(&mut admin);
+    // It waits up to five seconds for others by itself.
+    admin.run("drop database other");
+    wait_until("the end of the workers", || admin.value(WORKERS) == "0");
+    Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
+}
+
+fn a_database_with_running_jobs_is_not_dropped() {
+    let (cluster, mut admin) = with_other();
+    let gate = Gate::close(cluster.session("other"));
+    let mut session = cluster.session("other");
+    let batch = Batch::launch(&mut session, &["select pg_sleep(600)"]);
+    batch.wait_state(&mut session, 0, "running");
+    let sleeping = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    wait_until("the job sleeps", || admin.value(sleeping) == "1");
+    drop((session, gate));
+    wait_alone(&mut admin);
+    assert_eq!(admin.error("drop database other").sqlstate(), "55006");
+    assert_eq!(admin.value(sleeping), "1");
+    let mut session = cluster.session("other");
+    session.run(&format!("select * from pg_background_stop('{}')", batch.parent));
+    assert_eq!(batch.finish(&mut session), ["stopped"]);
+    drop(session);
+    wait_alone(&mut admin);
+    admin.run("drop database other");
+}
+
+fn a_database_dropped_by_force_takes_its_jobs_along() {
+    let (cluster, mut admin) = with_other();
+    let mut session = cluster.session("other");
+    let options = r#"{"max_workers": 2}"#;
+    Batch::launch_with(&mut session, &times("select pg_sleep(600)", 5), options);
+    let sleeping = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    wait_until("two jobs sleep", || admin.value(sleeping) == "2");
+    wait_until("the drop", || admin.ask("drop database other with (force)").error.is_none());
+    wait_until("the end of the workers", || admin.value(WORKERS) == "0");
+    let live = "select count(*) from pg_background_jobs where status in ('queued', 'running')";
+    wait_until("nothing of it waits", || admin.value(live) == "0");
+    Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
+}
+
+fn a_database_is_renamed_while_jobs_wait() {
+    let (cluster, mut admin) = with_other();
+    load(&mut admin);
+    set_server(&cluster, &mut admin, "pg_background_mgr.max_workers", "1");
+    let gate = Gate::close(cluster.session("postgres"));
+    let held = Batch::launch(&mut admin, &[gate::WAIT]);
+    wait_at_gate(&mut admin, 1);
+    let mut session = cluster.session("other");
+    let batch = Batch::launch(&mut session, &["insert into ran values (1)", "insert into ran values (2)"]);
+    assert_eq!(batch.states(&mut session), ["queued", "queued"]);
+    drop(session);
+    wait_alone(&mut admin);
+    admin.run("alter database other rename to renamed");
+    let shown = "select distinct database from pg_background_jobs where status = 'queued'";
+    assert_eq!(admin.rows(shown), ["renamed"]);
+    gate.open();
+    held.succeed(&mut admin);
+    let mut session = cluster.session("renamed");
+    batch.succeed(&mut session);
+    assert_eq!(session.rows("select a from ran order by a"), ["1", "2"]);
+}
+
+fn a_database_with_idle_workers_is_a_template() {
+    let (cluster, mut admin) = with_other();
+    let mut session = cluster.session("other");
+    let batch = Batch::launch(&mut session, &["insert into ran values (1)"]);
+    batch.succeed(&mut session);
+    drop(session);
+    wait_alone(&mut admin);
+    admin.run("create database copy template other");
+    let mut copy = cluster.session("copy");
+    assert_eq!(log(&mut copy, &batch.children[0], "status"), "succeeded");
+    Batch::launch(&mut copy, &["insert into ran values (2)"]).succeed(&mut copy);
+    assert_eq!(copy.rows("select a from ran order by a"), ["1", "2"]);
+    assert_eq!(cluster.session("other").rows("table ran"), ["1"]);
+}
+
+fn a_database_that_is_dropped_while_its_jobs_wait_harms_nobody() {
+    let (cluster, mut admin) = with_other();
+    load(&mut admin);
+    set_server(&cluster, &mut admin, "pg_background_mgr.max_workers", "1");
+    let gate = Gate::close(cluster.session("postgres"));
+    let held = Batch::launch(&mut admin, &[gate::WAIT]);
+    wait_at_gate(&mut admin, 1);
+    let mut session = cluster.session("other");
+    Batch::launch(&mut session, &times("insert into ran values (1)", 3));
+    let after = Batch::launch(&mut admin, &["select 1", "select 2"]);
+    drop(session);
+    wait_alone(&mut admin);
+    admin.run("drop database other");
+    gate.open();
+    held.succeed(&mut admin);
+    after.succeed(&mut admin);
+    let live = "select count(*) from pg_background_jobs where status in ('queued', 'running')";
+    wait_until("nothing of it waits", || admin.value(live) == "0");
+    Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
+}
+
+fn the_log_is_no_obstacle_to_a_drop_of_its_extension(db: &Db) {
+    let mut session = db.session();
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+    let user = db.role("user", "login");
+    session.run("drop extension pg_background_mgr");
+    let left = "select count(*) from pg_class where relname like '%background%'";
+    assert_eq!(session.value(left), "0");
+    session.run(&format!("drop owned by {user}; drop role {user}; create extension pg_background_mgr"));
+}

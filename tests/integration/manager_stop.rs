@@ -1,0 +1,622 @@
+//! `pg_background_stop` and `pg_background_retry`.
+
+use crate::gate::{self, Gate};
+use crate::manager::{array, counts, drain, log, times, wait_at_gate, Batch, STUBBORN};
+use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session, Stop};
+use std::time::{Duration, Instant};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        // What is stopped.
+        case!(a_batch_is_stopped_whole),
+        case!(a_job_is_stopped_alone),
+        case!(a_queued_job_is_stopped_and_never_runs),
+        case!(a_uuid_is_a_text_or_a_uuid),
+        case!(jobs_that_have_ended_stay_as_they_were),
+        case!(a_stopped_job_says_so),
+        case!(the_effects_of_a_stopped_job_are_gone),
+        case!(a_stop_survives_the_callers_rollback),
+        case!(a_stopped_batch_makes_room),
+        case!(a_stopped_job_does_not_stop_the_next_of_a_sequence),
+        case!(a_stopped_job_is_not_tried_again),
+        case!(a_job_stops_itself),
+        case!(a_job_stops_its_own_batch),
+        case!(two_sessions_stop_one_batch),
+        private_case!(ten_thousand_queued_jobs_are_stopped_at_once),
+        // How.
+        case!(a_job_that_catches_its_cancel_is_terminated_after_the_grace),
+        case!(a_grace_of_nothing_terminates_at_once),
+        case!(a_stop_does_not_wait_longer_than_it_must),
+        case!(a_waiting_stop_can_be_cancelled),
+        case!(bad_arguments_are_refused),
+        // Exactly.
+        case!(a_stop_never_hits_the_next_job),
+        case!(stops_at_random_are_exact),
+        // Who may.
+        case!(the_owner_stops),
+        case!(a_member_of_the_owner_stops),
+        case!(a_superuser_stops_everybodys),
+        case!(a_signaller_stops_others_but_no_superusers),
+        case!(a_stranger_learns_nothing),
+        // Again.
+        case!(what_did_not_succeed_is_run_again),
+        case!(one_job_is_run_again),
+        case!(what_succeeded_is_not_run_again),
+        case!(a_job_that_is_run_again_keeps_its_uuid_and_its_settings),
+        case!(a_job_that_is_run_again_has_all_its_attempts),
+        case!(only_who_may_run_jobs_again),
+        case!(unknown_jobs_are_not_run_again),
+        private_case!(jobs_are_not_run_again_on_a_standby),
+    ]
+}
+
+#[track_caller]
+fn stop(session: &mut Session, uuid: &str) -> Vec<String> {
+    session.rows(&format!("select was, now from public.pg_background_stop('{uuid}')"))
+}
+
+/// A job of `batch` that has been stopped.
+#[track_caller]
+fn assert_stopped(session: &mut Session, batch: &Batch, number: usize) {
+    let row = "status || ' ' || sqlstate || ' ' || (message is not null and end_time_exec is not null)";
+    assert_eq!(batch.log(session, number, row), "stopped 57014 true");
+}
+
+fn a_batch_is_stopped_whole(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("create table ran (a int)");
+    let text = format!("insert into ran values (1); {}", gate::WAIT);
+    let mut texts = vec!["select 1"];
+    texts.extend(times(&text, 5));
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"max_workers": 2}"#);
+    wait_at_gate(&mut session, 2);
+    let rows = session.rows(&format!("select uuid_child, was, now from pg_background_stop('{}')", batch.parent));
+    let expected: Vec<String> = ["succeeded|succeeded", "running|stopped", "running|stopped"]
+        .into_iter()
+        .chain(times("queued|stopped", 3))
+        .zip(&batch.children)
+        .map(|(states, child)| format!("{child}|{states}"))
+        .collect();
+    assert_eq!(rows, expected);
+    assert_eq!(batch.finish(&mut session)[1..], times("stopped", 5));
+    (1..6).for_each(|number| assert_stopped(&mut session, &batch, number));
+    wait_at_gate(&mut session, 0);
+    gate.open();
+    assert_eq!(session.value("select count(*) from ran"), "0");
+}
+
+fn a_job_is_stopped_alone(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = Batch::launch(&mut session, &times(gate::WAIT, 3));
+    wait_at_gate(&mut session, 3);
+    assert_eq!(stop(&mut session, &batch.children[1]), ["running|stopped"]);
+    assert_eq!(batch.states(&mut session), ["running", "stopped", "running"]);
+    gate.open();
+    assert_eq!(batch.finish(&mut session), ["succeeded", "stopped", "succeeded"]);
+}
+
+fn a_queued_job_is_stopped_and_never_runs(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("create table ran (a int)");
+    let texts = [gate::WAIT, "insert into ran values (1)", "insert into ran values (2)"];
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"max_workers": 1}"#);
+    wait_at_gate(&mut session, 1);
+    assert_eq!(stop(&mut session, &batch.children[1]), ["queued|stopped"]);
+    assert_eq!(batch.states(&mut session), ["running", "stopped", "queued"]);
+    assert_stopped(&mut session, &batch, 1);
+    assert_eq!(batch.log(&mut session, 1, "start_time_exec is null and pid is null and attempts = 0"), "t");
+    gate.open();
+    assert_eq!(batch.finish(&mut session), ["succeeded", "stopped", "succeeded"]);
+    assert_eq!(session.rows("table ran"), ["2"]);
+}
+
+fn a_uuid_is_a_text_or_a_uuid(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = Batch::launch(&mut session, &times(gate::WAIT, 4));
+    wait_at_gate(&mut session, 4);
+    let children = &batch.children;
+    for (child, uuid) in [
+        (&children[0], format!("'{}'", children[0])),
+        (&children[1], format!("'{}'::text", children[1])),
+        (&children[2], format!("'{}'::uuid, '1 s'", children[2])),
+        (&children[3], format!("uuid_father_or_child => '{}'::uuid", children[3])),
+    ] {
+        let rows = session.rows(&format!("select * from pg_background_stop({uuid})"));
+        assert_eq!(rows, [format!("{child}|running|stopped")]);
+    }
+    gate.open();
+    assert_eq!(batch.finish(&mut session), times("stopped", 4));
+}
+
+fn jobs_that_have_ended_stay_as_they_were(db: &Db) {
+    let mut session = db.session();
+    let batch = Batch::launch(&mut session, &["select 1", "select 1 / 0"]);
+    batch.wait(&mut session);
+    let row = "concat_ws('|', status, sqlstate, message, end_time_exec)";
+    let before = batch.column(&mut session, row);
+    for _ in 0..2 {
+        assert_eq!(stop(&mut session, &batch.parent), ["succeeded|succeeded", "failed|failed"]);
+        assert_eq!(stop(&mut session, &batch.children[1]), ["failed|failed"]);
+    }
+    assert_eq!(batch.column(&mut session, row), before);
+}
+
+fn a_stopped_job_says_so(db: &Db) {
+    let user = db.role("user", "login");
+    let (mut session, mut admin, gate) = (db.client().user(&user).connect(), db.session(), Gate::close(db.session()));
+    let batch = Batch::launch_with(&mut session, &[gate::WAIT, "select 2"], r#"{"max_workers": 1}"#);
+    wait_at_gate(&mut admin, 1);
+    stop(&mut admin, &batch.parent);
+    assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
+    let told = batch.column(&mut session, "message");
+    assert!(told == ["the job was stopped by request", "the job was stopped before it started"], "{told:?}");
+    gate.open();
+}
+
+fn the_effects_of_a_stopped_job_are_gone(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("create table ran (a int)");
+    let texts = [
+        format!("insert into ran values (1); {}; insert into ran values (2)", gate::WAIT),
+        format!("begin; insert into ran values (3); commit; insert into ran values (4); {}", gate::WAIT),
+    ];
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let batch = Batch::launch(&mut session, &texts);
+    wait_at_gate(&mut session, 2);
+    stop(&mut session, &batch.parent);
+    assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
+    gate.open();
+    assert_eq!(session.rows("table ran"), ["3"], "what a job has committed stays");
+}
+
+fn a_stop_survives_the_callers_rollback(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = Batch::launch_with(&mut session, &[gate::WAIT, "select 2"], r#"{"max_workers": 1}"#);
+    wait_at_gate(&mut session, 1);
+    session.run("begin");
+    stop(&mut session, &batch.parent);
+    session.run("rollback");
+    assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
+    gate.open();
+}
+
+fn a_stopped_batch_makes_room(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    for _ in 0..10 {
+        let batch = Batch::launch_with(&mut session, &times(gate::WAIT, 20), r#"{"max_workers": 2}"#);
+        wait_at_gate(&mut session, 2);
+        stop(&mut session, &batch.parent);
+        assert_eq!(batch.finish(&mut session), times("stopped", 20));
+        wait_at_gate(&mut session, 0);
+        Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+    }
+    gate.open();
+    assert_eq!(session.value("select count(*) from pg_background_jobs where database = current_database() and status in ('queued', 'running')"), "0");
+}
+
+fn a_stopped_job_does_not_stop_the_next_of_a_sequence(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let texts = [gate::WAIT, "select pg_sleep(0.1)", "select 3"];
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
+    wait_at_gate(&mut session, 1);
+    stop(&mut session, &batch.children[0]);
+    assert_eq!(batch.finish(&mut session), ["stopped", "succeeded", "succeeded"]);
+    gate.open();
+}
+
+fn a_stopped_job_is_not_tried_again(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = Batch::launch_with(&mut session, &[gate::WAIT], r#"{"max_attempts": 10}"#);
+    wait_at_gate(&mut session, 1);
+    stop(&mut session, &batch.parent);
+    assert_eq!(batch.finish(&mut session), ["stopped"]);
+    assert_eq!(batch.log(&mut session, 0, "attempts"), "1");
+    gate.open();
+}
+
+/// A function that stops the job or the batch that it runs in.
+const STOP_ME: &str = "create function stop_me(whole boolean) returns text language sql as $$ \
+    select string_agg(was || ' ' || now, ', ') from pg_background_jobs j, \
+    lateral pg_background_stop(case when whole then j.uuid_parent else j.uuid_child end) s where j.pid = pg_backend_pid() $$";
+
+fn a_job_stops_itself(db: &Db) {
+    let mut session = db.session();
+    session.run(STOP_ME);
+    let texts = ["select stop_me(false); select pg_sleep(600)", "select 2"];
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
+    assert_eq!(batch.finish(&mut session), ["stopped", "succeeded"]);
+}
+
+fn a_job_stops_its_own_batch(db: &Db) {
+    let mut session = db.session();
+    session.run(STOP_ME);
+    let texts = ["select 1", "select stop_me(true); select pg_sleep(600)", "select 3", "select 4"];
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
+    assert_eq!(batch.finish(&mut session), ["succeeded", "stopped", "stopped", "stopped"]);
+}
+
+fn two_sessions_stop_one_batch(db: &Db) {
+    let (mut session, mut other, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    for _ in 0..10 {
+        let batch = Batch::launch_with(&mut session, &times(gate::WAIT, 10), r#"{"max_workers": 3}"#);
+        wait_at_gate(&mut session, 3);
+        let call = format!("select now from pg_background_stop('{}')", batch.parent);
+        other.send(&call);
+        assert_eq!(session.rows(&call), times("stopped", 10));
+        let reply = other.finish(&call);
+        assert_eq!(reply.last_rows().expect("rows").text_rows(), times("stopped", 10));
+        assert_eq!(batch.finish(&mut session), times("stopped", 10));
+    }
+    gate.open();
+}
+
+fn ten_thousand_queued_jobs_are_stopped_at_once() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "2")]);
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    session.run("create table ran (a int)");
+    let held = Batch::launch(&mut session, &times(gate::WAIT, 2));
+    wait_at_gate(&mut session, 2);
+    let jobs = "(select array_agg('insert into ran values (' || i || ')') from generate_series(1, 10000) i)";
+    let batch = Batch::call(&mut session, &format!("pg_background_launch_num({jobs})"));
+    let query = format!("select was, now, count(*) from pg_background_stop('{}') group by was, now", batch.parent);
+    session.run("set statement_timeout = '30s'");
+    assert_eq!(session.rows(&query), ["queued|stopped|10000"]);
+    session.run("reset statement_timeout");
+    gate.open();
+    held.succeed(&mut session);
+    drain(&mut session);
+    assert_eq!(counts(&mut session, &format!("uuid_parent = '{}'", batch.parent)), ["stopped 10000"]);
+    assert_eq!(session.value("select count(*) from ran"), "0");
+}
+
+/// Waits until the job is in its sleep.
+#[track_caller]
+fn wait_asleep(session: &mut Session, child: &str) {
+    let query = format!(
+        "select count(*) from pg_stat_activity a join pg_background_jobs j on j.pid = a.pid \
+         where j.uuid_child = '{child}' and a.wait_event = 'PgSleep'"
+    );
+    wait_until("the job sleeps", || session.value(&query) == "1");
+}
+
+fn a_job_that_catches_its_cancel_is_terminated_after_the_grace(db: &Db) {
+    let mut session = db.session();
+    session.run("create table ran (a int)");
+    let batch =
+        Batch::launch_with(&mut session, &[STUBBORN, "insert into ran values (1)"], r#"{"mode": "sequential"}"#);
+    wait_asleep(&mut session, &batch.children[0]);
+    let began = Instant::now();
+    session.run(&format!("select pg_background_stop('{}', '0.3 s')", batch.children[0]));
+    assert_eq!(batch.finish(&mut session), ["stopped", "succeeded"]);
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(20), "{took:?}");
+    assert_eq!(session.rows("table ran"), ["1"]);
+    let told = batch.log(&mut session, 0, "message");
+    assert!(told.contains("stopped by request"), "{told}");
+}
+
+fn a_grace_of_nothing_terminates_at_once(db: &Db) {
+    let mut session = db.session();
+    let batch = Batch::launch(&mut session, &[STUBBORN]);
+    wait_asleep(&mut session, &batch.children[0]);
+    session.run(&format!("select pg_background_stop('{}', '0')", batch.parent));
+    assert_eq!(batch.finish(&mut session), ["stopped"]);
+}
+
+fn a_stop_does_not_wait_longer_than_it_must(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = Batch::launch(&mut session, &[gate::WAIT]);
+    wait_at_gate(&mut session, 1);
+    // The job goes at once; a stop that waited for its grace would take an hour.
+    assert_eq!(session.rows(&format!("select now from pg_background_stop('{}', '1 hour')", batch.parent)), ["stopped"]);
+    assert_eq!(batch.finish(&mut session), ["stopped"]);
+    gate.open();
+}
+
+/// It may have ended by itself: a stop need not wait for what it has asked.
+fn a_waiting_stop_can_be_cancelled(db: &Db) {
+    let mut session = db.session();
+    let batch = Batch::launch(&mut session, &[STUBBORN]);
+    wait_asleep(&mut session, &batch.children[0]);
+    let call = format!("select * from pg_background_stop('{}', '1 hour')", batch.parent);
+    session.run("set statement_timeout = '300ms'");
+    let reply = session.ask(&call);
+    assert!(reply.error.is_none_or(|error| error.sqlstate() == "57014"));
+    session.run("reset statement_timeout");
+    session.run(&format!("select * from pg_background_stop('{}', '0')", batch.parent));
+    assert_eq!(batch.finish(&mut session), ["stopped"]);
+}
+
+const NOBODY: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
+fn bad_arguments_are_refused(db: &Db) {
+    let mut session = db.session();
+    for (arguments, states) in [
+        (format!("'{NOBODY}'"), &["42704"][..]),
+        (format!("'{NOBODY}'::uuid"), &["42704"]),
+        ("'x'".to_owned(), &["22P02"]),
+        ("''".to_owned(), &["22P02"]),
+        ("null::text".to_owned(), &["22004"]),
+        ("null::uuid".to_owned(), &["22004"]),
+    ] {
+        let error = session.error(&format!("select * from pg_background_stop({arguments})"));
+        assert!(states.contains(&error.sqlstate().as_str()), "{arguments}: {error}");
+    }
+}
+
+/// One job after the other on one worker; every first is stopped while it runs, and no second is hit.
+fn a_stop_never_hits_the_next_job(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("create table ran (a int)");
+    let work = "do $$ begin for i in 1 .. 200 loop perform i; end loop; end $$; insert into ran values (1)";
+    for _ in 0..100 {
+        let batch = Batch::launch_with(&mut session, &[gate::WAIT, work, work], r#"{"mode": "sequential"}"#);
+        wait_at_gate(&mut session, 1);
+        assert_eq!(stop(&mut session, &batch.children[0]), ["running|stopped"]);
+        assert_eq!(batch.finish(&mut session), ["stopped", "succeeded", "succeeded"]);
+    }
+    gate.open();
+    assert_eq!(session.value("select count(*) from ran"), "200");
+}
+
+/// Stops hit jobs at any moment, also in their last: what a stop says, what the log says and what was done agree.
+fn stops_at_random_are_exact(db: &Db) {
+    let (mut session, mut stopper) = (db.session(), db.session());
+    session.run("create table ran (a uuid)");
+    let mut stopped = 0;
+    for round in 0..40 {
+        let texts: Vec<String> =
+            (0..20).map(|number| format!("insert into ran select '{}'", uuid(round, number))).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let batch = Batch::launch_with(&mut session, &texts, r#"{"max_workers": 1}"#);
+        // Every second one, as fast as they can be told.
+        let even: Vec<&str> = batch.children.iter().step_by(2).map(String::as_str).collect();
+        let told =
+            stopper.rows(&format!("select s.now from unnest({}) c, lateral pg_background_stop(c) s", array(&even)));
+        assert_eq!(told.len(), 10);
+        let states = batch.finish(&mut session);
+        let effect = "(select count(*) from ran where query = 'insert into ran select ''' || a || '''')";
+        let effects = batch.column(&mut session, effect);
+        for (number, (state, effect)) in states.iter().zip(&effects).enumerate() {
+            let is_right = match state.as_str() {
+                "succeeded" => effect == "1",
+                "stopped" => effect == "0" && number % 2 == 0,
+                _ => false,
+            };
+            assert!(is_right, "job {number}: {state}, {effect} rows");
+        }
+        for (number, now) in told.iter().enumerate() {
+            // One that was asked while it ran may have been at its end.
+            assert!(*now == states[2 * number] || now == "running" || now == "stopped", "{now} {states:?}");
+        }
+        stopped += states.iter().filter(|state| *state == "stopped").count();
+    }
+    assert!(stopped > 0, "no stop came in time");
+}
+
+fn uuid(round: u32, number: u32) -> String {
+    format!("{round:08x}-0000-0000-0000-{number:012x}")
+}
+
+fn the_owner_stops(db: &Db) {
+    let user = db.role("user", "login");
+    let client = db.client().user(&user);
+    let (mut session, mut other, gate) = (client.connect(), client.connect(), Gate::close(db.session()));
+    let batch = Batch::launch_with(&mut session, &times(gate::WAIT, 3), r#"{"max_workers": 1}"#);
+    wait_at_gate(&mut db.session(), 1);
+    assert_eq!(stop(&mut other, &batch.parent), ["running|stopped", "queued|stopped", "queued|stopped"]);
+    assert_eq!(batch.finish(&mut session), times("stopped", 3));
+    gate.open();
+}
+
+fn a_member_of_the_owner_stops(db: &Db) {
+    let (user, member) = (db.role("user", "login"), db.role("member", "login"));
+    db.session().run(&format!("grant {user} to {member}"));
+    let (mut session, mut other) = (db.client().user(&user).connect(), db.client().user(&member).connect());
+    let gate = Gate::close(db.session());
+    let batch = Batch::launch(&mut session, &[gate::WAIT]);
+    wait_at_gate(&mut db.session(), 1);
+    assert_eq!(stop(&mut other, &batch.parent), ["running|stopped"]);
+    assert_eq!(batch.finish(&mut session), ["stopped"]);
+    gate.open();
+}
+
+fn a_superuser_stops_everybodys(db: &Db) {
+    let user = db.role("user", "login");
+    let (mut session, mut admin, gate) = (db.client().user(&user).connect(), db.session(), Gate::close(db.session()));
+    let batch = Batch::launch(&mut session, &[gate::WAIT]);
+    wait_at_gate(&mut admin, 1);
+    assert_eq!(stop(&mut admin, &batch.parent), ["running|stopped"]);
+    assert_eq!(batch.finish(&mut session), ["stopped"]);
+    gate.open();
+}
+
+fn a_signaller_stops_others_but_no_superusers(db: &Db) {
+    let (user, signaller) = (db.role("user", "login"), db.role("signaller", "login"));
+    let mut admin = db.session();
+    admin.run(&format!("grant pg_signal_backend to {signaller}"));
+    let (mut session, mut other) = (db.client().user(&user).connect(), db.client().user(&signaller).connect());
+    let gate = Gate::close(db.session());
+    let batch = Batch::launch_with(&mut session, &times(gate::WAIT, 2), r#"{"max_workers": 1}"#);
+    let superusers = Batch::launch_with(&mut admin, &times(gate::WAIT, 2), r#"{"max_workers": 1}"#);
+    wait_at_gate(&mut admin, 2);
+    assert_eq!(stop(&mut other, &batch.parent), ["running|stopped", "queued|stopped"]);
+    for uuid in [&superusers.parent, &superusers.children[0], &superusers.children[1]] {
+        let error = other.error(&format!("select * from pg_background_stop('{uuid}')"));
+        assert!(["42501", "42704"].contains(&error.sqlstate().as_str()), "{error}");
+    }
+    gate.open();
+    superusers.succeed(&mut admin);
+}
+
+/// The error for what is not there, in the words for what is somebody else's.
+#[track_caller]
+fn assert_unknown(session: &mut Session, call: &str, uuid: &str) {
+    let foreign = session.error(&call.replace("{}", uuid));
+    let unknown = session.error(&call.replace("{}", NOBODY));
+    assert_eq!(foreign.sqlstate(), "42704", "{foreign}");
+    assert_eq!(foreign.to_string().replace(uuid, NOBODY), unknown.to_string());
+}
+
+fn a_stranger_learns_nothing(db: &Db) {
+    let (user, stranger) = (db.role("user", "login"), db.role("stranger", "login"));
+    let (mut session, mut other) = (db.client().user(&user).connect(), db.client().user(&stranger).connect());
+    let gate = Gate::close(db.session());
+    let ended = Batch::launch(&mut session, &["select 1"]);
+    ended.wait(&mut session);
+    let batch = Batch::launch_with(&mut session, &times(gate::WAIT, 2), r#"{"max_workers": 1}"#);
+    wait_at_gate(&mut db.session(), 1);
+    for uuid in [&batch.parent, &batch.children[0], &batch.children[1], &ended.parent, &ended.children[0]] {
+        for call in [
+            "select * from pg_background_stop('{}')",
+            "select * from pg_background_stop('{}'::uuid, '0')",
+            "select * from pg_background_monitor('{}')",
+            "select * from pg_background_monitor('{}'::uuid, false, '0')",
+            "select * from pg_background_retry('{}')",
+            "select * from pg_background_retry('{}'::uuid)",
+        ] {
+            assert_unknown(&mut other, call, uuid);
+        }
+    }
+    assert_eq!(batch.states(&mut session), ["running", "queued"]);
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+#[track_caller]
+fn retry(session: &mut Session, uuid: &str) -> Vec<String> {
+    session.rows(&format!("select uuid_child from pg_background_retry('{uuid}')"))
+}
+
+fn what_did_not_succeed_is_run_again(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("create table ran (a int); create table wanted (a int)");
+    let fails = "insert into ran values (2); select 1 / (select count(*) from wanted)";
+    let held = format!("insert into ran values (3); {}", gate::WAIT);
+    let texts = ["insert into ran values (1)", fails, &held, "insert into ran values (4)"];
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
+    wait_at_gate(&mut session, 1);
+    stop(&mut session, &batch.parent);
+    assert_eq!(batch.finish(&mut session), ["succeeded", "failed", "stopped", "stopped"]);
+    gate.open();
+    session.run("insert into wanted values (1)");
+    let rows =
+        session.rows(&format!("select status, uuid_parent, uuid_child from pg_background_retry('{}')", batch.parent));
+    assert_eq!(rows.len(), 3);
+    for (row, child) in rows.iter().zip(&batch.children[1..]) {
+        assert!(row.ends_with(&format!("|{}|{child}", batch.parent)), "{row}");
+        assert!(["queued", "running", "succeeded"].iter().any(|state| row.starts_with(state)), "{row}");
+    }
+    batch.succeed(&mut session);
+    assert_eq!(session.rows("select a from ran order by a"), ["1", "2", "3", "4"]);
+    // Nothing of the earlier ends is left.
+    let clean = "sqlstate is null and message is null and detail is null and context is null";
+    assert_eq!(batch.column(&mut session, clean), times("t", 4));
+    assert_eq!(session.value("select count(*) from log_background"), "4");
+}
+
+fn one_job_is_run_again(db: &Db) {
+    let mut session = db.session();
+    session.run("create table wanted (a int)");
+    let fails = "select 1 / (select count(*) from wanted)";
+    let batch = Batch::launch(&mut session, &[fails, fails, "select 3"]);
+    assert_eq!(batch.finish(&mut session), ["failed", "failed", "succeeded"]);
+    session.run("insert into wanted values (1)");
+    assert_eq!(retry(&mut session, &batch.children[1]), batch.children[1..2]);
+    assert_eq!(batch.finish(&mut session), ["failed", "succeeded", "succeeded"]);
+    // Also by the other form.
+    session.run(&format!("select * from pg_background_retry('{}'::uuid)", batch.children[0]));
+    batch.succeed(&mut session);
+}
+
+fn what_succeeded_is_not_run_again(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("create table ran (a int)");
+    let batch = Batch::launch(&mut session, &["insert into ran values (1)"]);
+    batch.succeed(&mut session);
+    for uuid in [&batch.parent, &batch.children[0]] {
+        assert_eq!(session.error(&format!("select * from pg_background_retry('{uuid}')")).sqlstate(), "55000");
+    }
+    let live = Batch::launch_with(&mut session, &[gate::WAIT, "select 2"], r#"{"max_workers": 1}"#);
+    wait_at_gate(&mut session, 1);
+    for uuid in [&live.parent, &live.children[0], &live.children[1]] {
+        assert_eq!(session.error(&format!("select * from pg_background_retry('{uuid}')")).sqlstate(), "55000");
+    }
+    gate.open();
+    live.succeed(&mut session);
+    assert_eq!(session.rows("table ran"), ["1"]);
+}
+
+fn a_job_that_is_run_again_keeps_its_uuid_and_its_settings(db: &Db) {
+    let user = db.role("user", "login");
+    let mut session = db.client().user(&user).connect();
+    db.session().run("create table wanted (a int); grant select on wanted to public");
+    session.run("set my.own = 'kept'");
+    let text =
+        "select current_user::text as u, current_setting('my.own', true) as o, 1 / (select count(*) from wanted)";
+    let jobs = format!(r#"[{{"query": "{text}", "name": "the name"}}]"#);
+    let batch = Batch::launch_json(&mut session, &jobs);
+    assert_eq!(batch.finish(&mut session), ["failed"]);
+    let id = batch.log(&mut session, 0, "id");
+    // By somebody else, who may.
+    let mut admin = db.session();
+    admin.run("insert into wanted values (1)");
+    assert_eq!(retry(&mut admin, &batch.parent), batch.children);
+    batch.succeed(&mut session);
+    let row = "concat_ws('|', id, name, user_name, result::jsonb -> 0 ->> 'u')";
+    assert_eq!(batch.log(&mut session, 0, row), format!("{id}|the name|{user}|{user}"));
+}
+
+fn a_job_that_is_run_again_has_all_its_attempts(db: &Db) {
+    let mut session = db.session();
+    session.run("create sequence tries");
+    let text = "select nextval('tries'); select 1 / 0";
+    let batch = Batch::launch_with(&mut session, &[text], r#"{"max_attempts": 2}"#);
+    assert_eq!(batch.finish(&mut session), ["failed"]);
+    assert_eq!(session.value("select last_value from tries"), "2");
+    retry(&mut session, &batch.parent);
+    assert_eq!(batch.finish(&mut session), ["failed"]);
+    let tried = session.number("select last_value from tries");
+    assert!((3..=4).contains(&tried), "{tried}");
+}
+
+fn only_who_may_run_jobs_again(db: &Db) {
+    let (user, member) = (db.role("user", "login"), db.role("member", "login"));
+    let signaller = db.role("signaller", "login");
+    db.session().run(&format!("grant {user} to {member}; grant pg_signal_backend to {signaller}"));
+    let mut session = db.client().user(&user).connect();
+    let batch = Batch::launch(&mut session, &["select 1 / 0"]);
+    assert_eq!(batch.finish(&mut session), ["failed"]);
+    let call = format!("select uuid_child from pg_background_retry('{}')", batch.parent);
+    assert_eq!(db.client().user(&signaller).connect().error(&call).sqlstate(), "42704");
+    for mut other in [db.client().user(&member).connect(), db.session()] {
+        assert_eq!(other.rows(&call), batch.children);
+        assert_eq!(batch.finish(&mut session), ["failed"]);
+        assert_eq!(log(&mut session, &batch.children[0], "user_name"), user);
+    }
+}
+
+fn unknown_jobs_are_not_run_again(db: &Db) {
+    let mut session = db.session();
+    for (uuid, sqlstate) in [
+        (format!("'{NOBODY}'"), "42704"),
+        (format!("'{NOBODY}'::uuid"), "42704"),
+        ("'x'".to_owned(), "22P02"),
+        ("null::text".to_owned(), "22004"),
+        ("null::uuid".to_owned(), "22004"),
+    ] {
+        assert_eq!(session.error(&format!("select * from pg_background_retry({uuid})")).sqlstate(), sqlstate, "{uuid}");
+    }
+}
+
+fn jobs_are_not_run_again_on_a_standby() {
+    let primary = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1s")]);
+    let mut session = primary.session("postgres");
+    let batch = Batch::launch(&mut session, &["select 1 / 0"]);
+    batch.wait(&mut session);
+    drop(session);
+    let standby = Cluster::start_standby(&primary);
+    let error = standby.session("postgres").error(&format!("select * from pg_background_retry('{}')", batch.parent));
+    assert_eq!(error.sqlstate(), "25006");
+    standby.stop(Stop::Fast);
+}
