@@ -60,6 +60,10 @@ pub enum Error {
     BeingRead(i32),
     #[error("lost connection to the background worker with PID {0}")]
     WorkerLost(i32),
+    #[error("could not make the background worker ready for the job")]
+    NotRun,
+    #[error("terminating background worker \"pg_background\" due to administrator command")]
+    Terminated,
     #[error("set-valued function called in context that cannot accept a set")]
     SetNotAccepted,
     #[error("the function is declared otherwise than the library of pg_background_mgr expects")]
@@ -193,10 +197,11 @@ impl Error {
             Shape { .. } | UnknownKey { .. } | BadValue { .. } => b"22023",
             SqlTooLong(_) | QueryTooLong { .. } | TooManyQueries | TooDeep => b"54000",
             RestrictedOperation | ForbiddenProcess(_) | NotOwner => b"42501",
-            SegmentsExhausted | SlotsExhausted | NotStarted | PostmasterDied => b"53000",
+            SegmentsExhausted | SlotsExhausted | NotStarted | NotRun | PostmasterDied => b"53000",
             NotAttached(_) | RoleGone(_) => b"42704",
             AlreadyRead(_) | GivenUp(_) | BeingRead(_) => b"55000",
             WorkerLost(_) => b"08006",
+            Terminated => b"57P01",
             SetNotAccepted | CopyIn | BinaryCopyOut => b"0A000",
             Declaration => b"42P13",
             ColumnCount { .. } | ColumnType { .. } => b"42804",
@@ -255,6 +260,7 @@ impl Error {
                 Error::SegmentsExhausted => "Read or detach the results of jobs that have ended.",
                 Error::SlotsExhausted => "You may need to increase max_worker_processes.",
                 Error::NotStarted => "The server log may tell why.",
+                Error::NotRun => "The job has not begun. Launch it again.",
                 Error::PostmasterDied => "Kill all remaining database processes and restart the database.",
                 Error::NotAttached(_) => "A result can be read only in the session that launched the job.",
                 Error::AlreadyRead(_) | Error::GivenUp(_) => "Launch the job again to have its result again.",

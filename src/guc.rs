@@ -82,6 +82,15 @@ pub fn cap() -> usize {
     usize::try_from(cap).unwrap_or(0)
 }
 
+/// How many workers may have nothing to do and stay: half of what there may be, so that others who want processes, as
+/// parallel queries, find some.
+pub fn idle_limit() -> usize {
+    match (WORKER_IDLE_TIMEOUT.get(), cap()) {
+        (0, _) | (_, 0) => 0,
+        (_, cap) => (cap / 2).max(1),
+    }
+}
+
 /// Bytes
 pub fn queue_memory_limit() -> u64 {
     u64::try_from(QUEUE_MEMORY_LIMIT.get()).unwrap_or(0) * 1024

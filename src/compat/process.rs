@@ -160,3 +160,19 @@ pub fn cleanup_replication_slots() {
         pg_sys::ReplicationSlotCleanup(false)
     };
 }
+
+/// May the role connect to the database? (`has_database_privilege`; acl.c)
+pub fn may_connect(database: u32, role: u32) -> bool {
+    let mode = pg_sys::ACL_CONNECT as pg_sys::AclMode;
+    #[cfg(not(feature = "__ge16"))]
+    // SAFETY: a catalog lookup.
+    let result = unsafe { pg_sys::pg_database_aclcheck(database.into(), role.into(), mode) };
+    #[cfg(feature = "__ge16")]
+    // SAFETY: a catalog lookup.
+    let result = unsafe { pg_sys::object_aclcheck(DATABASE_RELATION.into(), database.into(), role.into(), mode) };
+    result == pg_sys::AclResult::ACLCHECK_OK
+}
+
+/// `pg_database` (pg_database.h)
+#[cfg(feature = "__ge16")]
+const DATABASE_RELATION: u32 = 1262;

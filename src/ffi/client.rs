@@ -23,9 +23,14 @@ thread_local! {
     static ON_MESSAGE: Cell<Option<fn(Message)>> = const { Cell::new(None) };
 }
 
+/// What a session would send to its client goes there from now on.
+pub fn send_messages_to(on_message: fn(Message)) {
+    ON_MESSAGE.set(Some(on_message));
+}
+
 /// Makes this process send to `on_message` what a session would send to its client. Called once, in a worker.
 pub fn pretend(on_message: fn(Message)) {
-    ON_MESSAGE.set(Some(on_message));
+    send_messages_to(on_message);
     // SAFETY: a background worker has no client.
     unsafe { set_comm_methods(&METHODS) };
 }

@@ -19,6 +19,16 @@ impl Handle {
         pg_sys::Datum::from(self.0)
     }
 
+    /// As others can keep it.
+    pub fn to_number(self) -> u32 {
+        self.0
+    }
+
+    /// From [`to_number`](Self::to_number).
+    pub fn from_number(number: u32) -> Self {
+        Handle(number)
+    }
+
     /// From the argument of a background worker.
     pub fn from_datum(datum: pg_sys::Datum) -> Self {
         Handle(datum.value() as u32)
@@ -63,7 +73,8 @@ impl Segment {
 
     /// Maps a segment that another process created. None = it is gone.
     pub fn attach(handle: Handle) -> Option<Self> {
-        // SAFETY: an unknown handle gives null. A worker has no resource owner yet, so the mapping is the process's.
+        // SAFETY: an unknown handle gives null. A worker has no resource owner outside of a
+        // transaction, so the mapping is the process's.
         let segment = unsafe { pg_sys::dsm_attach(handle.0) };
         (!segment.is_null()).then(|| Segment::mapped(segment))
     }
@@ -114,6 +125,14 @@ impl Segment {
         offset.checked_add(length).filter(|end| *end <= self.length)?;
         // SAFETY: in bounds; the area was written before a word said so, and is not written again.
         Some(unsafe { std::slice::from_raw_parts(self.address.add(offset), length) }.to_vec())
+    }
+
+    /// Are these the bytes at this offset?
+    pub fn holds(&self, offset: usize, bytes: &[u8]) -> bool {
+        offset.checked_add(bytes.len()).is_some_and(|end| end <= self.length) && {
+            // SAFETY: as `read`.
+            (unsafe { std::slice::from_raw_parts(self.address.add(offset), bytes.len()) }) == bytes
+        }
     }
 
     /// Unmaps the segment. The last process to do so frees it.

@@ -73,18 +73,26 @@ fn take_int(rest: &mut &[u8]) -> Option<i32> {
 
 /// Makes a setting in a worker as the launcher had it. A transaction is open. A value that cannot be set is the
 /// server's own error; if it belongs to an extension, only a warning, as it is when the server loads the extension and
-/// finds that whoever set it was not allowed to. `may_reset`: it is to be undone by RESET ALL, whoever made it.
-pub fn restore(setting: &Setting, may_reset: bool) {
-    use pg_sys::GucSource::PGC_S_SESSION;
-    let made_by_session = Setting { source: PGC_S_SESSION as i32, ..setting.clone() };
-    let setting = if may_reset { &made_by_session } else { setting };
+/// finds that whoever set it was not allowed to.
+pub fn restore(setting: &Setting) {
     let level = if setting.name.contains(&b'.') { pg_sys::WARNING } else { pg_sys::PGERROR };
-
     let (Ok(name), Ok(value)) = (CString::new(setting.name.as_slice()), CString::new(setting.value.as_slice())) else {
         return; // cannot be: both came from C strings
     };
     // SAFETY: both are C strings; the caller has opened a transaction.
     unsafe { restore_setting(name.as_ptr(), value.as_ptr(), setting, level as i32) };
+}
+
+/// Was it set when a client connected? Then it is what RESET goes back to.
+pub fn is_of_client(setting: &Setting) -> bool {
+    setting.source as u32 == pg_sys::GucSource::PGC_S_CLIENT
+}
+
+/// The value of a setting; none = there is no such setting.
+pub fn value(name: &[u8]) -> Option<Vec<u8>> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: a C string; what comes back is null or one, which is copied.
+    unsafe { super::memory::copy_c_string(pg_sys::GetConfigOption(name.as_ptr(), true, false)) }
 }
 
 /// `SET ROLE`: checked against the rights of the session's user, now.

@@ -146,12 +146,25 @@ pub fn error_seen() {
 }
 
 /// Makes this background worker take signals as a session does: SIGTERM ends it at the next safe point. SIGINT and
-/// SIGUSR1 are so already; SIGHUP is ignored, as one text never sees two configurations (bgworker.c,
+/// SIGUSR1 are so already; SIGHUP is only remembered, as one text never sees two configurations (bgworker.c,
 /// `BackgroundWorkerMain`).
 pub fn take_signals() {
-    // SAFETY: the server's own handler; signals are blocked until the last line.
+    die_when_terminated();
+    // SAFETY: the handler sets a flag and a latch; signals are blocked until the last line.
     unsafe {
-        process::set_signal_handler(SIGTERM, process::terminate_handler());
+        process::set_signal_handler(SIGHUP, Some(on_reload));
         pg_sys::BackgroundWorkerUnblockSignals();
     }
+}
+
+/// SIGTERM ends this process at the next safe point, until [`take_signals_between_jobs`].
+pub fn die_when_terminated() {
+    // SAFETY: the server's own handler.
+    unsafe { process::set_signal_handler(SIGTERM, process::terminate_handler()) };
+}
+
+/// Drops a cancel that came while there was nothing to cancel.
+pub fn forget_cancel() {
+    // SAFETY: a flag of this process.
+    unsafe { (&raw mut pg_sys::QueryCancelPending).write_volatile(0 as _) };
 }

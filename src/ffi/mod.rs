@@ -28,6 +28,7 @@ pub mod interval;
 pub mod json;
 pub mod latch;
 pub mod lock;
+pub mod login;
 pub mod memory;
 pub mod parser;
 pub mod process;

@@ -268,10 +268,15 @@ pub fn take_last_error() -> Option<Report> {
     LAST_ERROR.with_borrow_mut(Option::take).map(|captured| captured.report)
 }
 
+/// Every message for the client of this process goes there from now on.
+pub fn send_notices_to(on_notice: fn(Report)) {
+    ON_NOTICE.set(Some(on_notice));
+}
+
 /// From now on every error of this process is remembered complete, and every message for its client goes to
 /// `on_notice`. Called once, when a worker starts.
 pub fn watch(on_notice: fn(Report)) {
-    ON_NOTICE.set(Some(on_notice));
+    send_notices_to(on_notice);
     let callback = Box::leak(Box::new(pg_sys::ErrorContextCallback {
         // SAFETY: a variable of this process.
         previous: unsafe { pg_sys::error_context_stack },

@@ -1,6 +1,5 @@
 //! Message queues in shared memory (shm_mq.c): one sender, one receiver.
 
-use super::bgworker::Worker;
 use super::dsm::Segment;
 use super::memory::Switch;
 use crate::compat::wire;
@@ -46,12 +45,13 @@ impl Sender {
         }
     }
 
-    /// Sends without waiting.
+    /// Sends without waiting. `flush`: the receiver is to know at once; else when there is a good deal, or with the next
+    /// message that is flushed.
     ///
     /// # Errors
     /// [`SendError::WouldBlock`]: part of the message may be on its way, so the next one must be the same.
-    pub fn try_send(&mut self, message: &[u8]) -> Result<(), SendError> {
-        self.send_with(message, true)
+    pub fn try_send(&mut self, message: &[u8], flush: bool) -> Result<(), SendError> {
+        self.send_with(message, true, flush)
     }
 
     /// Sends, and waits for room as long as there is a receiver. Interrupts are served meanwhile.
@@ -59,14 +59,20 @@ impl Sender {
     /// # Errors
     /// [`SendError::Detached`]
     pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
-        self.send_with(message, false)
+        self.send_with(message, false, true)
     }
 
-    fn send_with(&mut self, message: &[u8], nowait: bool) -> Result<(), SendError> {
+    /// Gives the handle back; the receiver learns of it, if it is still there.
+    pub fn close(self) {
+        // SAFETY: attached; the handle is not used again.
+        unsafe { pg_sys::shm_mq_detach(self.0) };
+    }
+
+    fn send_with(&mut self, message: &[u8], nowait: bool, flush: bool) -> Result<(), SendError> {
         // The server grows its buffers in the current context.
         let _switch = Switch::to_process_lifetime();
         // SAFETY: attached as sender; `worker::outbox` repeats a message that did not fit.
-        match unsafe { wire::shm_mq_send(self.0, message, nowait, true) } {
+        match unsafe { wire::shm_mq_send(self.0, message, nowait, flush) } {
             SHM_MQ_SUCCESS => Ok(()),
             SHM_MQ_WOULD_BLOCK => Err(SendError::WouldBlock),
             _ => Err(SendError::Detached),
@@ -96,8 +102,8 @@ impl Receiver {
     /// Receives without waiting. The bytes are valid until the next call.
     ///
     /// # Errors
-    /// [`ReceiveError::Detached`] also when `worker` died before it could attach.
-    pub fn try_receive(&mut self, worker: Worker) -> Result<&[u8], ReceiveError> {
+    /// [`ReceiveError::Detached`] also when no sender has attached and `is_lost`: none will.
+    pub fn try_receive(&mut self, is_lost: impl Fn() -> bool) -> Result<&[u8], ReceiveError> {
         let _switch = Switch::to_process_lifetime();
         self.last = (std::ptr::dangling(), 0);
         let mut length = 0;
@@ -108,10 +114,7 @@ impl Receiver {
                 self.last = (if length == 0 { std::ptr::dangling() } else { message.cast() }, length);
                 Ok(self.last())
             }
-            // Without a sender yet, only the worker's handle tells that none will come.
-            SHM_MQ_WOULD_BLOCK if !self.has_sender() && worker.is_gone() && !self.has_sender() => {
-                Err(ReceiveError::Detached)
-            }
+            SHM_MQ_WOULD_BLOCK if !self.has_sender() && is_lost() && !self.has_sender() => Err(ReceiveError::Detached),
             SHM_MQ_WOULD_BLOCK => Err(ReceiveError::WouldBlock),
             _ => Err(ReceiveError::Detached),
         }

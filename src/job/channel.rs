@@ -1,28 +1,31 @@
-//! The segment that a session and the worker of one job share.
+//! The segment that a session and a worker share, for one job after the other.
 //!
 //! ```text
-//! words        [L] layout, sizes    [W] pid, last words' length    [LW] gate, pin
+//! words        [L] layout, sizes, has the result been read    [W] pid, seat, last words' length    [LW] gate, pin
 //! last words   [W] why the worker died, if it could not send it
-//! request      [L]
-//! text         [L] the job's SQL
+//! room         [L] the request, and the job's SQL
 //! queue        shm_mq: frames from worker to session
 //! ```
-//! `[L]` the launcher writes it before it registers the worker, `[W]` the worker writes it.
+//! `[L]` the launcher writes it before it names the segment to a worker, `[W]` the worker writes it.
 //!
 //! The segment is pinned until the worker has it: the launcher may be gone before that. Whoever comes first of a worker
 //! that attaches and a launcher that gives the launch up takes the pin away.
 //!
-//! The gate makes a launch all or nothing: a worker runs its job only after the launcher, which may be cancelled while
+//! The gate makes a launch all or nothing: a new worker runs its job only after the launcher, which may be cancelled while
 //! it waits for the worker to start, has opened it.
+//!
+//! When the result has been read, launcher and worker may use the segment for the next job: the launcher writes it into
+//! the room, and has the registry tell the worker.
 
+use crate::ffi::bgworker::Worker;
 use crate::ffi::dsm::{Handle, Segment};
 use crate::ffi::session;
 use crate::ffi::shm_mq::{Receiver, Sender};
-use crate::protocol::{aligned, decode, to_bytes, Malformed, Report, Request};
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use crate::protocol::{aligned, to_bytes, Report};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 /// Changes with the layout, so that a library of another version is noticed.
-const LAYOUT: u64 = u64::from_be_bytes(*b"pgbm\0\0\0\x01");
+const LAYOUT: u64 = u64::from_be_bytes(*b"pgbm\0\0\0\x02");
 
 /// Words at the beginning of the segment.
 #[derive(Clone, Copy)]
@@ -30,16 +33,32 @@ enum Word {
     Layout,
     Gate,
     Pid,
+    /// Bytes for the request and the text.
+    Room,
     RequestLength,
     SqlLength,
     LastWordsLength,
     PinTaken,
+    /// The worker's place in the registry, + 1.
+    Seat,
+    SeatSerial,
+    /// The launcher has read the result, or given it up.
+    IsRead,
+    /// The server's handle of a worker that was started for the job.
+    WorkerSlot,
+    WorkerGeneration,
+    HasWorker,
 }
 
-const WORDS_BYTES: usize = 64;
+const WORDS_BYTES: usize = 128;
 /// Room for a report with long texts; a longer one is cut.
 const LAST_WORDS_BYTES: usize = 4096;
-const REQUEST: usize = WORDS_BYTES + LAST_WORDS_BYTES;
+const ROOM: usize = WORDS_BYTES + LAST_WORDS_BYTES;
+/// Room for the jobs that may follow.
+const LEAST_ROOM: usize = 8192;
+
+/// A worker's place in the registry, and the serial number of its process there.
+pub type Seat = (usize, u64);
 
 /// May the worker run its job?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,21 +78,33 @@ pub struct Channel(Segment);
 
 impl Channel {
     /// Launcher: creates the segment and writes the job into it. None = no segment is left.
-    pub fn create(request: &Request, sql: &[u8], queue_bytes: usize) -> Option<(Self, Receiver)> {
-        let request = to_bytes(request);
-        let queue = queue_offset(request.len(), sql.len());
+    pub fn create(request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Self, Receiver)> {
+        let room = (aligned(request.len()) + sql.len()).max(LEAST_ROOM);
+        let queue = queue_offset(room);
         // The queue's size is rounded down by the server; a whole number of alignments keeps what was asked for.
         let queue_bytes = aligned(queue_bytes);
         let segment = Segment::create(queue + queue_bytes)?;
         let channel = Channel(segment);
-        segment.write(REQUEST, &request);
-        segment.write(REQUEST + aligned(request.len()), sql);
-        channel.set(Word::RequestLength, request.len() as u64);
-        channel.set(Word::SqlLength, sql.len() as u64);
+        channel.set(Word::Room, room as u64);
+        channel.write_job(request, sql);
         let receiver = Receiver::create(&segment, queue, queue_bytes);
         channel.set(Word::Layout, LAYOUT);
         segment.pin();
         Some((channel, receiver))
+    }
+
+    /// Launcher: writes a job. Nobody reads the room meanwhile. False = it does not fit.
+    pub fn write_job(&self, request: &[u8], sql: &[u8]) -> bool {
+        if aligned(request.len()) + sql.len() > self.get(Word::Room) as usize {
+            return false;
+        }
+        self.0.write(ROOM, request);
+        self.0.write(ROOM + aligned(request.len()), sql);
+        self.set(Word::RequestLength, request.len() as u64);
+        self.set(Word::SqlLength, sql.len() as u64);
+        self.set(Word::LastWordsLength, 0);
+        self.set(Word::IsRead, 0);
+        true
     }
 
     /// Worker: maps the segment. None = the launcher has gone, or has another version of the library.
@@ -86,7 +117,8 @@ impl Channel {
         Some(channel)
     }
 
-    fn unpin(&self) {
+    /// Lets the segment go with the last that has it. Whoever calls it first does it.
+    pub fn unpin(&self) {
         if self.0.word(Word::PinTaken as usize).compare_exchange(0, 1, AcqRel, Relaxed).is_ok() {
             self.0.unpin();
         }
@@ -106,19 +138,59 @@ impl Channel {
 
     /// Worker: takes the sending end of the queue.
     pub fn sender(&self) -> Sender {
-        let queue = queue_offset(self.get(Word::RequestLength) as usize, self.get(Word::SqlLength) as usize);
-        Sender::attach(&self.0, queue)
+        Sender::attach(&self.0, queue_offset(self.get(Word::Room) as usize))
     }
 
-    /// Worker: reads the job.
-    ///
-    /// # Errors
-    /// [`Malformed`]
-    pub fn job(&self) -> Result<(Request, Vec<u8>), Malformed> {
-        let length = self.get(Word::RequestLength) as usize;
-        let request = self.0.read(REQUEST, length).ok_or(Malformed)?;
-        let sql = self.0.read(REQUEST + aligned(length), self.get(Word::SqlLength) as usize).ok_or(Malformed)?;
-        Ok((decode(&request)?, sql))
+    /// Worker: the request, as it was written.
+    pub fn request(&self) -> Option<Vec<u8>> {
+        self.0.read(ROOM, self.get(Word::RequestLength) as usize)
+    }
+
+    /// Worker: is the request the same as that?
+    pub fn has_request(&self, request: &[u8]) -> bool {
+        self.get(Word::RequestLength) as usize == request.len() && self.0.holds(ROOM, request)
+    }
+
+    /// Worker: the text of the job.
+    pub fn sql(&self) -> Option<Vec<u8>> {
+        let request = aligned(self.get(Word::RequestLength) as usize);
+        self.0.read(ROOM + request, self.get(Word::SqlLength) as usize)
+    }
+
+    /// Says where in the registry the worker is that has the segment.
+    pub fn set_seat(&self, (index, serial): Seat) {
+        self.set(Word::SeatSerial, serial);
+        self.0.word(Word::Seat as usize).store(index as u64 + 1, SeqCst);
+    }
+
+    /// Where in the registry the worker is that has the segment; none = nowhere yet.
+    pub fn seat(&self) -> Option<Seat> {
+        let index = self.0.word(Word::Seat as usize).load(SeqCst).checked_sub(1)?;
+        Some((index as usize, self.get(Word::SeatSerial)))
+    }
+
+    /// Launcher: the result has been read, or is not wanted.
+    pub fn set_read(&self) {
+        self.0.word(Word::IsRead as usize).store(1, SeqCst);
+    }
+
+    /// Worker: has the result been read? One of `set_read`, then `seat`, and `set_seat`, then this, sees the other's.
+    pub fn is_read(&self) -> bool {
+        self.0.word(Word::IsRead as usize).load(SeqCst) != 0
+    }
+
+    /// Says which process the server was asked to start for the job.
+    pub fn set_worker(&self, worker: Worker) {
+        let [slot, generation] = worker.to_words();
+        self.set(Word::WorkerSlot, slot);
+        self.set(Word::WorkerGeneration, generation);
+        self.set(Word::HasWorker, 1);
+    }
+
+    /// The process that the server was asked to start; none = a worker that was there already has the job.
+    pub fn worker(&self) -> Option<Worker> {
+        let words = [self.get(Word::WorkerSlot), self.get(Word::WorkerGeneration)];
+        (self.get(Word::HasWorker) != 0).then(|| Worker::from_words(words))
     }
 
     /// Worker: says who it is.
@@ -169,7 +241,7 @@ impl Channel {
     pub fn last_words(&self) -> Option<Report> {
         let length = self.get(Word::LastWordsLength) as usize;
         let bytes = self.0.read(WORDS_BYTES, length.min(LAST_WORDS_BYTES)).filter(|_| length > 0)?;
-        decode(&bytes).ok()
+        crate::protocol::decode(&bytes).ok()
     }
 
     /// Launcher: gives the segment of a launched job back. The receiver must have been closed before.
@@ -186,9 +258,9 @@ impl Channel {
     }
 }
 
-fn queue_offset(request: usize, sql: usize) -> usize {
+fn queue_offset(room: usize) -> usize {
     // MAXALIGN is enough for a queue; 64 keeps its counters out of the text's cache line.
-    (REQUEST + aligned(request) + sql).next_multiple_of(64)
+    (ROOM + room).next_multiple_of(64)
 }
 
 /// The fields that matter most, when there is no room for all.

@@ -10,6 +10,7 @@ pub mod pool;
 pub mod registry;
 pub mod spec;
 pub mod spool;
+pub mod table;
 
 use std::ffi::CStr;
 

@@ -1,13 +1,14 @@
 //! Launching a job.
 
-use super::table::{self, Job};
 use crate::error::Error;
-use crate::ffi::bgworker::{Registration, Start, Worker, WORDS};
-use crate::ffi::{area, latch, report, session, shm_mq};
+use crate::ffi::bgworker::{Registration, Start, Worker};
+use crate::ffi::shm_mq::Receiver;
+use crate::ffi::{area, latch, login, report, session, shm_mq};
 use crate::job::channel::Channel;
 use crate::job::registry;
+use crate::job::table::{self, Job, Spare};
 use crate::job::{LIBRARY, WORKER_FUNCTION, WORKER_KIND};
-use crate::protocol::{MAX_QUEUE_BYTES, MAX_SQL_BYTES};
+use crate::protocol::{to_bytes, Request, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -34,12 +35,88 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
         return Err(Error::SqlTooLong(sql.len()));
     }
     let request = super::request()?;
-    let (channel, receiver) = Channel::create(&request, sql, queue_bytes).ok_or(Error::SegmentsExhausted)?;
+    let letter = to_bytes(&request);
+    if let Some(pid) = launch_warm(&request, &letter, sql, queue_bytes) {
+        return Ok(pid);
+    }
+    launch_cold(&request, &letter, sql, queue_bytes)
+}
+
+/// Gives the job to a worker that is there and has nothing to do, if there is one: first to one that this session has a
+/// channel to.
+fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<i32> {
+    if !area::is_made() {
+        return None; // no worker has ever stayed
+    }
+    let key = (request.database, request.login, login::version(request.database, request.login));
+    let mut later = Vec::new();
+    let mut given = None;
+    while let Some(spare) = table::take_spare() {
+        let Some(seat) = spare.channel.seat() else {
+            // Its worker is on its way: it will be there for another job.
+            if spare.channel.worker().is_some_and(Worker::is_gone) {
+                spare.close();
+            } else {
+                later.push(spare);
+            }
+            continue;
+        };
+        if spare.queue_bytes != queue_bytes {
+            later.push(spare);
+            continue;
+        }
+        if spare.channel.write_job(letter, sql) {
+            let segment = spare.channel.handle().to_number();
+            if let Some((_, pid)) = area::write(|memory| registry::give(memory, key, segment, Some(seat))) {
+                given = Some((pid, spare));
+                break;
+            }
+        }
+        spare.close();
+    }
+    later.into_iter().rev().for_each(table::put_back_spare);
+    if let Some((pid, Spare { channel, receiver, queue_bytes })) = given {
+        return Some(remember(pid, channel, receiver, queue_bytes, sql));
+    }
+    if !area::read(|memory| registry::has_idle(memory, key)) {
+        return None;
+    }
+    let (channel, receiver) = Channel::create(letter, sql, queue_bytes)?;
+    channel.open();
+    let segment = channel.handle().to_number();
+    let given = area::write(|memory| {
+        let given = registry::give(memory, key, segment, None);
+        if let Some((seat, _)) = given {
+            channel.set_seat(seat);
+        }
+        given
+    });
+    match given {
+        Some((_, pid)) => Some(remember(pid, channel, receiver, queue_bytes, sql)),
+        None => {
+            receiver.close();
+            channel.abandon();
+            None
+        }
+    }
+}
+
+fn remember(pid: i32, channel: Channel, receiver: Receiver, queue_bytes: usize, sql: &[u8]) -> i32 {
+    let sql = session::clip(sql, SQL_HEAD_BYTES).to_vec();
+    table::insert(Job { pid, channel, receiver, queue_bytes, sql, description: None, kept: None });
+    pid
+}
+
+/// Has the server start a process for the job.
+fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize) -> Result<i32, Error> {
+    let (channel, receiver) = Channel::create(letter, sql, queue_bytes).ok_or(Error::SegmentsExhausted)?;
+    // What the worker logs in to is at least as new.
+    let version = login::version(request.database, request.login);
     // Cancelled, terminated or out of memory while the worker starts: then the job must never run.
     let mut receiver = Some(receiver);
     let registered = Cell::new(None);
     let started = report::on_error(
-        || start(&channel, &registered),
+        || start(&channel, version, &registered),
         || {
             if let Some(worker) = registered.take() {
                 worker.terminate();
@@ -54,12 +131,10 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
         return Err(Error::NotStarted);
     };
     match started {
-        Ok((pid, worker)) => {
+        Ok(pid) => {
             channel.open();
             receiver.wake_sender();
-            let sql = session::clip(sql, SQL_HEAD_BYTES).to_vec();
-            table::insert(Job { pid, channel, receiver, worker, sql, description: None, kept: None });
-            Ok(pid)
+            Ok(remember(pid, channel, receiver, queue_bytes, sql))
         }
         Err(error) => {
             receiver.close();
@@ -79,9 +154,13 @@ fn checked_queue_size(queue_size: i32) -> Result<usize, Error> {
 }
 
 /// Registers the worker and waits until it runs.
-fn start(channel: &Channel, registered: &Cell<Option<Worker>>) -> Result<(i32, Worker), Error> {
-    let registration =
-        Registration { function: WORKER_FUNCTION, argument: channel.handle(), words: [0; WORDS], restart_after: None };
+fn start(channel: &Channel, version: u64, registered: &Cell<Option<Worker>>) -> Result<i32, Error> {
+    let registration = Registration {
+        function: WORKER_FUNCTION,
+        argument: channel.handle(),
+        words: [version, 0, 0],
+        restart_after: None,
+    };
     let worker = loop {
         match Worker::register(LIBRARY, WORKER_KIND, &registration) {
             Some(worker) => break worker,
@@ -91,10 +170,11 @@ fn start(channel: &Channel, registered: &Cell<Option<Worker>>) -> Result<(i32, W
         }
     };
     registered.set(Some(worker));
+    channel.set_worker(worker);
     match worker.wait_for_start() {
-        Start::Started(pid) => Ok((pid, worker)),
+        Start::Started(pid) => Ok(pid),
         // It may have come and gone in the meantime: then it has left its number, and the reason.
-        Start::Stopped => channel.pid().map(|pid| (pid, worker)).ok_or(Error::NotStarted),
+        Start::Stopped => channel.pid().ok_or(Error::NotStarted),
         Start::PostmasterDied => Err(Error::PostmasterDied),
     }
 }

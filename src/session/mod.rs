@@ -5,7 +5,6 @@ mod launch;
 mod manage;
 mod request;
 mod result;
-mod table;
 
 pub use launch::{launch, DEFAULT_QUEUE_BYTES};
 pub use manage::{

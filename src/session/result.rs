@@ -4,7 +4,6 @@
 //! so that the result can be read again.
 
 use super::blocked::{self, Awaited};
-use super::table::{self, Gone, Job};
 use crate::error::Error;
 use crate::ffi::fmgr::{Rows, Value};
 use crate::ffi::report::{self, Log};
@@ -15,6 +14,7 @@ use crate::ffi::tuple::{text_description, text_row};
 use crate::ffi::wait_graph::Wait;
 use crate::ffi::{latch, session};
 use crate::job::backlog::Backlog;
+use crate::job::table::{self, Gone, Job};
 use crate::protocol::{decode, split, Description, Done, Kind, Malformed, Report};
 use std::cell::RefCell;
 use std::time::Instant;
@@ -24,7 +24,7 @@ use std::time::Instant;
 /// # Errors
 /// Those of [`table::take`].
 pub fn detach(pid: i32) -> Result<(), Error> {
-    table::finish(table::take(pid)?, Gone::GivenUp);
+    table::finish(table::take(pid)?, Gone::GivenUp, false);
     Ok(())
 }
 
@@ -49,7 +49,7 @@ pub fn result(pid: i32, rows: Rows) -> Result<Value, Error> {
     match outcome {
         Ok(()) => reading.finish(),
         Err(error @ (Error::Job(_) | Error::WorkerLost(_))) => {
-            table::finish(reading.job, Gone::Read);
+            table::finish(reading.job, Gone::Read, reading.is_whole);
             return Err(error);
         }
         Err(error) => {
@@ -78,6 +78,8 @@ struct Reading {
     /// How many rows of complete frames are in the caller's store, and their bytes.
     stored: usize,
     bytes: usize,
+    /// The last frame has been received.
+    is_whole: bool,
     /// Complete frames whose rows are in the caller's store in another form than they came in.
     converted: Backlog,
 }
@@ -85,7 +87,7 @@ struct Reading {
 impl Reading {
     fn new(job: Job, rows: Rows) -> Self {
         let converted = Backlog::new(session::work_mem());
-        Reading { job, rows, reader: None, current: Current::None, stored: 0, bytes: 0, converted }
+        Reading { job, rows, reader: None, current: Current::None, stored: 0, bytes: 0, is_whole: false, converted }
     }
 
     /// Reads to the end.
@@ -122,7 +124,8 @@ impl Reading {
         let mut look_at = None;
         let mut visible_wait = None;
         loop {
-            match self.job.receiver.try_receive(self.job.worker) {
+            let channel = self.job.channel;
+            match self.job.receiver.try_receive(|| table::is_lost(channel)) {
                 Ok(_) => {
                     self.current = Current::Received;
                     return Ok(());
@@ -183,9 +186,14 @@ impl Reading {
                 self.current = Current::None;
                 report::emit(&report, Log::Done);
             }
-            Kind::Error => return Err(job_error(decode(payload)?)),
+            Kind::Error => {
+                let report = decode(payload)?;
+                self.is_whole = true;
+                return Err(job_error(report));
+            }
             Kind::Done => {
                 let done: Done = decode(payload)?;
+                self.is_whole = true;
                 if self.reader.is_none() {
                     self.give_tags(&done)?;
                 }
@@ -218,7 +226,7 @@ impl Reading {
         if let Some(reader) = self.reader {
             self.rows.finish(reader.target());
         }
-        table::finish(self.job, Gone::Read);
+        table::finish(self.job, Gone::Read, self.is_whole);
     }
 
     /// Puts everything that was read back, so that it can be read again. The rows are in a file of the caller already if
@@ -231,9 +239,9 @@ impl Reading {
                 table::put_back(self.job);
             }
             // Only a broken disk: then there is nothing to read again.
-            Ok(Err(_)) => table::finish(self.job, Gone::Read),
+            Ok(Err(_)) => table::finish(self.job, Gone::Read, false),
             Err(error) => {
-                table::finish(self.job, Gone::Read);
+                table::finish(self.job, Gone::Read, false);
                 error.go_on();
             }
         }

@@ -1,91 +1,18 @@
-//! From a fresh process to a session like the launcher's, and the way out.
+//! What every worker does to be a session like the launcher's.
 
-use super::{executor, outbox};
 use crate::error::{Error, Text};
-use crate::ffi::dsm::Handle;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
-use crate::ffi::report::Captured;
-use crate::ffi::{area, client, exit, guc, interrupt, latch, report, role, session, spi, statement, transaction};
-use crate::job::channel::{Channel, Gate};
-use crate::job::{catalog, nesting};
-use crate::protocol::{Done, Report, Request};
+use crate::ffi::{client, guc, role, session, spi, statement};
+use crate::job::catalog;
+use crate::protocol::{Report, Request, Setting};
 use std::cell::Cell;
-use std::ffi::{CStr, CString};
-use std::time::Duration;
-
-/// How often a worker whose launch is not complete looks whether its launcher still lives.
-const LAUNCHER_CHECK: Duration = Duration::from_secs(1);
 
 thread_local! {
-    static CHANNEL: Cell<Option<Channel>> = const { Cell::new(None) };
     static SQL: Slot<Vec<u8>> = const { slot(Vec::new()) };
-    static REPORTED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs the one job of this worker.
-pub fn main(segment: Handle) {
-    // Before signals are served: a worker that dies without the segment would leave it pinned.
-    let Some(channel) = Channel::attach(segment) else {
-        return; // the launch was given up: there is nobody to tell
-    };
-    interrupt::take_signals();
-    area::count_outside(1);
-    exit::before_exit(|| area::count_outside(-1));
-    channel.set_pid(session::pid());
-    CHANNEL.set(Some(channel));
-    exit::before_exit(leave_last_words);
-    report::watch(outbox::notice);
-    let sender = channel.sender();
-    let Ok((request, sql)) = channel.job() else { return };
-    SQL.set(sql.clone());
-    let Ok(sql) = CString::new(sql) else { return }; // a text of the server has no zero inside
-    session::connect(request.database, request.login);
-    if !is_launched(channel) {
-        REPORTED.set(true);
-        return;
-    }
-    nesting::set_depth(request.nesting);
-    // The server keeps pointers to the text as long as the process shows it.
-    let sql: &'static CStr = Box::leak(sql.into_boxed_c_str());
-    outbox::open(sender);
-    statement::announce(sql);
-    let outcome = report::catch(|| {
-        prepare_session(outbox::message);
-        transaction::start_command();
-        check_connection_limits(&request)?;
-        become_session(&request, false);
-        transaction::finish_command();
-        client::speak_database_encoding();
-        executor::run(sql, &mut outbox::Reader, None)
-    });
-    conclude(outcome);
-    statement::announce_idle();
-    outbox::deliver();
-    REPORTED.set(true);
-}
-
-/// Waits until the launch is complete. False = it was given up, and the job must not run.
-fn is_launched(channel: Channel) -> bool {
-    loop {
-        match channel.gate() {
-            Gate::Open => return true,
-            Gate::Abandoned => return false,
-            Gate::Closed if !session::launcher_lives() => return false,
-            Gate::Closed => latch::wait(Some(LAUNCHER_CHECK)),
-        }
-    }
-}
-
-/// Cleans up after the job and puts its outcome behind what it has sent already.
-fn conclude(outcome: Result<Result<Done, Error>, Box<Captured>>) {
-    let failure = match outcome {
-        Ok(Ok(done)) => return outbox::done(&done),
-        Ok(Err(error)) => Captured::from(Report::from(error)),
-        Err(captured) => *captured,
-    };
-    report::log(&failure);
-    transaction::recover();
-    outbox::failed(&located(failure.report));
+    static HAS_BEEN_CLIENT: Cell<bool> = const { Cell::new(false) };
+    /// What the client of a launcher had set when it connected, as this process has it now: the setting, and the value
+    /// that was there before.
+    static OF_CLIENT: Slot<Vec<(Setting, Vec<u8>)>> = const { slot(Vec::new()) };
 }
 
 /// What every worker needs before it runs its first text.
@@ -95,16 +22,47 @@ pub fn prepare_session(on_message: fn(client::Message)) {
     session::load_session_libraries();
 }
 
-/// Takes over what the launcher's session has set. A transaction is open. `may_reset`: what the launcher's client has
-/// set counts as set by the session, so that it can be reset.
-pub fn become_session(request: &Request, may_reset: bool) {
+/// Takes over what the launcher's session has set. A transaction is open.
+pub fn become_session(request: &Request) {
     if let Some(libraries) = &request.libraries {
         guc::load_libraries(libraries.clone());
     }
-    request.settings.iter().for_each(|setting| guc::restore(setting, may_reset));
+    let (of_client, of_session): (Vec<&Setting>, Vec<&Setting>) =
+        request.settings.iter().partition(|setting| guc::is_of_client(setting));
+    become_client(&of_client);
+    of_session.into_iter().for_each(guc::restore);
     if let Some(role) = &request.role {
         guc::set_role(role);
     }
+}
+
+/// What a client sets when it connects is what RESET goes back to, so it stays when a session is reset between two jobs.
+/// It is the same from job to job as long as they come from one session; else it is taken back.
+fn become_client(settings: &[&Setting]) {
+    let is_same = OF_CLIENT.with_borrow(|now| {
+        now.len() == settings.len() && now.iter().zip(settings).all(|((now, _), setting)| now == *setting)
+    });
+    if is_same {
+        return;
+    }
+    // Should one raise, those that are left are still to be taken back.
+    while let Some((setting, before)) = OF_CLIENT.with_borrow(|now| now.last().cloned()) {
+        guc::restore(&Setting { value: before, ..setting });
+        OF_CLIENT.with_borrow_mut(Vec::pop);
+    }
+    for setting in settings {
+        HAS_BEEN_CLIENT.set(true);
+        // What is not there before is a setting of a library: empty, as the server makes it.
+        let before = guc::value(&setting.name).unwrap_or_default();
+        OF_CLIENT.with_borrow_mut(|now| now.push(((*setting).clone(), before)));
+        guc::restore(setting);
+    }
+}
+
+/// Are there settings that the configuration cannot change any more in this process, as a client has set them once? Then
+/// a new configuration takes a new process.
+pub fn has_been_client() -> bool {
+    HAS_BEEN_CLIENT.get()
 }
 
 /// Jobs count as connections. The server's own check leaves background workers out (miscinit.c,
@@ -130,15 +88,6 @@ pub fn check_connection_limits(request: &Request) -> Result<(), Error> {
         }
         Ok(())
     })
-}
-
-/// What ends this process without an outcome (a refused login, a termination) is told to the launcher.
-fn leave_last_words() {
-    if let (Some(channel), false) = (CHANNEL.get(), REPORTED.get()) {
-        if let Some(report) = report::take_last_error() {
-            channel.leave_last_words(&located(report));
-        }
-    }
 }
 
 /// The text that positions of errors point into.

@@ -1,7 +1,7 @@
-//! What runs in a background worker: one job from the segment that names it to
-//! its outcome, or jobs of the queue one after the other.
+//! What runs in a background worker: jobs that sessions give to it directly, and jobs of the queue, one after the other.
 
 mod bootstrap;
+mod direct;
 mod executor;
 mod outbox;
 mod pool;
@@ -14,7 +14,7 @@ use pgrx::{pg_guard, pg_sys};
 #[pg_guard]
 #[no_mangle]
 pub extern "C-unwind" fn pg_background_mgr_worker_main(segment: pg_sys::Datum) {
-    bootstrap::main(Handle::from_datum(segment));
+    direct::main(Handle::from_datum(segment));
 }
 
 /// Entry point of a worker of the manager.

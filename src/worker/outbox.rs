@@ -50,7 +50,7 @@ thread_local! {
     static OUTBOX: Slot<Option<Outbox>> = const { slot(None) };
 }
 
-/// Starts sending. Called once.
+/// Starts sending what the next job gives.
 pub fn open(sender: Sender) {
     OUTBOX.set(Some(Outbox {
         sender: Some(sender),
@@ -62,6 +62,11 @@ pub fn open(sender: Sender) {
         is_last_statement: false,
         copied: frame(Kind::Rows),
     }));
+}
+
+/// Ends sending. None = the reader has gone.
+pub fn close() -> Option<Sender> {
+    OUTBOX.with_borrow_mut(Option::take).and_then(|outbox| outbox.sender)
 }
 
 /// Works with the outbox. While it is in use nothing else is sent: a message about sending a message is dropped.
@@ -182,13 +187,21 @@ pub fn deliver() {
     let _held = CancelHeld::new();
     OUTBOX.with_borrow_mut(|outbox| {
         let Some(outbox) = outbox else { return };
-        while let Some(mut sender) = outbox.sender.take() {
-            let Ok(Some(frame)) = outbox.take() else { return };
-            if sender.send(&frame) == Ok(()) {
-                outbox.sender = Some(sender);
+        while let Ok(Some(frame)) = outbox.take() {
+            match outbox.sender.as_mut().map(|sender| sender.send(&frame)) {
+                Some(Ok(())) => {}
+                _ => {
+                    outbox.sender = None;
+                    return;
+                }
             }
         }
     });
+}
+
+/// Is the reader to be woken for it? Rows can wait for the end, or for more of them.
+fn is_urgent(frame: &[u8]) -> bool {
+    !matches!(split(frame), Ok((Kind::Describe | Kind::Rows, _)))
 }
 
 impl Outbox {
@@ -232,7 +245,7 @@ impl Outbox {
         while let (Some(sender), Some(next)) =
             (&mut self.sender, self.pending.take().map_or_else(|| self.backlog.pop(), |frame| Ok(Some(frame)))?)
         {
-            match sender.try_send(&next) {
+            match sender.try_send(&next, is_urgent(&next)) {
                 Ok(()) => {}
                 Err(SendError::WouldBlock) => {
                     self.pending = Some(next);
@@ -241,7 +254,7 @@ impl Outbox {
                 Err(SendError::Detached) => self.sender = None,
             }
         }
-        match self.sender.as_mut().map(|sender| sender.try_send(&frame)) {
+        match self.sender.as_mut().map(|sender| sender.try_send(&frame, is_urgent(&frame))) {
             Some(Err(SendError::WouldBlock)) => self.pending = Some(frame),
             Some(Err(SendError::Detached)) => self.sender = None,
             Some(Ok(())) | None => {}

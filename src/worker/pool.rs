@@ -1,19 +1,22 @@
-//! A worker of the manager: one job after the other, for one role in one database.
+//! A worker that stays: one job after the other, for one role in one database.
 
-use super::bootstrap::{become_session, check_connection_limits, located, prepare_session, set_job_text};
-use super::executor;
+use super::bootstrap::{
+    become_session, check_connection_limits, has_been_client, located, prepare_session, set_job_text,
+};
 use super::recorder::{self, Recorder};
+use super::{direct, executor};
 use crate::error::Error;
-use crate::ffi::interrupt;
+use crate::ffi::dsm::Handle;
+use crate::ffi::interrupt::{self, CancelHeld};
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured};
 use crate::ffi::{
-    area, bgworker, client, exit, guc as settings, latch, lock, process, reset, session, statement, transaction,
+    area, bgworker, client, exit, guc as settings, latch, lock, login, process, reset, session, statement, transaction,
 };
 use crate::guc;
 use crate::job::log::{self, FinalRow};
-use crate::job::registry::{self, Arrival, Claim, Finish, Place, RunningJob, State, Task};
-use crate::job::{nesting, pool, spool};
+use crate::job::registry::{self, Arrival, Claim, Finish, Newcomer, Place, RunningJob, State, Task};
+use crate::job::{nesting, pool, spool, table};
 use crate::protocol::{decode, sqlstate, to_bytes, Outcome, Report, Request};
 use std::cell::Cell;
 use std::ffi::CString;
@@ -55,19 +58,11 @@ pub fn main() {
         }
     };
     PLACE.set(Some(index));
+    exit::before_exit(direct::on_exit);
     exit::before_exit(on_exit);
     report::watch(recorder::notice);
     session::connect(database, login);
-    let mut worker = Worker {
-        index,
-        database,
-        login,
-        fingerprint: Vec::new(),
-        request: None,
-        is_clean: true,
-        is_short: false,
-        pruned: Instant::now(),
-    };
+    let mut worker = Worker::new(index, database, login);
     if worker.prepare() {
         LOGGED_IN.set(true);
         interrupt::take_signals_between_jobs();
@@ -76,8 +71,36 @@ pub fn main() {
     worker.leave();
 }
 
-/// What this worker leaves when it ends before its time.
-fn on_exit() {
+/// A process that has run a job of its own stays for others, if it is wanted.
+pub fn stay(database: u32, login: u32) {
+    let Some(channel) = direct::channel().filter(|_| guc::idle_limit() > 0) else { return };
+    let Some(worker) = channel.worker() else { return };
+    let segment = channel.handle().to_number();
+    let version = direct::told_version();
+    let newcomer = Newcomer { database, login, version, pid: session::pid(), worker, segment };
+    let seat = area::write(|memory| {
+        // Without memory for it, it goes as it would have.
+        let seat = registry::join(memory, &newcomer).ok().flatten()?;
+        channel.set_seat(seat);
+        if channel.is_read() {
+            registry::release(memory, seat, segment);
+        }
+        Some(seat)
+    });
+    let Some((index, _)) = seat else { return };
+    direct::come_inside();
+    PLACE.set(Some(index));
+    LOGGED_IN.set(true);
+    interrupt::take_signals_between_jobs();
+    let mut worker = Worker::new(index, database, login);
+    if worker.become_free() {
+        worker.work();
+    }
+    worker.leave();
+}
+
+/// What this worker leaves when it ends before its time. To be registered before the process connects.
+pub fn on_exit() {
     let Some(index) = PLACE.take() else { return };
     if exit::is_postmaster_gone() {
         return; // everything that is here goes with the server
@@ -101,7 +124,8 @@ struct Worker {
     index: usize,
     database: u32,
     login: u32,
-    fingerprint: Vec<u8>,
+    /// What the login depended on; none = this worker has not looked at the queue yet.
+    fingerprint: Option<Vec<u8>>,
     /// What the launcher of the batch has set: the batch's number, and the request.
     request: Option<(u64, Request)>,
     /// Nothing has run since the session was reset.
@@ -112,6 +136,19 @@ struct Worker {
 }
 
 impl Worker {
+    fn new(index: usize, database: u32, login: u32) -> Self {
+        Worker {
+            index,
+            database,
+            login,
+            fingerprint: None,
+            request: None,
+            is_clean: true,
+            is_short: false,
+            pruned: Instant::now(),
+        }
+    }
+
     /// Makes the fresh process a session. False = the extension is not in this database any more, or the role has too
     /// many connections.
     fn prepare(&mut self) -> bool {
@@ -119,7 +156,11 @@ impl Worker {
         let found = log::in_own_transaction(false, || {
             let is_there = log::find();
             if is_there {
-                self.fingerprint = log::fingerprint(self.database, self.login);
+                self.fingerprint = Some(log::fingerprint(self.database, self.login));
+            }
+            if is_there && self.login != 0 {
+                let version = login::version(self.database, self.login);
+                area::write(|memory| registry::offer(memory, self.index, version));
             }
             is_there
         });
@@ -147,6 +188,26 @@ impl Worker {
         true
     }
 
+    /// A worker that came with a job of its own looks at the queue for the first time. False = it must not: it is not
+    /// what a new one would be.
+    fn prepare_for_queue(&mut self) -> bool {
+        if self.fingerprint.is_some() {
+            return true;
+        }
+        if !self.is_clean && !self.reset() {
+            return false;
+        }
+        let found = log::in_own_transaction(false, || {
+            let is_current = login::version(self.database, self.login) == direct::told_version();
+            (is_current && log::find()).then(|| log::fingerprint(self.database, self.login))
+        });
+        self.fingerprint = found.ok().flatten();
+        if self.fingerprint.is_some() {
+            self.fold();
+        }
+        self.fingerprint.is_some()
+    }
+
     /// As a refused login.
     fn refuse(&mut self) -> bool {
         on_exit();
@@ -169,6 +230,7 @@ impl Worker {
 
     fn work(&mut self) {
         let mut idle_since = None;
+        let mut is_outdated = false;
         loop {
             interrupt::check();
             if interrupt::is_ending() {
@@ -176,13 +238,26 @@ impl Worker {
             }
             if interrupt::take_stale() {
                 settings::reload();
+                is_outdated = has_been_client();
             }
             let now = process::now();
             let task = area::write(|memory| registry::claim(memory, self.index, now, self.is_short));
             if !matches!(task, Task::Wait(_)) {
                 idle_since = None;
             }
+            let is_of_queue = matches!(task, Task::Run(_) | Task::Record(_) | Task::Log(_));
+            if is_of_queue && (is_outdated || !self.prepare_for_queue()) {
+                return area::write(|memory| registry::undo(memory, self.index, &task));
+            }
             match task {
+                Task::Serve(segment) => {
+                    direct::serve(Handle::from_number(segment));
+                    self.is_clean = false;
+                    if !self.become_free() {
+                        return;
+                    }
+                }
+                Task::Wait(_) if is_outdated && area::write(|memory| registry::close(memory, self.index)) => return,
                 Task::Run(claim) => {
                     pool::start_workers();
                     if !self.run(&claim) {
@@ -199,7 +274,7 @@ impl Worker {
                 }
                 Task::Leave | Task::HandOver => return,
             }
-            if self.pruned.elapsed() > prune_every() {
+            if self.pruned.elapsed() > prune_every() && self.fingerprint.is_some() {
                 self.pruned = Instant::now();
                 // A log that cannot be written now is pruned another time.
                 let _ = log::in_own_transaction(false, log::prune_old);
@@ -207,10 +282,25 @@ impl Worker {
         }
     }
 
+    /// The job that a session had given is done. False = the worker is to go.
+    fn become_free(&mut self) -> bool {
+        interrupt::end_job();
+        let is_reset = {
+            let _held = CancelHeld::new();
+            self.is_clean = false;
+            self.reset()
+        };
+        if is_reset {
+            area::write(|memory| registry::served(memory, self.index));
+        }
+        is_reset
+    }
+
     /// Waits for work. False = the worker is to go.
     fn wait(&mut self, now: i64, since: i64, due: Option<i64>) -> bool {
         let over = since + guc::worker_idle_timeout();
-        if now >= over && area::write(|memory| registry::may_leave(memory, self.index)) {
+        let is_over = |memory: &mut _| registry::may_leave(memory, self.index) && registry::close(memory, self.index);
+        if now >= over && area::write(is_over) {
             return false;
         }
         if !self.is_clean && !self.reset() {
@@ -225,10 +315,16 @@ impl Worker {
         }
         let until = due.into_iter().chain([over.max(now + 1000)]).min().unwrap_or(over);
         let pause = Duration::from_micros(u64::try_from(until - now).unwrap_or(1)).min(IDLE_CHECK);
-        latch::wait(Some(pause));
-        let is_wanted = lock::is_database_wanted();
-        area::write(|memory| registry::ready(memory, self.index));
-        !is_wanted
+        {
+            // A cancel that comes now is for nothing that runs.
+            let _held = CancelHeld::new();
+            latch::wait(Some(pause));
+        }
+        if area::read(|memory| registry::has_errand(memory, self.index)) {
+            return true;
+        }
+        interrupt::forget_cancel();
+        !(lock::is_database_wanted() && area::write(|memory| registry::close(memory, self.index)))
     }
 
     /// Runs the jobs of a claim. False = the worker is to go.
@@ -255,7 +351,7 @@ impl Worker {
         }
         let uuids = area::read(|memory| registry::uuids(memory, claim));
         let checked = log::in_own_transaction(true, || {
-            let is_same = log::fingerprint(self.database, self.login) == self.fingerprint;
+            let is_same = Some(log::fingerprint(self.database, self.login)) == self.fingerprint;
             (is_same, if is_same { log::mark_started(&uuids) } else { Vec::new() })
         });
         let places = match checked {
@@ -308,6 +404,8 @@ impl Worker {
         let Some((_, request)) = &self.request else { return };
         self.is_clean = false;
         set_job_text(&job.query);
+        report::send_notices_to(recorder::notice);
+        client::send_messages_to(recorder::message);
         recorder::reset();
         nesting::set_depth(request.nesting);
         let Ok(sql) = CString::new(job.query.clone()) else { return };
@@ -343,7 +441,7 @@ impl Worker {
         };
         let outcome = report::catch(|| {
             transaction::start_command();
-            become_session(request, true);
+            become_session(request);
             transaction::finish_command();
             client::speak_database_encoding();
             executor::run(sql, &mut audience, deadline)
@@ -447,6 +545,7 @@ impl Worker {
         if self.is_clean {
             return true;
         }
+        table::clear();
         let outcome = report::catch(|| {
             transaction::start_command();
             reset::session();
@@ -465,6 +564,10 @@ impl Worker {
     fn leave(&mut self) {
         if PLACE.take().is_none() {
             return pool::die();
+        }
+        if let Some(segment) = area::write(|memory| registry::take_back(memory, self.index)) {
+            let error = if interrupt::is_ending() { Error::Terminated } else { Error::NotRun };
+            direct::refuse(Handle::from_number(segment), error.into());
         }
         let start = area::write(|memory| registry::hand_over(memory, self.index));
         let is_succeeded = match start {

@@ -4,6 +4,7 @@
 //! lock; nothing here waits, and nothing here talks to the catalogs.
 
 mod batch;
+mod direct;
 mod look;
 mod queue;
 mod record;
@@ -11,6 +12,7 @@ mod slot;
 mod watch;
 
 pub use batch::{add, open, remove, uuid_of, NewBatch, NewJob};
+pub use direct::{close, give, has_errand, has_idle, has_job, join, offer, release, served, take_back, undo, Newcomer};
 pub use look::{
     find, of_batch, owners, pulses, request, snapshot, uuid_of_job, view_of, Found, JobView, Pulse, RunningJob,
 };
@@ -21,7 +23,7 @@ pub use queue::{
 pub use record::{Place, Reason, State, MESSAGE_BYTES};
 pub use slot::{
     arrive, cannot_register, died, hand_over, idle, is_attended, is_stopping, is_stuck, make_room, may_leave,
-    of_process, plan, ready, register, report_progress, reserve, set_waiting, terminate_jobs, Arrival, Start,
+    of_process, plan, register, report_progress, reserve, set_waiting, terminate_jobs, Arrival, Start,
 };
 pub use watch::{unwatch, watch};
 

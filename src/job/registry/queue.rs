@@ -4,7 +4,7 @@
 //! them at once; each is begun on its own, and until then it can be stopped as any queued job.
 
 use super::record::{Batch, Job, Key, Life, Place, Reason, Root, Slot, State};
-use super::{batch, slot, slot_mut, slots, watch};
+use super::{batch, direct, slot, slot_mut, slots, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 use crate::guc;
@@ -26,6 +26,8 @@ pub enum Task {
     /// Write the final rows of jobs that ended without one.
     Log(Place),
     Run(Claim),
+    /// Run the job in this segment, which a session has given to it.
+    Serve(u32),
     /// Nothing until then (microseconds, none = until it is woken).
     Wait(Option<i64>),
     /// There is nothing to do for it, or it is not wanted any more.
@@ -67,6 +69,9 @@ pub struct Ended {
 
 /// What the worker in this slot does next. `many`: its jobs are so short that it is to claim several.
 pub fn claim(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
+    if let Some(segment) = direct::begin(memory, index) {
+        return Task::Serve(segment);
+    }
     let Some(own) = slots(memory).get(index).copied() else { return Task::Leave };
     if own.is_unwanted != 0 || slot::live(memory) > guc::cap() {
         return Task::Leave;
@@ -74,7 +79,7 @@ pub fn claim(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
     sweep(memory, false);
     let key = *memory.get::<Key>(own.key);
     if let Some(place) = log_duty(memory, key.database, now) {
-        memory.get_mut::<Batch>(place).writer = index as u32 + 1;
+        begin_to_write(memory, index, place);
         return Task::Log(place);
     }
     if key.login == 0 {
@@ -96,7 +101,7 @@ pub fn claim(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
             }
             // What cannot be recorded now runs all the same, and is recorded later.
             if record.retry_log_at <= now {
-                memory.get_mut::<Batch>(place).writer = index as u32 + 1;
+                begin_to_write(memory, index, place);
                 return Task::Record(place);
             }
         }
@@ -126,6 +131,13 @@ pub fn claim(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
         return Task::HandOver;
     }
     Task::Wait(next_due(memory, own.key, now))
+}
+
+fn begin_to_write(memory: &mut Memory, index: usize, place: Place) {
+    memory.get_mut::<Batch>(place).writer = index as u32 + 1;
+    if let Some(own) = slot_mut(memory, index) {
+        own.life = Life::Ready as u32;
+    }
 }
 
 pub(super) fn next_turn(memory: &mut Memory) -> u64 {

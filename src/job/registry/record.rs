@@ -220,8 +220,10 @@ pub enum Life {
     Starting,
     /// It looks for work, or writes the log.
     Ready,
-    /// It runs a job.
+    /// It runs a job of the queue.
     Busy,
+    /// It runs a job that a session gave it directly.
+    Serving,
     /// It has nothing to do.
     Idle,
     /// It is on its way out; its place is free when the server says that it is gone.
@@ -233,7 +235,7 @@ pub enum Life {
 impl Life {
     pub fn from_number(number: u32) -> Self {
         use Life::*;
-        [Free, Starting, Ready, Busy, Idle, Leaving, Died]
+        [Free, Starting, Ready, Busy, Serving, Idle, Leaving, Died]
             .into_iter()
             .find(|life| *life as u32 == number)
             .unwrap_or(Free)
@@ -271,6 +273,16 @@ pub struct Slot {
     pub is_succeeded: u32,
     /// What it does cannot be cancelled any more.
     pub is_deaf: u32,
+    /// The server does not start it again when it dies.
+    pub is_mortal: u32,
+    /// What its login depended on when it logged in; 0 = it takes no jobs from sessions.
+    pub version: u64,
+    /// The segment of a job that a session has given it and that it has not begun; 0 = none.
+    pub errand: u32,
+    /// The segment of the last job that a session gave it.
+    pub segment: u32,
+    /// The result of that job has not been read: nobody else gets the worker, for the job has its process id.
+    pub is_unread: u32,
     pub padding: u32,
     pub since: i64,
     pub message: [u8; MESSAGE_BYTES],

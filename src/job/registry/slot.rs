@@ -31,7 +31,7 @@ pub enum Arrival {
     Nothing,
 }
 
-fn life(slot: &Slot) -> Life {
+pub(super) fn life(slot: &Slot) -> Life {
     Life::from_number(slot.life)
 }
 
@@ -124,17 +124,27 @@ pub(super) fn gives_way(memory: &mut Memory, index: usize, now: i64, quantum: i6
     their_share + 1 < my_share || their_share == 0 && (my_share > 1 || now - own.since > quantum)
 }
 
-fn free_slot(memory: &Memory) -> Option<usize> {
+pub(super) fn free_slot(memory: &Memory) -> Option<usize> {
     slots(memory).iter().position(|slot| life(slot) == Life::Free)
+}
+
+/// A number that no process in any place had before.
+pub(super) fn next_serial(memory: &mut Memory) -> u64 {
+    let root = memory.root();
+    let record = memory.get_mut::<Root>(root);
+    record.last_serial += 1;
+    record.last_serial
+}
+
+/// How many workers have nothing to do.
+pub(super) fn idle_count(memory: &Memory) -> usize {
+    slots(memory).iter().filter(|slot| life(slot) == Life::Idle).count()
 }
 
 /// Reserves a place for a worker of a key.
 fn prepare(memory: &mut Memory, key: Place, after: Option<usize>) -> Option<Start> {
     let index = free_slot(memory)?;
-    let root = memory.root();
-    let record = memory.get_mut::<Root>(root);
-    record.last_serial += 1;
-    let serial = record.last_serial;
+    let serial = next_serial(memory);
     if let Some(slot) = slot_mut(memory, index) {
         *slot = Slot {
             serial,
@@ -340,17 +350,25 @@ pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arriv
     Arrival::LogIn { database: key.database, login: key.login }
 }
 
-/// The worker has nothing to do. False = it has again.
+/// The worker has nothing to do. False = it has again, or is to go: there are enough that have nothing to do.
 pub fn idle(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
     let now = process::now();
     let database = memory.get::<Key>(own.key).database;
-    if own.is_unwanted != 0 || demand(memory, own.key, now, 1) > 0 || queue::log_duty(memory, database, now).is_some() {
+    if own.is_unwanted != 0
+        || own.errand != 0
+        || demand(memory, own.key, now, 1) > 0
+        || queue::log_duty(memory, database, now).is_some()
+    {
         return false;
     }
-    if let Some(slot) = slot_mut(memory, index) {
-        slot.life = Life::Idle as u32;
+    let is_one_too_many = life(&own) != Life::Idle && idle_count(memory) >= guc::idle_limit();
+    let Some(slot) = slot_mut(memory, index) else { return true };
+    if is_one_too_many {
+        slot.is_unwanted = 1;
+        return false;
     }
+    slot.life = Life::Idle as u32;
     true
 }
 
@@ -425,8 +443,10 @@ pub fn died(memory: &mut Memory, index: usize, state: State, outcome: &[u8], ref
         None => leave_key(memory, index),
     }
     if let Some(slot) = slot_mut(memory, index) {
-        slot.life = if slot.is_unwanted != 0 { Life::Leaving } else { Life::Died } as u32;
+        let is_last = slot.is_unwanted != 0 || slot.is_mortal != 0;
+        slot.life = if is_last { Life::Leaving } else { Life::Died } as u32;
         slot.batch = 0;
+        slot.errand = 0;
         slot.process = 0;
         slot.pid = 0;
     }

@@ -1,0 +1,180 @@
+//! Jobs that sessions give to workers directly: the classic interface, when a worker is there that has nothing to do.
+
+use super::queue::Task;
+use super::record::{Batch, Key, Life, Slot};
+use super::{batch, queue, root, slot, slot_mut, slots};
+use crate::error::Error;
+use crate::ffi::area::Memory;
+use crate::ffi::bgworker::Worker;
+use crate::ffi::process;
+use crate::guc;
+
+/// A worker's place, and the serial number of its process there.
+type Seat = (usize, u64);
+
+/// A process that comes to the pool after its first job.
+pub struct Newcomer {
+    pub database: u32,
+    pub login: u32,
+    pub version: u64,
+    pub pid: i32,
+    pub worker: Worker,
+    /// Of the job that it has run.
+    pub segment: u32,
+}
+
+fn may_be_given(memory: &Memory, slot: &Slot, database: u32, login: u32, version: u64) -> bool {
+    slot.key != 0 && slot.version == version && (slot.is_unwanted, slot.is_unread, slot.errand) == (0, 0, 0) && {
+        let key = memory.get::<Key>(slot.key);
+        (key.database, key.login) == (database, login)
+    }
+}
+
+/// Is there a worker that [`give`] would give a job to?
+pub fn has_idle(memory: &Memory, (database, login, version): (u32, u32, u64)) -> bool {
+    slots(memory)
+        .iter()
+        .any(|slot| slot::life(slot) == Life::Idle && may_be_given(memory, slot, database, login, version))
+}
+
+/// Gives the job in this segment to a worker of the key whose login is still what one of now would be: to the one in the
+/// `preferred` place, which may be on its way back from its last job, or to any that is idle. Gives its place and its
+/// process id. None = there is none.
+pub fn give(
+    memory: &mut Memory,
+    (database, login, version): (u32, u32, u64),
+    segment: u32,
+    preferred: Option<Seat>,
+) -> Option<(Seat, i32)> {
+    let index = match preferred {
+        Some((index, serial)) => {
+            let slot = slots(memory).get(index).filter(|slot| slot.serial == serial)?;
+            matches!(slot::life(slot), Life::Idle | Life::Serving).then_some(index)?
+        }
+        None => {
+            let idle = slots(memory).iter().enumerate().filter(|(_, slot)| {
+                slot::life(slot) == Life::Idle && may_be_given(memory, slot, database, login, version)
+            });
+            idle.max_by_key(|(_, slot)| slot.since).map(|(index, _)| index)?
+        }
+    };
+    let slot = slots(memory).get(index).copied()?;
+    if !may_be_given(memory, &slot, database, login, version) {
+        return None;
+    }
+    let own = slot_mut(memory, index)?;
+    own.errand = segment;
+    own.segment = segment;
+    own.is_unread = 1;
+    if slot::life(own) == Life::Idle {
+        own.life = Life::Ready as u32;
+    }
+    process::wake(own.process);
+    Some(((index, slot.serial), slot.pid))
+}
+
+/// The worker begins the job that it was given.
+pub(super) fn begin(memory: &mut Memory, index: usize) -> Option<u32> {
+    let own = slot_mut(memory, index).filter(|own| own.errand != 0)?;
+    own.life = Life::Serving as u32;
+    own.batch = 0;
+    own.is_waiting = 0;
+    Some(std::mem::take(&mut own.errand))
+}
+
+/// The worker has done with its job, and is ready for another.
+pub fn served(memory: &mut Memory, index: usize) {
+    let Some(own) = slot_mut(memory, index).filter(|own| own.errand == 0) else { return };
+    own.life = Life::Ready as u32;
+    own.since = process::now();
+    // At once, so that a session that comes back finds it so.
+    slot::idle(memory, index);
+}
+
+/// The session has read the result of the job in this segment, or given it up.
+pub fn release(memory: &mut Memory, (index, serial): Seat, segment: u32) {
+    if let Some(slot) = slot_mut(memory, index) {
+        if slot.serial == serial && slot.segment == segment {
+            slot.is_unread = 0;
+        }
+    }
+}
+
+/// Is the job in this segment with the worker in this place, begun or not?
+pub fn has_job(memory: &Memory, (index, serial): Seat, segment: u32) -> bool {
+    slots(memory).get(index).is_some_and(|slot| {
+        slot.serial == serial
+            && slot.segment == segment
+            && (slot.errand == segment || slot::life(slot) == Life::Serving)
+    })
+}
+
+/// A process that has run a job of its own takes a place among the workers. None = there are enough.
+///
+/// # Errors
+/// [`Error::SharedMemory`] (53200)
+pub fn join(memory: &mut Memory, new: &Newcomer) -> Result<Option<Seat>, Error> {
+    root(memory)?;
+    // Itself is counted among those outside.
+    if slot::live(memory) > guc::cap() || slot::idle_count(memory) >= guc::idle_limit() {
+        return Ok(None);
+    }
+    let Some(index) = slot::free_slot(memory) else { return Ok(None) };
+    let key = batch::key(memory, new.database, new.login)?;
+    let (serial, turn) = (slot::next_serial(memory), queue::next_turn(memory));
+    let record = memory.get_mut::<Key>(key);
+    record.workers += 1;
+    record.turn = turn;
+    if let Some(slot) = slot_mut(memory, index) {
+        *slot = Slot {
+            serial,
+            key,
+            life: Life::Serving as u32,
+            pid: new.pid,
+            process: process::own(),
+            handle: new.worker.to_words(),
+            has_handle: 1,
+            is_mortal: 1,
+            version: new.version,
+            segment: new.segment,
+            is_unread: 1,
+            progress: -1,
+            since: process::now(),
+            ..bytemuck::Zeroable::zeroed()
+        };
+    }
+    Ok(Some((index, serial)))
+}
+
+/// A worker of the queue takes jobs from sessions from now on.
+pub fn offer(memory: &mut Memory, index: usize, version: u64) {
+    if let Some(slot) = slot_mut(memory, index) {
+        slot.version = version;
+    }
+}
+
+/// The job that a worker was given and will not begin: it goes before that.
+pub fn take_back(memory: &mut Memory, index: usize) -> Option<u32> {
+    let slot = slot_mut(memory, index)?;
+    Some(std::mem::take(&mut slot.errand)).filter(|segment| *segment != 0)
+}
+
+/// Has the worker been given a job that it has not begun?
+pub fn has_errand(memory: &Memory, index: usize) -> bool {
+    slots(memory).get(index).is_some_and(|slot| slot.errand != 0)
+}
+
+/// The worker takes no jobs any more, for it looks at something else. False = it has been given one.
+pub fn close(memory: &mut Memory, index: usize) -> bool {
+    slot::ready(memory, index);
+    !has_errand(memory, index)
+}
+
+/// The worker will not do what it was told to.
+pub fn undo(memory: &mut Memory, index: usize, task: &Task) {
+    match task {
+        Task::Run(claim) => queue::withdraw(memory, index, claim),
+        Task::Record(place) | Task::Log(place) => memory.get_mut::<Batch>(*place).writer = 0,
+        _ => {}
+    }
+}
