@@ -108,6 +108,8 @@ pub enum Error {
     NotCommitted,
     #[error("could not write file of accepted jobs: {0}")]
     Spooled(std::io::Error),
+    #[error("the log of pg_background_mgr is locked")]
+    LogLocked,
     #[error("background job or batch \"{0}\" does not exist")]
     NoSuchJob(Text),
     #[error("no job of \"{0}\" is to be run again")]
@@ -188,6 +190,7 @@ impl Error {
             InRecovery => b"25006",
             NotCommitted | NothingToRetry(_) => b"55000",
             Spooled(_) => b"58030",
+            LogLocked => b"55P03",
             NoSuchJob(_) => b"42704",
             JobTimeout => b"57014",
             Uuid(_) => b"22P02",

@@ -76,31 +76,46 @@ pub unsafe fn raw_parse(sql: *const c_char) -> *mut pg_sys::List {
     return unsafe { pg_sys::raw_parser(sql, pg_sys::RawParseMode::RAW_PARSE_DEFAULT) };
 }
 
-/// The statements of a parsed text. 12 links them, later servers have an array.
+/// Where the values of a list are. 12 links them, later servers have an array.
+///
+/// # Safety
+/// `list` is a list, or null for an empty one.
+unsafe fn list_cells(list: *const pg_sys::List) -> Vec<*const pg_sys::ListCell> {
+    if list.is_null() {
+        return Vec::new();
+    }
+    #[cfg(not(feature = "__ge13"))]
+    // SAFETY: a chain that ends with null.
+    return unsafe {
+        let mut cells = Vec::new();
+        let mut cell = (*list).head;
+        while !cell.is_null() {
+            cells.push(cell.cast_const());
+            cell = (*cell).next;
+        }
+        cells
+    };
+    #[cfg(feature = "__ge13")]
+    // SAFETY: so many cells.
+    return unsafe { (0..(*list).length as usize).map(|index| (*list).elements.add(index).cast_const()).collect() };
+}
+
+/// The statements of a parsed text.
 ///
 /// # Safety
 /// `list` came from `pg_parse_query`.
 pub unsafe fn list_of_statements(list: *mut pg_sys::List) -> Vec<*mut pg_sys::RawStmt> {
-    let mut statements = Vec::new();
-    if list.is_null() {
-        return statements;
-    }
-    #[cfg(not(feature = "__ge13"))]
-    // SAFETY: a list of pointers to nodes, ended by null.
-    unsafe {
-        let mut cell = (*list).head;
-        while !cell.is_null() {
-            statements.push((*cell).data.ptr_value.cast());
-            cell = (*cell).next;
-        }
-    }
-    #[cfg(feature = "__ge13")]
-    // SAFETY: `length` pointers to nodes.
-    unsafe {
-        let cells = std::slice::from_raw_parts((*list).elements, (*list).length as usize);
-        statements.extend(cells.iter().map(|cell| cell.ptr_value.cast::<pg_sys::RawStmt>()));
-    }
-    statements
+    // SAFETY: pointers to nodes; a cell begins with its value.
+    unsafe { list_cells(list) }.into_iter().map(|cell| unsafe { cell.cast::<*mut pg_sys::RawStmt>().read() }).collect()
+}
+
+/// The oids of a list.
+///
+/// # Safety
+/// `list` is a list of oids, or null for an empty one.
+pub unsafe fn list_of_oids(list: *mut pg_sys::List) -> Vec<pg_sys::Oid> {
+    // SAFETY: by contract; a cell begins with its value.
+    unsafe { list_cells(list) }.into_iter().map(|cell| unsafe { cell.cast::<pg_sys::Oid>().read() }).collect()
 }
 
 /// Analyzes and rewrites one statement into a list of queries.

@@ -54,6 +54,54 @@ pub fn try_to_read(table: &[u8]) -> bool {
     oid != 0 && unsafe { pg_sys::ConditionalLockRelationOid(oid.into(), pg_sys::AccessShareLock as i32) }
 }
 
+/// Takes every lock that a change of a table's rows needs. `waits`: for the table itself; never for its parts, so that
+/// who holds nothing else is in nobody's way (deadlocks). False = somebody else has one of them, or the table is gone.
+pub fn try_to_write(table: u32, waits: bool) -> bool {
+    // SAFETY: inside a transaction, which the locks belong to; numbers of relations that are gone may be locked.
+    unsafe {
+        if waits {
+            pg_sys::LockRelationOid(table.into(), pg_sys::RowExclusiveLock as i32);
+        } else if !try_lock(table.into()) {
+            return false;
+        }
+        let Some(toast) = lock_indexes(table.into()) else { return false };
+        toast == pg_sys::Oid::INVALID || try_lock(toast) && lock_indexes(toast).is_some()
+    }
+}
+
+/// Takes the lock that a sequence needs to be used. False = somebody else has one.
+pub fn try_to_use(sequence: u32) -> bool {
+    // SAFETY: inside a transaction, which the lock belongs to.
+    unsafe { try_lock(sequence.into()) }
+}
+
+/// # Safety
+/// Inside a transaction.
+unsafe fn try_lock(relation: pg_sys::Oid) -> bool {
+    // SAFETY: by contract.
+    unsafe { pg_sys::ConditionalLockRelationOid(relation, pg_sys::RowExclusiveLock as i32) }
+}
+
+/// Locks the indexes of a table; gives its toast table. None = somebody else has one of them, or the table is gone.
+///
+/// # Safety
+/// Inside a transaction that has locked the table.
+unsafe fn lock_indexes(table: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    // SAFETY: by contract; the entry and the list, a copy, are given back.
+    unsafe {
+        let relation = pg_sys::RelationIdGetRelation(table);
+        if relation.is_null() {
+            return None;
+        }
+        let toast = (*(*relation).rd_rel).reltoastrelid;
+        let list = pg_sys::RelationGetIndexList(relation);
+        pg_sys::RelationClose(relation);
+        let indexes = crate::compat::exec::list_of_oids(list);
+        pg_sys::list_free(list);
+        indexes.into_iter().all(|index| try_lock(index)).then_some(toast)
+    }
+}
+
 /// A byte of a literal.
 fn double(byte: u8) -> impl Iterator<Item = u8> {
     std::iter::repeat_n(byte, if byte == b'\'' { 2 } else { 1 })

@@ -63,6 +63,14 @@ pub const SCHEMA: &str = "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catal
      JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
      WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";
 
+/// The log, and the sequence of its column `id`: oids.
+pub const LOG: &str = "SELECT c.oid::pg_catalog.int8 FROM pg_catalog.pg_extension AS e \
+     JOIN pg_catalog.pg_class AS c ON c.relnamespace OPERATOR(pg_catalog.=) e.extnamespace \
+     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name \
+     AND c.relname OPERATOR(pg_catalog.=) \
+         ANY ('{pg_background_log,pg_background_log_id_seq}'::pg_catalog.name[]) \
+     ORDER BY c.relname";
+
 /// The transaction that wrote the extension's row.
 pub const EXTENSION_XMIN: &str = "SELECT xmin FROM pg_catalog.pg_extension \
      WHERE extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";

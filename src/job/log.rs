@@ -5,18 +5,27 @@
 
 use super::registry::{Ended, JobView, Reason, State};
 use super::{catalog, spool};
+use crate::error::Error;
 use crate::ffi::area;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
-use crate::ffi::report::Captured;
+use crate::ffi::report::{self, Captured, Log};
 use crate::ffi::spi::{self, Plan};
 use crate::ffi::typed_rows::Cell;
-use crate::ffi::{lock, role, transaction};
+use crate::ffi::{lock, role, session, transaction};
 use crate::guc;
-use crate::protocol::{decode, sqlstate, Outcome};
+use crate::protocol::{decode, sqlstate, Outcome, Report};
+use std::cell;
+use std::time::Duration;
 
-/// How long a write waits for a lock on the log, in milliseconds. Nobody needs one for longer; if somebody has one, the
-/// row is written later.
-const LOCK_TIMEOUT: i32 = 200;
+/// How long a write waits for a lock on the log. Nobody needs one for longer; if somebody has one, the row is written
+/// later.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// The same in milliseconds, and short enough for a worker to give way before anybody is told of a deadlock.
+fn lock_timeout() -> i32 {
+    let limit = LOCK_TIMEOUT.min(session::deadlock_timeout() / 2);
+    i32::try_from(limit.as_millis()).unwrap_or(1).max(1)
+}
 
 /// A final row, or what is known after an attempt that will be repeated.
 pub struct FinalRow<'a> {
@@ -77,6 +86,8 @@ thread_local! {
     /// The schema of the extension, quoted.
     static SCHEMA: Slot<Vec<u8>> = const { slot(Vec::new()) };
     static PLANS: Slot<Option<Plans>> = const { slot(None) };
+    /// The log, and the sequence of its column `id`.
+    static RELATIONS: cell::Cell<Option<(u32, u32)>> = const { cell::Cell::new(None) };
 }
 
 /// Finds the log. False = the extension is not in this database (any more). Inside a transaction.
@@ -84,6 +95,7 @@ pub fn find() -> bool {
     let schema = spi::select(catalog::SCHEMA).concat();
     let is_there = !schema.is_empty();
     SCHEMA.set(schema);
+    RELATIONS.set(None);
     is_there
 }
 
@@ -137,6 +149,21 @@ fn with_plans<T>(body: impl FnOnce(&Plans) -> T) -> T {
 /// Forgets what was planned, after an error.
 pub fn forget_plans() {
     PLANS.set(None);
+    RELATIONS.set(None);
+}
+
+/// Takes the locks that writing the log needs, before all else and all at once: a worker that has one of them never waits
+/// for another, so whoever drops the extension or changes the log wins. `waits`: for the table, if nothing else is held.
+fn hold(waits: bool) {
+    let (table, sequence) = RELATIONS.get().unwrap_or_else(|| {
+        let mut oids = spi::select(catalog::LOG).into_iter();
+        (number(oids.next()), number(oids.next()))
+    });
+    let is_held = table != 0 && lock::try_to_write(table, waits) && (sequence == 0 || lock::try_to_use(sequence));
+    if !is_held {
+        return report::emit(&Report::from(Error::LogLocked), Log::Here);
+    }
+    RELATIONS.set(Some((table, sequence)));
 }
 
 /// Runs `body` in a transaction of the extension's own, with the rights of the cluster's owner; `is_durable`: when this
@@ -149,7 +176,7 @@ pub fn in_own_transaction<T>(is_durable: bool, body: impl FnOnce() -> T) -> Resu
         transaction::start_command();
         transaction::allow_writes();
         transaction::read_committed();
-        let value = transaction::with_lock_timeout(LOCK_TIMEOUT, || role::as_cluster_owner(body));
+        let value = transaction::with_lock_timeout(lock_timeout(), || role::as_cluster_owner(body));
         if is_durable {
             transaction::force_sync_commit();
         }
@@ -189,7 +216,11 @@ fn write(row: &FinalRow) {
 /// Writes a row as part of the job's own transaction. None = it is written; the report tells why it is not: what was
 /// done is undone, and the job's transaction goes on.
 pub fn write_with_job(row: &FinalRow) -> Option<Box<Captured>> {
-    let failed = transaction::attempt(LOCK_TIMEOUT, || role::as_cluster_owner(|| write(row))).err();
+    let write = || {
+        hold(false); // the job has locks of its own
+        write(row);
+    };
+    let failed = transaction::attempt(lock_timeout(), || role::as_cluster_owner(write)).err();
     if let Some(captured) = &failed {
         forget_plans();
         tell(captured);
@@ -199,6 +230,7 @@ pub fn write_with_job(row: &FinalRow) -> Option<Box<Captured>> {
 
 /// Writes rows. Inside [`in_own_transaction`].
 pub fn write_rows(rows: &[FinalRow]) {
+    hold(true);
     rows.iter().for_each(write);
 }
 
@@ -228,6 +260,7 @@ pub fn stopped(message: &str) -> Outcome {
 
 /// Writes down that jobs are about to start; gives where each row is then. Inside [`in_own_transaction`].
 pub fn mark_started(jobs: &[[u8; 16]]) -> Vec<Option<Vec<u8>>> {
+    hold(true);
     with_plans(|plans| {
         jobs.iter()
             .map(|uuid| plans.mark.run(&[Cell::Uuid(*uuid)]).pop().and_then(|mut row| row.pop()).flatten())
@@ -237,6 +270,7 @@ pub fn mark_started(jobs: &[[u8; 16]]) -> Vec<Option<Vec<u8>>> {
 
 /// Writes the rows of a batch; gives the transaction that did. Inside [`in_own_transaction`].
 pub fn record(batch: [u8; 16]) -> u32 {
+    hold(true);
     let sql = [
         b"INSERT INTO ".as_slice(),
         &table(),
@@ -261,6 +295,7 @@ pub fn fold_left_behind(database: u32) -> Vec<spool::Left> {
     if left.is_empty() {
         return left;
     }
+    hold(true);
     let sql = [
         b"INSERT INTO ".as_slice(),
         &table(),
@@ -283,7 +318,8 @@ pub fn databases() -> Vec<u32> {
 
 /// Deletes rows of jobs that ended longer ago than `log_retention`. Inside [`in_own_transaction`].
 pub fn prune_old() {
-    if let Some(seconds) = guc::log_retention() {
+    if let Some(seconds) = guc::log_retention().filter(|_| find()) {
+        hold(true);
         prune(seconds.saturating_mul(1_000_000), None);
     }
 }
