@@ -574,7 +574,8 @@ fn jobs_wait_while_others_have_all_processes() {
 }
 
 fn one_free_process_drains_the_queue() {
-    let cluster = cluster(&[]);
+    // The sleepers count against the cap: one place in it is to be free, too.
+    let cluster = cluster(&[("pg_background_mgr.reserved_workers", "1")]);
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
     let pids = take_all_processes(&mut other);
     other.run(&format!("select pg_terminate_backend({})", pids[0]));
