@@ -110,11 +110,15 @@ pub fn is_late() -> bool {
     DEADLINE.get().is_some_and(|deadline| Instant::now() + TIMER_SLACK >= deadline)
 }
 
-/// A job begins: what was to cancel the one before does not reach it.
-pub fn begin_job() {
-    IN_JOB.store(true, Ordering::Relaxed);
+/// A job begins: what was to cancel the one before does not reach it. False = the process is to end, and no job begins.
+pub fn begin_job() -> bool {
+    IN_JOB.store(true, Ordering::SeqCst);
     // SAFETY: a flag of this process.
     unsafe { (&raw mut pg_sys::QueryCancelPending).write_volatile(0 as _) };
+    // From here on a termination cancels the job.
+    let begins = !IS_ENDING.load(Ordering::SeqCst);
+    IN_JOB.store(begins, Ordering::SeqCst);
+    begins
 }
 
 /// The job has ended, nothing of it can be cancelled any more.

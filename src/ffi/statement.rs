@@ -212,6 +212,12 @@ pub fn announce_kept(sql: std::ffi::CString) -> &'static CStr {
     sql
 }
 
+/// Tells everybody that this worker is about to do something.
+pub fn announce_ready() {
+    // SAFETY: writes this process's own state, outside of a transaction.
+    unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, std::ptr::null()) };
+}
+
 /// Tells everybody that this worker has nothing to do.
 pub fn announce_idle() {
     // SAFETY: writes this process's own state, outside of a transaction.

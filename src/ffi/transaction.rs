@@ -193,6 +193,18 @@ pub fn current_id() -> u32 {
     compat::transaction_number(unsafe { pg_sys::GetCurrentTransactionId() })
 }
 
+/// The outermost transaction that is open; 0 = it has not written anything.
+pub fn current_id_if_any() -> u32 {
+    // SAFETY: reads this process's state.
+    compat::transaction_number(unsafe { pg_sys::GetTopTransactionIdIfAny() })
+}
+
+/// Was a transaction of this process, which is over, committed? 0 = no.
+pub fn is_committed(transaction: u32) -> bool {
+    // SAFETY: a transaction that was not long ago; what has become of it is in shared memory.
+    unsafe { pg_sys::TransactionIdDidCommit(compat::transaction_id(transaction)) }
+}
+
 /// Does the statement that runs see what this transaction has committed?
 pub fn is_visible(transaction: u32) -> bool {
     // SAFETY: a statement runs, so it has a snapshot; it is only read.

@@ -6,7 +6,7 @@ use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::report::{self, Log};
 use crate::ffi::typed_rows::{Cell, TypedRows};
 use crate::ffi::{area, latch, process, role, session, spi, transaction};
-use crate::job::registry::{self, Found, JobView, NewBatch, NewJob, Place, Pulse, State};
+use crate::job::registry::{self, Found, JobView, NewBatch, NewJob, Place, Pulse, Start, State};
 use crate::job::spec::BatchSpec;
 use crate::job::spool::{self, Left, Spooled, SpooledJob};
 use crate::job::{catalog, log, pool};
@@ -19,8 +19,15 @@ use uuid::Uuid;
 /// without telling.
 const WORKER_CHECK: Duration = Duration::from_millis(50);
 
+/// How often a session that follows queued jobs tries to have workers started that there was no process for.
+const RETRY: Duration = Duration::from_millis(500);
+
 /// How long a launch that is not to wait for workers waits for those that it has started.
 const START_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a launch that is not to wait for workers gives those that have just ended a job, and how often it looks.
+const SETTLING: Duration = Duration::from_secs(1);
+const SETTLING_CHECK: Duration = Duration::from_millis(1);
 
 /// Longest time between two looks whether the jobs that are followed wait for who follows them.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
@@ -160,7 +167,7 @@ fn begin(
     may_wait: bool,
 ) -> Result<(), Error> {
     if !may_wait {
-        let starts = area::write(|memory| registry::reserve(memory, database, login, jobs))?;
+        let starts = reserve(database, login, jobs)?;
         let mut registered = 0;
         for start in &starts {
             if !pool::register(*start) {
@@ -189,6 +196,21 @@ fn begin(
             return Ok(());
         }
         latch::wait(Some(WORKER_CHECK));
+    }
+}
+
+/// Reserves workers for jobs that must not wait, or none.
+fn reserve(database: u32, login: u32, jobs: usize) -> Result<Vec<Start>, Error> {
+    let patience = Instant::now() + SETTLING;
+    loop {
+        let reserved = area::write(|memory| registry::reserve(memory, database, login, jobs));
+        if reserved.is_ok()
+            || Instant::now() >= patience
+            || !area::write(|memory| registry::is_settling(memory, database, login, jobs))
+        {
+            return reserved;
+        }
+        latch::wait(Some(SETTLING_CHECK));
     }
 }
 
@@ -471,9 +493,14 @@ pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
     watched(uuid, || {
         let mut teller = Teller::new(*uuid, following.tells);
         let mut look_at = Instant::now() + patience;
+        let mut try_at = Instant::now() + RETRY;
         loop {
             let jobs = pulses(uuid, |_| true);
             teller.tell(&jobs);
+            if Instant::now() >= try_at {
+                pool::start_workers();
+                try_at = Instant::now() + RETRY;
+            }
             if Instant::now() >= look_at {
                 check_blocked(&jobs)?;
                 // What was no deadlock so far may become one, but seldom does.
@@ -491,7 +518,10 @@ pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
             }
             // Only a job that runs can wait for this session.
             let look_at = jobs.iter().any(|job| job.state == State::Running).then_some(look_at);
-            let until = look_at.into_iter().chain(deadline).min();
+            // Others give processes back without telling, and a worker that goes does not tell whom it leaves stuck.
+            let is_queued = jobs.iter().any(|job| job.state == State::Queued);
+            let try_at = (is_queued && (is_job || area::read(registry::is_starved))).then_some(try_at);
+            let until = look_at.into_iter().chain(deadline).chain(try_at).min();
             latch::wait(until.map(|until| until.saturating_duration_since(Instant::now())));
         }
     })

@@ -11,12 +11,13 @@ use crate::ffi::interrupt::{self, CancelHeld};
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured};
 use crate::ffi::{
-    area, bgworker, client, exit, guc as settings, latch, lock, login, process, reset, session, statement, transaction,
+    area, bgworker, client, exit, guc as settings, latch, lock, login, process, reset, role, session, spi, statement,
+    transaction,
 };
 use crate::guc;
 use crate::job::log::{self, FinalRow};
-use crate::job::registry::{self, Arrival, Claim, Finish, Newcomer, Place, RunningJob, State, Task};
-use crate::job::{nesting, pool, spool, table};
+use crate::job::registry::{self, Arrival, Claim, Finish, Newcomer, Place, RunningJob, Start, State, Task};
+use crate::job::{catalog, nesting, pool, spool, table};
 use crate::protocol::{decode, sqlstate, to_bytes, Outcome, Report, Request};
 use std::cell::Cell;
 use std::ffi::CString;
@@ -26,6 +27,8 @@ use std::time::{Duration, Instant};
 const IDLE_CHECK: Duration = Duration::from_millis(500);
 /// How often a worker looks whether the one before it is gone.
 const TURN_CHECK: Duration = Duration::from_millis(1);
+/// How long the last worker of a role waits for those to go that are too many.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
 /// When a final row that could not be written is tried again, in microseconds.
 const LOG_RETRY: i64 = 500_000;
 /// Jobs that are shorter are claimed several at a time.
@@ -40,6 +43,19 @@ thread_local! {
     static PLACE: Cell<Option<usize>> = const { Cell::new(None) };
     static LOGGED_IN: Cell<bool> = const { Cell::new(false) };
     static LOST: Slot<Option<Report>> = const { slot(None) };
+    static DECIDED: Slot<Option<Decided>> = const { slot(None) };
+}
+
+/// How a job ended whose worker is still busy with it.
+struct Decided {
+    state: State,
+    outcome: Outcome,
+    /// It ends so if this transaction is committed.
+    commits: Option<u32>,
+}
+
+fn decide(state: State, outcome: &Outcome) {
+    DECIDED.set(Some(Decided { state, outcome: outcome.clone(), commits: None }));
 }
 
 /// The life of a worker.
@@ -109,15 +125,33 @@ pub fn on_exit() {
     let is_late = interrupt::is_late();
     let report = if is_late { Report::from(Error::JobTimeout) } else { report };
     let state = if report.sqlstate == sqlstate(b"57P01") { State::Stopped } else { State::Failed };
-    // Without a reason it was not refused, it just ended: another one may have more luck.
-    let refused = (!LOGGED_IN.get() && report.sqlstate != 0).then(|| report.sqlstate == sqlstate(b"53300"));
+    // Without a reason it was not refused, it just ended, or somebody ended it: another one may have more luck.
+    let is_passing = is_interrupt(&report) || [0, sqlstate(b"55P03")].contains(&report.sqlstate);
+    let is_refused = !LOGGED_IN.get() && !is_passing;
+    let refused = is_refused.then(|| report.sqlstate == sqlstate(b"53300"));
     let report = if report.sqlstate == 0 { Report::from(Error::WorkerLost(session::pid())) } else { report };
-    let outcome = match area::read(|memory| registry::is_stopping(memory, index)) {
-        true if state == State::Stopped => log::stopped(STOPPED),
-        _ => Outcome::failed(&report),
+    let decided = DECIDED.with_borrow_mut(Option::take);
+    let decided = decided.filter(|decided| decided.commits.is_none_or(transaction::is_committed));
+    let (state, outcome) = match decided {
+        Some(decided) => (decided.state, decided.outcome),
+        None if state == State::Stopped && area::read(|memory| registry::is_stopping(memory, index)) => {
+            (state, log::stopped(STOPPED))
+        }
+        None => (state, Outcome::failed(&report)),
     };
     let outcome = to_bytes(&outcome);
-    area::write(|memory| registry::died(memory, index, state, &outcome, refused));
+    if let Some(start) = area::write(|memory| registry::died(memory, index, state, &outcome, refused)) {
+        succeed(index, start);
+    }
+}
+
+/// Has a worker started in the place of this one, which goes. False = the server starts this one again.
+fn succeed(index: usize, start: Start) -> bool {
+    let is_succeeded = pool::register(start);
+    if !is_succeeded {
+        area::write(|memory| registry::stays_on(memory, index));
+    }
+    is_succeeded
 }
 
 struct Worker {
@@ -132,6 +166,10 @@ struct Worker {
     is_clean: bool,
     /// The last job was short.
     is_short: bool,
+    /// The role or the database may have only so many connections.
+    is_limited: bool,
+    /// Whoever counts connections counts this one.
+    is_counted: bool,
     pruned: Instant,
 }
 
@@ -145,6 +183,8 @@ impl Worker {
             request: None,
             is_clean: true,
             is_short: false,
+            is_limited: true,
+            is_counted: false,
             pruned: Instant::now(),
         }
     }
@@ -175,13 +215,9 @@ impl Worker {
                 return self.refuse();
             }
         }
-        if self.login != 0 {
-            let request = Request { database: self.database, login: self.login, ..Request::default() };
-            let checked = log::in_own_transaction(false, || check_connection_limits(&request));
-            if let Ok(Err(error)) = checked {
-                LOST.set(Some(Report::from(error)));
-                return self.refuse();
-            }
+        self.look_at_limits();
+        if !self.is_within_limits() {
+            return self.refuse();
         }
         client::speak_database_encoding();
         self.fold();
@@ -203,13 +239,42 @@ impl Worker {
         });
         self.fingerprint = found.ok().flatten();
         if self.fingerprint.is_some() {
+            self.look_at_limits();
             self.fold();
         }
         self.fingerprint.is_some()
     }
 
+    fn look_at_limits(&mut self) {
+        self.is_limited = log::in_own_transaction(false, || is_limited(self.database, self.login)).unwrap_or(true);
+    }
+
+    /// May the role have this connection?
+    fn is_within_limits(&mut self) -> bool {
+        let request = Request { database: self.database, login: self.login, ..Request::default() };
+        let patience = Instant::now() + REFUSAL_PATIENCE;
+        while self.is_limited && !self.is_counted {
+            // Those that came with it, and were refused as well, count until they are gone.
+            let is_last = area::write(|memory| registry::is_left_alone(memory, self.index));
+            let report = match log::in_own_transaction(false, || check_connection_limits(&request)) {
+                Ok(Ok(())) => break,
+                Ok(Err(_)) if is_last && Instant::now() < patience => {
+                    latch::wait(Some(TURN_CHECK));
+                    continue;
+                }
+                Ok(Err(error)) => Report::from(error),
+                Err(captured) => captured.report,
+            };
+            LOST.set(Some(report));
+            return false;
+        }
+        self.is_counted = true;
+        true
+    }
+
     /// As a refused login.
     fn refuse(&mut self) -> bool {
+        LOGGED_IN.set(false);
         on_exit();
         false
     }
@@ -253,6 +318,7 @@ impl Worker {
                 Task::Serve(segment) => {
                     direct::serve(Handle::from_number(segment));
                     self.is_clean = false;
+                    self.is_counted = false;
                     if !self.become_free() {
                         return;
                     }
@@ -271,6 +337,14 @@ impl Worker {
                     if !self.wait(now, since, due) {
                         return;
                     }
+                }
+                Task::Pause => {
+                    if !self.is_clean && !self.reset() {
+                        return;
+                    }
+                    let _held = CancelHeld::new();
+                    latch::wait(Some(IDLE_CHECK));
+                    interrupt::forget_cancel();
                 }
                 Task::Leave | Task::HandOver => return,
             }
@@ -308,6 +382,7 @@ impl Worker {
         }
         if now == since {
             statement::announce_idle();
+            self.is_counted = false;
         }
         pool::start_workers();
         if !area::write(|memory| registry::idle(memory, self.index)) {
@@ -330,7 +405,9 @@ impl Worker {
     /// Runs the jobs of a claim. False = the worker is to go.
     fn run(&mut self, claim: &Claim) -> bool {
         let goes_on = self.run_claim(claim);
-        area::write(|memory| registry::withdraw(memory, self.index, claim));
+        if PLACE.get().is_some() {
+            area::write(|memory| registry::withdraw(memory, self.index, claim));
+        }
         goes_on
     }
 
@@ -348,6 +425,12 @@ impl Worker {
                 }
                 Err(_) => return false,
             }
+        }
+        if self.is_limited && !self.is_counted {
+            statement::announce_ready(); // what is idle does not count
+        }
+        if !self.is_within_limits() {
+            return self.refuse();
         }
         let uuids = area::read(|memory| registry::uuids(memory, claim));
         let checked = log::in_own_transaction(true, || {
@@ -371,17 +454,13 @@ impl Worker {
         }
         for (job, place) in claim.indexes.iter().zip(places.iter().map(Option::as_deref).chain(std::iter::repeat(None)))
         {
-            if interrupt::is_ending() {
+            // Before others can see that it runs, and stop it.
+            if !interrupt::begin_job() {
                 return false;
             }
-            let is_begun = area::write(|memory| {
-                let is_begun = registry::begin(memory, self.index, claim.batch, *job);
-                if is_begun {
-                    interrupt::begin_job();
-                }
-                is_begun
-            });
-            if is_begun {
+            if !area::write(|memory| registry::begin(memory, self.index, claim.batch, *job)) {
+                interrupt::end_job(); // it was stopped in the meantime
+            } else {
                 let began = Instant::now();
                 self.run_job(claim.batch, *job, place);
                 self.is_short = began.elapsed() < SHORT;
@@ -423,7 +502,7 @@ impl Worker {
             attempts: job.attempt,
             outcome,
         };
-        let kept = Cell::new(None);
+        DECIDED.set(None);
         let is_written = Cell::new(false);
         let mut audience = Recorder {
             before_commit: |outcome: Outcome| {
@@ -432,11 +511,12 @@ impl Worker {
                     match log::write_with_job(&row) {
                         None => is_written.set(true),
                         // A cancel is for the job, which has not been committed.
-                        Some(captured) if is_interrupt(&captured) => report::raise(*captured),
+                        Some(captured) if is_interrupt(&captured.report) => report::raise(*captured),
                         Some(_) => {}
                     }
                 }
-                kept.set(Some(outcome));
+                let commits = Some(transaction::current_id_if_any());
+                DECIDED.set(Some(Decided { state: State::Succeeded, outcome, commits }));
             },
         };
         let outcome = report::catch(|| {
@@ -448,10 +528,13 @@ impl Worker {
         });
         let failure = match outcome {
             Ok(Ok(done)) => {
-                let outcome = kept.take().unwrap_or_else(|| recorder::outcome(&done.tags));
+                let decided = DECIDED.with_borrow_mut(Option::take);
+                let outcome = decided.map_or_else(|| recorder::outcome(&done.tags), |decided| decided.outcome);
                 let ended = process::now();
-                let is_written = is_written.get()
-                    || is_recorded && self.write(&final_row(State::Succeeded.name(), Some(ended), outcome.clone()));
+                let is_written = is_written.get() || {
+                    decide(State::Succeeded, &outcome);
+                    is_recorded && self.write(&final_row(State::Succeeded.name(), Some(ended), outcome.clone()))
+                };
                 return self.finish(batch, index, State::Succeeded, is_written, &outcome);
             }
             Ok(Err(error)) => Captured::from(Report::from(error)),
@@ -486,6 +569,7 @@ impl Worker {
             area::write(|memory| registry::finish(memory, self.index, batch, index, &Finish::Again(not_before)));
             return interrupt::end_job();
         }
+        decide(state, &outcome);
         let is_written = is_recorded && self.write(&final_row(state.name(), Some(process::now()), outcome.clone()));
         self.finish(batch, index, state, is_written, &outcome);
     }
@@ -502,6 +586,7 @@ impl Worker {
         let bytes = to_bytes(outcome);
         let finish = if is_written { Finish::Logged(state) } else { Finish::Unlogged(state, &bytes) };
         area::write(|memory| registry::finish(memory, self.index, batch, index, &finish));
+        DECIDED.set(None);
         interrupt::end_job();
     }
 
@@ -569,18 +654,23 @@ impl Worker {
             let error = if interrupt::is_ending() { Error::Terminated } else { Error::NotRun };
             direct::refuse(Handle::from_number(segment), error.into());
         }
-        let start = area::write(|memory| registry::hand_over(memory, self.index));
-        let is_succeeded = match start {
-            Some(start) => pool::register(start),
-            None => {
-                pool::start_workers();
-                true
+        loop {
+            match area::write(|memory| registry::hand_over(memory, self.index)) {
+                None => return pool::start_workers(),
+                Some(start) if succeed(self.index, start) => return,
+                Some(_) if area::read(|memory| registry::starts_again(memory, self.index)) => return pool::die(),
+                Some(_) if interrupt::is_ending() => return,
+                // The server does not start this one again: there must be another first.
+                Some(_) => latch::wait(Some(IDLE_CHECK)),
             }
-        };
-        if !is_succeeded {
-            pool::die();
         }
     }
+}
+
+/// Do the role or the database have a connection limit? A worker whose role or database changes goes.
+fn is_limited(database: u32, login: u32) -> bool {
+    let limits = [catalog::limit_of_role(login), catalog::limit_of_database(database)];
+    login != 0 && !role::is_superuser(login) && limits.iter().any(|sql| spi::select(sql).concat() != b"-1")
 }
 
 /// How often old rows are deleted: often enough for the log to be about as long as it may be.
@@ -589,6 +679,7 @@ fn prune_every() -> Duration {
     (retention / 20).clamp(Duration::from_secs(1), PRUNE_EVERY)
 }
 
-fn is_interrupt(captured: &Captured) -> bool {
-    [sqlstate(b"57014"), sqlstate(b"57P01")].contains(&captured.report.sqlstate)
+/// Was something ended from outside?
+fn is_interrupt(report: &Report) -> bool {
+    [sqlstate(b"57014"), sqlstate(b"57P01")].contains(&report.sqlstate)
 }

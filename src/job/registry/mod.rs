@@ -22,8 +22,9 @@ pub use queue::{
 };
 pub use record::{Place, Reason, State, MESSAGE_BYTES};
 pub use slot::{
-    arrive, cannot_register, died, hand_over, idle, is_attended, is_stopping, is_stuck, make_room, may_leave,
-    of_process, plan, register, report_progress, reserve, set_waiting, terminate_jobs, Arrival, Start,
+    arrive, cannot_register, died, hand_over, idle, is_attended, is_left_alone, is_settling, is_starved, is_stopping,
+    is_stuck, make_room, may_leave, of_process, plan, register, report_progress, reserve, set_waiting, starts_again,
+    stays_on, terminate_jobs, Arrival, Start,
 };
 pub use watch::{unwatch, watch};
 

@@ -4,7 +4,8 @@
 //! them at once; each is begun on its own, and until then it can be stopped as any queued job.
 
 use super::record::{Batch, Job, Key, Life, Place, Reason, Root, Slot, State};
-use super::{batch, direct, slot, slot_mut, slots, watch};
+use super::slot::{self, Standing};
+use super::{batch, direct, slot_mut, slots, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 use crate::guc;
@@ -30,6 +31,8 @@ pub enum Task {
     Serve(u32),
     /// Nothing until then (microseconds, none = until it is woken).
     Wait(Option<i64>),
+    /// Nothing before there are fewer workers.
+    Pause,
     /// There is nothing to do for it, or it is not wanted any more.
     Leave,
     /// Somebody else is to have its place.
@@ -73,7 +76,8 @@ pub fn claim(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
         return Task::Serve(segment);
     }
     let Some(own) = slots(memory).get(index).copied() else { return Task::Leave };
-    if own.is_unwanted != 0 || slot::live(memory) > guc::cap() {
+    let standing = slot::standing(memory, index);
+    if own.is_unwanted != 0 || standing == Standing::Goes {
         return Task::Leave;
     }
     sweep(memory, false);
@@ -82,8 +86,11 @@ pub fn claim(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
         begin_to_write(memory, index, place);
         return Task::Log(place);
     }
+    if standing == Standing::Pauses {
+        return Task::Pause;
+    }
     if key.login == 0 {
-        return Task::Leave;
+        return log_due(memory, key.database).map_or(Task::Leave, |due| Task::Wait(Some(due)));
     }
     if slot::gives_way(memory, index, now, QUANTUM) {
         return Task::HandOver;
@@ -271,6 +278,12 @@ pub(super) fn log_duty(memory: &Memory, database: u32, now: i64) -> Option<Place
         let batch = memory.get::<Batch>(*place);
         batch.unlogged > 0 && batch.database == database && batch.writer == 0 && batch.retry_log_at <= now
     })
+}
+
+/// When final rows that could not be written in this database are to be tried again.
+fn log_due(memory: &Memory, database: u32) -> Option<i64> {
+    let batches = batch::batches(memory).map(|place| memory.get::<Batch>(place));
+    batches.filter(|batch| batch.unlogged > 0 && batch.database == database).map(|batch| batch.retry_log_at).min()
 }
 
 /// The rows of the batch are in the table, or could not be written and are to be tried again not before `retry_at`.

@@ -79,6 +79,8 @@ pub struct Root {
     pub keys: Place,
     pub slots: Place,
     pub slot_count: u64,
+    /// The server had no process for the last worker that was asked for.
+    pub is_starved: u64,
     /// Batches by the hash of their uuid.
     pub buckets: [Place; BUCKETS],
 }
@@ -273,7 +275,7 @@ pub struct Slot {
     pub is_succeeded: u32,
     /// What it does cannot be cancelled any more.
     pub is_deaf: u32,
-    /// The server does not start it again when it dies.
+    /// The server does not start it again when it dies, or was told to end it.
     pub is_mortal: u32,
     /// What its login depended on when it logged in; 0 = it takes no jobs from sessions.
     pub version: u64,

@@ -57,6 +57,44 @@ pub fn live(memory: &mut Memory) -> usize {
     slots(memory).iter().filter(|slot| life(slot) != Life::Free && slot.is_succeeded == 0).count() + area::outside()
 }
 
+/// On its way out, and nobody waits for its place.
+fn is_ceding(slot: &Slot) -> bool {
+    life(slot) == Life::Leaving && slot.is_succeeded == 0
+}
+
+/// The same without those that are on their way out.
+fn staying(memory: &mut Memory) -> usize {
+    let all = live(memory);
+    all - slots(memory).iter().filter(|slot| is_ceding(slot)).count()
+}
+
+/// What the cap says of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    Stays,
+    /// There are too many: it goes.
+    Goes,
+    /// There are too many, but no other worker would see to what is queued when there is room again.
+    Pauses,
+}
+
+/// Where a worker that looks for work stands.
+pub(super) fn standing(memory: &mut Memory, index: usize) -> Standing {
+    if staying(memory) <= guc::cap() {
+        return Standing::Stays;
+    }
+    match is_alone(memory, index) && queue::has_work(memory) {
+        true => Standing::Pauses,
+        false => Standing::Goes,
+    }
+}
+
+/// Is there no other worker, now or soon?
+fn is_alone(memory: &Memory, index: usize) -> bool {
+    let is_other = |slot: &Slot| !matches!(life(slot), Life::Free | Life::Leaving);
+    !slots(memory).iter().enumerate().any(|(at, slot)| at != index && is_other(slot))
+}
+
 /// How many workers a call could have at once for this key.
 fn free_places(memory: &mut Memory, database: u32, login: u32) -> usize {
     let free = guc::cap().saturating_sub(live(memory));
@@ -141,7 +179,32 @@ pub(super) fn idle_count(memory: &Memory) -> usize {
     slots(memory).iter().filter(|slot| life(slot) == Life::Idle).count()
 }
 
-/// Reserves a place for a worker of a key.
+/// Where there is room for one more worker: beside the others, or in the place of one that is on its way out.
+enum Room {
+    Beside,
+    After(usize),
+}
+
+fn room(memory: &mut Memory) -> Option<Room> {
+    let cap = guc::cap();
+    if live(memory) < cap {
+        return Some(Room::Beside);
+    }
+    if staying(memory) < cap {
+        return slots(memory).iter().position(is_ceding).map(Room::After);
+    }
+    None
+}
+
+/// Reserves a place for a worker of a key, if there is room for it.
+fn prepare_in_room(memory: &mut Memory, key: Place) -> Option<Start> {
+    match room(memory)? {
+        Room::Beside => prepare(memory, key, None),
+        Room::After(before) => prepare(memory, key, Some(before)),
+    }
+}
+
+/// Reserves a place for a worker of a key; `after` = it begins when that one is gone.
 fn prepare(memory: &mut Memory, key: Place, after: Option<usize>) -> Option<Start> {
     let index = free_slot(memory)?;
     let serial = next_serial(memory);
@@ -156,6 +219,9 @@ fn prepare(memory: &mut Memory, key: Place, after: Option<usize>) -> Option<Star
             ..bytemuck::Zeroable::zeroed()
         };
     }
+    if let Some(before) = after.and_then(|after| slot_mut(memory, after)) {
+        before.is_succeeded = 1;
+    }
     let turn = queue::next_turn(memory);
     let key = memory.get_mut::<Key>(key);
     key.workers += 1;
@@ -165,7 +231,7 @@ fn prepare(memory: &mut Memory, key: Place, after: Option<usize>) -> Option<Star
 
 /// Decides which workers are to be registered now, and wakes idle ones that have something to do.
 pub fn plan(memory: &mut Memory) -> Vec<Start> {
-    let (now, cap) = (process::now(), guc::cap());
+    let now = process::now();
     let mut starts = Vec::new();
     if memory.root() == 0 {
         return starts;
@@ -174,35 +240,55 @@ pub fn plan(memory: &mut Memory) -> Vec<Start> {
         if wake_idle(memory, key) {
             continue;
         }
-        if live(memory) < cap {
-            match prepare(memory, key, None) {
-                Some(start) => starts.push(start),
-                None => break,
+        match prepare_in_room(memory, key) {
+            Some(start) => starts.push(start),
+            None => {
+                ask_idle_to_leave(memory, key);
+                break;
             }
-        } else {
-            ask_idle_to_leave(memory, key);
-            break;
         }
     }
-    if live(memory) < cap {
-        if let Some(database) = unattended(memory, now) {
-            let start = batch::key(memory, database, 0).ok().and_then(|key| prepare(memory, key, None));
-            starts.extend(start);
-        }
+    if room(memory).is_some() {
+        starts.extend(unattended(memory, now).and_then(|key| prepare_in_room(memory, key)));
     }
     starts
 }
 
-/// A database with final rows to write, and no worker.
-fn unattended(memory: &Memory, now: i64) -> Option<u32> {
+/// The key of a worker that writes final rows in a database that has no worker.
+fn unattended(memory: &mut Memory, now: i64) -> Option<Place> {
     let databases: Vec<u32> = batch::batches(memory)
         .map(|place| memory.get::<Batch>(place))
         .filter(|batch| batch.unlogged > 0 && batch.retry_log_at <= now)
         .map(|batch| batch.database)
         .collect();
-    databases.into_iter().find(|database| {
+    let database = databases.into_iter().find(|database| {
         !slots(memory).iter().any(|slot| slot.key != 0 && memory.get::<Key>(slot.key).database == *database)
-    })
+    })?;
+    batch::key(memory, database, 0).ok()
+}
+
+/// The key of a worker that waits until there is something to do.
+fn in_time(memory: &mut Memory) -> Option<Place> {
+    let with_queue = batch::keys(memory).find(|place| {
+        let key = memory.get::<Key>(*place);
+        key.login != 0 && key.first != 0
+    });
+    if with_queue.is_some() {
+        return with_queue;
+    }
+    let unlogged = batch::batches(memory).map(|place| memory.get::<Batch>(place)).find(|batch| batch.unlogged > 0);
+    let database = unlogged?.database;
+    batch::key(memory, database, 0).ok()
+}
+
+/// What a worker is to be that comes in this place, or in the place after it: of another key than `but` if one is wanted.
+fn next_key(memory: &mut Memory, index: usize, but: Place) -> Option<Place> {
+    let now = process::now();
+    let wanted = hungriest(memory, now, but).or_else(|| hungriest(memory, now, 0)).or_else(|| unattended(memory, now));
+    match wanted {
+        None if is_alone(memory, index) => in_time(memory),
+        wanted => wanted,
+    }
 }
 
 /// Wakes an idle worker of a key.
@@ -214,19 +300,19 @@ fn wake_idle(memory: &mut Memory, key: Place) -> bool {
     true
 }
 
-/// Asks one idle worker of another key to make room.
-fn ask_idle_to_leave(memory: &mut Memory, key: Place) {
+/// Asks one idle worker of another key to make room. False = there is none.
+fn ask_idle_to_leave(memory: &mut Memory, key: Place) -> bool {
     let idle = slots(memory)
         .iter()
         .enumerate()
         .filter(|(_, slot)| life(slot) == Life::Idle && slot.key != key && slot.is_unwanted == 0)
         .min_by_key(|(_, slot)| slot.since)
         .map(|(index, _)| index);
-    if let Some(slot) = idle.and_then(|index| slot_mut(memory, index)) {
-        slot.is_unwanted = 1;
-        slot.life = Life::Ready as u32;
-        process::wake(slot.process);
-    }
+    let Some(slot) = idle.and_then(|index| slot_mut(memory, index)) else { return false };
+    slot.is_unwanted = 1;
+    slot.life = Life::Ready as u32;
+    process::wake(slot.process);
+    true
 }
 
 /// Asks an idle worker to leave: a session wants a process for itself. False = there is none.
@@ -238,9 +324,7 @@ pub fn make_room(memory: &mut Memory) -> bool {
             return true;
         }
     }
-    let has_idle = slots(memory).iter().any(|slot| life(slot) == Life::Idle);
-    ask_idle_to_leave(memory, 0);
-    has_idle
+    ask_idle_to_leave(memory, 0)
 }
 
 /// Wakes workers of a database that have nothing to do: there are rows to write.
@@ -267,8 +351,53 @@ pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) ->
     Ok((idle..wanted).filter_map(|_| prepare(memory, key, None)).collect())
 }
 
+/// Could it reserve these places soon, when those workers have come to rest that are between two jobs or on their way out?
+/// Asks one that is idle and of no use here to leave.
+pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> bool {
+    let now = process::now();
+    let keys: Vec<Place> = batch::keys(memory).collect();
+    // Jobs that wait come first.
+    let queued: usize = keys.into_iter().map(|key| demand(memory, key, now, wanted as u32) as usize).sum();
+    let busy = slots(memory).iter().filter(|slot| life(slot) == Life::Busy).count();
+    if guc::cap().saturating_sub(area::outside() + busy + queued) < wanted {
+        return false;
+    }
+    let is_moving = |slot: &Slot| matches!(life(slot), Life::Starting | Life::Ready | Life::Leaving);
+    if slots(memory).iter().any(is_moving) {
+        return true;
+    }
+    let own = batch::keys(memory).find(|place| {
+        let key = memory.get::<Key>(*place);
+        key.database == database && key.login == login
+    });
+    ask_idle_to_leave(memory, own.unwrap_or(0))
+}
+
+/// Are there others still on their way out, and is this the only worker of its key?
+pub fn is_left_alone(memory: &mut Memory, index: usize) -> bool {
+    reclaim(memory);
+    let Some(own) = slots(memory).get(index).copied().filter(|own| own.key != 0) else { return false };
+    let goes = |slot: &Slot| {
+        matches!(life(slot), Life::Leaving | Life::Died)
+            && slot.has_handle != 0
+            && !Worker::from_words(slot.handle).is_gone()
+    };
+    memory.get::<Key>(own.key).workers == 1 && slots(memory).iter().any(goes)
+}
+
+/// Had the server no process for the worker that was asked for last?
+pub fn is_starved(memory: &Memory) -> bool {
+    memory.root() != 0 && memory.get::<Root>(memory.root()).is_starved != 0
+}
+
+fn set_starved(memory: &mut Memory, is_starved: bool) {
+    let root = memory.root();
+    memory.get_mut::<Root>(root).is_starved = u64::from(is_starved);
+}
+
 /// The server has taken the worker.
 pub fn register(memory: &mut Memory, start: Start, worker: Worker) {
+    set_starved(memory, false);
     if let Some(slot) = slot_mut(memory, start.slot).filter(|slot| slot.serial == start.serial) {
         slot.handle = worker.to_words();
         slot.has_handle = 1;
@@ -277,12 +406,12 @@ pub fn register(memory: &mut Memory, start: Start, worker: Worker) {
 
 /// The server has no process for the worker.
 pub fn cannot_register(memory: &mut Memory, start: Start) {
+    set_starved(memory, true);
     let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
     leave_key(memory, start.slot);
     if slot.after != 0 {
         if let Some(before) = slot_mut(memory, slot.after as usize - 1) {
             before.is_succeeded = 0;
-            before.life = Life::Died as u32;
         }
     }
     if let Some(slot) = slot_mut(memory, start.slot) {
@@ -318,11 +447,7 @@ pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arriv
             }
         }
         Life::Died => {
-            let now = process::now();
-            let key = match hungriest(memory, now, 0) {
-                Some(key) => Some(key),
-                None => unattended(memory, now).and_then(|database| batch::key(memory, database, 0).ok()),
-            };
+            let key = next_key(memory, index, 0);
             let turn = queue::next_turn(memory);
             let Some(key) = key else {
                 if let Some(slot) = slot_mut(memory, index) {
@@ -335,6 +460,7 @@ pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arriv
             record.turn = turn;
             if let Some(slot) = slot_mut(memory, index) {
                 slot.key = key;
+                slot.is_unwanted = 0;
             }
         }
         _ => return Arrival::Nothing,
@@ -382,16 +508,34 @@ pub fn ready(memory: &mut Memory, index: usize) {
 /// May a worker go whose time is over? Not while it alone could see to what is queued.
 pub fn may_leave(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
-    let others = |slot: &Slot| !matches!(life(slot), Life::Free | Life::Leaving);
-    let has_others = slots(memory).iter().enumerate().any(|(at, slot)| at != index && others(slot));
-    if !has_others && queue::has_work(memory) {
+    if is_alone(memory, index) && queue::has_work(memory) {
         return false;
     }
     own.key == 0 || memory.get::<Key>(own.key).first == 0 || memory.get::<Key>(own.key).workers > 1
 }
 
-/// The worker goes.
-pub fn retire(memory: &mut Memory, index: usize) {
+/// The worker goes, and a worker of the key that wants one most takes its place.
+pub fn hand_over(memory: &mut Memory, index: usize) -> Option<Start> {
+    let own = slots(memory).get(index).copied()?;
+    // It does not look for work any more, and may have left some to others of its key.
+    retire(memory, index);
+    succeed(memory, index, own.key)
+}
+
+/// Reserves a place for a worker that begins when this one, which goes, is gone.
+fn succeed(memory: &mut Memory, index: usize, but: Place) -> Option<Start> {
+    // The last one always has a successor, which waits for room.
+    if staying(memory) >= guc::cap() && !is_alone(memory, index) {
+        return None;
+    }
+    if !slots(memory).get(index).is_some_and(is_ceding) {
+        return None; // somebody has its place already
+    }
+    let next = next_key(memory, index, but)?;
+    prepare(memory, next, Some(index))
+}
+
+fn retire(memory: &mut Memory, index: usize) {
     leave_key(memory, index);
     if let Some(slot) = slot_mut(memory, index) {
         slot.life = Life::Leaving as u32;
@@ -399,32 +543,24 @@ pub fn retire(memory: &mut Memory, index: usize) {
     }
 }
 
-/// The worker goes, and a worker of the key that wants one most takes its place.
-pub fn hand_over(memory: &mut Memory, index: usize) -> Option<Start> {
-    let now = process::now();
-    let own = slots(memory).get(index).copied()?;
-    // Itself not counted.
-    let is_room = live(memory).saturating_sub(1) < guc::cap();
-    let next = match hungriest(memory, now, own.key).filter(|_| is_room) {
-        Some(next) => Some(next),
-        None if is_room && queue::has_work(memory) && own.key != 0 => hungriest(memory, now, 0),
-        None => None,
-    };
-    retire(memory, index);
-    // The key may have gone with its last worker.
-    let next = next.filter(|next| batch::keys(memory).any(|key| key == *next))?;
-    let start = prepare(memory, next, Some(index))?;
-    if let Some(slot) = slot_mut(memory, index) {
-        slot.is_succeeded = 1;
+/// The successor of this worker could not be registered: the server is to start it again itself.
+pub fn stays_on(memory: &mut Memory, index: usize) {
+    if let Some(slot) = slot_mut(memory, index).filter(|slot| is_ceding(slot) && slot.is_mortal == 0) {
+        slot.life = Life::Died as u32;
     }
-    Some(start)
 }
 
-/// The worker dies; what it leaves ends in this state. `refused` = it could not log in.
-pub fn died(memory: &mut Memory, index: usize, state: State, outcome: &[u8], refused: Option<bool>) {
-    let Some(own) = slots(memory).get(index).copied() else { return };
+/// Does the server start this worker again, for it could not register a successor?
+pub fn starts_again(memory: &Memory, index: usize) -> bool {
+    slots(memory).get(index).is_some_and(|slot| life(slot) == Life::Died)
+}
+
+/// The worker dies; what it leaves ends in this state. `refused` = it could not log in. Gives its successor, if the
+/// server does not start it again.
+pub fn died(memory: &mut Memory, index: usize, state: State, outcome: &[u8], refused: Option<bool>) -> Option<Start> {
+    let own = slots(memory).get(index).copied()?;
     if matches!(life(&own), Life::Leaving | Life::Free) {
-        return;
+        return None;
     }
     queue::abandon(memory, index, state, outcome);
     let others = if own.key == 0 { 0 } else { memory.get::<Key>(own.key).workers.saturating_sub(1) };
@@ -442,14 +578,18 @@ pub fn died(memory: &mut Memory, index: usize, state: State, outcome: &[u8], ref
         }
         None => leave_key(memory, index),
     }
+    let goes = own.is_unwanted != 0 || own.is_mortal != 0;
     if let Some(slot) = slot_mut(memory, index) {
-        let is_last = slot.is_unwanted != 0 || slot.is_mortal != 0;
-        slot.life = if is_last { Life::Leaving } else { Life::Died } as u32;
+        slot.life = if goes { Life::Leaving } else { Life::Died } as u32;
         slot.batch = 0;
         slot.errand = 0;
         slot.process = 0;
         slot.pid = 0;
     }
+    if goes {
+        return succeed(memory, index, 0);
+    }
+    None
 }
 
 /// Ends the processes that run these jobs, if they still do.
@@ -464,6 +604,7 @@ pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<[u8; 16]>) {
         slots(memory).iter().enumerate().filter(|(_, slot)| is_meant(slot)).map(|(index, _)| index).collect();
     for index in found {
         if let Some(slot) = slot_mut(memory, index) {
+            slot.is_mortal = 1;
             Worker::from_words(slot.handle).terminate();
         }
     }
@@ -512,7 +653,7 @@ pub fn set_waiting(memory: &mut Memory, index: usize, is_waiting: bool) {
 
 /// Does every worker run a job that waits for jobs that no worker is left for?
 pub fn is_stuck(memory: &mut Memory) -> bool {
-    if live(memory) < guc::cap() {
+    if staying(memory) < guc::cap() {
         return false;
     }
     let waits = |slot: &Slot| life(slot) == Life::Busy && slot.is_waiting != 0;
