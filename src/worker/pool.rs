@@ -342,9 +342,14 @@ impl Worker {
                     if !self.is_clean && !self.reset() {
                         return;
                     }
-                    let _held = CancelHeld::new();
-                    latch::wait(Some(IDLE_CHECK));
+                    {
+                        let _held = CancelHeld::new();
+                        latch::wait(Some(IDLE_CHECK));
+                    }
                     interrupt::forget_cancel();
+                    if lock::is_database_wanted() && area::write(|memory| registry::close(memory, self.index)) {
+                        return;
+                    }
                 }
                 Task::Leave | Task::HandOver => return,
             }
