@@ -21,6 +21,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_cap_of_none_refuses_to_launch),
         private_case!(a_worker_drains_many_jobs),
         private_case!(classic_jobs_are_not_held_up_by_a_full_queue),
+        private_case!(a_launch_does_not_wait_for_classic_jobs_that_fill_the_cap),
         // Jobs that launch jobs.
         case!(a_job_launches_jobs),
         case!(a_job_waits_for_its_jobs),
@@ -243,6 +244,16 @@ fn classic_jobs_are_not_held_up_by_a_full_queue() {
     wait_at_gate(&mut session, 3);
     assert_eq!(session.job("select 7", "n int"), ["7"]);
     gate.open();
+    batch.succeed(&mut session);
+}
+
+fn a_launch_does_not_wait_for_classic_jobs_that_fill_the_cap() {
+    let cluster = cluster(1, &[]);
+    let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
+    let pid = other.value("select pg_background_launch('select pg_sleep(600)')");
+    let batch = Batch::launch(&mut session, &["select 1", "select 2"]);
+    assert_eq!(batch.states(&mut session), times("queued", 2));
+    other.run(&format!("select pg_terminate_backend({pid})"));
     batch.succeed(&mut session);
 }
 

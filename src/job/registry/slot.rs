@@ -89,10 +89,18 @@ pub(super) fn standing(memory: &mut Memory, index: usize) -> Standing {
     }
 }
 
+/// Is it there, or will it be, and is it not on its way out?
+fn is_staying(slot: &Slot) -> bool {
+    !matches!(life(slot), Life::Free | Life::Leaving)
+}
+
+fn has_workers(memory: &Memory) -> bool {
+    slots(memory).iter().any(is_staying)
+}
+
 /// Is there no other worker, now or soon?
 fn is_alone(memory: &Memory, index: usize) -> bool {
-    let is_other = |slot: &Slot| !matches!(life(slot), Life::Free | Life::Leaving);
-    !slots(memory).iter().enumerate().any(|(at, slot)| at != index && is_other(slot))
+    !slots(memory).iter().enumerate().any(|(at, slot)| at != index && is_staying(slot))
 }
 
 /// How many workers a call could have at once for this key.
@@ -244,6 +252,10 @@ pub fn plan(memory: &mut Memory) -> Vec<Start> {
             Some(start) => starts.push(start),
             None => {
                 ask_idle_to_leave(memory, key);
+                // Others fill the cap: one worker waits for room, so that nobody else has to.
+                if !has_workers(memory) {
+                    starts.extend(prepare(memory, key, None));
+                }
                 break;
             }
         }
@@ -613,7 +625,7 @@ pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<[u8; 16]>) {
 /// Is there a worker that sees to the queue, or nothing to be seen to?
 pub fn is_attended(memory: &mut Memory) -> bool {
     reclaim(memory);
-    let is_there = |slot: &Slot| slot.has_handle != 0 && !matches!(life(slot), Life::Free | Life::Leaving);
+    let is_there = |slot: &Slot| slot.has_handle != 0 && is_staying(slot);
     slots(memory).iter().any(is_there) || !queue::has_work(memory)
 }
 
