@@ -90,6 +90,12 @@ pub fn is_ending() -> bool {
     IS_ENDING.load(Ordering::Relaxed)
 }
 
+/// Has the server been asked to end this process?
+pub fn is_dying() -> bool {
+    // SAFETY: a flag of this process.
+    unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() != 0 }
+}
+
 /// Is the configuration to be read again? Asked once.
 pub fn take_stale() -> bool {
     IS_STALE.swap(false, Ordering::Relaxed)

@@ -8,7 +8,7 @@
 //! ```
 //! `[L]` the launcher writes it before it names the segment to a worker, `[W]` the worker writes it.
 //!
-//! The segment is pinned until the worker has it: the launcher may be gone before that. Whoever comes first of a worker
+//! The segment is pinned until the worker has it: the launcher may be gone before that, once it has told the worker. Whoever comes first of a worker
 //! that attaches and a launcher that gives the launch up takes the pin away.
 //!
 //! The gate makes a launch all or nothing: a new worker runs its job only after the launcher, which may be cancelled while
@@ -88,8 +88,8 @@ impl Channel {
         channel.set(Word::Room, room as u64);
         channel.write_job(request, sql);
         let receiver = Receiver::create(&segment, queue, queue_bytes);
+        channel.set(Word::PinTaken, 1);
         channel.set(Word::Layout, LAYOUT);
-        segment.pin();
         Some((channel, receiver))
     }
 
@@ -115,6 +115,13 @@ impl Channel {
         }
         channel.unpin();
         Some(channel)
+    }
+
+    /// Launcher: lets the segment live without anybody who has it: a worker will come for it. No interrupt is served
+    /// between this and telling the worker, for a session that ends in between would leave it for ever.
+    pub fn pin(&self) {
+        self.set(Word::PinTaken, 0);
+        self.0.pin();
     }
 
     /// Lets the segment go with the last that has it. Whoever calls it first does it.

@@ -83,6 +83,7 @@ fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
     }
     let (channel, receiver) = Channel::create(letter, sql, queue_bytes)?;
     channel.open();
+    channel.pin();
     let segment = channel.handle().to_number();
     let given = area::write(|memory| {
         let given = registry::give(memory, key, segment, None);
@@ -162,12 +163,16 @@ fn start(channel: &Channel, version: u64, registered: &Cell<Option<Worker>>) -> 
         restart_after: None,
     };
     let worker = loop {
-        match Worker::register(LIBRARY, WORKER_KIND, &registration) {
-            Some(worker) => break worker,
-            // Workers of the manager that have nothing to do are in nobody's way.
-            None if area::is_made() && area::write(registry::make_room) => latch::wait(Some(ROOM_CHECK)),
-            None => return Err(Error::SlotsExhausted),
+        channel.pin();
+        if let Some(worker) = Worker::register(LIBRARY, WORKER_KIND, &registration) {
+            break worker;
         }
+        channel.unpin();
+        // Workers that have nothing to do are in nobody's way.
+        if !(area::is_made() && area::write(registry::make_room)) {
+            return Err(Error::SlotsExhausted);
+        }
+        latch::wait(Some(ROOM_CHECK));
     };
     registered.set(Some(worker));
     channel.set_worker(worker);

@@ -121,6 +121,7 @@ pub fn on_exit() {
     if exit::is_postmaster_gone() {
         return; // everything that is here goes with the server
     }
+    refuse_errand(index);
     let report = LOST.with_borrow_mut(Option::take).or_else(report::take_last_error).unwrap_or_default();
     let is_late = interrupt::is_late();
     let report = if is_late { Report::from(Error::JobTimeout) } else { report };
@@ -152,6 +153,15 @@ fn succeed(index: usize, start: Start) -> bool {
         area::write(|memory| registry::stays_on(memory, index));
     }
     is_succeeded
+}
+
+/// A job that a session has given to this worker, which goes before it has begun it, is told so.
+fn refuse_errand(index: usize) {
+    if let Some(segment) = area::write(|memory| registry::take_back(memory, index)) {
+        let is_ending = interrupt::is_ending() || interrupt::is_dying();
+        let error = if is_ending { Error::Terminated } else { Error::NotRun };
+        direct::refuse(Handle::from_number(segment), error.into());
+    }
 }
 
 struct Worker {
@@ -655,10 +665,7 @@ impl Worker {
         if PLACE.take().is_none() {
             return pool::die();
         }
-        if let Some(segment) = area::write(|memory| registry::take_back(memory, self.index)) {
-            let error = if interrupt::is_ending() { Error::Terminated } else { Error::NotRun };
-            direct::refuse(Handle::from_number(segment), error.into());
-        }
+        refuse_errand(self.index);
         loop {
             match area::write(|memory| registry::hand_over(memory, self.index)) {
                 None => return pool::start_workers(),

@@ -310,22 +310,36 @@ impl Cluster {
 
     /// The dynamic shared memory segments that exist, for a cluster that keeps them in files.
     pub fn segments(&self) -> Vec<String> {
-        let name = |entry: fs::DirEntry| entry.file_name().into_string().ok();
+        let name = |entry: fs::DirEntry| {
+            let bytes = entry.metadata().ok()?.len();
+            Some(format!("{} ({bytes} bytes)", entry.file_name().into_string().ok()?))
+        };
         fs::read_dir(self.data().join("pg_dynshmem")).into_iter().flatten().flatten().filter_map(name).collect()
     }
 
     /// What is there in quiet times. A first job makes what the extension keeps for good.
     #[track_caller]
     pub fn baseline(&self) -> Baseline {
-        assert_eq!(self.session("postgres").job("select 1", "n int"), ["1"]);
+        let first = "select status from public.pg_background_launch_num('select 1', p_exec_type => 'sync')";
+        assert_eq!(self.session("postgres").value(first), "succeeded");
         self.wait_no_workers();
         Baseline { segments: self.segments().len() }
     }
 
-    /// Waits until no job has a process.
+    /// Waits until no job has a process; those that have nothing to do are sent away.
     #[track_caller]
     pub fn wait_no_workers(&self) {
         let mut session = self.session("postgres");
+        session.run("load 'pg_background_mgr'");
+        session.run("alter system set pg_background_mgr.worker_idle_timeout = 0");
+        session.run("select pg_reload_conf()");
+        self.wait_no_workers_with(&mut session);
+        session.run("alter system reset pg_background_mgr.worker_idle_timeout");
+        session.run("select pg_reload_conf()");
+    }
+
+    #[track_caller]
+    fn wait_no_workers_with(&self, session: &mut Session) {
         let query =
             "select pid, datname, state, wait_event, query from pg_stat_activity where backend_type = 'pg_background'";
         if poll(PATIENCE, || session.rows(query).is_empty().then_some(())).is_none() {

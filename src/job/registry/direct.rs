@@ -48,7 +48,8 @@ pub fn give(
 ) -> Option<(Seat, i32)> {
     let index = match preferred {
         Some((index, serial)) => {
-            let slot = slots(memory).get(index).filter(|slot| slot.serial == serial)?;
+            // It has gone on to another channel if it has been given a job by somebody else.
+            let slot = slots(memory).get(index).filter(|slot| slot.serial == serial && slot.segment == segment)?;
             matches!(slot::life(slot), Life::Idle | Life::Serving).then_some(index)?
         }
         None => {
@@ -153,9 +154,12 @@ pub fn offer(memory: &mut Memory, index: usize, version: u64) {
     }
 }
 
-/// The job that a worker was given and will not begin: it goes before that.
+/// The worker goes, and takes no jobs any more. Gives the one that it was given and will not begin.
 pub fn take_back(memory: &mut Memory, index: usize) -> Option<u32> {
     let slot = slot_mut(memory, index)?;
+    if matches!(slot::life(slot), Life::Idle | Life::Serving) {
+        slot.life = Life::Ready as u32;
+    }
     Some(std::mem::take(&mut slot.errand)).filter(|segment| *segment != 0)
 }
 
