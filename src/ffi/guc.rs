@@ -23,11 +23,21 @@ pub fn session_settings() -> Vec<Setting> {
     let mut rest = bytes.as_slice();
     let mut settings = Vec::new();
     while let Some(setting) = next_setting(&mut rest) {
-        if is_of_session(setting.source as u32) && !NOT_CARRIED.contains(&setting.name.as_slice()) {
-            settings.push(setting);
+        if is_of_session(setting.source as u32) && !NOT_CARRIED.contains(&setting.name) {
+            let Serialized { name, value, source, context, role } = setting;
+            settings.push(Setting { name: name.to_vec(), value: value.to_vec(), source, context, role });
         }
     }
     settings
+}
+
+/// A setting as the server writes it down.
+struct Serialized<'a> {
+    name: &'a [u8],
+    value: &'a [u8],
+    source: i32,
+    context: i32,
+    role: u32,
 }
 
 /// All settings that are not at their default, as the server writes them down for parallel workers.
@@ -46,7 +56,7 @@ fn serialized() -> Vec<u8> {
 
 /// Takes the next setting off (guc.c, `serialize_variable`): name, value, file, line if there is a file, source,
 /// context, role.
-fn next_setting(rest: &mut &[u8]) -> Option<Setting> {
+fn next_setting<'a>(rest: &mut &'a [u8]) -> Option<Serialized<'a>> {
     let name = take_text(rest)?;
     let value = take_text(rest)?;
     if !take_text(rest)?.is_empty() {
@@ -55,12 +65,12 @@ fn next_setting(rest: &mut &[u8]) -> Option<Setting> {
     let source = take_int(rest)?;
     let context = take_int(rest)?;
     let role = if SERIALIZED_WITH_ROLE { take_int(rest)? as u32 } else { 0 };
-    Some(Setting { name, value, source, context, role })
+    Some(Serialized { name, value, source, context, role })
 }
 
-fn take_text(rest: &mut &[u8]) -> Option<Vec<u8>> {
+fn take_text<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let end = rest.iter().position(|byte| *byte == 0)?;
-    let text = rest.get(..end)?.to_vec();
+    let text = rest.get(..end)?;
     *rest = rest.get(end + 1..)?;
     Some(text)
 }

@@ -47,6 +47,8 @@ static IS_ENDING: AtomicBool = AtomicBool::new(false);
 static IS_STALE: AtomicBool = AtomicBool::new(false);
 /// A job runs.
 static IN_JOB: AtomicBool = AtomicBool::new(false);
+/// The job that runs is a session's: SIGTERM ends it as it ends any session.
+static IN_SESSION: AtomicBool = AtomicBool::new(false);
 /// The process is a worker that runs one job after the other.
 static IS_LASTING: AtomicBool = AtomicBool::new(false);
 
@@ -66,7 +68,9 @@ signal_handler! {
     fn on_terminate() {
         // SAFETY: flags of this process that its handlers may set; the latch is its own.
         unsafe {
-            if IS_ENDING.swap(true, Ordering::Relaxed) {
+            if IN_SESSION.load(Ordering::Relaxed) {
+                (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
+            } else if IS_ENDING.swap(true, Ordering::Relaxed) {
                 (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
             } else if IN_JOB.load(Ordering::Relaxed) {
                 (&raw mut pg_sys::QueryCancelPending).write_volatile(1 as _);
@@ -131,8 +135,8 @@ pub fn begin_job() -> bool {
 pub fn end_job() {
     IN_JOB.store(false, Ordering::Relaxed);
     DEADLINE.set(None);
-    // A signal that was sent before this process is here arrives on the way out of a system call at the latest.
-    std::thread::yield_now();
+    // A signal that was sent before this process is here arrives on the way out of a system call at the latest: any.
+    let _ = std::os::unix::process::parent_id();
     // SAFETY: flags of this process.
     unsafe {
         (&raw mut pg_sys::QueryCancelPending).write_volatile(0 as _);
@@ -159,18 +163,22 @@ pub fn error_seen() {
 /// SIGUSR1 are so already; SIGHUP is only remembered, as one text never sees two configurations (bgworker.c,
 /// `BackgroundWorkerMain`).
 pub fn take_signals() {
-    die_when_terminated();
-    // SAFETY: the handler sets a flag and a latch; signals are blocked until the last line.
+    // SAFETY: the server's own handler, and one that sets a flag and a latch; signals are blocked until the last line.
     unsafe {
+        process::set_signal_handler(SIGTERM, process::terminate_handler());
         process::set_signal_handler(SIGHUP, Some(on_reload));
         pg_sys::BackgroundWorkerUnblockSignals();
     }
 }
 
-/// SIGTERM ends this process at the next safe point, until [`take_signals_between_jobs`].
-pub fn die_when_terminated() {
-    // SAFETY: the server's own handler.
-    unsafe { process::set_signal_handler(SIGTERM, process::terminate_handler()) };
+/// A worker that runs one job after the other runs that of a session now: SIGTERM ends it at the next safe point, as it
+/// ends a session; or it does not any more.
+pub fn be_session(is_session: bool) {
+    IN_SESSION.store(is_session, Ordering::Relaxed);
+    // What came too late for the job is for the worker.
+    if !is_session && is_dying() {
+        IS_ENDING.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Drops a cancel that came while there was nothing to cancel.

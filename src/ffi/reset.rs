@@ -32,9 +32,13 @@ pub fn session() {
 
 /// `setseed` makes what follows foreseeable; a fresh session has a seed that nobody knows.
 fn reseed() {
+    /// `setseed` (pg_proc.dat)
+    const SETSEED: u32 = 1599;
     let random = i32::from_ne_bytes(super::area::random_bytes());
     let seed = f64::from(random) / (f64::from(i32::MAX) + 1.0);
-    super::spi::select(&format!("SELECT pg_catalog.setseed({})::pg_catalog.text", seed.clamp(-1.0, 1.0)));
+    let seed = pg_sys::Datum::from(seed.clamp(-1.0, 1.0).to_bits());
+    // SAFETY: a function of the server with one float8, which is passed by value on all platforms that pgrx knows.
+    unsafe { pg_sys::OidFunctionCall1Coll(SETSEED.into(), pg_sys::Oid::INVALID, seed) };
 }
 
 /// Is the identity that of the login?

@@ -75,14 +75,14 @@ pub fn serve(segment: Handle) {
     let Some(channel) = channel else {
         return; // the launcher has gone before anybody could have its job
     };
-    interrupt::die_when_terminated();
+    interrupt::be_session(true);
     REPORTED.set(false);
     if read_request(channel) {
         report::send_notices_to(outbox::notice);
         client::send_messages_to(outbox::message);
         run(channel, false);
     }
-    interrupt::take_signals_between_jobs();
+    interrupt::be_session(false);
 }
 
 /// The channel that this worker holds; none = its reader has gone.
