@@ -131,6 +131,8 @@ COMMENT ON VIEW log_background IS
 'One row a job of pg_background_launch_num, with its true state: also right after a crash. Each role sees its own rows.';
 COMMENT ON COLUMN log_background.status IS
 'queued, running, succeeded, failed, stopped, or lost: the server died under it.';
+COMMENT ON COLUMN log_background.message IS
+'Why the job did not succeed: its error; who stopped it; that another job of its batch failed; that the server went down.';
 COMMENT ON COLUMN log_background.result IS
 'Rows of the last statement that gave rows, as a JSON array of as many whole rows as fit in pg_background_mgr.log_result_limit; without rows, the command tags.';
 

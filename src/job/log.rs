@@ -236,9 +236,9 @@ pub fn write_rows(rows: &[FinalRow]) {
 
 /// The final row of a job that ended without writing it.
 pub fn row_of(ended: &Ended) -> FinalRow<'static> {
-    let outcome = match (&ended.outcome, ended.reason) {
+    let outcome = match (&ended.outcome, ended.state) {
         (Some(bytes), _) => decode(bytes).unwrap_or_default(),
-        (None, reason) if ended.state == State::Stopped => never_ran(reason),
+        (None, State::Stopped) => stopped(ended.reason, ended.stopper.as_deref(), ended.attempts),
         (None, _) => Outcome::default(),
     };
     FinalRow {
@@ -253,9 +253,16 @@ pub fn row_of(ended: &Ended) -> FinalRow<'static> {
     }
 }
 
-/// What is said of a job that never ran.
-pub fn stopped(message: &str) -> Outcome {
-    Outcome { sqlstate: sqlstate(b"57014"), message: Some(message.into()), ..Outcome::default() }
+/// What is said of a job that was stopped, after so many attempts.
+pub fn stopped(reason: Reason, stopper: Option<&[u8]>, attempts: u32) -> Outcome {
+    let by = stopper.map_or(Vec::new(), |role| [b" by user \"", role, b"\""].concat());
+    let before = if attempts == 0 { b" before it started".as_slice() } else { b" before its next attempt" };
+    let message = match reason {
+        Reason::OtherFailed => b"another job of the batch failed".to_vec(),
+        Reason::Cancelled => [b"stopped".as_slice(), &by].concat(),
+        Reason::None | Reason::Stopped => [b"the job was stopped".as_slice(), &by, before].concat(),
+    };
+    Outcome { sqlstate: sqlstate(b"57014"), message: Some(message), ..Outcome::default() }
 }
 
 /// Writes down that jobs are about to start; gives where each row is then. Inside [`in_own_transaction`].
@@ -469,19 +476,12 @@ pub fn jobs_query(uuid: Option<&[u8; 16]>) -> (Vec<u8>, Vec<Cell>) {
 
 /// What came of a job that is in the registry.
 pub fn outcome_of(job: &JobView) -> Outcome {
-    match (&job.outcome, job.reason) {
+    match (&job.outcome, job.state) {
         (Some(bytes), _) => decode(bytes).unwrap_or_default(),
-        (None, Reason::None) => Outcome::default(),
-        (None, reason) => never_ran(reason),
+        // One whose row is written with more is no more than that here, for as long as a reader does not see the row.
+        (None, State::Stopped) => stopped(job.reason, job.stopper.as_deref(), job.attempts),
+        (None, _) => Outcome::default(),
     }
-}
-
-/// What is said of a job that was stopped before it ran.
-fn never_ran(reason: Reason) -> Outcome {
-    stopped(match reason {
-        Reason::OtherFailed => "another job of the batch failed",
-        Reason::None | Reason::Stopped => "the job was stopped before it started",
-    })
 }
 
 /// What must not change while a worker is logged in: the role, the database, their settings, the extension.

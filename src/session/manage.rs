@@ -369,6 +369,7 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
     if found.is_empty() && in_log.is_empty() {
         return Err(no_such_job(uuid));
     }
+    let stopper = session::role_name(role::current()).unwrap_or_default();
     watched(uuid, || {
         let stopped: Vec<([u8; 16], State)> = area::write(|memory| {
             let mut stopped = Vec::new();
@@ -376,7 +377,7 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
                 registry::find(memory, uuid).into_iter().filter(|at| found.iter().any(|ok| ok.batch == at.batch))
             {
                 for index in registry::of_batch(memory, &found) {
-                    let was = registry::stop(memory, found.batch, index);
+                    let was = registry::stop(memory, found.batch, index, &stopper);
                     stopped.push((registry::uuid_of_job(memory, found.batch, index), was));
                 }
             }

@@ -16,7 +16,7 @@ use crate::ffi::{
 };
 use crate::guc;
 use crate::job::log::{self, FinalRow};
-use crate::job::registry::{self, Arrival, Claim, Finish, Newcomer, Place, RunningJob, Start, State, Task};
+use crate::job::registry::{self, Arrival, Claim, Finish, Newcomer, Place, Reason, RunningJob, Start, State, Task};
 use crate::job::{catalog, nesting, pool, spool, table};
 use crate::protocol::{decode, sqlstate, to_bytes, Outcome, Report, Request};
 use std::cell::Cell;
@@ -35,9 +35,6 @@ const LOG_RETRY: i64 = 500_000;
 const SHORT: Duration = Duration::from_millis(5);
 /// Longest time between two looks for old rows.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
-
-/// What the log says of a job that ran when somebody stopped it.
-const STOPPED: &str = "the job was stopped by request";
 
 thread_local! {
     static PLACE: Cell<Option<usize>> = const { Cell::new(None) };
@@ -134,13 +131,12 @@ pub fn on_exit() {
     let decided = DECIDED.with_borrow_mut(Option::take);
     let decided = decided.filter(|decided| decided.commits.is_none_or(transaction::is_committed));
     let (state, outcome) = match decided {
-        Some(decided) => (decided.state, decided.outcome),
+        Some(decided) => (decided.state, to_bytes(&decided.outcome)),
         None if state == State::Stopped && area::read(|memory| registry::is_stopping(memory, index)) => {
-            (state, log::stopped(STOPPED))
+            (state, Vec::new()) // the job's record says who stopped it
         }
-        None => (state, Outcome::failed(&report)),
+        None => (state, to_bytes(&Outcome::failed(&report))),
     };
-    let outcome = to_bytes(&outcome);
     if let Some(start) = area::write(|memory| registry::died(memory, index, state, &outcome, refused)) {
         succeed(index, start);
     }
@@ -556,17 +552,18 @@ impl Worker {
             Err(captured) => *captured,
         };
         let is_late = interrupt::is_late();
-        let is_stopping = area::read(|memory| RunningJob::read(memory, batch, index)).is_stopping;
+        let stopping = area::read(|memory| RunningJob::read(memory, batch, index)).stopping;
         let mut failure = failure;
-        let state = if is_stopping || interrupt::is_ending() { State::Stopped } else { State::Failed };
+        let state = if stopping.is_some() || interrupt::is_ending() { State::Stopped } else { State::Failed };
         if is_late && state == State::Failed && failure.report.sqlstate == sqlstate(b"57014") {
             let context = failure.report.context.take();
             failure.report = Report { context, ..Error::JobTimeout.into() };
         }
         report::log(&failure);
         transaction::recover();
-        let outcome = if is_stopping {
-            Outcome { context: failure.report.context.clone(), ..log::stopped(STOPPED) }
+        let outcome = if let Some(stopper) = stopping {
+            let stopped = log::stopped(Reason::Cancelled, stopper.as_deref(), job.attempt);
+            Outcome { context: failure.report.context.clone(), ..stopped }
         } else if state == State::Stopped {
             Outcome {
                 sqlstate: sqlstate(b"57P01"),

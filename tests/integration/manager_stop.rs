@@ -13,7 +13,10 @@ pub fn cases() -> Vec<Case> {
         case!(a_queued_job_is_stopped_and_never_runs),
         case!(a_uuid_is_a_text_or_a_uuid),
         case!(jobs_that_have_ended_stay_as_they_were),
-        case!(a_stopped_job_says_so),
+        case!(a_stopped_job_says_who_stopped_it),
+        case!(the_first_who_stopped_a_job_is_named),
+        case!(who_stopped_a_job_is_known_when_the_role_has_another_name),
+        case!(a_job_stopped_between_attempts_says_so),
         case!(the_effects_of_a_stopped_job_are_gone),
         case!(a_stop_survives_the_callers_rollback),
         case!(a_stopped_batch_makes_room),
@@ -141,16 +144,88 @@ fn jobs_that_have_ended_stay_as_they_were(db: &Db) {
     assert_eq!(batch.column(&mut session, row), before);
 }
 
-fn a_stopped_job_says_so(db: &Db) {
-    let user = db.role("user", "login");
-    let (mut session, mut admin, gate) = (db.client().user(&user).connect(), db.session(), Gate::close(db.session()));
+fn a_stopped_job_says_who_stopped_it(db: &Db) {
+    let (user, stopper) = (db.role("user", "login"), db.role("stopper", "login"));
+    db.session().run(&format!("grant pg_signal_backend to {stopper}"));
+    let (mut session, mut other) = (db.client().user(&user).connect(), db.client().user(&stopper).connect());
+    let (mut admin, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch_with(&mut session, &[gate::WAIT, "select 2"], r#"{"max_workers": 1}"#);
     wait_at_gate(&mut admin, 1);
-    stop(&mut admin, &batch.parent);
+    // Nobody can write the log: it is known all the same.
+    let mut holder = db.session();
+    holder.run("begin; lock pg_background_log in share mode");
+    stop(&mut other, &batch.parent);
+    let expected = [
+        format!("57014|stopped by user \"{stopper}\""),
+        format!("57014|the job was stopped by user \"{stopper}\" before it started"),
+    ];
+    let row = "sqlstate || '|' || message";
+    wait_until("both have ended", || batch.states(&mut session) == ["stopped", "stopped"]);
+    assert_eq!(batch.column(&mut session, row), expected);
+    holder.run("rollback");
+    wait_until("the rows are written", || {
+        session.value("select count(*) from pg_background_live() where not is_recorded or end_time_exec is null") == "0"
+    });
     assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
-    let told = batch.column(&mut session, "message");
-    assert!(told == ["the job was stopped by request", "the job was stopped before it started"], "{told:?}");
+    assert_eq!(batch.column(&mut session, row), expected);
+    let messages = format!("'{}' order by queued_at, uuid_child", batch.parent);
+    let jobs = format!("select sqlstate || '|' || message from pg_background_jobs where uuid_parent = {messages}");
+    assert_eq!(session.rows(&jobs), expected);
+    let monitor = format!("select '57014|' || message from pg_background_monitor('{}', false)", batch.parent);
+    assert_eq!(session.rows(&monitor), expected);
     gate.open();
+}
+
+fn the_first_who_stopped_a_job_is_named(db: &Db) {
+    let user = db.role("user", "login");
+    let (mut session, mut admin) = (db.client().user(&user).connect(), db.session());
+    let batch = Batch::launch(&mut session, &[STUBBORN]);
+    wait_asleep(&mut admin, &batch.children[0]);
+    let call = format!("select * from pg_background_stop('{}', '1 hour')", batch.parent);
+    session.send(&call);
+    let pid = session.pid();
+    wait_until("the first waits for the end", || {
+        let waits = format!("select wait_event_type = 'Extension' from pg_stat_activity where pid = {pid}");
+        admin.value(&waits) == "t"
+    });
+    assert_eq!(stop(&mut admin, &format!("{}', '0", batch.parent)), ["running|stopped"]);
+    session.finish(&call);
+    assert_eq!(batch.finish(&mut session), ["stopped"]);
+    assert_eq!(batch.log(&mut session, 0, "message"), format!("stopped by user \"{user}\""));
+}
+
+fn who_stopped_a_job_is_known_when_the_role_has_another_name(db: &Db) {
+    let stopper = db.role("stopper", "login");
+    let mut admin = db.session();
+    admin.run(&format!("grant pg_signal_backend to {stopper}"));
+    let user = db.role("user", "login");
+    let mut session = db.client().user(&user).connect();
+    let gate = Gate::close(db.session());
+    let batch = Batch::launch_with(&mut session, &times(gate::WAIT, 2), r#"{"max_workers": 1}"#);
+    wait_at_gate(&mut admin, 1);
+    let mut holder = db.session();
+    holder.run("begin; lock pg_background_log in share mode");
+    let mut other = db.client().user(&stopper).connect();
+    stop(&mut other, &batch.parent);
+    drop(other);
+    admin.run(&format!("alter role {stopper} rename to {stopper}_2; alter role {stopper}_2 rename to {stopper}_3"));
+    holder.run("rollback");
+    assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
+    let named = format!("message like '%stopped by user \"{stopper}\"%'");
+    assert_eq!(batch.column(&mut session, &named), ["t", "t"]);
+    admin.run(&format!("alter role {stopper}_3 rename to {stopper}"));
+    gate.open();
+}
+
+fn a_job_stopped_between_attempts_says_so(db: &Db) {
+    let mut session = db.session();
+    let batch = Batch::launch_with(&mut session, &["select 1 / 0"], r#"{"max_attempts": 2, "retry_delay": "1 hour"}"#);
+    wait_until("the first attempt has failed", || batch.log(&mut session, 0, "status || attempts") == "queued1");
+    assert_eq!(stop(&mut session, &batch.parent), ["queued|stopped"]);
+    assert_eq!(batch.finish(&mut session), ["stopped"]);
+    let row = "sqlstate || ' ' || message";
+    let expected = "57014 the job was stopped by user \"postgres\" before its next attempt";
+    assert_eq!(batch.log(&mut session, 0, row), expected);
 }
 
 fn the_effects_of_a_stopped_job_are_gone(db: &Db) {
@@ -291,8 +366,8 @@ fn a_job_that_catches_its_cancel_is_terminated_after_the_grace(db: &Db) {
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(20), "{took:?}");
     assert_eq!(session.rows("table ran"), ["1"]);
-    let told = batch.log(&mut session, 0, "message");
-    assert!(told.contains("stopped by request"), "{told}");
+    let told = batch.log(&mut session, 0, "sqlstate || ' ' || message");
+    assert_eq!(told, "57014 stopped by user \"postgres\"");
 }
 
 fn a_grace_of_nothing_terminates_at_once(db: &Db) {

@@ -1,7 +1,7 @@
 //! Batches come and go.
 
 use super::record::{Batch, Job, Key, Place, Root, State, Text, Watcher, BUCKETS};
-use super::{root, watch};
+use super::{root, stopper, watch};
 use crate::error::Error;
 use crate::ffi::area::Memory;
 use crate::ffi::{process, session};
@@ -187,6 +187,7 @@ pub fn remove(memory: &mut Memory, place: Place) {
     let batch = *memory.get::<Batch>(place);
     let outcomes: Vec<Place> = jobs(memory, place).iter().map(|job| job.outcome).filter(|at| *at != 0).collect();
     outcomes.into_iter().for_each(|at| memory.free(at));
+    stopper::forget(memory, place);
     let mut watcher = batch.watchers;
     while watcher != 0 {
         let next = memory.get::<Watcher>(watcher).next;

@@ -1,7 +1,7 @@
 //! What others see of it.
 
 use super::record::{Batch, Job, Life, Place, Slot, State};
-use super::{batch, slots};
+use super::{batch, slots, stopper};
 use crate::ffi::area::Memory;
 use crate::ffi::session;
 
@@ -36,6 +36,8 @@ pub struct JobView {
     /// What came of it, until that is in the log.
     pub outcome: Option<Vec<u8>>,
     pub reason: super::Reason,
+    /// Who stopped it: a role.
+    pub stopper: Option<Vec<u8>>,
 }
 
 /// Where a uuid leads.
@@ -110,14 +112,15 @@ pub fn view_of(memory: &Memory, found: &Found) -> Option<JobView> {
 fn view(memory: &Memory, place: Place, record: &Batch, job: &Job, position: i64) -> JobView {
     let state = State::from_byte(job.state);
     let is_foreign = record.encoding != session::encoding();
-    let text = |text| {
-        let mut bytes = batch::bytes(memory, place, text)?.to_vec();
+    let own = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
         if is_foreign {
             // Another database's encoding: what is not ASCII has no meaning here.
             bytes.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
         }
-        Some(bytes)
+        bytes
     };
+    let text = |text| batch::bytes(memory, place, text).map(own);
     let progress = slot_of(memory, job).filter(|_| state == State::Running).and_then(progress);
     JobView {
         uuid_parent: record.uuid,
@@ -144,6 +147,7 @@ fn view(memory: &Memory, place: Place, record: &Batch, job: &Job, position: i64)
         message: progress.map(|(_, message)| message).filter(|message| !message.is_empty()),
         outcome: (job.outcome != 0).then(|| memory.slice(job.outcome, job.outcome_bytes as usize).to_vec()),
         reason: super::Reason::from_byte(job.reason),
+        stopper: stopper::of_job(memory, place, job).map(own),
     }
 }
 
@@ -222,7 +226,8 @@ pub struct RunningJob {
     /// Milliseconds
     pub retry_delay: i64,
     pub started: i64,
-    pub is_stopping: bool,
+    /// Somebody wants it stopped: a role, if it is known.
+    pub stopping: Option<Option<Vec<u8>>>,
 }
 
 impl RunningJob {
@@ -238,7 +243,7 @@ impl RunningJob {
             max_attempts: job.max_attempts,
             retry_delay: job.retry_delay,
             started: job.started,
-            is_stopping: job.is_stopping != 0,
+            stopping: (job.is_stopping != 0).then(|| stopper::of_job(memory, place, job).map(<[u8]>::to_vec)),
         }
     }
 }

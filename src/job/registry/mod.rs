@@ -9,6 +9,7 @@ mod look;
 mod queue;
 mod record;
 mod slot;
+mod stopper;
 mod watch;
 
 pub use batch::{add, open, remove, uuid_of, NewBatch, NewJob};

@@ -5,7 +5,7 @@
 
 use super::record::{Batch, Job, Key, Life, Place, Reason, Root, Slot, State};
 use super::slot::{self, Standing};
-use super::{batch, direct, slot_mut, slots, watch};
+use super::{batch, direct, slot_mut, slots, stopper, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 use crate::guc;
@@ -63,6 +63,8 @@ pub struct Ended {
     pub uuid: [u8; 16],
     pub state: State,
     pub reason: Reason,
+    /// Who stopped it: a role.
+    pub stopper: Option<Vec<u8>>,
     pub attempts: u32,
     pub pid: Option<i32>,
     pub started: i64,
@@ -380,7 +382,7 @@ fn leave_busy(memory: &mut Memory, index: usize, own: Slot) {
     }
 }
 
-/// A job has come to its end. None = its final row is written.
+/// A job has come to its end. None = its final row is written; nothing in it = the job's record says why.
 fn end(memory: &mut Memory, place: Place, index: u32, state: State, outcome: Option<&[u8]>) {
     let kept = outcome.filter(|bytes| !bytes.is_empty()).and_then(|bytes| {
         let at = memory.allocate(bytes.len())?;
@@ -431,19 +433,24 @@ fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason)
     true
 }
 
-/// Stops a job: a queued one is out of the queue, one that runs is cancelled. Gives what it was; `Running` = somebody
-/// will see to it.
-pub fn stop(memory: &mut Memory, place: Place, index: u32) -> State {
+/// Stops a job in the name of a role: a queued one is out of the queue, one that runs is cancelled. Gives what it was;
+/// `Running` = somebody will see to it.
+pub fn stop(memory: &mut Memory, place: Place, index: u32, role: &[u8]) -> State {
     let job = *batch::job(memory, place, index);
     let state = State::from_byte(job.state);
     match state {
         State::Queued => {
+            batch::job_mut(memory, place, index).stopper = stopper::number(memory, place, role);
             stop_if_queued(memory, place, index, Reason::Stopped);
         }
         State::Running => {
             let is_deaf = slots(memory).get((job.slot as usize).wrapping_sub(1)).is_none_or(|slot| slot.is_deaf != 0);
             if !is_deaf {
-                batch::job_mut(memory, place, index).is_stopping = 1;
+                if job.is_stopping == 0 {
+                    let stopper = stopper::number(memory, place, role);
+                    let job = batch::job_mut(memory, place, index);
+                    (job.is_stopping, job.reason, job.stopper) = (1, Reason::Cancelled as u8, stopper);
+                }
                 // The worker leaves this state under the lock that is held here: the signal reaches this job, or none.
                 process::cancel(job.pid);
             }
@@ -483,6 +490,7 @@ pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
             uuid: batch::uuid_of(&record.uuid, job.ordinal),
             state: State::from_byte(job.state),
             reason: Reason::from_byte(job.reason),
+            stopper: stopper::of_job(memory, place, job).map(<[u8]>::to_vec),
             attempts: job.attempts,
             pid: Some(job.pid).filter(|pid| *pid != 0),
             started: job.started,

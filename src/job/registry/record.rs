@@ -48,11 +48,16 @@ pub enum Reason {
     Stopped,
     /// Another job of its batch failed.
     OtherFailed,
+    /// Somebody stopped it while it ran.
+    Cancelled,
 }
 
 impl Reason {
     pub fn from_byte(byte: u8) -> Self {
-        [Reason::Stopped, Reason::OtherFailed].into_iter().find(|reason| *reason as u8 == byte).unwrap_or(Reason::None)
+        [Reason::Stopped, Reason::OtherFailed, Reason::Cancelled]
+            .into_iter()
+            .find(|reason| *reason as u8 == byte)
+            .unwrap_or(Reason::None)
     }
 }
 
@@ -165,6 +170,8 @@ pub struct Batch {
     pub is_in_key: u64,
     /// Who is to be woken when something changes.
     pub watchers: Place,
+    /// Who has stopped jobs of it: the last one.
+    pub stoppers: Place,
 }
 
 /// Bytes in a batch's texts.
@@ -187,7 +194,7 @@ pub struct Job {
     pub is_logged: u8,
     /// Somebody wants it stopped.
     pub is_stopping: u8,
-    /// Why it was stopped before it ran: [`Reason`]
+    /// Why it is stopped: [`Reason`]
     pub reason: u8,
     pub attempts: u32,
     pub max_attempts: u32,
@@ -197,7 +204,8 @@ pub struct Job {
     pub again: u32,
     /// The process that runs it, or ran it last.
     pub pid: i32,
-    pub padding: u32,
+    /// Who stopped it first: the number of a [`Stopper`] of its batch; 0 = nobody, or nobody knows.
+    pub stopper: u32,
     pub query: Text,
     pub name: Text,
     /// Milliseconds; 0 = none.
@@ -288,6 +296,17 @@ pub struct Slot {
     pub padding: u32,
     pub since: i64,
     pub message: [u8; MESSAGE_BYTES],
+}
+
+/// A role that has stopped jobs of a batch. Behind it, in the same piece of memory, lies its name: roles can be renamed and
+/// dropped before a log says who it was.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Stopper {
+    pub next: Place,
+    /// From 1 on, in a batch.
+    pub number: u32,
+    pub length: u32,
 }
 
 /// Somebody who waits for changes of a batch.
