@@ -15,6 +15,7 @@ CREATE TABLE pg_background_log (
     end_time_exec pg_catalog.timestamptz,
     name pg_catalog.text,
     batch_name pg_catalog.text,
+    options pg_catalog.jsonb,
     queued_at pg_catalog.timestamptz NOT NULL,
     attempts pg_catalog.int4 NOT NULL,
     row_count pg_catalog.int8,
@@ -37,6 +38,8 @@ CREATE POLICY own_jobs ON pg_background_log FOR SELECT
 
 COMMENT ON TABLE pg_background_log IS
 'One row a job of pg_background_launch_num, as workers write it. Read it through the view log_background, which knows what has become of the server since.';
+COMMENT ON COLUMN pg_background_log.options IS
+'How the job and its batch are run, as p_options says it, for pg_background_retry. NULL: nothing was said.';
 COMMENT ON COLUMN pg_background_log.epoch IS
 'Which life of the server accepted the job: another number after each restart and each crash.';
 COMMENT ON COLUMN pg_background_log.is_started IS
@@ -50,7 +53,7 @@ RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, status p
     batch_name pg_catalog.text, name pg_catalog.text, query pg_catalog.text, queued_at pg_catalog.timestamptz,
     start_time_exec pg_catalog.timestamptz, end_time_exec pg_catalog.timestamptz, attempts pg_catalog.int4,
     pid pg_catalog.int4, queue_position pg_catalog.int8, progress pg_catalog.int4, progress_message pg_catalog.text,
-    epoch pg_catalog.int8, result pg_catalog.text, row_count pg_catalog.int8, command_tag pg_catalog.text,
+    epoch pg_catalog.int8, options pg_catalog.text, result pg_catalog.text, row_count pg_catalog.int8, command_tag pg_catalog.text,
     sqlstate pg_catalog.text, message pg_catalog.text, detail pg_catalog.text, hint pg_catalog.text,
     context pg_catalog.text)
 AS 'MODULE_PATHNAME', 'pg_background_live'
@@ -62,7 +65,7 @@ COMMENT ON FUNCTION pg_background_live(pg_catalog.uuid, pg_catalog.bool) IS
 CREATE FUNCTION pg_background_spooled()
 RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, owner pg_catalog.int8, user_name pg_catalog.text,
     ip_client pg_catalog.text, batch_name pg_catalog.text, name pg_catalog.text, query pg_catalog.text,
-    queued_at pg_catalog.timestamptz, epoch pg_catalog.int8, is_started pg_catalog.bool)
+    queued_at pg_catalog.timestamptz, epoch pg_catalog.int8, is_started pg_catalog.bool, options pg_catalog.text)
 AS 'MODULE_PATHNAME', 'pg_background_spooled'
 LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10;
 
@@ -268,7 +271,7 @@ AS 'MODULE_PATHNAME', 'pg_background_retry_text'
 LANGUAGE c VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION pg_background_retry(pg_catalog.text) IS
-'Launches the jobs of a batch that have failed, were stopped or lost once more, or one such job; they keep their uuids.';
+'Launches the jobs of a batch that have failed, were stopped or lost once more, or one such job, with the options of their first launch; they keep their uuids.';
 
 CREATE FUNCTION pg_background_retry(uuid pg_catalog.uuid)
 RETURNS TABLE (pid pg_catalog.int4, status pg_catalog.text, uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid)

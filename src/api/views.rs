@@ -60,6 +60,7 @@ fn live(call: &Call) -> Result<Value, Error> {
             job.progress.into(),
             job.message.clone().into(),
             Cell::BigInt(epoch),
+            job.manner.to_options().into(),
         ];
         rows.put(&[&first[..], &outcome_cells(&log::outcome_of(&job))].concat())?;
     }
@@ -85,6 +86,7 @@ fn spooled(call: &Call) -> Result<Value, Error> {
                 Cell::Timestamp(batch.queued_at),
                 Cell::BigInt(batch.epoch),
                 Cell::Bool(left.may_have_started),
+                job.options.clone().into(),
             ])?;
         }
     }

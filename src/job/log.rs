@@ -281,9 +281,10 @@ pub fn record(batch: [u8; 16]) -> u32 {
     let sql = [
         b"INSERT INTO ".as_slice(),
         &table(),
-        b" (status, ip_client, user_name, uuid_parent, uuid_child, query, name, batch_name, queued_at, attempts, epoch, owner) \
+        b" (status, ip_client, user_name, uuid_parent, uuid_child, query, name, batch_name, options, queued_at, attempts, \
+          epoch, owner) \
           SELECT 'queued', ip_client::pg_catalog.inet, user_name::pg_catalog.name, uuid_parent, uuid_child, query, name, \
-          batch_name, queued_at, attempts, epoch, owner::pg_catalog.oid FROM ",
+          batch_name, options::pg_catalog.jsonb, queued_at, attempts, epoch, owner::pg_catalog.oid FROM ",
         &function("pg_background_live"),
         b"($1, true) ORDER BY uuid_child ON CONFLICT (uuid_child) DO UPDATE SET status = 'queued', \
           epoch = excluded.epoch, is_started = true, queued_at = excluded.queued_at, start_time_exec = NULL, \
@@ -306,9 +307,9 @@ pub fn fold_left_behind(database: u32) -> Vec<spool::Left> {
     let sql = [
         b"INSERT INTO ".as_slice(),
         &table(),
-        b" (status, ip_client, user_name, uuid_parent, uuid_child, query, name, batch_name, queued_at, attempts, epoch, owner, \
-          is_started) SELECT 'queued', ip_client::pg_catalog.inet, user_name::pg_catalog.name, uuid_parent, uuid_child, \
-          query, name, batch_name, queued_at, 0, epoch, owner::pg_catalog.oid, is_started FROM ",
+        b" (status, ip_client, user_name, uuid_parent, uuid_child, query, name, batch_name, options, queued_at, attempts, \
+          epoch, owner, is_started) SELECT 'queued', ip_client::pg_catalog.inet, user_name::pg_catalog.name, uuid_parent, uuid_child, \
+          query, name, batch_name, options::pg_catalog.jsonb, queued_at, 0, epoch, owner::pg_catalog.oid, is_started FROM ",
         &function("pg_background_spooled"),
         b"() ON CONFLICT (uuid_child) DO NOTHING",
     ]
@@ -424,6 +425,9 @@ pub struct Repeat {
     pub query: Vec<u8>,
     pub name: Option<Vec<u8>>,
     pub attempts: u32,
+    pub batch_name: Option<Vec<u8>>,
+    /// How it was run: a JSON object.
+    pub options: Option<Vec<u8>>,
 }
 
 /// Jobs that are to run once more, in the order of their uuids.
@@ -431,10 +435,10 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
     let rows = role::as_cluster_owner(|| {
         let list: Vec<String> = jobs.iter().map(|job| uuid::Uuid::from_bytes(*job).hyphenated().to_string()).collect();
         let sql = [
-            b"SELECT uuid_child, query, name, attempts FROM ".as_slice(),
+            b"SELECT uuid_child, query, name, attempts, batch_name, options FROM ".as_slice(),
             &table(),
             b" WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[]) \
-              UNION ALL SELECT uuid_child, query, name, 0 FROM ",
+              UNION ALL SELECT uuid_child, query, name, 0, batch_name, options::pg_catalog.jsonb FROM ",
             &function("pg_background_spooled"),
             b"() AS s WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[]) \
               AND NOT EXISTS (SELECT FROM ",
@@ -452,6 +456,8 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
                 query: row.next()??,
                 name: row.next()?,
                 attempts: number(row.next()?),
+                batch_name: row.next()?,
+                options: row.next()?,
             })
         })
         .collect()

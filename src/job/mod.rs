@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod channel;
 pub mod cut;
 pub mod log;
+pub mod manner;
 pub mod nesting;
 pub mod pool;
 pub mod registry;

@@ -46,6 +46,15 @@ impl BatchSpec {
         batch.with_jobs(queries.map(|query| JobSpec { query, ..defaults.clone() }).collect())
     }
 
+    /// The batch without jobs, and how each of its jobs is run, as [`Manner::to_options`](super::manner::Manner::to_options) has
+    /// kept them.
+    ///
+    /// # Errors
+    /// Those of the options (22023): somebody has changed them.
+    pub fn from_kept(options: Option<&[u8]>) -> Result<(Self, JobSpec), Error> {
+        from_options(options)
+    }
+
     /// The jobs of an array of texts.
     ///
     /// # Errors

@@ -19,6 +19,8 @@ pub struct SpooledJob {
     pub uuid: [u8; 16],
     pub name: Option<Vec<u8>>,
     pub query: Vec<u8>,
+    /// How it is run: a JSON object.
+    pub options: Option<Vec<u8>>,
 }
 
 /// A batch in a file.

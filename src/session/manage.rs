@@ -6,8 +6,9 @@ use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::report::{self, Log};
 use crate::ffi::typed_rows::{Cell, TypedRows};
 use crate::ffi::{area, latch, process, role, session, spi, transaction};
+use crate::job::manner::Manner;
 use crate::job::registry::{self, Found, JobView, NewBatch, NewJob, Place, Pulse, Start, State};
-use crate::job::spec::BatchSpec;
+use crate::job::spec::{BatchSpec, JobSpec};
 use crate::job::spool::{self, Left, Spooled, SpooledJob};
 use crate::job::{catalog, log, pool};
 use crate::protocol::{to_bytes, Report, Request};
@@ -134,6 +135,15 @@ fn accept(uuid: [u8; 16], spec: &BatchSpec, jobs: &[NewJob], may_wait: bool, run
                 uuid: registry::uuid_of(&uuid, job.ordinal),
                 name: job.name.or(spec.name.as_deref()).map(<[u8]>::to_vec),
                 query: job.query.to_vec(),
+                options: Manner {
+                    sequential: spec.sequential,
+                    max_workers: spec.max_workers,
+                    stop_on_error: spec.stop_on_error,
+                    timeout: job.timeout,
+                    max_attempts: job.max_attempts - job.attempts,
+                    retry_delay: job.retry_delay,
+                }
+                .to_options(),
             })
             .collect(),
     };
@@ -632,7 +642,8 @@ fn logged_states(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<([u8; 16], V
     log::states(uuid).into_iter().filter(|known| may(known.owner)).map(|known| (known.uuid, known.state)).collect()
 }
 
-/// Launches the jobs of a batch that have failed, were stopped or lost once more, or one such job.
+/// Launches the jobs of a batch that have failed, were stopped or lost once more, or one such job, in the manner of their
+/// first launch.
 ///
 /// # Errors
 /// [`Error::NoSuchJob`] (42704), [`Error::NothingToRetry`] (55000), those of [`launch_batch`].
@@ -659,19 +670,25 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     // The jobs of a batch have one owner.
     let owner = own.first().map(|known| known.owner);
     let rows = log::to_repeat(&wanted);
+    let manners: Vec<(BatchSpec, JobSpec)> =
+        rows.iter().map(|row| BatchSpec::from_kept(row.options.as_deref())).collect::<Result<_, Error>>()?;
     let jobs: Vec<NewJob> = rows
         .iter()
-        .map(|row| NewJob {
+        .zip(&manners)
+        .map(|(row, (_, manner))| NewJob {
             ordinal: row.uuid.last_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last)),
             query: &row.query,
             name: row.name.as_deref(),
-            timeout: None,
+            timeout: manner.timeout,
             attempts: row.attempts,
-            max_attempts: row.attempts + 1,
-            retry_delay: 0,
+            max_attempts: row.attempts.saturating_add(manner.max_attempts),
+            retry_delay: manner.retry_delay,
         })
         .collect();
-    let spec = BatchSpec { name: None, sequential: false, max_workers: None, stop_on_error: false, jobs: Vec::new() };
+    let (Some((spec, _)), Some(row)) = (manners.first(), rows.first()) else {
+        return Err(no_such_job(uuid)); // deleted in the meantime
+    };
+    let spec = BatchSpec { name: row.batch_name.clone(), ..spec.clone() };
     accept(registry::uuid_of(uuid, 0), &spec, &jobs, true, owner)?;
     Ok(wanted)
 }

@@ -85,8 +85,10 @@ mod manager_cap;
 mod manager_log;
 // Following jobs, views, progress.
 mod manager_monitor;
-// Stopping jobs and running them again.
+// Stopping jobs.
 mod manager_stop;
+// Running jobs again.
+mod manager_retry;
 // Who sees and does what; fair turns; what goes away under its jobs.
 mod manager_rights;
 // What a job leaves in its process.
@@ -133,6 +135,7 @@ fn main() -> ExitCode {
         manager_log::cases(),
         manager_monitor::cases(),
         manager_stop::cases(),
+        manager_retry::cases(),
     ];
     // Deaths and full servers, again and again: `make soak`.
     let long: [fn() -> Vec<case::Case>; 5] =

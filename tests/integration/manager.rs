@@ -19,6 +19,9 @@ pub const PEAK: &str = "create table peak (n int)";
 pub const STUBBORN: &str = "do $$ begin loop begin perform pg_sleep(600); \
     exception when query_canceled then null; end; end loop; end $$";
 
+/// The uuid of nothing.
+pub const NOBODY: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
 /// The jobs of one call, in its order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {

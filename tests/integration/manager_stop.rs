@@ -1,8 +1,8 @@
-//! `pg_background_stop` and `pg_background_retry`.
+//! `pg_background_stop`.
 
 use crate::gate::{self, Gate};
-use crate::manager::{array, counts, drain, log, times, wait_at_gate, Batch, STUBBORN};
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session, Stop};
+use crate::manager::{array, counts, drain, times, wait_at_gate, Batch, NOBODY, STUBBORN};
+use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 use std::time::{Duration, Instant};
 
 pub fn cases() -> Vec<Case> {
@@ -41,15 +41,6 @@ pub fn cases() -> Vec<Case> {
         case!(a_superuser_stops_everybodys),
         case!(a_signaller_stops_others_but_no_superusers),
         case!(a_stranger_learns_nothing),
-        // Again.
-        case!(what_did_not_succeed_is_run_again),
-        case!(one_job_is_run_again),
-        case!(what_succeeded_is_not_run_again),
-        case!(a_job_that_is_run_again_keeps_its_uuid_and_its_settings),
-        case!(a_job_that_is_run_again_has_all_its_attempts),
-        case!(only_who_may_run_jobs_again),
-        case!(unknown_jobs_are_not_run_again),
-        private_case!(jobs_are_not_run_again_on_a_standby),
     ]
 }
 
@@ -402,8 +393,6 @@ fn a_waiting_stop_can_be_cancelled(db: &Db) {
     assert_eq!(batch.finish(&mut session), ["stopped"]);
 }
 
-const NOBODY: &str = "01234567-89ab-cdef-0123-456789abcdef";
-
 fn bad_arguments_are_refused(db: &Db) {
     let mut session = db.session();
     for (arguments, states) in [
@@ -556,142 +545,4 @@ fn a_stranger_learns_nothing(db: &Db) {
     assert_eq!(batch.states(&mut session), ["running", "queued"]);
     gate.open();
     batch.succeed(&mut session);
-}
-
-#[track_caller]
-fn retry(session: &mut Session, uuid: &str) -> Vec<String> {
-    session.rows(&format!("select uuid_child from pg_background_retry('{uuid}')"))
-}
-
-fn what_did_not_succeed_is_run_again(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
-    session.run("create table ran (a int); create table wanted (a int)");
-    let fails = "insert into ran values (2); select 1 / (select count(*) from wanted)";
-    let held = format!("insert into ran values (3); {}", gate::WAIT);
-    let texts = ["insert into ran values (1)", fails, &held, "insert into ran values (4)"];
-    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
-    wait_at_gate(&mut session, 1);
-    stop(&mut session, &batch.parent);
-    assert_eq!(batch.finish(&mut session), ["succeeded", "failed", "stopped", "stopped"]);
-    gate.open();
-    session.run("insert into wanted values (1)");
-    let rows =
-        session.rows(&format!("select status, uuid_parent, uuid_child from pg_background_retry('{}')", batch.parent));
-    assert_eq!(rows.len(), 3);
-    for (row, child) in rows.iter().zip(&batch.children[1..]) {
-        assert!(row.ends_with(&format!("|{}|{child}", batch.parent)), "{row}");
-        assert!(["queued", "running", "succeeded"].iter().any(|state| row.starts_with(state)), "{row}");
-    }
-    batch.succeed(&mut session);
-    assert_eq!(session.rows("select a from ran order by a"), ["1", "2", "3", "4"]);
-    // Nothing of the earlier ends is left.
-    let clean = "sqlstate is null and message is null and detail is null and context is null";
-    assert_eq!(batch.column(&mut session, clean), times("t", 4));
-    assert_eq!(session.value("select count(*) from log_background"), "4");
-}
-
-fn one_job_is_run_again(db: &Db) {
-    let mut session = db.session();
-    session.run("create table wanted (a int)");
-    let fails = "select 1 / (select count(*) from wanted)";
-    let batch = Batch::launch(&mut session, &[fails, fails, "select 3"]);
-    assert_eq!(batch.finish(&mut session), ["failed", "failed", "succeeded"]);
-    session.run("insert into wanted values (1)");
-    assert_eq!(retry(&mut session, &batch.children[1]), batch.children[1..2]);
-    assert_eq!(batch.finish(&mut session), ["failed", "succeeded", "succeeded"]);
-    // Also by the other form.
-    session.run(&format!("select * from pg_background_retry('{}'::uuid)", batch.children[0]));
-    batch.succeed(&mut session);
-}
-
-fn what_succeeded_is_not_run_again(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
-    session.run("create table ran (a int)");
-    let batch = Batch::launch(&mut session, &["insert into ran values (1)"]);
-    batch.succeed(&mut session);
-    for uuid in [&batch.parent, &batch.children[0]] {
-        assert_eq!(session.error(&format!("select * from pg_background_retry('{uuid}')")).sqlstate(), "55000");
-    }
-    let live = Batch::launch_with(&mut session, &[gate::WAIT, "select 2"], r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut session, 1);
-    for uuid in [&live.parent, &live.children[0], &live.children[1]] {
-        assert_eq!(session.error(&format!("select * from pg_background_retry('{uuid}')")).sqlstate(), "55000");
-    }
-    gate.open();
-    live.succeed(&mut session);
-    assert_eq!(session.rows("table ran"), ["1"]);
-}
-
-fn a_job_that_is_run_again_keeps_its_uuid_and_its_settings(db: &Db) {
-    let user = db.role("user", "login");
-    let mut session = db.client().user(&user).connect();
-    db.session().run("create table wanted (a int); grant select on wanted to public");
-    session.run("set my.own = 'kept'");
-    let text =
-        "select current_user::text as u, current_setting('my.own', true) as o, 1 / (select count(*) from wanted)";
-    let jobs = format!(r#"[{{"query": "{text}", "name": "the name"}}]"#);
-    let batch = Batch::launch_json(&mut session, &jobs);
-    assert_eq!(batch.finish(&mut session), ["failed"]);
-    let id = batch.log(&mut session, 0, "id");
-    // By somebody else, who may.
-    let mut admin = db.session();
-    admin.run("insert into wanted values (1)");
-    assert_eq!(retry(&mut admin, &batch.parent), batch.children);
-    batch.succeed(&mut session);
-    let row = "concat_ws('|', id, name, user_name, result::jsonb -> 0 ->> 'u')";
-    assert_eq!(batch.log(&mut session, 0, row), format!("{id}|the name|{user}|{user}"));
-}
-
-fn a_job_that_is_run_again_has_all_its_attempts(db: &Db) {
-    let mut session = db.session();
-    session.run("create sequence tries");
-    let text = "select nextval('tries'); select 1 / 0";
-    let batch = Batch::launch_with(&mut session, &[text], r#"{"max_attempts": 2}"#);
-    assert_eq!(batch.finish(&mut session), ["failed"]);
-    assert_eq!(session.value("select last_value from tries"), "2");
-    retry(&mut session, &batch.parent);
-    assert_eq!(batch.finish(&mut session), ["failed"]);
-    let tried = session.number("select last_value from tries");
-    assert!((3..=4).contains(&tried), "{tried}");
-}
-
-fn only_who_may_run_jobs_again(db: &Db) {
-    let (user, member) = (db.role("user", "login"), db.role("member", "login"));
-    let signaller = db.role("signaller", "login");
-    db.session().run(&format!("grant {user} to {member}; grant pg_signal_backend to {signaller}"));
-    let mut session = db.client().user(&user).connect();
-    let batch = Batch::launch(&mut session, &["select 1 / 0"]);
-    assert_eq!(batch.finish(&mut session), ["failed"]);
-    let call = format!("select uuid_child from pg_background_retry('{}')", batch.parent);
-    assert_eq!(db.client().user(&signaller).connect().error(&call).sqlstate(), "42704");
-    for mut other in [db.client().user(&member).connect(), db.session()] {
-        assert_eq!(other.rows(&call), batch.children);
-        assert_eq!(batch.finish(&mut session), ["failed"]);
-        assert_eq!(log(&mut session, &batch.children[0], "user_name"), user);
-    }
-}
-
-fn unknown_jobs_are_not_run_again(db: &Db) {
-    let mut session = db.session();
-    for (uuid, sqlstate) in [
-        (format!("'{NOBODY}'"), "42704"),
-        (format!("'{NOBODY}'::uuid"), "42704"),
-        ("'x'".to_owned(), "22P02"),
-        ("null::text".to_owned(), "22004"),
-        ("null::uuid".to_owned(), "22004"),
-    ] {
-        assert_eq!(session.error(&format!("select * from pg_background_retry({uuid})")).sqlstate(), sqlstate, "{uuid}");
-    }
-}
-
-fn jobs_are_not_run_again_on_a_standby() {
-    let primary = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1s")]);
-    let mut session = primary.session("postgres");
-    let batch = Batch::launch(&mut session, &["select 1 / 0"]);
-    batch.wait(&mut session);
-    drop(session);
-    let standby = Cluster::start_standby(&primary);
-    let error = standby.session("postgres").error(&format!("select * from pg_background_retry('{}')", batch.parent));
-    assert_eq!(error.sqlstate(), "25006");
-    standby.stop(Stop::Fast);
 }

@@ -4,6 +4,7 @@ use super::record::{Batch, Job, Life, Place, Slot, State};
 use super::{batch, slots, stopper};
 use crate::ffi::area::Memory;
 use crate::ffi::session;
+use crate::job::manner::Manner;
 
 /// Everything that can be said of a job.
 #[derive(Debug, Clone)]
@@ -38,6 +39,8 @@ pub struct JobView {
     pub reason: super::Reason,
     /// Who stopped it: a role.
     pub stopper: Option<Vec<u8>>,
+    /// Its attempts are those of all launches.
+    pub manner: Manner,
 }
 
 /// Where a uuid leads.
@@ -148,6 +151,14 @@ fn view(memory: &Memory, place: Place, record: &Batch, job: &Job, position: i64)
         outcome: (job.outcome != 0).then(|| memory.slice(job.outcome, job.outcome_bytes as usize).to_vec()),
         reason: super::Reason::from_byte(job.reason),
         stopper: stopper::of_job(memory, place, job).map(own),
+        manner: Manner {
+            sequential: record.is_sequential != 0,
+            max_workers: Some(record.max_workers).filter(|workers| *workers != u32::MAX),
+            stop_on_error: record.stops_on_error != 0,
+            timeout: Some(job.timeout).filter(|timeout| *timeout > 0),
+            max_attempts: job.max_attempts,
+            retry_delay: job.retry_delay,
+        },
     }
 }
 

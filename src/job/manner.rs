@@ -1,0 +1,34 @@
+//! How a job is run, as the log keeps it: a launch that repeats it is to run it in the same manner.
+
+use serde_json::{Map, Value};
+
+/// What a job and its batch were launched with, names apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Manner {
+    pub sequential: bool,
+    pub max_workers: Option<u32>,
+    pub stop_on_error: bool,
+    /// Milliseconds
+    pub timeout: Option<i64>,
+    pub max_attempts: u32,
+    /// Milliseconds
+    pub retry_delay: i64,
+}
+
+impl Manner {
+    /// In the words of `p_options`; none = nothing was said.
+    pub fn to_options(self) -> Option<Vec<u8>> {
+        let milliseconds = |value: i64| Value::from(format!("{value} ms"));
+        let said = [
+            ("mode", self.sequential.then(|| "sequential".into())),
+            ("max_workers", self.max_workers.map(Value::from)),
+            ("on_error", self.stop_on_error.then(|| "stop".into())),
+            ("timeout", self.timeout.map(milliseconds)),
+            ("max_attempts", (self.max_attempts > 1).then(|| self.max_attempts.into())),
+            ("retry_delay", (self.retry_delay > 0).then(|| milliseconds(self.retry_delay))),
+        ];
+        let map: Map<String, Value> =
+            said.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+        (!map.is_empty()).then(|| Value::Object(map).to_string().into_bytes())
+    }
+}

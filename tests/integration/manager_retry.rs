@@ -1,0 +1,340 @@
+//! `pg_background_retry`.
+
+use crate::gate::{self, Gate};
+use crate::manager::{log, times, wait_at_gate, Batch, NOBODY};
+use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session, Stop};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        // What is run again.
+        case!(what_did_not_succeed_is_run_again),
+        case!(one_job_is_run_again),
+        case!(what_succeeded_is_not_run_again),
+        case!(a_job_that_is_run_again_keeps_its_uuid_and_its_settings),
+        // In which manner.
+        case!(a_job_that_is_run_again_has_all_its_attempts),
+        case!(a_sequence_is_run_again_as_a_sequence),
+        case!(the_time_limit_holds_again),
+        case!(the_workers_of_a_batch_are_limited_again),
+        case!(an_error_stops_the_rest_again),
+        case!(each_job_has_its_own_options_again),
+        case!(a_batch_keeps_its_name),
+        case!(the_options_hold_for_every_retry),
+        private_case!(the_options_survive_crashes),
+        // Who may.
+        case!(only_who_may_run_jobs_again),
+        case!(unknown_jobs_are_not_run_again),
+        private_case!(jobs_are_not_run_again_on_a_standby),
+    ]
+}
+
+#[track_caller]
+fn stop(session: &mut Session, uuid: &str) {
+    session.run(&format!("select * from pg_background_stop('{uuid}')"));
+}
+
+#[track_caller]
+fn retry(session: &mut Session, uuid: &str) -> Vec<String> {
+    session.rows(&format!("select uuid_child from pg_background_retry('{uuid}')"))
+}
+
+fn what_did_not_succeed_is_run_again(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("create table ran (a int); create table wanted (a int)");
+    let fails = "insert into ran values (2); select 1 / (select count(*) from wanted)";
+    let held = format!("insert into ran values (3); {}", gate::WAIT);
+    let texts = ["insert into ran values (1)", fails, &held, "insert into ran values (4)"];
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
+    wait_at_gate(&mut session, 1);
+    stop(&mut session, &batch.parent);
+    assert_eq!(batch.finish(&mut session), ["succeeded", "failed", "stopped", "stopped"]);
+    gate.open();
+    session.run("insert into wanted values (1)");
+    let rows =
+        session.rows(&format!("select status, uuid_parent, uuid_child from pg_background_retry('{}')", batch.parent));
+    assert_eq!(rows.len(), 3);
+    for (row, child) in rows.iter().zip(&batch.children[1..]) {
+        assert!(row.ends_with(&format!("|{}|{child}", batch.parent)), "{row}");
+        assert!(["queued", "running", "succeeded"].iter().any(|state| row.starts_with(state)), "{row}");
+    }
+    batch.succeed(&mut session);
+    assert_eq!(session.rows("select a from ran order by a"), ["1", "2", "3", "4"]);
+    // Nothing of the earlier ends is left.
+    let clean = "sqlstate is null and message is null and detail is null and context is null";
+    assert_eq!(batch.column(&mut session, clean), times("t", 4));
+    assert_eq!(session.value("select count(*) from log_background"), "4");
+}
+
+fn one_job_is_run_again(db: &Db) {
+    let mut session = db.session();
+    session.run("create table wanted (a int)");
+    let fails = "select 1 / (select count(*) from wanted)";
+    let batch = Batch::launch(&mut session, &[fails, fails, "select 3"]);
+    assert_eq!(batch.finish(&mut session), ["failed", "failed", "succeeded"]);
+    session.run("insert into wanted values (1)");
+    assert_eq!(retry(&mut session, &batch.children[1]), batch.children[1..2]);
+    assert_eq!(batch.finish(&mut session), ["failed", "succeeded", "succeeded"]);
+    // Also by the other form.
+    session.run(&format!("select * from pg_background_retry('{}'::uuid)", batch.children[0]));
+    batch.succeed(&mut session);
+}
+
+fn what_succeeded_is_not_run_again(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("create table ran (a int)");
+    let batch = Batch::launch(&mut session, &["insert into ran values (1)"]);
+    batch.succeed(&mut session);
+    for uuid in [&batch.parent, &batch.children[0]] {
+        assert_eq!(session.error(&format!("select * from pg_background_retry('{uuid}')")).sqlstate(), "55000");
+    }
+    let live = Batch::launch_with(&mut session, &[gate::WAIT, "select 2"], r#"{"max_workers": 1}"#);
+    wait_at_gate(&mut session, 1);
+    for uuid in [&live.parent, &live.children[0], &live.children[1]] {
+        assert_eq!(session.error(&format!("select * from pg_background_retry('{uuid}')")).sqlstate(), "55000");
+    }
+    gate.open();
+    live.succeed(&mut session);
+    assert_eq!(session.rows("table ran"), ["1"]);
+}
+
+fn a_job_that_is_run_again_keeps_its_uuid_and_its_settings(db: &Db) {
+    let user = db.role("user", "login");
+    let mut session = db.client().user(&user).connect();
+    db.session().run("create table wanted (a int); grant select on wanted to public");
+    session.run("set my.own = 'kept'");
+    let text =
+        "select current_user::text as u, current_setting('my.own', true) as o, 1 / (select count(*) from wanted)";
+    let jobs = format!(r#"[{{"query": "{text}", "name": "the name"}}]"#);
+    let batch = Batch::launch_json(&mut session, &jobs);
+    assert_eq!(batch.finish(&mut session), ["failed"]);
+    let id = batch.log(&mut session, 0, "id");
+    // By somebody else, who may.
+    let mut admin = db.session();
+    admin.run("insert into wanted values (1)");
+    assert_eq!(retry(&mut admin, &batch.parent), batch.children);
+    batch.succeed(&mut session);
+    let row = "concat_ws('|', id, name, user_name, result::jsonb -> 0 ->> 'u')";
+    assert_eq!(batch.log(&mut session, 0, row), format!("{id}|the name|{user}|{user}"));
+}
+
+fn a_job_that_is_run_again_has_all_its_attempts(db: &Db) {
+    let mut session = db.session();
+    session.run("create sequence tries");
+    let text = "select nextval('tries'); select 1 / 0";
+    let batch = Batch::launch_with(&mut session, &[text], r#"{"max_attempts": 2}"#);
+    assert_eq!(batch.finish(&mut session), ["failed"]);
+    for tried in ["2", "4", "6"] {
+        assert_eq!(session.value("select last_value from tries"), tried);
+        assert_eq!(batch.log(&mut session, 0, "attempts"), tried, "they count on");
+        retry(&mut session, &batch.parent);
+        assert_eq!(batch.finish(&mut session), ["failed"]);
+    }
+}
+
+/// Fails until the table `wanted` has a row.
+const WANTS: &str = "select 1 / (select count(*) from wanted)";
+
+fn a_sequence_is_run_again_as_a_sequence(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("create table wanted (a int); create table ran (id serial, a int)");
+    let texts: Vec<String> =
+        (0..5).map(|n| format!("{WANTS}; {}; insert into ran (a) values ({n})", gate::WAIT)).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
+    assert_eq!(batch.finish(&mut session), times("failed", 5));
+    session.run("insert into wanted values (1)");
+    retry(&mut session, &batch.parent);
+    wait_at_gate(&mut session, 1);
+    assert_eq!(batch.states(&mut session), ["running", "queued", "queued", "queued", "queued"]);
+    gate.open();
+    batch.succeed(&mut session);
+    assert_eq!(session.rows("select a from ran order by id"), ["0", "1", "2", "3", "4"]);
+}
+
+fn the_time_limit_holds_again(db: &Db) {
+    let mut session = db.session();
+    for (value, count) in [("0.1", 1), (r#""150 ms""#, 2)] {
+        let options = format!(r#"{{"timeout": {value}}}"#);
+        let batch = Batch::launch_with(&mut session, &times("select pg_sleep(600)", count), &options);
+        for _ in 0..3 {
+            assert_eq!(batch.finish(&mut session), times("failed", count));
+            let message = batch.column(&mut session, "message");
+            assert_eq!(message, times("canceling job due to timeout", count));
+            retry(&mut session, &batch.parent);
+        }
+        batch.wait(&mut session);
+    }
+}
+
+fn the_workers_of_a_batch_are_limited_again(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("create table wanted (a int)");
+    let text = format!("{WANTS}; {}", gate::WAIT);
+    let batch = Batch::launch_with(&mut session, &times(&text, 6), r#"{"max_workers": 2}"#);
+    assert_eq!(batch.finish(&mut session), times("failed", 6));
+    session.run("insert into wanted values (1)");
+    retry(&mut session, &batch.parent);
+    wait_at_gate(&mut session, 2);
+    // Any other job gets a worker, so a third of these would have had one.
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+    let states = batch.states(&mut session);
+    assert_eq!(states.iter().filter(|state| *state == "running").count(), 2, "{states:?}");
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+fn an_error_stops_the_rest_again(db: &Db) {
+    let mut session = db.session();
+    let texts = ["select 1 / 0", "select 2", "select 3"];
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential", "on_error": "stop"}"#);
+    for attempts in ["1", "2", "3"] {
+        assert_eq!(batch.finish(&mut session), ["failed", "stopped", "stopped"]);
+        assert_eq!(batch.column(&mut session, "attempts"), [attempts, "0", "0"]);
+        let message = batch.column(&mut session, "message");
+        assert_eq!(message, ["division by zero", "another job of the batch failed", "another job of the batch failed"]);
+        retry(&mut session, &batch.parent);
+    }
+    batch.wait(&mut session);
+}
+
+fn each_job_has_its_own_options_again(db: &Db) {
+    let mut session = db.session();
+    let jobs = r#"[{"query": "select pg_sleep(600)", "timeout": 0.1}, {"query": "select 1 / 0", "max_attempts": 3},
+        {"query": "select 1 / 0", "max_attempts": 2, "retry_delay": "1 hour"}, "select 1 / 0"]"#;
+    let batch = Batch::launch_json(&mut session, jobs);
+    let has_tried = |session: &mut Session, times: &str| {
+        let row = batch.column(session, "status || attempts").join(" ");
+        row == times
+    };
+    wait_until("the first attempts", || has_tried(&mut session, "failed1 failed3 queued1 failed1"));
+    session.run(&format!("select pg_background_stop('{}')", batch.children[2]));
+    batch.wait(&mut session);
+    retry(&mut session, &batch.parent);
+    wait_until("the second attempts", || has_tried(&mut session, "failed2 failed6 queued2 failed2"));
+    session.run(&format!("select pg_background_stop('{}')", batch.children[2]));
+    batch.wait(&mut session);
+}
+
+fn a_batch_keeps_its_name(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("create table wanted (a int)");
+    let text = format!("{WANTS}; {}", gate::WAIT);
+    let jobs = format!(r#"[{{"query": "{text}", "name": "its own"}}, "{text}"]"#);
+    let options = r#"{"name": "the name"}"#;
+    let call = format!("pg_background_launch_num({}::jsonb, p_options => {})", literal(&jobs), literal(options));
+    let batch = Batch::call(&mut session, &call);
+    assert_eq!(batch.finish(&mut session), ["failed", "failed"]);
+    session.run("insert into wanted values (1)");
+    retry(&mut session, &batch.parent);
+    wait_at_gate(&mut session, 2);
+    for view in ["pg_background_live()", "pg_background_jobs"] {
+        let query = format!("select name from {view} where uuid_parent = '{}' order by uuid_child", batch.parent);
+        assert_eq!(session.rows(&query), ["its own", "the name"], "{view}");
+    }
+    let live = format!("select distinct batch_name from pg_background_live() where uuid_parent = '{}'", batch.parent);
+    assert_eq!(session.rows(&live), ["the name"]);
+    let batches = format!("select name from pg_background_batches where uuid_parent = '{}'", batch.parent);
+    assert_eq!(session.rows(&batches), ["the name"]);
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+/// Also when the log cannot be written between them.
+fn the_options_hold_for_every_retry(db: &Db) {
+    let (mut session, mut holder) = (db.session(), db.session());
+    let options =
+        r#"{"mode": "sequential", "max_attempts": 2, "timeout": "1 day", "max_workers": 3, "retry_delay": "2 ms"}"#;
+    let batch = Batch::launch_with(&mut session, &["select 1 / 0", "select 1 / 0"], options);
+    let kept = "select options from pg_background_log order by uuid_child";
+    let expected = r#"{"mode": "sequential", "timeout": "86400000 ms", "max_workers": 3, "retry_delay": "2 ms", "max_attempts": 2}"#;
+    for attempts in ["2", "4", "6", "8"] {
+        assert_eq!(batch.finish(&mut session), ["failed", "failed"]);
+        wait_until("the rows are final", || batch.column(&mut session, "attempts") == [attempts, attempts]);
+        assert_eq!(session.rows(kept), [expected, expected]);
+        holder.run("begin; lock pg_background_log in share mode");
+        retry(&mut session, &batch.parent);
+        wait_until("both have failed", || batch.states(&mut session) == ["failed", "failed"]);
+        holder.run("rollback");
+    }
+    // Nothing that was not said is kept.
+    let plain = Batch::launch(&mut session, &["select 1"]);
+    plain.succeed(&mut session);
+    let kept = format!("select options is null from pg_background_log where uuid_parent = '{}'", plain.parent);
+    assert_eq!(session.value(&kept), "t");
+}
+
+/// Of a batch that no worker had come to, and of one that was written to the log.
+fn the_options_survive_crashes() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
+    let mut session = cluster.session("postgres");
+    session.run("create table ran (id serial, a int)");
+    let options = r#"{"mode": "sequential", "name": "the name", "timeout": "1 hour", "max_attempts": 2}"#;
+    for is_recorded in [false, true] {
+        let gate = Gate::close(cluster.session("postgres"));
+        let first = if is_recorded { gate::WAIT } else { "select 0" };
+        let texts = [first, "insert into ran (a) values (1)", "insert into ran (a) values (2)", "select 1 / 0"];
+        if !is_recorded {
+            Batch::launch(&mut session, &[gate::WAIT]);
+            wait_at_gate(&mut session, 1);
+        }
+        let batch = Batch::launch_with(&mut session, &texts, options);
+        wait_at_gate(&mut session, 1);
+        let in_log = format!("from pg_background_log where uuid_parent = '{}'", batch.parent);
+        let count = if is_recorded { "4" } else { "0" };
+        assert_eq!(session.value(&format!("select count(*) {in_log}")), count);
+        cluster.stop(Stop::Immediate);
+        cluster.start();
+        drop(gate);
+        session = cluster.session("postgres");
+        assert_eq!(batch.states(&mut session), times("lost", 4));
+        assert_eq!(retry(&mut session, &batch.parent), batch.children);
+        assert_eq!(batch.finish(&mut session), ["succeeded", "succeeded", "succeeded", "failed"]);
+        assert_eq!(session.rows("select a from ran order by id"), ["1", "2"]);
+        session.run("truncate ran");
+        assert_eq!(batch.log(&mut session, 3, "attempts"), "2");
+        let kept = session.rows(&format!("select distinct batch_name || ' ' || options {in_log}"));
+        let expected = r#"the name {"mode": "sequential", "timeout": "3600000 ms", "max_attempts": 2}"#;
+        assert_eq!(kept, [expected]);
+    }
+}
+
+fn only_who_may_run_jobs_again(db: &Db) {
+    let (user, member) = (db.role("user", "login"), db.role("member", "login"));
+    let signaller = db.role("signaller", "login");
+    db.session().run(&format!("grant {user} to {member}; grant pg_signal_backend to {signaller}"));
+    let mut session = db.client().user(&user).connect();
+    let batch = Batch::launch(&mut session, &["select 1 / 0"]);
+    assert_eq!(batch.finish(&mut session), ["failed"]);
+    let call = format!("select uuid_child from pg_background_retry('{}')", batch.parent);
+    assert_eq!(db.client().user(&signaller).connect().error(&call).sqlstate(), "42704");
+    for mut other in [db.client().user(&member).connect(), db.session()] {
+        assert_eq!(other.rows(&call), batch.children);
+        assert_eq!(batch.finish(&mut session), ["failed"]);
+        assert_eq!(log(&mut session, &batch.children[0], "user_name"), user);
+    }
+}
+
+fn unknown_jobs_are_not_run_again(db: &Db) {
+    let mut session = db.session();
+    for (uuid, sqlstate) in [
+        (format!("'{NOBODY}'"), "42704"),
+        (format!("'{NOBODY}'::uuid"), "42704"),
+        ("'x'".to_owned(), "22P02"),
+        ("null::text".to_owned(), "22004"),
+        ("null::uuid".to_owned(), "22004"),
+    ] {
+        assert_eq!(session.error(&format!("select * from pg_background_retry({uuid})")).sqlstate(), sqlstate, "{uuid}");
+    }
+}
+
+fn jobs_are_not_run_again_on_a_standby() {
+    let primary = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1s")]);
+    let mut session = primary.session("postgres");
+    let batch = Batch::launch(&mut session, &["select 1 / 0"]);
+    batch.wait(&mut session);
+    drop(session);
+    let standby = Cluster::start_standby(&primary);
+    let error = standby.session("postgres").error(&format!("select * from pg_background_retry('{}')", batch.parent));
+    assert_eq!(error.sqlstate(), "25006");
+    standby.stop(Stop::Fast);
+}
