@@ -47,7 +47,8 @@ COMMENT ON COLUMN pg_background_log.is_started IS
 
 -- What the registry in shared memory knows.
 
-CREATE FUNCTION pg_background_live(batch pg_catalog.uuid DEFAULT NULL, only_unrecorded pg_catalog.bool DEFAULT false)
+CREATE FUNCTION pg_background_live(batch pg_catalog.uuid DEFAULT NULL, only_unrecorded pg_catalog.bool DEFAULT false,
+    only_elsewhere pg_catalog.bool DEFAULT false)
 RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, status pg_catalog.text, is_recorded pg_catalog.bool,
     database pg_catalog.int8, owner pg_catalog.int8, user_name pg_catalog.text, ip_client pg_catalog.text,
     batch_name pg_catalog.text, name pg_catalog.text, query pg_catalog.text, queued_at pg_catalog.timestamptz,
@@ -57,10 +58,10 @@ RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, status p
     sqlstate pg_catalog.text, message pg_catalog.text, detail pg_catalog.text, hint pg_catalog.text,
     context pg_catalog.text)
 AS 'MODULE_PATHNAME', 'pg_background_live'
-LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 100;
+LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1000;
 
-COMMENT ON FUNCTION pg_background_live(pg_catalog.uuid, pg_catalog.bool) IS
-'Jobs of all databases that have not ended, or whose end is not in the log yet, as far as the caller may see them. For the views.';
+COMMENT ON FUNCTION pg_background_live(pg_catalog.uuid, pg_catalog.bool, pg_catalog.bool) IS
+'Jobs of all databases that have not ended, or whose end is not in the log yet, as far as the caller may see them: all, those whose rows are not in the log, or those of other databases. For the views.';
 
 CREATE FUNCTION pg_background_spooled()
 RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, owner pg_catalog.int8, user_name pg_catalog.text,
@@ -74,47 +75,51 @@ COMMENT ON FUNCTION pg_background_spooled() IS
 
 CREATE FUNCTION pg_background_state(uuid_child pg_catalog.uuid, epoch pg_catalog.int8, is_started pg_catalog.bool)
 RETURNS TABLE (status pg_catalog.text, pid pg_catalog.int4, start_time_exec pg_catalog.timestamptz,
-    end_time_exec pg_catalog.timestamptz, attempts pg_catalog.int4, result pg_catalog.text, row_count pg_catalog.int8,
+    end_time_exec pg_catalog.timestamptz, attempts pg_catalog.int4, queue_position pg_catalog.int8,
+    progress pg_catalog.int4, progress_message pg_catalog.text, result pg_catalog.text, row_count pg_catalog.int8,
     command_tag pg_catalog.text, sqlstate pg_catalog.text, message pg_catalog.text, detail pg_catalog.text,
     hint pg_catalog.text, context pg_catalog.text)
 AS 'MODULE_PATHNAME', 'pg_background_state'
 LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1;
 
 COMMENT ON FUNCTION pg_background_state(pg_catalog.uuid, pg_catalog.int8, pg_catalog.bool) IS
-'What has become of a job whose row in the log is not final. For the views.';
+'What has become of a job whose row in the log is not final; a query sees all jobs of a batch at one moment. For the views.';
 
 -- What users read. A view shows its owner's table; who may see a row is asked for the caller. What the registry has and
 -- the reader's snapshot of the table has not is taken from there: a batch that was accepted just now, or launched again.
+-- NOT IN is a hash table whatever the planner guesses; a join may be a loop when the statistics are from before.
 
 CREATE VIEW pg_background_all_jobs WITH (security_barrier) AS
 WITH unrecorded AS MATERIALIZED (SELECT * FROM pg_background_live(NULL, true))
 SELECT l.id, l.pid, l.status, l.ip_client, l.user_name, l.uuid_parent, l.uuid_child, l.query, l.result,
     l.start_time_exec, l.end_time_exec, l.name, l.batch_name, l.queued_at, l.attempts, l.row_count, l.command_tag,
-    l.sqlstate, l.message, l.detail, l.hint, l.context, l.epoch
+    l.sqlstate, l.message, l.detail, l.hint, l.context, l.epoch, NULL::pg_catalog.int8 AS queue_position,
+    NULL::pg_catalog.int4 AS progress, NULL::pg_catalog.text AS progress_message
 FROM pg_background_log AS l
 WHERE l.status <> 'queued'
     AND (pg_catalog.pg_has_role(l.owner, 'USAGE') OR pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'))
-    AND NOT EXISTS (SELECT FROM unrecorded AS u WHERE u.uuid_child = l.uuid_child)
+    AND l.uuid_child NOT IN (SELECT u.uuid_child FROM unrecorded AS u)
 UNION ALL
 SELECT l.id, s.pid, s.status, l.ip_client, l.user_name, l.uuid_parent, l.uuid_child, l.query, s.result,
     s.start_time_exec, s.end_time_exec, l.name, l.batch_name, l.queued_at, COALESCE(s.attempts, l.attempts), s.row_count,
     s.command_tag, COALESCE(s.sqlstate, l.sqlstate), COALESCE(s.message, l.message), COALESCE(s.detail, l.detail),
-    COALESCE(s.hint, l.hint), COALESCE(s.context, l.context), l.epoch
+    COALESCE(s.hint, l.hint), COALESCE(s.context, l.context), l.epoch, s.queue_position, s.progress, s.progress_message
 FROM pg_background_log AS l, LATERAL pg_background_state(l.uuid_child, l.epoch, l.is_started) AS s
 WHERE l.status = 'queued'
     AND (pg_catalog.pg_has_role(l.owner, 'USAGE') OR pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'))
-    AND NOT EXISTS (SELECT FROM unrecorded AS u WHERE u.uuid_child = l.uuid_child)
+    AND l.uuid_child NOT IN (SELECT u.uuid_child FROM unrecorded AS u)
 UNION ALL
 SELECT NULL, u.pid, u.status, u.ip_client::pg_catalog.inet, u.user_name::pg_catalog.name, u.uuid_parent, u.uuid_child,
     u.query, u.result, u.start_time_exec, u.end_time_exec, u.name, u.batch_name, u.queued_at, u.attempts, u.row_count,
-    u.command_tag, u.sqlstate, u.message, u.detail, u.hint, u.context, u.epoch
+    u.command_tag, u.sqlstate, u.message, u.detail, u.hint, u.context, u.epoch, u.queue_position, u.progress,
+    u.progress_message
 FROM unrecorded AS u
 WHERE u.database = (SELECT d.oid::pg_catalog.int8 FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())
 UNION ALL
 SELECT NULL, NULL, 'lost', v.ip_client::pg_catalog.inet, v.user_name::pg_catalog.name, v.uuid_parent, v.uuid_child,
     v.query, NULL, NULL, NULL, v.name, v.batch_name, v.queued_at, 0, NULL, NULL,
     NULL, CASE WHEN v.is_started THEN 'the server went down while the job was running or about to start; its outcome is unknown'
-        ELSE 'the server went down before the job started' END, NULL, NULL, NULL, v.epoch
+        ELSE 'the server went down before the job started' END, NULL, NULL, NULL, v.epoch, NULL, NULL, NULL
 FROM pg_background_spooled() AS v
 WHERE NOT EXISTS (SELECT FROM pg_background_log AS l WHERE l.uuid_child = v.uuid_child);
 
@@ -147,15 +152,14 @@ SELECT j.uuid_parent, j.uuid_child, j.name, j.user_name, j.database, j.status, j
     j.query, j.result, j.sqlstate, j.message
 FROM (
     SELECT l.uuid_parent, l.uuid_child, l.name, l.user_name, pg_catalog.current_database() AS database,
-        l.status, v.queue_position, l.pid, v.progress, v.progress_message, l.attempts, l.queued_at, l.start_time_exec,
+        l.status, l.queue_position, l.pid, l.progress, l.progress_message, l.attempts, l.queued_at, l.start_time_exec,
         l.end_time_exec, l.query, l.result, l.sqlstate, l.message
     FROM pg_background_all_jobs AS l
-    LEFT JOIN pg_background_live() AS v ON v.uuid_child = l.uuid_child AND l.status = v.status
     UNION ALL
     SELECT v.uuid_parent, v.uuid_child, v.name, v.user_name::pg_catalog.name, d.datname, v.status, v.queue_position, v.pid,
         v.progress, v.progress_message, v.attempts, v.queued_at, v.start_time_exec, v.end_time_exec, v.query, v.result,
         v.sqlstate, v.message
-    FROM pg_background_live() AS v
+    FROM pg_background_live(only_elsewhere => true) AS v
     JOIN pg_catalog.pg_database AS d ON d.oid = v.database::pg_catalog.oid
     WHERE d.datname <> pg_catalog.current_database() AND v.end_time_exec IS NULL AND v.status IN ('queued', 'running')
 ) AS j

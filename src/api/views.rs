@@ -5,9 +5,9 @@ use crate::ffi::fmgr::{sql_function, Call, Value};
 use crate::ffi::session::database;
 use crate::ffi::typed_rows::Cell;
 use crate::ffi::{area, transaction};
-use crate::job::{log, registry::JobView};
+use crate::job::{log, registry::Moment};
 use crate::protocol::Outcome;
-use crate::session;
+use crate::session::{self, Among, Sight};
 
 fn time(at: Option<i64>) -> Cell {
     at.map_or(Cell::Null, Cell::Timestamp)
@@ -27,45 +27,51 @@ fn outcome_cells(outcome: &Outcome) -> [Cell; 8] {
     ]
 }
 
-/// `pg_background_live(batch uuid) RETURNS TABLE (…)`
+/// `pg_background_live(batch uuid, only_unrecorded bool, only_elsewhere bool) RETURNS TABLE (…)`
 fn live(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
     let epoch = area::epoch();
     let here = database();
-    let only_unrecorded = call.bool(1).unwrap_or(false);
-    for job in session::look(call.uuid(0).as_ref()) {
-        let is_recorded = job.is_recorded && transaction::is_visible(job.recorded_by);
+    let among = match (call.bool(1).unwrap_or(false), call.bool(2).unwrap_or(false)) {
+        (true, _) => Among::Unrecorded,
+        (false, true) => Among::Elsewhere,
+        (false, false) => Among::All,
+    };
+    for job in session::look(call.uuid(0).as_ref(), among) {
+        let now = &job.now;
         // Of other databases only what has not ended: nobody here sees their logs.
-        if only_unrecorded && is_recorded || job.is_logged && job.database != here {
+        if now.is_logged && job.batch.database != here {
             continue;
         }
         let first = [
-            Cell::Uuid(job.uuid_parent),
+            Cell::Uuid(job.batch.uuid),
             Cell::Uuid(job.uuid),
-            Cell::Text(state_of(&job).into()),
-            Cell::Bool(is_recorded),
-            Cell::BigInt(job.database.into()),
-            Cell::BigInt(job.owner.into()),
+            Cell::Text(state_of(now).into()),
+            Cell::Bool(session::is_recorded(&job.batch)),
+            Cell::BigInt(job.batch.database.into()),
+            Cell::BigInt(job.batch.owner.into()),
             Cell::Text(job.owner_name.clone()),
             Cell::Text(job.client.clone()),
             job.batch_name.clone().into(),
             job.name.clone().into(),
             Cell::Text(job.query.clone()),
             Cell::Timestamp(job.queued_at),
-            time(job.started),
-            time(job.ended.filter(|_| !is_ahead(&job))),
-            Cell::Int(job.attempts as i32),
-            job.pid.into(),
-            job.queue_position.into(),
-            job.progress.into(),
-            job.message.clone().into(),
-            Cell::BigInt(epoch),
-            job.manner.to_options().into(),
+            time(now.started),
+            time(now.ended.filter(|_| !is_ahead(now))),
+            Cell::Int(now.attempts as i32),
+            now.pid.into(),
         ];
-        rows.put(&[&first[..], &outcome_cells(&log::outcome_of(&job))].concat())?;
+        let last = [Cell::BigInt(epoch), job.manner.to_options().into()];
+        rows.put(&[&first[..], &place_cells(now), &last, &outcome_cells(&log::outcome_of(now))].concat())?;
     }
     rows.finish();
     Ok(Value::Void)
+}
+
+/// How far a job is, as cells: queue_position, progress, progress_message.
+fn place_cells(job: &Moment) -> [Cell; 3] {
+    let (percent, message) = job.progress.clone().unzip();
+    [job.queue_position.into(), percent.into(), message.filter(|message| !message.is_empty()).into()]
 }
 
 /// `pg_background_spooled() RETURNS TABLE (…)`
@@ -103,8 +109,8 @@ fn state(call: &Call) -> Result<Value, Error> {
         if transaction::in_recovery() {
             rows.put(&from_outcome("queued", &Outcome::default()))?;
         } else if epoch == area::epoch() {
-            match session::look_at(&uuid) {
-                Some(job) => rows.put(&from_view(&job))?,
+            match call.with_memory_of_query(|sight: &mut Sight| sight.of(&uuid).map(from_moment)) {
+                Some(row) => rows.put(&row)?,
                 // It has ended since the reader's snapshot was taken.
                 None if session::has_ended(&uuid) => rows.put(&from_outcome("running", &Outcome::default()))?,
                 None => rows.put(&lost(is_started))?,
@@ -127,13 +133,13 @@ fn lost(is_started: bool) -> Vec<Cell> {
 }
 
 fn from_outcome(status: &str, outcome: &Outcome) -> Vec<Cell> {
-    let first = [Cell::Text(status.into()), Cell::Null, Cell::Null, Cell::Null, Cell::Null];
-    [&first[..], &outcome_cells(outcome)].concat()
+    let status = Cell::Text(status.into());
+    [&[status], &[const { Cell::Null }; 7][..], &outcome_cells(outcome)].concat()
 }
 
 /// A job whose final row is written, which the reader's snapshot does not show, was still running when that was taken:
 /// so work and record are seen together, or not at all.
-fn state_of(job: &JobView) -> &'static str {
+fn state_of(job: &Moment) -> &'static str {
     if is_ahead(job) {
         "running"
     } else {
@@ -142,11 +148,11 @@ fn state_of(job: &JobView) -> &'static str {
 }
 
 /// Is the registry ahead of the reader's snapshot?
-fn is_ahead(job: &JobView) -> bool {
+fn is_ahead(job: &Moment) -> bool {
     job.is_logged && !job.is_late
 }
 
-fn from_view(job: &JobView) -> Vec<Cell> {
+fn from_moment(job: &Moment) -> Vec<Cell> {
     let first = [
         Cell::Text(state_of(job).into()),
         job.pid.into(),
@@ -154,7 +160,7 @@ fn from_view(job: &JobView) -> Vec<Cell> {
         time(job.ended.filter(|_| !is_ahead(job))),
         Cell::Int(job.attempts as i32),
     ];
-    [&first[..], &outcome_cells(&log::outcome_of(job))].concat()
+    [&first[..], &place_cells(job), &outcome_cells(&log::outcome_of(job))].concat()
 }
 
 sql_function!(pg_background_live, pg_finfo_pg_background_live, live);

@@ -84,6 +84,27 @@ impl Drop for Switch {
     }
 }
 
+/// A value that is dropped with a context.
+///
+/// # Safety
+/// The context is valid; the value is not used any more when the context goes.
+pub(super) unsafe fn keep_in<T: 'static>(context: pg_sys::MemoryContext, value: T) -> *mut T {
+    unsafe extern "C" fn discard<T>(value: *mut std::ffi::c_void) {
+        // SAFETY: made by `keep_in`, and called once.
+        drop(unsafe { Box::from_raw(value.cast::<T>()) });
+    }
+    // SAFETY: by contract; the callback lives in the context that calls it.
+    unsafe {
+        let size = size_of::<pg_sys::MemoryContextCallback>();
+        let callback = pg_sys::MemoryContextAllocZero(context, size).cast::<pg_sys::MemoryContextCallback>();
+        let value = Box::into_raw(Box::new(value));
+        (*callback).func = Some(discard::<T>);
+        (*callback).arg = value.cast();
+        pg_sys::MemoryContextRegisterResetCallback(context, callback);
+        value
+    }
+}
+
 /// Copies bytes into the current context and ends them with a zero.
 pub(super) fn c_string(bytes: &[u8]) -> *mut std::ffi::c_char {
     // SAFETY: the allocation has room for the bytes and the zero.

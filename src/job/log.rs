@@ -3,7 +3,7 @@
 //! Rows are written by workers, with the rights of the cluster's owner and everything named with its schema. What cannot
 //! be written now is written later; the registry knows it meanwhile.
 
-use super::registry::{Ended, JobView, Reason, State};
+use super::registry::{Ended, Moment, Reason, State};
 use super::{catalog, spool};
 use crate::error::Error;
 use crate::ffi::area;
@@ -430,15 +430,22 @@ pub struct Repeat {
     pub options: Option<Vec<u8>>,
 }
 
-/// Jobs that are to run once more, in the order of their uuids.
+/// Those of these jobs that did not succeed, in the order of their uuids.
 pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
     let rows = role::as_cluster_owner(|| {
         let list: Vec<String> = jobs.iter().map(|job| uuid::Uuid::from_bytes(*job).hyphenated().to_string()).collect();
+        let epoch = area::epoch();
+        let is_repeatable = format!(
+            " AND (status OPERATOR(pg_catalog.=) ANY (ARRAY['failed', 'stopped']::pg_catalog.text[]) \
+              OR status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text \
+              AND epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8)"
+        );
         let sql = [
             b"SELECT uuid_child, query, name, attempts, batch_name, options FROM ".as_slice(),
             &table(),
-            b" WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[]) \
-              UNION ALL SELECT uuid_child, query, name, 0, batch_name, options::pg_catalog.jsonb FROM ",
+            b" WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[])",
+            is_repeatable.as_bytes(),
+            b" UNION ALL SELECT uuid_child, query, name, 0, batch_name, options::pg_catalog.jsonb FROM ",
             &function("pg_background_spooled"),
             b"() AS s WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[]) \
               AND NOT EXISTS (SELECT FROM ",
@@ -481,7 +488,7 @@ pub fn jobs_query(uuid: Option<&[u8; 16]>) -> (Vec<u8>, Vec<Cell>) {
 }
 
 /// What came of a job that is in the registry.
-pub fn outcome_of(job: &JobView) -> Outcome {
+pub fn outcome_of(job: &Moment) -> Outcome {
     match (&job.outcome, job.state) {
         (Some(bytes), _) => decode(bytes).unwrap_or_default(),
         // One whose row is written with more is no more than that here, for as long as a reader does not see the row.

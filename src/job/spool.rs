@@ -48,9 +48,16 @@ pub struct Left {
 /// What the name of a file ends with whose jobs may have started.
 const STARTED: &str = "started";
 
-/// The name tells what must be known before it is read: epoch, database, batch.
-fn path(epoch: i64, database: u32, uuid: &[u8; 16]) -> PathBuf {
-    let uuid: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+impl Spooled {
+    /// The uuid of its first job, which names its file: jobs of a batch that are launched again have the uuid of the batch.
+    pub fn first(&self) -> [u8; 16] {
+        self.jobs.first().map_or(self.uuid, |job| job.uuid)
+    }
+}
+
+/// The name tells what must be known before it is read: epoch, database, first job.
+fn path(epoch: i64, database: u32, first: &[u8; 16]) -> PathBuf {
+    let uuid: String = first.iter().map(|byte| format!("{byte:02x}")).collect();
     Path::new(DIRECTORY).join(format!("{epoch:016x}-{database}-{uuid}"))
 }
 
@@ -64,7 +71,7 @@ pub fn write(batch: &Spooled) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
     }
-    let path = path(batch.epoch, batch.database, &batch.uuid);
+    let path = path(batch.epoch, batch.database, &batch.first());
     let unfinished = path.with_extension("tmp");
     let write = || {
         fs::write(&unfinished, to_bytes(batch))?;
@@ -79,9 +86,9 @@ pub fn write(batch: &Spooled) -> io::Result<()> {
 }
 
 /// Forgets a batch: it is in the table now, or was never launched.
-pub fn remove(epoch: i64, database: u32, uuid: &[u8; 16]) {
+pub fn remove(epoch: i64, database: u32, first: &[u8; 16]) {
     // A file that stays is seen to be in the table already.
-    let path = path(epoch, database, uuid);
+    let path = path(epoch, database, first);
     let _ = fs::remove_file(started(&path));
     let _ = fs::remove_file(path);
 }
@@ -94,8 +101,8 @@ fn started(path: &Path) -> PathBuf {
 }
 
 /// The jobs of a batch that is not in the table are about to start.
-pub fn mark_started(epoch: i64, database: u32, uuid: &[u8; 16]) {
-    let path = path(epoch, database, uuid);
+pub fn mark_started(epoch: i64, database: u32, first: &[u8; 16]) {
+    let path = path(epoch, database, first);
     // It may be marked already, or in the table by now.
     if fs::rename(&path, started(&path)).is_ok() {
         let _ = file::sync(Path::new(DIRECTORY));

@@ -7,11 +7,12 @@ use crate::ffi::report::{self, Log};
 use crate::ffi::typed_rows::{Cell, TypedRows};
 use crate::ffi::{area, latch, process, role, session, spi, transaction};
 use crate::job::manner::Manner;
-use crate::job::registry::{self, Found, JobView, NewBatch, NewJob, Place, Pulse, Start, State};
+use crate::job::registry::{self, Found, Header, JobView, Moment, NewBatch, NewJob, Place, Pulse, Start, State};
 use crate::job::spec::{BatchSpec, JobSpec};
 use crate::job::spool::{self, Left, Spooled, SpooledJob};
 use crate::job::{catalog, log, pool};
 use crate::protocol::{to_bytes, Report, Request};
+use std::cell::Cell as Variable;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -149,7 +150,7 @@ fn accept(uuid: [u8; 16], spec: &BatchSpec, jobs: &[NewJob], may_wait: bool, run
     };
     let undo = || {
         area::write(|memory| registry::remove(memory, place));
-        spool::remove(spooled.epoch, database, &uuid);
+        spool::remove(spooled.epoch, database, &spooled.first());
     };
     let begun = report::on_error(
         || {
@@ -263,30 +264,73 @@ pub fn uuid_of(batch: &[u8; 16], ordinal: u32) -> [u8; 16] {
     registry::uuid_of(batch, ordinal)
 }
 
+thread_local! {
+    /// The batch that the query that runs is about: the views cannot tell their functions.
+    static FOCUS: Variable<Option<[u8; 16]>> = const { Variable::new(None) };
+}
+
+/// Which batches of the registry are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Among {
+    All,
+    /// Those whose rows the reader's snapshot does not have.
+    Unrecorded,
+    /// Those of other databases.
+    Elsewhere,
+}
+
+/// Are the rows of the batch in the log that the reader sees?
+pub fn is_recorded(batch: &Header) -> bool {
+    batch.recorded_by.is_some_and(transaction::is_visible)
+}
+
+/// The numbers of the batches in the registry that the caller may see and that `among` lets pass.
+fn batches(uuid: Option<&[u8; 16]>, among: Among) -> HashSet<u64> {
+    // Catalogs and snapshots are asked before the registry's lock is taken.
+    let mut rights: HashMap<u32, bool> = HashMap::new();
+    let mut is_wanted = |batch: &Header| {
+        let is_among = match among {
+            Among::All => true,
+            Among::Unrecorded => !is_recorded(batch),
+            Among::Elsewhere => batch.database != session::database(),
+        };
+        is_among && *rights.entry(batch.owner).or_insert_with(|| rights_on(batch.owner))
+    };
+    let headers = area::read(|memory| registry::headers(memory, uuid));
+    headers.into_iter().filter(|batch| is_wanted(batch)).map(|batch| batch.number).collect()
+}
+
 /// Jobs in the registry that the caller may see; `uuid` = only this job, or those of this batch.
-pub fn look(uuid: Option<&[u8; 16]>) -> Vec<JobView> {
-    // The catalogs are asked before the registry's lock is taken.
-    let owners: Vec<u32> = area::read(registry::owners);
-    let seen: HashMap<u32, bool> = owners.into_iter().map(|owner| (owner, rights_on(owner))).collect();
-    let stem = uuid.and_then(|uuid| uuid.first_chunk::<12>());
-    let mut jobs = area::read(|memory| {
-        registry::snapshot(memory, |owner, batch| {
-            seen.get(&owner).copied().unwrap_or(false)
-                && stem.is_none_or(|stem| batch.first_chunk::<12>() == Some(stem))
-        })
-    });
+pub fn look(uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobView> {
+    let focus = FOCUS.get();
+    let uuid = uuid.or(focus.as_ref());
+    let wanted = batches(uuid, among);
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let mut jobs = area::read(|memory| registry::snapshot(memory, &wanted));
     if uuid.is_some_and(|uuid| uuid.last_chunk::<4>() != Some(&[0; 4])) {
         jobs.retain(|job| Some(&job.uuid) == uuid);
     }
     jobs
 }
 
-/// A job in the registry, if the caller may see it.
-pub fn look_at(uuid: &[u8; 16]) -> Option<JobView> {
-    let found = area::read(|memory| registry::find(memory, uuid)).pop().filter(|found| rights_on(found.owner));
-    found.and_then(|_| {
-        area::read(|memory| registry::find(memory, uuid).pop().and_then(|found| registry::view_of(memory, &found)))
-    })
+/// What one query sees of the registry: each batch as it was when the query first came to one of its jobs.
+#[derive(Debug, Default)]
+pub struct Sight {
+    batches: HashMap<[u8; 16], HashMap<[u8; 16], Moment>>,
+}
+
+impl Sight {
+    /// What a job is doing, if it is in the registry and the caller may see it.
+    pub fn of(&mut self, uuid: &[u8; 16]) -> Option<&Moment> {
+        let batch = registry::uuid_of(uuid, 0);
+        let jobs = self.batches.entry(batch).or_insert_with(|| {
+            let wanted = batches(Some(&batch), Among::All);
+            area::read(|memory| registry::moments(memory, &wanted))
+        });
+        jobs.get(uuid)
+    }
 }
 
 /// The states of a job, or of the jobs of a batch, as far as they are in the registry.
@@ -323,26 +367,30 @@ pub fn states_of(batch: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Vec<u
 pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Error> {
     if log::is_readable() {
         let (sql, parameters) = log::jobs_query(uuid);
-        return rows.put_query(&sql, &parameters);
+        let before = FOCUS.replace(uuid.copied());
+        let outcome = report::on_error(|| rows.put_query(&sql, &parameters), || FOCUS.set(before));
+        FOCUS.set(before);
+        return outcome;
     }
     // Somebody has the log for himself: what has not ended is known all the same.
-    let now = process::now();
-    for job in look(uuid) {
+    let present = process::now();
+    for job in look(uuid, Among::All) {
         let time = |at: Option<i64>| at.map_or(Cell::Null, Cell::Timestamp);
-        let outcome = log::outcome_of(&job);
+        let now = &job.now;
+        let outcome = log::outcome_of(now);
         rows.put(&[
-            job.pid.into(),
-            Cell::Text(job.state.name().into()),
-            Cell::Uuid(job.uuid_parent),
+            now.pid.into(),
+            Cell::Text(now.state.name().into()),
+            Cell::Uuid(job.batch.uuid),
             Cell::Uuid(job.uuid),
             job.name.clone().into(),
             Cell::Text(job.query.clone()),
             outcome.result.into(),
             outcome.message.into(),
-            job.queue_position.into(),
-            time(job.started),
-            time(job.ended),
-            job.started.map_or(Cell::Null, |started| Cell::Interval(job.ended.unwrap_or(now) - started)),
+            now.queue_position.into(),
+            time(now.started),
+            time(now.ended),
+            now.started.map_or(Cell::Null, |started| Cell::Interval(now.ended.unwrap_or(present) - started)),
         ])?;
     }
     Ok(())
@@ -542,7 +590,10 @@ pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
 fn check_blocked(jobs: &[Pulse]) -> Result<(), Error> {
     for job in jobs.iter().filter(|job| job.state == State::Running) {
         if let Some(pid) = job.pid {
-            let sql = look_at(&job.uuid).map(|job| job.query).unwrap_or_default();
+            let sql = area::read(|memory| {
+                registry::find(memory, &job.uuid).iter().find_map(|found| registry::query_of(memory, found))
+            });
+            let sql = sql.unwrap_or_default();
             blocked::check(&Awaited { pid, sql: &sql })?;
         }
     }
@@ -664,9 +715,6 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         })
         .map(|known| known.uuid)
         .collect();
-    if wanted.is_empty() {
-        return Err(Error::NothingToRetry(Text::new(&format_uuid(uuid))));
-    }
     // The jobs of a batch have one owner.
     let owner = own.first().map(|known| known.owner);
     let rows = log::to_repeat(&wanted);
@@ -686,11 +734,11 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         })
         .collect();
     let (Some((spec, _)), Some(row)) = (manners.first(), rows.first()) else {
-        return Err(no_such_job(uuid)); // deleted in the meantime
+        return Err(Error::NothingToRetry(Text::new(&format_uuid(uuid))));
     };
     let spec = BatchSpec { name: row.batch_name.clone(), ..spec.clone() };
     accept(registry::uuid_of(uuid, 0), &spec, &jobs, true, owner)?;
-    Ok(wanted)
+    Ok(rows.iter().map(|row| row.uuid).collect())
 }
 
 /// Deletes rows of jobs that ended longer ago than `older_than` microseconds: everybody's for the owner of the extension,

@@ -290,7 +290,7 @@ impl Worker {
         let mut left = Vec::new();
         let written = log::in_own_transaction(true, || left = log::fold_left_behind(self.database));
         if written.is_ok() {
-            left.iter().for_each(|left| spool::remove(left.batch.epoch, left.batch.database, &left.batch.uuid));
+            left.iter().for_each(|left| spool::remove(left.batch.epoch, left.batch.database, &left.batch.first()));
             // Files of databases that are gone concern nobody else.
             let databases = log::in_own_transaction(false, log::databases).unwrap_or_default();
             if !databases.is_empty() {
@@ -460,8 +460,8 @@ impl Worker {
             Err(_) => Vec::new(), // the log cannot be written now: the jobs run all the same
         };
         if !area::read(|memory| registry::is_recorded(memory, claim.batch)) {
-            let uuid = area::read(|memory| registry::uuid(memory, claim.batch));
-            spool::mark_started(area::epoch(), self.database, &uuid);
+            let first = area::read(|memory| registry::uuid_of_first(memory, claim.batch));
+            spool::mark_started(area::epoch(), self.database, &first);
         }
         for (job, place) in claim.indexes.iter().zip(places.iter().map(Option::as_deref).chain(std::iter::repeat(None)))
         {
@@ -604,7 +604,8 @@ impl Worker {
 
     /// Writes the rows of a batch that was accepted.
     fn record(&mut self, place: Place) {
-        let (uuid, epoch) = (area::read(|memory| registry::uuid(memory, place)), area::epoch());
+        let (uuid, first) =
+            area::read(|memory| (registry::uuid(memory, place), registry::uuid_of_first(memory, place)));
         let recorded = if self.is_clean || self.reset() {
             log::in_own_transaction(true, || log::find().then(|| log::record(uuid))).ok().flatten()
         } else {
@@ -616,7 +617,7 @@ impl Worker {
         let retry_at = process::now() + LOG_RETRY;
         area::write(|memory| registry::recorded(memory, place, recorded, retry_at));
         if recorded.is_some() {
-            spool::remove(epoch, self.database, &uuid);
+            spool::remove(area::epoch(), self.database, &first);
         }
     }
 

@@ -49,6 +49,8 @@ pub fn cases() -> Vec<Case> {
         case!(a_batch_that_has_ended_has_no_estimate),
         case!(the_progress_bar_is_twenty_wide),
         private_case!(jobs_of_other_databases_are_in_the_view),
+        private_case!(a_look_costs_what_it_shows),
+        case!(a_query_sees_a_batch_at_one_moment),
     ]
 }
 
@@ -615,4 +617,68 @@ fn jobs_of_other_databases_are_in_the_view() {
     batch.wait(&mut there);
     assert_eq!(here.rows("select count(*) from pg_background_jobs"), ["0"]);
     assert_eq!(there.rows("select count(*) from pg_background_jobs"), ["2"]);
+}
+
+/// With 20,000 queued jobs around: nothing is quadratic, and who asks for one small batch does not pay for the others.
+fn a_look_costs_what_it_shows() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "2")]);
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let many = format!("array_fill({}::text, array[10000])", literal(gate::WAIT));
+    let recorded = Batch::call(&mut session, &format!("pg_background_launch_num({many})"));
+    wait_at_gate(&mut session, 2);
+    assert_eq!(session.value("select count(*) from pg_background_log"), "10000");
+    Batch::call(&mut session, &format!("pg_background_launch_num({many})"));
+    let small = Batch::launch(&mut session, &["select 1", "select 2"]);
+    // Quadratic, they would take minutes.
+    session.run("set statement_timeout = '20s'");
+    for source in ["log_background", "pg_background_jobs", "pg_background_monitor()"] {
+        assert_eq!(session.value(&format!("select count(*) from {source}")), "20002", "{source}");
+    }
+    assert_eq!(session.rows("select total from pg_background_batches order by queued_at"), ["10000", "10000", "2"]);
+    let positions = format!(
+        "select min(queue_position), max(queue_position) from pg_background_jobs where uuid_parent = '{}'",
+        small.parent
+    );
+    let before: Vec<i64> = session.rows(&positions)[0].split('|').map(|at| at.parse().expect("a number")).collect();
+    assert_eq!(before, [19999, 20000]);
+    let mut time = |query: &str| {
+        let began = Instant::now();
+        session.rows(query);
+        began.elapsed()
+    };
+    let of = |batch: &Batch| format!("select count(*) from pg_background_monitor('{}', false, '0')", batch.parent);
+    let whole = time("select count(*) from pg_background_monitor()");
+    let best = (0..5).map(|_| time(&of(&small))).min().expect("some");
+    assert!(best * 10 < whole, "{best:?} for two jobs, {whole:?} for all");
+    time(&of(&recorded));
+    let stopped = "select was, now, count(*) from pg_background_stop('{}', '0') group by was, now order by 1";
+    assert_eq!(session.rows(&stopped.replace("{}", &small.parent)), ["queued|stopped|2"]);
+    let all = session.rows(&stopped.replace("{}", &recorded.parent));
+    assert_eq!(all, ["queued|stopped|9998", "running|stopped|2"]);
+    gate.open();
+}
+
+/// Of jobs that run one after the other, no look sees one that has begun behind one that has not.
+fn a_query_sees_a_batch_at_one_moment(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let mut texts = vec![gate::WAIT];
+    texts.extend(times("select 1", 1000));
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
+    wait_at_gate(&mut session, 1);
+    gate.open();
+    let query = format!(
+        "select max(uuid_child::text) filter (where status <> 'queued') < min(uuid_child::text) filter (where status = 'queued') \
+         from pg_background_jobs where uuid_parent = '{}'",
+        batch.parent
+    );
+    let mut looks = 0;
+    loop {
+        match session.value(&query).as_str() {
+            "t" => looks += 1,
+            "∅" => break,
+            other => panic!("{other} after {looks} looks"),
+        }
+    }
+    assert!(looks > 0);
+    batch.succeed(&mut session);
 }

@@ -10,6 +10,8 @@ pub fn cases() -> Vec<Case> {
         case!(what_did_not_succeed_is_run_again),
         case!(one_job_is_run_again),
         case!(what_succeeded_is_not_run_again),
+        case!(a_job_is_run_again_beside_its_batch),
+        case!(sessions_at_once_run_a_job_again_once),
         case!(a_job_that_is_run_again_keeps_its_uuid_and_its_settings),
         // In which manner.
         case!(a_job_that_is_run_again_has_all_its_attempts),
@@ -337,4 +339,56 @@ fn jobs_are_not_run_again_on_a_standby() {
     let error = standby.session("postgres").error(&format!("select * from pg_background_retry('{}')", batch.parent));
     assert_eq!(error.sqlstate(), "25006");
     standby.stop(Stop::Fast);
+}
+
+/// The rest of its batch still runs.
+fn a_job_is_run_again_beside_its_batch(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("create table wanted (a int)");
+    let held = format!("{WANTS}; {}", gate::WAIT);
+    let batch = Batch::launch(&mut session, &[&held, gate::WAIT]);
+    batch.wait_state(&mut session, 0, "failed");
+    session.run("insert into wanted values (1)");
+    let call = format!("select status, uuid_child from pg_background_retry('{}')", batch.parent);
+    let told = session.rows(&call);
+    assert!(told.len() == 1 && !told[0].starts_with("failed") && told[0].ends_with(&batch.children[0]), "{told:?}");
+    wait_at_gate(&mut session, 2);
+    for view in ["log_background", "pg_background_jobs"] {
+        let query =
+            format!("select status, attempts from {view} where uuid_parent = '{}' order by uuid_child", batch.parent);
+        assert_eq!(session.rows(&query), ["running|2", "running|1"], "{view}");
+    }
+    for uuid in [&batch.parent, &batch.children[0]] {
+        let query = format!("select distinct status from pg_background_monitor('{uuid}', false, '0')");
+        assert_eq!(session.rows(&query), ["running"]);
+    }
+    // A second time it is not there to be launched.
+    assert_eq!(session.error(&call).sqlstate(), "55000");
+    let stopped = format!("select uuid_child, was, now from pg_background_stop('{}')", batch.parent);
+    let expected: Vec<String> = batch.children.iter().map(|child| format!("{child}|running|stopped")).collect();
+    assert_eq!(session.rows(&stopped), expected);
+    gate.open();
+    assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
+}
+
+/// Each of them asks for the same jobs at the same time.
+fn sessions_at_once_run_a_job_again_once(db: &Db) {
+    let mut session = db.session();
+    session.run("create table wanted (a int); create table ran (a int)");
+    for _ in 0..20 {
+        session.run("truncate wanted; truncate ran");
+        let text = format!("{WANTS}; insert into ran values (1)");
+        let batch = Batch::launch(&mut session, &times(&text, 5));
+        assert_eq!(batch.finish(&mut session), times("failed", 5));
+        session.run("insert into wanted values (1)");
+        let call = format!("select uuid_child from pg_background_retry('{}')", batch.parent);
+        let mut others: Vec<Session> = (0..4).map(|_| db.session()).collect();
+        others.iter_mut().for_each(|other| other.send(&call));
+        let replies: Vec<_> = others.iter_mut().map(|other| other.finish(&call)).collect();
+        let refused = replies.iter().filter_map(|reply| reply.error.as_ref());
+        refused.for_each(|error| assert_eq!(error.sqlstate(), "55000"));
+        assert_eq!(replies.iter().filter(|reply| reply.error.is_none()).count(), 1);
+        batch.succeed(&mut session);
+        assert_eq!(session.value("select count(*) from ran"), "5");
+    }
 }

@@ -1,8 +1,8 @@
 //! Batches come and go.
 
-use super::record::{Batch, Job, Key, Place, Root, State, Text, Watcher, BUCKETS};
+use super::record::{Batch, Job, Key, Place, Root, State, Text, Watcher, AGAIN, BUCKETS};
 use super::{root, stopper, watch};
-use crate::error::Error;
+use crate::error::{self, Error};
 use crate::ffi::area::Memory;
 use crate::ffi::{process, session};
 use crate::guc;
@@ -44,12 +44,17 @@ fn text(texts: &mut Vec<u8>, bytes: Option<&[u8]>) -> Text {
     Text { offset, length: bytes.len() as u32, is_set: 1 }
 }
 
+fn format_uuid(uuid: &[u8; 16]) -> Vec<u8> {
+    uuid::Uuid::from_bytes(*uuid).hyphenated().to_string().into_bytes()
+}
+
 /// Adds a batch. Nobody sees it and none of its jobs runs before it is [`open`]ed.
 ///
 /// # Errors
-/// [`Error::QueueFull`] (53400), [`Error::SharedMemory`] (53200)
+/// [`Error::QueueFull`] (53400), [`Error::SharedMemory`] (53200), [`Error::NothingToRetry`] (55000): somebody else has launched
+/// one of its jobs again.
 pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
-    let root = root(memory)?;
+    let (root, uuid) = (root(memory)?, new.uuid);
     let mut texts = Vec::new();
     let request = text(&mut texts, Some(new.request));
     let name = text(&mut texts, new.name);
@@ -71,6 +76,14 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
         })
         .collect();
     let bytes = size_of::<Batch>() + jobs.len() * size_of::<Job>() + texts.len();
+    let is_stale = |new: &NewJob| {
+        let known = earlier(memory, &uuid, new.ordinal).map(|(place, index)| job(memory, place, index));
+        // Launched by somebody else since the caller looked, and perhaps at its end by now.
+        known.filter(|job| job.is_logged != AGAIN).any(|job| job.is_logged == 0 || job.attempts != new.attempts)
+    };
+    if new.jobs.iter().any(is_stale) {
+        return Err(Error::NothingToRetry(error::Text::new(&format_uuid(&uuid))));
+    }
     // Jobs that are launched again: what they were before is in the table.
     super::queue::forget_done(memory, &new.uuid);
     let limit = guc::queue_memory_limit();
@@ -129,8 +142,28 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
     Ok(place)
 }
 
-/// From now on its jobs may run.
+/// Where a job is: jobs of a batch that are launched again are a batch beside it, with the same uuid.
+fn earlier<'a>(memory: &'a Memory, uuid: &[u8; 16], ordinal: u32) -> impl Iterator<Item = (Place, u32)> + 'a {
+    batches_of_uuid(memory, uuid).filter_map(move |place| index_of(memory, place, ordinal).map(|index| (place, index)))
+}
+
+/// The index of the job with this ordinal.
+pub fn index_of(memory: &Memory, place: Place, ordinal: u32) -> Option<u32> {
+    jobs(memory, place).binary_search_by_key(&ordinal, |job| job.ordinal).ok().map(|index| index as u32)
+}
+
+/// From now on its jobs may run, and are not looked for elsewhere.
 pub fn open(memory: &mut Memory, place: Place) {
+    let uuid = memory.get::<Batch>(place).uuid;
+    let is_alone = batches_of_uuid(memory, &uuid).all(|at| at == place);
+    let ordinals: Vec<u32> =
+        if is_alone { Vec::new() } else { jobs(memory, place).iter().map(|job| job.ordinal).collect() };
+    for ordinal in ordinals {
+        let elsewhere: Vec<_> = earlier(memory, &uuid, ordinal).filter(|(at, _)| *at != place).collect();
+        for (at, index) in elsewhere {
+            job_mut(memory, at, index).is_logged = AGAIN;
+        }
+    }
     memory.get_mut::<Batch>(place).is_open = 1;
     link(memory, place);
 }

@@ -1,44 +1,58 @@
 //! What others see of it.
 
-use super::record::{Batch, Job, Life, Place, Slot, State};
+use super::record::{Batch, Job, Life, Place, Slot, State, AGAIN};
 use super::{batch, slots, stopper};
 use crate::ffi::area::Memory;
 use crate::ffi::session;
 use crate::job::manner::Manner;
+use std::collections::{HashMap, HashSet};
 
-/// Everything that can be said of a job.
-#[derive(Debug, Clone)]
-pub struct JobView {
-    pub uuid_parent: [u8; 16],
+/// What can be said of a batch as a whole.
+#[derive(Debug, Clone, Copy)]
+pub struct Header {
+    /// No other batch has had it.
+    pub number: u64,
     pub uuid: [u8; 16],
+    pub database: u32,
+    pub owner: u32,
+    /// The transaction that wrote its first rows; none = they are not written.
+    pub recorded_by: Option<u32>,
+}
+
+/// What changes of a job.
+#[derive(Debug, Clone)]
+pub struct Moment {
     pub state: State,
     pub is_logged: bool,
     /// It became known as ended before its final row was written.
     pub is_late: bool,
-    pub is_recorded: bool,
-    /// The transaction that wrote its first row; 0 = none.
-    pub recorded_by: u32,
-    pub database: u32,
-    pub owner: u32,
-    pub owner_name: Vec<u8>,
-    pub client: Vec<u8>,
-    pub batch_name: Option<Vec<u8>>,
-    pub name: Option<Vec<u8>>,
-    pub query: Vec<u8>,
-    pub queued_at: i64,
     pub started: Option<i64>,
     pub ended: Option<i64>,
     pub attempts: u32,
     pub pid: Option<i32>,
     /// From 1, in the order in which jobs were accepted.
     pub queue_position: Option<i64>,
-    pub progress: Option<i32>,
-    pub message: Option<Vec<u8>>,
+    /// What the job says of itself: percent, and a message.
+    pub progress: Option<(i32, Vec<u8>)>,
     /// What came of it, until that is in the log.
     pub outcome: Option<Vec<u8>>,
     pub reason: super::Reason,
     /// Who stopped it: a role.
     pub stopper: Option<Vec<u8>>,
+}
+
+/// Everything that can be said of a job.
+#[derive(Debug, Clone)]
+pub struct JobView {
+    pub batch: Header,
+    pub uuid: [u8; 16],
+    pub now: Moment,
+    pub owner_name: Vec<u8>,
+    pub client: Vec<u8>,
+    pub batch_name: Option<Vec<u8>>,
+    pub name: Option<Vec<u8>>,
+    pub query: Vec<u8>,
+    pub queued_at: i64,
     /// Its attempts are those of all launches.
     pub manner: Manner,
 }
@@ -62,95 +76,143 @@ pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<Found> {
         }
         let job = match ordinal {
             0 => None,
-            _ => Some(index_of(memory, place, ordinal)?),
+            _ => {
+                let index = batch::index_of(memory, place, ordinal)?;
+                Some(Some(index).filter(|index| is_here(batch::job(memory, place, *index)))?)
+            }
         };
         Some(Found { batch: place, owner: record.owner, job })
     });
     found.collect()
 }
 
-fn index_of(memory: &Memory, place: Place, ordinal: u32) -> Option<u32> {
-    batch::jobs(memory, place).binary_search_by_key(&ordinal, |job| job.ordinal).ok().map(|index| index as u32)
+/// Is this where the job is, or was it launched again?
+fn is_here(job: &Job) -> bool {
+    job.is_logged != AGAIN
 }
 
 /// The indexes of the jobs that were found.
 pub fn of_batch(memory: &Memory, found: &Found) -> Vec<u32> {
     match found.job {
         Some(job) => vec![job],
-        None => (0..memory.get::<Batch>(found.batch).jobs).collect(),
+        None => {
+            let here = (0..).zip(batch::jobs(memory, found.batch)).filter(|(_, job)| is_here(job));
+            here.map(|(index, _)| index).collect()
+        }
     }
 }
 
-/// Jobs that are here, in the order in which they were accepted: those that `wanted` (owner, uuid of the batch) lets
-/// pass. Queue positions count all.
-pub fn snapshot(memory: &Memory, wanted: impl Fn(u32, &[u8; 16]) -> bool) -> Vec<JobView> {
-    let mut views = Vec::new();
+fn header(record: &Batch) -> Header {
+    Header {
+        number: record.number,
+        uuid: record.uuid,
+        database: record.database,
+        owner: record.owner,
+        recorded_by: (record.is_recorded != 0).then_some(record.recorded_by as u32),
+    }
+}
+
+/// All batches; `uuid` = only this one, or that of this job.
+pub fn headers(memory: &Memory, uuid: Option<&[u8; 16]>) -> Vec<Header> {
+    let open = |place: &Place| memory.get::<Batch>(*place).is_open != 0;
+    let header = |place| header(memory.get::<Batch>(place));
+    match uuid {
+        Some(uuid) => batch::batches_of_uuid(memory, uuid).filter(open).map(header).collect(),
+        None => batch::batches(memory).filter(open).map(header).collect(),
+    }
+}
+
+/// The jobs of batches, in the order in which they were accepted: of those whose numbers `is_wanted` lets pass, what
+/// `look` makes of each. Queue positions count all; batches that are not wanted cost next to nothing.
+fn walk<T>(memory: &Memory, is_wanted: impl Fn(u64) -> bool, look: impl Fn(Place, &Batch, &Job, i64) -> T) -> Vec<T> {
+    let mut seen = Vec::new();
     let mut position = 0;
     for place in batch::batches(memory) {
         let record = memory.get::<Batch>(place);
         if record.is_open == 0 {
             continue;
         }
-        if !wanted(record.owner, &record.uuid) {
+        if !is_wanted(record.number) {
             position += i64::from(record.queued);
             continue;
         }
-        for job in batch::jobs(memory, place) {
+        for job in batch::jobs(memory, place).iter().filter(|job| is_here(job)) {
             if job.state == State::Queued as u8 {
                 position += 1;
             }
-            views.push(view(memory, place, record, job, position));
+            seen.push(look(place, record, job, position));
         }
     }
-    views
+    seen
 }
 
-/// The one job that was found; its position in the queue is not looked up.
-pub fn view_of(memory: &Memory, found: &Found) -> Option<JobView> {
-    let index = found.job?;
-    let job = batch::job(memory, found.batch, index);
-    Some(JobView { queue_position: None, ..view(memory, found.batch, memory.get::<Batch>(found.batch), job, 0) })
+/// Everything of the jobs of these batches.
+pub fn snapshot(memory: &Memory, batches: &HashSet<u64>) -> Vec<JobView> {
+    walk(
+        memory,
+        |number| batches.contains(&number),
+        |place, record, job, position| view(memory, place, record, job, position),
+    )
 }
 
-fn view(memory: &Memory, place: Place, record: &Batch, job: &Job, position: i64) -> JobView {
+/// What the jobs of these batches are doing, by their uuids.
+pub fn moments(memory: &Memory, batches: &HashSet<u64>) -> HashMap<[u8; 16], Moment> {
+    let seen = walk(
+        memory,
+        |number| batches.contains(&number),
+        |place, record, job, position| {
+            (batch::uuid_of(&record.uuid, job.ordinal), moment(memory, place, job, position))
+        },
+    );
+    seen.into_iter().collect()
+}
+
+/// The text of the job that was found.
+pub fn query_of(memory: &Memory, found: &Found) -> Option<Vec<u8>> {
+    let job = batch::job(memory, found.batch, found.job?);
+    batch::bytes(memory, found.batch, job.query).map(<[u8]>::to_vec)
+}
+
+/// A text of a batch in this database's encoding.
+fn own_text(record: &Batch, bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    if record.encoding != session::encoding() {
+        // Another database's encoding: what is not ASCII has no meaning here.
+        bytes.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
+    }
+    bytes
+}
+
+fn moment(memory: &Memory, place: Place, job: &Job, position: i64) -> Moment {
     let state = State::from_byte(job.state);
-    let is_foreign = record.encoding != session::encoding();
-    let own = |bytes: &[u8]| {
-        let mut bytes = bytes.to_vec();
-        if is_foreign {
-            // Another database's encoding: what is not ASCII has no meaning here.
-            bytes.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
-        }
-        bytes
-    };
-    let text = |text| batch::bytes(memory, place, text).map(own);
-    let progress = slot_of(memory, job).filter(|_| state == State::Running).and_then(progress);
-    JobView {
-        uuid_parent: record.uuid,
-        uuid: batch::uuid_of(&record.uuid, job.ordinal),
+    Moment {
         state,
         is_logged: job.is_logged != 0,
         is_late: job.is_logged == 2,
-        is_recorded: record.is_recorded != 0,
-        recorded_by: record.recorded_by as u32,
-        database: record.database,
-        owner: record.owner,
+        started: Some(job.started).filter(|at| *at != 0 && state != State::Queued),
+        ended: Some(job.ended).filter(|at| *at != 0 && state.is_final()),
+        attempts: job.attempts,
+        pid: pid_of(job),
+        queue_position: (state == State::Queued).then_some(position),
+        progress: progress_of(memory, job),
+        outcome: (job.outcome != 0).then(|| memory.slice(job.outcome, job.outcome_bytes as usize).to_vec()),
+        reason: super::Reason::from_byte(job.reason),
+        stopper: stopper::of_job(memory, place, job).map(|role| own_text(memory.get::<Batch>(place), role)),
+    }
+}
+
+fn view(memory: &Memory, place: Place, record: &Batch, job: &Job, position: i64) -> JobView {
+    let text = |text| batch::bytes(memory, place, text).map(|bytes| own_text(record, bytes));
+    JobView {
+        batch: header(record),
+        uuid: batch::uuid_of(&record.uuid, job.ordinal),
+        now: moment(memory, place, job, position),
         owner_name: text(record.owner_name).unwrap_or_default(),
         client: text(record.client).unwrap_or_default(),
         batch_name: text(record.name),
         name: text(job.name).or_else(|| text(record.name)),
         query: text(job.query).unwrap_or_default(),
         queued_at: record.created,
-        started: Some(job.started).filter(|at| *at != 0 && state != State::Queued),
-        ended: Some(job.ended).filter(|at| *at != 0 && state.is_final()),
-        attempts: job.attempts,
-        pid: Some(job.pid).filter(|pid| *pid != 0 && state != State::Queued),
-        queue_position: (state == State::Queued).then_some(position),
-        progress: progress.as_ref().map(|(percent, _)| *percent),
-        message: progress.map(|(_, message)| message).filter(|message| !message.is_empty()),
-        outcome: (job.outcome != 0).then(|| memory.slice(job.outcome, job.outcome_bytes as usize).to_vec()),
-        reason: super::Reason::from_byte(job.reason),
-        stopper: stopper::of_job(memory, place, job).map(own),
         manner: Manner {
             sequential: record.is_sequential != 0,
             max_workers: Some(record.max_workers).filter(|workers| *workers != u32::MAX),
@@ -160,6 +222,11 @@ fn view(memory: &Memory, place: Place, record: &Batch, job: &Job, position: i64)
             retry_delay: job.retry_delay,
         },
     }
+}
+
+/// The process that runs it, or ran it last.
+fn pid_of(job: &Job) -> Option<i32> {
+    Some(job.pid).filter(|pid| *pid != 0 && job.state != State::Queued as u8)
 }
 
 fn slot_of<'a>(memory: &'a Memory, job: &Job) -> Option<&'a Slot> {
@@ -179,10 +246,11 @@ pub struct Pulse {
     pub progress: Option<(i32, Vec<u8>)>,
 }
 
-/// What the job that runs there says of its progress.
-fn progress(slot: &Slot) -> Option<(i32, Vec<u8>)> {
+/// What the job says of its progress.
+fn progress_of(memory: &Memory, job: &Job) -> Option<(i32, Vec<u8>)> {
+    let slot = slot_of(memory, job).filter(|slot| job.state == State::Running as u8 && slot.progress >= 0)?;
     let message = slot.message.get(..slot.message_bytes as usize).unwrap_or_default();
-    (slot.progress >= 0).then(|| (slot.progress, message.to_vec()))
+    Some((slot.progress, message.to_vec()))
 }
 
 /// A job, or the jobs of a batch, in their order.
@@ -192,14 +260,13 @@ pub fn pulses(memory: &Memory, uuid: &[u8; 16]) -> Vec<Pulse> {
         let record = memory.get::<Batch>(found.batch);
         for index in of_batch(memory, &found) {
             let job = batch::job(memory, found.batch, index);
-            let state = State::from_byte(job.state);
             pulses.push(Pulse {
                 uuid: batch::uuid_of(&record.uuid, job.ordinal),
-                state,
+                state: State::from_byte(job.state),
                 attempts: job.attempts,
-                pid: Some(job.pid).filter(|pid| *pid != 0 && state != State::Queued),
+                pid: pid_of(job),
                 is_logged: job.is_logged != 0,
-                progress: slot_of(memory, job).filter(|_| state == State::Running).and_then(progress),
+                progress: progress_of(memory, job),
             });
         }
     }
@@ -209,14 +276,6 @@ pub fn pulses(memory: &Memory, uuid: &[u8; 16]) -> Vec<Pulse> {
 /// The uuid of a job.
 pub fn uuid_of_job(memory: &Memory, place: Place, index: u32) -> [u8; 16] {
     batch::uuid_of(&memory.get::<Batch>(place).uuid, batch::job(memory, place, index).ordinal)
-}
-
-/// Whose jobs there are.
-pub fn owners(memory: &Memory) -> Vec<u32> {
-    let mut owners: Vec<u32> = batch::batches(memory).map(|place| memory.get::<Batch>(place).owner).collect();
-    owners.sort_unstable();
-    owners.dedup();
-    owners
 }
 
 /// What a worker must know of a batch: its request, as it was written.

@@ -15,11 +15,12 @@ mod watch;
 pub use batch::{add, open, remove, uuid_of, NewBatch, NewJob};
 pub use direct::{close, give, has_errand, has_idle, has_job, join, offer, release, served, take_back, undo, Newcomer};
 pub use look::{
-    find, of_batch, owners, pulses, request, snapshot, uuid_of_job, view_of, Found, JobView, Pulse, RunningJob,
+    find, headers, moments, of_batch, pulses, query_of, request, snapshot, uuid_of_job, Found, Header, JobView, Moment,
+    Pulse, RunningJob,
 };
 pub use queue::{
-    begin, claim, deafen, ended, finish, forget_database, is_recorded, recorded, stop, sweep, uuid, uuids, withdraw,
-    written, Claim, Ended, Finish, Task,
+    begin, claim, deafen, ended, finish, forget_database, is_recorded, recorded, stop, sweep, uuid, uuid_of_first,
+    uuids, withdraw, written, Claim, Ended, Finish, Task,
 };
 pub use record::{Place, Reason, State, MESSAGE_BYTES};
 pub use slot::{

@@ -316,6 +316,12 @@ pub fn uuid(memory: &Memory, place: Place) -> [u8; 16] {
     memory.get::<Batch>(place).uuid
 }
 
+/// The uuid of its first job.
+pub fn uuid_of_first(memory: &Memory, place: Place) -> [u8; 16] {
+    let ordinal = batch::jobs(memory, place).first().map_or(0, |job| job.ordinal);
+    batch::uuid_of(&memory.get::<Batch>(place).uuid, ordinal)
+}
+
 /// The uuids of claimed jobs.
 pub fn uuids(memory: &Memory, claim: &Claim) -> Vec<[u8; 16]> {
     let stem = memory.get::<Batch>(claim.batch).uuid;

@@ -183,6 +183,9 @@ pub struct Text {
     pub is_set: u32,
 }
 
+/// As [`Job::is_logged`]: another batch has the job now.
+pub const AGAIN: u8 = 3;
+
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Job {
@@ -190,7 +193,7 @@ pub struct Job {
     pub ordinal: u32,
     /// [`State`]
     pub state: u8,
-    /// Its final row is written: 1 = with its work, 2 = later
+    /// Its final row is written: 1 = with its work, 2 = later, [`AGAIN`] = and it was launched again since
     pub is_logged: u8,
     /// Somebody wants it stopped.
     pub is_stopping: u8,
