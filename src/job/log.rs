@@ -506,7 +506,7 @@ pub fn fingerprint(database: u32, login: u32) -> Vec<u8> {
          (SELECT pg_catalog.string_agg(pg_catalog.concat(xmin, ctid), ',' ORDER BY setdatabase, setrole) \
           FROM pg_catalog.pg_db_role_setting WHERE setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0, {database}]::pg_catalog.oid[]) \
           AND setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0, {login}]::pg_catalog.oid[])), \
-         (SELECT pg_catalog.concat(e.oid, n.xmin, n.ctid) FROM pg_catalog.pg_extension AS e \
+         (SELECT pg_catalog.concat(e.oid, e.xmin, e.ctid, n.xmin, n.ctid) FROM pg_catalog.pg_extension AS e \
           JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
           WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name), \
          CASE WHEN {login} OPERATOR(pg_catalog.=) 0 THEN NULL ELSE \

@@ -91,6 +91,8 @@ mod manager_stop;
 mod manager_retry;
 // Who sees and does what; fair turns; what goes away under its jobs.
 mod manager_rights;
+// The extension is updated under its jobs.
+mod manager_update;
 // What a job leaves in its process.
 mod manager_reset;
 // Deaths of all kinds.
@@ -138,8 +140,14 @@ fn main() -> ExitCode {
         manager_retry::cases(),
     ];
     // Deaths and full servers, again and again: `make soak`.
-    let long: [fn() -> Vec<case::Case>; 5] =
-        [manager_cap::cases, manager_rights::cases, manager_reset::cases, manager_faults::cases, manager_crash::cases];
+    let long: [fn() -> Vec<case::Case>; 6] = [
+        manager_cap::cases,
+        manager_rights::cases,
+        manager_update::cases,
+        manager_reset::cases,
+        manager_faults::cases,
+        manager_crash::cases,
+    ];
     let is_soak = std::env::var_os("PGBM_SOAK").is_some();
     let long = long.into_iter().filter(|_| is_soak).flat_map(|cases| cases());
     case::run(groups.into_iter().flatten().chain(long).collect())

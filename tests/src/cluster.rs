@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
+use crate::installation::Installation;
 use crate::lab::lab;
 use crate::log::{parse, LogLine, LogMark, LINE_PREFIX};
 use crate::session::{Client, Session};
@@ -67,6 +68,8 @@ pub struct Baseline {
 #[derive(Debug)]
 pub struct Cluster {
     place: PathBuf,
+    /// The server program; a relative path is one in the installation that is tested.
+    program: PathBuf,
     server: Mutex<Option<Child>>,
 }
 
@@ -101,7 +104,7 @@ impl Cluster {
     /// A new cluster that does not run yet.
     #[track_caller]
     pub fn create(settings: &[(&str, &str)]) -> Self {
-        let cluster = Cluster { place: lab().place(), server: Mutex::new(None) };
+        let cluster = Cluster { place: lab().place(), program: PathBuf::from("postgres"), server: Mutex::new(None) };
         lab().populate(&cluster.data());
         let place = cluster.place.display();
         let configuration = format!(
@@ -129,7 +132,7 @@ impl Cluster {
     #[track_caller]
     pub fn start_standby(primary: &Cluster) -> Self {
         primary.stop(Stop::Fast);
-        let standby = Cluster { place: lab().place(), server: Mutex::new(None) };
+        let standby = Cluster { place: lab().place(), program: PathBuf::from("postgres"), server: Mutex::new(None) };
         lab().copy(&primary.data(), &standby.data());
         primary.start();
         standby.configure(&[
@@ -165,6 +168,11 @@ impl Cluster {
         self.place.join(".s.PGSQL.5432")
     }
 
+    /// From its next start on the server is that of another installation.
+    pub fn run_from(&mut self, installation: &Installation) {
+        self.program = installation.bin().join("postgres");
+    }
+
     /// Starts the server and waits until it takes connections.
     #[track_caller]
     pub fn start(&self) {
@@ -176,7 +184,7 @@ impl Cluster {
     #[track_caller]
     pub fn launch(&self) {
         let log = fs::OpenOptions::new().append(true).create(true).open(self.log_path()).expect("the server's log");
-        let mut command = lab().command("postgres");
+        let mut command = lab().command(&self.program);
         command.arg("-D").arg(self.data()).stdout(Stdio::null()).stderr(log);
         // An interrupt at the terminal is for the test program, which then ends the servers in order.
         let child =

@@ -146,7 +146,7 @@ impl Lab {
 
     /// A command of the server's installation, run by the account of the servers, in an environment that holds only
     /// what it needs: a RUST_BACKTRACE in it would make every caught error slow.
-    pub fn command(&self, program: &str) -> Command {
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
         // Some installations borrow client programs from another one by links; those need the libraries of that one.
         let program = self.bin.join(program);
         let program = program.canonicalize().unwrap_or(program);

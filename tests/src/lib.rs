@@ -5,6 +5,7 @@
 
 pub mod case;
 pub mod cluster;
+pub mod installation;
 pub mod lab;
 pub mod log;
 pub mod reply;
@@ -13,6 +14,7 @@ pub mod wait;
 
 pub use case::{Case, Db};
 pub use cluster::{Cluster, Stop};
+pub use installation::Installation;
 pub use nix::sys::signal::Signal;
 pub use reply::{Column, Reply, ServerError, Statement};
 pub use session::{literal, Client, Session};
