@@ -1,6 +1,8 @@
 //! Memory contexts (mcxt.c).
 
+use crate::compat::callback;
 use pgrx::pg_sys;
+use std::any::Any;
 use std::ffi::CStr;
 
 /// A memory context of our own that lives until it is dropped or the process ends.
@@ -84,24 +86,28 @@ impl Drop for Switch {
     }
 }
 
-/// A value that is dropped with a context.
+callback! {
+    /// Drops what [`keep_in`] has kept.
+    fn discard(kept: *mut std::ffi::c_void) {
+        // SAFETY: made by `keep_in`, and called once.
+        drop(unsafe { Box::from_raw(kept.cast::<Box<dyn Any>>()) });
+    }
+}
+
+/// Keeps a value that is dropped with a context.
 ///
 /// # Safety
 /// The context is valid; the value is not used any more when the context goes.
 pub(super) unsafe fn keep_in<T: 'static>(context: pg_sys::MemoryContext, value: T) -> *mut T {
-    unsafe extern "C" fn discard<T>(value: *mut std::ffi::c_void) {
-        // SAFETY: made by `keep_in`, and called once.
-        drop(unsafe { Box::from_raw(value.cast::<T>()) });
-    }
     // SAFETY: by contract; the callback lives in the context that calls it.
     unsafe {
         let size = size_of::<pg_sys::MemoryContextCallback>();
         let callback = pg_sys::MemoryContextAllocZero(context, size).cast::<pg_sys::MemoryContextCallback>();
-        let value = Box::into_raw(Box::new(value));
-        (*callback).func = Some(discard::<T>);
-        (*callback).arg = value.cast();
+        let kept = Box::into_raw(Box::new(Box::new(value) as Box<dyn Any>));
+        (*callback).func = Some(discard);
+        (*callback).arg = kept.cast();
         pg_sys::MemoryContextRegisterResetCallback(context, callback);
-        value
+        (&raw mut **kept).cast()
     }
 }
 
