@@ -3,7 +3,7 @@
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, load, set_server, times, wait_at_gate, Batch, COUNTED, PEAK};
 use pg_background_mgr_tests::lab::lab;
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, ServerError, Session};
+use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, ServerError, Session, Stop};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -20,6 +20,8 @@ pub fn cases() -> Vec<Case> {
         private_case!(idle_workers_go_after_their_time),
         private_case!(a_cap_of_none_refuses_to_launch),
         private_case!(a_worker_drains_many_jobs),
+        private_case!(ten_thousand_jobs_of_one_call_run_once_each),
+        private_case!(a_preloaded_library_changes_nothing),
         private_case!(classic_jobs_are_not_held_up_by_a_full_queue),
         private_case!(a_launch_does_not_wait_for_classic_jobs_that_fill_the_cap),
         // Jobs that launch jobs.
@@ -233,6 +235,53 @@ fn a_worker_drains_many_jobs() {
     );
     assert_eq!(session.rows(&query), ["1|1"]);
     assert_eq!(batch.log(&mut session, 0, "(result::jsonb -> 0 ->> 'p')::int = pid"), "t");
+}
+
+fn ten_thousand_jobs_of_one_call_run_once_each() {
+    let cluster = Cluster::start_with_extension(&[("fsync", "off")]);
+    let mut session = cluster.session("postgres");
+    session.run("create table ran (a int)");
+    let texts =
+        "(select array_agg('insert into ran values (' || i || ')' order by i) from generate_series(1, 10000) i)";
+    let batch = Batch::call(&mut session, &format!("pg_background_launch_num({texts})"));
+    assert_eq!(batch.children.len(), 10000);
+    drain(&mut session);
+    assert_eq!(counts(&mut session, "true"), ["succeeded 10000"]);
+    assert_eq!(session.rows("select count(*), count(distinct a), min(a), max(a) from ran"), ["10000|10000|1|10000"]);
+    // The rows are those of the call, in its order, each run once.
+    let wrong =
+        "select count(*) from (select row_number() over (order by uuid_child) as i, * from log_background) as l \
+                 where query <> 'insert into ran values (' || i || ')' or attempts <> 1 or row_count <> 1";
+    assert_eq!(session.value(wrong), "0");
+}
+
+fn a_preloaded_library_changes_nothing() {
+    let cluster = Cluster::start_with_extension(&[
+        ("shared_preload_libraries", "pg_background_mgr"),
+        ("pg_background_mgr.max_workers", "3"),
+        ("pg_background_mgr.worker_idle_timeout", "1s"),
+    ]);
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    assert_eq!(session.value("show pg_background_mgr.max_workers"), "3");
+    let batch = Batch::launch(&mut session, &times(gate::WAIT, 5));
+    wait_at_gate(&mut session, 3);
+    assert_eq!(batch.states(&mut session), ["running", "running", "running", "queued", "queued"]);
+    // The postmaster has set it, so it can be read again without a new start.
+    cluster.configure(&[("pg_background_mgr.max_workers", "4")]);
+    cluster.reload();
+    wait_until("the new cap", || session.value("show pg_background_mgr.max_workers") == "4");
+    gate.open();
+    batch.succeed(&mut session);
+    assert_eq!(session.job("select 42", "n int"), ["42"]);
+    let held = Gate::close(cluster.session("postgres"));
+    let lost = Batch::launch(&mut session, &times(gate::WAIT, 5));
+    wait_at_gate(&mut session, 4);
+    cluster.stop(Stop::Immediate);
+    cluster.start();
+    drop(held);
+    let mut session = cluster.session("postgres");
+    assert_eq!(lost.states(&mut session), times("lost", 5));
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
 }
 
 /// Jobs of the classic interface start at once or not at all; the workers left to others are theirs too.
