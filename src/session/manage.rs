@@ -605,7 +605,8 @@ fn check_blocked(jobs: &[Pulse]) -> Result<(), Error> {
 fn wait_for_rows(uuid: &[u8; 16], deadline: Option<Instant>) -> Result<(), Error> {
     let patience = Instant::now() + Duration::from_secs(1);
     let until = deadline.map_or(patience, |deadline| deadline.min(patience));
-    while pulses(uuid, |_| true).iter().any(|job| !job.is_logged) && Instant::now() < until {
+    let is_due = |job: &Pulse| job.state.is_final() && !job.is_logged;
+    while pulses(uuid, |_| true).iter().any(is_due) && Instant::now() < until {
         pool::start_workers();
         latch::wait(Some(until.saturating_duration_since(Instant::now())));
     }
@@ -699,10 +700,15 @@ fn logged_states(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<([u8; 16], V
 /// # Errors
 /// [`Error::NoSuchJob`] (42704), [`Error::NothingToRetry`] (55000), those of [`launch_batch`].
 pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
-    let states = log::states(uuid);
     let current = role::current();
+    let is_there = !pulses(uuid, |owner| role::has_rights_of(current, owner)).is_empty();
+    if is_there {
+        // What has just been stopped is to be launched, too.
+        watched(uuid, || wait_for_rows(uuid, None))?;
+    }
+    let states = log::states(uuid);
     let own: Vec<_> = states.into_iter().filter(|known| role::has_rights_of(current, known.owner)).collect();
-    if own.is_empty() {
+    if own.is_empty() && !is_there {
         return Err(no_such_job(uuid));
     }
     // What has ended and is written only lingers there.

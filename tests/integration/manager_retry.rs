@@ -10,6 +10,8 @@ pub fn cases() -> Vec<Case> {
         case!(what_did_not_succeed_is_run_again),
         case!(one_job_is_run_again),
         case!(what_succeeded_is_not_run_again),
+        case!(what_was_stopped_just_now_is_run_again),
+        private_case!(what_is_not_in_the_log_yet_is_there_all_the_same),
         case!(a_job_is_run_again_beside_its_batch),
         case!(sessions_at_once_run_a_job_again_once),
         case!(a_job_that_is_run_again_keeps_its_uuid_and_its_settings),
@@ -391,4 +393,32 @@ fn sessions_at_once_run_a_job_again_once(db: &Db) {
         batch.succeed(&mut session);
         assert_eq!(session.value("select count(*) from ran"), "5");
     }
+}
+
+fn what_was_stopped_just_now_is_run_again(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let batch = Batch::launch_with(&mut session, &times(gate::WAIT, 5), r#"{"max_workers": 2}"#);
+    wait_at_gate(&mut session, 2);
+    for _ in 0..5 {
+        stop(&mut session, &batch.parent);
+        assert_eq!(retry(&mut session, &batch.parent), batch.children);
+        wait_at_gate(&mut session, 2);
+    }
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+/// No worker is free to write it.
+fn what_is_not_in_the_log_yet_is_there_all_the_same() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    Batch::launch(&mut session, &[gate::WAIT]);
+    wait_at_gate(&mut session, 1);
+    let batch = Batch::launch(&mut session, &["select 1", "select 2"]);
+    stop(&mut session, &batch.parent);
+    let call = format!("select uuid_child from pg_background_retry('{}')", batch.parent);
+    assert_eq!(session.error(&call).sqlstate(), "55000", "it cannot be launched yet, but it exists");
+    gate.open();
+    wait_until("it is in the log", || session.ask(&call).error.is_none());
+    batch.succeed(&mut session);
 }
