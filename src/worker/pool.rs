@@ -257,25 +257,25 @@ impl Worker {
 
     /// May the role have this connection?
     fn is_within_limits(&mut self) -> bool {
+        self.is_counted = self.is_counted || !self.is_limited || self.may_be_counted();
+        self.is_counted
+    }
+
+    fn may_be_counted(&self) -> bool {
         let request = Request { database: self.database, login: self.login, ..Request::default() };
         let patience = Instant::now() + REFUSAL_PATIENCE;
-        while self.is_limited && !self.is_counted {
+        let report = loop {
             // Those that came with it, and were refused as well, count until they are gone.
             let is_last = area::write(|memory| registry::is_left_alone(memory, self.index));
-            let report = match log::in_own_transaction(false, || check_connection_limits(&request)) {
-                Ok(Ok(())) => break,
-                Ok(Err(_)) if is_last && Instant::now() < patience => {
-                    latch::wait(Some(TURN_CHECK));
-                    continue;
-                }
-                Ok(Err(error)) => Report::from(error),
-                Err(captured) => captured.report,
-            };
-            LOST.set(Some(report));
-            return false;
-        }
-        self.is_counted = true;
-        true
+            match log::in_own_transaction(false, || check_connection_limits(&request)) {
+                Ok(Ok(())) => return true,
+                Ok(Err(_)) if is_last && Instant::now() < patience => latch::wait(Some(TURN_CHECK)),
+                Ok(Err(error)) => break Report::from(error),
+                Err(captured) => break captured.report,
+            }
+        };
+        LOST.set(Some(report));
+        false
     }
 
     /// As a refused login.
