@@ -68,9 +68,7 @@ signal_handler! {
     fn on_terminate() {
         // SAFETY: flags of this process that its handlers may set; the latch is its own.
         unsafe {
-            if IN_SESSION.load(Ordering::Relaxed) {
-                (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
-            } else if IS_ENDING.swap(true, Ordering::Relaxed) {
+            if IN_SESSION.load(Ordering::Relaxed) || IS_ENDING.swap(true, Ordering::Relaxed) {
                 (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
             } else if IN_JOB.load(Ordering::Relaxed) {
                 (&raw mut pg_sys::QueryCancelPending).write_volatile(1 as _);
