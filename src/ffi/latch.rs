@@ -2,7 +2,8 @@
 
 use super::interrupt;
 use pgrx::pg_sys;
-use std::time::Duration;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 /// Sleeps until this process's latch is set or the time is over, then serves interrupts: cancel, termination,
 /// barriers. Ends the process when the postmaster is gone. Callers test their condition before each call.
@@ -18,4 +19,59 @@ pub fn wait(timeout: Option<Duration>) {
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
     interrupt::check();
+}
+
+/// How long a process looks for its latch before it sleeps: about what falling asleep and being woken costs.
+const LOOK: Duration = Duration::from_micros(30);
+/// What came within this time was nearly there when the process fell asleep.
+const SOON: Duration = Duration::from_micros(150);
+
+/// Waits for one kind of thing, again and again. When it came soon the last time, the process does not sleep at once the
+/// next time, but looks a little: to be woken takes longer than most short jobs.
+pub struct Patience {
+    came_soon: Cell<bool>,
+    since: Cell<Option<Instant>>,
+}
+
+impl Patience {
+    pub const fn new() -> Self {
+        Patience { came_soon: Cell::new(false), since: Cell::new(None) }
+    }
+
+    /// Before the first sleep of a wait: looks for the latch, if that is worth it. True = it is set.
+    pub fn look(&self) -> bool {
+        let began = Instant::now();
+        self.since.set(Some(began));
+        if !self.came_soon.get() || !has_processors() {
+            return false;
+        }
+        loop {
+            // SAFETY: MyLatch is this process's own, in memory that others write.
+            if unsafe { (&raw const (*pg_sys::MyLatch).is_set).read_volatile() } != 0 {
+                return true;
+            }
+            if began.elapsed() > LOOK {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// What was waited for has come.
+    pub fn has_come(&self) {
+        if let Some(since) = self.since.take() {
+            self.came_soon.set(since.elapsed() < SOON);
+        }
+    }
+}
+
+/// Is there a processor for who is waited for, while this process looks?
+fn has_processors() -> bool {
+    thread_local! {
+        static COUNT: Cell<usize> = const { Cell::new(0) };
+    }
+    if COUNT.get() == 0 {
+        COUNT.set(std::thread::available_parallelism().map_or(1, usize::from));
+    }
+    COUNT.get() > 1
 }

@@ -6,18 +6,23 @@
 use super::blocked::{self, Awaited};
 use crate::error::Error;
 use crate::ffi::fmgr::{Rows, Value};
+use crate::ffi::latch::{self, Patience};
 use crate::ffi::report::{self, Log};
 use crate::ffi::row_reader::RowReader;
+use crate::ffi::session;
 use crate::ffi::shm_mq::ReceiveError;
 use crate::ffi::spill::TempFileUnlimited;
 use crate::ffi::tuple::{text_description, text_row};
 use crate::ffi::wait_graph::Wait;
-use crate::ffi::{latch, session};
 use crate::job::backlog::Backlog;
 use crate::job::table::{self, Gone, Job};
 use crate::protocol::{decode, split, Description, Done, Kind, Malformed, Report};
 use std::cell::RefCell;
 use std::time::Instant;
+
+thread_local! {
+    static PATIENCE: Patience = const { Patience::new() };
+}
 
 /// Gives up the result of a job; the job runs on.
 ///
@@ -121,17 +126,23 @@ impl Reading {
             self.job.kept = None;
         }
         let patience = session::deadlock_timeout();
+        let mut has_looked = false;
         let mut look_at = None;
         let mut visible_wait = None;
         loop {
             let channel = self.job.channel;
             match self.job.receiver.try_receive(|| table::is_lost(channel)) {
                 Ok(_) => {
+                    PATIENCE.with(Patience::has_come);
                     self.current = Current::Received;
                     return Ok(());
                 }
                 Err(ReceiveError::Detached) => return Err(self.lost()),
                 Err(ReceiveError::WouldBlock) => {}
+            }
+            if !has_looked {
+                has_looked = true;
+                PATIENCE.with(Patience::look);
             }
             let now = Instant::now();
             let due = *look_at.get_or_insert(now + patience);

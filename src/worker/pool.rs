@@ -8,10 +8,11 @@ use super::{direct, executor};
 use crate::error::Error;
 use crate::ffi::dsm::Handle;
 use crate::ffi::interrupt::{self, CancelHeld};
+use crate::ffi::latch::{self, Patience};
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured};
 use crate::ffi::{
-    area, bgworker, client, exit, guc as settings, latch, lock, login, process, reset, role, session, spi, statement,
+    area, bgworker, client, exit, guc as settings, lock, login, process, reset, role, session, spi, statement,
     transaction,
 };
 use crate::guc;
@@ -177,6 +178,8 @@ struct Worker {
     /// Whoever counts connections counts this one.
     is_counted: bool,
     pruned: Instant,
+    /// Of the wait for a session's next job.
+    patience: Patience,
 }
 
 impl Worker {
@@ -192,6 +195,7 @@ impl Worker {
             is_limited: true,
             is_counted: false,
             pruned: Instant::now(),
+            patience: Patience::new(),
         }
     }
 
@@ -404,9 +408,11 @@ impl Worker {
         {
             // A cancel that comes now is for nothing that runs.
             let _held = CancelHeld::new();
+            self.patience.look();
             latch::wait(Some(pause));
         }
         if area::read(|memory| registry::has_errand(memory, self.index)) {
+            self.patience.has_come();
             return true;
         }
         interrupt::forget_cancel();
