@@ -32,7 +32,19 @@ alter system set pg_background_mgr.worker_idle_timeout = '100ms';
 select pg_reload_conf()
 \gset ignored_
 
-insert into bench.way (name, statement) values
+insert into bench.way (name, statement, prepare) values
+('launch and result in a loop, new workers', $way$
+    do $$
+    declare
+        result text;
+    begin
+        for i in 1 .. 10000 loop
+            select * into result
+            from pg_background_result(pg_background_launch(format('insert into bench.target values (%s)', i))) as (result text);
+        end loop;
+    end
+    $$
+$way$, 'call bench.workers_stay(false)'),
 ('launch and result in a loop', $way$
     do $$
     declare
@@ -44,7 +56,7 @@ insert into bench.way (name, statement) values
         end loop;
     end
     $$
-$way$),
+$way$, 'call bench.workers_stay(true)'),
 ('launch_num, sync', $way$
     do $$
     declare
@@ -59,18 +71,18 @@ $way$),
         assert succeeded = 10000;
     end
     $$
-$way$),
+$way$, null),
 ('pgbench', $way$
     call bench.pgbench('insert into bench.target values (1);')
-$way$),
+$way$, null),
 ('pgbench, with a row of a log', $way$
     call bench.pgbench('insert into bench.target values (1)\; insert into bench.log (query, ended_at) values ($$insert into bench.target values (1)$$, clock_timestamp());')
-$way$);
+$way$, null);
 
 call bench.run(:rounds);
 
-\echo '10,000 INSERTs, each a job or a transaction of its own;' :rounds 'rounds, ratio of times to a loop of launch and result'
-select *, round(10000 / "median ms" * 1000) as "a second" from bench.report('launch and result in a loop');
+\echo '10,000 INSERTs, each a job or a transaction of its own;' :rounds 'rounds, ratio of times to a loop of launch and result in new workers'
+select *, round(10000 / "median ms" * 1000) as "a second" from bench.report('launch and result in a loop, new workers');
 select count(*) as "complaints of pgbench" from bench.output where line ~* 'error|aborted|fatal';
 
 -- The queue. One worker, and it waits for a lock that this session has.
