@@ -74,6 +74,15 @@ pub struct Ended {
 
 /// What the worker in this slot does next. `many`: its jobs are so short that it is to claim several.
 pub fn claim(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
+    let task = next_task(memory, index, now, many);
+    if matches!(task, Task::Leave | Task::HandOver) {
+        // No session gives it a job any more that it would take along.
+        slot::ready(memory, index);
+    }
+    task
+}
+
+fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
     if let Some(segment) = direct::begin(memory, index) {
         return Task::Serve(segment);
     }
