@@ -66,6 +66,8 @@ mod bad_input;
 mod rereading;
 // Not enough processes, segments, memory.
 mod exhaustion;
+// Workers that stay for the next job.
+mod warm;
 // Launchers and workers that are cancelled, terminated, killed, gone.
 mod faults;
 // Servers that go down while there are jobs.
@@ -129,6 +131,7 @@ fn main() -> ExitCode {
         seeds::cases(),
         bad_input::cases(),
         rereading::cases(),
+        warm::cases(),
         faults::cases(),
         shutdown::cases(),
         manager_launch::cases(),

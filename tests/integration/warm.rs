@@ -1,0 +1,530 @@
+//! Workers that stay for the next job of a session: who gets one, and what comes of its jobs.
+
+use std::collections::BTreeMap;
+
+use crate::gate::{self, Gate};
+use crate::manager::{wait_gone, Batch};
+use pg_background_mgr_tests::cluster::is_alive;
+use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, ServerError, Session};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        // Who gets a worker.
+        case!(a_session_keeps_its_worker),
+        case!(another_session_gets_a_worker_that_is_free),
+        case!(a_worker_whose_result_is_unread_is_not_given_away),
+        case!(results_of_several_workers_are_read_in_any_order),
+        case!(a_detached_job_frees_its_worker),
+        case!(a_session_that_leaves_frees_its_workers),
+        case!(a_failed_job_keeps_its_worker),
+        case!(queries_of_the_queue_run_in_a_sessions_worker),
+        case!(a_worker_of_the_queue_serves_sessions),
+        case!(no_job_gets_a_worker_of_another_login),
+        case!(the_role_that_is_set_is_that_of_each_job),
+        case!(no_job_gets_a_worker_of_another_database),
+        // What comes of the jobs.
+        case!(each_queue_size_works),
+        case!(results_larger_than_the_queue_arrive_whole),
+        case!(texts_of_any_length_arrive_whole),
+        case!(errors_and_notices_are_those_of_the_job),
+        case!(a_job_is_shown_as_its_own),
+        case!(two_thousand_launches_in_one_loop),
+        case!(many_sessions_at_once),
+        private_case!(nothing_stays_where_the_cap_is_zero),
+    ]
+}
+
+/// What came of a job, as its launcher sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    pub rows: Vec<String>,
+    pub error: Option<BTreeMap<char, String>>,
+    pub notices: Vec<BTreeMap<char, String>>,
+}
+
+/// All fields but the places in the server's source.
+fn fields(error: &ServerError) -> BTreeMap<char, String> {
+    let named = error.fields.keys().filter(|letter| !"FLR".contains(**letter));
+    named.filter_map(|letter| Some((*letter, error.field(*letter)?))).collect()
+}
+
+/// Reads a job whatever its columns.
+#[track_caller]
+pub fn read(session: &mut Session, pid: i32) -> Outcome {
+    session.notices();
+    let reply = session.ask(&format!("select public.pg_background_result({pid})"));
+    Outcome {
+        rows: reply.last_rows().map(|statement| statement.text_rows()).unwrap_or_default(),
+        error: reply.error.as_ref().map(fields),
+        notices: session.notices().iter().map(fields).collect(),
+    }
+}
+
+/// Runs a job and reads it: its process, and what came of it.
+#[track_caller]
+pub fn run(session: &mut Session, sql: &str) -> (i32, Outcome) {
+    let pid = session.launch(sql);
+    (pid, read(session, pid))
+}
+
+/// Waits until a worker has nothing to do, and whoever comes gets it.
+#[track_caller]
+pub fn rest(session: &mut Session, pid: i32) {
+    let rests = format!(
+        "select count(*) from pg_stat_activity where pid = {pid} and state = 'idle' and wait_event_type = 'Extension'"
+    );
+    wait_until("the worker has nothing to do", || {
+        assert!(is_alive(pid), "the worker has gone");
+        session.value(&rests) == "1"
+    });
+}
+
+/// A worker that has nothing to do; its process. It is the first choice of this session.
+#[track_caller]
+pub fn warm(session: &mut Session) -> i32 {
+    let pid = session.launch("select 1");
+    session.result(pid, "n int");
+    rest(session, pid);
+    pid
+}
+
+/// Runs a job, which must succeed, and waits until its worker has nothing to do; its process.
+#[track_caller]
+pub fn run_warm(session: &mut Session, sql: &str) -> i32 {
+    let (pid, outcome) = run(session, sql);
+    assert_eq!(outcome.error, None, "{sql}");
+    rest(session, pid);
+    pid
+}
+
+/// Ends the workers of the session's database, which have nothing to do: the next job has a new process.
+#[track_caller]
+pub fn send_away(session: &mut Session) {
+    let others = "from pg_stat_activity where backend_type = 'pg_background' and datname = current_database()";
+    for pid in session.rows(&format!("select pid {others}")) {
+        session.run(&format!("select pg_terminate_backend({pid})"));
+        wait_gone(pid.parse().expect("a process id"));
+    }
+    assert_eq!(session.rows(&format!("select pid {others}")), [""; 0]);
+}
+
+fn a_session_keeps_its_worker(db: &Db) {
+    let mut session = db.session();
+    let pid = warm(&mut session);
+    for number in 0..50 {
+        let launched = session.launch(&format!("select {number}"));
+        assert_eq!(launched, pid);
+        assert_eq!(session.result(pid, "n int"), [number.to_string()]);
+    }
+}
+
+fn another_session_gets_a_worker_that_is_free(db: &Db) {
+    let (mut first, mut second) = (db.session(), db.session());
+    let pid = warm(&mut first);
+    for number in 0..20 {
+        let session = if number % 3 == 0 { &mut first } else { &mut second };
+        assert_eq!(run_warm(session, "select 1"), pid);
+    }
+    // So does one that comes later, and a job of a job.
+    assert_eq!(run_warm(&mut db.session(), "select 1"), pid);
+}
+
+fn a_worker_whose_result_is_unread_is_not_given_away(db: &Db) {
+    let (mut session, mut other) = (db.session(), db.session());
+    let first = warm(&mut session);
+    assert_eq!(session.launch("select 'first'"), first);
+    rest(&mut other, first);
+    let second = session.launch("select 'second'");
+    let third = other.launch("select 'third'");
+    assert!(first != second && first != third && second != third);
+    assert_eq!(session.result(first, "a text"), ["first"]);
+    assert_eq!(session.result(second, "a text"), ["second"]);
+    assert_eq!(other.result(third, "a text"), ["third"]);
+    for pid in [first, second] {
+        assert_eq!(session.error(&format!("select pg_background_result({pid})")).sqlstate(), "55000");
+    }
+}
+
+fn results_of_several_workers_are_read_in_any_order(db: &Db) {
+    let mut session = db.session();
+    let mut seen = Vec::new();
+    for round in 0..12 {
+        let mut pids: Vec<i32> = (0..4).map(|n| session.launch(&format!("select {n}, {round}"))).collect();
+        let texts: Vec<usize> = (0..4).map(|n| (n * 3 + round) % 4).collect();
+        for n in texts {
+            assert_eq!(session.result(pids[n], "a int, b int"), [format!("{n}|{round}")]);
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        assert_eq!(pids.len(), 4);
+        pids.into_iter().for_each(|pid| rest(&mut session, pid));
+        let workers =
+            session.rows("select pid from pg_stat_activity where backend_type = 'pg_background' and datname = current_database() order by pid");
+        seen.push(workers);
+    }
+    assert!(seen.iter().all(|workers| *workers == seen[0]), "the same ones: {seen:?}");
+}
+
+fn a_detached_job_frees_its_worker(db: &Db) {
+    let (mut session, mut other) = (db.session(), db.session());
+    session.run("create table ran (a int)");
+    let pid = warm(&mut session);
+    for number in 1..=5 {
+        assert_eq!(session.launch(&format!("insert into ran values ({number})")), pid);
+        session.run(&format!("select pg_background_detach({pid})"));
+        rest(&mut session, pid);
+        // For whoever comes.
+        assert_eq!(run_warm(&mut other, "select 1"), pid);
+    }
+    assert_eq!(session.value("select count(*) from ran"), "5");
+    // Before its job has ended.
+    let mut gate = Gate::close(db.session());
+    assert_eq!(session.launch(gate::WAIT), pid);
+    gate.wait_for(pid);
+    session.run(&format!("select pg_background_detach({pid})"));
+    assert_ne!(run_warm(&mut session, "select 1"), pid);
+    gate.open();
+    rest(&mut session, pid);
+    let rows: i32 = session.launch("select generate_series(1, 100000)");
+    session.run(&format!("select pg_background_detach({rows})"));
+    rest(&mut session, rows);
+    assert_eq!(session.job("select 1", "n int"), ["1"]);
+}
+
+fn a_session_that_leaves_frees_its_workers(db: &Db) {
+    let mut session = db.session();
+    let pid = warm(&mut session);
+    for sql in ["select 1", "select generate_series(1, 100000)", "select 1 / 0"] {
+        let mut leaving = db.session();
+        assert_eq!(leaving.launch(sql), pid);
+        let process = leaving.pid();
+        drop(leaving);
+        wait_gone(process);
+        rest(&mut session, pid);
+        assert_eq!(run_warm(&mut session, "select 1"), pid, "{sql}");
+    }
+    // While its job runs.
+    let (mut leaving, mut gate) = (db.session(), Gate::close(db.session()));
+    assert_eq!(leaving.launch(gate::WAIT), pid);
+    gate.wait_for(pid);
+    let process = leaving.pid();
+    drop(leaving);
+    wait_gone(process);
+    gate.open();
+    rest(&mut session, pid);
+    assert_eq!(run_warm(&mut session, "select 1"), pid);
+}
+
+fn a_failed_job_keeps_its_worker(db: &Db) {
+    let mut session = db.session();
+    let pid = warm(&mut session);
+    for sql in ["select 1 / 0", "selct", "begin; select 1 / 0", "do $$ begin raise exception 'x'; end $$"] {
+        let (failed, outcome) = run(&mut session, sql);
+        assert!(failed == pid && outcome.error.is_some(), "{sql}");
+        assert_eq!(session.job("select 7", "n int"), ["7"]);
+        rest(&mut session, pid);
+        assert_eq!(session.launch("select 8"), pid, "{sql}");
+        assert_eq!(session.result(pid, "n int"), ["8"]);
+    }
+}
+
+fn queries_of_the_queue_run_in_a_sessions_worker(db: &Db) {
+    let mut session = db.session();
+    let pid = warm(&mut session);
+    for _ in 0..3 {
+        let batch = Batch::launch(&mut session, &["select 1"]);
+        batch.succeed(&mut session);
+        assert_eq!(batch.log(&mut session, 0, "pid"), pid.to_string());
+        rest(&mut session, pid);
+        assert_eq!(run_warm(&mut session, "select 1"), pid);
+    }
+    let batch = Batch::launch(&mut session, &["select 1 / 0"]);
+    assert_eq!(batch.finish(&mut session), ["failed"]);
+    rest(&mut session, pid);
+    assert_eq!(run_warm(&mut session, "select 1"), pid);
+}
+
+fn a_worker_of_the_queue_serves_sessions(db: &Db) {
+    let (mut session, mut other) = (db.session(), db.session());
+    let batch = Batch::launch(&mut session, &["select 1"]);
+    batch.succeed(&mut session);
+    let pid: i32 = batch.log(&mut session, 0, "pid").parse().expect("a process id");
+    for _ in 0..3 {
+        rest(&mut session, pid);
+        assert_eq!(run_warm(&mut session, "select 1"), pid);
+        assert_eq!(run_warm(&mut other, "select 1"), pid);
+        let batch = Batch::launch(&mut other, &["select 1"]);
+        batch.succeed(&mut other);
+        assert_eq!(batch.log(&mut other, 0, "pid"), pid.to_string());
+    }
+}
+
+/// Who a process logged in as must never change.
+const WHO: &str = "select session_user || ' ' || current_user || ' ' || current_setting('is_superuser')";
+
+fn no_job_gets_a_worker_of_another_login(db: &Db) {
+    let mut session = db.session();
+    let (weak, owner) = (db.role("weak", "login"), db.role("owner", "login"));
+    session.run(&format!(
+        "create function launch_as(text) returns int language sql security definer as \
+         'select pg_background_launch($1)'; alter function launch_as owner to {owner}"
+    ));
+    let mut logins: BTreeMap<i32, String> = BTreeMap::new();
+    let mut weak_session = db.client().user(&weak).connect();
+    for round in 0..40 {
+        let (launcher, is_weak, expected) = match round % 5 {
+            0 => ("pg_background_launch($1)", false, "postgres postgres on".to_owned()),
+            1 => ("launch_as($1)", false, format!("{owner} {owner} off")),
+            2 => ("pg_background_launch($1)", true, format!("{weak} {weak} off")),
+            3 => ("launch_as($1)", true, format!("{owner} {owner} off")),
+            _ => {
+                session.run(&format!("set session authorization {weak}"));
+                ("pg_background_launch($1)", false, format!("{weak} {weak} off"))
+            }
+        };
+        let used = if is_weak { &mut weak_session } else { &mut session };
+        let pid = used.value(&format!("select {}", launcher.replace("$1", &literal(WHO))));
+        let pid: i32 = pid.parse().expect("a process id");
+        assert_eq!(used.result(pid, "who text"), [expected.clone()], "round {round}");
+        session.run("reset session authorization");
+        rest(&mut session, pid);
+        assert_eq!(*logins.entry(pid).or_insert_with(|| expected.clone()), expected, "{pid} in round {round}");
+    }
+    assert_eq!(logins.len(), 3, "one worker for each login: {logins:?}");
+}
+
+fn the_role_that_is_set_is_that_of_each_job(db: &Db) {
+    let mut session = db.session();
+    let group = db.role("group", "nologin");
+    let pid = warm(&mut session);
+    for _ in 0..5 {
+        session.run(&format!("set role {group}"));
+        assert_eq!(run(&mut session, WHO), (pid, rows(&[&format!("(\"postgres {group} off\")")])));
+        assert_eq!(run(&mut session, "reset role; set my.own = 1; select 1 / 0").0, pid);
+        assert_eq!(run(&mut session, WHO), (pid, rows(&[&format!("(\"postgres {group} off\")")])));
+        session.run("reset role");
+        assert_eq!(run(&mut session, WHO), (pid, rows(&["(\"postgres postgres on\")"])));
+    }
+}
+
+fn rows(rows: &[&str]) -> Outcome {
+    Outcome { rows: rows.iter().map(|row| (*row).to_owned()).collect(), error: None, notices: Vec::new() }
+}
+
+fn no_job_gets_a_worker_of_another_database(db: &Db) {
+    let other = format!("{}_other", db.name);
+    let mut session = db.session();
+    session.run(&format!("create database {other} template prepared"));
+    let mut far = db.cluster.session(&other);
+    let (here, there) = (warm(&mut session), warm(&mut far));
+    assert_ne!(here, there);
+    for _ in 0..10 {
+        assert_eq!(run(&mut session, "select current_database()"), (here, rows(&[&format!("({})", db.name)])));
+        assert_eq!(run(&mut far, "select current_database()"), (there, rows(&[&format!("({other})")])));
+    }
+    let process = far.pid();
+    drop(far);
+    wait_gone(process);
+    session.run(&format!("drop database {other}"));
+    assert_eq!(run_warm(&mut session, "select 1"), here);
+}
+
+fn each_queue_size_works(db: &Db) {
+    let mut session = db.session();
+    let pid = warm(&mut session);
+    let least = session.error("select pg_background_launch('select 1', 1)").hint().unwrap_or_default()
+        + &session.error("select pg_background_launch('select 1', 1)").message();
+    let least: String = least.chars().filter(char::is_ascii_digit).collect();
+    let least: i32 = least.parse().expect("the least size");
+    for size in [least, least + 1, 4096, 65536, 65537, 262_144, 262_145, 1_048_576, 65536, least, 65536] {
+        for count in [1, 3000] {
+            let launched = session.number(&format!(
+                "select pg_background_launch('select repeat(i::text, 10) from generate_series(1, {count}) i', {size})"
+            ));
+            assert_eq!(launched, i64::from(pid), "{size}");
+            let got = session.value(&format!(
+                "select count(*) || ' ' || sum(length(a)) = \
+                 (select count(*) || ' ' || sum(length(repeat(i::text, 10))) from generate_series(1, {count}) i) \
+                 from pg_background_result({pid}) as (a text)"
+            ));
+            assert_eq!(got, "t", "{count} rows through {size} bytes");
+            rest(&mut session, pid);
+        }
+    }
+}
+
+fn results_larger_than_the_queue_arrive_whole(db: &Db) {
+    let mut session = db.session();
+    let pid = warm(&mut session);
+    for count in [1, 200_000, 0, 50_000, 2, 100_000] {
+        let launched = session.launch(&format!("select i, md5(i::text) from generate_series(1, {count}) i"));
+        assert_eq!(launched, pid);
+        let got = session.value(&format!(
+            "select count(*) || ' ' || coalesce(sum(a), 0) || ' ' || count(*) filter (where b = md5(a::text)) \
+             from pg_background_result({pid}) as (a int, b text)"
+        ));
+        let sum = i64::from(count) * i64::from(count + 1) / 2;
+        assert_eq!(got, format!("{count} {sum} {count}"));
+        rest(&mut session, pid);
+    }
+    let wide = session.launch("select repeat('x', 50000000)");
+    assert_eq!(wide, pid);
+    let got = session.value(&format!("select length(a) from pg_background_result({pid}) as (a text)"));
+    assert_eq!(got, "50000000");
+    assert_eq!(run_warm(&mut session, "select 1"), pid);
+}
+
+fn texts_of_any_length_arrive_whole(db: &Db) {
+    let mut session = db.session();
+    let pid = warm(&mut session);
+    for length in [1, 7000, 8100, 8192, 9000, 5, 100_000, 120_000, 20, 3_000_000, 8192, 1] {
+        let text = "ab".repeat(length / 2 + 1);
+        let launched = session.launch(&format!("select md5('{text}')"));
+        assert_eq!(launched, pid, "{length}");
+        assert_eq!(session.result(pid, "a text"), [session.value(&format!("select md5('{text}')"))], "{length}");
+        rest(&mut session, pid);
+    }
+    // So do the settings that travel with it.
+    for length in [1, 9000, 100_000, 1] {
+        session.run(&format!("set my.own = '{}'", "s".repeat(length)));
+        let (launched, outcome) = run(&mut session, "select length(current_setting('my.own'))");
+        assert_eq!((launched, outcome), (pid, rows(&[&format!("({length})")])));
+        rest(&mut session, pid);
+    }
+}
+
+fn errors_and_notices_are_those_of_the_job(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t (a int primary key check (a < 10)); insert into t values (1)");
+    let texts = [
+        "select 1 / 0",
+        "select 1 +\n nothing from t",
+        "insert into t values (1)",
+        "insert into t values (10)",
+        "do $$ begin raise exception 'e' using errcode = 'ZZ001', detail = 'd', hint = 'h'; end $$",
+        "do $$ begin raise notice 'first'; raise warning 'second'; end $$; select 3",
+        "do $$ begin raise notice 'before'; perform 1 / 0; end $$",
+        "do $$ begin for i in 1..200 loop raise notice '%', repeat('n', i); end loop; end $$",
+        "select 1; selct",
+        "vacuum t; select 1",
+        "begin; vacuum t",
+        "commit",
+        "copy t from stdin",
+        "select 1; select 2, 'b'; create table if not exists t (a int)",
+    ];
+    let mut fresh = Vec::new();
+    for text in texts {
+        send_away(&mut session);
+        fresh.push(run(&mut session, text).1);
+    }
+    send_away(&mut session);
+    let pid = warm(&mut session);
+    for round in 0..3 {
+        for (text, expected) in texts.iter().zip(&fresh) {
+            assert_eq!(run(&mut session, text), (pid, expected.clone()), "{text} in round {round}");
+        }
+    }
+}
+
+fn a_job_is_shown_as_its_own(db: &Db) {
+    let (mut session, mut other) = (db.session(), db.session());
+    let pid = warm(&mut session);
+    let shown = format!(
+        "select state, query, usename, datname, application_name, backend_type, xact_start is not null, backend_xmin is null \
+         from pg_stat_activity where pid = {pid}"
+    );
+    let mut gate = Gate::close(db.session());
+    let text = format!("select 'the job'; {}", gate::WAIT);
+    assert_eq!(session.launch(&text), pid);
+    gate.wait_for(pid);
+    let name = &db.name;
+    assert_eq!(
+        other.rows(&shown),
+        [format!("active|{text}|postgres|{name}|test|pg_background|t|f")],
+        "while it runs"
+    );
+    gate.open();
+    read(&mut session, pid);
+    rest(&mut other, pid);
+    assert_eq!(other.rows(&shown), [format!("idle|{text}|postgres|{name}|test|pg_background|f|t")], "afterwards");
+    // Nothing of it is held.
+    assert_eq!(other.value(&format!("select count(*) from pg_locks where pid = {pid}")), "0");
+}
+
+fn two_thousand_launches_in_one_loop(db: &Db) {
+    let mut session = db.session();
+    session.run("create table seen (pid int, count int)");
+    warm(&mut session);
+    session.run(
+        "do $$ declare p int; r int; pids int[] := '{}'; failed int := 0; begin \
+         for i in 1..2000 loop \
+             p := pg_background_launch(case when i % 2 = 0 then format('select %s', i) \
+                                       when i % 4 = 1 then format('select %s / 0', i) else 'selct' end); \
+             if not p = any (pids) then pids := pids || p; end if; \
+             begin \
+                 select a into r from pg_background_result(p) as (a int); \
+                 assert r = i and i % 2 = 0; \
+             exception when division_by_zero then assert i % 4 = 1; failed := failed + 1; \
+                 when syntax_error then assert i % 4 = 3; failed := failed + 1; \
+             end; \
+         end loop; \
+         assert failed = 1000; \
+         insert into seen select unnest(pids), 1; end $$",
+    );
+    assert_eq!(session.value("select count(*) from seen"), "1");
+}
+
+fn many_sessions_at_once(db: &Db) {
+    db.session().run("create table ran (a int)");
+    std::thread::scope(|scope| {
+        for session in 0..4 {
+            scope.spawn(move || {
+                for round in 0..5 {
+                    let mut session_of = db.session();
+                    let from = session * 1000 + round * 100;
+                    session_of.run(&format!(
+                        "do $$ declare p int; q int; r int; begin for i in {from} + 1 .. {from} + 25 loop \
+                         p := pg_background_launch(format('insert into ran values (%s) returning a', i)); \
+                         q := pg_background_launch(format('select -%s', i)); \
+                         assert p <> q; \
+                         select a into r from pg_background_result(q) as (a int); assert r = -i; \
+                         if i % 5 = 0 then perform pg_background_detach(p); \
+                         else select a into r from pg_background_result(p) as (a int); assert r = i; end if; \
+                         end loop; end $$"
+                    ));
+                }
+            });
+        }
+    });
+    let mut session = db.session();
+    wait_until("the detached jobs", || session.value("select count(*) from ran") == "500");
+    assert_eq!(session.value("select count(distinct a) from ran"), "500");
+}
+
+fn nothing_stays_where_the_cap_is_zero() {
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "2"), ("max_logical_replication_workers", "0")]);
+    let before = cluster.baseline();
+    let mut session = cluster.session("postgres");
+    let mut seen = Vec::new();
+    for number in 0..10 {
+        let (pid, outcome) = run(&mut session, &format!("select {number}"));
+        assert_eq!(outcome, rows(&[&format!("({number})")]));
+        wait_gone(pid);
+        seen.push(pid);
+        let (pid, outcome) = run(&mut session, "select 1 / 0");
+        assert_eq!(outcome.error.expect("an error")[&'C'], "22012");
+        wait_gone(pid);
+        seen.push(pid);
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), 20, "each job has a process of its own");
+    // Also those of a role, of a definer, and those that nobody reads.
+    session.run("create table ran (a int)");
+    let pid = session.launch("insert into ran values (1)");
+    session.run(&format!("select pg_background_detach({pid})"));
+    wait_gone(pid);
+    assert_eq!(session.value("select count(*) from ran"), "1");
+    drop(session);
+    cluster.assert_sound(&before);
+}
