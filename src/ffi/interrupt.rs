@@ -62,6 +62,14 @@ pub fn take_signals_between_jobs() {
         process::set_signal_handler(SIGTERM, Some(on_terminate));
         process::set_signal_handler(SIGHUP, Some(on_reload));
     }
+    note_ending();
+}
+
+/// A termination that came as to a session, and too late for its job, is for the worker.
+fn note_ending() {
+    if is_dying() {
+        IS_ENDING.store(true, Ordering::Relaxed);
+    }
 }
 
 signal_handler! {
@@ -173,9 +181,8 @@ pub fn take_signals() {
 /// ends a session; or it does not any more.
 pub fn be_session(is_session: bool) {
     IN_SESSION.store(is_session, Ordering::Relaxed);
-    // What came too late for the job is for the worker.
-    if !is_session && is_dying() {
-        IS_ENDING.store(true, Ordering::Relaxed);
+    if !is_session {
+        note_ending();
     }
 }
 

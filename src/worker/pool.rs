@@ -87,7 +87,7 @@ pub fn main() {
 
 /// A process that has run a job of its own stays for others, if it is wanted.
 pub fn stay(database: u32, login: u32) {
-    let Some(channel) = direct::channel().filter(|_| guc::idle_limit() > 0) else { return };
+    let Some(channel) = direct::channel().filter(|_| guc::idle_limit() > 0 && !interrupt::is_dying()) else { return };
     let Some(worker) = channel.worker() else { return };
     let segment = channel.handle().to_number();
     let version = direct::told_version();
