@@ -68,6 +68,8 @@ mod rereading;
 mod exhaustion;
 // Workers that stay for the next job.
 mod warm;
+// What a job leaves in a worker that stays.
+mod warm_reset;
 // Launchers and workers that are cancelled, terminated, killed, gone.
 mod faults;
 // Servers that go down while there are jobs.
@@ -132,6 +134,7 @@ fn main() -> ExitCode {
         bad_input::cases(),
         rereading::cases(),
         warm::cases(),
+        warm_reset::cases(),
         faults::cases(),
         shutdown::cases(),
         manager_launch::cases(),
