@@ -438,11 +438,7 @@ fn a_job_is_shown_as_its_own(db: &Db) {
     assert_eq!(session.launch(&text), pid);
     gate.wait_for(pid);
     let name = &db.name;
-    assert_eq!(
-        other.rows(&shown),
-        [format!("active|{text}|postgres|{name}|test|pg_background|t|f")],
-        "while it runs"
-    );
+    assert_eq!(other.rows(&shown), [format!("active|{text}|postgres|{name}|test|pg_background|t|f")], "while it runs");
     gate.open();
     read(&mut session, pid);
     rest(&mut other, pid);
@@ -502,7 +498,8 @@ fn many_sessions_at_once(db: &Db) {
 }
 
 fn nothing_stays_where_the_cap_is_zero() {
-    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "2"), ("max_logical_replication_workers", "0")]);
+    let cluster =
+        Cluster::start_with_extension(&[("max_worker_processes", "2"), ("max_logical_replication_workers", "0")]);
     let before = cluster.baseline();
     let mut session = cluster.session("postgres");
     let mut seen = Vec::new();

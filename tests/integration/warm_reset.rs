@@ -214,12 +214,17 @@ fn settings_of_the_launcher_hold_in_each_job(db: &Db) {
         let (first, seen) = run(&mut session, shown);
         let (second, again) = run(&mut session, shown);
         assert_eq!((first, second, &seen), (pid, pid, &again));
-        for between in ["set work_mem = '1MB'; set my.own = 'x'", "reset all", "discard all", "set timezone = 'PST8PDT'; selct"]
+        for between in
+            ["set work_mem = '1MB'; set my.own = 'x'", "reset all", "discard all", "set timezone = 'PST8PDT'; selct"]
         {
             assert_eq!(run(&mut session, between).0, pid);
             assert_eq!(run(&mut session, shown), (pid, seen.clone()), "{change}, {between}");
         }
-        let session_sees = session.value(&shown.replace("select ", "select row(").replace(", current_setting('plpgsql.extra_errors')", ", current_setting('plpgsql.extra_errors'))"));
+        let session_sees = session.value(
+            &shown
+                .replace("select ", "select row(")
+                .replace(", current_setting('plpgsql.extra_errors')", ", current_setting('plpgsql.extra_errors'))"),
+        );
         assert_eq!(seen.rows, [session_sees], "{change}");
     }
 }
@@ -230,7 +235,8 @@ fn what_a_client_has_set_is_what_reset_goes_back_to(db: &Db) {
         .parameter("options", "-c work_mem=9MB -c my.own=client -c statement_timeout=1h -c search_path=s,public")
         .application_name("first");
     let mut session = client.connect();
-    let shown = "select current_setting('work_mem'), current_setting('my.own', true), current_setting('application_name'), \
+    let shown =
+        "select current_setting('work_mem'), current_setting('my.own', true), current_setting('application_name'), \
                  current_setting('statement_timeout'), current_setting('search_path')";
     let texts = [
         shown.to_owned(),
@@ -238,7 +244,12 @@ fn what_a_client_has_set_is_what_reset_goes_back_to(db: &Db) {
         format!("set application_name = 'x'; reset all; {shown}"),
         "select name, setting, reset_val, boot_val from pg_settings where source = 'client' or name = 'work_mem' order by 1".to_owned(),
     ];
-    for change in ["", "set work_mem = '10MB'; set my.own = 'set'; set application_name = 'changed'", "reset all", "set my.own = 'again'"] {
+    for change in [
+        "",
+        "set work_mem = '10MB'; set my.own = 'set'; set application_name = 'changed'",
+        "reset all",
+        "set my.own = 'again'",
+    ] {
         session.run(change);
         for text in &texts {
             let expected = in_a_new_process(&mut session, text);
@@ -378,13 +389,17 @@ fn a_temporary_replication_slot_is_gone(db: &Db) {
         let (next, outcome) = run(&mut session, &text);
         assert_eq!((next, outcome.error), (pid, None));
         rest(&mut session, pid);
-        assert_eq!(session.value(&format!("select count(*) from pg_replication_slots where slot_name = '{name}'")), "0");
+        assert_eq!(
+            session.value(&format!("select count(*) from pg_replication_slots where slot_name = '{name}'")),
+            "0"
+        );
     }
 }
 
 fn each_level_of_notices_is_the_sessions(db: &Db) {
     let mut session = db.session();
-    let text = "do $$ begin raise debug 'd'; raise log 'l'; raise info 'i'; raise notice 'n'; raise warning 'w'; end $$";
+    let text =
+        "do $$ begin raise debug 'd'; raise log 'l'; raise info 'i'; raise notice 'n'; raise warning 'w'; end $$";
     let pid = warm(&mut session);
     for level in ["notice", "debug1", "error", "warning", "log", "notice"] {
         session.run(&format!("set client_min_messages = {level}"));
