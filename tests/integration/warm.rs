@@ -285,7 +285,7 @@ fn no_job_gets_a_worker_of_another_login(db: &Db) {
         let used = if is_weak { &mut weak_session } else { &mut session };
         let pid = used.value(&format!("select {}", launcher.replace("$1", &literal(WHO))));
         let pid: i32 = pid.parse().expect("a process id");
-        assert_eq!(used.result(pid, "who text"), [expected.clone()], "round {round}");
+        assert_eq!(used.result(pid, "who text"), std::slice::from_ref(&expected), "round {round}");
         session.run("reset session authorization");
         rest(&mut session, pid);
         assert_eq!(*logins.entry(pid).or_insert_with(|| expected.clone()), expected, "{pid} in round {round}");
