@@ -2,7 +2,6 @@
 
 use crate::compat::process::may_connect;
 use crate::compat::{oid_to_u32, transaction_number};
-use pg_sys::SysCacheIdentifier;
 use pgrx::pg_sys;
 use std::cell::Cell;
 
@@ -17,9 +16,14 @@ mod server {
     }
 }
 
-/// `pg_db_role_setting` and its index on database and role (pg_db_role_setting.h)
-const SETTINGS: u32 = 2964;
-const SETTINGS_INDEX: u32 = 2965;
+/// A shared catalog, and its index whose first column is looked up (pg_authid.h, pg_database.h, pg_db_role_setting.h).
+struct Catalog {
+    relation: u32,
+    index: u32,
+}
+const ROLES: Catalog = Catalog { relation: 1260, index: 2677 };
+const DATABASES: Catalog = Catalog { relation: 1262, index: 2672 };
+const SETTINGS: Catalog = Catalog { relation: 2964, index: 2965 };
 
 /// What was computed last: for whom, at which invalidation message.
 #[derive(Clone, Copy)]
@@ -35,7 +39,8 @@ thread_local! {
 }
 
 /// A number that is another one when a login of this role to this database may now be another session than before: its
-/// rows in pg_authid, pg_database and pg_db_role_setting, and the right to connect. A transaction is open.
+/// rows in pg_authid, pg_database and pg_db_role_setting, and the right to connect. 0 = it would be refused. A transaction
+/// is open; what it has changed itself does not count, for no login sees it.
 ///
 /// Costs next to nothing as long as no catalog changes: each change sends invalidation messages (inval.c).
 pub fn version(database: u32, login: u32) -> u64 {
@@ -45,49 +50,55 @@ pub fn version(database: u32, login: u32) -> u64 {
         let own = transaction_number(pg_sys::GetTopTransactionIdIfAny());
         (server::SharedInvalidMessageCounter, own != 0)
     };
-    // What this transaction has changed itself comes without messages.
-    let known = KNOWN.get().filter(|known| {
-        !has_changed_something && (known.database, known.login, known.messages) == (database, login, messages)
-    });
+    let known = KNOWN.get().filter(|known| (known.database, known.login, known.messages) == (database, login, messages));
     if let Some(known) = known {
         return known.version;
     }
     let version = compute(database, login);
+    // The right to connect may be by memberships that this transaction has changed.
     KNOWN.set((!has_changed_something).then_some(Known { database, login, messages, version }));
     version
 }
 
 fn compute(database: u32, login: u32) -> u64 {
+    if !may_connect(database, login) {
+        return 0;
+    }
     // FNV-1a: short, and nobody gains anything from a collision that he had to make in the catalogs.
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let mut add = |number: u32| {
-        for byte in number.to_ne_bytes() {
+    let mut add = |row: pg_sys::HeapTuple| {
+        // SAFETY: a row of a scan that is open.
+        for byte in unsafe { row_version(row) }.into_iter().flat_map(u32::to_ne_bytes) {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
     };
-    for (cache, key) in [(SysCacheIdentifier::AUTHOID, login), (SysCacheIdentifier::DATABASEOID, database)] {
-        // SAFETY: a lookup by the cache's one key; the tuple is released after it was read.
-        unsafe {
-            let tuple = pg_sys::SearchSysCache1(cache as _, pg_sys::Datum::from(key));
-            row_version(tuple).into_iter().for_each(&mut add);
-            if !tuple.is_null() {
-                pg_sys::ReleaseSysCache(tuple);
-            }
+    // SAFETY: a snapshot of our own, which is let go of at the end; setdatabase and setrole are the first two columns of
+    // pg_db_role_setting, and never null.
+    unsafe {
+        let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+        // As if this transaction had not done anything yet.
+        (*snapshot).curcid = 0;
+        each(&ROLES, login, snapshot, &mut add);
+        each(&DATABASES, database, snapshot, &mut add);
+        // What a login applies (postinit.c, `process_settings`).
+        for of_database in [0, database] {
+            each(&SETTINGS, of_database, snapshot, &mut |row| {
+                let data = (*row).t_data.cast::<u8>().add((*(*row).t_data).t_hoff.into()).cast::<pg_sys::Oid>();
+                if [0, login].contains(&oid_to_u32(*data.add(1))) {
+                    add(row);
+                }
+            });
         }
+        pg_sys::UnregisterSnapshot(snapshot);
     }
-    settings(database, login, &mut add);
-    add(u32::from(may_connect(database, login)));
     hash | 1
 }
 
-/// Where a row is, and which transaction has made it; zeros if there is none.
+/// Where a row is, and which transaction has made it.
 ///
 /// # Safety
-/// `tuple` is null or valid.
+/// `tuple` is valid.
 unsafe fn row_version(tuple: pg_sys::HeapTuple) -> [u32; 4] {
-    if tuple.is_null() {
-        return [0; 4];
-    }
     // SAFETY: by contract; a row of a catalog has a header with its transaction.
     unsafe {
         let place = (*tuple).t_self;
@@ -96,37 +107,32 @@ unsafe fn row_version(tuple: pg_sys::HeapTuple) -> [u32; 4] {
     }
 }
 
-/// The rows of pg_db_role_setting that a login applies (postinit.c, `process_settings`).
-fn settings(database: u32, login: u32, add: &mut dyn FnMut(u32)) {
+/// The rows that have this number in the first column of the index.
+///
+/// # Safety
+/// A transaction is open, and the snapshot is registered.
+unsafe fn each(catalog: &Catalog, number: u32, snapshot: pg_sys::Snapshot, visit: &mut dyn FnMut(pg_sys::HeapTuple)) {
     let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-    // SAFETY: a scan as the server does it; the rows are read while the scan is open.
+    // SAFETY: by contract; a scan as the server does it, whose rows are read while it is open.
     unsafe {
-        let relation = pg_sys::table_open(pg_sys::Oid::from(SETTINGS), lock);
-        for of_database in [0, database] {
-            let mut key = std::mem::zeroed::<pg_sys::ScanKeyData>();
-            pg_sys::ScanKeyInit(
-                &mut key,
-                1,
-                pg_sys::BTEqualStrategyNumber as _,
-                pg_sys::F_OIDEQ.into(),
-                pg_sys::Datum::from(of_database),
-            );
-            let index = pg_sys::Oid::from(SETTINGS_INDEX);
-            let scan = pg_sys::systable_beginscan(relation, index, true, std::ptr::null_mut(), 1, &mut key);
-            loop {
-                let tuple = pg_sys::systable_getnext(scan);
-                if tuple.is_null() {
-                    break;
-                }
-                // setdatabase and setrole are the first two columns, and never null.
-                let data = (*tuple).t_data.cast::<u8>().add((*(*tuple).t_data).t_hoff.into()).cast::<pg_sys::Oid>();
-                let role = oid_to_u32(*data.add(1));
-                if role == 0 || role == login {
-                    row_version(tuple).into_iter().for_each(&mut *add);
-                }
+        let relation = pg_sys::table_open(pg_sys::Oid::from(catalog.relation), lock);
+        let mut key = std::mem::zeroed::<pg_sys::ScanKeyData>();
+        pg_sys::ScanKeyInit(
+            &mut key,
+            1,
+            pg_sys::BTEqualStrategyNumber as _,
+            pg_sys::F_OIDEQ.into(),
+            pg_sys::Datum::from(number),
+        );
+        let scan = pg_sys::systable_beginscan(relation, pg_sys::Oid::from(catalog.index), true, snapshot, 1, &mut key);
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
             }
-            pg_sys::systable_endscan(scan);
+            visit(tuple);
         }
+        pg_sys::systable_endscan(scan);
         pg_sys::table_close(relation, lock);
     }
 }
