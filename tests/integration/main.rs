@@ -70,6 +70,8 @@ mod exhaustion;
 mod warm;
 // What a job leaves in a worker that stays.
 mod warm_reset;
+// Workers that have nothing to do, and who wants what they have.
+mod warm_aside;
 // Launchers and workers that are cancelled, terminated, killed, gone.
 mod faults;
 // Servers that go down while there are jobs.
@@ -135,6 +137,7 @@ fn main() -> ExitCode {
         rereading::cases(),
         warm::cases(),
         warm_reset::cases(),
+        warm_aside::cases(),
         faults::cases(),
         shutdown::cases(),
         manager_launch::cases(),
