@@ -97,7 +97,8 @@ const REMEMBERED: usize = 1024;
 #[derive(Default)]
 struct Table {
     jobs: HashMap<i32, Job>,
-    reading: Vec<i32>,
+    /// Those that are being read.
+    reading: Vec<(i32, Channel)>,
     gone: VecDeque<(i32, Gone)>,
     spares: Vec<Spare>,
 }
@@ -112,7 +113,12 @@ thread_local! {
 pub fn insert(job: Job) {
     if !IS_WATCHED.replace(true) {
         // Nobody will read any more, and the workers learn it.
-        exit::before_exit(|| TABLE.with_borrow(|table| table.jobs.values().for_each(|job| release(job.channel))));
+        exit::before_exit(|| {
+            TABLE.with_borrow(|table| {
+                let unread = table.jobs.values().map(|job| job.channel);
+                unread.chain(table.reading.iter().map(|(_, channel)| *channel)).for_each(release);
+            });
+        });
     }
     let replaced = TABLE.with_borrow_mut(|table| {
         table.gone.retain(|(pid, _)| *pid != job.pid);
@@ -130,10 +136,10 @@ pub fn insert(job: Job) {
 pub fn take(pid: i32) -> Result<Job, Error> {
     TABLE.with_borrow_mut(|table| {
         if let Some(job) = table.jobs.remove(&pid) {
-            table.reading.push(pid);
+            table.reading.push((pid, job.channel));
             return Ok(job);
         }
-        if table.reading.contains(&pid) {
+        if table.reading.iter().any(|(reading, _)| *reading == pid) {
             return Err(Error::BeingRead(pid));
         }
         Err(match table.gone.iter().find(|(gone, _)| *gone == pid) {
@@ -147,7 +153,7 @@ pub fn take(pid: i32) -> Result<Job, Error> {
 /// Puts a job back: its result can be read again.
 pub fn put_back(job: Job) {
     TABLE.with_borrow_mut(|table| {
-        table.reading.retain(|pid| *pid != job.pid);
+        table.reading.retain(|(pid, _)| *pid != job.pid);
         table.jobs.insert(job.pid, job);
     });
 }
@@ -155,7 +161,7 @@ pub fn put_back(job: Job) {
 /// Ends a job that was taken. `is_whole`: its result was received to the end, so that its channel can take another job.
 pub fn finish(job: Job, gone: Gone, is_whole: bool) {
     TABLE.with_borrow_mut(|table| {
-        table.reading.retain(|pid| *pid != job.pid);
+        table.reading.retain(|(pid, _)| *pid != job.pid);
         if table.gone.len() == REMEMBERED {
             table.gone.pop_front();
         }
