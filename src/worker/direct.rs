@@ -44,8 +44,9 @@ pub fn main(segment: Handle) {
     channel.set_pid(session::pid());
     CHANNEL.set(Some(channel));
     REPORTED.set(false);
-    exit::before_exit(on_exit);
+    // The last one is the first to be called: it tells the launcher why.
     exit::before_exit(pool::on_exit);
+    exit::before_exit(on_exit);
     report::watch(outbox::notice);
     SENDER.set(Some(channel.sender()));
     if !read_request(channel) {
@@ -75,6 +76,8 @@ pub fn serve(segment: Handle) {
     let Some(channel) = channel else {
         return; // the launcher has gone before anybody could have its job
     };
+    // A cancel that came before is for nothing that runs, as in any session that waits for a command.
+    interrupt::forget_cancel();
     interrupt::be_session(true);
     REPORTED.set(false);
     if read_request(channel) {

@@ -72,8 +72,8 @@ pub fn main() {
         }
     };
     PLACE.set(Some(index));
-    exit::before_exit(direct::on_exit);
     exit::before_exit(on_exit);
+    exit::before_exit(direct::on_exit);
     report::watch(recorder::notice);
     session::connect(database, login);
     let mut worker = Worker::new(index, database, login);
@@ -307,7 +307,11 @@ impl Worker {
         let mut idle_since = None;
         let mut is_outdated = false;
         loop {
-            interrupt::check();
+            {
+                // There is nothing to cancel.
+                let _held = CancelHeld::new();
+                interrupt::check();
+            }
             if interrupt::is_ending() {
                 return;
             }
