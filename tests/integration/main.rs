@@ -72,6 +72,8 @@ mod warm;
 mod warm_reset;
 // Workers that have nothing to do, and who wants what they have.
 mod warm_aside;
+// Deaths and cancels of workers that stay.
+mod warm_faults;
 // Launchers and workers that are cancelled, terminated, killed, gone.
 mod faults;
 // Servers that go down while there are jobs.
@@ -138,6 +140,7 @@ fn main() -> ExitCode {
         warm::cases(),
         warm_reset::cases(),
         warm_aside::cases(),
+        warm_faults::cases(),
         faults::cases(),
         shutdown::cases(),
         manager_launch::cases(),
