@@ -50,7 +50,8 @@ pub fn version(database: u32, login: u32) -> u64 {
         let own = transaction_number(pg_sys::GetTopTransactionIdIfAny());
         (server::SharedInvalidMessageCounter, own != 0)
     };
-    let known = KNOWN.get().filter(|known| (known.database, known.login, known.messages) == (database, login, messages));
+    let known =
+        KNOWN.get().filter(|known| (known.database, known.login, known.messages) == (database, login, messages));
     if let Some(known) = known {
         return known.version;
     }

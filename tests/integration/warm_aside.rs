@@ -152,13 +152,18 @@ fn a_role_that_is_no_superuser_any_more_has_no_such_job(db: &Db) {
         assert_eq!(run(&mut session, who).1.rows, ["(off,f)"]);
     }
     // Rights that it has by another role are looked at when they are used.
-    admin.run(&format!("alter role {role} nosuperuser; create table secret as select 7 a; create role {role}_group; \
-                        grant select on secret to {role}_group"));
+    admin.run(&format!(
+        "alter role {role} nosuperuser; create table secret as select 7 a; create role {role}_group; \
+                        grant select on secret to {role}_group"
+    ));
     let pid = warm(&mut session);
     let read = "select a from secret";
     assert_eq!(run(&mut session, read).1.error.expect("an error")[&'C'], "42501");
     admin.run(&format!("grant {role}_group to {role}"));
-    assert_eq!(run(&mut session, read), (pid, Outcome { rows: vec!["(7)".to_owned()], error: None, notices: Vec::new() }));
+    assert_eq!(
+        run(&mut session, read),
+        (pid, Outcome { rows: vec!["(7)".to_owned()], error: None, notices: Vec::new() })
+    );
     admin.run(&format!("revoke {role}_group from {role}"));
     assert_eq!(run(&mut session, read).1.error.expect("an error")[&'C'], "42501");
     drop(session);
@@ -324,8 +329,10 @@ fn a_parallel_query_gets_its_workers() {
     let idle = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
     wait_until("those that are too many have gone", || session.number(idle) <= 3);
     assert!(session.number(idle) > 0, "one stays");
-    session.run("set parallel_setup_cost = 0; set parallel_tuple_cost = 0; set min_parallel_table_scan_size = 0; \
-                 set max_parallel_workers_per_gather = 4");
+    session.run(
+        "set parallel_setup_cost = 0; set parallel_tuple_cost = 0; set min_parallel_table_scan_size = 0; \
+                 set max_parallel_workers_per_gather = 4",
+    );
     let explain = "explain (analyze, costs off, timing off, summary off) select count(*) from t";
     wait_until("the postmaster knows", || {
         let plan = session.rows(explain).join("\n");

@@ -147,7 +147,8 @@ fn terminations_at_random_never_give_a_wrong_result() {
     for number in 0..150 {
         // The termination is for a worker that has nothing to do, is about to begin, or runs.
         other.send(&format!("select pg_sleep(0.0001 * {}), pg_terminate_backend({last})", number % 10));
-        let reply = session.ask(&format!("select pg_background_launch('insert into ran values ({number}) returning a')"));
+        let reply =
+            session.ask(&format!("select pg_background_launch('insert into ran values ({number}) returning a')"));
         other.finish("a termination");
         assert!(reply.error.is_none(), "{:?}", reply.error);
         last = reply.last_rows().expect("a row").text_rows()[0].parse().expect("a process id");
@@ -182,7 +183,10 @@ fn a_cancelled_wait_can_be_repeated() {
         session.run("reset statement_timeout");
         session.send(&wait);
         let mut other = cluster.session("postgres");
-        let waits = format!("select state = 'active' and wait_event is not null from pg_stat_activity where pid = {}", session.pid());
+        let waits = format!(
+            "select state = 'active' and wait_event is not null from pg_stat_activity where pid = {}",
+            session.pid()
+        );
         wait_until("the session waits", || other.holds(&waits));
         session.canceller().cancel();
         assert_eq!(session.finish("a wait").error.expect("an error").sqlstate(), "57014");

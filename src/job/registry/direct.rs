@@ -25,10 +25,14 @@ pub struct Newcomer {
 
 fn may_be_given(memory: &Memory, slot: &Slot, database: u32, login: u32, version: u64) -> bool {
     // 0 = nobody can log in so, or the worker does not serve sessions.
-    slot.key != 0 && version != 0 && slot.version == version && (slot.is_unwanted, slot.is_unread, slot.errand) == (0, 0, 0) && {
-        let key = memory.get::<Key>(slot.key);
-        (key.database, key.login) == (database, login)
-    }
+    slot.key != 0
+        && version != 0
+        && slot.version == version
+        && (slot.is_unwanted, slot.is_unread, slot.errand) == (0, 0, 0)
+        && {
+            let key = memory.get::<Key>(slot.key);
+            (key.database, key.login) == (database, login)
+        }
 }
 
 /// Is there a worker that [`give`] would give a job to?
