@@ -67,7 +67,7 @@ fn a_database_is_renamed_at_once(db: &Db) {
     let (name, new) = (format!("{}_other", db.name), format!("{}_new", db.name));
     left_to_workers(db, &name);
     assert_at_once(db, &format!("alter database {name} rename to {new}"));
-    assert_eq!(db.cluster.session(&new).job("select current_database()", "name name"), [new.clone()]);
+    assert_eq!(db.cluster.session(&new).job("select current_database()", "name name"), std::slice::from_ref(&new));
     wait_until("the session has gone", || db.session().ask(&format!("drop database {new}")).error.is_none());
 }
 
