@@ -172,6 +172,7 @@ fn a_detached_job_frees_its_worker(db: &Db) {
     for number in 1..=5 {
         assert_eq!(session.launch(&format!("insert into ran values ({number})")), pid);
         session.run(&format!("select pg_background_detach({pid})"));
+        wait_until("the work of the job", || session.number("select count(*) from ran") == number);
         rest(&mut session, pid);
         // For whoever comes.
         assert_eq!(run_warm(&mut other, "select 1"), pid);
