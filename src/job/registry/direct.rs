@@ -122,11 +122,12 @@ pub fn has_job(memory: &Memory, (index, serial): Seat, segment: u32) -> bool {
 pub fn join(memory: &mut Memory, new: &Newcomer) -> Result<Option<Seat>, Error> {
     root(memory)?;
     // Itself is counted among those outside.
-    if slot::live(memory) > guc::cap() || slot::idle_count(memory) >= guc::idle_limit() {
+    if slot::live(memory) > guc::cap() || !slot::has_idle_room(memory) {
         return Ok(None);
     }
     let Some(index) = slot::free_slot(memory) else { return Ok(None) };
     let key = batch::key(memory, new.database, new.login)?;
+    slot::ask_outdated_to_leave(memory, key, new.version);
     let (serial, turn) = (slot::next_serial(memory), queue::next_turn(memory));
     let record = memory.get_mut::<Key>(key);
     record.workers += 1;

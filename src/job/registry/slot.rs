@@ -182,8 +182,24 @@ pub(super) fn next_serial(memory: &mut Memory) -> u64 {
     record.last_serial
 }
 
+/// May one more worker have nothing to do? The one that had nothing to do for longest makes room.
+pub(super) fn has_idle_room(memory: &mut Memory) -> bool {
+    let limit = guc::idle_limit();
+    idle_count(memory) < limit || limit > 0 && ask_idle_to_leave(memory, 0)
+}
+
+/// Asks idle workers of a key to leave whose login is not of this version: no session gives them a job any more.
+pub(super) fn ask_outdated_to_leave(memory: &mut Memory, key: Place, version: u64) {
+    let is_outdated = |slot: &Slot| {
+        slot.key == key && life(slot) == Life::Idle && slot.is_unwanted == 0 && ![0, version].contains(&slot.version)
+    };
+    while let Some(index) = slots(memory).iter().position(is_outdated) {
+        send_away(memory, index);
+    }
+}
+
 /// How many workers have nothing to do.
-pub(super) fn idle_count(memory: &Memory) -> usize {
+fn idle_count(memory: &Memory) -> usize {
     slots(memory).iter().filter(|slot| life(slot) == Life::Idle).count()
 }
 
@@ -320,7 +336,11 @@ fn ask_idle_to_leave(memory: &mut Memory, key: Place) -> bool {
         .filter(|(_, slot)| life(slot) == Life::Idle && slot.key != key && slot.is_unwanted == 0)
         .min_by_key(|(_, slot)| slot.since)
         .map(|(index, _)| index);
-    let Some(slot) = idle.and_then(|index| slot_mut(memory, index)) else { return false };
+    idle.is_some_and(|index| send_away(memory, index))
+}
+
+fn send_away(memory: &mut Memory, index: usize) -> bool {
+    let Some(slot) = slot_mut(memory, index) else { return false };
     slot.is_unwanted = 1;
     slot.life = Life::Ready as u32;
     process::wake(slot.process);
@@ -500,7 +520,7 @@ pub fn idle(memory: &mut Memory, index: usize) -> bool {
     {
         return false;
     }
-    let is_one_too_many = life(&own) != Life::Idle && idle_count(memory) >= guc::idle_limit();
+    let is_one_too_many = life(&own) != Life::Idle && !has_idle_room(memory);
     let Some(slot) = slot_mut(memory, index) else { return true };
     if is_one_too_many {
         slot.is_unwanted = 1;
