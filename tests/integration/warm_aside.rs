@@ -23,6 +23,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_new_configuration_holds),
         // Of whoever wants its process.
         private_case!(another_role_gets_the_processes),
+        private_case!(the_worker_that_is_idle_for_longest_makes_room),
         private_case!(a_parallel_query_gets_its_workers),
         private_case!(servers_stop_at_once),
     ]
@@ -309,6 +310,39 @@ fn another_role_gets_the_processes() {
             }
         }
     }
+}
+
+fn the_worker_that_is_idle_for_longest_makes_room() {
+    // Two may be idle.
+    let cluster = Cluster::start_with_extension(&[
+        ("max_worker_processes", "6"),
+        ("max_logical_replication_workers", "0"),
+        ("pg_background_mgr.worker_idle_timeout", "1h"),
+    ]);
+    let mut admin = cluster.session("postgres");
+    admin.run("create role a login; create role b login; select pg_background_grant('a'), pg_background_grant('b')");
+    let mut sessions = [cluster.client("postgres").user("a").connect(), cluster.client("postgres").user("b").connect()];
+    let [a, b] = [0, 1].map(|number| warm(&mut sessions[number]));
+    let third = warm(&mut admin);
+    wait_gone(a);
+    for _ in 0..3 {
+        assert_eq!(run_warm(&mut admin, "select 1"), third);
+        assert_eq!(run_warm(&mut sessions[1], "select 1"), b);
+    }
+    warm(&mut sessions[0]);
+    wait_gone(third);
+    // One that is not what a login of now would be goes when there is another.
+    admin.run("alter role b set work_mem = '5MB'");
+    let next = warm(&mut sessions[1]);
+    wait_gone(b);
+    assert_eq!(run_warm(&mut sessions[1], "select 1"), next);
+    // However many come, two stay.
+    let pids: Vec<i32> = (0..4).map(|_| admin.launch("select 1")).collect();
+    for pid in &pids {
+        admin.result(*pid, "n int");
+    }
+    let left = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
+    wait_until("two are left", || admin.number(left) == 2);
 }
 
 fn a_parallel_query_gets_its_workers() {
