@@ -79,6 +79,14 @@ pub fn rest(session: &mut Session, pid: i32) {
     });
 }
 
+/// The same after a job that nobody waits for.
+#[track_caller]
+fn rest_after(session: &mut Session, pid: i32, sql: &str) {
+    let shown = format!("select count(*) from pg_stat_activity where pid = {pid} and query = {}", literal(sql));
+    wait_until("the worker has begun the job", || session.value(&shown) == "1");
+    rest(session, pid);
+}
+
 /// A worker that has nothing to do; its process. It is the first choice of this session.
 #[track_caller]
 pub fn warm(session: &mut Session) -> i32 {
@@ -170,10 +178,10 @@ fn a_detached_job_frees_its_worker(db: &Db) {
     session.run("create table ran (a int)");
     let pid = warm(&mut session);
     for number in 1..=5 {
-        assert_eq!(session.launch(&format!("insert into ran values ({number})")), pid);
+        let sql = format!("insert into ran values ({number})");
+        assert_eq!(session.launch(&sql), pid);
         session.run(&format!("select pg_background_detach({pid})"));
-        wait_until("the work of the job", || session.number("select count(*) from ran") == number);
-        rest(&mut session, pid);
+        rest_after(&mut session, pid, &sql);
         // For whoever comes.
         assert_eq!(run_warm(&mut other, "select 1"), pid);
     }
@@ -186,22 +194,23 @@ fn a_detached_job_frees_its_worker(db: &Db) {
     assert_ne!(run_warm(&mut session, "select 1"), pid);
     gate.open();
     rest(&mut session, pid);
-    let rows: i32 = session.launch("select generate_series(1, 100000)");
+    let sql = "select generate_series(1, 100000)";
+    let rows = session.launch(sql);
     session.run(&format!("select pg_background_detach({rows})"));
-    rest(&mut session, rows);
+    rest_after(&mut session, rows, sql);
     assert_eq!(session.job("select 1", "n int"), ["1"]);
 }
 
 fn a_session_that_leaves_frees_its_workers(db: &Db) {
     let mut session = db.session();
     let pid = warm(&mut session);
-    for sql in ["select 1", "select generate_series(1, 100000)", "select 1 / 0"] {
+    for sql in ["select 2", "select generate_series(1, 100000)", "select 1 / 0"] {
         let mut leaving = db.session();
         assert_eq!(leaving.launch(sql), pid);
         let process = leaving.pid();
         drop(leaving);
         wait_gone(process);
-        rest(&mut session, pid);
+        rest_after(&mut session, pid, sql);
         assert_eq!(run_warm(&mut session, "select 1"), pid, "{sql}");
     }
     // While its job runs.
