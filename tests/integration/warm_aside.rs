@@ -250,6 +250,8 @@ fn a_new_configuration_holds() {
     plain.run("load 'pg_background_mgr'");
     let shown = "select current_setting('work_mem') || ' ' || current_setting('maintenance_work_mem')";
     for value in ["5MB", "6MB", "7MB"] {
+        // Each may have one of its own since.
+        send_away(&mut plain);
         let pid = warm(&mut plain);
         assert_eq!(run_warm(&mut set, "select 1"), pid);
         cluster.configure(&[("work_mem", value), ("maintenance_work_mem", value)]);
