@@ -39,8 +39,8 @@ thread_local! {
 }
 
 /// A number that is another one when a login of this role to this database may now be another session than before: its
-/// rows in pg_authid, pg_database and pg_db_role_setting, and the right to connect. 0 = it would be refused. A transaction
-/// is open; what it has changed itself does not count, for no login sees it.
+/// rows in pg_authid, pg_database and pg_db_role_setting, and the right to connect. 0 = it would be refused, or may be: its
+/// connections are counted. A transaction is open; what it has changed itself does not count, for no login sees it.
 ///
 /// Costs next to nothing as long as no catalog changes: each change sends invalidation messages (inval.c).
 pub fn version(database: u32, login: u32) -> u64 {
@@ -73,26 +73,46 @@ fn compute(database: u32, login: u32) -> u64 {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
     };
-    // SAFETY: a snapshot of our own, which is let go of at the end; setdatabase and setrole are the first two columns of
-    // pg_db_role_setting, and never null.
+    let (mut is_superuser, mut is_limited) = (false, false);
+    // SAFETY: a snapshot of our own, which is let go of at the end; rows of the catalogs begin with what their forms have;
+    // setdatabase and setrole are the first two columns of pg_db_role_setting, and never null.
     unsafe {
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
         // As if this transaction had not done anything yet.
         (*snapshot).curcid = 0;
-        each(&ROLES, login, snapshot, &mut add);
-        each(&DATABASES, database, snapshot, &mut add);
+        each(&ROLES, login, snapshot, &mut |row| {
+            let form = &*form(row).cast::<pg_sys::FormData_pg_authid>();
+            is_superuser = form.rolsuper;
+            is_limited |= form.rolconnlimit >= 0;
+            add(row);
+        });
+        each(&DATABASES, database, snapshot, &mut |row| {
+            is_limited |= (*form(row).cast::<pg_sys::FormData_pg_database>()).datconnlimit >= 0;
+            add(row);
+        });
         // What a login applies (postinit.c, `process_settings`).
         for of_database in [0, database] {
             each(&SETTINGS, of_database, snapshot, &mut |row| {
-                let data = (*row).t_data.cast::<u8>().add((*(*row).t_data).t_hoff.into()).cast::<pg_sys::Oid>();
-                if [0, login].contains(&oid_to_u32(*data.add(1))) {
+                if [0, login].contains(&oid_to_u32(*form(row).cast::<pg_sys::Oid>().add(1))) {
                     add(row);
                 }
             });
         }
         pg_sys::UnregisterSnapshot(snapshot);
     }
+    if is_limited && !is_superuser {
+        return 0;
+    }
     hash | 1
+}
+
+/// Where the columns of a row begin.
+///
+/// # Safety
+/// `tuple` is valid.
+unsafe fn form(tuple: pg_sys::HeapTuple) -> *const u8 {
+    // SAFETY: by contract.
+    unsafe { (*tuple).t_data.cast::<u8>().add((*(*tuple).t_data).t_hoff.into()) }
 }
 
 /// Where a row is, and which transaction has made it.

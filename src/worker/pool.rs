@@ -91,6 +91,9 @@ pub fn stay(database: u32, login: u32) {
     let Some(worker) = channel.worker() else { return };
     let segment = channel.handle().to_number();
     let version = direct::told_version();
+    if version == 0 {
+        return; // no session would give it a job: each is to log in anew
+    }
     let newcomer = Newcomer { database, login, version, pid: session::pid(), worker, segment };
     let seat = area::write(|memory| {
         // Without memory for it, it goes as it would have.

@@ -8,6 +8,7 @@ use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db,
 
 pub fn cases() -> Vec<Case> {
     vec![
+        case!(a_connection_limit_holds_for_each_job),
         // Of whoever wants its database.
         case!(a_database_is_dropped_at_once),
         case!(a_database_is_renamed_at_once),
@@ -400,4 +401,19 @@ fn servers_stop_at_once() {
         assert!(bad.is_empty(), "{bad:?}");
         cluster.start();
     }
+}
+
+fn a_connection_limit_holds_for_each_job(db: &Db) {
+    let role = db.role("limited", "login connection limit 2");
+    let mut session = db.client().user(&role).connect();
+    for _ in 0..3 {
+        assert_eq!(session.job("select 1", "n int"), ["1"]);
+    }
+    let other = db.client().user(&role).connect();
+    assert_eq!(session.job_error("select 1").sqlstate(), "53300");
+    drop(other);
+    wait_until("a free connection", || {
+        let launch = "select * from pg_background_result(pg_background_launch('select 1')) as (n int)";
+        session.ask(launch).error.is_none()
+    });
 }
