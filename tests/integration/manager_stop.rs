@@ -65,13 +65,14 @@ fn a_batch_is_stopped_whole(db: &Db) {
     let batch = Batch::launch_with(&mut session, &texts, r#"{"max_workers": 2}"#);
     wait_at_gate(&mut session, 2);
     let rows = session.rows(&format!("select uuid_child, was, now from pg_background_stop('{}')", batch.parent));
-    let expected: Vec<String> = ["succeeded|succeeded", "running|stopped", "running|stopped"]
-        .into_iter()
-        .chain(times("queued|stopped", 3))
-        .zip(&batch.children)
-        .map(|(states, child)| format!("{child}|{states}"))
-        .collect();
-    assert_eq!(rows, expected);
+    assert_eq!(rows[0], format!("{}|succeeded|succeeded", batch.children[0]));
+    // A worker whose last job was short has taken the one after its next one along.
+    let mut rest = Vec::new();
+    for (row, child) in rows[1..].iter().zip(&batch.children[1..]) {
+        rest.push(row.strip_prefix(&format!("{child}|")).expect("the rows in the order of the list"));
+    }
+    rest.sort_unstable();
+    assert_eq!(rest, [times("queued|stopped", 3), times("running|stopped", 2)].concat());
     assert_eq!(batch.finish(&mut session)[1..], times("stopped", 5));
     (1..6).for_each(|number| assert_stopped(&mut session, &batch, number));
     wait_at_gate(&mut session, 0);
