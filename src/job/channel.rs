@@ -17,6 +17,7 @@
 //! When the result has been read, launcher and worker may use the segment for the next job: the launcher writes it into
 //! the room, and has the registry tell the worker.
 
+use super::registry::Seat;
 use crate::ffi::bgworker::Worker;
 use crate::ffi::dsm::{Handle, Segment};
 use crate::ffi::session;
@@ -56,9 +57,6 @@ const LAST_WORDS_BYTES: usize = 4096;
 const ROOM: usize = WORDS_BYTES + LAST_WORDS_BYTES;
 /// Room for the jobs that may follow.
 const LEAST_ROOM: usize = 8192;
-
-/// A worker's place in the registry, and the serial number of its process there.
-pub type Seat = (usize, u64);
 
 /// May the worker run its job?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -65,15 +65,7 @@ pub fn main(segment: Handle) {
 
 /// A worker that stays has been given another job.
 pub fn serve(segment: Handle) {
-    let held = CHANNEL.get().filter(|held| held.handle() == segment && SENDER.with_borrow(Option::is_some));
-    let channel = held.or_else(|| {
-        let_go();
-        let channel = Channel::attach(segment)?;
-        SENDER.set(Some(channel.sender()));
-        CHANNEL.set(Some(channel));
-        Some(channel)
-    });
-    let Some(channel) = channel else {
+    let Some(channel) = take_up(segment) else {
         return; // the launcher has gone before anybody could have its job
     };
     // A cancel that came before is for nothing that runs, as in any session that waits for a command.
@@ -88,13 +80,26 @@ pub fn serve(segment: Handle) {
     interrupt::be_session(false);
 }
 
+/// The channel of a job that this worker was given: the one that it holds, or another in its place. None = the launcher
+/// has gone.
+fn take_up(segment: Handle) -> Option<Channel> {
+    let held = CHANNEL.get().filter(|held| held.handle() == segment);
+    held.or_else(|| {
+        let_go();
+        let channel = Channel::attach(segment)?;
+        SENDER.set(Some(channel.sender()));
+        CHANNEL.set(Some(channel));
+        Some(channel)
+    })
+}
+
 /// The channel that this worker holds; none = its reader has gone.
 pub fn channel() -> Option<Channel> {
     CHANNEL.get()
 }
 
 /// Forgets the last channel: its reader has gone, or another has come.
-pub fn let_go() {
+fn let_go() {
     if let Some(sender) = SENDER.with_borrow_mut(Option::take) {
         sender.close();
     }
@@ -188,16 +193,8 @@ fn conclude(outcome: Result<Result<Done, Error>, Box<Captured>>) {
 
 /// A job that this worker was given and will not run ends with this error; then the worker goes.
 pub fn refuse(segment: Handle, error: Report) {
-    let held = CHANNEL.get().filter(|held| held.handle() == segment);
-    let channel = held.or_else(|| {
-        let_go();
-        let channel = Channel::attach(segment)?;
-        // So that the launcher sees it go.
-        SENDER.set(Some(channel.sender()));
-        CHANNEL.set(Some(channel));
-        Some(channel)
-    });
-    if let Some(channel) = channel {
+    // As the sender, so that the launcher sees it go.
+    if let Some(channel) = take_up(segment) {
         channel.leave_last_words(&error);
     }
 }

@@ -10,7 +10,7 @@ use crate::ffi::process;
 use crate::guc;
 
 /// A worker's place, and the serial number of its process there.
-type Seat = (usize, u64);
+pub type Seat = (usize, u64);
 
 /// A process that comes to the pool after its first job.
 pub struct Newcomer {

@@ -13,7 +13,9 @@ mod stopper;
 mod watch;
 
 pub use batch::{add, open, remove, uuid_of, NewBatch, NewJob};
-pub use direct::{close, give, has_errand, has_idle, has_job, join, offer, release, served, take_back, undo, Newcomer};
+pub use direct::{
+    close, give, has_errand, has_idle, has_job, join, offer, release, served, take_back, undo, Newcomer, Seat,
+};
 pub use look::{
     find, headers, moments, of_batch, pulses, query_of, request, snapshot, uuid_of_job, Found, Header, JobView, Moment,
     Pulse, RunningJob,
