@@ -29,6 +29,27 @@ callback! {
     }
 }
 
+/// Has this process end without the destructors of the libraries that the postmaster has loaded (exit(3)): they give memory
+/// back piece by piece, page by page of what was shared with the postmaster, that goes with the process in any case. To be
+/// called before anything else is registered with `on_proc_exit`, so that it is what comes last (ipc.c, `proc_exit`).
+pub fn skip_destructors() {
+    // SAFETY: the callback is a function of this library, which is never unloaded.
+    unsafe { pg_sys::on_proc_exit(Some(on_last), pg_sys::Datum::from(0)) };
+}
+
+callback! {
+    fn on_last(status: c_int, _argument: pg_sys::Datum) {
+        extern "C" {
+            fn _exit(status: c_int) -> !;
+        }
+        // -1 = somebody has called exit(3) past the server, with a status that is not known here.
+        if status >= 0 {
+            // SAFETY: whatever the server and its extensions had to do at the end is done.
+            unsafe { _exit(status) };
+        }
+    }
+}
+
 /// Ends this process with a status.
 pub fn now(status: c_int) -> ! {
     // SAFETY: runs the server's own callbacks and ends the process; nothing above needs a Drop any more.

@@ -31,18 +31,32 @@ pub fn minimum_size() -> usize {
 }
 
 /// The end that sends.
-pub struct Sender(*mut pg_sys::shm_mq_handle);
+pub struct Sender {
+    queue: *mut pg_sys::shm_mq,
+    segment: *mut pg_sys::dsm_segment,
+    /// Null = not attached yet.
+    handle: *mut pg_sys::shm_mq_handle,
+}
 
 impl Sender {
-    /// Attaches to the queue at this offset as its sender.
-    pub fn attach(segment: &Segment, offset: usize) -> Self {
-        let _switch = Switch::to_process_lifetime();
-        // SAFETY: a queue was created there before this process was started; the handle lives as long as the process.
-        unsafe {
-            let queue = segment.address(offset).cast::<pg_sys::shm_mq>();
-            pg_sys::shm_mq_set_sender(queue, pg_sys::MyProc);
-            Sender(pg_sys::shm_mq_attach(queue, segment.as_raw(), std::ptr::null_mut()))
+    /// Of the queue at this offset. It attaches with the first message, so that the receiver is woken once for both; until
+    /// then the receiver does not learn from the queue that this process has ended.
+    pub fn new(segment: &Segment, offset: usize) -> Self {
+        Sender { queue: segment.address(offset).cast(), segment: segment.as_raw(), handle: std::ptr::null_mut() }
+    }
+
+    /// Attaches, if that is still to be done.
+    pub fn attach(&mut self) -> *mut pg_sys::shm_mq_handle {
+        if self.handle.is_null() {
+            let _switch = Switch::to_process_lifetime();
+            // SAFETY: a queue was created there before this process heard of it, which stays mapped as long as this value is
+            // used; the handle lives as long as the process.
+            unsafe {
+                pg_sys::shm_mq_set_sender(self.queue, pg_sys::MyProc);
+                self.handle = pg_sys::shm_mq_attach(self.queue, self.segment, std::ptr::null_mut());
+            }
         }
+        self.handle
     }
 
     /// Sends without waiting. `flush`: the receiver is to know at once; else when there is a good deal, or with the next
@@ -54,25 +68,31 @@ impl Sender {
         self.send_with(message, true, flush)
     }
 
-    /// Sends, and waits for room as long as there is a receiver. Interrupts are served meanwhile.
+    /// Sends, and waits for room as long as there is a receiver. Interrupts are served meanwhile. `flush` as in
+    /// [`try_send`](Self::try_send).
     ///
     /// # Errors
     /// [`SendError::Detached`]
-    pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
-        self.send_with(message, false, true)
+    pub fn send(&mut self, message: &[u8], flush: bool) -> Result<(), SendError> {
+        self.send_with(message, false, flush)
+    }
+
+    /// Does the receiver know that there is somebody who sends?
+    pub fn is_attached(&self) -> bool {
+        !self.handle.is_null()
     }
 
     /// Gives the handle back; the receiver learns of it, if it is still there.
-    pub fn close(self) {
+    pub fn close(mut self) {
         // SAFETY: attached; the handle is not used again.
-        unsafe { pg_sys::shm_mq_detach(self.0) };
+        unsafe { pg_sys::shm_mq_detach(self.attach()) };
     }
 
     fn send_with(&mut self, message: &[u8], nowait: bool, flush: bool) -> Result<(), SendError> {
         // The server grows its buffers in the current context.
         let _switch = Switch::to_process_lifetime();
         // SAFETY: attached as sender; `worker::outbox` repeats a message that did not fit.
-        match unsafe { wire::shm_mq_send(self.0, message, nowait, flush) } {
+        match unsafe { wire::shm_mq_send(self.attach(), message, nowait, flush) } {
             SHM_MQ_SUCCESS => Ok(()),
             SHM_MQ_WOULD_BLOCK => Err(SendError::WouldBlock),
             _ => Err(SendError::Detached),

@@ -91,6 +91,18 @@ impl Channel {
         Some((channel, receiver))
     }
 
+    /// Launcher: makes the segment ready for another worker, as if it were new; the one that had it is gone, and its
+    /// receiver was closed. None = the job does not fit.
+    pub fn renew(&self, request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<Receiver> {
+        if !self.write_job(request, sql) {
+            return None;
+        }
+        for word in [Word::Gate, Word::Pid, Word::Seat, Word::HasWorker] {
+            self.set(word, 0);
+        }
+        Some(Receiver::create(&self.0, queue_offset(self.get(Word::Room) as usize), aligned(queue_bytes)))
+    }
+
     /// Launcher: writes a job. Nobody reads the room meanwhile. False = it does not fit.
     pub fn write_job(&self, request: &[u8], sql: &[u8]) -> bool {
         if aligned(request.len()) + sql.len() > self.get(Word::Room) as usize {
@@ -141,9 +153,10 @@ impl Channel {
         self.0.handle()
     }
 
-    /// Worker: takes the sending end of the queue.
+    /// Worker: the sending end of the queue. To be attached at once by a worker whose end the server does not tell the
+    /// launcher.
     pub fn sender(&self) -> Sender {
-        Sender::attach(&self.0, queue_offset(self.get(Word::Room) as usize))
+        Sender::new(&self.0, queue_offset(self.get(Word::Room) as usize))
     }
 
     /// Worker: the request, as it was written.

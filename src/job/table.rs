@@ -6,6 +6,7 @@ use super::backlog::Backlog;
 use super::channel::Channel;
 use super::registry;
 use crate::error::Error;
+use crate::ffi::bgworker::Worker;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::shm_mq::Receiver;
 use crate::ffi::{area, exit};
@@ -179,6 +180,20 @@ pub fn finish(job: Job, gone: Gone, is_whole: bool) {
     if let Some(spare) = too_many {
         spare.close();
     }
+}
+
+/// Takes a channel with such a queue out whose worker is gone: its segment can be that of a new one.
+pub fn take_widowed(queue_bytes: usize) -> Option<Spare> {
+    TABLE.with_borrow_mut(|table| {
+        let is_widowed = |spare: &Spare| {
+            let Spare { channel, .. } = spare;
+            spare.queue_bytes == queue_bytes
+                && channel.seat().is_none()
+                && channel.worker().is_some_and(Worker::is_gone)
+        };
+        let index = table.spares.iter().position(is_widowed)?;
+        Some(table.spares.remove(index))
+    })
 }
 
 /// Takes the channel that was used last out.

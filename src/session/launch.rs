@@ -53,12 +53,8 @@ fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
     let mut given = None;
     while let Some(spare) = table::take_spare() {
         let Some(seat) = spare.channel.seat() else {
-            // Its worker is on its way: it will be there for another job.
-            if spare.channel.worker().is_some_and(Worker::is_gone) {
-                spare.close();
-            } else {
-                later.push(spare);
-            }
+            // Its worker is on its way: it will be there for another job; or gone, then a new worker may have it.
+            later.push(spare);
             continue;
         };
         if spare.queue_bytes != queue_bytes {
@@ -110,7 +106,7 @@ fn remember(pid: i32, channel: Channel, receiver: Receiver, queue_bytes: usize, 
 
 /// Has the server start a process for the job.
 fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize) -> Result<i32, Error> {
-    let (channel, receiver) = Channel::create(letter, sql, queue_bytes).ok_or(Error::SegmentsExhausted)?;
+    let (channel, receiver) = segment(letter, sql, queue_bytes).ok_or(Error::SegmentsExhausted)?;
     // What the worker logs in to is at least as new.
     let version = login::version(request.database, request.login);
     // Cancelled, terminated or out of memory while the worker starts: then the job must never run.
@@ -143,6 +139,18 @@ fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
             Err(error)
         }
     }
+}
+
+/// A segment with the job in it: one whose worker is gone, or a new one.
+fn segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
+    if let Some(Spare { channel, receiver, .. }) = table::take_widowed(queue_bytes) {
+        receiver.close();
+        if let Some(receiver) = channel.renew(letter, sql, queue_bytes) {
+            return Some((channel, receiver));
+        }
+        channel.close();
+    }
+    Channel::create(letter, sql, queue_bytes)
 }
 
 fn checked_queue_size(queue_size: i32) -> Result<usize, Error> {

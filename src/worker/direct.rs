@@ -34,6 +34,7 @@ thread_local! {
 
 /// A new process: runs its job, and stays for others if it may.
 pub fn main(segment: Handle) {
+    exit::skip_destructors();
     // Before signals are served: a worker that dies without the segment would leave it pinned.
     let Some(channel) = Channel::attach(segment) else {
         return; // the launch was given up: there is nobody to tell
@@ -61,6 +62,8 @@ pub fn main(segment: Handle) {
     prepare_session(outbox::message);
     run(channel, true);
     pool::stay(database, login);
+    // While the launcher is awake, not when this process has ended.
+    let_go();
 }
 
 /// A worker that stays has been given another job.
@@ -87,7 +90,10 @@ fn take_up(segment: Handle) -> Option<Channel> {
     held.or_else(|| {
         let_go();
         let channel = Channel::attach(segment)?;
-        SENDER.set(Some(channel.sender()));
+        // The server tells the launcher nothing of this process.
+        let mut sender = channel.sender();
+        sender.attach();
+        SENDER.set(Some(sender));
         CHANNEL.set(Some(channel));
         Some(channel)
     })
@@ -134,11 +140,17 @@ fn read_request(channel: Channel) -> bool {
 
 /// Waits until the launch is complete. False = it was given up, and the job must not run.
 fn is_launched(channel: Channel) -> bool {
+    let mut is_known = false;
     loop {
         match channel.gate() {
             Gate::Open => return true,
             Gate::Abandoned => return false,
             Gate::Closed if !session::launcher_lives() => return false,
+            Gate::Closed if !is_known => {
+                // So that the launcher can wake this process; it may have opened the gate before it could.
+                SENDER.with_borrow_mut(|sender| sender.as_mut().map(Sender::attach));
+                is_known = true;
+            }
             Gate::Closed => latch::wait(Some(LAUNCHER_CHECK)),
         }
     }

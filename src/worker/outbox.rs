@@ -188,7 +188,8 @@ pub fn deliver() {
     OUTBOX.with_borrow_mut(|outbox| {
         let Some(outbox) = outbox else { return };
         while let Ok(Some(frame)) = outbox.take() {
-            match outbox.sender.as_mut().map(|sender| sender.send(&frame)) {
+            let is_last = outbox.outcome.is_none();
+            match outbox.sender.as_mut().map(|sender| sender.send(&frame, is_last)) {
                 Some(Ok(())) => {}
                 _ => {
                     outbox.sender = None;
@@ -242,6 +243,11 @@ impl Outbox {
 
     /// Sends a frame behind those that wait, without waiting.
     fn push(&mut self, frame: Vec<u8>) -> Result<(), Error> {
+        // To attach wakes the reader: for more than a few rows, of which it needs the end.
+        let is_first = self.sender.as_ref().is_some_and(|sender| !sender.is_attached());
+        if is_first && !is_urgent(&frame) && frame.len() < FRAME_BYTES {
+            return self.backlog.push(frame);
+        }
         while let (Some(sender), Some(next)) =
             (&mut self.sender, self.pending.take().map_or_else(|| self.backlog.pop(), |frame| Ok(Some(frame)))?)
         {

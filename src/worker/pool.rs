@@ -62,6 +62,7 @@ pub fn main() {
     if area::epoch() as u64 != epoch {
         return; // the server has crashed since, and started this place again
     }
+    exit::skip_destructors();
     interrupt::take_signals();
     let index = index as usize;
     let (database, login) = loop {

@@ -10,6 +10,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_launch_without_a_free_process_fails_and_leaves_nothing),
         private_case!(a_server_without_background_processes_refuses_each_launch),
         private_case!(a_launch_without_a_free_segment_fails_until_a_result_is_given_up),
+        private_case!(a_session_uses_the_segment_of_a_worker_that_is_gone_again),
         private_case!(five_hundred_launches_in_a_transaction_survive_its_abort),
         private_case!(failed_jobs_do_not_fill_the_memory_of_their_session),
     ]
@@ -115,6 +116,44 @@ fn a_launch_without_a_free_segment_fails_until_a_result_is_given_up() {
     assert_eq!(other.result(next, "n int"), ["8"]);
     assert_eq!(session.result(last, "n int"), ["9"]);
     drop((session, other));
+    settle(&cluster);
+    cluster.assert_sound(&before);
+}
+
+fn a_session_uses_the_segment_of_a_worker_that_is_gone_again() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "0")]);
+    let before = cluster.baseline();
+    let mut session = cluster.session("postgres");
+    session.run("create table ran (a text)");
+    assert_eq!(session.job("insert into ran values ('first')", "tag text"), ["INSERT 0 1"]);
+    settle(&cluster);
+    let segments = cluster.segments();
+    // Whatever the one before it was: many rows, an error, no rows, a worker that was ended.
+    let rows = "select i, repeat('x', 100) from generate_series(1, 5000) i";
+    assert_eq!(
+        session.job(&format!("select count(*), sum(length(b)) from ({rows}) as rows (a, b)"), "a int8, b int8").len(),
+        1
+    );
+    settle(&cluster);
+    let pid = session.launch(rows);
+    assert_eq!(session.value(&format!("select count(*) from pg_background_result({pid}) as (a int, b text)")), "5000");
+    settle(&cluster);
+    let pid = session.launch("select 1 / 0");
+    assert_eq!(session.error(&format!("select pg_background_result({pid})")).sqlstate(), "22012");
+    settle(&cluster);
+    assert_eq!(session.job("insert into ran values ('second')", "tag text"), ["INSERT 0 1"]);
+    settle(&cluster);
+    assert_eq!(cluster.segments(), segments);
+    let pid = session.launch("select pg_terminate_backend(pg_backend_pid()), pg_sleep(600)");
+    assert_eq!(session.error(&format!("select pg_background_result({pid})")).sqlstate(), "57P01");
+    settle(&cluster);
+    // One that is too small for the next job is not kept for it.
+    let text = "y".repeat(100_000);
+    assert_eq!(session.job(&format!("insert into ran values ('{text}')"), "tag text"), ["INSERT 0 1"]);
+    settle(&cluster);
+    assert_eq!(session.rows("select length(a) from ran order by 1"), ["5", "6", "100000"]);
+    assert!(cluster.segments().len() <= segments.len() + 1, "{:?}", cluster.segments());
+    drop(session);
     settle(&cluster);
     cluster.assert_sound(&before);
 }
