@@ -25,62 +25,87 @@ const ROLES: Catalog = Catalog { relation: 1260, index: 2677 };
 const DATABASES: Catalog = Catalog { relation: 1262, index: 2672 };
 const SETTINGS: Catalog = Catalog { relation: 2964, index: 2965 };
 
+/// A login as it would be now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Login {
+    /// Is another one when the session might be another one: the rows in pg_authid, pg_database and pg_db_role_setting, the
+    /// right to connect.
+    pub state: u64,
+    /// It would be refused.
+    is_refused: bool,
+    /// There may be only so many of it, as the role or the database has a connection limit.
+    pub is_limited: bool,
+}
+
 /// What was computed last: for whom, at which invalidation message.
 #[derive(Clone, Copy)]
 struct Known {
     database: u32,
-    login: u32,
+    role: u32,
     messages: u64,
-    version: u64,
+    login: Login,
 }
 
 thread_local! {
     static KNOWN: Cell<Option<Known>> = const { Cell::new(None) };
 }
 
-/// A number that is another one when a login of this role to this database may now be another session than before: its
-/// rows in pg_authid, pg_database and pg_db_role_setting, and the right to connect. 0 = it would be refused, or may be: its
-/// connections are counted. A transaction is open; what it has changed itself does not count, for no login sees it.
-///
-/// Costs next to nothing as long as no catalog changes: each change sends invalidation messages (inval.c).
-pub fn version(database: u32, login: u32) -> u64 {
+/// A number that grows with every change of a catalog (inval.c). A transaction is open.
+pub fn changes() -> u64 {
     // SAFETY: the caller's transaction is open; a counter of this process.
-    let (messages, has_changed_something) = unsafe {
+    unsafe {
         server::AcceptInvalidationMessages();
-        let own = transaction_number(pg_sys::GetTopTransactionIdIfAny());
-        (server::SharedInvalidMessageCounter, own != 0)
-    };
-    let known =
-        KNOWN.get().filter(|known| (known.database, known.login, known.messages) == (database, login, messages));
-    if let Some(known) = known {
-        return known.version;
+        server::SharedInvalidMessageCounter
     }
-    let version = compute(database, login);
-    // The right to connect may be by memberships that this transaction has changed.
-    KNOWN.set((!has_changed_something).then_some(Known { database, login, messages, version }));
-    version
 }
 
-fn compute(database: u32, login: u32) -> u64 {
-    if !may_connect(database, login) {
+/// A login of this role to this database; role 0 is the cluster's owner, whatever its name. A transaction is open; what it
+/// has changed itself does not count, for no login sees it.
+///
+/// Costs next to nothing as long as no catalog changes.
+pub fn look(database: u32, role: u32) -> Login {
+    let messages = changes();
+    let known = KNOWN.get().filter(|known| (known.database, known.role, known.messages) == (database, role, messages));
+    if let Some(known) = known {
+        return known.login;
+    }
+    let login = compute(database, role);
+    // SAFETY: as above.
+    let has_changed_something = unsafe { transaction_number(pg_sys::GetTopTransactionIdIfAny()) != 0 };
+    // The right to connect may be by memberships that this transaction has changed.
+    KNOWN.set((!has_changed_something).then_some(Known { database, role, messages, login }));
+    login
+}
+
+/// [`Login::state`]; 0 = a login would be refused, or may be, as its connections are counted. As [`look`].
+pub fn version(database: u32, role: u32) -> u64 {
+    let login = look(database, role);
+    if login.is_refused || login.is_limited {
         return 0;
     }
+    login.state
+}
+
+fn compute(database: u32, role: u32) -> Login {
+    let is_refused = role != 0 && !may_connect(database, role);
     // FNV-1a: short, and nobody gains anything from a collision that he had to make in the catalogs.
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let mut add = |row: pg_sys::HeapTuple| {
-        // SAFETY: a row of a scan that is open.
-        for byte in unsafe { row_version(row) }.into_iter().flat_map(u32::to_ne_bytes) {
+    let mut mix = |number: u32| {
+        for byte in number.to_ne_bytes() {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
     };
-    let (mut is_superuser, mut is_limited) = (false, false);
+    mix(is_refused.into());
+    // SAFETY: a row of a scan that is open.
+    let mut add = |row: pg_sys::HeapTuple| unsafe { row_version(row) }.into_iter().for_each(&mut mix);
+    let (mut is_superuser, mut is_limited) = (role == 0, false);
     // SAFETY: a snapshot of our own, which is let go of at the end; rows of the catalogs begin with what their forms have;
     // setdatabase and setrole are the first two columns of pg_db_role_setting, and never null.
     unsafe {
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
         // As if this transaction had not done anything yet.
         (*snapshot).curcid = 0;
-        each(&ROLES, login, snapshot, &mut |row| {
+        each(&ROLES, role, snapshot, &mut |row| {
             let form = &*form(row).cast::<pg_sys::FormData_pg_authid>();
             is_superuser = form.rolsuper;
             is_limited |= form.rolconnlimit >= 0;
@@ -93,17 +118,14 @@ fn compute(database: u32, login: u32) -> u64 {
         // What a login applies (postinit.c, `process_settings`).
         for of_database in [0, database] {
             each(&SETTINGS, of_database, snapshot, &mut |row| {
-                if [0, login].contains(&oid_to_u32(*form(row).cast::<pg_sys::Oid>().add(1))) {
+                if [0, role].contains(&oid_to_u32(*form(row).cast::<pg_sys::Oid>().add(1))) {
                     add(row);
                 }
             });
         }
         pg_sys::UnregisterSnapshot(snapshot);
     }
-    if is_limited && !is_superuser {
-        return 0;
-    }
-    hash | 1
+    Login { state: hash | 1, is_refused, is_limited: is_limited && !is_superuser }
 }
 
 /// Where the columns of a row begin.

@@ -71,6 +71,12 @@ pub const LOG: &str = "SELECT c.oid::pg_catalog.int8 FROM pg_catalog.pg_extensio
          ANY ('{pg_background_log,pg_background_log_id_seq}'::pg_catalog.name[]) \
      ORDER BY c.relname";
 
+/// Where the rows of the extension and of its schema are, and which transactions wrote them.
+pub const EXTENSION_VERSION: &str = "SELECT pg_catalog.concat(e.oid, e.xmin, e.ctid, n.xmin, n.ctid) \
+     FROM pg_catalog.pg_extension AS e \
+     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
+     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";
+
 /// The transaction that wrote the extension's row.
 pub const EXTENSION_XMIN: &str = "SELECT xmin FROM pg_catalog.pg_extension \
      WHERE extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";

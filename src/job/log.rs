@@ -11,7 +11,7 @@ use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured, Log};
 use crate::ffi::spi::{self, Plan};
 use crate::ffi::typed_rows::Cell;
-use crate::ffi::{lock, role, session, transaction};
+use crate::ffi::{lock, login, role, session, transaction};
 use crate::guc;
 use crate::protocol::{decode, sqlstate, Outcome, Report};
 use std::cell;
@@ -497,20 +497,17 @@ pub fn outcome_of(job: &Moment) -> Outcome {
     }
 }
 
-/// What must not change while a worker is logged in: the role, the database, their settings, the extension.
-pub fn fingerprint(database: u32, login: u32) -> Vec<u8> {
-    let sql = format!(
-        "SELECT pg_catalog.concat_ws('/', \
-         (SELECT pg_catalog.concat(xmin, ctid) FROM pg_catalog.pg_authid WHERE oid OPERATOR(pg_catalog.=) {login}::pg_catalog.oid), \
-         (SELECT pg_catalog.concat(xmin, ctid) FROM pg_catalog.pg_database WHERE oid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid), \
-         (SELECT pg_catalog.string_agg(pg_catalog.concat(xmin, ctid), ',' ORDER BY setdatabase, setrole) \
-          FROM pg_catalog.pg_db_role_setting WHERE setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0, {database}]::pg_catalog.oid[]) \
-          AND setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0, {login}]::pg_catalog.oid[])), \
-         (SELECT pg_catalog.concat(e.oid, e.xmin, e.ctid, n.xmin, n.ctid) FROM pg_catalog.pg_extension AS e \
-          JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
-          WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name), \
-         CASE WHEN {login} OPERATOR(pg_catalog.=) 0 THEN NULL ELSE \
-          pg_catalog.has_database_privilege({login}::pg_catalog.oid, {database}::pg_catalog.oid, 'CONNECT') END)"
-    );
-    spi::select(&sql).concat()
+/// What must not change while a worker is logged in: what its login depends on, and the extension. Inside a transaction.
+pub fn fingerprint(database: u32, login: u32) -> (u64, Vec<u8>) {
+    thread_local! {
+        /// Of the extension, and at which change of the catalogs.
+        static KNOWN: Slot<Option<(u64, Vec<u8>)>> = const { slot(None) };
+    }
+    let changes = login::changes();
+    if KNOWN.with_borrow(|known| known.as_ref().is_none_or(|(at, _)| *at != changes)) {
+        let extension = spi::select(catalog::EXTENSION_VERSION).concat();
+        KNOWN.set(Some((changes, extension)));
+    }
+    let extension = KNOWN.with_borrow(|known| known.as_ref().map(|(_, extension)| extension.clone()));
+    (login::look(database, login).state, extension.unwrap_or_default())
 }

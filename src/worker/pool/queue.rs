@@ -1,0 +1,271 @@
+//! What a worker does for the queue: the jobs of a claim, and the rows of the log that tell of them.
+
+use super::{is_interrupt, Worker, PLACE};
+use crate::error::Error;
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::report::{self, Captured};
+use crate::ffi::{area, client, interrupt, process, session, statement, transaction};
+use crate::job::log::{self, FinalRow};
+use crate::job::registry::{self, Claim, Finish, Place, Reason, RunningJob, State};
+use crate::job::{nesting, spool};
+use crate::protocol::{decode, sqlstate, to_bytes, Outcome, Report};
+use crate::worker::bootstrap::{become_session, located, set_job_text};
+use crate::worker::executor;
+use crate::worker::recorder::{self, Recorder};
+use std::cell::Cell;
+use std::ffi::CString;
+use std::time::{Duration, Instant};
+
+/// When a final row that could not be written is tried again, in microseconds.
+const LOG_RETRY: i64 = 500_000;
+/// Jobs that are shorter are claimed several at a time.
+const SHORT: Duration = Duration::from_millis(5);
+
+thread_local! {
+    static DECIDED: Slot<Option<Decided>> = const { slot(None) };
+}
+
+/// How a job ended whose worker is still busy with it.
+struct Decided {
+    state: State,
+    outcome: Outcome,
+    /// It ends so if this transaction is committed.
+    commits: Option<u32>,
+}
+
+fn decide(state: State, outcome: &Outcome) {
+    DECIDED.set(Some(Decided { state, outcome: outcome.clone(), commits: None }));
+}
+
+/// How the job ended, if a transaction decides it and was committed.
+pub fn take_decided() -> Option<(State, Outcome)> {
+    let decided = DECIDED.with_borrow_mut(Option::take)?;
+    decided.commits.is_none_or(transaction::is_committed).then_some((decided.state, decided.outcome))
+}
+
+impl Worker {
+    /// Runs the jobs of a claim. False = the worker is to go.
+    pub(super) fn run(&mut self, claim: &Claim) -> bool {
+        let goes_on = self.run_claim(claim);
+        if PLACE.get().is_some() {
+            area::write(|memory| registry::withdraw(memory, self.index, claim));
+        }
+        goes_on
+    }
+
+    fn run_claim(&mut self, claim: &Claim) -> bool {
+        if !self.is_clean && !self.reset() {
+            return false;
+        }
+        if self.request.as_ref().is_none_or(|(number, _)| *number != claim.number) {
+            let bytes = area::read(|memory| registry::request(memory, claim.batch));
+            match decode(&bytes) {
+                Ok(request) => {
+                    self.request = Some((claim.number, request));
+                    // How long the jobs of one batch take says nothing of those of another.
+                    self.is_short = false;
+                }
+                Err(_) => return false,
+            }
+        }
+        if self.is_limited && !self.is_counted {
+            statement::announce_ready(); // what is idle does not count
+        }
+        if !self.is_within_limits() {
+            return self.refuse();
+        }
+        let uuids = area::read(|memory| registry::uuids(memory, claim));
+        let checked = log::in_own_transaction(true, || {
+            let is_same = Some(log::fingerprint(self.database, self.login)) == self.fingerprint;
+            (is_same, if is_same { log::mark_started(&uuids) } else { Vec::new() })
+        });
+        let places = match checked {
+            // What this worker was when it logged in is not what it would be now: another one comes in its place.
+            Ok((false, _)) => {
+                if !self.is_extension_there() {
+                    area::write(|memory| registry::forget_database(memory, self.database));
+                }
+                return false;
+            }
+            Ok((true, places)) => places,
+            Err(_) => Vec::new(), // the log cannot be written now: the jobs run all the same
+        };
+        if !area::read(|memory| registry::is_recorded(memory, claim.batch)) {
+            let first = area::read(|memory| registry::uuid_of_first(memory, claim.batch));
+            spool::mark_started(area::epoch(), self.database, &first);
+        }
+        for (job, place) in claim.indexes.iter().zip(places.iter().map(Option::as_deref).chain(std::iter::repeat(None)))
+        {
+            // Before others can see that it runs, and stop it.
+            if !interrupt::begin_job() {
+                return false;
+            }
+            if !area::write(|memory| registry::begin(memory, self.index, claim.batch, *job)) {
+                interrupt::end_job(); // it was stopped in the meantime
+            } else {
+                let began = Instant::now();
+                self.run_job(claim.batch, *job, place);
+                self.is_short = began.elapsed() < SHORT;
+                if !self.reset() {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn is_extension_there(&self) -> bool {
+        log::in_own_transaction(false, log::find).unwrap_or(true)
+    }
+
+    /// One attempt of one job, to the row that tells of it.
+    fn run_job(&mut self, batch: Place, index: u32, place: Option<&[u8]>) {
+        let (job, is_recorded) =
+            area::read(|memory| (RunningJob::read(memory, batch, index), registry::is_recorded(memory, batch)));
+        let Some((_, request)) = &self.request else { return };
+        self.is_clean = false;
+        set_job_text(&job.query);
+        report::send_notices_to(recorder::notice);
+        client::send_messages_to(recorder::message);
+        recorder::reset();
+        nesting::set_depth(request.nesting);
+        let Ok(sql) = CString::new(job.query.clone()) else { return };
+        let sql = statement::announce_kept(sql);
+        let deadline =
+            job.timeout.and_then(|limit| Instant::now().checked_add(Duration::from_millis(limit.unsigned_abs())));
+        interrupt::set_deadline(deadline);
+        let final_row = |status, ended: Option<i64>, outcome| FinalRow {
+            uuid: job.uuid,
+            place,
+            status,
+            pid: Some(session::pid()),
+            started: Some(job.started).filter(|_| ended.is_some()),
+            ended,
+            attempts: job.attempt,
+            outcome,
+        };
+        DECIDED.set(None);
+        let is_written = Cell::new(false);
+        let mut audience = Recorder {
+            before_commit: |outcome: Outcome| {
+                if is_recorded && !transaction::is_read_only() {
+                    let row = final_row(State::Succeeded.name(), Some(process::now()), outcome.clone());
+                    match log::write_with_job(&row) {
+                        None => is_written.set(true),
+                        // A cancel is for the job, which has not been committed.
+                        Some(captured) if is_interrupt(&captured.report) => report::raise(*captured),
+                        Some(_) => {}
+                    }
+                }
+                let commits = Some(transaction::current_id_if_any());
+                DECIDED.set(Some(Decided { state: State::Succeeded, outcome, commits }));
+            },
+        };
+        let outcome = report::catch(|| {
+            transaction::start_command();
+            become_session(request);
+            transaction::finish_command();
+            client::speak_database_encoding();
+            executor::run(sql, &mut audience, deadline)
+        });
+        let failure = match outcome {
+            Ok(Ok(done)) => {
+                let decided = DECIDED.with_borrow_mut(Option::take);
+                let outcome = decided.map_or_else(|| recorder::outcome(&done.tags), |decided| decided.outcome);
+                let ended = process::now();
+                let is_written = is_written.get() || {
+                    decide(State::Succeeded, &outcome);
+                    is_recorded && self.write(&final_row(State::Succeeded.name(), Some(ended), outcome.clone()))
+                };
+                return self.finish(batch, index, State::Succeeded, is_written, &outcome);
+            }
+            Ok(Err(error)) => Captured::from(Report::from(error)),
+            Err(captured) => *captured,
+        };
+        let is_late = interrupt::is_late();
+        let stopping = area::read(|memory| RunningJob::read(memory, batch, index)).stopping;
+        let mut failure = failure;
+        let state = if stopping.is_some() || interrupt::is_ending() { State::Stopped } else { State::Failed };
+        if is_late && state == State::Failed && failure.report.sqlstate == sqlstate(b"57014") {
+            let context = failure.report.context.take();
+            failure.report = Report { context, ..Error::JobTimeout.into() };
+        }
+        report::log(&failure);
+        transaction::recover();
+        let outcome = if let Some(stopper) = stopping {
+            let stopped = log::stopped(Reason::Cancelled, stopper.as_deref(), job.attempt);
+            Outcome { context: failure.report.context.clone(), ..stopped }
+        } else if state == State::Stopped {
+            Outcome {
+                sqlstate: sqlstate(b"57P01"),
+                message: Some(b"terminating background worker due to administrator command".to_vec()),
+                ..Outcome::default()
+            }
+        } else {
+            Outcome::failed(&located(failure.report))
+        };
+        if state == State::Failed && job.attempt < job.max_attempts {
+            if is_recorded {
+                self.write(&final_row(State::Queued.name(), None, outcome));
+            }
+            let not_before = process::now() + job.retry_delay * 1000;
+            area::write(|memory| registry::finish(memory, self.index, batch, index, &Finish::Again(not_before)));
+            return interrupt::end_job();
+        }
+        decide(state, &outcome);
+        let is_written = is_recorded && self.write(&final_row(state.name(), Some(process::now()), outcome.clone()));
+        self.finish(batch, index, state, is_written, &outcome);
+    }
+
+    /// Writes a row in a transaction of its own.
+    fn write(&mut self, row: &FinalRow) -> bool {
+        area::write(|memory| registry::deafen(memory, self.index));
+        interrupt::end_job();
+        // The job's settings are not the extension's.
+        self.reset() && log::in_own_transaction(false, || log::write_rows(std::slice::from_ref(row))).is_ok()
+    }
+
+    fn finish(&self, batch: Place, index: u32, state: State, is_written: bool, outcome: &Outcome) {
+        let bytes = to_bytes(outcome);
+        let finish = if is_written { Finish::Logged(state) } else { Finish::Unlogged(state, &bytes) };
+        area::write(|memory| registry::finish(memory, self.index, batch, index, &finish));
+        DECIDED.set(None);
+        interrupt::end_job();
+    }
+
+    /// Writes the rows of a batch that was accepted.
+    pub(super) fn record(&mut self, place: Place) {
+        let (uuid, first) =
+            area::read(|memory| (registry::uuid(memory, place), registry::uuid_of_first(memory, place)));
+        let recorded = if self.is_clean || self.reset() {
+            log::in_own_transaction(true, || log::find().then(|| log::record(uuid))).ok().flatten()
+        } else {
+            None
+        };
+        if recorded.is_none() && !self.is_extension_there() {
+            return area::write(|memory| registry::forget_database(memory, self.database));
+        }
+        let retry_at = process::now() + LOG_RETRY;
+        area::write(|memory| registry::recorded(memory, place, recorded, retry_at));
+        if recorded.is_some() {
+            spool::remove(area::epoch(), self.database, &first);
+        }
+    }
+
+    /// Writes final rows that are still to be written.
+    pub(super) fn write_log(&mut self, place: Place) {
+        if !area::read(|memory| registry::is_recorded(memory, place)) {
+            return self.record(place);
+        }
+        let ended = area::read(|memory| registry::ended(memory, place));
+        let rows: Vec<FinalRow> = ended.iter().map(log::row_of).collect();
+        let written =
+            (self.is_clean || self.reset()) && log::in_own_transaction(false, || log::write_rows(&rows)).is_ok();
+        if !written && !self.is_extension_there() {
+            return area::write(|memory| registry::forget_database(memory, self.database));
+        }
+        let indexes: Vec<u32> = if written { ended.iter().map(|ended| ended.index).collect() } else { Vec::new() };
+        let retry_at = (!written).then(|| process::now() + LOG_RETRY);
+        area::write(|memory| registry::written(memory, place, &indexes, retry_at));
+    }
+}
