@@ -1,0 +1,235 @@
+//! Accepting batches: a launch, until its jobs are written down and somebody sees to them.
+
+use super::follow::watched;
+use super::look::pulses;
+use crate::error::{Error, Text};
+use crate::ffi::interrupt::CancelHeld;
+use crate::ffi::{area, latch, process, report, role, session, spi, transaction};
+use crate::job::manner::Manner;
+use crate::job::registry::{self, NewBatch, NewJob, Place, Start, State};
+use crate::job::spec::BatchSpec;
+use crate::job::spool::{self, Spooled, SpooledJob};
+use crate::job::{catalog, pool};
+use crate::protocol::{to_bytes, Request};
+use std::time::{Duration, Instant};
+
+/// How long a session that waits for a first worker waits before it tries again to get one: others give processes back
+/// without telling.
+const WORKER_CHECK: Duration = Duration::from_millis(50);
+
+/// How long a launch that is not to wait for workers waits for those that it has started.
+const START_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a launch that is not to wait for workers gives those that have just ended a job, and how often it looks.
+const SETTLING: Duration = Duration::from_secs(1);
+const SETTLING_CHECK: Duration = Duration::from_millis(1);
+
+/// When a launch returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExecType {
+    /// As soon as the jobs are accepted and written down.
+    Async,
+    /// When all of them have ended.
+    Sync,
+}
+
+impl ExecType {
+    /// # Errors
+    /// [`Error::ExecType`] (22023)
+    pub fn parse(text: &[u8]) -> Result<Self, Error> {
+        match text {
+            b"async" => Ok(ExecType::Async),
+            b"sync" => Ok(ExecType::Sync),
+            _ => Err(Error::ExecType(Text::new(text))),
+        }
+    }
+}
+
+/// Accepts a batch; gives its uuid. When this returns, its jobs will run, whatever becomes of the caller's transaction,
+/// and are written down; when it raises, none of them exists. `may_wait`: what finds no worker waits.
+///
+/// # Errors
+/// 42501, 54000: the caller must not launch. [`Error::InRecovery`] (25006), [`Error::NoWorkers`] and
+/// [`Error::TooFewWorkers`] (53000), [`Error::QueueFull`] (53400), [`Error::NotCommitted`] (55000).
+pub fn launch_batch(spec: &BatchSpec, may_wait: bool) -> Result<[u8; 16], Error> {
+    let uuid = new_uuid();
+    let jobs: Vec<NewJob> = (1..)
+        .zip(&spec.jobs)
+        .map(|(ordinal, job)| NewJob {
+            ordinal,
+            query: &job.query,
+            name: job.name.as_deref(),
+            timeout: job.timeout,
+            attempts: 0,
+            max_attempts: job.max_attempts,
+            retry_delay: job.retry_delay,
+        })
+        .collect();
+    accept(uuid, spec, &jobs, may_wait, None)?;
+    Ok(uuid)
+}
+
+/// A uuid of version 8 (RFC 9562, section 5.8): random, with zeros where its jobs have their numbers.
+fn new_uuid() -> [u8; 16] {
+    let mut uuid = registry::uuid_of(&area::random_bytes(), 0);
+    uuid[6] = 0x80 | (uuid[6] & 0x0f);
+    uuid[8] = 0x80 | (uuid[8] & 0x3f);
+    uuid
+}
+
+pub(super) fn accept(
+    uuid: [u8; 16],
+    spec: &BatchSpec,
+    jobs: &[NewJob],
+    may_wait: bool,
+    run_as: Option<u32>,
+) -> Result<(), Error> {
+    if transaction::in_recovery() {
+        return Err(Error::InRecovery);
+    }
+    let mut request = crate::session::request()?;
+    let owner = run_as.unwrap_or_else(role::current);
+    if owner != role::current() {
+        // Whoever asks for it: a job has the rights of its owner, and what the asking session has set is not the owner's.
+        request = Request { login: owner, role: None, settings: Vec::new(), libraries: None, ..request };
+    }
+    if crate::guc::cap() == 0 {
+        return Err(Error::NoWorkers);
+    }
+    if !is_visible() {
+        return Err(Error::NotCommitted);
+    }
+    let owner_name = session::role_name(owner).ok_or(Error::RoleGone(owner))?;
+    let client = spi::select(catalog::CLIENT_ADDRESS).concat();
+    let (database, login) = (request.database, request.login);
+    let new = NewBatch {
+        uuid,
+        database,
+        login,
+        owner,
+        owner_name: &owner_name,
+        client: &client,
+        name: spec.name.as_deref(),
+        request: &to_bytes(&request),
+        is_sequential: spec.sequential,
+        max_workers: spec.max_workers,
+        stops_on_error: spec.stop_on_error,
+        jobs,
+    };
+    let place = area::write(|memory| registry::add(memory, &new))?;
+    let spooled = Spooled {
+        epoch: area::epoch(),
+        database,
+        uuid,
+        owner,
+        owner_name: owner_name.clone(),
+        client: client.clone(),
+        name: spec.name.clone(),
+        queued_at: process::now(),
+        jobs: jobs
+            .iter()
+            .map(|job| SpooledJob {
+                uuid: registry::uuid_of(&uuid, job.ordinal),
+                name: job.name.or(spec.name.as_deref()).map(<[u8]>::to_vec),
+                query: job.query.to_vec(),
+                options: Manner {
+                    sequential: spec.sequential,
+                    max_workers: spec.max_workers,
+                    stop_on_error: spec.stop_on_error,
+                    timeout: job.timeout,
+                    max_attempts: job.max_attempts - job.attempts,
+                    retry_delay: job.retry_delay,
+                }
+                .to_options(),
+            })
+            .collect(),
+    };
+    let undo = || {
+        area::write(|memory| registry::remove(memory, place));
+        spool::remove(spooled.epoch, database, &spooled.first());
+    };
+    let begun = report::on_error(
+        || {
+            spool::write(&spooled).map_err(Error::Spooled)?;
+            begin((place, &uuid), database, login, jobs.len(), may_wait)
+        },
+        undo,
+    );
+    begun.inspect_err(|_| undo())
+}
+
+/// Is the extension there for others, too? One that this transaction has created is not.
+fn is_visible() -> bool {
+    let xmin = spi::select(catalog::EXTENSION_XMIN).concat();
+    let xmin = std::str::from_utf8(&xmin).ok().and_then(|xmin| xmin.parse().ok());
+    xmin.is_some_and(|xmin| !transaction::is_own(xmin))
+}
+
+/// Opens the batch, and has workers started for it.
+fn begin(
+    (place, uuid): (Place, &[u8; 16]),
+    database: u32,
+    login: u32,
+    jobs: usize,
+    may_wait: bool,
+) -> Result<(), Error> {
+    if !may_wait {
+        let starts = reserve(database, login, jobs)?;
+        let mut registered = 0;
+        for start in &starts {
+            if !pool::register(*start) {
+                break;
+            }
+            registered += 1;
+        }
+        if registered < starts.len() {
+            // Those that came find nothing to do, and wait for other jobs.
+            area::write(|memory| {
+                starts.iter().skip(registered + 1).for_each(|start| registry::cannot_register(memory, *start));
+            });
+            let free = jobs - (starts.len() - registered);
+            return Err(Error::TooFewWorkers { wanted: jobs, free });
+        }
+    }
+    area::write(|memory| registry::open(memory, place));
+    if !may_wait {
+        pool::start_workers();
+        return wait_for_begin(uuid);
+    }
+    loop {
+        pool::start_workers();
+        // Workers that there are see to the queue; only when there are none at all somebody must wait for one.
+        if area::write(registry::is_attended) {
+            return Ok(());
+        }
+        latch::wait(Some(WORKER_CHECK));
+    }
+}
+
+/// Reserves workers for jobs that must not wait, or none.
+fn reserve(database: u32, login: u32, jobs: usize) -> Result<Vec<Start>, Error> {
+    let patience = Instant::now() + SETTLING;
+    loop {
+        let reserved = area::write(|memory| registry::reserve(memory, database, login, jobs));
+        if reserved.is_ok()
+            || Instant::now() >= patience
+            || !area::write(|memory| registry::is_settling(memory, database, login, jobs))
+        {
+            return reserved;
+        }
+        latch::wait(Some(SETTLING_CHECK));
+    }
+}
+
+/// Waits until all jobs of a batch run, for which workers have been started. They will, so a cancel waits as well.
+fn wait_for_begin(uuid: &[u8; 16]) -> Result<(), Error> {
+    let _held = CancelHeld::new();
+    let patience = Instant::now() + START_PATIENCE;
+    watched(uuid, || {
+        while pulses(uuid, |_| true).iter().any(|job| job.state == State::Queued) && Instant::now() < patience {
+            pool::start_workers();
+            latch::wait(Some(WORKER_CHECK));
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,75 @@
+//! Jobs that have ended: launching them again, and deleting what is kept of them.
+
+use super::accept::accept;
+use super::follow::{wait_for_rows, watched};
+use super::look::pulses;
+use super::{format_uuid, no_such_job};
+use crate::error::{Error, Text};
+use crate::ffi::{role, spi};
+use crate::job::registry::{self, NewJob};
+use crate::job::spec::{BatchSpec, JobSpec};
+use crate::job::{catalog, log};
+use std::collections::HashSet;
+
+/// Launches the jobs of a batch that have failed, were stopped or lost once more, or one such job, in the manner of their
+/// first launch.
+///
+/// # Errors
+/// [`Error::NoSuchJob`] (42704), [`Error::NothingToRetry`] (55000), those of [`super::launch_batch`].
+pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
+    let current = role::current();
+    let is_there = !pulses(uuid, |owner| role::has_rights_of(current, owner)).is_empty();
+    if is_there {
+        // What has just been stopped is to be launched, too.
+        watched(uuid, || wait_for_rows(uuid, None))?;
+    }
+    let states = log::states(uuid);
+    let own: Vec<_> = states.into_iter().filter(|known| role::has_rights_of(current, known.owner)).collect();
+    if own.is_empty() && !is_there {
+        return Err(no_such_job(uuid));
+    }
+    // What has ended and is written only lingers there.
+    let live: HashSet<[u8; 16]> =
+        pulses(uuid, |_| true).into_iter().filter(|job| !job.is_logged).map(|job| job.uuid).collect();
+    let wanted: Vec<[u8; 16]> = own
+        .iter()
+        .filter(|known| {
+            !live.contains(&known.uuid) && [b"failed".as_slice(), b"stopped", b"lost"].contains(&known.state.as_slice())
+        })
+        .map(|known| known.uuid)
+        .collect();
+    // The jobs of a batch have one owner.
+    let owner = own.first().map(|known| known.owner);
+    let rows = log::to_repeat(&wanted);
+    let manners: Vec<(BatchSpec, JobSpec)> =
+        rows.iter().map(|row| BatchSpec::from_kept(row.options.as_deref())).collect::<Result<_, Error>>()?;
+    let jobs: Vec<NewJob> = rows
+        .iter()
+        .zip(&manners)
+        .map(|(row, (_, manner))| NewJob {
+            ordinal: row.uuid.last_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last)),
+            query: &row.query,
+            name: row.name.as_deref(),
+            timeout: manner.timeout,
+            attempts: row.attempts,
+            max_attempts: row.attempts.saturating_add(manner.max_attempts),
+            retry_delay: manner.retry_delay,
+        })
+        .collect();
+    let (Some((spec, _)), Some(row)) = (manners.first(), rows.first()) else {
+        return Err(Error::NothingToRetry(Text::new(&format_uuid(uuid))));
+    };
+    let spec = BatchSpec { name: row.batch_name.clone(), ..spec.clone() };
+    accept(registry::uuid_of(uuid, 0), &spec, &jobs, true, owner)?;
+    Ok(rows.iter().map(|row| row.uuid).collect())
+}
+
+/// Deletes rows of jobs that ended longer ago than `older_than` microseconds: everybody's for the owner of the extension,
+/// else those of the caller. Gives their number.
+pub fn prune(older_than: i64) -> i64 {
+    let current = role::current();
+    let owner = spi::select(catalog::EXTENSION_OWNER).concat();
+    let owner: Option<u32> = std::str::from_utf8(&owner).ok().and_then(|owner| owner.parse().ok());
+    let is_all = owner.is_some_and(|owner| role::has_rights_of(current, owner));
+    role::as_cluster_owner(|| log::prune(older_than, (!is_all).then_some(current)))
+}

@@ -1,0 +1,228 @@
+//! How far jobs are: following a batch, telling what changes in it, and what a job says of itself.
+
+use super::look::{logged_states, pulses, rights_on};
+use super::no_such_job;
+use crate::error::Error;
+use crate::ffi::report::{self, Log};
+use crate::ffi::{area, latch, session};
+use crate::job::pool;
+use crate::job::registry::{self, Pulse, State};
+use crate::protocol::Report;
+use crate::session::blocked::{self, Awaited};
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// How often a session that follows queued jobs tries to have workers started that there was no process for.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Longest time between two looks whether the jobs that are followed wait for who follows them.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs `body` while this process is woken by changes of the batch.
+pub(super) fn watched<T>(uuid: &[u8; 16], body: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    if !area::write(|memory| registry::watch(memory, uuid)) {
+        return Err(Error::SharedMemory);
+    }
+    let own_place = area::read(|memory| registry::of_process(memory, session::pid()));
+    let set_waiting = |is_waiting| {
+        if let Some(index) = own_place {
+            area::write(|memory| registry::set_waiting(memory, index, is_waiting));
+        }
+    };
+    set_waiting(true);
+    let done = || {
+        area::write(|memory| registry::unwatch(memory, uuid));
+        set_waiting(false);
+    };
+    let outcome = report::on_error(body, done);
+    done();
+    outcome
+}
+
+/// What is told while a batch is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tells {
+    Nothing,
+    /// How far it is.
+    Progress,
+    /// Each change, and how far it is.
+    Changes,
+}
+
+/// How to follow a batch or a job.
+#[derive(Debug, Clone, Copy)]
+pub struct Following {
+    pub tells: Tells,
+    /// Longest wait; none = until all jobs have ended.
+    pub timeout: Option<Duration>,
+}
+
+/// Follows a batch or a job until all has ended.
+///
+/// # Errors
+/// [`Error::NoSuchJob`] (42704), [`Error::Stuck`] (53000).
+pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
+    if pulses(uuid, rights_on).is_empty() {
+        return match logged_states(uuid, rights_on).is_empty() {
+            true => Err(no_such_job(uuid)),
+            false => Ok(()),
+        };
+    }
+    let deadline = following.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let is_job = area::read(|memory| registry::of_process(memory, session::pid())).is_some();
+    let mut patience = session::deadlock_timeout();
+    watched(uuid, || {
+        let mut teller = Teller::new(*uuid, following.tells);
+        let mut look_at = Instant::now() + patience;
+        let mut try_at = Instant::now() + RETRY;
+        loop {
+            let jobs = pulses(uuid, |_| true);
+            teller.tell(&jobs);
+            if Instant::now() >= try_at {
+                pool::start_workers();
+                try_at = Instant::now() + RETRY;
+            }
+            if Instant::now() >= look_at {
+                check_blocked(&jobs)?;
+                // What was no deadlock so far may become one, but seldom does.
+                patience = (2 * patience).min(LONGEST_PATIENCE);
+                look_at = Instant::now() + patience;
+            }
+            if jobs.iter().all(|job| job.state.is_final()) {
+                return wait_for_rows(uuid, deadline);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(());
+            }
+            if is_job && area::write(registry::is_stuck) {
+                return Err(Error::Stuck);
+            }
+            // Only a job that runs can wait for this session.
+            let look_at = jobs.iter().any(|job| job.state == State::Running).then_some(look_at);
+            // Others give processes back without telling, and a worker that goes does not tell whom it leaves stuck.
+            let is_queued = jobs.iter().any(|job| job.state == State::Queued);
+            let try_at = (is_queued && (is_job || area::read(registry::is_starved))).then_some(try_at);
+            let until = look_at.into_iter().chain(deadline).chain(try_at).min();
+            latch::wait(until.map(|until| until.saturating_duration_since(Instant::now())));
+        }
+    })
+}
+
+/// Does a job that this session waits for wait for this session, which will never go on?
+fn check_blocked(jobs: &[Pulse]) -> Result<(), Error> {
+    for job in jobs.iter().filter(|job| job.state == State::Running) {
+        if let Some(pid) = job.pid {
+            let sql = area::read(|memory| {
+                registry::find(memory, &job.uuid).iter().find_map(|found| registry::query_of(memory, found))
+            });
+            let sql = sql.unwrap_or_default();
+            blocked::check(&Awaited { pid, sql: &sql })?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the final rows of jobs that have ended are in the log, for that is where they are read; not longer than
+/// it takes to see that they cannot be written now.
+pub(super) fn wait_for_rows(uuid: &[u8; 16], deadline: Option<Instant>) -> Result<(), Error> {
+    let patience = Instant::now() + Duration::from_secs(1);
+    let until = deadline.map_or(patience, |deadline| deadline.min(patience));
+    let is_due = |job: &Pulse| job.state.is_final() && !job.is_logged;
+    while pulses(uuid, |_| true).iter().any(is_due) && Instant::now() < until {
+        pool::start_workers();
+        latch::wait(Some(until.saturating_duration_since(Instant::now())));
+    }
+    Ok(())
+}
+
+/// Tells what changes.
+struct Teller {
+    uuid: [u8; 16],
+    tells: Tells,
+    seen: HashMap<[u8; 16], (State, u32)>,
+    progress: HashMap<[u8; 16], (i32, Vec<u8>)>,
+    told: String,
+}
+
+impl Teller {
+    fn new(uuid: [u8; 16], tells: Tells) -> Self {
+        Teller { uuid, tells, seen: HashMap::new(), progress: HashMap::new(), told: String::new() }
+    }
+
+    /// A notice for each job whose state is another one than before, and a line of progress.
+    fn tell(&mut self, jobs: &[Pulse]) {
+        if self.tells == Tells::Nothing {
+            return;
+        }
+        let is_first = self.seen.is_empty();
+        self.tell_gone(jobs);
+        for job in jobs {
+            let now = (job.state, job.attempts);
+            let before = self.seen.insert(job.uuid, now);
+            if let Some((percent, message)) = &job.progress {
+                let told = self.progress.insert(job.uuid, (*percent, message.clone()));
+                if told.as_ref() != job.progress.as_ref() {
+                    let text = [format!("{percent}% ").as_bytes(), message].concat();
+                    self.tell_state(&job.uuid, text.trim_ascii_end());
+                }
+            }
+            if before != Some(now) && !(is_first && job.state == State::Queued) {
+                let pid = job.pid.filter(|_| job.state == State::Running);
+                let pid = pid.map_or(String::new(), |pid| format!(" (PID {pid})"));
+                self.tell_state(&job.uuid, format!("{}{pid}", job.state.name()).as_bytes());
+            }
+        }
+        let ended = self.seen.values().filter(|(state, _)| state.is_final()).count();
+        let running = self.seen.values().filter(|(state, _)| *state == State::Running).count();
+        let total = self.seen.len().max(1);
+        let line = format!("progress: {ended}/{total} jobs ended ({}%), {running} running", 100 * ended / total);
+        if line != self.told {
+            notice(line.as_bytes());
+            self.told = line;
+        }
+    }
+
+    /// What has ended and is written is not in the registry any more.
+    fn tell_gone(&mut self, jobs: &[Pulse]) {
+        let live: HashSet<[u8; 16]> = jobs.iter().map(|job| job.uuid).collect();
+        let is_open = |(uuid, (state, _)): (&[u8; 16], &(State, u32))| {
+            (!live.contains(uuid) && !state.is_final()).then_some(*uuid)
+        };
+        let gone: Vec<[u8; 16]> = self.seen.iter().filter_map(is_open).collect();
+        if gone.is_empty() {
+            return;
+        }
+        let states: HashMap<[u8; 16], Vec<u8>> = logged_states(&self.uuid, |_| true).into_iter().collect();
+        for uuid in gone {
+            self.tell_state(&uuid, states.get(&uuid).map(Vec::as_slice).unwrap_or_default());
+            self.seen.insert(uuid, (State::Succeeded, 0));
+        }
+    }
+
+    fn tell_state(&self, uuid: &[u8; 16], state: &[u8]) {
+        if self.tells == Tells::Changes {
+            notice(&[format!("job {}: ", Uuid::from_bytes(*uuid).hyphenated()).as_bytes(), state].concat());
+        }
+    }
+}
+
+fn notice(message: &[u8]) {
+    let report = Report { level: report::NOTICE, message: message.to_vec(), ..Report::default() };
+    report::emit(&report, Log::Here);
+}
+
+/// Says how far the job is that this process runs; elsewhere nothing.
+///
+/// # Errors
+/// [`Error::Progress`] (22023)
+pub fn report_progress(percent: i32, message: &[u8]) -> Result<(), Error> {
+    if !(0..=100).contains(&percent) {
+        return Err(Error::Progress);
+    }
+    let message = session::clip(message, registry::MESSAGE_BYTES);
+    if let Some(index) = area::read(|memory| registry::of_process(memory, session::pid())) {
+        area::write(|memory| registry::report_progress(memory, index, percent, message));
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! What can be seen of jobs: who sees which, and in which states they are, in the registry and in the log.
+
+use crate::error::Error;
+use crate::ffi::typed_rows::{Cell, TypedRows};
+use crate::ffi::{area, process, report, role, session, transaction};
+use crate::job::log;
+use crate::job::registry::{self, Found, Header, JobView, Moment, Pulse, State};
+use crate::job::spool::{self, Left};
+use std::cell::Cell as Variable;
+use std::collections::{HashMap, HashSet};
+
+/// May the caller see jobs of this owner?
+pub(super) fn rights_on(owner: u32) -> bool {
+    let current = role::current();
+    role::has_rights_of(current, owner) || role::reads_all_stats(current)
+}
+
+thread_local! {
+    /// The batch that the query that runs is about: the views cannot tell their functions.
+    static FOCUS: Variable<Option<[u8; 16]>> = const { Variable::new(None) };
+}
+
+/// Which batches of the registry are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Among {
+    All,
+    /// Those whose rows the reader's snapshot does not have.
+    Unrecorded,
+    /// Those of other databases.
+    Elsewhere,
+}
+
+/// Are the rows of the batch in the log that the reader sees?
+pub fn is_recorded(batch: &Header) -> bool {
+    batch.recorded_by.is_some_and(transaction::is_visible)
+}
+
+/// The numbers of the batches in the registry that the caller may see and that `among` lets pass.
+fn batches(uuid: Option<&[u8; 16]>, among: Among) -> HashSet<u64> {
+    // Catalogs and snapshots are asked before the registry's lock is taken.
+    let mut rights: HashMap<u32, bool> = HashMap::new();
+    let mut is_wanted = |batch: &Header| {
+        let is_among = match among {
+            Among::All => true,
+            Among::Unrecorded => !is_recorded(batch),
+            Among::Elsewhere => batch.database != session::database(),
+        };
+        is_among && *rights.entry(batch.owner).or_insert_with(|| rights_on(batch.owner))
+    };
+    let headers = area::read(|memory| registry::headers(memory, uuid));
+    headers.into_iter().filter(|batch| is_wanted(batch)).map(|batch| batch.number).collect()
+}
+
+/// Jobs in the registry that the caller may see; `uuid` = only this job, or those of this batch.
+pub fn look(uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobView> {
+    let focus = FOCUS.get();
+    let uuid = uuid.or(focus.as_ref());
+    let wanted = batches(uuid, among);
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let mut jobs = area::read(|memory| registry::snapshot(memory, &wanted));
+    if uuid.is_some_and(|uuid| uuid.last_chunk::<4>() != Some(&[0; 4])) {
+        jobs.retain(|job| Some(&job.uuid) == uuid);
+    }
+    jobs
+}
+
+/// What one query sees of the registry: each batch as it was when the query first came to one of its jobs.
+#[derive(Debug, Default)]
+pub struct Sight {
+    batches: HashMap<[u8; 16], HashMap<[u8; 16], Moment>>,
+}
+
+impl Sight {
+    /// What a job is doing, if it is in the registry and the caller may see it.
+    pub fn of(&mut self, uuid: &[u8; 16]) -> Option<&Moment> {
+        let batch = registry::uuid_of(uuid, 0);
+        let jobs = self.batches.entry(batch).or_insert_with(|| {
+            let wanted = batches(Some(&batch), Among::All);
+            area::read(|memory| registry::moments(memory, &wanted))
+        });
+        jobs.get(uuid)
+    }
+}
+
+/// The states of a job, or of the jobs of a batch, as far as they are in the registry.
+pub(super) fn pulses(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<Pulse> {
+    let found = area::read(|memory| registry::find(memory, uuid));
+    let allowed: Vec<Found> = found.into_iter().filter(|found| may(found.owner)).collect();
+    if allowed.is_empty() {
+        return Vec::new();
+    }
+    area::read(|memory| registry::pulses(memory, uuid))
+}
+
+/// What jobs are doing: the process that runs them, and their state.
+pub fn states_of(batch: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Vec<u8>)> {
+    let live: HashMap<[u8; 16], Pulse> = pulses(batch, |_| true).into_iter().map(|pulse| (pulse.uuid, pulse)).collect();
+    // What is not there any more is in the log.
+    let logged: HashMap<[u8; 16], log::Known> = match jobs.iter().all(|job| live.contains_key(job)) {
+        true => HashMap::new(),
+        false => log::states(batch).into_iter().map(|known| (known.uuid, known)).collect(),
+    };
+    let state = |job| match (live.get(job), logged.get(job)) {
+        (Some(pulse), _) => (pulse.pid, pulse.state.name().into()),
+        (None, Some(known)) => (known.pid, known.state.clone()),
+        // Deleted from the log in the meantime.
+        (None, None) => (None, State::Succeeded.name().into()),
+    };
+    jobs.iter().map(state).collect()
+}
+
+/// The rows of `pg_background_monitor`: as things are now, whatever the caller's snapshot.
+///
+/// # Errors
+/// [`Error::Declaration`] (42P13)
+pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Error> {
+    if log::is_readable() {
+        let (sql, parameters) = log::jobs_query(uuid);
+        let before = FOCUS.replace(uuid.copied());
+        let outcome = report::on_error(|| rows.put_query(&sql, &parameters), || FOCUS.set(before));
+        FOCUS.set(before);
+        return outcome;
+    }
+    // Somebody has the log for himself: what has not ended is known all the same.
+    let present = process::now();
+    for job in look(uuid, Among::All) {
+        let time = |at: Option<i64>| at.map_or(Cell::Null, Cell::Timestamp);
+        let now = &job.now;
+        let outcome = log::outcome_of(now);
+        rows.put(&[
+            now.pid.into(),
+            Cell::Text(now.state.name().into()),
+            Cell::Uuid(job.batch.uuid),
+            Cell::Uuid(job.uuid),
+            job.name.clone().into(),
+            Cell::Text(job.query.clone()),
+            outcome.result.into(),
+            outcome.message.into(),
+            now.queue_position.into(),
+            time(now.started),
+            time(now.ended),
+            now.started.map_or(Cell::Null, |started| Cell::Interval(now.ended.unwrap_or(present) - started)),
+        ])?;
+    }
+    Ok(())
+}
+
+/// Is the end of a job in the log, as things are now? What is gone from there has ended, too.
+pub fn has_ended(uuid: &[u8; 16]) -> bool {
+    logged_states(uuid, |_| true).iter().all(|(_, state)| state != b"queued" && state != b"lost")
+}
+
+/// Batches of this database that a server accepted that has died since, as far as the caller may see them.
+pub fn left_behind() -> Vec<Left> {
+    let left = spool::left_behind(area::epoch(), session::database());
+    left.into_iter().filter(|left| rights_on(left.batch.owner)).collect()
+}
+
+/// Jobs of a uuid that are in the log, and their states there, as things are now; those of owners that `may` lets pass.
+pub(super) fn logged_states(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<([u8; 16], Vec<u8>)> {
+    log::states(uuid).into_iter().filter(|known| may(known.owner)).map(|known| (known.uuid, known.state)).collect()
+}

@@ -1,0 +1,31 @@
+//! Batches of jobs, from any session: launching, following, stopping, launching again.
+
+mod accept;
+mod ended;
+mod follow;
+mod look;
+mod stop;
+
+pub use accept::{launch_batch, ExecType};
+pub use ended::{prune, retry};
+pub use follow::{follow, report_progress, Following, Tells};
+pub use look::{has_ended, is_recorded, left_behind, look, read_jobs, states_of, Among, Sight};
+pub use stop::stop;
+
+use crate::error::{Error, Text};
+use crate::job::registry;
+use uuid::Uuid;
+
+fn no_such_job(uuid: &[u8; 16]) -> Error {
+    Error::NoSuchJob(Text::new(&format_uuid(uuid)))
+}
+
+/// A uuid as text.
+fn format_uuid(uuid: &[u8; 16]) -> Vec<u8> {
+    Uuid::from_bytes(*uuid).hyphenated().to_string().into_bytes()
+}
+
+/// The uuid of a batch's job.
+pub fn uuid_of(batch: &[u8; 16], ordinal: u32) -> [u8; 16] {
+    registry::uuid_of(batch, ordinal)
+}

@@ -1,0 +1,106 @@
+//! Stopping jobs, from any session.
+
+use super::follow::watched;
+use super::look::{logged_states, pulses};
+use super::no_such_job;
+use crate::error::Error;
+use crate::ffi::{area, latch, role, session};
+use crate::job::pool;
+use crate::job::registry::{self, Found, Pulse, State};
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+/// May the caller stop jobs of this owner? (signalfuncs.c, `pg_signal_backend`)
+fn may_stop(owner: u32) -> bool {
+    let current = role::current();
+    role::has_rights_of(current, owner) || role::signals_backends(current) && !role::is_superuser(owner)
+}
+
+/// What became of a job that was to be stopped.
+#[derive(Debug, Clone)]
+pub struct Stopped {
+    pub uuid: [u8; 16],
+    pub was: Vec<u8>,
+    pub now: Vec<u8>,
+}
+
+/// Stops a job, or all jobs of a batch: queued ones at once, running ones are cancelled, and their worker ended if they
+/// outlive `grace`.
+///
+/// # Errors
+/// [`Error::NoSuchJob`] (42704), also for those of others.
+pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
+    let in_log = logged_states(uuid, may_stop);
+    let found: Vec<Found> =
+        area::read(|memory| registry::find(memory, uuid)).into_iter().filter(|found| may_stop(found.owner)).collect();
+    if found.is_empty() && in_log.is_empty() {
+        return Err(no_such_job(uuid));
+    }
+    let stopper = session::role_name(role::current()).unwrap_or_default();
+    watched(uuid, || {
+        let stopped: Vec<([u8; 16], State)> = area::write(|memory| {
+            let mut stopped = Vec::new();
+            for found in
+                registry::find(memory, uuid).into_iter().filter(|at| found.iter().any(|ok| ok.batch == at.batch))
+            {
+                for index in registry::of_batch(memory, &found) {
+                    let was = registry::stop(memory, found.batch, index, &stopper);
+                    stopped.push((registry::uuid_of_job(memory, found.batch, index), was));
+                }
+            }
+            stopped
+        });
+        pool::start_workers();
+        let running: HashSet<[u8; 16]> =
+            stopped.iter().filter(|(_, was)| *was == State::Running).map(|(uuid, _)| *uuid).collect();
+        if !running.is_empty() {
+            wait_for_end(uuid, &running, grace);
+        }
+        let now: HashMap<[u8; 16], Vec<u8>> = logged_states(uuid, |_| true).into_iter().collect();
+        let live: HashMap<[u8; 16], State> =
+            pulses(uuid, |_| true).into_iter().map(|job| (job.uuid, job.state)).collect();
+        let mut answer: Vec<Stopped> = stopped
+            .iter()
+            .map(|(uuid, was)| Stopped {
+                uuid: *uuid,
+                was: was.name().into(),
+                now: live.get(uuid).map_or_else(
+                    || now.get(uuid).cloned().unwrap_or_else(|| State::Stopped.name().into()),
+                    |state| state.name().into(),
+                ),
+            })
+            .collect();
+        let answered: HashSet<[u8; 16]> = answer.iter().map(|stopped| stopped.uuid).collect();
+        for (uuid, state) in &in_log {
+            if !answered.contains(uuid) {
+                answer.push(Stopped { uuid: *uuid, was: state.clone(), now: state.clone() });
+            }
+        }
+        answer.sort_by_key(|stopped| stopped.uuid);
+        Ok(answer)
+    })
+}
+
+/// Waits until none of the jobs runs; ends the workers of those that still do after `grace`.
+fn wait_for_end(uuid: &[u8; 16], jobs: &HashSet<[u8; 16]>, grace: Duration) {
+    let deadline = Instant::now() + grace;
+    // A worker that was told to end does so at its next safe point; one that has none is not waited for for ever.
+    let mut terminated: Option<Instant> = None;
+    loop {
+        let running = |job: &Pulse| job.state == State::Running && jobs.contains(&job.uuid);
+        if !pulses(uuid, |_| true).iter().any(running) {
+            return;
+        }
+        let now = Instant::now();
+        if let Some(at) = terminated {
+            if now >= at + Duration::from_secs(10) {
+                return;
+            }
+        } else if now >= deadline {
+            area::write(|memory| registry::terminate_jobs(memory, jobs));
+            terminated = Some(now);
+        }
+        let until = if terminated.is_some() { now + Duration::from_secs(1) } else { deadline };
+        latch::wait(Some(until.saturating_duration_since(now)));
+    }
+}
