@@ -30,7 +30,7 @@ pub use slot::{
     is_stuck, make_room, may_leave, of_process, plan, register, report_progress, reserve, set_waiting, starts_again,
     stays_on, terminate_jobs, Arrival, Start,
 };
-pub use watch::{unwatch, watch};
+pub use watch::{listen, unwatch, watch};
 
 use crate::error::Error;
 use crate::ffi::area::Memory;

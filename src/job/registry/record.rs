@@ -318,4 +318,6 @@ pub struct Stopper {
 pub struct Watcher {
     pub next: Place,
     pub process: u64,
+    /// Has it looked since it was woken?
+    pub is_listening: u64,
 }

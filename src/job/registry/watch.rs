@@ -11,7 +11,7 @@ pub fn watch(memory: &mut Memory, uuid: &[u8; 16]) -> bool {
     for place in places {
         let Some(watcher) = memory.allocate(size_of::<Watcher>()) else { return false };
         let next = memory.get::<Batch>(place).watchers;
-        *memory.get_mut::<Watcher>(watcher) = Watcher { next, process: process::own() };
+        *memory.get_mut::<Watcher>(watcher) = Watcher { next, process: process::own(), is_listening: 1 };
         memory.get_mut::<Batch>(place).watchers = watcher;
     }
     true
@@ -38,12 +38,30 @@ pub fn unwatch(memory: &mut Memory, uuid: &[u8; 16]) {
     }
 }
 
-/// Wakes all that watch a batch.
-pub fn wake(memory: &Memory, place: Place) {
+/// The next change wakes this process again.
+pub fn listen(memory: &mut Memory, uuid: &[u8; 16]) {
+    let own = process::own();
+    let places: Vec<Place> = batch::batches_of_uuid(memory, uuid).collect();
+    for place in places {
+        let mut at = memory.get::<Batch>(place).watchers;
+        while at != 0 {
+            let watcher = memory.get_mut::<Watcher>(at);
+            if watcher.process == own {
+                watcher.is_listening = 1;
+            }
+            at = watcher.next;
+        }
+    }
+}
+
+/// Wakes all that watch a batch and have looked since they were woken.
+pub fn wake(memory: &mut Memory, place: Place) {
     let mut at = memory.get::<Batch>(place).watchers;
     while at != 0 {
-        let watcher = memory.get::<Watcher>(at);
-        process::wake(watcher.process);
+        let watcher = memory.get_mut::<Watcher>(at);
+        if std::mem::take(&mut watcher.is_listening) != 0 {
+            process::wake(watcher.process);
+        }
         at = watcher.next;
     }
 }

@@ -1,7 +1,6 @@
 //! Accepting batches: a launch, until its jobs are written down and somebody sees to them.
 
 use super::follow::watched;
-use super::look::pulses;
 use crate::error::{Error, Text};
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::{area, latch, process, report, role, session, spi, transaction};
@@ -225,8 +224,8 @@ fn reserve(database: u32, login: u32, jobs: usize) -> Result<Vec<Start>, Error> 
 fn wait_for_begin(uuid: &[u8; 16]) -> Result<(), Error> {
     let _held = CancelHeld::new();
     let patience = Instant::now() + START_PATIENCE;
-    watched(uuid, || {
-        while pulses(uuid, |_| true).iter().any(|job| job.state == State::Queued) && Instant::now() < patience {
+    watched(uuid, |watch| {
+        while watch.jobs().iter().any(|job| job.state == State::Queued) && Instant::now() < patience {
             pool::start_workers();
             latch::wait(Some(WORKER_CHECK));
         }

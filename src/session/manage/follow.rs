@@ -19,8 +19,41 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Longest time between two looks whether the jobs that are followed wait for who follows them.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How many times as long as a look at the jobs took, the next one waits: many jobs are not looked at after each change.
+const PAUSE: u32 = 10;
+/// What is not worth a pause.
+const SHORT_PAUSE: Duration = Duration::from_millis(1);
+
+/// How often a line of progress that says little new is told.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Who waits for changes of a batch.
+pub(super) struct Watch<'a> {
+    uuid: &'a [u8; 16],
+    /// When it looks again, at the earliest.
+    next: Instant,
+}
+
+impl Watch<'_> {
+    /// The jobs as they are now. The first change after that wakes this process.
+    pub(super) fn jobs(&mut self) -> Vec<Pulse> {
+        loop {
+            let pause = self.next.saturating_duration_since(Instant::now());
+            if pause < SHORT_PAUSE {
+                break;
+            }
+            latch::wait(Some(pause));
+        }
+        let began = Instant::now();
+        area::write(|memory| registry::listen(memory, self.uuid));
+        let jobs = pulses(self.uuid, |_| true);
+        self.next = Instant::now() + PAUSE * began.elapsed();
+        jobs
+    }
+}
+
 /// Runs `body` while this process is woken by changes of the batch.
-pub(super) fn watched<T>(uuid: &[u8; 16], body: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+pub(super) fn watched<T>(uuid: &[u8; 16], body: impl FnOnce(&mut Watch) -> Result<T, Error>) -> Result<T, Error> {
     if !area::write(|memory| registry::watch(memory, uuid)) {
         return Err(Error::SharedMemory);
     }
@@ -35,7 +68,8 @@ pub(super) fn watched<T>(uuid: &[u8; 16], body: impl FnOnce() -> Result<T, Error
         area::write(|memory| registry::unwatch(memory, uuid));
         set_waiting(false);
     };
-    let outcome = report::on_error(body, done);
+    let mut watch = Watch { uuid, next: Instant::now() };
+    let outcome = report::on_error(|| body(&mut watch), done);
     done();
     outcome
 }
@@ -72,12 +106,12 @@ pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
     let deadline = following.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let is_job = area::read(|memory| registry::of_process(memory, session::pid())).is_some();
     let mut patience = session::deadlock_timeout();
-    watched(uuid, || {
+    watched(uuid, |watch| {
         let mut teller = Teller::new(*uuid, following.tells);
         let mut look_at = Instant::now() + patience;
         let mut try_at = Instant::now() + RETRY;
         loop {
-            let jobs = pulses(uuid, |_| true);
+            let jobs = watch.jobs();
             teller.tell(&jobs);
             if Instant::now() >= try_at {
                 pool::start_workers();
@@ -90,7 +124,7 @@ pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
                 look_at = Instant::now() + patience;
             }
             if jobs.iter().all(|job| job.state.is_final()) {
-                return wait_for_rows(uuid, deadline);
+                return wait_for_rows(watch, deadline);
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(());
@@ -103,7 +137,7 @@ pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
             // Others give processes back without telling, and a worker that goes does not tell whom it leaves stuck.
             let is_queued = jobs.iter().any(|job| job.state == State::Queued);
             let try_at = (is_queued && (is_job || area::read(registry::is_starved))).then_some(try_at);
-            let until = look_at.into_iter().chain(deadline).chain(try_at).min();
+            let until = look_at.into_iter().chain(deadline).chain(try_at).chain(teller.due()).min();
             latch::wait(until.map(|until| until.saturating_duration_since(Instant::now())));
         }
     })
@@ -125,11 +159,11 @@ fn check_blocked(jobs: &[Pulse]) -> Result<(), Error> {
 
 /// Waits until the final rows of jobs that have ended are in the log, for that is where they are read; not longer than
 /// it takes to see that they cannot be written now.
-pub(super) fn wait_for_rows(uuid: &[u8; 16], deadline: Option<Instant>) -> Result<(), Error> {
+pub(super) fn wait_for_rows(watch: &mut Watch, deadline: Option<Instant>) -> Result<(), Error> {
     let patience = Instant::now() + Duration::from_secs(1);
     let until = deadline.map_or(patience, |deadline| deadline.min(patience));
     let is_due = |job: &Pulse| job.state.is_final() && !job.is_logged;
-    while pulses(uuid, |_| true).iter().any(is_due) && Instant::now() < until {
+    while watch.jobs().iter().any(is_due) && Instant::now() < until {
         pool::start_workers();
         latch::wait(Some(until.saturating_duration_since(Instant::now())));
     }
@@ -143,11 +177,25 @@ struct Teller {
     seen: HashMap<[u8; 16], (State, u32)>,
     progress: HashMap<[u8; 16], (i32, Vec<u8>)>,
     told: String,
+    /// The percentage in it, and when it was told.
+    told_percent: Option<usize>,
+    told_at: Instant,
+    /// There is another line, to be told later.
+    is_due: bool,
 }
 
 impl Teller {
     fn new(uuid: [u8; 16], tells: Tells) -> Self {
-        Teller { uuid, tells, seen: HashMap::new(), progress: HashMap::new(), told: String::new() }
+        Teller {
+            uuid,
+            tells,
+            seen: HashMap::new(),
+            progress: HashMap::new(),
+            told: String::new(),
+            told_percent: None,
+            told_at: Instant::now(),
+            is_due: false,
+        }
     }
 
     /// A notice for each job whose state is another one than before, and a line of progress.
@@ -176,11 +224,22 @@ impl Teller {
         let ended = self.seen.values().filter(|(state, _)| state.is_final()).count();
         let running = self.seen.values().filter(|(state, _)| *state == State::Running).count();
         let total = self.seen.len().max(1);
-        let line = format!("progress: {ended}/{total} jobs ended ({}%), {running} running", 100 * ended / total);
-        if line != self.told {
+        let percent = 100 * ended / total;
+        let line = format!("progress: {ended}/{total} jobs ended ({percent}%), {running} running");
+        let is_much = total <= 100 || ended == total || self.told_percent != Some(percent);
+        let is_new = line != self.told;
+        self.is_due = is_new && !is_much && self.told_at.elapsed() < TELL_EVERY;
+        if is_new && !self.is_due {
             notice(line.as_bytes());
             self.told = line;
+            self.told_percent = Some(percent);
+            self.told_at = Instant::now();
         }
+    }
+
+    /// When there is something to tell although nothing may have changed.
+    fn due(&self) -> Option<Instant> {
+        self.is_due.then(|| self.told_at + TELL_EVERY)
     }
 
     /// What has ended and is written is not in the registry any more.

@@ -1,6 +1,6 @@
 //! Stopping jobs, from any session.
 
-use super::follow::watched;
+use super::follow::{watched, Watch};
 use super::look::{logged_states, pulses};
 use super::no_such_job;
 use crate::error::Error;
@@ -37,7 +37,7 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
         return Err(no_such_job(uuid));
     }
     let stopper = session::role_name(role::current()).unwrap_or_default();
-    watched(uuid, || {
+    watched(uuid, |watch| {
         let stopped: Vec<([u8; 16], State)> = area::write(|memory| {
             let mut stopped = Vec::new();
             for found in
@@ -54,7 +54,7 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
         let running: HashSet<[u8; 16]> =
             stopped.iter().filter(|(_, was)| *was == State::Running).map(|(uuid, _)| *uuid).collect();
         if !running.is_empty() {
-            wait_for_end(uuid, &running, grace);
+            wait_for_end(watch, &running, grace);
         }
         let now: HashMap<[u8; 16], Vec<u8>> = logged_states(uuid, |_| true).into_iter().collect();
         let live: HashMap<[u8; 16], State> =
@@ -82,13 +82,13 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
 }
 
 /// Waits until none of the jobs runs; ends the workers of those that still do after `grace`.
-fn wait_for_end(uuid: &[u8; 16], jobs: &HashSet<[u8; 16]>, grace: Duration) {
+fn wait_for_end(watch: &mut Watch, jobs: &HashSet<[u8; 16]>, grace: Duration) {
     let deadline = Instant::now() + grace;
     // A worker that was told to end does so at its next safe point; one that has none is not waited for for ever.
     let mut terminated: Option<Instant> = None;
     loop {
         let running = |job: &Pulse| job.state == State::Running && jobs.contains(&job.uuid);
-        if !pulses(uuid, |_| true).iter().any(running) {
+        if !watch.jobs().iter().any(running) {
             return;
         }
         let now = Instant::now();
