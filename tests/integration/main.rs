@@ -81,24 +81,32 @@ mod shutdown;
 
 // Batches, and how to look at them; no cases.
 mod manager;
-// Many queries in one call: forms, arguments, identity, caller.
+// Many queries in one call: forms, arguments, and when it returns.
 mod manager_launch;
+// Whose rights and settings jobs have, and what their caller's transaction is to them.
+mod manager_caller;
 // Where a text is cut.
 mod manager_split;
 // Order, workers, errors, time limits and attempts of a batch.
 mod manager_options;
 // The cap, jobs within jobs, and from where none may be launched.
 mod manager_cap;
-// The log of each job.
+// What the log says of a job, who changes it, and its size.
 mod manager_log;
-// Following jobs, views, progress.
+// That every job is in the log.
+mod manager_logging;
+// Following jobs.
 mod manager_monitor;
+// The views, and progress that jobs report.
+mod manager_views;
 // Stopping jobs.
 mod manager_stop;
 // Running jobs again.
 mod manager_retry;
-// Who sees and does what; fair turns; what goes away under its jobs.
+// Who sees and does what, also when that changes while jobs wait.
 mod manager_rights;
+// One server for all: fair turns, full queues, what goes away under its jobs.
+mod manager_server;
 // The extension is updated under its jobs.
 mod manager_update;
 // What a job leaves in its process.
@@ -144,17 +152,21 @@ fn main() -> ExitCode {
         faults::cases(),
         shutdown::cases(),
         manager_launch::cases(),
+        manager_caller::cases(),
         manager_split::cases(),
         manager_options::cases(),
         manager_log::cases(),
+        manager_logging::cases(),
         manager_monitor::cases(),
+        manager_views::cases(),
         manager_stop::cases(),
         manager_retry::cases(),
     ];
     // Deaths and full servers, again and again: `make soak`.
-    let long: [fn() -> Vec<case::Case>; 6] = [
+    let long: [fn() -> Vec<case::Case>; 7] = [
         manager_cap::cases,
         manager_rights::cases,
+        manager_server::cases,
         manager_update::cases,
         manager_reset::cases,
         manager_faults::cases,

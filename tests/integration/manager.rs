@@ -1,5 +1,6 @@
 //! Batches of `pg_background_launch_num`, and how to look at them; no cases.
 
+use crate::gate;
 use pg_background_mgr_tests::cluster::is_alive;
 use pg_background_mgr_tests::wait::{poll, PATIENCE};
 use pg_background_mgr_tests::{literal, wait_until, Cluster, Session};
@@ -178,6 +179,15 @@ pub fn wait_at_gate(session: &mut Session, count: usize) {
         let jobs = session.rows("select status, pid, sqlstate, message, query from public.log_background limit 50");
         panic!("{seen} jobs wait at the gate, not {count}: {jobs:#?}");
     }
+}
+
+/// One job that has ended, one that waits at the gate, two behind it in the queue.
+#[track_caller]
+pub fn half_way(session: &mut Session) -> Batch {
+    let texts = ["select 1 as a", gate::WAIT, "select 3 as a", "select 4 as a"];
+    let batch = Batch::launch_with(session, &texts, r#"{"mode": "sequential", "name": "half way"}"#);
+    wait_at_gate(session, 1);
+    batch
 }
 
 /// Changes a setting of the server and waits until it holds in a session, which must have loaded the extension.

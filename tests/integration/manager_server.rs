@@ -1,0 +1,351 @@
+//! One server for the jobs of all: fair turns, full queues, extensions and databases that are dropped.
+
+use crate::gate::{self, Gate};
+use crate::manager::{array, counts, drain, load, log, set_server, times, wait_at_gate, Batch};
+use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        // Its share of the server.
+        private_case!(roles_take_turns),
+        private_case!(one_batch_after_the_other_does_not_starve_a_role),
+        private_case!(a_full_queue_refuses_the_whole_call),
+        private_case!(a_full_queue_is_free_again),
+        private_case!(a_hundred_batches_of_twenty_sessions_run),
+        // What goes away.
+        private_case!(the_extension_is_dropped_with_jobs_in_every_state),
+        private_case!(the_extension_is_dropped_and_made_again_at_once),
+        private_case!(a_database_with_idle_workers_is_dropped),
+        private_case!(a_database_with_running_jobs_is_not_dropped),
+        private_case!(a_database_dropped_by_force_takes_its_jobs_along).since(13),
+        private_case!(a_database_is_renamed_while_jobs_wait),
+        private_case!(a_database_with_idle_workers_is_a_template),
+        private_case!(a_database_that_is_dropped_while_its_jobs_wait_harms_nobody),
+        case!(the_log_is_no_obstacle_to_a_drop_of_its_extension),
+    ]
+}
+
+const STEP: &str = "insert into ran (who) values (current_user)";
+
+/// One role has filled the queue; another comes later and does not wait for its end.
+fn roles_take_turns() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "2")]);
+    let mut admin = cluster.session("postgres");
+    admin.run(
+        "create table ran (a serial, who text); grant insert, select on ran to public; grant usage on sequence ran_a_seq to public; \
+         create role greedy login; create role modest login; select pg_background_grant('greedy'); select pg_background_grant('modest')",
+    );
+    let gate = Gate::close(cluster.session("postgres"));
+    let held = Batch::launch(&mut admin, &times(gate::WAIT, 2));
+    wait_at_gate(&mut admin, 2);
+    let mut greedy = cluster.client("postgres").user("greedy").connect();
+    let many = Batch::launch(&mut greedy, &times(STEP, 400));
+    let mut modest = cluster.client("postgres").user("modest").connect();
+    let few = Batch::launch(&mut modest, &times(STEP, 10));
+    gate.open();
+    held.succeed(&mut admin);
+    few.succeed(&mut modest);
+    many.succeed(&mut greedy);
+    let last = admin
+        .number("select count(*) from ran where who = 'greedy' and a < (select max(a) from ran where who = 'modest')");
+    assert!(last < 200, "{last} of 400 jobs of the other came first");
+}
+
+fn one_batch_after_the_other_does_not_starve_a_role() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
+    let mut admin = cluster.session("postgres");
+    admin.run(
+        "create table ran (a serial, who text); grant insert, select on ran to public; grant usage on sequence ran_a_seq to public; \
+         create role greedy login; create role modest login; select pg_background_grant('greedy'); select pg_background_grant('modest')",
+    );
+    let mut greedy = cluster.client("postgres").user("greedy").connect();
+    let mut modest = cluster.client("postgres").user("modest").connect();
+    Batch::launch(&mut greedy, &times(STEP, 50));
+    let batch = Batch::launch(&mut modest, &[STEP]);
+    let ended = format!("select status from log_background where uuid_child = '{}'", batch.children[0]);
+    // As long as the one waits, the other comes with more.
+    wait_until("the turn of the modest role", || {
+        Batch::launch(&mut greedy, &times(STEP, 5));
+        modest.value(&ended) == "succeeded"
+    });
+    drain(&mut admin);
+}
+
+const FULL: &str = "53400";
+
+/// Memory for about twenty batches of 50 kB.
+fn small_queue() -> Cluster {
+    Cluster::start_with_extension(&[
+        ("pg_background_mgr.max_workers", "2"),
+        ("pg_background_mgr.queue_memory_limit", "1MB"),
+    ])
+}
+
+/// An array of texts of `size` bytes each.
+fn long_jobs(count: usize, size: usize) -> String {
+    format!("(select array_agg('insert into ran values (' || i || ') --' || repeat('x', {size})) from generate_series(1, {count}) i)")
+}
+
+fn a_full_queue_refuses_the_whole_call() {
+    let cluster = small_queue();
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    session.run("create table ran (a int)");
+    let held = Batch::launch(&mut session, &times(gate::WAIT, 2));
+    wait_at_gate(&mut session, 2);
+    let error = session.error(&format!("select * from pg_background_launch_num({})", long_jobs(100, 100_000)));
+    assert_eq!(error.sqlstate(), FULL);
+    assert!(error.hint().is_some_and(|hint| hint.contains("queue_memory_limit")), "{error}");
+    let error = session.error(&format!("select * from pg_background_launch_num({})", long_jobs(1, 5_000_000)));
+    assert_eq!(error.sqlstate(), FULL);
+    assert_eq!(counts(&mut session, "true"), ["running 2"]);
+    assert_eq!(session.value("select count(*) from pg_background_jobs"), "2");
+    // What fits is taken.
+    let small = Batch::launch(&mut session, &["insert into ran values (0)"]);
+    gate.open();
+    held.succeed(&mut session);
+    small.succeed(&mut session);
+    assert_eq!(session.rows("table ran"), ["0"]);
+}
+
+fn a_full_queue_is_free_again() {
+    let cluster = small_queue();
+    let mut session = cluster.session("postgres");
+    session.run("create table ran (a int)");
+    let mut first = None;
+    for _ in 0..5 {
+        let gate = Gate::close(cluster.session("postgres"));
+        let held = Batch::launch(&mut session, &times(gate::WAIT, 2));
+        wait_at_gate(&mut session, 2);
+        let mut count = 0;
+        let call = format!("select * from pg_background_launch_num({})", long_jobs(5, 10_000));
+        loop {
+            match session.ask(&call).error {
+                None => count += 1,
+                Some(error) => {
+                    assert_eq!(error.sqlstate(), FULL);
+                    break;
+                }
+            }
+            assert!(count < 1000, "the queue has no end");
+        }
+        assert!(count > 1, "a megabyte holds more than {count} batches of 50 kB");
+        // Each time as much as the first time, give or take what is cut up.
+        let before = *first.get_or_insert(count);
+        assert!(count * 10 >= before * 7, "{before} batches at first, now {count}");
+        gate.open();
+        held.succeed(&mut session);
+        drain(&mut session);
+        assert_eq!(session.number("select count(*) from ran"), count * 5);
+        session.run("truncate ran");
+    }
+    // A larger limit holds at once.
+    load(&mut session);
+    set_server(&cluster, &mut session, "pg_background_mgr.queue_memory_limit", "20MB");
+    let batch = Batch::call(&mut session, &format!("pg_background_launch_num({})", long_jobs(50, 100_000)));
+    batch.succeed(&mut session);
+}
+
+fn a_hundred_batches_of_twenty_sessions_run() {
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "8")]);
+    let mut admin = cluster.session("postgres");
+    admin.run("create table ran (a int); grant insert on ran to public");
+    let mut sessions = Vec::new();
+    for number in 0..20 {
+        admin.run(&format!("create role r{number} login; select pg_background_grant('r{number}')"));
+        sessions.push(cluster.client("postgres").user(&format!("r{number}")).connect());
+    }
+    for _ in 0..5 {
+        let call = format!(
+            "select uuid_child from pg_background_launch_num({})",
+            array(&times("insert into ran values (1)", 10))
+        );
+        for session in &mut sessions {
+            session.send(&call);
+        }
+        for session in &mut sessions {
+            let reply = session.finish(&call);
+            assert!(reply.error.is_none(), "{:?}", reply.error);
+            assert_eq!(reply.last_rows().expect("rows").rows.len(), 10);
+        }
+    }
+    drain(&mut admin);
+    assert_eq!(counts(&mut admin, "true"), ["succeeded 1000"]);
+    assert_eq!(admin.value("select count(*) from ran"), "1000");
+    assert_eq!(admin.value("select count(*) from pg_background_batches where succeeded = 10"), "100");
+}
+
+/// How many background workers there are.
+const WORKERS: &str = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
+
+fn the_extension_is_dropped_with_jobs_in_every_state() {
+    let cluster = Cluster::start_with_extension(&[
+        ("pg_background_mgr.max_workers", "2"),
+        ("pg_background_mgr.worker_idle_timeout", "2s"),
+    ]);
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    session.run("create table ran (a int)");
+    Batch::launch(&mut session, &["select 1", "select 1 / 0"]).wait(&mut session);
+    let text = format!("{}; insert into ran values (1)", gate::WAIT);
+    Batch::launch(&mut session, &times(&text, 5));
+    wait_at_gate(&mut session, 2);
+    let mut admin = cluster.session("postgres");
+    admin.run("set statement_timeout = '30s'; drop extension pg_background_mgr; reset statement_timeout");
+    gate.open();
+    // The two that ran may still do their work; none is left behind.
+    wait_until("the end of all workers", || admin.value(WORKERS) == "0");
+    let ran = admin.number("select count(*) from ran");
+    admin.run("create extension pg_background_mgr");
+    assert_eq!(admin.value("select count(*) from log_background"), "0");
+    assert_eq!(admin.value("select count(*) from pg_background_jobs where status in ('queued', 'running')"), "0");
+    let batch = Batch::launch(&mut admin, &["insert into ran values (2)", "select 1 / 0"]);
+    assert_eq!(batch.finish(&mut admin), ["succeeded", "failed"]);
+    assert_eq!(admin.number("select count(*) from ran where a = 1"), ran);
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+}
+
+fn the_extension_is_dropped_and_made_again_at_once() {
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "6")]);
+    let (mut session, mut admin) = (cluster.session("postgres"), cluster.session("postgres"));
+    for _ in 0..20 {
+        let batch = Batch::launch(&mut session, &times("select 1", 5));
+        batch.succeed(&mut session);
+        Batch::launch(&mut session, &times("select pg_sleep(0.001)", 20));
+        admin
+            .run("set statement_timeout = '30s'; drop extension pg_background_mgr; create extension pg_background_mgr");
+    }
+    let batch = Batch::launch(&mut session, &times("select 1", 5));
+    batch.succeed(&mut session);
+    wait_until("nothing of the others is left", || {
+        session.value("select count(*) from pg_background_jobs where status in ('queued', 'running')") == "0"
+    });
+}
+
+/// A database `other` with the extension, in a cluster whose idle workers would stay for an hour.
+fn with_other() -> (Cluster, Session) {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
+    let mut admin = cluster.session("postgres");
+    admin.run("create database other");
+    cluster.session("other").run("create extension pg_background_mgr; create table ran (a int)");
+    (cluster, admin)
+}
+
+#[track_caller]
+fn wait_alone(admin: &mut Session) {
+    let sessions = "select count(*) from pg_stat_activity where datname = 'other' and backend_type = 'client backend'";
+    wait_until("the end of the sessions", || admin.value(sessions) == "0");
+}
+
+fn a_database_with_idle_workers_is_dropped() {
+    let (cluster, mut admin) = with_other();
+    let mut session = cluster.session("other");
+    Batch::launch(&mut session, &times("select pg_sleep(0.05)", 6)).succeed(&mut session);
+    assert_ne!(admin.value(WORKERS), "0");
+    drop(session);
+    wait_alone(&mut admin);
+    // It waits up to five seconds for others by itself.
+    admin.run("drop database other");
+    wait_until("the end of the workers", || admin.value(WORKERS) == "0");
+    Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
+}
+
+fn a_database_with_running_jobs_is_not_dropped() {
+    let (cluster, mut admin) = with_other();
+    let gate = Gate::close(cluster.session("other"));
+    let mut session = cluster.session("other");
+    let batch = Batch::launch(&mut session, &["select pg_sleep(600)"]);
+    batch.wait_state(&mut session, 0, "running");
+    let sleeping = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    wait_until("the job sleeps", || admin.value(sleeping) == "1");
+    drop((session, gate));
+    wait_alone(&mut admin);
+    assert_eq!(admin.error("drop database other").sqlstate(), "55006");
+    assert_eq!(admin.value(sleeping), "1");
+    let mut session = cluster.session("other");
+    session.run(&format!("select * from pg_background_stop('{}')", batch.parent));
+    assert_eq!(batch.finish(&mut session), ["stopped"]);
+    drop(session);
+    wait_alone(&mut admin);
+    admin.run("drop database other");
+}
+
+fn a_database_dropped_by_force_takes_its_jobs_along() {
+    let (cluster, mut admin) = with_other();
+    let mut session = cluster.session("other");
+    let options = r#"{"max_workers": 2}"#;
+    Batch::launch_with(&mut session, &times("select pg_sleep(600)", 5), options);
+    let sleeping = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    wait_until("two jobs sleep", || admin.value(sleeping) == "2");
+    wait_until("the drop", || admin.ask("drop database other with (force)").error.is_none());
+    wait_until("the end of the workers", || admin.value(WORKERS) == "0");
+    let live = "select count(*) from pg_background_jobs where status in ('queued', 'running')";
+    wait_until("nothing of it waits", || admin.value(live) == "0");
+    Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
+}
+
+fn a_database_is_renamed_while_jobs_wait() {
+    let (cluster, mut admin) = with_other();
+    load(&mut admin);
+    set_server(&cluster, &mut admin, "pg_background_mgr.max_workers", "1");
+    let gate = Gate::close(cluster.session("postgres"));
+    let held = Batch::launch(&mut admin, &[gate::WAIT]);
+    wait_at_gate(&mut admin, 1);
+    let mut session = cluster.session("other");
+    let batch = Batch::launch(&mut session, &["insert into ran values (1)", "insert into ran values (2)"]);
+    assert_eq!(batch.states(&mut session), ["queued", "queued"]);
+    drop(session);
+    wait_alone(&mut admin);
+    admin.run("alter database other rename to renamed");
+    let shown = "select distinct database from pg_background_jobs where status = 'queued'";
+    assert_eq!(admin.rows(shown), ["renamed"]);
+    gate.open();
+    held.succeed(&mut admin);
+    let mut session = cluster.session("renamed");
+    batch.succeed(&mut session);
+    assert_eq!(session.rows("select a from ran order by a"), ["1", "2"]);
+}
+
+fn a_database_with_idle_workers_is_a_template() {
+    let (cluster, mut admin) = with_other();
+    let mut session = cluster.session("other");
+    let batch = Batch::launch(&mut session, &["insert into ran values (1)"]);
+    batch.succeed(&mut session);
+    drop(session);
+    wait_alone(&mut admin);
+    admin.run("create database copy template other");
+    let mut copy = cluster.session("copy");
+    assert_eq!(log(&mut copy, &batch.children[0], "status"), "succeeded");
+    Batch::launch(&mut copy, &["insert into ran values (2)"]).succeed(&mut copy);
+    assert_eq!(copy.rows("select a from ran order by a"), ["1", "2"]);
+    assert_eq!(cluster.session("other").rows("table ran"), ["1"]);
+}
+
+fn a_database_that_is_dropped_while_its_jobs_wait_harms_nobody() {
+    let (cluster, mut admin) = with_other();
+    load(&mut admin);
+    set_server(&cluster, &mut admin, "pg_background_mgr.max_workers", "1");
+    let gate = Gate::close(cluster.session("postgres"));
+    let held = Batch::launch(&mut admin, &[gate::WAIT]);
+    wait_at_gate(&mut admin, 1);
+    let mut session = cluster.session("other");
+    Batch::launch(&mut session, &times("insert into ran values (1)", 3));
+    let after = Batch::launch(&mut admin, &["select 1", "select 2"]);
+    drop(session);
+    wait_alone(&mut admin);
+    admin.run("drop database other");
+    gate.open();
+    held.succeed(&mut admin);
+    after.succeed(&mut admin);
+    let live = "select count(*) from pg_background_jobs where status in ('queued', 'running')";
+    wait_until("nothing of it waits", || admin.value(live) == "0");
+    Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
+}
+
+fn the_log_is_no_obstacle_to_a_drop_of_its_extension(db: &Db) {
+    let mut session = db.session();
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+    let user = db.role("user", "login");
+    session.run("drop extension pg_background_mgr");
+    let left = "select count(*) from pg_class where relname like '%background%'";
+    assert_eq!(session.value(left), "0");
+    session.run(&format!("drop owned by {user}; drop role {user}; create extension pg_background_mgr"));
+}
