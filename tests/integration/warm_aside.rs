@@ -112,26 +112,30 @@ fn a_dropped_role_runs_nothing(db: &Db) {
     assert_refused(db, &mut session, "28000");
 }
 
-fn a_role_that_may_not_log_in_any_more_runs_nothing(db: &Db) {
-    let (mut session, role) = role_with_worker(db);
+/// Between `take` and `give` the role runs nothing in the worker that it has; then it does again. The role is dropped.
+#[track_caller]
+fn assert_refused_between(db: &Db, user: (Session, String), take: &str, give: &str, sqlstate: &str) {
+    let (mut session, role) = user;
     let mut admin = db.session();
-    admin.run(&format!("alter role {role} nologin"));
-    assert_refused(db, &mut session, "28000");
-    admin.run(&format!("alter role {role} login"));
+    admin.run(take);
+    assert_refused(db, &mut session, sqlstate);
+    admin.run(give);
     assert_eq!(session.job("select 1", "n int"), ["1"]);
     drop(session);
     admin.run(&format!("drop role {role}"));
 }
 
+fn a_role_that_may_not_log_in_any_more_runs_nothing(db: &Db) {
+    let user = role_with_worker(db);
+    let (take, give) = (format!("alter role {} nologin", user.1), format!("alter role {} login", user.1));
+    assert_refused_between(db, user, &take, &give, "28000");
+}
+
 fn a_role_without_connect_runs_nothing(db: &Db) {
-    let (mut session, role) = role_with_worker(db);
-    let (mut admin, name) = (db.session(), &db.name);
-    admin.run(&format!("revoke connect on database {name} from public"));
-    assert_refused(db, &mut session, "42501");
-    admin.run(&format!("grant connect on database {name} to public"));
-    assert_eq!(session.job("select 1", "n int"), ["1"]);
-    drop(session);
-    admin.run(&format!("drop role {role}"));
+    let name = &db.name;
+    let take = format!("revoke connect on database {name} from public");
+    let give = format!("grant connect on database {name} to public");
+    assert_refused_between(db, role_with_worker(db), &take, &give, "42501");
 }
 
 fn a_role_that_is_no_superuser_any_more_has_no_such_job(db: &Db) {
