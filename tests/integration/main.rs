@@ -70,6 +70,8 @@ mod exhaustion;
 mod warm;
 // What a job leaves in a worker that stays.
 mod warm_reset;
+// Commands that work only alone, and parallel plans, in workers that stay.
+mod warm_commands;
 // Workers that have nothing to do, and who wants what they have.
 mod warm_aside;
 // Deaths and cancels of workers that stay.
@@ -147,6 +149,7 @@ fn main() -> ExitCode {
         rereading::cases(),
         warm::cases(),
         warm_reset::cases(),
+        warm_commands::cases(),
         warm_aside::cases(),
         warm_faults::cases(),
         faults::cases(),

@@ -81,7 +81,7 @@ pub fn rest(session: &mut Session, pid: i32) {
 
 /// The same after a job that nobody waits for.
 #[track_caller]
-fn rest_after(session: &mut Session, pid: i32, sql: &str) {
+pub fn rest_after(session: &mut Session, pid: i32, sql: &str) {
     let shown = format!("select count(*) from pg_stat_activity where pid = {pid} and query = {}", literal(sql));
     wait_until("the worker has begun the job", || session.value(&shown) == "1");
     rest(session, pid);
@@ -114,6 +114,16 @@ pub fn send_away(session: &mut Session) {
         wait_gone(pid.parse().expect("a process id"));
     }
     assert_eq!(session.rows(&format!("select pid {others}")), [""; 0]);
+}
+
+/// `text` in a process that is used for the first time.
+#[track_caller]
+pub fn in_a_new_process(session: &mut Session, text: &str) -> Outcome {
+    send_away(session);
+    let (pid, outcome) = run(session, text);
+    session.run(&format!("select pg_terminate_backend({pid})"));
+    wait_gone(pid);
+    outcome
 }
 
 fn a_session_keeps_its_worker(db: &Db) {

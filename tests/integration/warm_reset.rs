@@ -1,7 +1,6 @@
 //! A job in a worker that has served others sees what it would see in a new process.
 
-use crate::manager::wait_gone;
-use crate::warm::{read, rest, run, run_warm, send_away, warm, Outcome};
+use crate::warm::{in_a_new_process, read, rest, run, run_warm, warm, Outcome};
 use pg_background_mgr_tests::{case, wait_until, Case, Db, Session};
 
 pub fn cases() -> Vec<Case> {
@@ -132,16 +131,6 @@ const WORKS: &[&str] = &[
 const SETUP: &str = "create table t (a int); create sequence s; create table many as select generate_series(1, 20000) a; \
     create procedure committing() language plpgsql as $$ begin insert into t values (1); commit; delete from t; rollback; \
     delete from t; commit; end $$";
-
-/// `text` in a process that is used for the first time.
-#[track_caller]
-fn in_a_new_process(session: &mut Session, text: &str) -> Outcome {
-    send_away(session);
-    let (pid, outcome) = run(session, text);
-    session.run(&format!("select pg_terminate_backend({pid})"));
-    wait_gone(pid);
-    outcome
-}
 
 /// `text` is the same in the worker `pid` as it was in a new process.
 #[track_caller]
