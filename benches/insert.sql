@@ -2,48 +2,22 @@
 -- in the caller's own transaction. Each with synchronous_commit on and off.
 \ir prelude.psql
 
-create table bench.target (a int);
-
-create function bench.ways(commit text) returns void language sql as $fn$
+-- The three ways; `query` is an expression that gives the INSERT of each turn.
+create function bench.ways(commit text, query text) returns void language sql as $fn$
     insert into bench.way (name, statement, prepare) values
-    ('dblink, open connection, ' || commit, format($way$
-        do $$
-        begin
-            perform dblink_connect('bench', current_setting('bench.server'));
-            perform dblink_exec('bench', 'set synchronous_commit = %s');
-            for i in 1 .. 1000 loop
-                perform dblink_exec('bench', format('insert into bench.target values (%%s)', i));
-            end loop;
-            perform dblink_disconnect('bench');
-        end
-        $$
-    $way$, commit), 'truncate bench.target'),
-    ('pg_background_mgr, ' || commit, format($way$
-        do $$
-        declare
-            result text;
-        begin
-            perform set_config('synchronous_commit', '%s', true);
-            for i in 1 .. 1000 loop
-                select * into result
-                from pg_background_result(pg_background_launch(format('insert into bench.target values (%%s)', i))) as (result text);
-            end loop;
-        end
-        $$
-    $way$, commit), 'truncate bench.target'),
-    ('in the own transaction, ' || commit, format($way$
-        do $$
-        begin
-            perform set_config('synchronous_commit', '%s', true);
-            for i in 1 .. 1000 loop
-                execute format('insert into bench.target values (%%s)', i);
-            end loop;
-        end
-        $$
-    $way$, commit), 'truncate bench.target')
+    ('dblink, open connection, ' || commit, bench.block(bench.connected(
+        format('perform dblink_exec(''bench'', ''set synchronous_commit = %s'');', commit)
+        || bench.loop(format('perform dblink_exec(''bench'', %s);', query))
+    )), 'truncate bench.target'),
+    ('pg_background_mgr, ' || commit, bench.block(
+        format('perform set_config(''synchronous_commit'', ''%s'', true);', commit) || bench.loop(bench.job(query, 'text')), 'text'
+    ), 'truncate bench.target'),
+    ('in the own transaction, ' || commit, bench.block(
+        format('perform set_config(''synchronous_commit'', ''%s'', true);', commit) || bench.loop(format('execute %s;', query))
+    ), 'truncate bench.target')
 $fn$;
 
-select bench.ways('on'), bench.ways('off')
+select bench.ways('on', :'insert'), bench.ways('off', :'insert')
 \gset ignored_
 
 call bench.run(:rounds);

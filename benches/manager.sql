@@ -8,7 +8,6 @@
 \endif
 \ir prelude.psql
 
-create table bench.target (i int);
 create table bench.log (id int generated always as identity, query text, ended_at timestamptz);
 create table bench.output (line text);
 
@@ -33,45 +32,16 @@ select pg_reload_conf()
 \gset ignored_
 
 insert into bench.way (name, statement, prepare) values
-('launch and result in a loop, new workers', $way$
-    do $$
-    declare
-        result text;
-    begin
-        for i in 1 .. 10000 loop
-            select * into result
-            from pg_background_result(pg_background_launch(format('insert into bench.target values (%s)', i))) as (result text);
-        end loop;
-    end
-    $$
-$way$, 'call bench.workers_stay(false)'),
-('launch and result in a loop', $way$
-    do $$
-    declare
-        result text;
-    begin
-        for i in 1 .. 10000 loop
-            select * into result
-            from pg_background_result(pg_background_launch(format('insert into bench.target values (%s)', i))) as (result text);
-        end loop;
-    end
-    $$
-$way$, 'call bench.workers_stay(true)'),
-('launch_num, sync', $way$
-    do $$
-    declare
-        succeeded int;
-    begin
-        select count(*) into succeeded
-        from pg_background_launch_num(
-            array(select format('insert into bench.target values (%s)', i) from generate_series(1, 10000) as i),
-            p_exec_type => 'sync'
-        )
-        where status = 'succeeded';
-        assert succeeded = 10000;
-    end
-    $$
-$way$, null),
+('launch and result in a loop, new workers', bench.block(bench.loop(bench.job(:'insert', 'text'), 10000), 'text'),
+ 'call bench.workers_stay(false)'),
+('launch and result in a loop', bench.block(bench.loop(bench.job(:'insert', 'text'), 10000), 'text'),
+ 'call bench.workers_stay(true)'),
+('launch_num, sync', bench.block(format($way$
+    select count(*) into result
+    from pg_background_launch_num(array(select %s from generate_series(1, 10000) as i), p_exec_type => 'sync')
+    where status = 'succeeded';
+    assert result = 10000;
+$way$, :'insert')), null),
 ('pgbench', $way$
     call bench.pgbench('insert into bench.target values (1);')
 $way$, null),

@@ -3,63 +3,17 @@
 \ir prelude.psql
 
 insert into bench.way (name, statement, prepare) values
-('dblink, new connection', $way$
-    do $$
-    declare
-        result int;
-    begin
-        for i in 1 .. 1000 loop
-            select * into result from dblink(current_setting('bench.server'), 'select 1') as (result int);
-        end loop;
-    end
-    $$
-$way$, null),
-('pg_background_mgr, new worker', $way$
-    do $$
-    declare
-        result int;
-    begin
-        for i in 1 .. 1000 loop
-            select * into result from pg_background_result(pg_background_launch('select 1')) as (result int);
-        end loop;
-    end
-    $$
-$way$, 'call bench.workers_stay(false)'),
-('dblink, open connection', $way$
-    do $$
-    declare
-        result int;
-    begin
-        perform dblink_connect('bench', current_setting('bench.server'));
-        for i in 1 .. 1000 loop
-            select * into result from dblink('bench', 'select 1') as (result int);
-        end loop;
-        perform dblink_disconnect('bench');
-    end
-    $$
-$way$, null),
-('pg_background_mgr, worker that stays', $way$
-    do $$
-    declare
-        result int;
-    begin
-        for i in 1 .. 1000 loop
-            select * into result from pg_background_result(pg_background_launch('select 1')) as (result int);
-        end loop;
-    end
-    $$
-$way$, 'call bench.workers_stay(true)'),
-('plain EXECUTE', $way$
-    do $$
-    declare
-        result int;
-    begin
-        for i in 1 .. 1000 loop
-            execute 'select 1' into result;
-        end loop;
-    end
-    $$
-$way$, null);
+('dblink, new connection', bench.block(bench.loop($way$
+    select * into result from dblink(current_setting('bench.server'), 'select 1') as (result int);
+$way$)), null),
+('pg_background_mgr, new worker', bench.block(bench.loop(bench.job($$'select 1'$$))), 'call bench.workers_stay(false)'),
+('dblink, open connection', bench.block(bench.connected(bench.loop($way$
+    select * into result from dblink('bench', 'select 1') as (result int);
+$way$))), null),
+('pg_background_mgr, worker that stays', bench.block(bench.loop(bench.job($$'select 1'$$))), 'call bench.workers_stay(true)'),
+('plain EXECUTE', bench.block(bench.loop($way$
+    execute 'select 1' into result;
+$way$)), null);
 
 call bench.run(:rounds);
 

@@ -2,46 +2,33 @@
 -- same query in the caller's own process.
 \ir prelude.psql
 
-select set_config('bench.query', $$
+-- All rows of a source, which must be so many.
+create function bench.count(source text, expected int) returns text language sql as $$
+    select format('select count(*) into result from %s as (i int, t text, z timestamptz); assert result = %s;', source, expected)
+$$;
+
+-- The ways to count what a query gives.
+create function bench.ways(query text, expected int) returns void language sql as $fn$
+    truncate bench.way, bench.sample;
+    select set_config('bench.query', query, false);
+    insert into bench.way (name, statement) values
+    ('dblink, open connection', bench.block(bench.connected(
+        bench.count($$dblink('bench', current_setting('bench.query'))$$, expected)
+    ))),
+    ('pg_background_mgr', bench.block(
+        bench.count($$pg_background_result(pg_background_launch(current_setting('bench.query')))$$, expected)
+    )),
+    ('the query by itself', bench.block(format($$
+        execute format('with rows as materialized (%%s) select count(*) from rows', current_setting('bench.query')) into result;
+        assert result = %s;
+    $$, expected)))
+$fn$;
+
+select bench.ways($$
     select i, 'row number ' || i, timestamptz '2000-01-01 00:00:00+00' + i * interval '1 second'
     from generate_series(1, 1000000) as i
-$$, false)
+$$, 1000000)
 \gset ignored_
-
-insert into bench.way (name, statement) values
-('dblink, open connection', $way$
-    do $$
-    declare
-        result int;
-    begin
-        perform dblink_connect('bench', current_setting('bench.server'));
-        select count(*) into result from dblink('bench', current_setting('bench.query')) as (i int, t text, z timestamptz);
-        assert result = 1000000;
-        perform dblink_disconnect('bench');
-    end
-    $$
-$way$),
-('pg_background_mgr', $way$
-    do $$
-    declare
-        result int;
-    begin
-        select count(*) into result
-        from pg_background_result(pg_background_launch(current_setting('bench.query'))) as (i int, t text, z timestamptz);
-        assert result = 1000000;
-    end
-    $$
-$way$),
-('the query by itself', $way$
-    do $$
-    declare
-        result int;
-    begin
-        execute format('with rows as materialized (%s) select count(*) from rows', current_setting('bench.query')) into result;
-        assert result = 1000000;
-    end
-    $$
-$way$);
 
 call bench.run(:rounds);
 
@@ -49,44 +36,8 @@ call bench.run(:rounds);
 select * from bench.report('dblink, open connection');
 
 -- Few and large: 10,000 rows of 10 kB.
-truncate bench.way, bench.sample;
-select set_config('bench.query', $$select i, repeat(md5(i::text), 320), now() from generate_series(1, 10000) as i$$, false)
+select bench.ways($$select i, repeat(md5(i::text), 320), now() from generate_series(1, 10000) as i$$, 10000)
 \gset ignored_
-
-insert into bench.way (name, statement) values
-('dblink, open connection', $way$
-    do $$
-    declare
-        result int;
-    begin
-        perform dblink_connect('bench', current_setting('bench.server'));
-        select count(*) into result from dblink('bench', current_setting('bench.query')) as (i int, t text, z timestamptz);
-        assert result = 10000;
-        perform dblink_disconnect('bench');
-    end
-    $$
-$way$),
-('pg_background_mgr', $way$
-    do $$
-    declare
-        result int;
-    begin
-        select count(*) into result
-        from pg_background_result(pg_background_launch(current_setting('bench.query'))) as (i int, t text, z timestamptz);
-        assert result = 10000;
-    end
-    $$
-$way$),
-('the query by itself', $way$
-    do $$
-    declare
-        result int;
-    begin
-        execute format('with rows as materialized (%s) select count(*) from rows', current_setting('bench.query')) into result;
-        assert result = 10000;
-    end
-    $$
-$way$);
 
 call bench.run(:rounds);
 
