@@ -227,7 +227,7 @@ fn wait_for_begin(uuid: &[u8; 16]) -> Result<(), Error> {
     watched(uuid, |watch| {
         while watch.jobs().iter().any(|job| job.state == State::Queued) && Instant::now() < patience {
             pool::start_workers();
-            latch::wait(Some(WORKER_CHECK));
+            watch.wait(Some(WORKER_CHECK));
         }
         Ok(())
     })

@@ -19,7 +19,8 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Longest time between two looks whether the jobs that are followed wait for who follows them.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many times as long as a look at the jobs took, the next one waits: many jobs are not looked at after each change.
+/// How many times as long as a look at the jobs took, and telling of them, the next one waits: many jobs are not looked at
+/// after each change.
 const PAUSE: u32 = 10;
 /// What is not worth a pause.
 const SHORT_PAUSE: Duration = Duration::from_millis(1);
@@ -30,7 +31,8 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Who waits for changes of a batch.
 pub(super) struct Watch<'a> {
     uuid: &'a [u8; 16],
-    /// When it looks again, at the earliest.
+    /// When it has looked last, and when it looks again, at the earliest.
+    looked: Instant,
     next: Instant,
 }
 
@@ -44,11 +46,15 @@ impl Watch<'_> {
             }
             latch::wait(Some(pause));
         }
-        let began = Instant::now();
+        self.looked = Instant::now();
         area::write(|memory| registry::listen(memory, self.uuid));
-        let jobs = pulses(self.uuid, |_| true);
-        self.next = Instant::now() + PAUSE * began.elapsed();
-        jobs
+        pulses(self.uuid, |_| true)
+    }
+
+    /// Waits for a change since the last look.
+    pub(super) fn wait(&mut self, timeout: Option<Duration>) {
+        self.next = Instant::now() + PAUSE * self.looked.elapsed();
+        latch::wait(timeout);
     }
 }
 
@@ -68,7 +74,8 @@ pub(super) fn watched<T>(uuid: &[u8; 16], body: impl FnOnce(&mut Watch) -> Resul
         area::write(|memory| registry::unwatch(memory, uuid));
         set_waiting(false);
     };
-    let mut watch = Watch { uuid, next: Instant::now() };
+    let now = Instant::now();
+    let mut watch = Watch { uuid, looked: now, next: now };
     let outcome = report::on_error(|| body(&mut watch), done);
     done();
     outcome
@@ -138,7 +145,7 @@ pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
             let is_queued = jobs.iter().any(|job| job.state == State::Queued);
             let try_at = (is_queued && (is_job || area::read(registry::is_starved))).then_some(try_at);
             let until = look_at.into_iter().chain(deadline).chain(try_at).chain(teller.due()).min();
-            latch::wait(until.map(|until| until.saturating_duration_since(Instant::now())));
+            watch.wait(until.map(|until| until.saturating_duration_since(Instant::now())));
         }
     })
 }
@@ -165,7 +172,7 @@ pub(super) fn wait_for_rows(watch: &mut Watch, deadline: Option<Instant>) -> Res
     let is_due = |job: &Pulse| job.state.is_final() && !job.is_logged;
     while watch.jobs().iter().any(is_due) && Instant::now() < until {
         pool::start_workers();
-        latch::wait(Some(until.saturating_duration_since(Instant::now())));
+        watch.wait(Some(until.saturating_duration_since(Instant::now())));
     }
     Ok(())
 }
@@ -204,7 +211,6 @@ impl Teller {
             return;
         }
         let is_first = self.seen.is_empty();
-        self.tell_gone(jobs);
         for job in jobs {
             let now = (job.state, job.attempts);
             let before = self.seen.insert(job.uuid, now);
@@ -220,6 +226,9 @@ impl Teller {
                 let pid = pid.map_or(String::new(), |pid| format!(" (PID {pid})"));
                 self.tell_state(&job.uuid, format!("{}{pid}", job.state.name()).as_bytes());
             }
+        }
+        if self.seen.len() > jobs.len() {
+            self.tell_gone(jobs);
         }
         let ended = self.seen.values().filter(|(state, _)| state.is_final()).count();
         let running = self.seen.values().filter(|(state, _)| *state == State::Running).count();

@@ -4,7 +4,7 @@ use super::follow::{watched, Watch};
 use super::look::{logged_states, pulses};
 use super::no_such_job;
 use crate::error::Error;
-use crate::ffi::{area, latch, role, session};
+use crate::ffi::{area, role, session};
 use crate::job::pool;
 use crate::job::registry::{self, Found, Pulse, State};
 use std::collections::{HashMap, HashSet};
@@ -101,6 +101,6 @@ fn wait_for_end(watch: &mut Watch, jobs: &HashSet<[u8; 16]>, grace: Duration) {
             terminated = Some(now);
         }
         let until = if terminated.is_some() { now + Duration::from_secs(1) } else { deadline };
-        latch::wait(Some(until.saturating_duration_since(now)));
+        watch.wait(Some(until.saturating_duration_since(now)));
     }
 }
