@@ -2,7 +2,7 @@
 
 use super::queue::Task;
 use super::record::{Batch, Key, Life, Slot};
-use super::{batch, queue, root, slot, slot_mut, slots};
+use super::{batch, queue, room, root, slot, slot_mut, slots};
 use crate::error::Error;
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::Worker;
@@ -122,13 +122,13 @@ pub fn has_job(memory: &Memory, (index, serial): Seat, segment: u32) -> bool {
 pub fn join(memory: &mut Memory, new: &Newcomer) -> Result<Option<Seat>, Error> {
     root(memory)?;
     // Itself is counted among those outside.
-    if slot::live(memory) > guc::cap() || !slot::has_idle_room(memory) {
+    if room::live(memory) > guc::cap() || !room::has_idle_room(memory) {
         return Ok(None);
     }
-    let Some(index) = slot::free_slot(memory) else { return Ok(None) };
+    let Some(index) = room::free_slot(memory) else { return Ok(None) };
     let key = batch::key(memory, new.database, new.login)?;
-    slot::ask_outdated_to_leave(memory, key, new.version);
-    let (serial, turn) = (slot::next_serial(memory), queue::next_turn(memory));
+    room::ask_outdated_to_leave(memory, key, new.version);
+    let (serial, turn) = (room::next_serial(memory), queue::next_turn(memory));
     let record = memory.get_mut::<Key>(key);
     record.workers += 1;
     record.turn = turn;

@@ -8,6 +8,7 @@ mod direct;
 mod look;
 mod queue;
 mod record;
+mod room;
 mod slot;
 mod stopper;
 mod watch;
@@ -25,10 +26,10 @@ pub use queue::{
     uuids, withdraw, written, Claim, Ended, Finish, Task,
 };
 pub use record::{Place, Reason, State, MESSAGE_BYTES};
+pub use room::{is_attended, is_left_alone, is_settling, is_stuck, make_room, plan, reserve, Start};
 pub use slot::{
-    arrive, cannot_register, died, hand_over, idle, is_attended, is_left_alone, is_settling, is_starved, is_stopping,
-    is_stuck, make_room, may_leave, of_process, plan, register, report_progress, reserve, set_waiting, starts_again,
-    stays_on, terminate_jobs, Arrival, Start,
+    arrive, cannot_register, died, hand_over, idle, is_starved, is_stopping, may_leave, of_process, register,
+    report_progress, set_waiting, starts_again, stays_on, terminate_jobs, Arrival,
 };
 pub use watch::{listen, unwatch, watch};
 

@@ -4,8 +4,8 @@
 //! them at once; each is begun on its own, and until then it can be stopped as any queued job.
 
 use super::record::{Batch, Job, Key, Life, Place, Reason, Root, Slot, State};
-use super::slot::{self, Standing};
-use super::{batch, direct, slot_mut, slots, stopper, watch};
+use super::room::{self, Standing};
+use super::{batch, direct, slot, slot_mut, slots, stopper, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 use crate::guc;
@@ -87,7 +87,7 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
         return Task::Serve(segment);
     }
     let Some(own) = slots(memory).get(index).copied() else { return Task::Leave };
-    let standing = slot::standing(memory, index);
+    let standing = room::standing(memory, index);
     if own.is_unwanted != 0 || standing == Standing::Goes {
         return Task::Leave;
     }
@@ -103,7 +103,7 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
     if key.login == 0 {
         return log_due(memory, key.database).map_or(Task::Leave, |due| Task::Wait(Some(due)));
     }
-    if slot::gives_way(memory, index, now, QUANTUM) {
+    if room::gives_way(memory, index, now, QUANTUM) {
         return Task::HandOver;
     }
     let places: Vec<Place> =
@@ -145,7 +145,7 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
         memory.get_mut::<Key>(own.key).turn = turn;
         return Task::Run(Claim { batch: place, number, indexes });
     }
-    if slot::is_wanted_elsewhere(memory, own.key, now) && slot::live(memory) >= guc::cap() {
+    if room::is_wanted_elsewhere(memory, own.key, now) && room::live(memory) >= guc::cap() {
         return Task::HandOver;
     }
     Task::Wait(next_due(memory, own.key, now))
@@ -444,7 +444,7 @@ fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason)
         batch.queued -= 1;
         batch::unlink_if_done(memory, place);
     }
-    slot::wake_writers(memory, database);
+    room::wake_writers(memory, database);
     true
 }
 

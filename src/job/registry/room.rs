@@ -1,0 +1,421 @@
+//! Room for workers: how many there may be, where they are wanted, and who gets a place.
+//!
+//! There are never more than the cap. A worker that is to make room for one of another role or database registers its
+//! successor itself, which begins when it is gone; so no moment comes in which there is work and nobody to see it.
+
+use super::queue::{self, demand};
+use super::record::{Batch, Key, Life, Place, Root, Slot};
+use super::slot::life;
+use super::{batch, slot_mut, slots};
+use crate::error::Error;
+use crate::ffi::area::{self, Memory};
+use crate::ffi::bgworker::Worker;
+use crate::ffi::process;
+use crate::guc;
+
+/// A worker that is to be registered.
+#[derive(Debug, Clone, Copy)]
+pub struct Start {
+    pub slot: usize,
+    pub serial: u64,
+}
+
+/// Frees the places of workers that are gone.
+fn reclaim(memory: &mut Memory) {
+    let gone: Vec<usize> = slots(memory)
+        .iter()
+        .enumerate()
+        .filter(|(_, slot)| life(slot) == Life::Leaving && slot.has_handle != 0)
+        .filter(|(_, slot)| Worker::from_words(slot.handle).is_gone())
+        .map(|(index, _)| index)
+        .collect();
+    for index in gone {
+        if let Some(slot) = slot_mut(memory, index) {
+            *slot = Slot { serial: slot.serial, ..bytemuck::Zeroable::zeroed() };
+        }
+    }
+}
+
+/// How many workers of the extension there are in the whole server, or will be.
+pub(super) fn live(memory: &mut Memory) -> usize {
+    reclaim(memory);
+    slots(memory).iter().filter(|slot| life(slot) != Life::Free && slot.is_succeeded == 0).count() + area::outside()
+}
+
+/// On its way out, and nobody waits for its place.
+pub(super) fn is_ceding(slot: &Slot) -> bool {
+    life(slot) == Life::Leaving && slot.is_succeeded == 0
+}
+
+/// The same without those that are on their way out.
+pub(super) fn staying(memory: &mut Memory) -> usize {
+    let all = live(memory);
+    all - slots(memory).iter().filter(|slot| is_ceding(slot)).count()
+}
+
+/// What the cap says of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    Stays,
+    /// There are too many: it goes.
+    Goes,
+    /// There are too many, but no other worker would see to what is queued when there is room again.
+    Pauses,
+}
+
+/// Where a worker that looks for work stands.
+pub(super) fn standing(memory: &mut Memory, index: usize) -> Standing {
+    if staying(memory) <= guc::cap() {
+        return Standing::Stays;
+    }
+    match is_alone(memory, index) && queue::has_work(memory) {
+        true => Standing::Pauses,
+        false => Standing::Goes,
+    }
+}
+
+/// Is it there, or will it be, and is it not on its way out?
+fn is_staying(slot: &Slot) -> bool {
+    !matches!(life(slot), Life::Free | Life::Leaving)
+}
+
+fn has_workers(memory: &Memory) -> bool {
+    slots(memory).iter().any(is_staying)
+}
+
+/// Is there no other worker, now or soon?
+pub(super) fn is_alone(memory: &Memory, index: usize) -> bool {
+    !slots(memory).iter().enumerate().any(|(at, slot)| at != index && is_staying(slot))
+}
+
+/// How many workers a call could have at once for this key.
+fn free_places(memory: &mut Memory, database: u32, login: u32) -> usize {
+    let free = guc::cap().saturating_sub(live(memory));
+    let idle = slots(memory).iter().filter(|slot| life(slot) == Life::Idle && slot.key != 0).filter(|slot| {
+        let key = memory.get::<Key>(slot.key);
+        key.database == database && key.login == login
+    });
+    free + idle.count()
+}
+
+fn workers_of_role(memory: &Memory, login: u32) -> u32 {
+    batch::keys(memory)
+        .map(|place| memory.get::<Key>(place))
+        .filter(|key| key.login == login)
+        .map(|key| key.workers)
+        .sum()
+}
+
+/// Workers of a key that will look for work soon.
+fn coming(memory: &Memory, key: Place) -> u32 {
+    let is_coming =
+        |slot: &&Slot| slot.key == key && slot.batch == 0 && matches!(life(slot), Life::Starting | Life::Ready);
+    slots(memory).iter().filter(is_coming).count() as u32
+}
+
+/// The key that wants a worker most: whose role has the fewest, and whose last turn is longest ago.
+fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
+    let keys: Vec<Place> = batch::keys(memory).filter(|place| *place != but).collect();
+    let mut best = None;
+    for place in keys {
+        let key = *memory.get::<Key>(place);
+        if key.login == 0 || key.first == 0 || key.limit != 0 && key.workers >= key.limit {
+            continue;
+        }
+        let coming = coming(memory, place);
+        if demand(memory, place, now, coming + 1) > coming {
+            let rank = (workers_of_role(memory, key.login), key.workers, key.turn);
+            if best.is_none_or(|(least, _)| rank < least) {
+                best = Some((rank, place));
+            }
+        }
+    }
+    best.map(|(_, place)| place)
+}
+
+/// Does anybody else want a worker?
+pub(super) fn is_wanted_elsewhere(memory: &mut Memory, key: Place, now: i64) -> bool {
+    hungriest(memory, now, key).is_some()
+}
+
+/// Is the worker in this slot to make room for another role? Only when there is no other room.
+pub(super) fn gives_way(memory: &mut Memory, index: usize, now: i64, quantum: i64) -> bool {
+    let Some(own) = slots(memory).get(index).copied() else { return false };
+    if live(memory) < guc::cap() {
+        return false;
+    }
+    let Some(other) = hungriest(memory, now, own.key) else { return false };
+    let (mine, theirs) = (*memory.get::<Key>(own.key), *memory.get::<Key>(other));
+    let (my_share, their_share) = if mine.login == theirs.login {
+        (mine.workers, theirs.workers)
+    } else {
+        (workers_of_role(memory, mine.login), workers_of_role(memory, theirs.login))
+    };
+    // With one worker for two roles, they take turns.
+    their_share + 1 < my_share || their_share == 0 && (my_share > 1 || now - own.since > quantum)
+}
+
+pub(super) fn free_slot(memory: &Memory) -> Option<usize> {
+    slots(memory).iter().position(|slot| life(slot) == Life::Free)
+}
+
+/// A number that no process in any place had before.
+pub(super) fn next_serial(memory: &mut Memory) -> u64 {
+    let root = memory.root();
+    let record = memory.get_mut::<Root>(root);
+    record.last_serial += 1;
+    record.last_serial
+}
+
+/// May one more worker have nothing to do? The one that had nothing to do for longest makes room.
+pub(super) fn has_idle_room(memory: &mut Memory) -> bool {
+    let limit = guc::idle_limit();
+    idle_count(memory) < limit || limit > 0 && ask_idle_to_leave(memory, 0)
+}
+
+/// Asks idle workers of a key to leave whose login is not of this version: no session gives them a job any more.
+pub(super) fn ask_outdated_to_leave(memory: &mut Memory, key: Place, version: u64) {
+    let is_outdated = |slot: &Slot| {
+        slot.key == key && life(slot) == Life::Idle && slot.is_unwanted == 0 && ![0, version].contains(&slot.version)
+    };
+    while let Some(index) = slots(memory).iter().position(is_outdated) {
+        send_away(memory, index);
+    }
+}
+
+/// How many workers have nothing to do.
+fn idle_count(memory: &Memory) -> usize {
+    slots(memory).iter().filter(|slot| life(slot) == Life::Idle).count()
+}
+
+/// Where there is room for one more worker: beside the others, or in the place of one that is on its way out.
+enum Room {
+    Beside,
+    After(usize),
+}
+
+fn room(memory: &mut Memory) -> Option<Room> {
+    let cap = guc::cap();
+    if live(memory) < cap {
+        return Some(Room::Beside);
+    }
+    if staying(memory) < cap {
+        return slots(memory).iter().position(is_ceding).map(Room::After);
+    }
+    None
+}
+
+/// Reserves a place for a worker of a key, if there is room for it.
+fn prepare_in_room(memory: &mut Memory, key: Place) -> Option<Start> {
+    match room(memory)? {
+        Room::Beside => prepare(memory, key, None),
+        Room::After(before) => prepare(memory, key, Some(before)),
+    }
+}
+
+/// Reserves a place for a worker of a key; `after` = it begins when that one is gone.
+pub(super) fn prepare(memory: &mut Memory, key: Place, after: Option<usize>) -> Option<Start> {
+    let index = free_slot(memory)?;
+    let serial = next_serial(memory);
+    if let Some(slot) = slot_mut(memory, index) {
+        *slot = Slot {
+            serial,
+            key,
+            life: Life::Starting as u32,
+            progress: -1,
+            since: process::now(),
+            after: after.map_or(0, |after| after as u32 + 1),
+            ..bytemuck::Zeroable::zeroed()
+        };
+    }
+    if let Some(before) = after.and_then(|after| slot_mut(memory, after)) {
+        before.is_succeeded = 1;
+    }
+    let turn = queue::next_turn(memory);
+    let key = memory.get_mut::<Key>(key);
+    key.workers += 1;
+    key.turn = turn;
+    Some(Start { slot: index, serial })
+}
+
+/// Decides which workers are to be registered now, and wakes idle ones that have something to do.
+pub fn plan(memory: &mut Memory) -> Vec<Start> {
+    let now = process::now();
+    let mut starts = Vec::new();
+    if memory.root() == 0 {
+        return starts;
+    }
+    while let Some(key) = hungriest(memory, now, 0) {
+        if wake_idle(memory, key) {
+            continue;
+        }
+        match prepare_in_room(memory, key) {
+            Some(start) => starts.push(start),
+            None => {
+                ask_idle_to_leave(memory, key);
+                // Others fill the cap: one worker waits for room, so that nobody else has to.
+                if !has_workers(memory) {
+                    starts.extend(prepare(memory, key, None));
+                }
+                break;
+            }
+        }
+    }
+    if room(memory).is_some() {
+        starts.extend(unattended(memory, now).and_then(|key| prepare_in_room(memory, key)));
+    }
+    starts
+}
+
+/// The key of a worker that writes final rows in a database that has no worker.
+fn unattended(memory: &mut Memory, now: i64) -> Option<Place> {
+    let databases: Vec<u32> = batch::batches(memory)
+        .map(|place| memory.get::<Batch>(place))
+        .filter(|batch| batch.unlogged > 0 && batch.retry_log_at <= now)
+        .map(|batch| batch.database)
+        .collect();
+    let database = databases.into_iter().find(|database| {
+        !slots(memory).iter().any(|slot| slot.key != 0 && memory.get::<Key>(slot.key).database == *database)
+    })?;
+    batch::key(memory, database, 0).ok()
+}
+
+/// The key of a worker that waits until there is something to do.
+fn in_time(memory: &mut Memory) -> Option<Place> {
+    let with_queue = batch::keys(memory).find(|place| {
+        let key = memory.get::<Key>(*place);
+        key.login != 0 && key.first != 0
+    });
+    if with_queue.is_some() {
+        return with_queue;
+    }
+    let unlogged = batch::batches(memory).map(|place| memory.get::<Batch>(place)).find(|batch| batch.unlogged > 0);
+    let database = unlogged?.database;
+    batch::key(memory, database, 0).ok()
+}
+
+/// What a worker is to be that comes in this place, or in the place after it: of another key than `but` if one is wanted.
+pub(super) fn next_key(memory: &mut Memory, index: usize, but: Place) -> Option<Place> {
+    let now = process::now();
+    let wanted = hungriest(memory, now, but).or_else(|| hungriest(memory, now, 0)).or_else(|| unattended(memory, now));
+    match wanted {
+        None if is_alone(memory, index) => in_time(memory),
+        wanted => wanted,
+    }
+}
+
+/// Wakes an idle worker of a key.
+fn wake_idle(memory: &mut Memory, key: Place) -> bool {
+    let idle = slots(memory).iter().position(|slot| slot.key == key && life(slot) == Life::Idle);
+    let Some(slot) = idle.and_then(|index| slot_mut(memory, index)) else { return false };
+    slot.life = Life::Ready as u32;
+    process::wake(slot.process);
+    true
+}
+
+/// Asks one idle worker of another key to make room. False = there is none.
+fn ask_idle_to_leave(memory: &mut Memory, key: Place) -> bool {
+    let idle = slots(memory)
+        .iter()
+        .enumerate()
+        .filter(|(_, slot)| life(slot) == Life::Idle && slot.key != key && slot.is_unwanted == 0)
+        .min_by_key(|(_, slot)| slot.since)
+        .map(|(index, _)| index);
+    idle.is_some_and(|index| send_away(memory, index))
+}
+
+fn send_away(memory: &mut Memory, index: usize) -> bool {
+    let Some(slot) = slot_mut(memory, index) else { return false };
+    slot.is_unwanted = 1;
+    slot.life = Life::Ready as u32;
+    process::wake(slot.process);
+    true
+}
+
+/// Asks an idle worker to leave: a session wants a process for itself. False = there is none.
+pub fn make_room(memory: &mut Memory) -> bool {
+    let asked = |slot: &Slot| life(slot) == Life::Leaving || slot.is_unwanted != 0;
+    if slots(memory).iter().any(asked) {
+        reclaim(memory);
+        if slots(memory).iter().any(asked) {
+            return true;
+        }
+    }
+    ask_idle_to_leave(memory, 0)
+}
+
+/// Wakes workers of a database that have nothing to do: there are rows to write.
+pub(super) fn wake_writers(memory: &Memory, database: u32) {
+    let idle = slots(memory)
+        .iter()
+        .find(|slot| life(slot) == Life::Idle && slot.key != 0 && memory.get::<Key>(slot.key).database == database);
+    if let Some(slot) = idle {
+        process::wake(slot.process);
+    }
+}
+
+/// Reserves places for `wanted` workers of a key, idle ones included, or none.
+///
+/// # Errors
+/// [`Error::TooFewWorkers`] (53000)
+pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> Result<Vec<Start>, Error> {
+    let free = free_places(memory, database, login);
+    if free < wanted {
+        return Err(Error::TooFewWorkers { wanted, free });
+    }
+    let key = batch::key(memory, database, login)?;
+    let idle = slots(memory).iter().filter(|slot| life(slot) == Life::Idle && slot.key == key).count();
+    Ok((idle..wanted).filter_map(|_| prepare(memory, key, None)).collect())
+}
+
+/// Could it reserve these places soon, when those workers have come to rest that are between two jobs or on their way out?
+/// Asks one that is idle and of no use here to leave.
+pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> bool {
+    let now = process::now();
+    let keys: Vec<Place> = batch::keys(memory).collect();
+    // Jobs that wait come first.
+    let queued: usize = keys.into_iter().map(|key| demand(memory, key, now, wanted as u32) as usize).sum();
+    let busy = slots(memory).iter().filter(|slot| life(slot) == Life::Busy).count();
+    if guc::cap().saturating_sub(area::outside() + busy + queued) < wanted {
+        return false;
+    }
+    let is_moving = |slot: &Slot| matches!(life(slot), Life::Starting | Life::Ready | Life::Leaving);
+    if slots(memory).iter().any(is_moving) {
+        return true;
+    }
+    let own = batch::keys(memory).find(|place| {
+        let key = memory.get::<Key>(*place);
+        key.database == database && key.login == login
+    });
+    ask_idle_to_leave(memory, own.unwrap_or(0))
+}
+
+/// Are there others still on their way out, and is this the only worker of its key?
+pub fn is_left_alone(memory: &mut Memory, index: usize) -> bool {
+    reclaim(memory);
+    let Some(own) = slots(memory).get(index).copied().filter(|own| own.key != 0) else { return false };
+    let goes = |slot: &Slot| {
+        matches!(life(slot), Life::Leaving | Life::Died)
+            && slot.has_handle != 0
+            && !Worker::from_words(slot.handle).is_gone()
+    };
+    memory.get::<Key>(own.key).workers == 1 && slots(memory).iter().any(goes)
+}
+
+/// Is there a worker that sees to the queue, or nothing to be seen to?
+pub fn is_attended(memory: &mut Memory) -> bool {
+    reclaim(memory);
+    let is_there = |slot: &Slot| slot.has_handle != 0 && is_staying(slot);
+    slots(memory).iter().any(is_there) || !queue::has_work(memory)
+}
+
+/// Does every worker run a job that waits for jobs that no worker is left for?
+pub fn is_stuck(memory: &mut Memory) -> bool {
+    if staying(memory) < guc::cap() {
+        return false;
+    }
+    let waits = |slot: &Slot| life(slot) == Life::Busy && slot.is_waiting != 0;
+    let mut workers = slots(memory).iter().filter(|slot| !matches!(life(slot), Life::Free | Life::Leaving));
+    let all = workers.all(waits);
+    all && queue::has_work(memory)
+}
