@@ -85,10 +85,10 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
         return Err(Error::NothingToRetry(error::Text::new(&format_uuid(&uuid))));
     }
     // Jobs that are launched again: what they were before is in the table.
-    super::queue::forget_done(memory, &new.uuid);
+    super::end::forget_done(memory, &new.uuid);
     let limit = guc::queue_memory_limit();
     if memory.get::<Root>(root).used + bytes as u64 > limit {
-        super::sweep(memory, true);
+        super::end::sweep(memory, true);
     }
     let used = memory.get::<Root>(root).used;
     if used + bytes as u64 > limit {

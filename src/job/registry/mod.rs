@@ -5,6 +5,7 @@
 
 mod batch;
 mod direct;
+mod end;
 mod look;
 mod queue;
 mod record;
@@ -17,14 +18,12 @@ pub use batch::{add, open, remove, uuid_of, NewBatch, NewJob};
 pub use direct::{
     close, give, has_errand, has_idle, has_job, join, offer, release, served, take_back, undo, Newcomer, Seat,
 };
+pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish};
 pub use look::{
     find, headers, moments, of_batch, pulses, query_of, request, snapshot, uuid_of_job, Found, Header, JobView, Moment,
     Pulse, RunningJob,
 };
-pub use queue::{
-    begin, claim, deafen, ended, finish, forget_database, is_recorded, recorded, stop, sweep, uuid, uuid_of_first,
-    uuids, withdraw, written, Claim, Ended, Finish, Task,
-};
+pub use queue::{begin, claim, is_recorded, recorded, uuid, uuid_of_first, uuids, withdraw, Claim, Task};
 pub use record::{Place, Reason, State, MESSAGE_BYTES};
 pub use room::{is_attended, is_left_alone, is_settling, is_stuck, make_room, plan, reserve, Start};
 pub use slot::{

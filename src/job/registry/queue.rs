@@ -1,22 +1,18 @@
-//! From queued to ended: which job a worker takes next, and what comes of it.
+//! The queue: which job a worker takes next.
 //!
 //! A worker claims a few jobs of one batch at a time, so that what is written before they start is written for all of
 //! them at once; each is begun on its own, and until then it can be stopped as any queued job.
 
-use super::record::{Batch, Job, Key, Life, Place, Reason, Root, Slot, State};
+use super::end::{remove_if_done, sweep};
+use super::record::{Batch, Key, Life, Place, Root, State};
 use super::room::{self, Standing};
-use super::{batch, direct, slot, slot_mut, slots, stopper, watch};
+use super::{batch, direct, slot, slot_mut, slots, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 use crate::guc;
 
 /// How many jobs a worker claims at most.
 const CLAIM_LIMIT: u32 = 64;
-/// How many final rows are written in one transaction at most.
-const LOG_LIMIT: usize = 1000;
-/// How long a batch that is done stays, counted from the writing of its rows, in microseconds: for statements whose
-/// snapshot is older than that.
-const LINGER: i64 = 5_000_000;
 /// How long a worker of a role stays when another role has none, in microseconds.
 const QUANTUM: i64 = 100_000;
 
@@ -45,31 +41,6 @@ pub struct Claim {
     pub batch: Place,
     pub number: u64,
     pub indexes: Vec<u32>,
-}
-
-/// What came of an attempt.
-pub enum Finish<'a> {
-    /// Its final row is written.
-    Logged(State),
-    /// Its final row is to be written from this.
-    Unlogged(State, &'a [u8]),
-    /// It is to be tried again, not before (microseconds).
-    Again(i64),
-}
-
-/// A job that has ended and has no final row yet.
-pub struct Ended {
-    pub index: u32,
-    pub uuid: [u8; 16],
-    pub state: State,
-    pub reason: Reason,
-    /// Who stopped it: a role.
-    pub stopper: Option<Vec<u8>>,
-    pub attempts: u32,
-    pub pid: Option<i32>,
-    pub started: i64,
-    pub ended: i64,
-    pub outcome: Option<Vec<u8>>,
 }
 
 /// What the worker in this slot does next. `many`: its jobs are so short that it is to claim several.
@@ -229,7 +200,7 @@ fn pop(memory: &mut Memory, place: Place, now: i64) -> Option<u32> {
 }
 
 /// Puts a job that was taken back among the queued.
-fn push(memory: &mut Memory, place: Place, index: u32, not_before: i64) {
+pub(super) fn push(memory: &mut Memory, place: Place, index: u32, not_before: i64) {
     let mut before = 0;
     let mut at = memory.get::<Batch>(place).again;
     while at != 0 && batch::job(memory, place, at - 1).not_before <= not_before {
@@ -250,7 +221,7 @@ fn push(memory: &mut Memory, place: Place, index: u32, not_before: i64) {
 }
 
 /// When the next queued job of the key that waits for its time may start.
-pub fn next_due(memory: &mut Memory, key: Place, now: i64) -> Option<i64> {
+fn next_due(memory: &mut Memory, key: Place, now: i64) -> Option<i64> {
     let places: Vec<Place> = batch::batches_of_key(memory, key).take(256).collect();
     let due =
         places.into_iter().filter_map(|place| peek(memory, place).map(|job| batch::job(memory, place, job).not_before));
@@ -259,7 +230,7 @@ pub fn next_due(memory: &mut Memory, key: Place, now: i64) -> Option<i64> {
 }
 
 /// How many workers of a key could start a job now; counts no further than `enough`.
-pub fn demand(memory: &mut Memory, key: Place, now: i64, enough: u32) -> u32 {
+pub(super) fn demand(memory: &mut Memory, key: Place, now: i64, enough: u32) -> u32 {
     let places: Vec<Place> = batch::batches_of_key(memory, key).take(256).collect();
     let mut total = 0;
     for place in places {
@@ -276,7 +247,7 @@ pub fn demand(memory: &mut Memory, key: Place, now: i64, enough: u32) -> u32 {
 }
 
 /// Is anything queued, or still to be written to a log?
-pub fn has_work(memory: &Memory) -> bool {
+pub(super) fn has_work(memory: &Memory) -> bool {
     batch::batches(memory).any(|place| {
         let batch = memory.get::<Batch>(place);
         batch.is_open != 0 && (batch.queued > 0 || batch.unlogged > 0)
@@ -337,13 +308,6 @@ pub fn uuids(memory: &Memory, claim: &Claim) -> Vec<[u8; 16]> {
     claim.indexes.iter().map(|index| batch::uuid_of(&stem, batch::job(memory, claim.batch, *index).ordinal)).collect()
 }
 
-/// Nothing of the job that this worker has begun can be cancelled any more.
-pub fn deafen(memory: &mut Memory, index: usize) {
-    if let Some(own) = slot_mut(memory, index) {
-        own.is_deaf = 1;
-    }
-}
-
 /// Starts a job of a claim. False = it was stopped in the meantime.
 pub fn begin(memory: &mut Memory, index: usize, place: Place, job_index: u32) -> bool {
     let now = process::now();
@@ -370,112 +334,6 @@ pub fn begin(memory: &mut Memory, index: usize, place: Place, job_index: u32) ->
     true
 }
 
-/// Ends an attempt. The job was begun by this worker.
-pub fn finish(memory: &mut Memory, index: usize, place: Place, job_index: u32, finish: &Finish) {
-    let Some(own) = slots(memory).get(index).copied() else { return };
-    leave_busy(memory, index, own);
-    match finish {
-        Finish::Again(not_before) => push(memory, place, job_index, *not_before),
-        Finish::Logged(state) => end(memory, place, job_index, *state, None),
-        Finish::Unlogged(state, outcome) => end(memory, place, job_index, *state, Some(outcome)),
-    }
-    let failed = matches!(finish, Finish::Logged(State::Failed) | Finish::Unlogged(State::Failed, _));
-    if failed && memory.get::<Batch>(place).stops_on_error != 0 {
-        stop_queued(memory, place, Reason::OtherFailed);
-    }
-    watch::wake(memory, place);
-}
-
-fn leave_busy(memory: &mut Memory, index: usize, own: Slot) {
-    if own.life == Life::Busy as u32 {
-        let key = memory.get_mut::<Key>(own.key);
-        key.busy = key.busy.saturating_sub(1);
-    }
-    if let Some(own) = slot_mut(memory, index) {
-        own.life = Life::Ready as u32;
-        own.is_waiting = 0;
-    }
-}
-
-/// A job has come to its end. None = its final row is written; nothing in it = the job's record says why.
-fn end(memory: &mut Memory, place: Place, index: u32, state: State, outcome: Option<&[u8]>) {
-    let kept = outcome.filter(|bytes| !bytes.is_empty()).and_then(|bytes| {
-        let at = memory.allocate(bytes.len())?;
-        memory.slice_mut::<u8>(at, bytes.len()).copy_from_slice(bytes);
-        Some((at, bytes.len()))
-    });
-    let job = batch::job_mut(memory, place, index);
-    job.state = state as u8;
-    job.slot = 0;
-    job.ended = process::now();
-    job.is_logged = u8::from(outcome.is_none());
-    if let Some((at, length)) = kept {
-        job.outcome = at;
-        job.outcome_bytes = length as u64;
-    }
-    let batch = memory.get_mut::<Batch>(place);
-    match outcome {
-        None => batch.logged += 1,
-        Some(_) => batch.unlogged += 1,
-    }
-}
-
-/// Stops every queued job of a batch that nobody has claimed or that is only claimed.
-fn stop_queued(memory: &mut Memory, place: Place, reason: Reason) {
-    for index in 0..memory.get::<Batch>(place).jobs {
-        stop_if_queued(memory, place, index, reason);
-    }
-}
-
-fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason) -> bool {
-    let job = batch::job_mut(memory, place, index);
-    if job.state != State::Queued as u8 {
-        return false;
-    }
-    let is_claimed = job.slot != 0;
-    job.state = State::Stopped as u8;
-    job.reason = reason as u8;
-    job.slot = 0;
-    job.ended = process::now();
-    let batch = memory.get_mut::<Batch>(place);
-    batch.unlogged += 1;
-    let database = batch.database;
-    if !is_claimed {
-        batch.queued -= 1;
-        batch::unlink_if_done(memory, place);
-    }
-    room::wake_writers(memory, database);
-    true
-}
-
-/// Stops a job in the name of a role: a queued one is out of the queue, one that runs is cancelled. Gives what it was;
-/// `Running` = somebody will see to it.
-pub fn stop(memory: &mut Memory, place: Place, index: u32, role: &[u8]) -> State {
-    let job = *batch::job(memory, place, index);
-    let state = State::from_byte(job.state);
-    match state {
-        State::Queued => {
-            batch::job_mut(memory, place, index).stopper = stopper::number(memory, place, role);
-            stop_if_queued(memory, place, index, Reason::Stopped);
-        }
-        State::Running => {
-            let is_deaf = slots(memory).get((job.slot as usize).wrapping_sub(1)).is_none_or(|slot| slot.is_deaf != 0);
-            if !is_deaf {
-                if job.is_stopping == 0 {
-                    let stopper = stopper::number(memory, place, role);
-                    let job = batch::job_mut(memory, place, index);
-                    (job.is_stopping, job.reason, job.stopper) = (1, Reason::Cancelled as u8, stopper);
-                }
-                // The worker leaves this state under the lock that is held here: the signal reaches this job, or none.
-                process::cancel(job.pid);
-            }
-        }
-        _ => {}
-    }
-    watch::wake(memory, place);
-    state
-}
-
 /// Gives back what is left of a claim, and looks whether the batch is done.
 pub fn withdraw(memory: &mut Memory, index: usize, claim: &Claim) {
     let slot = index as u32 + 1;
@@ -490,137 +348,4 @@ pub fn withdraw(memory: &mut Memory, index: usize, claim: &Claim) {
         own.batch = 0;
     }
     remove_if_done(memory, claim.batch);
-}
-
-/// Final rows that are to be written, a few at a time.
-pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
-    let record = memory.get::<Batch>(place);
-    batch::jobs(memory, place)
-        .iter()
-        .zip(0..)
-        .filter(|(job, _)| State::from_byte(job.state).is_final() && job.is_logged == 0)
-        .take(LOG_LIMIT)
-        .map(|(job, index)| Ended {
-            index,
-            uuid: batch::uuid_of(&record.uuid, job.ordinal),
-            state: State::from_byte(job.state),
-            reason: Reason::from_byte(job.reason),
-            stopper: stopper::of_job(memory, place, job).map(<[u8]>::to_vec),
-            attempts: job.attempts,
-            pid: Some(job.pid).filter(|pid| *pid != 0),
-            started: job.started,
-            ended: job.ended,
-            outcome: (job.outcome != 0).then(|| memory.slice(job.outcome, job.outcome_bytes as usize).to_vec()),
-        })
-        .collect()
-}
-
-/// These final rows are written; none = it could not be done, and is to be tried again not before `retry_at`.
-pub fn written(memory: &mut Memory, place: Place, indexes: &[u32], retry_at: Option<i64>) {
-    for index in indexes {
-        let job: &mut Job = batch::job_mut(memory, place, *index);
-        job.is_logged = 2;
-    }
-    let batch = memory.get_mut::<Batch>(place);
-    batch.unlogged -= indexes.len() as u32;
-    batch.logged += indexes.len() as u32;
-    batch.writer = 0;
-    if let Some(retry_at) = retry_at {
-        batch.retry_log_at = retry_at;
-    }
-    watch::wake(memory, place);
-    remove_if_done(memory, place);
-}
-
-fn is_done(batch: &Batch) -> bool {
-    batch.logged == batch.jobs && batch.workers == 0 && batch.writer == 0
-}
-
-fn remove_if_done(memory: &mut Memory, place: Place) {
-    let record = memory.get::<Batch>(place);
-    if is_done(record) && record.recorded_at + LINGER <= process::now() {
-        batch::remove(memory, place);
-    } else if is_done(record) {
-        watch::wake(memory, place);
-    }
-}
-
-/// Forgets what is done of a batch that has jobs that are launched again.
-pub(super) fn forget_done(memory: &mut Memory, uuid: &[u8; 16]) {
-    let done: Vec<Place> =
-        batch::batches_of_uuid(memory, uuid).filter(|place| is_done(memory.get::<Batch>(*place))).collect();
-    done.into_iter().for_each(|place| batch::remove(memory, place));
-}
-
-/// Forgets batches that are done and that every reader sees in the table by now; `all` = whether or not.
-pub fn sweep(memory: &mut Memory, all: bool) {
-    let oldest = process::now() - LINGER;
-    let done: Vec<Place> = batch::batches(memory)
-        // They are in the order of their acceptance, so of their recording, more or less.
-        .take_while(|place| all || memory.get::<Batch>(*place).created <= oldest)
-        .filter(|place| {
-            let batch = memory.get::<Batch>(*place);
-            is_done(batch) && (all || batch.recorded_at <= oldest)
-        })
-        .collect();
-    done.into_iter().for_each(|place| batch::remove(memory, place));
-}
-
-/// Every queued job of the key ends with this outcome: nobody can run it.
-pub(super) fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
-    let places: Vec<Place> = batch::batches_of_key(memory, key).collect();
-    for place in places {
-        for index in 0..memory.get::<Batch>(place).jobs {
-            let job = batch::job(memory, place, index);
-            if job.state == State::Queued as u8 && job.slot == 0 {
-                memory.get_mut::<Batch>(place).queued -= 1;
-                end(memory, place, index, State::Failed, Some(outcome));
-            }
-        }
-        batch::unlink_if_done(memory, place);
-        watch::wake(memory, place);
-    }
-}
-
-/// What a worker that dies leaves: its job, and its claim.
-pub(super) fn abandon(memory: &mut Memory, index: usize, state: State, outcome: &[u8]) {
-    let Some(own) = slots(memory).get(index).copied() else { return };
-    let slot = index as u32 + 1;
-    let place = own.batch;
-    if own.life == Life::Busy as u32 {
-        finish(memory, index, place, own.job, &Finish::Unlogged(state, outcome));
-    }
-    if place != 0 {
-        let indexes = (0..memory.get::<Batch>(place).jobs)
-            .filter(|job| {
-                let job = batch::job(memory, place, *job);
-                job.state == State::Queued as u8 && job.slot == slot
-            })
-            .collect();
-        withdraw(memory, index, &Claim { batch: place, number: 0, indexes });
-    }
-    let writing: Vec<Place> =
-        batch::batches(memory).filter(|place| memory.get::<Batch>(*place).writer == slot).collect();
-    for place in writing {
-        memory.get_mut::<Batch>(place).writer = 0;
-    }
-}
-
-/// Forgets every batch of a database that has no log any more: the extension is gone from it.
-pub fn forget_database(memory: &mut Memory, database: u32) {
-    let places: Vec<Place> =
-        batch::batches(memory).filter(|place| memory.get::<Batch>(*place).database == database).collect();
-    for place in places {
-        for index in 0..memory.get::<Batch>(place).jobs {
-            stop_if_queued(memory, place, index, Reason::Stopped);
-        }
-        memory.get_mut::<Batch>(place).writer = 0;
-        let unlogged: Vec<u32> = (0..memory.get::<Batch>(place).jobs)
-            .filter(|index| {
-                let job = batch::job(memory, place, *index);
-                State::from_byte(job.state).is_final() && job.is_logged == 0
-            })
-            .collect();
-        written(memory, place, &unlogged, None);
-    }
 }

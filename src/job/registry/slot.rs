@@ -3,7 +3,7 @@
 use super::queue::{self, demand};
 use super::record::{Key, Life, Place, Root, Slot, State, MESSAGE_BYTES};
 use super::room::{has_idle_room, is_alone, is_ceding, next_key, prepare, staying, Start};
-use super::{batch, slot_mut, slots, watch};
+use super::{batch, end, slot_mut, slots, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::Worker;
 use crate::ffi::process;
@@ -202,7 +202,7 @@ pub fn died(memory: &mut Memory, index: usize, state: State, outcome: &[u8], ref
     if matches!(life(&own), Life::Leaving | Life::Free) {
         return None;
     }
-    queue::abandon(memory, index, state, outcome);
+    end::abandon(memory, index, state, outcome);
     let others = if own.key == 0 { 0 } else { memory.get::<Key>(own.key).workers.saturating_sub(1) };
     match refused {
         // There are too many connections: those that there are go on.
@@ -212,7 +212,7 @@ pub fn died(memory: &mut Memory, index: usize, state: State, outcome: &[u8], ref
         }
         Some(_) => {
             if own.key != 0 {
-                queue::fail_queued(memory, own.key, outcome);
+                end::fail_queued(memory, own.key, outcome);
             }
             leave_key(memory, index);
         }
