@@ -137,7 +137,7 @@ pub(super) fn next_turn(memory: &mut Memory) -> u64 {
 }
 
 /// How many more workers may work on a batch.
-fn room(memory: &Memory, place: Place) -> u32 {
+fn vacancies(memory: &Memory, place: Place) -> u32 {
     let batch = memory.get::<Batch>(place);
     let limit = if batch.is_sequential != 0 { 1 } else { batch.max_workers };
     limit.saturating_sub(batch.workers)
@@ -234,7 +234,7 @@ pub(super) fn demand(memory: &mut Memory, key: Place, now: i64, enough: u32) -> 
     let places: Vec<Place> = batch::batches_of_key(memory, key).take(256).collect();
     let mut total = 0;
     for place in places {
-        let room = room(memory, place);
+        let room = vacancies(memory, place);
         if room > 0 && is_due(memory, place, now) {
             // Jobs that wait for another attempt may not be due; a worker too many finds out.
             total += room.min(memory.get::<Batch>(place).queued);
