@@ -78,7 +78,7 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
         return Task::HandOver;
     }
     let places: Vec<Place> =
-        batch::batches_of_key(memory, own.key).filter(|place| room(memory, *place) > 0).take(256).collect();
+        batch::batches_of_key(memory, own.key).filter(|place| vacancies(memory, *place) > 0).take(256).collect();
     for place in places {
         if !is_due(memory, place, now) {
             continue;
