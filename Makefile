@@ -16,8 +16,8 @@ demo: ## see it work: a throwaway cluster, the extension, a short script (PG=12.
 test: ## all checks and tests, on all versions (PG=NN or PG_CONFIG=... for one)
 	@dev/test $(if $(PG_CONFIG),--pg-config "$(PG_CONFIG)",$(PG))
 
-soak: ## the tests of make test and the long ones: full servers, roles that go, deaths at random (PG=NN)
-	@PGBM_SOAK=1 dev/test $(PG)
+soak: ## make test with 200 deaths at random of each server (PG=NN)
+	@PGBM_CRASH_ROUNDS=200 dev/test $(PG)
 
 setup: ## get the tools and the private servers, for all versions (PG=NN for one)
 	@dev/setup $(PG)

@@ -120,7 +120,8 @@ mod manager_crash;
 
 fn main() -> ExitCode {
     let groups = [
-        // The longest first, so that the rest runs beside it.
+        // The longest first, so that the rest runs beside them.
+        manager_crash::cases(),
         exhaustion::cases(),
         harness::cases(),
         client_text::cases(),
@@ -164,18 +165,12 @@ fn main() -> ExitCode {
         manager_views::cases(),
         manager_stop::cases(),
         manager_retry::cases(),
+        manager_cap::cases(),
+        manager_rights::cases(),
+        manager_server::cases(),
+        manager_update::cases(),
+        manager_reset::cases(),
+        manager_faults::cases(),
     ];
-    // Deaths and full servers, again and again: `make soak`.
-    let long: [fn() -> Vec<case::Case>; 7] = [
-        manager_cap::cases,
-        manager_rights::cases,
-        manager_server::cases,
-        manager_update::cases,
-        manager_reset::cases,
-        manager_faults::cases,
-        manager_crash::cases,
-    ];
-    let is_soak = std::env::var_os("PGBM_SOAK").is_some();
-    let long = long.into_iter().filter(|_| is_soak).flat_map(|cases| cases());
-    case::run(groups.into_iter().flatten().chain(long).collect())
+    case::run(groups.into_iter().flatten().collect())
 }

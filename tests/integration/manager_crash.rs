@@ -1,6 +1,6 @@
 //! The log tells the truth after any death: servers that die at random moments under load.
 //!
-//! `PGBM_CRASH_ROUNDS` says how often (8 if it is not set), `PGBM_CRASH_SEED` which moments; a failure names its seed.
+//! `PGBM_CRASH_ROUNDS` says how often (40 if it is not set), `PGBM_CRASH_SEED` which moments; a failure names its seed.
 
 use crate::manager::{drain, Batch};
 use pg_background_mgr_tests::cluster::{is_alive, signal_process};
@@ -181,7 +181,7 @@ impl Run {
 }
 
 fn crashes_at_random_leave_no_lie() {
-    let rounds = variable("PGBM_CRASH_ROUNDS").unwrap_or(8);
+    let rounds = variable("PGBM_CRASH_ROUNDS").unwrap_or(40);
     let seed = variable("PGBM_CRASH_SEED").unwrap_or_else(|| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
         now.as_secs() ^ u64::from(now.subsec_nanos())
