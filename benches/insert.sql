@@ -14,6 +14,9 @@ create function bench.ways(commit text, query text) returns void language sql as
     ), 'truncate bench.target'),
     ('in the own transaction, ' || commit, bench.block(
         format('perform set_config(''synchronous_commit'', ''%s'', true);', commit) || bench.loop(format('execute %s;', query))
+    ), 'truncate bench.target');
+    select bench.peer('pg_background, ' || commit, bench.block(
+        format('perform set_config(''synchronous_commit'', ''%s'', true);', commit) || bench.loop(bench.peer_job(query, 'text')), 'text'
     ), 'truncate bench.target')
 $fn$;
 
@@ -23,5 +26,5 @@ select bench.ways('on', :'insert'), bench.ways('off', :'insert')
 call bench.run(:rounds);
 
 \echo 'an INSERT that commits by itself, 1,000 times; synchronous_commit on and off;' :rounds 'rounds, ratio to dblink of the same kind'
-select * from bench.report('dblink, open connection, on') where way like '%, on';
-select * from bench.report('dblink, open connection, off') where way like '%, off';
+select * from bench.report('an INSERT that commits, 1,000 times, synchronous_commit on', 'dblink, open connection, on', '%, on');
+select * from bench.report('the same, synchronous_commit off', 'dblink, open connection, off', '%, off');

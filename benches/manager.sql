@@ -49,10 +49,16 @@ $way$, null),
     call bench.pgbench('insert into bench.target values (1)\; insert into bench.log (query, ended_at) values ($$insert into bench.target values (1)$$, clock_timestamp());')
 $way$, null);
 
+select bench.peer('pg_background', bench.block(bench.loop(bench.peer_job(:'insert', 'text'), 10000), 'text'))
+\gset ignored_
+
 call bench.run(:rounds);
 
 \echo '10,000 INSERTs, each a job or a transaction of its own;' :rounds 'rounds, ratio of times to a loop of launch and result in new workers'
-select *, round(10000 / "median ms" * 1000) as "a second" from bench.report('launch and result in a loop, new workers');
+select *, round(10000 / "median ms" * 1000) as "a second"
+from bench.report('10,000 INSERTs, each a job', 'launch and result in a loop, new workers');
+\echo 'The same, ratio to pgbench with a row of a log'
+select * from bench.report('10,000 INSERTs, each a job', 'pgbench, with a row of a log');
 select count(*) as "complaints of pgbench" from bench.output where line ~* 'error|aborted|fatal';
 
 -- The queue. One worker, and it waits for a lock that this session has.
@@ -132,9 +138,11 @@ begin
 
     began := clock_timestamp();
     perform pg_advisory_unlock(1);
-    while exists (select from pg_background_live()) loop
+    while exists (select from pg_background_log where uuid_parent = batch and status = 'queued')
+        or not exists (select from pg_background_log where uuid_parent = batch)
+    loop
         commit;
-        perform pg_sleep(0.01);
+        perform pg_sleep(0.05);
     end loop;
     steps := steps || text 'all rows in the log: ms';
     amounts := amounts || extract(epoch from clock_timestamp() - began) * 1000;
@@ -142,6 +150,10 @@ begin
 
     insert into bench.queue (jobs, round, step, value)
     select queue.jobs, queue.round, step, amount from unnest(steps, amounts) as s (step, amount);
+    while exists (select from pg_background_live()) loop
+        commit;
+        perform pg_sleep(0.05);
+    end loop;
     perform pg_background_prune('0');
     truncate bench.yardstick;
 end

@@ -7,6 +7,12 @@ create function bench.count(source text, expected int) returns text language sql
     select format('select count(*) into result from %s as (i int, t text, z timestamptz); assert result = %s;', source, expected)
 $$;
 
+-- The same of pg_background, whatever its form.
+create function bench.peer_rows(query text, expected int) returns text language sql as $$
+    select replace(replace(bench.peer_job(query, 'int, t text, z timestamptz'), 'job.result into', 'count(*) into'), '* into', 'count(*) into')
+        || format(' assert result = %s;', expected)
+$$;
+
 -- The ways to count what a query gives.
 create function bench.ways(query text, expected int) returns void language sql as $fn$
     truncate bench.way, bench.sample;
@@ -21,7 +27,8 @@ create function bench.ways(query text, expected int) returns void language sql a
     ('the query by itself', bench.block(format($$
         execute format('with rows as materialized (%%s) select count(*) from rows', current_setting('bench.query')) into result;
         assert result = %s;
-    $$, expected)))
+    $$, expected)));
+    select bench.peer('pg_background', bench.block(bench.peer_rows($$current_setting('bench.query')$$, expected)))
 $fn$;
 
 select bench.ways($$
@@ -33,7 +40,7 @@ $$, 1000000)
 call bench.run(:rounds);
 
 \echo '1,000,000 rows (int, text, timestamptz) into count(*);' :rounds 'rounds, ratio to dblink'
-select * from bench.report('dblink, open connection');
+select * from bench.report('1,000,000 rows into count(*)', 'dblink, open connection');
 
 -- Few and large: 10,000 rows of 10 kB.
 select bench.ways($$select i, repeat(md5(i::text), 320), now() from generate_series(1, 10000) as i$$, 10000)
@@ -42,4 +49,4 @@ select bench.ways($$select i, repeat(md5(i::text), 320), now() from generate_ser
 call bench.run(:rounds);
 
 \echo '10,000 rows of 10 kB into count(*);' :rounds 'rounds, ratio to dblink'
-select * from bench.report('dblink, open connection');
+select * from bench.report('10,000 rows of 10 kB into count(*)', 'dblink, open connection');
