@@ -15,7 +15,7 @@ use crate::ffi::{
 };
 use crate::guc;
 use crate::job::log;
-use crate::job::registry::{self, Arrival, Newcomer, Start, State, Task};
+use crate::job::registry::{self, Arrival, Company, Newcomer, Refusal, Start, State, Task};
 use crate::job::{pool, spool, table};
 use crate::protocol::{sqlstate, to_bytes, Outcome, Report, Request};
 use std::cell::Cell;
@@ -33,6 +33,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 thread_local! {
     static PLACE: Cell<Option<usize>> = const { Cell::new(None) };
     static LOGGED_IN: Cell<bool> = const { Cell::new(false) };
+    /// When connections were counted, this was the only worker of its key.
+    static COUNTED_ALONE: Cell<bool> = const { Cell::new(false) };
     static LOST: Slot<Option<Report>> = const { slot(None) };
 }
 
@@ -111,7 +113,10 @@ pub fn on_exit() {
     // Without a reason it was not refused, it just ended, or somebody ended it: another one may have more luck.
     let is_passing = is_interrupt(&report) || [0, sqlstate(b"55P03")].contains(&report.sqlstate);
     let is_refused = !LOGGED_IN.get() && !is_passing;
-    let refused = is_refused.then(|| report.sqlstate == sqlstate(b"53300"));
+    let refused = is_refused.then(|| match report.sqlstate == sqlstate(b"53300") {
+        true => Refusal::TooMany { is_alone: COUNTED_ALONE.get() },
+        false => Refusal::Login,
+    });
     let report = if report.sqlstate == 0 { Report::from(Error::WorkerLost(session::pid())) } else { report };
     let (state, outcome) = match queue::take_decided() {
         Some((state, outcome)) => (state, to_bytes(&outcome)),
@@ -250,13 +255,19 @@ impl Worker {
 
     fn may_be_counted(&self) -> bool {
         let request = Request { database: self.database, login: self.login, ..Request::default() };
-        let patience = Instant::now() + REFUSAL_PATIENCE;
+        let mut alone_since = None;
         let report = loop {
-            // Those that came with it, and were refused as well, count until they are gone.
-            let is_last = area::write(|memory| registry::is_left_alone(memory, self.index));
+            let company = area::write(|memory| registry::company(memory, self.index));
+            COUNTED_ALONE.set(!matches!(company, Company::Others));
             match log::in_own_transaction(false, || check_connection_limits(&request)) {
                 Ok(Ok(())) => return true,
-                Ok(Err(_)) if is_last && Instant::now() < patience => latch::wait(Some(TURN_CHECK)),
+                // Those that came with it, and were refused as well, count until they are gone.
+                Ok(Err(_))
+                    if matches!(company, Company::Leaving)
+                        && alone_since.get_or_insert_with(Instant::now).elapsed() < REFUSAL_PATIENCE =>
+                {
+                    latch::wait(Some(TURN_CHECK));
+                }
                 Ok(Err(error)) => break Report::from(error),
                 Err(captured) => break captured.report,
             }

@@ -400,7 +400,11 @@ fn jobs_beyond_a_connection_limit_do_not_run(db: &Db) {
     let (mut session, mut admin, gate) = (db.client().user(&user).connect(), db.session(), Gate::close(db.session()));
     let batch = Batch::launch(&mut session, &times(gate::WAIT, 6));
     let at_gate = "select count(*) from log_background where status = 'running'";
-    wait_until("a job runs", || admin.number(at_gate) >= 1);
+    wait_until("a job runs", || {
+        let open = "select count(*) from log_background where status in ('queued', 'running')";
+        assert!(admin.number(open) > 0, "{:?}", batch.column(&mut admin, "coalesce(sqlstate, '')"));
+        admin.number(at_gate) >= 1
+    });
     assert!(admin.number(at_gate) <= 2);
     gate.open();
     let states = batch.finish(&mut admin);

@@ -25,10 +25,10 @@ pub use look::{
 };
 pub use queue::{begin, claim, is_recorded, recorded, uuid, uuid_of_first, uuids, withdraw, Claim, Task};
 pub use record::{Place, Reason, State, MESSAGE_BYTES};
-pub use room::{is_attended, is_left_alone, is_settling, is_stuck, make_room, plan, reserve, Start};
+pub use room::{company, is_attended, is_settling, is_stuck, make_room, plan, reserve, Company, Start};
 pub use slot::{
     arrive, cannot_register, died, hand_over, idle, is_starved, is_stopping, may_leave, of_process, register,
-    report_progress, set_waiting, starts_again, stays_on, terminate_jobs, Arrival,
+    report_progress, set_waiting, starts_again, stays_on, terminate_jobs, Arrival, Refusal,
 };
 pub use watch::{listen, unwatch, watch};
 

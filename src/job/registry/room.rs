@@ -390,16 +390,32 @@ pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize
     ask_idle_to_leave(memory, own.unwrap_or(0))
 }
 
-/// Are there others still on their way out, and is this the only worker of its key?
-pub fn is_left_alone(memory: &mut Memory, index: usize) -> bool {
+/// Who a worker shares the connections of its role and database with.
+pub enum Company {
+    /// Other workers of its key.
+    Others,
+    /// It is the only one, but others are still on their way out.
+    Leaving,
+    Nobody,
+}
+
+/// Who is there beside this worker.
+pub fn company(memory: &mut Memory, index: usize) -> Company {
     reclaim(memory);
-    let Some(own) = slots(memory).get(index).copied().filter(|own| own.key != 0) else { return false };
+    let key = slots(memory).get(index).map_or(0, |own| own.key);
+    if key != 0 && memory.get::<Key>(key).workers > 1 {
+        return Company::Others;
+    }
     let goes = |slot: &Slot| {
         matches!(life(slot), Life::Leaving | Life::Died)
             && slot.has_handle != 0
             && !Worker::from_words(slot.handle).is_gone()
     };
-    memory.get::<Key>(own.key).workers == 1 && slots(memory).iter().any(goes)
+    if key != 0 && slots(memory).iter().any(goes) {
+        Company::Leaving
+    } else {
+        Company::Nobody
+    }
 }
 
 /// Is there a worker that sees to the queue, or nothing to be seen to?

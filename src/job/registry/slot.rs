@@ -195,9 +195,23 @@ pub fn starts_again(memory: &Memory, index: usize) -> bool {
     slots(memory).get(index).is_some_and(|slot| life(slot) == Life::Died)
 }
 
-/// The worker dies; what it leaves ends in this state. `refused` = it could not log in. Gives its successor, if the
-/// server does not start it again.
-pub fn died(memory: &mut Memory, index: usize, state: State, outcome: &[u8], refused: Option<bool>) -> Option<Start> {
+/// Why a worker cannot be one.
+#[derive(Clone, Copy)]
+pub enum Refusal {
+    /// Its role or database has too many connections already; was it the only worker there when that was counted?
+    TooMany { is_alone: bool },
+    /// It cannot log in.
+    Login,
+}
+
+/// The worker dies; what it leaves ends in this state. Gives its successor, if the server does not start it again.
+pub fn died(
+    memory: &mut Memory,
+    index: usize,
+    state: State,
+    outcome: &[u8],
+    refused: Option<Refusal>,
+) -> Option<Start> {
     let own = slots(memory).get(index).copied()?;
     if matches!(life(&own), Life::Leaving | Life::Free) {
         return None;
@@ -205,18 +219,19 @@ pub fn died(memory: &mut Memory, index: usize, state: State, outcome: &[u8], ref
     end::abandon(memory, index, state, outcome);
     let others = if own.key == 0 { 0 } else { memory.get::<Key>(own.key).workers.saturating_sub(1) };
     match refused {
-        // There are too many connections: those that there are go on.
-        Some(true) if others > 0 => {
+        // Those that there are go on.
+        Some(Refusal::TooMany { .. }) if others > 0 => {
             leave_key(memory, index);
             memory.get_mut::<Key>(own.key).limit = others;
         }
+        // Those that it was counted with have gone since, perhaps refused as well: the next one looks again.
+        Some(Refusal::TooMany { is_alone: false }) | None => leave_key(memory, index),
         Some(_) => {
             if own.key != 0 {
                 end::fail_queued(memory, own.key, outcome);
             }
             leave_key(memory, index);
         }
-        None => leave_key(memory, index),
     }
     let goes = own.is_unwanted != 0 || own.is_mortal != 0;
     if let Some(slot) = slot_mut(memory, index) {
