@@ -13,7 +13,7 @@ use crate::session::{Client, Session};
 use crate::wait::{poll, PATIENCE};
 
 /// Most cases wait for servers more than they compute.
-const THREADS: usize = 4;
+const THREADS: usize = 6;
 
 /// A database of the shared cluster that one case has for itself, with the extension.
 #[derive(Debug)]
