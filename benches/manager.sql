@@ -165,7 +165,10 @@ from generate_series(1, :rounds) as round, unnest(array[10000, 100000, 1000000])
 \gexec
 
 \echo 'A queue of as many jobs; medians of' :rounds 'rounds'
-select jobs, step, round(percentile_cont(0.5) within group (order by value)::numeric, 1) as median
+-- Of the memory what the first took: the next ones find it there.
+select jobs, step,
+       round(case when step like 'shared memory%' then max(value) else percentile_cont(0.5) within group (order by value) end::numeric, 1)
+           as median
 from bench.queue
 where round > 0
 group by jobs, step
