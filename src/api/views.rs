@@ -13,20 +13,6 @@ fn time(at: Option<i64>) -> Cell {
     at.map_or(Cell::Null, Cell::Timestamp)
 }
 
-/// What came of a job, as cells: result, row_count, command_tag, sqlstate, message, detail, hint, context.
-fn outcome_cells(outcome: &Outcome) -> [Cell; 8] {
-    [
-        outcome.result.clone().into(),
-        outcome.row_count.into(),
-        outcome.command_tag.clone().into(),
-        outcome.sqlstate_text().into(),
-        outcome.message.clone().into(),
-        outcome.detail.clone().into(),
-        outcome.hint.clone().into(),
-        outcome.context.clone().into(),
-    ]
-}
-
 /// `pg_background_live(batch uuid, only_unrecorded bool, only_elsewhere bool) RETURNS TABLE (…)`
 fn live(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
@@ -62,7 +48,7 @@ fn live(call: &Call) -> Result<Value, Error> {
             now.pid.into(),
         ];
         let last = [Cell::BigInt(epoch), job.manner.to_options().into()];
-        rows.put(&[&first[..], &place_cells(now), &last, &outcome_cells(&log::outcome_of(now))].concat())?;
+        rows.put(&[&first[..], &place_cells(now), &last, &log::outcome_cells(&log::outcome_of(now))].concat())?;
     }
     rows.finish();
     Ok(Value::Void)
@@ -134,7 +120,7 @@ fn lost(is_started: bool) -> Vec<Cell> {
 
 fn from_outcome(status: &str, outcome: &Outcome) -> Vec<Cell> {
     let status = Cell::Text(status.into());
-    [&[status], &[const { Cell::Null }; 7][..], &outcome_cells(outcome)].concat()
+    [&[status], &[const { Cell::Null }; 7][..], &log::outcome_cells(outcome)].concat()
 }
 
 /// A job whose final row is written, which the reader's snapshot does not show, was still running when that was taken:
@@ -160,7 +146,7 @@ fn from_moment(job: &Moment) -> Vec<Cell> {
         time(job.ended.filter(|_| !is_ahead(job))),
         Cell::Int(job.attempts as i32),
     ];
-    [&first[..], &place_cells(job), &outcome_cells(&log::outcome_of(job))].concat()
+    [&first[..], &place_cells(job), &log::outcome_cells(&log::outcome_of(job))].concat()
 }
 
 sql_function!(pg_background_live, pg_finfo_pg_background_live, live);

@@ -42,25 +42,31 @@ pub struct FinalRow<'a> {
 
 impl FinalRow<'_> {
     fn cells(&self) -> Vec<Cell> {
-        let outcome = &self.outcome;
         let timestamp = |at: Option<i64>| at.map_or(Cell::Null, Cell::Timestamp);
-        vec![
+        let row = [
             Cell::Uuid(self.uuid),
             Cell::Text(self.status.into()),
             self.pid.into(),
             timestamp(self.started),
             timestamp(self.ended),
             Cell::Int(self.attempts as i32),
-            outcome.result.clone().into(),
-            outcome.row_count.into(),
-            outcome.command_tag.clone().into(),
-            outcome.sqlstate_text().into(),
-            outcome.message.clone().into(),
-            outcome.detail.clone().into(),
-            outcome.hint.clone().into(),
-            outcome.context.clone().into(),
-        ]
+        ];
+        row.into_iter().chain(outcome_cells(&self.outcome)).collect()
     }
+}
+
+/// What came of a job, as cells: result, row_count, command_tag, sqlstate, message, detail, hint, context.
+pub fn outcome_cells(outcome: &Outcome) -> [Cell; 8] {
+    [
+        outcome.result.clone().into(),
+        outcome.row_count.into(),
+        outcome.command_tag.clone().into(),
+        outcome.sqlstate_text().into(),
+        outcome.message.clone().into(),
+        outcome.detail.clone().into(),
+        outcome.hint.clone().into(),
+        outcome.context.clone().into(),
+    ]
 }
 
 /// The types of [`FinalRow::cells`], also where a value is NULL.

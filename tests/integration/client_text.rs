@@ -1,7 +1,7 @@
 //! Statements, result sets and tags.
 
 use crate::oracle::assert_like_client;
-use pg_background_mgr_tests::lab::lab;
+use pg_background_mgr_tests::lab::{forced_parallel, lab};
 use pg_background_mgr_tests::{case, literal, wait_until, Case, Db};
 
 pub fn cases() -> Vec<Case> {
@@ -376,7 +376,7 @@ fn event_triggers_fire(db: &Db) {
 }
 
 fn a_job_works_where_parallelism_is_forced(db: &Db) {
-    let forced = if lab().version >= 16 { "debug_parallel_query" } else { "force_parallel_mode" };
+    let forced = forced_parallel();
     let setup = format!("set {forced} = on; create table t as select generate_series(1, 100) as a");
     assert_like_client(db, &setup, "select sum(a) from t", "");
     let mut session = db.session();

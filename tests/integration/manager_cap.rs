@@ -2,7 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, load, set_server, times, wait_at_gate, Batch, COUNTED, PEAK};
-use pg_background_mgr_tests::lab::lab;
+use pg_background_mgr_tests::lab::forced_parallel;
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, ServerError, Session, Stop};
 
 pub fn cases() -> Vec<Case> {
@@ -396,10 +396,7 @@ fn a_restricted_operation_does_not_launch(db: &Db) {
 
 fn a_parallel_worker_does_not_launch(db: &Db) {
     let mut session = db.session();
-    let force = match lab().version {
-        16.. => "debug_parallel_query",
-        _ => "force_parallel_mode",
-    };
+    let force = forced_parallel();
     session.run(&format!(
         "create function sneak() returns int parallel safe language plpgsql as \
          $$ begin perform pg_background_launch_num('select 1'); return 1; end $$; set {force} = on"

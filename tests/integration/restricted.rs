@@ -1,6 +1,6 @@
 //! From where no job may be launched.
 
-use pg_background_mgr_tests::lab::lab;
+use pg_background_mgr_tests::lab::forced_parallel;
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 
 pub fn cases() -> Vec<Case> {
@@ -109,10 +109,7 @@ fn autovacuum_does_not_launch() {
 
 fn a_parallel_worker_does_not_launch(db: &Db) {
     let mut session = db.session();
-    let force = match lab().version {
-        16.. => "debug_parallel_query",
-        _ => "force_parallel_mode",
-    };
+    let force = forced_parallel();
     session.run(&format!(
         "create table ran (a int); create function sneak() returns int parallel safe language plpgsql as \
          $$ begin return pg_background_launch('insert into ran values (1)'); end $$; \

@@ -132,41 +132,34 @@ fn processes_end_when_the_postmaster_is_gone() {
 
 fn processes_end_when_the_postmaster_goes_while_a_worker_starts() {
     for stage in [Stage::Registered, Stage::Attached] {
-        let cluster = Cluster::start_with_extension(&[]);
-        let fresh = cluster.baseline();
-        prepare(&cluster);
-        let mut scene = Scene::reach(&cluster, stage);
-        cluster.signal_postmaster(Signal::SIGKILL);
-        if let Some(worker) = scene.worker {
-            wait_until("the end of the worker", || !is_alive(worker));
-        }
-        scene.resume();
-        cluster.wait_stopped();
-        drop(scene);
-        cluster.start();
-        assert_intact(&cluster, &fresh, 0);
+        end_while_a_worker_starts(stage, Signal::SIGKILL);
     }
 }
 
 fn a_shutdown_while_a_worker_starts_runs_nothing() {
     for how in [Stop::Fast, Stop::Immediate] {
         for stage in [Stage::Registered, Stage::Attached] {
-            let cluster = Cluster::start_with_extension(&[]);
-            let fresh = cluster.baseline();
-            prepare(&cluster);
-            let mut scene = Scene::reach(&cluster, stage);
-            let signal = if how == Stop::Fast { Signal::SIGINT } else { Signal::SIGQUIT };
-            cluster.signal_postmaster(signal);
-            if let Some(worker) = scene.worker {
-                wait_until("the end of the worker", || !is_alive(worker));
-            }
-            scene.resume();
-            cluster.wait_stopped();
-            drop(scene);
-            cluster.start();
-            assert_intact(&cluster, &fresh, 0);
+            end_while_a_worker_starts(stage, if how == Stop::Fast { Signal::SIGINT } else { Signal::SIGQUIT });
         }
     }
+}
+
+/// The signal for the postmaster while a launch is at this stage; the job must not run.
+#[track_caller]
+fn end_while_a_worker_starts(stage: Stage, signal: Signal) {
+    let cluster = Cluster::start_with_extension(&[]);
+    let fresh = cluster.baseline();
+    prepare(&cluster);
+    let mut scene = Scene::reach(&cluster, stage);
+    cluster.signal_postmaster(signal);
+    if let Some(worker) = scene.worker {
+        wait_until("the end of the worker", || !is_alive(worker));
+    }
+    scene.resume();
+    cluster.wait_stopped();
+    drop(scene);
+    cluster.start();
+    assert_intact(&cluster, &fresh, 0);
 }
 
 /// A cancel can be caught by the job's text; what ends a process cannot.

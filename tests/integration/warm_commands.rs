@@ -2,7 +2,7 @@
 
 use crate::oracle::assert_same_error;
 use crate::warm::{in_a_new_process, rest, rest_after, run, run_warm, warm, Outcome};
-use pg_background_mgr_tests::lab::lab;
+use pg_background_mgr_tests::lab::forced_parallel;
 use pg_background_mgr_tests::{case, Case, Db, Session};
 
 pub fn cases() -> Vec<Case> {
@@ -146,7 +146,7 @@ fn workers(outcome: &Outcome) -> Vec<&str> {
 fn parallel_plans_get_their_workers(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select generate_series(1, 20000) a; analyze t");
-    let forced = if lab().version >= 16 { "debug_parallel_query" } else { "force_parallel_mode" };
+    let forced = forced_parallel();
     let cheap = "set max_parallel_workers_per_gather = 2; set parallel_setup_cost = 0; set parallel_tuple_cost = 0; \
                  set min_parallel_table_scan_size = 0";
     for (settings, expected) in

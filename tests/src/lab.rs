@@ -246,3 +246,13 @@ impl Lab {
         false
     }
 }
+
+/// The setting that has the server run every plan that it may in parallel workers.
+#[must_use]
+pub fn forced_parallel() -> &'static str {
+    if lab().version >= 16 {
+        "debug_parallel_query"
+    } else {
+        "force_parallel_mode"
+    }
+}
