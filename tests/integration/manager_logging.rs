@@ -2,7 +2,8 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{cell, drain, times, wait_at_gate, Batch};
-use pg_background_mgr_tests::{case, wait_until, Case, Db};
+use pg_background_mgr_tests::lab::lab;
+use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -25,6 +26,7 @@ pub fn cases() -> Vec<Case> {
         case!(a_locked_log_does_not_fail_a_job),
         case!(a_locked_log_does_not_hide_states),
         case!(a_locked_log_does_not_hold_up_jobs_for_ever),
+        private_case!(a_full_disk_does_not_fail_a_job),
         // Who reads it when.
         case!(no_job_is_lost_while_the_server_lives),
         case!(a_caller_with_an_old_snapshot_sees_the_truth_by_functions),
@@ -308,6 +310,53 @@ fn a_locked_log_does_not_hide_states(db: &Db) {
     assert_eq!(session.rows(&followed), ["failed", "succeeded"]);
     locker.run("rollback");
     assert_eq!(batch.finish(&mut session), ["succeeded", "failed"]);
+}
+
+/// No file of the cluster may grow beyond so many bytes: a full disk, for the files that are that large already.
+fn limit_files(cluster: &Cluster, bytes: &str) {
+    for process in cluster.processes() {
+        // One that has gone in the meantime needs no limit.
+        let pid = format!("--pid={}", process.pid);
+        let _ = lab().command("/usr/bin/prlimit").args([pid, format!("--fsize={bytes}:")]).output();
+    }
+}
+
+fn a_full_disk_does_not_fail_a_job() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "200ms")]);
+    let mut session = cluster.session("postgres");
+    session.run("create table ran (a int)");
+    let finished = Batch::launch(&mut session, &["select 1"]);
+    finished.succeed(&mut session);
+    // More than a segment of the write-ahead log, which must still be written.
+    session.run(
+        "insert into pg_background_log \
+         (status, user_name, uuid_parent, uuid_child, query, queued_at, attempts, epoch, owner) \
+         select status, user_name, uuid_parent, md5(i::text)::uuid, query, queued_at, attempts, epoch, owner \
+         from pg_background_log, generate_series(1, 150000) as i",
+    );
+    let bytes = session.value("select pg_relation_size('pg_background_log')");
+    assert!(bytes.parse::<u64>().expect("a number") > 17 << 20, "{bytes}");
+    limit_files(&cluster, &bytes);
+    // Its last page takes a few rows more.
+    let mark = cluster.log_mark();
+    let mut batches = Vec::new();
+    wait_until("a log that is full", || {
+        let batch = Batch::launch(&mut session, &["insert into ran values (1)", "select 1 / 0"]);
+        let ended = format!("select status from pg_background_monitor('{}', false) order by 1", batch.parent);
+        assert_eq!(session.rows(&ended), ["failed", "succeeded"]);
+        let rows = format!("select count(*) from pg_background_log where uuid_parent = '{}'", batch.parent);
+        batches.push(batch);
+        session.value(&rows) == "0"
+    });
+    cluster.wait_log(mark, "the reason", |line| line.text.contains("could not extend file"));
+    assert_eq!(session.value("select count(*) from ran"), batches.len().to_string());
+    limit_files(&cluster, "unlimited");
+    for batch in &batches {
+        assert_eq!(batch.finish(&mut session), ["succeeded", "failed"]);
+        assert_eq!(batch.log(&mut session, 1, "sqlstate"), "22012");
+    }
+    let rows = "select count(*) from pg_background_log where sqlstate = '22012'";
+    wait_until("all rows in the table", || session.value(rows) == batches.len().to_string());
 }
 
 fn a_locked_log_does_not_hold_up_jobs_for_ever(db: &Db) {
