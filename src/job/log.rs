@@ -510,10 +510,11 @@ pub fn fingerprint(database: u32, login: u32) -> (u64, Vec<u8>) {
         static KNOWN: Slot<Option<(u64, Vec<u8>)>> = const { slot(None) };
     }
     let changes = login::changes();
-    if KNOWN.with_borrow(|known| known.as_ref().is_none_or(|(at, _)| *at != changes)) {
-        let extension = spi::select(catalog::EXTENSION_VERSION).concat();
-        KNOWN.set(Some((changes, extension)));
-    }
-    let extension = KNOWN.with_borrow(|known| known.as_ref().map(|(_, extension)| extension.clone()));
-    (login::look(database, login).state, extension.unwrap_or_default())
+    let known = KNOWN.with_borrow(|known| known.clone()).filter(|(at, _)| *at == changes);
+    let (_, extension) = known.unwrap_or_else(|| {
+        let now = (changes, spi::select(catalog::EXTENSION_VERSION).concat());
+        KNOWN.set(Some(now.clone()));
+        now
+    });
+    (login::look(database, login).state, extension)
 }

@@ -140,16 +140,16 @@ fn read_request(channel: Channel) -> bool {
 
 /// Waits until the launch is complete. False = it was given up, and the job must not run.
 fn is_launched(channel: Channel) -> bool {
-    let mut is_known = false;
     loop {
         match channel.gate() {
             Gate::Open => return true,
             Gate::Abandoned => return false,
             Gate::Closed if !session::launcher_lives() => return false,
-            Gate::Closed if !is_known => {
-                // So that the launcher can wake this process; it may have opened the gate before it could.
+            // So that the launcher can wake this process; it may have opened the gate before it could.
+            Gate::Closed
+                if SENDER.with_borrow(|sender| sender.as_ref().is_some_and(|sender| !sender.is_attached())) =>
+            {
                 SENDER.with_borrow_mut(|sender| sender.as_mut().map(Sender::attach));
-                is_known = true;
             }
             Gate::Closed => latch::wait(Some(LAUNCHER_CHECK)),
         }

@@ -282,13 +282,19 @@ fn a_database_dropped_by_force_takes_its_jobs_along() {
     Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
 }
 
-fn a_database_is_renamed_while_jobs_wait() {
+/// As [`with_other`]; the one worker that there may be waits at a gate.
+fn with_other_held_up() -> (Cluster, Session, Gate, Batch) {
     let (cluster, mut admin) = with_other();
     load(&mut admin);
     set_server(&cluster, &mut admin, "pg_background_mgr.max_workers", "1");
     let gate = Gate::close(cluster.session("postgres"));
     let held = Batch::launch(&mut admin, &[gate::WAIT]);
     wait_at_gate(&mut admin, 1);
+    (cluster, admin, gate, held)
+}
+
+fn a_database_is_renamed_while_jobs_wait() {
+    let (cluster, mut admin, gate, held) = with_other_held_up();
     let mut session = cluster.session("other");
     let batch = Batch::launch(&mut session, &["insert into ran values (1)", "insert into ran values (2)"]);
     assert_eq!(batch.states(&mut session), ["queued", "queued"]);
@@ -320,12 +326,7 @@ fn a_database_with_idle_workers_is_a_template() {
 }
 
 fn a_database_that_is_dropped_while_its_jobs_wait_harms_nobody() {
-    let (cluster, mut admin) = with_other();
-    load(&mut admin);
-    set_server(&cluster, &mut admin, "pg_background_mgr.max_workers", "1");
-    let gate = Gate::close(cluster.session("postgres"));
-    let held = Batch::launch(&mut admin, &[gate::WAIT]);
-    wait_at_gate(&mut admin, 1);
+    let (cluster, mut admin, gate, held) = with_other_held_up();
     let mut session = cluster.session("other");
     Batch::launch(&mut session, &times("insert into ran values (1)", 3));
     let after = Batch::launch(&mut admin, &["select 1", "select 2"]);
