@@ -92,8 +92,9 @@ fn jobs_have_the_launchers_settings(db: &Db) {
     let mut session = db.client().parameter("options", "-c my.startup=yes").connect();
     session.run(
         "create schema s; create table s.t as select 7 as a; set search_path = s, public; set work_mem = '7MB'; \
-         set my.own = 'it''s, \"mine\"'; set datestyle = 'German, DMY'; begin; set local timezone = 'Asia/Tokyo'",
+         set my.own = 'it''s, \"mine\"'; set datestyle = 'German, DMY'",
     );
+    session.run("begin; set local timezone = 'Asia/Tokyo'");
     let text = "select a, current_setting('search_path') as p, current_setting('work_mem') as w, \
                 current_setting('my.own') as o, current_setting('my.startup') as s, '2001-02-03'::date::text as d, \
                 current_setting('timezone') as z from t";
