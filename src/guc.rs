@@ -82,12 +82,20 @@ pub fn cap() -> usize {
     usize::try_from(cap).unwrap_or(0)
 }
 
-/// How many workers may have nothing to do and stay: half of what there may be, so that others who want processes, as
-/// parallel queries, find some.
+/// How many workers may have nothing to do: half of what there may be, so that others who want processes, as parallel
+/// queries, find some.
+pub fn spare_limit() -> usize {
+    match cap() {
+        0 => 0,
+        cap => (cap / 2).max(1),
+    }
+}
+
+/// How many workers may have nothing to do and stay.
 pub fn idle_limit() -> usize {
-    match (WORKER_IDLE_TIMEOUT.get(), cap()) {
-        (0, _) | (_, 0) => 0,
-        (_, cap) => (cap / 2).max(1),
+    match WORKER_IDLE_TIMEOUT.get() {
+        0 => 0,
+        _ => spare_limit(),
     }
 }
 

@@ -7,6 +7,7 @@
 //! What lies in the area is plain data ([`Pod`]); references to it are offsets, and are looked at under one lock only.
 
 use super::memory::Switch;
+use super::process;
 use crate::compat::area::create_dsa;
 use bytemuck::Pod;
 use pgrx::pg_sys;
@@ -14,16 +15,21 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// The layout is part of the name: two versions of the library may be loaded in one server.
-const NAME: &std::ffi::CStr = c"pg_background_mgr registry 1";
+const NAME: &std::ffi::CStr = c"pg_background_mgr registry 2";
 const TRANCHE: &std::ffi::CStr = c"pg_background_mgr";
 /// `AddinShmemInitLock` among the server's individual locks (lwlocknames.h), the same in 12 to 18.
 const ADDIN_SHMEM_INIT_LOCK: usize = 21;
+
+/// How long a process is on its way out at most, in microseconds, if nothing unusual holds it up.
+const WAY_OUT: i64 = 100_000;
 
 #[repr(C)]
 struct Header {
     epoch: AtomicU64,
     /// Workers of the classic interface that live now; they count against the cap.
     outside: AtomicI64,
+    /// When the last of them began to end: the server's time in microseconds.
+    left: AtomicI64,
     tranche: AtomicU32,
     /// The area: `dsa_handle`; 0 = not made yet.
     handle: AtomicU32,
@@ -98,6 +104,16 @@ pub fn is_made() -> bool {
 /// Counts a worker that is not in the registry; `change` is 1 or -1.
 pub fn count_outside(change: i64) {
     header().outside.fetch_add(change, Ordering::AcqRel);
+}
+
+/// Such a worker ends now: the server has a process more in a moment.
+pub fn note_leaving() {
+    header().left.store(process::now(), Ordering::Release);
+}
+
+/// Is one on its way out, or was a moment ago?
+pub fn is_one_leaving() -> bool {
+    process::now() - header().left.load(Ordering::Acquire) < WAY_OUT
 }
 
 /// How many such workers live now.

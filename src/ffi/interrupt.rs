@@ -165,6 +165,17 @@ pub fn error_seen() {
     }
 }
 
+/// Makes a background worker that has not been given anything to do take signals: SIGTERM has it end when it can, SIGHUP
+/// is only remembered. [`take_signals`] is to follow.
+pub fn take_signals_without_job() {
+    // SAFETY: handlers that set flags and a latch; signals are blocked until the last line.
+    unsafe {
+        process::set_signal_handler(SIGTERM, Some(on_terminate));
+        process::set_signal_handler(SIGHUP, Some(on_reload));
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
 /// Makes this background worker take signals as a session does: SIGTERM ends it at the next safe point. SIGINT and
 /// SIGUSR1 are so already; SIGHUP is only remembered, as one text never sees two configurations (bgworker.c,
 /// `BackgroundWorkerMain`).
@@ -174,6 +185,11 @@ pub fn take_signals() {
         process::set_signal_handler(SIGTERM, process::terminate_handler());
         process::set_signal_handler(SIGHUP, Some(on_reload));
         pg_sys::BackgroundWorkerUnblockSignals();
+        // What came before there was a job is for it, too.
+        if IS_ENDING.load(Ordering::Relaxed) {
+            (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
+            (&raw mut pg_sys::InterruptPending).write_volatile(1 as _);
+        }
     }
 }
 

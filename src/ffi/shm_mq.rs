@@ -151,17 +151,6 @@ impl Receiver {
         unsafe { !pg_sys::shm_mq_get_sender(pg_sys::shm_mq_get_queue(self.handle)).is_null() }
     }
 
-    /// Wakes the sender, if it has attached.
-    pub fn wake_sender(&self) {
-        // SAFETY: PGPROC entries live in main shared memory for ever; waking a later owner of the entry is harmless.
-        unsafe {
-            let sender = pg_sys::shm_mq_get_sender(pg_sys::shm_mq_get_queue(self.handle));
-            if !sender.is_null() {
-                pg_sys::SetLatch(&raw mut (*sender).procLatch);
-            }
-        }
-    }
-
     /// Tells the sender that nobody will receive, and frees the handle. To be followed by closing the segment.
     pub fn close(self) {
         // SAFETY: attached; the handle is not used again.

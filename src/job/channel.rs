@@ -1,7 +1,7 @@
 //! The segment that a session and a worker share, for one job after the other.
 //!
 //! ```text
-//! words        [L] layout, sizes, has the result been read    [W] pid, seat, last words' length    [LW] gate, pin
+//! words        [L] layout, sizes, has the result been read    [W] process, seat, last words' length    [LW] gate, pin
 //! last words   [W] why the worker died, if it could not send it
 //! room         [L] the request, and the job's SQL
 //! queue        shm_mq: frames from worker to session
@@ -12,7 +12,8 @@
 //! that attaches and a launcher that gives the launch up takes the pin away.
 //!
 //! The gate makes a launch all or nothing: a new worker runs its job only after the launcher, which may be cancelled while
-//! it waits for the worker to start, has opened it.
+//! it waits for the worker to start, has opened it. A process that was started ahead of its job waits until one is there; it
+//! closes the gate for ever when it has waited for long enough.
 //!
 //! When the result has been read, launcher and worker may use the segment for the next job: the launcher writes it into
 //! the room, and has the registry tell the worker.
@@ -20,13 +21,13 @@
 use super::registry::Seat;
 use crate::ffi::bgworker::Worker;
 use crate::ffi::dsm::{Handle, Segment};
-use crate::ffi::session;
 use crate::ffi::shm_mq::{Receiver, Sender};
+use crate::ffi::{process, session};
 use crate::protocol::{aligned, to_bytes, Report};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 /// Changes with the layout, so that a library of another version is noticed.
-const LAYOUT: u64 = u64::from_be_bytes(*b"pgbm\0\0\0\x02");
+const LAYOUT: u64 = u64::from_be_bytes(*b"pgbm\0\0\0\x03");
 
 /// Words at the beginning of the segment.
 #[derive(Clone, Copy)]
@@ -34,6 +35,12 @@ enum Word {
     Layout,
     Gate,
     Pid,
+    /// The worker as others wake it.
+    Process,
+    /// There is a job for a new process.
+    HasJob,
+    /// What the launcher knows of the login that the process is to make.
+    LoginVersion,
     /// Bytes for the request and the text.
     Room,
     RequestLength,
@@ -51,7 +58,7 @@ enum Word {
     HasWorker,
 }
 
-const WORDS_BYTES: usize = 128;
+const WORDS_BYTES: usize = 192;
 /// Room for a report with long texts; a longer one is cut.
 const LAST_WORDS_BYTES: usize = 4096;
 const ROOM: usize = WORDS_BYTES + LAST_WORDS_BYTES;
@@ -75,7 +82,7 @@ pub enum Gate {
 pub struct Channel(Segment);
 
 impl Channel {
-    /// Launcher: creates the segment and writes the job into it. None = no segment is left.
+    /// Launcher: creates the segment and writes the job into it, or nothing yet. None = no segment is left.
     pub fn create(request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Self, Receiver)> {
         let room = (aligned(request.len()) + sql.len()).max(LEAST_ROOM);
         let queue = queue_offset(room);
@@ -97,7 +104,7 @@ impl Channel {
         if !self.write_job(request, sql) {
             return None;
         }
-        for word in [Word::Gate, Word::Pid, Word::Seat, Word::HasWorker] {
+        for word in [Word::Gate, Word::Pid, Word::Process, Word::HasJob, Word::Seat, Word::HasWorker] {
             self.set(word, 0);
         }
         Some(Receiver::create(&self.0, queue_offset(self.get(Word::Room) as usize), aligned(queue_bytes)))
@@ -115,6 +122,23 @@ impl Channel {
         self.set(Word::LastWordsLength, 0);
         self.set(Word::IsRead, 0);
         true
+    }
+
+    /// Launcher: a new process may begin with the job that was written, and log in. One that is there already, with a
+    /// process id, is woken when the gate opens.
+    pub fn offer(&self, login_version: u64) {
+        self.set(Word::LoginVersion, login_version);
+        self.0.word(Word::HasJob as usize).store(1, SeqCst);
+    }
+
+    /// Worker: is there a job? One of `set_process`, then this, and `offer`, then its wake-up, sees the other's.
+    pub fn has_job(&self) -> bool {
+        self.0.word(Word::HasJob as usize).load(SeqCst) != 0
+    }
+
+    /// Worker: what the launcher knew of the login when it offered the job.
+    pub fn login_version(&self) -> u64 {
+        self.get(Word::LoginVersion)
     }
 
     /// Worker: maps the segment. None = the launcher has gone, or has another version of the library.
@@ -141,10 +165,16 @@ impl Channel {
         }
     }
 
-    /// Launcher: gives the launch up. The job will not run. The receiver must have been closed before.
-    pub fn abandon(self) {
+    /// Launcher: gives the launch up. The job will not run.
+    pub fn give_up(&self) {
         self.decide(Gate::Abandoned);
         self.unpin();
+        self.wake();
+    }
+
+    /// Launcher: as [`give_up`](Self::give_up), and gives the segment back. The receiver must have been closed before.
+    pub fn abandon(self) {
+        self.give_up();
         self.close();
     }
 
@@ -212,32 +242,48 @@ impl Channel {
     }
 
     /// Worker: says who it is.
-    pub fn set_pid(&self, pid: i32) {
-        self.set(Word::Pid, pid as u64);
+    pub fn set_process(&self, pid: i32) {
+        self.set(Word::Process, process::own());
+        self.0.word(Word::Pid as usize).store(pid as u64, SeqCst);
+    }
+
+    /// Launcher: wakes the worker, if it has come so far.
+    fn wake(&self) {
+        if self.pid().is_some() {
+            process::wake(self.get(Word::Process));
+        }
     }
 
     /// Launcher: the worker's process id, if it has come so far.
     pub fn pid(&self) -> Option<i32> {
-        Some(self.get(Word::Pid) as i32).filter(|pid| *pid != 0)
+        Some(self.0.word(Word::Pid as usize).load(SeqCst) as i32).filter(|pid| *pid != 0)
     }
 
     /// The gate as it is now.
     pub fn gate(&self) -> Gate {
-        match self.get(Word::Gate) {
+        match self.0.word(Word::Gate as usize).load(SeqCst) {
             1 => Gate::Open,
             2 => Gate::Abandoned,
             _ => Gate::Closed,
         }
     }
 
-    /// Launcher: lets the worker run the job.
-    pub fn open(&self) {
+    /// Launcher: lets the worker run the job. False = the worker has gone before there was one.
+    pub fn open(&self) -> bool {
         self.decide(Gate::Open);
+        self.wake();
+        self.gate() == Gate::Open
+    }
+
+    /// Worker: no job will be run here. False = one is to be run.
+    pub fn decline(&self) -> bool {
+        self.decide(Gate::Abandoned);
+        self.gate() == Gate::Abandoned
     }
 
     /// The first decision holds.
     fn decide(&self, gate: Gate) {
-        let _ = self.0.word(Word::Gate as usize).compare_exchange(0, gate as u64, AcqRel, Relaxed);
+        let _ = self.0.word(Word::Gate as usize).compare_exchange(0, gate as u64, SeqCst, SeqCst);
     }
 
     /// Worker: leaves a report for a launcher that will find the queue closed. Never waits and never raises: it is

@@ -6,9 +6,14 @@ use crate::ffi::area;
 use crate::ffi::bgworker::{Registration, Worker};
 use crate::ffi::dsm::Handle;
 use crate::ffi::exit;
+use std::time::Duration;
 
 /// How long the server waits before it starts a worker again that has died, in seconds: for what is still queued.
 const RESTART_AFTER: i32 = 1;
+
+/// A process that is to go takes a millisecond or two; if something holds it up, the worker is started another time.
+const GOING_CHECK: Duration = Duration::from_millis(1);
+const GOING_CHECKS: u32 = 20;
 
 /// Starts the workers that are wanted now and that there is room for.
 pub fn start_workers() {
@@ -26,12 +31,28 @@ pub fn register(start: Start) -> bool {
         words: [area::epoch() as u64, start.slot as u64, start.serial],
         restart_after: Some(RESTART_AFTER),
     };
-    let worker = Worker::register(LIBRARY, WORKER_KIND, &registration);
+    let worker = Worker::register(LIBRARY, WORKER_KIND, &registration)
+        .or_else(|| take_place_of_ahead().then(|| Worker::register(LIBRARY, WORKER_KIND, &registration))?);
     area::write(|memory| match worker {
         Some(worker) => registry::register(memory, start, worker),
         None => registry::cannot_register(memory, start),
     });
     worker.is_some()
+}
+
+/// Sends a process away that was started ahead of its job, and waits until it is gone. False = there is none. Interrupts are
+/// not served: whatever wants a worker has been promised already.
+fn take_place_of_ahead() -> bool {
+    if !area::write(registry::make_room_ahead) {
+        return false;
+    }
+    for _ in 0..GOING_CHECKS {
+        if !area::read(registry::is_one_leaving_ahead) {
+            return true;
+        }
+        std::thread::sleep(GOING_CHECK);
+    }
+    true
 }
 
 /// Ends this process in a way that has the server start another one in its place.

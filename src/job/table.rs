@@ -102,6 +102,8 @@ struct Table {
     reading: Vec<(i32, Channel)>,
     gone: VecDeque<(i32, Gone)>,
     spares: Vec<Spare>,
+    /// To a process that was started ahead of its job.
+    ahead: Option<Spare>,
 }
 
 thread_local! {
@@ -118,6 +120,7 @@ pub fn insert(job: Job) {
             TABLE.with_borrow(|table| {
                 let unread = table.jobs.values().map(|job| job.channel);
                 unread.chain(table.reading.iter().map(|(_, channel)| *channel)).for_each(release);
+                table.ahead.iter().for_each(|ahead| ahead.channel.give_up());
             });
         });
     }
@@ -173,8 +176,13 @@ pub fn finish(job: Job, gone: Gone, is_whole: bool) {
     }
     release(job.channel);
     let Job { channel, receiver, queue_bytes, .. } = job;
+    keep(|spares| spares.push(Spare { channel, receiver, queue_bytes }));
+}
+
+/// Keeps a channel, and lets the oldest go if there are too many.
+fn keep(add: impl FnOnce(&mut Vec<Spare>)) {
     let too_many = TABLE.with_borrow_mut(|table| {
-        table.spares.push(Spare { channel, receiver, queue_bytes });
+        add(&mut table.spares);
         (table.spares.len() > SPARES).then(|| table.spares.remove(0))
     });
     if let Some(spare) = too_many {
@@ -196,6 +204,16 @@ pub fn take_widowed(queue_bytes: usize) -> Option<Spare> {
     })
 }
 
+/// Keeps the channel to a process that was started ahead of its job.
+pub fn set_ahead(ahead: Spare) {
+    TABLE.with_borrow_mut(|table| table.ahead = Some(ahead));
+}
+
+/// Takes it out.
+pub fn take_ahead() -> Option<Spare> {
+    TABLE.with_borrow_mut(|table| table.ahead.take())
+}
+
 /// Takes the channel that was used last out.
 pub fn take_spare() -> Option<Spare> {
     TABLE.with_borrow_mut(|table| table.spares.pop())
@@ -203,12 +221,13 @@ pub fn take_spare() -> Option<Spare> {
 
 /// Puts a channel back that was not used: it is the first to go.
 pub fn put_back_spare(spare: Spare) {
-    TABLE.with_borrow_mut(|table| table.spares.insert(0, spare));
+    keep(|spares| spares.insert(0, spare));
 }
 
 /// Gives everything up: this process begins another session.
 pub fn clear() {
     let table = TABLE.with_borrow_mut(std::mem::take);
     table.jobs.into_values().for_each(Job::close);
-    table.spares.into_iter().for_each(Spare::close);
+    table.ahead.iter().for_each(|ahead| ahead.channel.give_up());
+    table.spares.into_iter().chain(table.ahead).for_each(Spare::close);
 }

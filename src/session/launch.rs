@@ -1,5 +1,6 @@
 //! Launching a job.
 
+use super::ahead;
 use crate::error::Error;
 use crate::ffi::bgworker::{Registration, Start, Worker};
 use crate::ffi::shm_mq::Receiver;
@@ -104,16 +105,48 @@ fn remember(pid: i32, channel: Channel, receiver: Receiver, queue_bytes: usize, 
     pid
 }
 
-/// Has the server start a process for the job.
+/// Gives the job to a new process: to one that was started ahead, or has the server start one.
 fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize) -> Result<i32, Error> {
-    let (channel, receiver) = segment(letter, sql, queue_bytes).ok_or(Error::SegmentsExhausted)?;
     // What the worker logs in to is at least as new.
     let version = login::version(request.database, request.login);
-    // Cancelled, terminated or out of memory while the worker starts: then the job must never run.
+    let is_followed = ahead::is_followed();
+    let given = match ahead::take(letter, sql, queue_bytes) {
+        Some(Spare { channel, receiver, .. }) => complete(channel, receiver, |registered| {
+            registered.set(channel.worker());
+            channel.offer(version);
+            channel.pid().map_or_else(|| started(&channel), Ok)
+        })?,
+        None => None,
+    };
+    let (pid, channel, receiver) = match given {
+        Some(given) => given,
+        None => {
+            // What is left of a launch before is for the process that is started ahead of the next.
+            let used = if is_followed { None } else { ahead::used_segment(letter, sql, queue_bytes) };
+            let made = used.or_else(|| Channel::create(letter, sql, queue_bytes));
+            let (channel, receiver) = made.ok_or(Error::SegmentsExhausted)?;
+            channel.offer(version);
+            complete(channel, receiver, |registered| start(&channel, registered))?.ok_or(Error::NotStarted)?
+        }
+    };
+    let pid = remember(pid, channel, receiver, queue_bytes, sql);
+    if is_followed {
+        ahead::start(queue_bytes);
+    }
+    Ok(pid)
+}
+
+/// Completes a launch, or sees to it that the job never runs: cancelled, terminated or out of memory while the process
+/// starts. `start` says which one it is, and gives its process id. None = the process has gone before it had the job.
+fn complete(
+    channel: Channel,
+    receiver: Receiver,
+    start: impl FnOnce(&Cell<Option<Worker>>) -> Result<i32, Error>,
+) -> Result<Option<(i32, Channel, Receiver)>, Error> {
     let mut receiver = Some(receiver);
     let registered = Cell::new(None);
     let started = report::on_error(
-        || start(&channel, version, &registered),
+        || start(&registered),
         || {
             if let Some(worker) = registered.take() {
                 worker.terminate();
@@ -128,29 +161,13 @@ fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
         return Err(Error::NotStarted);
     };
     match started {
-        Ok(pid) => {
-            channel.open();
-            receiver.wake_sender();
-            Ok(remember(pid, channel, receiver, queue_bytes, sql))
-        }
-        Err(error) => {
+        Ok(pid) if channel.open() => Ok(Some((pid, channel, receiver))),
+        started => {
             receiver.close();
             channel.abandon();
-            Err(error)
+            started.map(|_| None)
         }
     }
-}
-
-/// A segment with the job in it: one whose worker is gone, or a new one.
-fn segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
-    if let Some(Spare { channel, receiver, .. }) = table::take_widowed(queue_bytes) {
-        receiver.close();
-        if let Some(receiver) = channel.renew(letter, sql, queue_bytes) {
-            return Some((channel, receiver));
-        }
-        channel.close();
-    }
-    Channel::create(letter, sql, queue_bytes)
 }
 
 fn checked_queue_size(queue_size: i32) -> Result<usize, Error> {
@@ -163,27 +180,38 @@ fn checked_queue_size(queue_size: i32) -> Result<usize, Error> {
 }
 
 /// Registers the worker and waits until it runs.
-fn start(channel: &Channel, version: u64, registered: &Cell<Option<Worker>>) -> Result<i32, Error> {
-    let registration = Registration {
-        function: WORKER_FUNCTION,
-        argument: channel.handle(),
-        words: [version, 0, 0],
-        restart_after: None,
-    };
+fn start(channel: &Channel, registered: &Cell<Option<Worker>>) -> Result<i32, Error> {
     let worker = loop {
-        channel.pin();
-        if let Some(worker) = Worker::register(LIBRARY, WORKER_KIND, &registration) {
+        if let Some(worker) = register(channel) {
             break worker;
         }
-        channel.unpin();
         // Workers that have nothing to do are in nobody's way.
-        if !(area::is_made() && area::write(registry::make_room)) {
+        let will_have_room = area::is_made() && area::write(registry::make_room);
+        if !will_have_room && !area::is_one_leaving() {
             return Err(Error::SlotsExhausted);
         }
         latch::wait(Some(ROOM_CHECK));
     };
     registered.set(Some(worker));
-    channel.set_worker(worker);
+    started(channel)
+}
+
+/// Has the server start a process that will come for this segment. None = there is no room for one.
+pub(super) fn register(channel: &Channel) -> Option<Worker> {
+    let registration =
+        Registration { function: WORKER_FUNCTION, argument: channel.handle(), words: [0; 3], restart_after: None };
+    channel.pin();
+    let worker = Worker::register(LIBRARY, WORKER_KIND, &registration);
+    match worker {
+        Some(worker) => channel.set_worker(worker),
+        None => channel.unpin(),
+    }
+    worker
+}
+
+/// Waits until the worker runs that was registered for this segment; gives its process id.
+fn started(channel: &Channel) -> Result<i32, Error> {
+    let Some(worker) = channel.worker() else { return Err(Error::NotStarted) };
     match worker.wait_for_start() {
         Start::Started(pid) => Ok(pid),
         // It may have come and gone in the meantime: then it has left its number, and the reason.

@@ -1,5 +1,6 @@
 //! What runs in the session that launches jobs: the jobs that it has launched, and how it reads their results.
 
+mod ahead;
 mod blocked;
 mod launch;
 mod manage;

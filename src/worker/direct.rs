@@ -4,21 +4,22 @@
 use super::bootstrap::{become_session, check_connection_limits, located, prepare_session, set_job_text};
 use super::{executor, outbox, pool};
 use crate::error::Error;
-use crate::ffi::bgworker;
 use crate::ffi::dsm::Handle;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured};
 use crate::ffi::shm_mq::Sender;
-use crate::ffi::{area, client, exit, interrupt, latch, session, statement, transaction};
+use crate::ffi::{area, client, exit, guc, interrupt, latch, session, statement, transaction};
 use crate::job::channel::{Channel, Gate};
 use crate::job::nesting;
 use crate::protocol::{decode, Done, Report, Request};
 use std::cell::Cell;
 use std::ffi::CString;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a worker whose launch is not complete looks whether its launcher still lives.
 const LAUNCHER_CHECK: Duration = Duration::from_secs(1);
+/// How long a process that was started ahead of its job waits for one.
+const AHEAD: Duration = Duration::from_millis(100);
 
 thread_local! {
     static CHANNEL: Cell<Option<Channel>> = const { Cell::new(None) };
@@ -30,6 +31,8 @@ thread_local! {
     static REPORTED: Cell<bool> = const { Cell::new(true) };
     /// This process counts as one that is not in the registry.
     static IS_OUTSIDE: Cell<bool> = const { Cell::new(false) };
+    /// What the launcher knew of the login that this process has made.
+    static LOGIN_VERSION: Cell<u64> = const { Cell::new(0) };
 }
 
 /// A new process: runs its job, and stays for others if it may.
@@ -39,17 +42,21 @@ pub fn main(segment: Handle) {
     let Some(channel) = Channel::attach(segment) else {
         return; // the launch was given up: there is nobody to tell
     };
-    interrupt::take_signals();
-    IS_OUTSIDE.set(true);
-    area::count_outside(1);
-    channel.set_pid(session::pid());
     CHANNEL.set(Some(channel));
-    REPORTED.set(false);
     // The last one is the first to be called: it tells the launcher why.
     exit::before_exit(pool::on_exit);
     exit::before_exit(on_exit);
+    channel.set_process(session::pid());
+    if !await_job(channel) {
+        return;
+    }
+    REPORTED.set(false);
+    IS_OUTSIDE.set(true);
+    area::count_outside(1);
+    LOGIN_VERSION.set(channel.login_version());
     report::watch(outbox::notice);
     SENDER.set(Some(channel.sender()));
+    interrupt::take_signals();
     if !read_request(channel) {
         return;
     }
@@ -64,6 +71,29 @@ pub fn main(segment: Handle) {
     pool::stay(database, login);
     // While the launcher is awake, not when this process has ended.
     let_go();
+}
+
+/// A process may be started ahead of its job. False = there will be none.
+fn await_job(channel: Channel) -> bool {
+    if channel.has_job() {
+        return true;
+    }
+    interrupt::take_signals_without_job();
+    let began = Instant::now();
+    let mut is_stale = false;
+    while !channel.has_job() {
+        let left = AHEAD.saturating_sub(began.elapsed());
+        is_stale |= interrupt::take_stale();
+        let is_over = left.is_zero() || is_stale || interrupt::is_ending() || channel.gate() == Gate::Abandoned;
+        if is_over && channel.decline() {
+            return false;
+        }
+        latch::wait(Some(left));
+    }
+    if is_stale || interrupt::take_stale() {
+        guc::reload();
+    }
+    true
 }
 
 /// A worker that stays has been given another job.
@@ -114,17 +144,18 @@ fn let_go() {
     }
 }
 
-/// This process is in the registry from now on.
-pub fn come_inside() {
-    if IS_OUTSIDE.replace(false) {
+/// This process is in the registry from now on, or goes. False = it was, or has gone.
+pub fn come_inside() -> bool {
+    let was_outside = IS_OUTSIDE.replace(false);
+    if was_outside {
         area::count_outside(-1);
     }
+    was_outside
 }
 
-/// What the session said of the worker's login when it asked for the process.
-pub fn told_version() -> u64 {
-    let [version, ..] = bgworker::told();
-    version
+/// What the session knew of the login of this process; 0 = it logged in for the queue.
+pub fn login_version() -> u64 {
+    LOGIN_VERSION.get()
 }
 
 /// Reads who the job is, unless it is the one of before.
@@ -145,12 +176,6 @@ fn is_launched(channel: Channel) -> bool {
             Gate::Open => return true,
             Gate::Abandoned => return false,
             Gate::Closed if !session::launcher_lives() => return false,
-            // So that the launcher can wake this process; it may have opened the gate before it could.
-            Gate::Closed
-                if SENDER.with_borrow(|sender| sender.as_ref().is_some_and(|sender| !sender.is_attached())) =>
-            {
-                SENDER.with_borrow_mut(|sender| sender.as_mut().map(Sender::attach));
-            }
             Gate::Closed => latch::wait(Some(LAUNCHER_CHECK)),
         }
     }
@@ -181,6 +206,9 @@ fn run(channel: Channel, is_new: bool) {
     });
     conclude(outcome);
     statement::announce_idle();
+    if is_new && !pool::may_stay() {
+        area::note_leaving();
+    }
     outbox::deliver();
     REPORTED.set(true);
     let sender = outbox::close();
@@ -214,10 +242,15 @@ pub fn refuse(segment: Handle, error: Report) {
 /// What ends this process without an outcome (a refused login, a termination) is told to the launcher. To be registered
 /// before the process connects.
 pub fn on_exit() {
-    if let (Some(channel), false) = (CHANNEL.get(), REPORTED.get()) {
-        if let Some(report) = report::take_last_error() {
+    if let Some(channel) = CHANNEL.get() {
+        // Without a job so far, it takes none any more.
+        if REPORTED.get() {
+            channel.decline();
+        } else if let Some(report) = report::take_last_error() {
             channel.leave_last_words(&located(report));
         }
     }
-    come_inside();
+    if come_inside() {
+        area::note_leaving();
+    }
 }

@@ -70,13 +70,10 @@ pub fn main() {
 
 /// A process that has run a job of its own stays for others, if it is wanted.
 pub fn stay(database: u32, login: u32) {
-    let Some(channel) = direct::channel().filter(|_| guc::idle_limit() > 0 && !interrupt::is_dying()) else { return };
+    let Some(channel) = direct::channel().filter(|_| may_stay()) else { return };
     let Some(worker) = channel.worker() else { return };
     let segment = channel.handle().to_number();
-    let version = direct::told_version();
-    if version == 0 {
-        return; // no session would give it a job: each is to log in anew
-    }
+    let version = direct::login_version();
     let newcomer = Newcomer { database, login, version, pid: session::pid(), worker, segment };
     let seat = area::write(|memory| {
         // Without memory for it, it goes as it would have.
@@ -97,6 +94,12 @@ pub fn stay(database: u32, login: u32) {
         worker.work();
     }
     worker.leave();
+}
+
+/// May a process that runs a job of its own stay? No session would give another to one whose login it cannot tell from what
+/// a new one would be: each is to log in anew.
+pub fn may_stay() -> bool {
+    guc::idle_limit() > 0 && direct::login_version() != 0 && !interrupt::is_dying()
 }
 
 /// What this worker leaves when it ends before its time. To be registered before the process connects.
@@ -231,7 +234,7 @@ impl Worker {
             return false;
         }
         let found = log::in_own_transaction(false, || {
-            let is_current = login::version(self.database, self.login) == direct::told_version();
+            let is_current = login::version(self.database, self.login) == direct::login_version();
             (is_current && log::find()).then(|| log::fingerprint(self.database, self.login))
         });
         self.fingerprint = found.ok().flatten();

@@ -76,6 +76,8 @@ mod warm_commands;
 mod warm_aside;
 // Deaths and cancels of workers that stay.
 mod warm_faults;
+// Processes that are started before there is a job for them.
+mod ahead;
 // Launchers and workers that are cancelled, terminated, killed, gone.
 mod faults;
 // Servers that go down while there are jobs.
@@ -153,6 +155,7 @@ fn main() -> ExitCode {
         warm_commands::cases(),
         warm_aside::cases(),
         warm_faults::cases(),
+        ahead::cases(),
         faults::cases(),
         shutdown::cases(),
         manager_launch::cases(),

@@ -7,6 +7,7 @@ use std::process::{Child, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
@@ -371,6 +372,16 @@ impl Cluster {
         if poll(PATIENCE, || session.rows(query).is_empty().then_some(())).is_none() {
             panic!("background processes stay: {:?}", session.rows(query));
         }
+        // Those that have not logged in are not shown there.
+        wait_until("the end of every worker", || self.workers().is_empty());
+    }
+
+    /// The workers of the extension, also those that have not logged in.
+    pub fn workers(&self) -> Vec<i32> {
+        let is_worker = |process: &Process| {
+            process.title.strip_prefix("postgres: ").is_some_and(|title| title.contains("pg_background"))
+        };
+        self.processes().into_iter().filter(is_worker).map(|process| process.pid).collect()
     }
 
     /// After a fault: nothing stuck, nothing leaked, and the next job runs.
@@ -436,8 +447,16 @@ fn remove_shared_memory(data: &Path) {
 /// Sends a signal to a process of a cluster.
 #[track_caller]
 pub fn signal_process(pid: i32, signal: Signal) {
+    try_signal(pid, signal).unwrap_or_else(|error| panic!("cannot send {signal} to {pid}: {error}"));
+}
+
+/// Sends a signal to a process of a cluster that may be gone.
+///
+/// # Errors
+/// `ESRCH`: it is.
+pub fn try_signal(pid: i32, signal: Signal) -> Result<(), Errno> {
     assert!(pid > 1, "not a process of a cluster: {pid}");
-    kill(Pid::from_raw(pid), signal).unwrap_or_else(|error| panic!("cannot send {signal} to {pid}: {error}"));
+    kill(Pid::from_raw(pid), signal)
 }
 
 /// Whether a process exists that has not ended.

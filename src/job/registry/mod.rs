@@ -3,6 +3,7 @@
 //! A job is here from its acceptance until its final row is in the log. Everything is looked at and changed under one
 //! lock; nothing here waits, and nothing here talks to the catalogs.
 
+mod ahead;
 mod batch;
 mod direct;
 mod end;
@@ -14,6 +15,7 @@ mod slot;
 mod stopper;
 mod watch;
 
+pub use ahead::{add_ahead, has_room_ahead, is_one_leaving_ahead, make_room_ahead, take_ahead};
 pub use batch::{add, open, remove, uuid_of, NewBatch, NewJob};
 pub use direct::{
     close, give, has_errand, has_idle, has_job, join, offer, release, served, take_back, undo, Newcomer, Seat,

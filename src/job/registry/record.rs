@@ -86,8 +86,24 @@ pub struct Root {
     pub slot_count: u64,
     /// The server had no process for the last worker that was asked for.
     pub is_starved: u64,
+    /// Processes that wait for their first job.
+    pub ahead: [Ahead; AHEAD],
     /// Batches by the hash of their uuid.
     pub buckets: [Place; BUCKETS],
+}
+
+/// How many processes may be started ahead of their job.
+pub const AHEAD: usize = 8;
+
+/// A process that was started ahead of its job.
+#[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ahead {
+    /// 0 = there is none.
+    pub is_there: u64,
+    pub handle: [u64; 2],
+    /// It was told to go.
+    pub is_unwanted: u64,
 }
 
 /// Who can run what: workers of a key run jobs of the key. Lives as long as it has batches or workers.

@@ -6,7 +6,7 @@
 use super::queue::{self, demand};
 use super::record::{Batch, Key, Life, Place, Root, Slot};
 use super::slot::life;
-use super::{batch, slot_mut, slots};
+use super::{ahead, batch, slot_mut, slots};
 use crate::error::Error;
 use crate::ffi::area::{self, Memory};
 use crate::ffi::bgworker::Worker;
@@ -39,7 +39,8 @@ fn reclaim(memory: &mut Memory) {
 /// How many workers of the extension there are in the whole server, or will be.
 pub(super) fn live(memory: &mut Memory) -> usize {
     reclaim(memory);
-    slots(memory).iter().filter(|slot| life(slot) != Life::Free && slot.is_succeeded == 0).count() + area::outside()
+    let inside = slots(memory).iter().filter(|slot| life(slot) != Life::Free && slot.is_succeeded == 0).count();
+    inside + ahead::count(memory) + area::outside()
 }
 
 /// On its way out, and nobody waits for its place.
@@ -184,7 +185,7 @@ pub(super) fn ask_outdated_to_leave(memory: &mut Memory, key: Place, version: u6
 }
 
 /// How many workers have nothing to do.
-fn idle_count(memory: &Memory) -> usize {
+pub(super) fn idle_count(memory: &Memory) -> usize {
     slots(memory).iter().filter(|slot| life(slot) == Life::Idle).count()
 }
 
@@ -251,6 +252,7 @@ pub fn plan(memory: &mut Memory) -> Vec<Start> {
         }
         match prepare_in_room(memory, key) {
             Some(start) => starts.push(start),
+            None if ahead::send_away(memory) => {}
             None => {
                 ask_idle_to_leave(memory, key);
                 // Others fill the cap: one worker waits for room, so that nobody else has to.
@@ -341,7 +343,7 @@ pub fn make_room(memory: &mut Memory) -> bool {
             return true;
         }
     }
-    ask_idle_to_leave(memory, 0)
+    ahead::make_room_ahead(memory) || ask_idle_to_leave(memory, 0)
 }
 
 /// Wakes workers of a database that have nothing to do: there are rows to write.
@@ -359,7 +361,10 @@ pub(super) fn wake_writers(memory: &Memory, database: u32) {
 /// # Errors
 /// [`Error::TooFewWorkers`] (53000)
 pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> Result<Vec<Start>, Error> {
-    let free = free_places(memory, database, login);
+    let mut free = free_places(memory, database, login);
+    while free < wanted && ahead::send_away(memory) {
+        free += 1;
+    }
     if free < wanted {
         return Err(Error::TooFewWorkers { wanted, free });
     }

@@ -1,0 +1,72 @@
+//! A process that is started ahead of the next launch.
+//!
+//! While launches that need a new process follow each other, the next process is started as soon as one has its job: the
+//! fork and the loading of the library go on beside that job. It is nobody's before it has a job: it has not logged in, and
+//! it leaves when none comes soon, or when somebody else wants a process.
+
+use super::launch::register;
+use crate::ffi::area;
+use crate::ffi::shm_mq::Receiver;
+use crate::guc;
+use crate::job::channel::Channel;
+use crate::job::registry;
+use crate::job::table::{self, Spare};
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// A launch that comes so soon after the one before will be followed by another: half of the time for which a process
+/// waits for its job.
+const SOON: Duration = Duration::from_millis(50);
+
+thread_local! {
+    /// When this session had a new process last.
+    static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// A job gets a new process now: will the next one want one soon?
+pub fn is_followed() -> bool {
+    let now = Instant::now();
+    LAST.replace(Some(now)).is_some_and(|last| now - last < SOON)
+}
+
+/// The channel to the process that was started ahead, with the job in it; none = there is no such process any more, or the
+/// job does not fit.
+pub fn take(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<Spare> {
+    let ahead = table::take_ahead()?;
+    let is_there =
+        ahead.channel.worker().is_some_and(|worker| area::write(|memory| registry::take_ahead(memory, worker)));
+    if is_there && ahead.queue_bytes == queue_bytes && ahead.channel.write_job(letter, sql) {
+        return Some(ahead);
+    }
+    ahead.channel.give_up();
+    table::put_back_spare(ahead);
+    None
+}
+
+/// Starts one, if there is room and a segment for it.
+pub fn start(queue_bytes: usize) {
+    if guc::spare_limit() == 0 || !area::write(registry::has_room_ahead) {
+        return;
+    }
+    // A new one could be refused, and the launch is complete.
+    let Some((channel, receiver)) = used_segment(&[], &[], queue_bytes) else { return };
+    let ahead = Spare { channel, receiver, queue_bytes };
+    match register(&ahead.channel) {
+        Some(worker) => {
+            area::write(|memory| registry::add_ahead(memory, worker));
+            table::set_ahead(ahead);
+        }
+        None => ahead.close(),
+    }
+}
+
+/// The segment of a worker that is gone, made ready for another.
+pub fn used_segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
+    let Spare { channel, receiver, .. } = table::take_widowed(queue_bytes)?;
+    receiver.close();
+    let renewed = channel.renew(letter, sql, queue_bytes);
+    if renewed.is_none() {
+        channel.close();
+    }
+    Some((channel, renewed?))
+}
