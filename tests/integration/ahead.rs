@@ -23,6 +23,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_launch_of_another_session_gets_its_place),
         private_case!(a_queue_gets_its_place),
         private_case!(few_processes_serve_many_sessions),
+        private_case!(one_process_serves_job_after_job),
         private_case!(a_server_stops_at_once),
         private_case!(a_killed_one_loses_nothing_but_the_servers_memory),
     ]
@@ -332,6 +333,23 @@ fn few_processes_serve_many_sessions() {
     }
     drop(sessions);
     cluster.assert_sound(&before);
+}
+
+/// The process of the job before is still ending when the next is launched.
+fn one_process_serves_job_after_job() {
+    for timeout in ["0", "10s"] {
+        let cluster = Cluster::start_with_extension(&[
+            ("max_worker_processes", "2"),
+            ("pg_background_mgr.worker_idle_timeout", timeout),
+        ]);
+        let before = cluster.baseline();
+        let mut session = cluster.session("postgres");
+        for _ in 0..3 {
+            session.run(&in_a_row(50, "'select 1::text'", "perform a"));
+        }
+        drop(session);
+        cluster.assert_sound(&before);
+    }
 }
 
 fn a_server_stops_at_once() {
