@@ -49,6 +49,8 @@ static IS_STALE: AtomicBool = AtomicBool::new(false);
 static IN_JOB: AtomicBool = AtomicBool::new(false);
 /// The job that runs is a session's: SIGTERM ends it as it ends any session.
 static IN_SESSION: AtomicBool = AtomicBool::new(false);
+/// What came of a job is being written down.
+static IS_CONCLUDING: AtomicBool = AtomicBool::new(false);
 /// The process is a worker that runs one job after the other.
 static IS_LASTING: AtomicBool = AtomicBool::new(false);
 
@@ -76,7 +78,9 @@ signal_handler! {
     fn on_terminate() {
         // SAFETY: flags of this process that its handlers may set; the latch is its own.
         unsafe {
-            if IN_SESSION.load(Ordering::Relaxed) || IS_ENDING.swap(true, Ordering::Relaxed) {
+            if IN_SESSION.load(Ordering::Relaxed)
+                || IS_ENDING.swap(true, Ordering::Relaxed) && !IS_CONCLUDING.load(Ordering::Relaxed)
+            {
                 (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
             } else if IN_JOB.load(Ordering::Relaxed) {
                 (&raw mut pg_sys::QueryCancelPending).write_volatile(1 as _);
@@ -149,6 +153,24 @@ pub fn end_job() {
         if IS_LASTING.load(Ordering::Relaxed) {
             (&raw mut pg_sys::ProcDiePending).write_volatile(0 as _);
         }
+    }
+}
+
+/// While this lives, a process that is to end anyway is not ended by a second SIGTERM, as a smart shutdown sends it when the
+/// last session has gone: it writes down what came of its job, which waits for nothing for long.
+#[must_use = "it is so only while the guard lives"]
+pub struct Concluding(());
+
+impl Concluding {
+    pub fn new() -> Self {
+        IS_CONCLUDING.store(true, Ordering::Relaxed);
+        Concluding(())
+    }
+}
+
+impl Drop for Concluding {
+    fn drop(&mut self) {
+        IS_CONCLUDING.store(false, Ordering::Relaxed);
     }
 }
 

@@ -160,6 +160,30 @@ pub fn force_sync_commit() {
     unsafe { ForceSyncCommit() };
 }
 
+/// While this lives, a commit waits for no standby (syncrep.c, `SyncRepWaitForLSN`): nothing would end that wait of a
+/// process that is to end, and that takes its time to write down what it has done.
+#[must_use = "it is so only while the guard lives"]
+pub struct NoStandby(c_int);
+
+impl NoStandby {
+    pub fn new() -> Self {
+        let local = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_LOCAL_FLUSH as c_int;
+        // SAFETY: a setting of this process; no code of the server runs in between.
+        unsafe {
+            let before = pg_sys::synchronous_commit;
+            pg_sys::synchronous_commit = before.min(local);
+            NoStandby(before)
+        }
+    }
+}
+
+impl Drop for NoStandby {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { pg_sys::synchronous_commit = self.0 };
+    }
+}
+
 /// Runs `body` in a subtransaction: what it did is undone if it raises. Waits for locks end after `lock_timeout`
 /// milliseconds.
 ///

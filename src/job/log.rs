@@ -173,7 +173,7 @@ fn hold(waits: bool) {
 }
 
 /// Runs `body` in a transaction of the extension's own, with the rights of the cluster's owner; `is_durable`: when this
-/// returns, it is on disk.
+/// returns, it is on the disk of this server.
 ///
 /// # Errors
 /// The report of the error; everything is rolled back.
@@ -186,6 +186,7 @@ pub fn in_own_transaction<T>(is_durable: bool, body: impl FnOnce() -> T) -> Resu
         if is_durable {
             transaction::force_sync_commit();
         }
+        let _no_standby = transaction::NoStandby::new();
         transaction::finish_command();
         value
     });

@@ -143,7 +143,12 @@ fn a_session_uses_the_segment_of_a_worker_that_is_gone_again() {
     settle(&cluster);
     assert_eq!(session.job("insert into ran values ('second')", "tag text"), ["INSERT 0 1"]);
     settle(&cluster);
-    assert_eq!(cluster.segments(), segments);
+    for _ in 0..10 {
+        assert_eq!(session.job("select 42", "n int"), ["42"]);
+    }
+    settle(&cluster);
+    // One for the job, one for the process that ends, one for the process that is started ahead.
+    assert!(cluster.segments().len() <= segments.len() + 2, "{:?}, then {:?}", segments, cluster.segments());
     let pid = session.launch("select pg_terminate_backend(pg_backend_pid()), pg_sleep(600)");
     assert_eq!(session.error(&format!("select pg_background_result({pid})")).sqlstate(), "57P01");
     settle(&cluster);
@@ -152,7 +157,7 @@ fn a_session_uses_the_segment_of_a_worker_that_is_gone_again() {
     assert_eq!(session.job(&format!("insert into ran values ('{text}')"), "tag text"), ["INSERT 0 1"]);
     settle(&cluster);
     assert_eq!(session.rows("select length(a) from ran order by 1"), ["5", "6", "100000"]);
-    assert!(cluster.segments().len() <= segments.len() + 1, "{:?}", cluster.segments());
+    assert!(cluster.segments().len() <= segments.len() + 3, "{:?}", cluster.segments());
     drop(session);
     settle(&cluster);
     cluster.assert_sound(&before);

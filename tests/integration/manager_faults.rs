@@ -3,7 +3,7 @@
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, log, times, wait_at_gate, wait_gone, Batch};
 use pg_background_mgr_tests::cluster::signal_process;
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session, Signal, Stop};
+use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Session, Signal, Stop};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -38,6 +38,7 @@ pub fn cases() -> Vec<Case> {
         // Others take what there is.
         private_case!(jobs_wait_while_others_have_all_processes),
         private_case!(one_free_process_drains_the_queue),
+        private_case!(the_log_waits_for_no_standby),
     ]
 }
 
@@ -77,17 +78,14 @@ fn set_scene(cluster: &Cluster) -> Scene {
 
 /// At the first look after the next start, by somebody without rights: what ran and what waited is lost, and nothing else.
 #[track_caller]
-fn assert_lost(cluster: &Cluster, ended: &Batch, open: &Batch, running: &[&str]) {
+fn assert_lost(cluster: &Cluster, ended: &Batch, open: &Batch, running: &str) {
     let mut weak = cluster.client("postgres").user("weak").connect();
     let states = open.states(&mut weak);
-    // Each as far as its own worker came before it was ended for good.
-    assert!(states[..2].iter().all(|state| running.contains(&state.as_str())), "{states:?}");
+    assert_eq!(states[..2], times(running, 2));
     assert_eq!(states[2..], times("lost", 3));
     let told = open.column(&mut weak, "message");
-    for (state, line) in states.iter().zip(&told).take(2) {
-        let is_unknown = line.starts_with(UNKNOWN.0) && line.ends_with(UNKNOWN.1);
-        assert_eq!(is_unknown, state == "lost", "{states:?} {told:?}");
-    }
+    let is_unknown = |line: &String| line.starts_with(UNKNOWN.0) && line.ends_with(UNKNOWN.1);
+    assert!(told[..2].iter().all(|line| is_unknown(line) == (running == "lost")), "{told:?}");
     assert_eq!(told[2..], times(NEVER_STARTED, 3));
     assert_eq!(ended.states(&mut weak), ["succeeded", "failed"]);
     for mut session in [weak, cluster.session("postgres")] {
@@ -131,7 +129,7 @@ fn a_killed_worker_leaves_no_job_that_seems_to_run() {
     let mut watcher = cluster.session("postgres");
     signal_process(worker(&mut watcher), Signal::SIGKILL);
     wait_restarted(&cluster, &mut watcher);
-    assert_lost(&cluster, &scene.ended, &scene.open, &["lost"]);
+    assert_lost(&cluster, &scene.ended, &scene.open, "lost");
 }
 
 fn a_killed_postmaster_leaves_no_job_that_seems_to_run() {
@@ -140,7 +138,7 @@ fn a_killed_postmaster_leaves_no_job_that_seems_to_run() {
     cluster.signal_postmaster(Signal::SIGKILL);
     cluster.wait_stopped();
     cluster.start();
-    assert_lost(&cluster, &scene.ended, &scene.open, &["lost"]);
+    assert_lost(&cluster, &scene.ended, &scene.open, "lost");
 }
 
 fn an_immediate_shutdown_leaves_no_job_that_seems_to_run() {
@@ -148,10 +146,11 @@ fn an_immediate_shutdown_leaves_no_job_that_seems_to_run() {
     let scene = set_scene(&cluster);
     cluster.stop(Stop::Immediate);
     cluster.start();
-    assert_lost(&cluster, &scene.ended, &scene.open, &["lost"]);
+    assert_lost(&cluster, &scene.ended, &scene.open, "lost");
 }
 
-/// Running jobs may still be able to say that they were stopped. They wait for no session, which might end first.
+/// Running jobs still say that they were stopped, also when the server insists. They wait for no session, which might end
+/// first.
 #[track_caller]
 fn assert_shutdown(how: Stop) {
     let cluster = cluster(&[]);
@@ -165,7 +164,7 @@ fn assert_shutdown(how: Stop) {
     drop(session);
     cluster.wait_stopped();
     cluster.start();
-    assert_lost(&cluster, &ended, &open, &["lost", "stopped"]);
+    assert_lost(&cluster, &ended, &open, "stopped");
 }
 
 fn a_fast_shutdown_leaves_no_job_that_seems_to_run() {
@@ -182,7 +181,7 @@ fn a_server_that_does_not_restart_by_itself_leaves_no_job_that_seems_to_run() {
     signal_process(worker(&mut cluster.session("postgres")), Signal::SIGKILL);
     cluster.wait_stopped();
     cluster.start();
-    assert_lost(&cluster, &scene.ended, &scene.open, &["lost"]);
+    assert_lost(&cluster, &scene.ended, &scene.open, "lost");
 }
 
 fn lost_jobs_are_lost_in_every_database() {
@@ -197,9 +196,43 @@ fn lost_jobs_are_lost_in_every_database() {
     cluster.start();
     let mut other = cluster.session("other");
     assert_eq!(waiting.column(&mut other, "status || ': ' || message"), times(&format!("lost: {NEVER_STARTED}"), 2));
-    assert_lost(&cluster, &scene.ended, &scene.open, &["lost"]);
+    assert_lost(&cluster, &scene.ended, &scene.open, "lost");
     Batch::launch(&mut other, &["insert into ran values (3)"]).succeed(&mut other);
     assert_eq!(other.rows("table ran"), ["3"]);
+}
+
+/// Whoever commits waits for a standby that never comes, unless the session has said that it does not want to.
+fn the_log_waits_for_no_standby() {
+    let cluster = cluster(&[]);
+    let mut session = cluster.client("postgres").parameter("options", "-c synchronous_commit=local").connect();
+    session.run("alter system set synchronous_standby_names = 'nobody'");
+    cluster.reload();
+    let mut patient = cluster.session("postgres");
+    let waits =
+        format!("select count(*) from pg_stat_activity where pid = {} and wait_event = 'SyncRep'", patient.pid());
+    wait_until("the server waits for its standby", || {
+        patient.send("insert into ran values (0)");
+        let is_waiting = wait_for("the commit, or its wait", || {
+            let is_waiting = session.value(&waits) == "1";
+            let is_done =
+                session.value(&format!("select state from pg_stat_activity where pid = {}", patient.pid())) == "idle";
+            (is_waiting || is_done).then_some(is_waiting)
+        });
+        if !is_waiting {
+            patient.finish("the commit");
+        }
+        is_waiting
+    });
+    let ended = Batch::launch(&mut session, &["insert into ran values (1)", "select 1 / 0"]);
+    assert_eq!(ended.finish(&mut session), ["succeeded", "failed"]);
+    let running = Batch::launch(&mut session, &["select pg_sleep(600)"]);
+    running.wait_state(&mut session, 0, "running");
+    drop(session);
+    cluster.stop(Stop::Fast);
+    std::fs::remove_file(cluster.data().join("postgresql.auto.conf")).expect("the setting is gone");
+    cluster.start();
+    let mut session = cluster.session("postgres");
+    assert_eq!(running.states(&mut session), ["stopped"]);
 }
 
 fn lost_jobs_stay_lost_over_restarts() {
@@ -274,8 +307,11 @@ fn a_killed_idle_worker_loses_nothing() {
     let mut session = cluster.session("postgres");
     let batch = Batch::launch(&mut session, &["insert into ran values (1)", "select 1 / 0"]);
     batch.wait(&mut session);
-    let idle = "select min(pid) from pg_stat_activity where backend_type = 'pg_background'";
-    let pid: i32 = session.value(idle).parse().expect("an idle worker");
+    let workers = "select state, pid from pg_stat_activity where backend_type = 'pg_background'";
+    let pid: i32 = wait_for("the one worker that may stay", || match session.rows(workers).as_slice() {
+        [worker] => worker.strip_prefix("idle|").map(|pid| pid.parse().expect("a process id")),
+        _ => None,
+    });
     signal_process(pid, Signal::SIGKILL);
     wait_restarted(&cluster, &mut session);
     let mut session = cluster.session("postgres");
@@ -533,7 +569,7 @@ fn a_killed_launcher_loses_its_jobs() {
     let mut watcher = cluster.session("postgres");
     signal_process(scene.launcher.pid(), Signal::SIGKILL);
     wait_restarted(&cluster, &mut watcher);
-    assert_lost(&cluster, &scene.ended, &scene.open, &["lost"]);
+    assert_lost(&cluster, &scene.ended, &scene.open, "lost");
 }
 
 /// Sleepers of the classic interface, as many as the server lets in.

@@ -2,6 +2,7 @@
 
 use super::{is_interrupt, Worker, PLACE};
 use crate::error::Error;
+use crate::ffi::interrupt::Concluding;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured};
 use crate::ffi::{area, client, interrupt, process, session, statement, transaction};
@@ -220,6 +221,7 @@ impl Worker {
     /// Writes a row in a transaction of its own.
     fn write(&mut self, row: &FinalRow) -> bool {
         area::write(|memory| registry::deafen(memory, self.index));
+        let _concluding = Concluding::new();
         interrupt::end_job();
         // The job's settings are not the extension's.
         self.reset() && log::in_own_transaction(false, || log::write_rows(std::slice::from_ref(row))).is_ok()
