@@ -16,6 +16,9 @@ const NOT_CARRIED: [&[u8]; 7] = [
     b"seed",
 ];
 
+/// What the names of this library's settings begin with.
+const OWN_PREFIX: &[u8] = b"pg_background_mgr.";
+
 /// What this session, its client when it connected, or a function's SET clause has set; not what comes from the
 /// configuration, the database or the role, which a worker reads itself.
 pub fn session_settings() -> Vec<Setting> {
@@ -29,6 +32,16 @@ pub fn session_settings() -> Vec<Setting> {
         }
     }
     settings
+}
+
+/// Is it a setting that another library has defined? Not one that the session has made up (guc.c,
+/// `add_placeholder_variable`), which any process takes as it is.
+pub fn is_of_library(setting: &Setting) -> bool {
+    let Ok(name) = CString::new(setting.name.as_slice()) else { return false };
+    // SAFETY: a C string; "missing is ok" gives no flags.
+    setting.name.contains(&b'.')
+        && !setting.name.starts_with(OWN_PREFIX)
+        && unsafe { pg_sys::GetConfigOptionFlags(name.as_ptr(), true) } & pg_sys::GUC_CUSTOM_PLACEHOLDER as i32 == 0
 }
 
 /// A setting as the server writes it down.

@@ -23,7 +23,7 @@ pub fn request() -> Result<Request, Error> {
     let identity = role::effective();
     let settings = guc::session_settings();
     // A setting of a library means something only where the library is loaded.
-    let libraries = settings.iter().any(|setting| setting.name.contains(&b'.')).then(guc::loaded_libraries);
+    let libraries = settings.iter().any(guc::is_of_library).then(guc::loaded_libraries);
     // A role that was dropped while it is set leaves its session without rights; without it the job would have more.
     let role_name = |role| session::role_name(role).ok_or(Error::RoleGone(role));
     Ok(Request {

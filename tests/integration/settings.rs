@@ -1,7 +1,8 @@
 //! Session settings: what a job takes over from its launcher, and what it leaves behind.
 
+use crate::gate::{self, Gate};
 use crate::oracle::assert_like_client;
-use pg_background_mgr_tests::{case, Case, Db};
+use pg_background_mgr_tests::{case, wait_for, Case, Db, Session};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -15,6 +16,7 @@ pub fn cases() -> Vec<Case> {
         case!(own_settings_of_the_user_are_the_jobs),
         case!(settings_of_a_module_are_the_jobs),
         case!(settings_of_a_module_preloaded_are_the_jobs).needs_library("auto_explain"),
+        case!(libraries_are_loaded_for_their_settings_only).needs_library("pg_trgm"),
         case!(a_value_with_quotes_and_newlines_arrives_whole),
         case!(reset_in_a_job_gives_the_default_of_a_new_session),
         case!(show_all_gives_a_jobs_settings_as_a_clients),
@@ -34,6 +36,28 @@ pub fn cases() -> Vec<Case> {
         case!(settings_that_watch_the_client_do_no_harm).since(14),
         case!(settings_of_diagnosis_do_no_harm),
     ]
+}
+
+/// What the user has made up needs none, and loading them takes time.
+fn libraries_are_loaded_for_their_settings_only(db: &Db) {
+    let mut session = db.session();
+    session.run("load 'pg_trgm'; set my.own = 'mine'; set pg_background_mgr.log_result_limit = '1MB'");
+    let text = "select pg_backend_pid() || ' ' || current_setting('my.own') || ' ' || \
+                current_setting('pg_background_mgr.log_result_limit')";
+    let libraries = |session: &mut Session| {
+        let gate = Gate::close(db.session());
+        let pid = session.launch(&format!("{text} where {}", gate::OPENED));
+        let maps = wait_for("the job's process is a session", || {
+            let waits = db.session().value(&format!("select count(*) from pg_locks where pid = {pid} and not granted"));
+            (waits == "1").then(|| std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("its libraries"))
+        });
+        gate.open();
+        assert_eq!(session.result(pid, "a text"), [format!("{pid} mine 1MB")]);
+        maps.contains("pg_trgm")
+    };
+    assert!(!libraries(&mut session));
+    session.run("set pg_trgm.similarity_threshold = 0.5");
+    assert!(libraries(&mut session));
 }
 
 fn session_settings_are_the_jobs(db: &Db) {
