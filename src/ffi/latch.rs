@@ -21,6 +21,17 @@ pub fn wait(timeout: Option<Duration>) {
     interrupt::check();
 }
 
+/// Lets some time go by, and serves no interrupts: for what must not end in between. Ends the process when the postmaster is
+/// gone.
+pub fn pause(time: Duration) {
+    let events = pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    let milliseconds = time.as_millis().clamp(1, i32::MAX as u128) as i64;
+    // SAFETY: waits for no latch, so none is named.
+    unsafe {
+        pg_sys::WaitLatch(std::ptr::null_mut(), events as i32, milliseconds as _, pg_sys::PG_WAIT_EXTENSION);
+    }
+}
+
 /// How long a process looks for its latch before it sleeps: about what falling asleep and being woken costs.
 const LOOK: Duration = Duration::from_micros(30);
 /// What came within this time was nearly there when the process fell asleep.

@@ -5,7 +5,7 @@ use super::{LIBRARY, POOL_FUNCTION, WORKER_KIND};
 use crate::ffi::area;
 use crate::ffi::bgworker::{Registration, Worker};
 use crate::ffi::dsm::Handle;
-use crate::ffi::exit;
+use crate::ffi::{exit, latch};
 use std::time::Duration;
 
 /// How long the server waits before it starts a worker again that has died, in seconds: for what is still queued.
@@ -50,7 +50,7 @@ fn take_place_of_ahead() -> bool {
         if !area::read(registry::is_one_leaving_ahead) {
             return true;
         }
-        std::thread::sleep(GOING_CHECK);
+        latch::pause(GOING_CHECK);
     }
     true
 }
