@@ -33,12 +33,13 @@ pub fn is_followed() -> bool {
 /// job does not fit.
 pub fn take(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<Spare> {
     let ahead = table::take_ahead()?;
-    let is_there =
-        ahead.channel.worker().is_some_and(|worker| area::write(|memory| registry::take_ahead(memory, worker)));
-    if is_there && ahead.queue_bytes == queue_bytes && ahead.channel.write_job(letter, sql) {
+    let worker = ahead.channel.worker()?;
+    let fits = ahead.queue_bytes == queue_bytes && ahead.channel.write_job(letter, sql);
+    if fits && area::write(|memory| registry::take_ahead(memory, worker)) {
         return Some(ahead);
     }
     ahead.channel.give_up();
+    area::write(|memory| registry::dismiss_ahead(memory, worker));
     table::put_back_spare(ahead);
     None
 }

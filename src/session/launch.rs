@@ -111,11 +111,18 @@ fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
     let version = login::version(request.database, request.login);
     let is_followed = ahead::is_followed();
     let given = match ahead::take(letter, sql, queue_bytes) {
-        Some(Spare { channel, receiver, .. }) => complete(channel, receiver, |registered| {
-            registered.set(channel.worker());
-            channel.offer(version);
-            channel.pid().map_or_else(|| started(&channel), Ok)
-        })?,
+        Some(Spare { channel, receiver, .. }) => {
+            let given = complete(channel, receiver, |registered| {
+                registered.set(channel.worker());
+                channel.offer(version);
+                channel.pid().map_or_else(|| started(&channel), Ok)
+            });
+            match given {
+                // The server could not start it, perhaps for lack of something that is there again.
+                Err(Error::NotStarted) => None,
+                given => given?,
+            }
+        }
         None => None,
     };
     let (pid, channel, receiver) = match given {

@@ -2,7 +2,9 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{wait_at_gate, wait_gone, Batch};
+use crate::manager_faults::{limiting_processes, HARD_LIMIT};
 use pg_background_mgr_tests::cluster::{signal_process, try_signal, Baseline};
+use pg_background_mgr_tests::log::LogLine;
 use pg_background_mgr_tests::session::literal;
 use pg_background_mgr_tests::{private_case, wait_for, wait_until, Case, Cluster, Session, Signal, Stop};
 
@@ -17,6 +19,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_process_that_was_held_up_runs_its_job),
         private_case!(a_process_that_was_terminated_gets_no_job),
         private_case!(a_process_that_is_terminated_with_its_job_says_so),
+        private_case!(a_process_that_could_not_be_started_is_replaced),
         private_case!(a_cancelled_launch_runs_nothing),
         private_case!(a_process_outlives_its_session_only_for_a_moment),
         private_case!(a_new_configuration_holds_for_it),
@@ -218,6 +221,26 @@ fn a_process_that_is_terminated_with_its_job_says_so() {
     assert_eq!(session.result_error(pid).sqlstate(), "57P01");
     assert_eq!(session.value("select count(*) from ran"), "0");
     assert_eq!(session.job("select 42", "n int"), ["42"]);
+    drop(session);
+    cluster.assert_sound(&before);
+}
+
+fn a_process_that_could_not_be_started_is_replaced() {
+    let (cluster, before) = cluster();
+    let mut session = cluster.session("postgres");
+    let (limit, lift) = (limiting_processes(&cluster, "1"), limiting_processes(&cluster, HARD_LIMIT));
+    let job = "pg_background_result(pg_background_launch('select 42')) as (a int)";
+    let is_refused = |line: &LogLine| line.text.contains("could not fork");
+    // The process that is there takes a job, and its successor is refused. It may have left already: then the launch is.
+    wait_until("a process ahead was refused", || {
+        let mark = cluster.log_mark();
+        session.run(&format!(
+            "do $$ begin for i in 1 .. 6 loop perform a from {job}; end loop; {limit}; \
+             begin perform a from {job}; raise notice 'taken'; exception when insufficient_resources then null; end; {lift}; \
+             for i in 1 .. 3 loop perform a from {job}; end loop; end $$"
+        ));
+        session.notice_texts() == ["NOTICE: taken"] && cluster.log_since(mark).iter().any(is_refused)
+    });
     drop(session);
     cluster.assert_sound(&before);
 }

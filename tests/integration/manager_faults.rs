@@ -466,12 +466,17 @@ fn workers_terminated_at_random_lose_no_job(db: &Db) {
 /// command, for it may do so.
 #[track_caller]
 fn limit_processes(cluster: &Cluster, session: &mut Session, limit: &str) {
-    let command = format!("prlimit --pid {} --nproc={limit}:", cluster.postmaster());
-    session.run(&format!("copy (select) to program '{command}'"));
+    session.run(&limiting_processes(cluster, limit));
+}
+
+/// The command that does it.
+#[track_caller]
+pub fn limiting_processes(cluster: &Cluster, limit: &str) -> String {
+    format!("copy (select where false) to program 'prlimit --pid {} --nproc={limit}:'", cluster.postmaster())
 }
 
 /// As much as it may have had before.
-const HARD_LIMIT: &str = "$(prlimit --pid $PPID --nproc --noheadings --output HARD | tr -d [:blank:])";
+pub const HARD_LIMIT: &str = "$(prlimit --pid $PPID --nproc --noheadings --output HARD | tr -d [:blank:])";
 
 fn a_refused_fork_does_not_hang_the_queue() {
     let cluster = cluster(&[]);

@@ -59,9 +59,20 @@ pub fn add_ahead(memory: &mut Memory, worker: Worker) {
 
 /// It is to have a job. False = it was told to go.
 pub fn take_ahead(memory: &mut Memory, worker: Worker) -> bool {
+    let found = find(memory, worker).filter(|found| found.is_unwanted == 0);
+    found.map(|found| *found = bytemuck::Zeroable::zeroed()).is_some()
+}
+
+/// It will have no job, and knows it.
+pub fn dismiss_ahead(memory: &mut Memory, worker: Worker) {
+    if let Some(found) = find(memory, worker) {
+        found.is_unwanted = 1;
+    }
+}
+
+fn find(memory: &mut Memory, worker: Worker) -> Option<&mut Ahead> {
     let words = worker.to_words();
-    let found = all_mut(memory).iter_mut().find(|ahead| (ahead.is_there, ahead.handle) == (1, words));
-    found.is_some_and(|found| std::mem::replace(found, bytemuck::Zeroable::zeroed()).is_unwanted == 0)
+    all_mut(memory).iter_mut().find(|ahead| (ahead.is_there, ahead.handle) == (1, words))
 }
 
 /// Sends one away. False = there is none.

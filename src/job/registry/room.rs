@@ -48,10 +48,10 @@ pub(super) fn is_ceding(slot: &Slot) -> bool {
     life(slot) == Life::Leaving && slot.is_succeeded == 0
 }
 
-/// The same without those that are on their way out.
+/// The same without those that are on their way out, or go as soon as somebody wants their place.
 pub(super) fn staying(memory: &mut Memory) -> usize {
     let all = live(memory);
-    all - slots(memory).iter().filter(|slot| is_ceding(slot)).count()
+    all - slots(memory).iter().filter(|slot| is_ceding(slot)).count() - ahead::count(memory)
 }
 
 /// What the cap says of a worker.
