@@ -4,11 +4,9 @@
 //! fork and the loading of the library go on beside that job. It is nobody's before it has a job: it has not logged in, and
 //! it leaves when none comes soon, or when somebody else wants a process.
 
-use super::launch::register;
+use super::process::{register, used_segment};
 use crate::ffi::area;
-use crate::ffi::shm_mq::Receiver;
 use crate::guc;
-use crate::job::channel::Channel;
 use crate::job::registry;
 use crate::job::table::{self, Spare};
 use std::cell::Cell;
@@ -59,15 +57,4 @@ pub fn start(queue_bytes: usize) {
         }
         None => ahead.close(),
     }
-}
-
-/// The segment of a worker that is gone, made ready for another.
-pub fn used_segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
-    let Spare { channel, receiver, .. } = table::take_widowed(queue_bytes)?;
-    receiver.close();
-    let renewed = channel.renew(letter, sql, queue_bytes);
-    if renewed.is_none() {
-        channel.close();
-    }
-    Some((channel, renewed?))
 }

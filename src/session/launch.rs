@@ -1,23 +1,18 @@
 //! Launching a job.
 
-use super::ahead;
+use super::{ahead, process};
 use crate::error::Error;
-use crate::ffi::bgworker::{Registration, Start, Worker};
+use crate::ffi::bgworker::Worker;
 use crate::ffi::shm_mq::Receiver;
-use crate::ffi::{area, latch, login, report, session, shm_mq};
+use crate::ffi::{area, login, report, session, shm_mq};
 use crate::job::channel::Channel;
 use crate::job::registry;
 use crate::job::table::{self, Job, Spare};
-use crate::job::{LIBRARY, WORKER_FUNCTION, WORKER_KIND};
 use crate::protocol::{to_bytes, Request, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
 use std::cell::Cell;
-use std::time::Duration;
 
 /// `queue_size` when the caller does not say, in bytes: the default in the SQL declaration.
 pub const DEFAULT_QUEUE_BYTES: i32 = 65536;
-
-/// How often a launch looks whether an idle worker that was asked to leave is gone.
-const ROOM_CHECK: Duration = Duration::from_millis(2);
 
 /// How much of a job's text is remembered for messages, in bytes.
 const SQL_HEAD_BYTES: usize = 1024;
@@ -115,7 +110,7 @@ fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
             let given = complete(channel, receiver, |registered| {
                 registered.set(channel.worker());
                 channel.offer(version);
-                channel.pid().map_or_else(|| started(&channel), Ok)
+                channel.pid().map_or_else(|| process::started(&channel), Ok)
             });
             match given {
                 // The server could not start it, perhaps for lack of something that is there again.
@@ -128,12 +123,13 @@ fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
     let (pid, channel, receiver) = match given {
         Some(given) => given,
         None => {
+            let made = || Channel::create(letter, sql, queue_bytes);
+            let used = || process::used_segment(letter, sql, queue_bytes);
             // What is left of a launch before is for the process that is started ahead of the next.
-            let used = if is_followed { None } else { ahead::used_segment(letter, sql, queue_bytes) };
-            let made = used.or_else(|| Channel::create(letter, sql, queue_bytes));
-            let (channel, receiver) = made.ok_or(Error::SegmentsExhausted)?;
+            let segment = if is_followed { made().or_else(used) } else { used().or_else(made) };
+            let (channel, receiver) = segment.ok_or(Error::SegmentsExhausted)?;
             channel.offer(version);
-            complete(channel, receiver, |registered| start(&channel, registered))?.ok_or(Error::NotStarted)?
+            complete(channel, receiver, |registered| process::start(&channel, registered))?.ok_or(Error::NotStarted)?
         }
     };
     let pid = remember(pid, channel, receiver, queue_bytes, sql);
@@ -183,46 +179,5 @@ fn checked_queue_size(queue_size: i32) -> Result<usize, Error> {
         Ok(size) if size > MAX_QUEUE_BYTES => Err(Error::QueueTooLarge),
         Ok(size) if size >= minimum => Ok(size),
         _ => Err(Error::QueueTooSmall(minimum)),
-    }
-}
-
-/// Registers the worker and waits until it runs.
-fn start(channel: &Channel, registered: &Cell<Option<Worker>>) -> Result<i32, Error> {
-    let worker = loop {
-        if let Some(worker) = register(channel) {
-            break worker;
-        }
-        // Workers that have nothing to do are in nobody's way.
-        let will_have_room = area::is_made() && area::write(registry::make_room);
-        if !will_have_room && !area::is_one_leaving() {
-            return Err(Error::SlotsExhausted);
-        }
-        latch::wait(Some(ROOM_CHECK));
-    };
-    registered.set(Some(worker));
-    started(channel)
-}
-
-/// Has the server start a process that will come for this segment. None = there is no room for one.
-pub(super) fn register(channel: &Channel) -> Option<Worker> {
-    let registration =
-        Registration { function: WORKER_FUNCTION, argument: channel.handle(), words: [0; 3], restart_after: None };
-    channel.pin();
-    let worker = Worker::register(LIBRARY, WORKER_KIND, &registration);
-    match worker {
-        Some(worker) => channel.set_worker(worker),
-        None => channel.unpin(),
-    }
-    worker
-}
-
-/// Waits until the worker runs that was registered for this segment; gives its process id.
-fn started(channel: &Channel) -> Result<i32, Error> {
-    let Some(worker) = channel.worker() else { return Err(Error::NotStarted) };
-    match worker.wait_for_start() {
-        Start::Started(pid) => Ok(pid),
-        // It may have come and gone in the meantime: then it has left its number, and the reason.
-        Start::Stopped => channel.pid().ok_or(Error::NotStarted),
-        Start::PostmasterDied => Err(Error::PostmasterDied),
     }
 }

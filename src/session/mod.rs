@@ -4,6 +4,7 @@ mod ahead;
 mod blocked;
 mod launch;
 mod manage;
+mod process;
 mod request;
 mod result;
 

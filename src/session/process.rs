@@ -1,0 +1,67 @@
+//! Having the server start a process for a segment.
+
+use crate::error::Error;
+use crate::ffi::bgworker::{Registration, Start, Worker};
+use crate::ffi::shm_mq::Receiver;
+use crate::ffi::{area, latch};
+use crate::job::channel::Channel;
+use crate::job::registry;
+use crate::job::table::{self, Spare};
+use crate::job::{LIBRARY, WORKER_FUNCTION, WORKER_KIND};
+use std::cell::Cell;
+use std::time::Duration;
+
+/// How often a launch looks whether an idle worker that was asked to leave is gone.
+const ROOM_CHECK: Duration = Duration::from_millis(2);
+
+/// The segment of a worker that is gone, made ready for another.
+pub fn used_segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
+    let Spare { channel, receiver, .. } = table::take_widowed(queue_bytes)?;
+    receiver.close();
+    let renewed = channel.renew(letter, sql, queue_bytes);
+    if renewed.is_none() {
+        channel.close();
+    }
+    Some((channel, renewed?))
+}
+
+/// Registers the worker and waits until it runs.
+pub fn start(channel: &Channel, registered: &Cell<Option<Worker>>) -> Result<i32, Error> {
+    let worker = loop {
+        if let Some(worker) = register(channel) {
+            break worker;
+        }
+        // Workers that have nothing to do are in nobody's way.
+        let will_have_room = area::is_made() && area::write(registry::make_room);
+        if !will_have_room && !area::is_one_leaving() {
+            return Err(Error::SlotsExhausted);
+        }
+        latch::wait(Some(ROOM_CHECK));
+    };
+    registered.set(Some(worker));
+    started(channel)
+}
+
+/// Has the server start a process that will come for this segment. None = there is no room for one.
+pub fn register(channel: &Channel) -> Option<Worker> {
+    let registration =
+        Registration { function: WORKER_FUNCTION, argument: channel.handle(), words: [0; 3], restart_after: None };
+    channel.pin();
+    let worker = Worker::register(LIBRARY, WORKER_KIND, &registration);
+    match worker {
+        Some(worker) => channel.set_worker(worker),
+        None => channel.unpin(),
+    }
+    worker
+}
+
+/// Waits until the worker runs that was registered for this segment; gives its process id.
+pub fn started(channel: &Channel) -> Result<i32, Error> {
+    let Some(worker) = channel.worker() else { return Err(Error::NotStarted) };
+    match worker.wait_for_start() {
+        Start::Started(pid) => Ok(pid),
+        // It may have come and gone in the meantime: then it has left its number, and the reason.
+        Start::Stopped => channel.pid().ok_or(Error::NotStarted),
+        Start::PostmasterDied => Err(Error::PostmasterDied),
+    }
+}
