@@ -3,7 +3,7 @@
 //! `PGBM_CRASH_ROUNDS` says how often (40 if it is not set), `PGBM_CRASH_SEED` which moments; a failure names its seed.
 
 use crate::manager::{drain, Batch};
-use pg_background_mgr_tests::cluster::{is_alive, signal_process};
+use pg_background_mgr_tests::cluster::try_signal;
 use pg_background_mgr_tests::wait::poll;
 use pg_background_mgr_tests::{literal, private_case, wait_until, Case, Cluster, Session, Signal, Stop};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -117,10 +117,15 @@ impl Run {
                 let query = "select pid from pg_stat_activity where backend_type = 'pg_background'";
                 let workers = watcher.rows(query);
                 let pick = self.dice.below(workers.len().max(1) as u64) as usize;
-                // It may have gone by itself: a launcher's end is one of the server, too.
-                let victim = workers.get(pick).and_then(|pid| pid.parse().ok()).filter(|pid| is_alive(*pid));
-                signal_process(victim.unwrap_or(sessions[0].pid()), Signal::SIGKILL);
-                wait_until("the end of the session", || watcher.is_closed());
+                let launcher = sessions[0].pid();
+                let mut victim = workers.get(pick).map_or(launcher, |pid| pid.parse().expect("a process id"));
+                wait_until("the end of the session", || {
+                    // A worker may have gone by itself: a launcher's end is one of the server, too.
+                    if try_signal(victim, Signal::SIGKILL).is_err() {
+                        victim = launcher;
+                    }
+                    watcher.is_closed()
+                });
                 self.cluster.wait_ready();
             }
             Death::Postmaster => {
