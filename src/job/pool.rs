@@ -13,7 +13,7 @@ const RESTART_AFTER: i32 = 1;
 
 /// A process that is to go takes a millisecond or two; if something holds it up, the worker is started another time.
 const GOING_CHECK: Duration = Duration::from_millis(1);
-const GOING_CHECKS: u32 = 20;
+const GOING_CHECKS: u32 = 100;
 
 /// Starts the workers that are wanted now and that there is room for.
 pub fn start_workers() {
@@ -31,8 +31,8 @@ pub fn register(start: Start) -> bool {
         words: [area::epoch() as u64, start.slot as u64, start.serial],
         restart_after: Some(RESTART_AFTER),
     };
-    let worker = Worker::register(LIBRARY, WORKER_KIND, &registration)
-        .or_else(|| take_place_of_ahead().then(|| Worker::register(LIBRARY, WORKER_KIND, &registration))?);
+    let ask = || Worker::register(LIBRARY, WORKER_KIND, &registration);
+    let worker = ask().or_else(|| ask_again(ask));
     area::write(|memory| match worker {
         Some(worker) => registry::register(memory, start, worker),
         None => registry::cannot_register(memory, start),
@@ -40,19 +40,22 @@ pub fn register(start: Start) -> bool {
     worker.is_some()
 }
 
-/// Sends a process away that was started ahead of its job, and waits until it is gone. False = there is none. Interrupts are
-/// not served: whatever wants a worker has been promised already.
-fn take_place_of_ahead() -> bool {
-    if !area::write(registry::make_room_ahead) {
-        return false;
-    }
+/// Asks for a process while one is on its way out, or can be sent away as it was started ahead of its job. Interrupts are not
+/// served: whatever wants the worker has been promised already.
+fn ask_again(ask: impl Fn() -> Option<Worker>) -> Option<Worker> {
+    // When somebody has waited in vain, others do not: not each claim of a job is to take so long.
+    let is_patient = !area::read(registry::is_starved);
     for _ in 0..GOING_CHECKS {
-        if !area::read(registry::is_one_leaving_ahead) {
-            return true;
+        let one_goes = area::write(registry::make_room_ahead) || is_patient && area::is_one_leaving();
+        if !one_goes {
+            return None;
         }
         latch::pause(GOING_CHECK);
+        if let Some(worker) = ask() {
+            return Some(worker);
+        }
     }
-    true
+    None
 }
 
 /// Ends this process in a way that has the server start another one in its place.

@@ -331,8 +331,10 @@ fn a_queue_gets_its_place() {
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
     for _ in 0..10 {
         let gate = Gate::close(cluster.session("postgres"));
-        // It is there, and so is the process of the last job.
-        session.run(&in_a_row(6, "'select 1::text'", "perform a"));
+        session.run(&in_a_row(6, "'select 1::text'", "raise notice '%', job; perform a"));
+        // The process of the last job has gone, the one that was started ahead of the next has not.
+        let last = session.notices().pop().expect("a notice").message().parse().expect("a process id");
+        wait_gone(last);
         let batch = Batch::launch(&mut session, &[gate::WAIT, gate::WAIT]);
         wait_at_gate(&mut other, 2);
         gate.open();

@@ -87,11 +87,11 @@ pub(super) fn send_away(memory: &mut Memory) -> bool {
 }
 
 /// Was one told to go that is still there?
-pub fn is_one_leaving_ahead(memory: &Memory) -> bool {
+fn is_one_leaving(memory: &Memory) -> bool {
     all(memory).iter().any(|ahead| ahead.is_unwanted != 0 && !worker(ahead).is_gone())
 }
 
 /// Tells one to go if none is leaving. False = there is none.
 pub fn make_room_ahead(memory: &mut Memory) -> bool {
-    is_one_leaving_ahead(memory) || send_away(memory)
+    is_one_leaving(memory) || send_away(memory)
 }

@@ -15,7 +15,7 @@ mod slot;
 mod stopper;
 mod watch;
 
-pub use ahead::{add_ahead, dismiss_ahead, has_room_ahead, is_one_leaving_ahead, make_room_ahead, take_ahead};
+pub use ahead::{add_ahead, dismiss_ahead, has_room_ahead, make_room_ahead, take_ahead};
 pub use batch::{add, open, remove, uuid_of, NewBatch, NewJob};
 pub use direct::{
     close, give, has_errand, has_idle, has_job, join, offer, release, served, take_back, undo, Newcomer, Seat,
