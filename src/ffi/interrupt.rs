@@ -1,6 +1,6 @@
 //! Interrupts: cancel, termination, barriers (miscadmin.h, postgres.c).
 
-use crate::compat::{process, signal_handler};
+use crate::compat::{process, signal_handler, SignalHandler};
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::c_int;
@@ -178,40 +178,44 @@ impl Drop for Concluding {
 /// not go on: the next safe point
 /// ends the process. One that does not is over before there is a safe point.
 pub fn error_seen() {
-    if IN_JOB.load(Ordering::Relaxed) && (IS_ENDING.load(Ordering::Relaxed) || is_late()) {
-        // SAFETY: flags of this process.
-        unsafe {
-            (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
-            (&raw mut pg_sys::InterruptPending).write_volatile(1 as _);
-        }
+    if IN_JOB.load(Ordering::Relaxed) && (is_ending() || is_late()) {
+        die_soon();
     }
 }
 
 /// Makes a background worker that has not been given anything to do take signals: SIGTERM has it end when it can, SIGHUP
 /// is only remembered. [`take_signals`] is to follow.
 pub fn take_signals_without_job() {
-    // SAFETY: handlers that set flags and a latch; signals are blocked until the last line.
-    unsafe {
-        process::set_signal_handler(SIGTERM, Some(on_terminate));
-        process::set_signal_handler(SIGHUP, Some(on_reload));
-        pg_sys::BackgroundWorkerUnblockSignals();
-    }
+    serve_signals(Some(on_terminate));
 }
 
 /// Makes this background worker take signals as a session does: SIGTERM ends it at the next safe point. SIGINT and
 /// SIGUSR1 are so already; SIGHUP is only remembered, as one text never sees two configurations (bgworker.c,
 /// `BackgroundWorkerMain`).
 pub fn take_signals() {
-    // SAFETY: the server's own handler, and one that sets a flag and a latch; signals are blocked until the last line.
+    serve_signals(process::terminate_handler());
+    // What came before there was a job is for it, too.
+    if is_ending() {
+        die_soon();
+    }
+}
+
+fn serve_signals(on_terminate: SignalHandler) {
+    // SAFETY: the server's own handler or ours, which set flags and a latch; signals are blocked until the last line, or
+    // served already.
     unsafe {
-        process::set_signal_handler(SIGTERM, process::terminate_handler());
+        process::set_signal_handler(SIGTERM, on_terminate);
         process::set_signal_handler(SIGHUP, Some(on_reload));
         pg_sys::BackgroundWorkerUnblockSignals();
-        // What came before there was a job is for it, too.
-        if IS_ENDING.load(Ordering::Relaxed) {
-            (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
-            (&raw mut pg_sys::InterruptPending).write_volatile(1 as _);
-        }
+    }
+}
+
+/// The next safe point ends the process.
+fn die_soon() {
+    // SAFETY: flags of this process.
+    unsafe {
+        (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
+        (&raw mut pg_sys::InterruptPending).write_volatile(1 as _);
     }
 }
 

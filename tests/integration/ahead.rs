@@ -2,9 +2,8 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{wait_at_gate, wait_gone, Batch};
-use crate::manager_faults::{limiting_processes, HARD_LIMIT};
-use pg_background_mgr_tests::cluster::{signal_process, try_signal, Baseline};
-use pg_background_mgr_tests::log::LogLine;
+use pg_background_mgr_tests::cluster::{signal_process, try_signal, Baseline, HARD_LIMIT};
+use pg_background_mgr_tests::log::{LogLine, LogMark};
 use pg_background_mgr_tests::session::literal;
 use pg_background_mgr_tests::{private_case, wait_for, wait_until, Case, Cluster, Session, Signal, Stop};
 
@@ -75,6 +74,12 @@ fn stopped_ahead(cluster: &Cluster, session: &mut Session) -> i32 {
         let _ = try_signal(pid, Signal::SIGCONT);
         None
     })
+}
+
+#[track_caller]
+fn assert_nothing_fatal(cluster: &Cluster, mark: LogMark) {
+    let logged = cluster.log_since(mark);
+    assert!(logged.iter().all(|line| !line.text.contains("FATAL")), "{logged:?}");
 }
 
 fn is_stopped(pid: i32) -> bool {
@@ -174,8 +179,7 @@ fn a_process_that_gets_no_job_leaves() {
         wait_until("the end of every process", || cluster.workers().is_empty());
     }
     assert_eq!(session.job("select 42", "n int"), ["42"]);
-    let logged = cluster.log_since(mark);
-    assert!(logged.iter().all(|line| !line.text.contains("FATAL")), "{logged:?}");
+    assert_nothing_fatal(&cluster, mark);
     drop(session);
     cluster.assert_sound(&before);
 }
@@ -203,8 +207,7 @@ fn a_process_that_was_terminated_gets_no_job() {
     signal_process(ahead, Signal::SIGCONT);
     wait_gone(ahead);
     assert_eq!(session.job("select 42", "n int"), ["42"]);
-    let logged = cluster.log_since(mark);
-    assert!(logged.iter().all(|line| !line.text.contains("FATAL")), "{logged:?}");
+    assert_nothing_fatal(&cluster, mark);
     drop(session);
     cluster.assert_sound(&before);
 }
@@ -228,7 +231,7 @@ fn a_process_that_is_terminated_with_its_job_says_so() {
 fn a_process_that_could_not_be_started_is_replaced() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
-    let (limit, lift) = (limiting_processes(&cluster, "1"), limiting_processes(&cluster, HARD_LIMIT));
+    let (limit, lift) = (cluster.limiting_processes("1"), cluster.limiting_processes(HARD_LIMIT));
     let job = "pg_background_result(pg_background_launch('select 42')) as (a int)";
     let is_refused = |line: &LogLine| line.text.contains("could not fork");
     // The process that is there takes a job, and its successor is refused. It may have left already: then the launch is.

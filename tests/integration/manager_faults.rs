@@ -2,7 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, log, times, wait_at_gate, wait_gone, Batch};
-use pg_background_mgr_tests::cluster::signal_process;
+use pg_background_mgr_tests::cluster::{signal_process, HARD_LIMIT};
 use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Session, Signal, Stop};
 
 pub fn cases() -> Vec<Case> {
@@ -38,7 +38,6 @@ pub fn cases() -> Vec<Case> {
         // Others take what there is.
         private_case!(jobs_wait_while_others_have_all_processes),
         private_case!(one_free_process_drains_the_queue),
-        private_case!(the_log_waits_for_no_standby),
     ]
 }
 
@@ -199,40 +198,6 @@ fn lost_jobs_are_lost_in_every_database() {
     assert_lost(&cluster, &scene.ended, &scene.open, "lost");
     Batch::launch(&mut other, &["insert into ran values (3)"]).succeed(&mut other);
     assert_eq!(other.rows("table ran"), ["3"]);
-}
-
-/// Whoever commits waits for a standby that never comes, unless the session has said that it does not want to.
-fn the_log_waits_for_no_standby() {
-    let cluster = cluster(&[]);
-    let mut session = cluster.client("postgres").parameter("options", "-c synchronous_commit=local").connect();
-    session.run("alter system set synchronous_standby_names = 'nobody'");
-    cluster.reload();
-    let mut patient = cluster.session("postgres");
-    let waits =
-        format!("select count(*) from pg_stat_activity where pid = {} and wait_event = 'SyncRep'", patient.pid());
-    wait_until("the server waits for its standby", || {
-        patient.send("insert into ran values (0)");
-        let is_waiting = wait_for("the commit, or its wait", || {
-            let is_waiting = session.value(&waits) == "1";
-            let is_done =
-                session.value(&format!("select state from pg_stat_activity where pid = {}", patient.pid())) == "idle";
-            (is_waiting || is_done).then_some(is_waiting)
-        });
-        if !is_waiting {
-            patient.finish("the commit");
-        }
-        is_waiting
-    });
-    let ended = Batch::launch(&mut session, &["insert into ran values (1)", "select 1 / 0"]);
-    assert_eq!(ended.finish(&mut session), ["succeeded", "failed"]);
-    let running = Batch::launch(&mut session, &["select pg_sleep(600)"]);
-    running.wait_state(&mut session, 0, "running");
-    drop(session);
-    cluster.stop(Stop::Fast);
-    std::fs::remove_file(cluster.data().join("postgresql.auto.conf")).expect("the setting is gone");
-    cluster.start();
-    let mut session = cluster.session("postgres");
-    assert_eq!(running.states(&mut session), ["stopped"]);
 }
 
 fn lost_jobs_stay_lost_over_restarts() {
@@ -462,22 +427,6 @@ fn workers_terminated_at_random_lose_no_job(db: &Db) {
     assert!(session.rows(&why).iter().all(|state| state == "57P01"));
 }
 
-/// Limits how many processes the server's account may have, as far as the postmaster is concerned. The session runs the
-/// command, for it may do so.
-#[track_caller]
-fn limit_processes(cluster: &Cluster, session: &mut Session, limit: &str) {
-    session.run(&limiting_processes(cluster, limit));
-}
-
-/// The command that does it.
-#[track_caller]
-pub fn limiting_processes(cluster: &Cluster, limit: &str) -> String {
-    format!("copy (select where false) to program 'prlimit --pid {} --nproc={limit}:'", cluster.postmaster())
-}
-
-/// As much as it may have had before.
-pub const HARD_LIMIT: &str = "$(prlimit --pid $PPID --nproc --noheadings --output HARD | tr -d [:blank:])";
-
 fn a_refused_fork_does_not_hang_the_queue() {
     let cluster = cluster(&[]);
     let (mut session, mut watcher) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -486,11 +435,11 @@ fn a_refused_fork_does_not_hang_the_queue() {
     session.run("select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'pg_background'");
     cluster.wait_no_workers();
     let mark = cluster.log_mark();
-    limit_processes(&cluster, &mut watcher, "1");
+    watcher.run(&cluster.limiting_processes("1"));
     let call = format!("select * from pg_background_launch_num({})", array(&times("insert into ran values (1)", 3)));
     session.send(&call);
     cluster.wait_log(mark, "the refused fork", |line| line.text.contains("could not fork"));
-    limit_processes(&cluster, &mut watcher, HARD_LIMIT);
+    watcher.run(&cluster.limiting_processes(HARD_LIMIT));
     let reply = session.finish(&call);
     match reply.error {
         // It may also refuse the whole call.

@@ -3,7 +3,7 @@
 use crate::gate::{self, Gate};
 use crate::manager::{cell, drain, times, wait_at_gate, Batch};
 use pg_background_mgr_tests::lab::lab;
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db};
+use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Stop};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -27,6 +27,7 @@ pub fn cases() -> Vec<Case> {
         case!(a_locked_log_does_not_hide_states),
         case!(a_locked_log_does_not_hold_up_jobs_for_ever),
         private_case!(a_full_disk_does_not_fail_a_job),
+        private_case!(the_log_waits_for_no_standby),
         // Who reads it when.
         case!(no_job_is_lost_while_the_server_lives),
         case!(a_caller_with_an_old_snapshot_sees_the_truth_by_functions),
@@ -416,4 +417,39 @@ fn a_caller_with_an_old_snapshot_sees_the_truth_by_functions(db: &Db) {
         assert_eq!(stopped, ["succeeded|succeeded"], "{level}");
         session.run("commit");
     }
+}
+
+/// Whoever commits waits for a standby that never comes, unless the session has said that it does not want to.
+fn the_log_waits_for_no_standby() {
+    let cluster = Cluster::start_with_extension(&[]);
+    let mut session = cluster.client("postgres").parameter("options", "-c synchronous_commit=local").connect();
+    session.run("create table ran (a int)");
+    session.run("alter system set synchronous_standby_names = 'nobody'");
+    cluster.reload();
+    let mut patient = cluster.session("postgres");
+    let waits =
+        format!("select count(*) from pg_stat_activity where pid = {} and wait_event = 'SyncRep'", patient.pid());
+    wait_until("the server waits for its standby", || {
+        patient.send("insert into ran values (0)");
+        let is_waiting = wait_for("the commit, or its wait", || {
+            let is_waiting = session.value(&waits) == "1";
+            let is_done =
+                session.value(&format!("select state from pg_stat_activity where pid = {}", patient.pid())) == "idle";
+            (is_waiting || is_done).then_some(is_waiting)
+        });
+        if !is_waiting {
+            patient.finish("the commit");
+        }
+        is_waiting
+    });
+    let ended = Batch::launch(&mut session, &["insert into ran values (1)", "select 1 / 0"]);
+    assert_eq!(ended.finish(&mut session), ["succeeded", "failed"]);
+    let running = Batch::launch(&mut session, &["select pg_sleep(600)"]);
+    running.wait_state(&mut session, 0, "running");
+    drop(session);
+    cluster.stop(Stop::Fast);
+    std::fs::remove_file(cluster.data().join("postgresql.auto.conf")).expect("the setting is gone");
+    cluster.start();
+    let mut session = cluster.session("postgres");
+    assert_eq!(running.states(&mut session), ["stopped"]);
 }

@@ -238,6 +238,13 @@ impl Cluster {
         signal_process(self.postmaster(), signal);
     }
 
+    /// The command that limits how many processes the server's account may have, as far as the postmaster is concerned; for
+    /// a session that may run programs.
+    #[track_caller]
+    pub fn limiting_processes(&self, limit: &str) -> String {
+        format!("copy (select where false) to program 'prlimit --pid {} --nproc={limit}:'", self.postmaster())
+    }
+
     /// The postmaster's process id.
     #[track_caller]
     pub fn postmaster(&self) -> i32 {
@@ -443,6 +450,9 @@ fn remove_shared_memory(data: &Path) {
         let _ = lab().outside("ipcrm").arg("-m").arg(segment).output();
     }
 }
+
+/// As much as it may have had before [`Cluster::limiting_processes`].
+pub const HARD_LIMIT: &str = "$(prlimit --pid $PPID --nproc --noheadings --output HARD | tr -d [:blank:])";
 
 /// Sends a signal to a process of a cluster.
 #[track_caller]

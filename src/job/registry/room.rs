@@ -38,9 +38,13 @@ fn reclaim(memory: &mut Memory) {
 
 /// How many workers of the extension there are in the whole server, or will be.
 pub(super) fn live(memory: &mut Memory) -> usize {
+    with_a_job(memory) + ahead::count(memory)
+}
+
+/// The same without those that wait for their first job.
+fn with_a_job(memory: &mut Memory) -> usize {
     reclaim(memory);
-    let inside = slots(memory).iter().filter(|slot| life(slot) != Life::Free && slot.is_succeeded == 0).count();
-    inside + ahead::count(memory) + area::outside()
+    slots(memory).iter().filter(|slot| life(slot) != Life::Free && slot.is_succeeded == 0).count() + area::outside()
 }
 
 /// On its way out, and nobody waits for its place.
@@ -48,10 +52,10 @@ pub(super) fn is_ceding(slot: &Slot) -> bool {
     life(slot) == Life::Leaving && slot.is_succeeded == 0
 }
 
-/// The same without those that are on their way out, or go as soon as somebody wants their place.
+/// Those that neither are on their way out nor go as soon as somebody wants their place.
 pub(super) fn staying(memory: &mut Memory) -> usize {
-    let all = live(memory);
-    all - slots(memory).iter().filter(|slot| is_ceding(slot)).count() - ahead::count(memory)
+    let all = with_a_job(memory);
+    all - slots(memory).iter().filter(|slot| is_ceding(slot)).count()
 }
 
 /// What the cap says of a worker.
