@@ -190,6 +190,15 @@ fn keep(add: impl FnOnce(&mut Vec<Spare>)) {
     }
 }
 
+/// Is a worker on its way out whose result was read, and which does not stay?
+pub fn is_one_ending() -> bool {
+    let is_ending = |spare: &Spare| {
+        let Spare { channel, .. } = spare;
+        channel.seat().is_none() && channel.worker().is_some_and(|worker| !worker.is_gone())
+    };
+    TABLE.with_borrow(|table| table.spares.iter().any(is_ending))
+}
+
 /// Takes a channel with such a queue out whose worker is gone: its segment can be that of a new one.
 pub fn take_widowed(queue_bytes: usize) -> Option<Spare> {
     TABLE.with_borrow_mut(|table| {

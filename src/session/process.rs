@@ -9,10 +9,12 @@ use crate::job::registry;
 use crate::job::table::{self, Spare};
 use crate::job::{LIBRARY, WORKER_FUNCTION, WORKER_KIND};
 use std::cell::Cell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How often a launch looks whether an idle worker that was asked to leave is gone.
+/// How often a launch looks whether a worker that is to leave is gone.
 const ROOM_CHECK: Duration = Duration::from_millis(2);
+/// How long it waits for the process of a job that this session has read.
+const ENDING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The segment of a worker that is gone, made ready for another.
 pub fn used_segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
@@ -27,13 +29,16 @@ pub fn used_segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Ch
 
 /// Registers the worker and waits until it runs.
 pub fn start(channel: &Channel, registered: &Cell<Option<Worker>>) -> Result<i32, Error> {
+    let began = Instant::now();
     let worker = loop {
+        // Looked at before: in between it may have gone.
+        let is_one_ending = began.elapsed() < ENDING_PATIENCE && table::is_one_ending();
         if let Some(worker) = register(channel) {
             break worker;
         }
         // Workers that have nothing to do are in nobody's way.
         let will_have_room = area::is_made() && area::write(registry::make_room);
-        if !will_have_room && !area::is_one_leaving() {
+        if !will_have_room && !is_one_ending && !area::is_one_leaving() {
             return Err(Error::SlotsExhausted);
         }
         latch::wait(Some(ROOM_CHECK));

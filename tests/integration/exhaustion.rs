@@ -10,6 +10,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_launch_without_a_free_process_fails_and_leaves_nothing),
         private_case!(a_server_without_background_processes_refuses_each_launch),
         private_case!(a_launch_without_a_free_segment_fails_until_a_result_is_given_up),
+        private_case!(a_launch_waits_for_the_process_of_the_job_before),
         private_case!(a_session_uses_the_segment_of_a_worker_that_is_gone_again),
         private_case!(five_hundred_launches_in_a_transaction_survive_its_abort),
         private_case!(failed_jobs_do_not_fill_the_memory_of_their_session),
@@ -120,6 +121,37 @@ fn a_launch_without_a_free_segment_fails_until_a_result_is_given_up() {
     cluster.assert_sound(&before);
 }
 
+/// One process is enough for job after job, however long it takes to end.
+fn a_launch_waits_for_the_process_of_the_job_before() {
+    let cluster = Cluster::start_with_extension(&[
+        ("pg_background_mgr.worker_idle_timeout", "0"),
+        ("max_worker_processes", "2"), // one is the server's own
+    ]);
+    let before = cluster.baseline();
+    let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
+    let mut gate = Gate::close(cluster.session("postgres"));
+    let pid = session.launch(&format!("begin; create temp table held (a int); commit; {}", gate::WAIT));
+    gate.wait_for(pid);
+    // The process drops its table when it ends.
+    let held = other.value("select oid::regclass from pg_class where relname = 'held'");
+    other.run(&format!("begin; lock table {held} in access share mode"));
+    gate.open();
+    session.result(pid, "nothing text");
+    session.send("select pg_background_launch('select 42')");
+    let is_waiting = format!(
+        "select count(*) = 1 from pg_stat_activity where state = 'active' and clock_timestamp() - query_start > '200ms' \
+         and pid = {}",
+        session.pid()
+    );
+    wait_until("a launch that waits", || other.holds(&is_waiting));
+    other.run("commit");
+    let next = session.finish("the launch").last_rows().expect("a row").text_rows()[0].parse().expect("a process id");
+    assert_eq!(session.result(next, "n int"), ["42"]);
+    drop((session, other));
+    settle(&cluster);
+    cluster.assert_sound(&before);
+}
+
 fn a_session_uses_the_segment_of_a_worker_that_is_gone_again() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "0")]);
     let before = cluster.baseline();
@@ -145,8 +177,8 @@ fn a_session_uses_the_segment_of_a_worker_that_is_gone_again() {
     settle(&cluster);
     for _ in 0..10 {
         assert_eq!(session.job("select 42", "n int"), ["42"]);
+        settle(&cluster);
     }
-    settle(&cluster);
     // One for the job, one for the process that ends, one for the process that is started ahead.
     assert!(cluster.segments().len() <= segments.len() + 2, "{:?}, then {:?}", segments, cluster.segments());
     let pid = session.launch("select pg_terminate_backend(pg_backend_pid()), pg_sleep(600)");
@@ -158,6 +190,12 @@ fn a_session_uses_the_segment_of_a_worker_that_is_gone_again() {
     settle(&cluster);
     assert_eq!(session.rows("select length(a) from ran order by 1"), ["5", "6", "100000"]);
     assert!(cluster.segments().len() <= segments.len() + 3, "{:?}", cluster.segments());
+    // When the workers end later than the next jobs come, new ones are made: as many as a session keeps, and no more.
+    for _ in 0..40 {
+        assert_eq!(session.job("select 42", "n int"), ["42"]);
+    }
+    settle(&cluster);
+    assert!(cluster.segments().len() <= segments.len() + 10, "{:?}", cluster.segments());
     drop(session);
     settle(&cluster);
     cluster.assert_sound(&before);

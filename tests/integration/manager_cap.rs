@@ -2,6 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, load, set_server, times, wait_at_gate, Batch, COUNTED, PEAK};
+use crate::stage::terminate;
 use pg_background_mgr_tests::lab::forced_parallel;
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, ServerError, Session, Stop};
 
@@ -299,10 +300,10 @@ fn classic_jobs_are_not_held_up_by_a_full_queue() {
 fn a_launch_does_not_wait_for_classic_jobs_that_fill_the_cap() {
     let cluster = cluster(1, &[]);
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
-    let pid = other.value("select pg_background_launch('select pg_sleep(600)')");
+    let pid = other.launch("select pg_sleep(600)");
     let batch = Batch::launch(&mut session, &["select 1", "select 2"]);
     assert_eq!(batch.states(&mut session), times("queued", 2));
-    other.run(&format!("select pg_terminate_backend({pid})"));
+    terminate(&mut other, pid);
     batch.succeed(&mut session);
 }
 

@@ -2,6 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, log, times, wait_at_gate, wait_gone, Batch};
+use crate::stage::terminate;
 use pg_background_mgr_tests::cluster::{signal_process, HARD_LIMIT};
 use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Session, Signal, Stop};
 
@@ -555,8 +556,8 @@ fn jobs_wait_while_others_have_all_processes() {
     assert_eq!(error.sqlstate(), "53000");
     // Whether it has its answer before there is a process depends on who writes the rows; nothing may have run.
     assert_eq!(watcher.value("select count(*) from ran"), "0");
-    for pid in &pids {
-        watcher.run(&format!("select pg_terminate_backend({pid})"));
+    for pid in pids {
+        terminate(&mut watcher, pid);
     }
     let reply = session.finish(&call);
     assert!(reply.error.is_none(), "{:?}", reply.error);
@@ -570,7 +571,7 @@ fn one_free_process_drains_the_queue() {
     let cluster = cluster(&[("pg_background_mgr.reserved_workers", "1")]);
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
     let pids = take_all_processes(&mut other);
-    other.run(&format!("select pg_terminate_backend({})", pids[0]));
+    terminate(&mut other, pids[0]);
     wait_gone(pids[0]);
     let batch = Batch::launch(&mut session, &times("insert into ran values (1)", 100));
     batch.succeed(&mut session);

@@ -91,6 +91,13 @@ pub fn settle(cluster: &Cluster) {
     });
 }
 
+/// Ends a process by `pg_terminate_backend`. It may just have been started: the server does not know it from its first moment.
+#[track_caller]
+pub fn terminate(session: &mut Session, pid: i32) {
+    let terminate = format!("select pg_terminate_backend(pid) from pg_stat_activity where pid = {pid}");
+    wait_until("the termination of a process", || session.rows(&terminate) == ["t"]);
+}
+
 /// How many jobs have committed since the last call, once all have ended.
 #[track_caller]
 pub fn committed(cluster: &Cluster) -> i64 {
