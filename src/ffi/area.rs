@@ -106,7 +106,7 @@ pub fn count_outside(change: i64) {
     header().outside.fetch_add(change, Ordering::AcqRel);
 }
 
-/// Such a worker ends now: the server has a process more in a moment.
+/// Such a worker ends now, or has nothing more to do: there is a process more in a moment.
 pub fn note_leaving() {
     header().left.store(process::now(), Ordering::Release);
 }

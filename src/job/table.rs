@@ -32,7 +32,7 @@ pub struct Job {
 impl Job {
     /// Gives up the result. The worker notices, and goes on without a reader.
     fn close(self) {
-        release(self.channel);
+        release(self.channel, false);
         if is_lost(self.channel) {
             self.channel.unpin();
         }
@@ -59,10 +59,13 @@ fn close(channel: Channel, receiver: Receiver) {
 }
 
 /// The worker's process id means nothing to this session any more: others may have it.
-fn release(channel: Channel) {
+/// `is_whole`: it was read to its end.
+fn release(channel: Channel, is_whole: bool) {
     channel.set_read();
     if let Some(seat) = channel.seat() {
-        area::write(|memory| registry::release(memory, seat, channel.handle().to_number()));
+        area::write(|memory| registry::release(memory, seat, channel.handle().to_number(), is_whole));
+    } else if is_whole {
+        area::note_leaving();
     }
 }
 
@@ -119,7 +122,9 @@ pub fn insert(job: Job) {
         exit::before_exit(|| {
             TABLE.with_borrow(|table| {
                 let unread = table.jobs.values().map(|job| job.channel);
-                unread.chain(table.reading.iter().map(|(_, channel)| *channel)).for_each(release);
+                unread
+                    .chain(table.reading.iter().map(|(_, channel)| *channel))
+                    .for_each(|channel| release(channel, false));
                 table.ahead.iter().for_each(|ahead| ahead.channel.give_up());
             });
         });
@@ -174,7 +179,7 @@ pub fn finish(job: Job, gone: Gone, is_whole: bool) {
     if !is_whole || job.queue_bytes > SPARE_QUEUE_BYTES {
         return job.close();
     }
-    release(job.channel);
+    release(job.channel, true);
     let Job { channel, receiver, queue_bytes, .. } = job;
     keep(|spares| spares.push(Spare { channel, receiver, queue_bytes }));
 }

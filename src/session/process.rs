@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 /// How often a launch looks whether a worker that is to leave is gone.
 const ROOM_CHECK: Duration = Duration::from_millis(2);
-/// How long it waits for the process of a job that this session has read.
-const ENDING_PATIENCE: Duration = Duration::from_secs(5);
+/// How long it waits at most for one that takes its time.
+const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The segment of a worker that is gone, made ready for another.
 pub fn used_segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
@@ -30,18 +30,22 @@ pub fn used_segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Ch
 /// Registers the worker and waits until it runs.
 pub fn start(channel: &Channel, registered: &Cell<Option<Worker>>) -> Result<i32, Error> {
     let began = Instant::now();
+    let mut was_hopeless = false;
     let worker = loop {
-        // Looked at before: in between it may have gone.
-        let is_one_ending = began.elapsed() < ENDING_PATIENCE && table::is_one_ending();
         if let Some(worker) = register(channel) {
             break worker;
         }
         // Workers that have nothing to do are in nobody's way.
         let will_have_room = area::is_made() && area::write(registry::make_room);
-        if !will_have_room && !is_one_ending && !area::is_one_leaving() {
+        let is_hopeless = !will_have_room && !table::is_one_ending() && !area::is_one_leaving();
+        // Twice: between the two questions the last one may have gone.
+        if is_hopeless && was_hopeless || began.elapsed() > ROOM_PATIENCE {
             return Err(Error::SlotsExhausted);
         }
-        latch::wait(Some(ROOM_CHECK));
+        was_hopeless = is_hopeless;
+        if !is_hopeless {
+            latch::wait(Some(ROOM_CHECK));
+        }
     };
     registered.set(Some(worker));
     started(channel)

@@ -80,7 +80,7 @@ pub fn stay(database: u32, login: u32) {
         let seat = registry::join(memory, &newcomer).ok().flatten()?;
         channel.set_seat(seat);
         if channel.is_read() {
-            registry::release(memory, seat, segment);
+            registry::release(memory, seat, segment, true);
         }
         Some(seat)
     });
@@ -451,7 +451,9 @@ impl Worker {
                 None => return pool::start_workers(),
                 Some(start) if succeed(self.index, start) => return,
                 Some(_) if area::read(|memory| registry::starts_again(memory, self.index)) => return pool::die(),
-                Some(_) if interrupt::is_ending() => return,
+                Some(_) if interrupt::is_ending() || area::read(|memory| registry::may_go(memory, self.index)) => {
+                    return
+                }
                 // The server does not start this one again: there must be another first.
                 Some(_) => latch::wait(Some(IDLE_CHECK)),
             }

@@ -1,6 +1,7 @@
 //! There is not enough of something: processes, segments, memory.
 
 use crate::gate::{self, Gate};
+use crate::manager::Batch;
 use crate::stage::settle;
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, ServerError, Session};
 
@@ -11,6 +12,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_server_without_background_processes_refuses_each_launch),
         private_case!(a_launch_without_a_free_segment_fails_until_a_result_is_given_up),
         private_case!(a_launch_waits_for_the_process_of_the_job_before),
+        private_case!(a_launch_waits_for_a_worker_that_will_have_nothing_to_do),
         private_case!(a_session_uses_the_segment_of_a_worker_that_is_gone_again),
         private_case!(five_hundred_launches_in_a_transaction_survive_its_abort),
         private_case!(failed_jobs_do_not_fill_the_memory_of_their_session),
@@ -121,35 +123,86 @@ fn a_launch_without_a_free_segment_fails_until_a_result_is_given_up() {
     cluster.assert_sound(&before);
 }
 
+/// A cluster with one process for jobs; another of `max_worker_processes` is the server's own.
+fn cluster_with_one_process(idle_timeout: &str) -> Cluster {
+    Cluster::start_with_extension(&[
+        ("max_worker_processes", "2"),
+        ("pg_background_mgr.worker_idle_timeout", idle_timeout),
+        ("pg_background_mgr.reserved_workers", "0"),
+    ])
+}
+
+/// The process that has run this drops its table before it ends, or does anything else.
+fn with_a_table() -> String {
+    format!("begin; create temp table held (a int); commit; {}", gate::WAIT)
+}
+
+/// Keeps that process from doing so.
+#[track_caller]
+fn hold_table(other: &mut Session) {
+    let shown = "select oid::regclass from pg_class where relname = 'held'";
+    wait_until("the table of the job", || !other.rows(shown).is_empty());
+    let held = other.value(shown);
+    other.run(&format!("begin; lock table {held} in access share mode"));
+}
+
+/// A launch waits until `other` lets go.
+#[track_caller]
+fn assert_waits(session: &mut Session, other: &mut Session) {
+    session.send("select pg_background_launch('select 42')");
+    let is_waiting = format!(
+        "select pg_stat_clear_snapshot(), count(*) from pg_stat_activity where state = 'active' \
+         and clock_timestamp() - query_start > '200ms' and pid = {}",
+        session.pid()
+    );
+    wait_until("a launch that waits", || other.rows(&is_waiting) == ["|1"]);
+    other.run("commit");
+    let reply = session.finish("the launch");
+    assert!(reply.error.is_none(), "{:?}", reply.error);
+    let pid = reply.last_rows().expect("a row").text_rows()[0].parse().expect("a process id");
+    assert_eq!(session.result(pid, "n int"), ["42"]);
+}
+
 /// One process is enough for job after job, however long it takes to end.
 fn a_launch_waits_for_the_process_of_the_job_before() {
-    let cluster = Cluster::start_with_extension(&[
-        ("pg_background_mgr.worker_idle_timeout", "0"),
-        ("max_worker_processes", "2"), // one is the server's own
-    ]);
+    let cluster = cluster_with_one_process("0");
     let before = cluster.baseline();
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
     let mut gate = Gate::close(cluster.session("postgres"));
-    let pid = session.launch(&format!("begin; create temp table held (a int); commit; {}", gate::WAIT));
+    let pid = session.launch(&with_a_table());
     gate.wait_for(pid);
-    // The process drops its table when it ends.
-    let held = other.value("select oid::regclass from pg_class where relname = 'held'");
-    other.run(&format!("begin; lock table {held} in access share mode"));
+    hold_table(&mut other);
     gate.open();
     session.result(pid, "nothing text");
-    session.send("select pg_background_launch('select 42')");
-    let is_waiting = format!(
-        "select count(*) = 1 from pg_stat_activity where state = 'active' and clock_timestamp() - query_start > '200ms' \
-         and pid = {}",
-        session.pid()
-    );
-    wait_until("a launch that waits", || other.holds(&is_waiting));
-    other.run("commit");
-    let next = session.finish("the launch").last_rows().expect("a row").text_rows()[0].parse().expect("a process id");
-    assert_eq!(session.result(next, "n int"), ["42"]);
+    assert_waits(&mut session, &mut other);
     drop((session, other));
     settle(&cluster);
     cluster.assert_sound(&before);
+}
+
+fn a_launch_waits_for_a_worker_that_will_have_nothing_to_do() {
+    let cluster = cluster_with_one_process("1h");
+    let mut session = cluster.session("postgres");
+    session.run("create role weak login; select pg_background_grant('weak')");
+    for is_queued in [false, true] {
+        let mut other = cluster.session("postgres");
+        let mut gate = Gate::close(cluster.session("postgres"));
+        if is_queued {
+            let batch = Batch::launch(&mut session, &[&with_a_table()]);
+            batch.wait_state(&mut session, 0, "running");
+            hold_table(&mut other);
+            gate.open();
+            batch.succeed(&mut session);
+        } else {
+            let pid = session.launch(&with_a_table());
+            gate.wait_for(pid);
+            hold_table(&mut other);
+            gate.open();
+            session.result(pid, "nothing text");
+        }
+        // No session of another role can have the worker: it has to go.
+        assert_waits(&mut cluster.client("postgres").user("weak").connect(), &mut other);
+    }
 }
 
 fn a_session_uses_the_segment_of_a_worker_that_is_gone_again() {

@@ -9,7 +9,7 @@ use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db,
 pub fn cases() -> Vec<Case> {
     vec![
         // Without a queue.
-        case!(without_a_queue_all_jobs_start_at_once),
+        private_case!(without_a_queue_all_jobs_start_at_once),
         private_case!(without_a_queue_and_with_too_few_workers_nothing_is_launched),
         private_case!(without_a_queue_jobs_that_wait_come_first),
         private_case!(without_a_queue_all_of_the_cap_can_be_had_again_and_again),
@@ -18,6 +18,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(the_cap_holds_for_all_databases_together),
         private_case!(the_cap_can_be_lowered_and_raised),
         private_case!(idle_workers_make_room_for_other_roles_and_databases),
+        private_case!(idle_workers_make_room_when_the_server_has_no_process),
         private_case!(idle_workers_go_after_their_time),
         private_case!(a_cap_of_none_refuses_to_launch),
         private_case!(a_worker_drains_many_jobs),
@@ -51,8 +52,9 @@ fn without_a_queue(texts: &[&str]) -> String {
     format!("pg_background_launch_num({}, p_monitor => false)", array(texts))
 }
 
-fn without_a_queue_all_jobs_start_at_once(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+fn without_a_queue_all_jobs_start_at_once() {
+    let cluster = cluster(3, &[]);
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
     let call = without_a_queue(&times(gate::WAIT, 3));
     Batch::call(&mut session, &call);
     wait_at_gate(&mut session, 3);
@@ -193,6 +195,43 @@ fn idle_workers_make_room_for_other_roles_and_databases() {
         }
     }
     assert!(admin.number(WORKERS) <= 2);
+}
+
+/// The cap allows for more than the server has.
+fn idle_workers_make_room_when_the_server_has_no_process() {
+    for (processes, reserved, idle_timeout) in
+        [("2", "1", "1h"), ("2", "0", "1h"), ("3", "0", "1h"), ("4", "0", "200ms")]
+    {
+        let cluster = Cluster::start_with_extension(&[
+            ("max_worker_processes", processes), // one is the server's own
+            ("pg_background_mgr.reserved_workers", reserved),
+            ("pg_background_mgr.worker_idle_timeout", idle_timeout),
+        ]);
+        let mut session = cluster.session("postgres");
+        session.run("create role weak login; select pg_background_grant('weak')");
+        let mut weak = cluster.client("postgres").user("weak").connect();
+        for is_followed in [false, true] {
+            for launcher in [&mut weak, &mut session] {
+                // Of the classic interface: the server does not start their processes again.
+                let mut pids = Vec::new();
+                while let Some(rows) = launcher.ask("select public.pg_background_launch('select 1')").last_rows() {
+                    let Some(pid) = rows.text_rows().first().cloned() else { break };
+                    pids.push(pid.parse().expect("a process id"));
+                }
+                for pid in pids {
+                    launcher.result(pid, "n int");
+                }
+            }
+            let batch = Batch::launch(&mut weak, &["select 1", "select 2"]);
+            if is_followed {
+                batch.succeed(&mut weak);
+            } else {
+                for job in 0..2 {
+                    batch.wait_state(&mut weak, job, "succeeded");
+                }
+            }
+        }
+    }
 }
 
 fn idle_workers_go_after_their_time() {

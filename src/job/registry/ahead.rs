@@ -1,10 +1,8 @@
 //! Processes that were started ahead of their job. They are in nobody's way: who wants a process sends them away.
 
-use super::record::{Ahead, Root, AHEAD};
-use super::room;
+use super::record::{Ahead, Root};
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::Worker;
-use crate::guc;
 
 fn all(memory: &Memory) -> &[Ahead] {
     match memory.root() {
@@ -37,15 +35,6 @@ fn reclaim(memory: &mut Memory) {
 pub(super) fn count(memory: &mut Memory) -> usize {
     reclaim(memory);
     all(memory).iter().filter(|ahead| (ahead.is_there, ahead.is_unwanted) == (1, 0)).count()
-}
-
-/// May one more process have nothing to do for a while?
-pub fn has_room_ahead(memory: &mut Memory) -> bool {
-    if super::root(memory).is_err() {
-        return false;
-    }
-    let idle = count(memory) + room::idle_count(memory);
-    idle < guc::spare_limit().min(AHEAD) && room::live(memory) < guc::cap()
 }
 
 /// A process was asked for ahead of its job.

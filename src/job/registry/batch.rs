@@ -1,11 +1,16 @@
 //! Batches come and go.
 
-use super::record::{Batch, Job, Key, Place, Root, State, Text, Watcher, AGAIN, BUCKETS};
+use super::lists::{batches, batches_of_uuid, bucket, index_of, job, job_mut, jobs, keys};
+use super::record::{Batch, Job, Key, Place, Root, State, Text, AGAIN};
 use super::{root, stopper, watch};
 use crate::error::{self, Error};
 use crate::ffi::area::Memory;
 use crate::ffi::{process, session};
 use crate::guc;
+
+/// How long a batch that is done stays, counted from the writing of its rows, in microseconds: for statements whose
+/// snapshot is older than that.
+const LINGER: i64 = 5_000_000;
 
 /// A job of a new batch.
 pub struct NewJob<'a> {
@@ -85,10 +90,10 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
         return Err(Error::NothingToRetry(error::Text::new(&format_uuid(&uuid))));
     }
     // Jobs that are launched again: what they were before is in the table.
-    super::end::forget_done(memory, &new.uuid);
+    forget_done(memory, &new.uuid);
     let limit = guc::queue_memory_limit();
     if memory.get::<Root>(root).used + bytes as u64 > limit {
-        super::end::sweep(memory, true);
+        sweep(memory, true);
     }
     let used = memory.get::<Root>(root).used;
     if used + bytes as u64 > limit {
@@ -145,11 +150,6 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
 /// Where a job is: jobs of a batch that are launched again are a batch beside it, with the same uuid.
 fn earlier<'a>(memory: &'a Memory, uuid: &[u8; 16], ordinal: u32) -> impl Iterator<Item = (Place, u32)> + 'a {
     batches_of_uuid(memory, uuid).filter_map(move |place| index_of(memory, place, ordinal).map(|index| (place, index)))
-}
-
-/// The index of the job with this ordinal.
-pub fn index_of(memory: &Memory, place: Place, ordinal: u32) -> Option<u32> {
-    jobs(memory, place).binary_search_by_key(&ordinal, |job| job.ordinal).ok().map(|index| index as u32)
 }
 
 /// From now on its jobs may run, and are not looked for elsewhere.
@@ -221,12 +221,7 @@ pub fn remove(memory: &mut Memory, place: Place) {
     let outcomes: Vec<Place> = jobs(memory, place).iter().map(|job| job.outcome).filter(|at| *at != 0).collect();
     outcomes.into_iter().for_each(|at| memory.free(at));
     stopper::forget(memory, place);
-    let mut watcher = batch.watchers;
-    while watcher != 0 {
-        let next = memory.get::<Watcher>(watcher).next;
-        memory.free(watcher);
-        watcher = next;
-    }
+    watch::forget(memory, place);
     let bucket = bucket(&batch.uuid);
     let root = memory.root();
     let first = memory.get::<Root>(root).buckets[bucket];
@@ -277,14 +272,6 @@ fn find_key(memory: &Memory, database: u32, login: u32) -> Option<Place> {
     })
 }
 
-/// All keys.
-pub fn keys(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
-    let first = if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).keys };
-    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
-        Some(memory.get::<Key>(*at).next).filter(|next| *next != 0)
-    })
-}
-
 /// Forgets a key that nobody has any use for.
 pub fn forget_key(memory: &mut Memory, place: Place) {
     let key = *memory.get::<Key>(place);
@@ -302,68 +289,35 @@ pub fn forget_key(memory: &mut Memory, place: Place) {
     memory.free(place);
 }
 
-/// All batches, oldest first.
-pub fn batches(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
-    let first = if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).first };
-    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
-        Some(memory.get::<Batch>(*at).following).filter(|next| *next != 0)
-    })
+fn is_done(batch: &Batch) -> bool {
+    batch.logged == batch.jobs && batch.workers == 0 && batch.writer == 0
 }
 
-/// Batches with queued jobs of a key, oldest first.
-pub fn batches_of_key(memory: &Memory, key: Place) -> impl Iterator<Item = Place> + '_ {
-    let first = memory.get::<Key>(key).first;
-    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
-        Some(memory.get::<Batch>(*at).next_in_key).filter(|next| *next != 0)
-    })
-}
-
-/// Batches whose uuid or whose jobs' uuids differ from this one in the last four bytes only.
-pub fn batches_of_uuid<'a>(memory: &'a Memory, uuid: &[u8; 16]) -> impl Iterator<Item = Place> + 'a {
-    let (stem, first) =
-        (stem(uuid), if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).buckets[bucket(uuid)] });
-    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
-        Some(memory.get::<Batch>(*at).next_in_bucket).filter(|next| *next != 0)
-    })
-    .filter(move |at| self::stem(&memory.get::<Batch>(*at).uuid) == stem)
-}
-
-fn stem(uuid: &[u8; 16]) -> [u8; 12] {
-    uuid.first_chunk().copied().unwrap_or_default()
-}
-
-fn bucket(uuid: &[u8; 16]) -> usize {
-    // The stem is random: any of its bytes will do.
-    usize::from(u16::from_ne_bytes([uuid[2], uuid[3]])) % BUCKETS
-}
-
-/// Its jobs.
-pub fn jobs(memory: &Memory, batch: Place) -> &[Job] {
-    let count = memory.get::<Batch>(batch).jobs as usize;
-    memory.slice(batch + size_of::<Batch>() as u64, count)
-}
-
-/// One of its jobs. The index is one that the registry gave.
-pub fn job(memory: &Memory, batch: Place, index: u32) -> &Job {
-    memory.get(batch + (size_of::<Batch>() + index as usize * size_of::<Job>()) as u64)
-}
-
-/// One of its jobs, to be changed.
-pub fn job_mut(memory: &mut Memory, batch: Place, index: u32) -> &mut Job {
-    memory.get_mut(batch + (size_of::<Batch>() + index as usize * size_of::<Job>()) as u64)
-}
-
-/// One of its texts.
-pub fn bytes(memory: &Memory, batch: Place, text: Text) -> Option<&[u8]> {
-    let texts = memory.get::<Batch>(batch).texts;
-    (text.is_set != 0).then(|| memory.slice(texts + text.offset, text.length as usize))
-}
-
-/// The uuid of the job with this ordinal; 0 = of the batch itself.
-pub fn uuid_of(stem: &[u8; 16], ordinal: u32) -> [u8; 16] {
-    let mut uuid = *stem;
-    if let Some(last) = uuid.last_chunk_mut::<4>() {
-        *last = ordinal.to_be_bytes();
+pub(super) fn remove_if_done(memory: &mut Memory, place: Place) {
+    let record = memory.get::<Batch>(place);
+    if is_done(record) && record.recorded_at + LINGER <= process::now() {
+        remove(memory, place);
+    } else if is_done(record) {
+        watch::wake(memory, place);
     }
-    uuid
+}
+
+/// Forgets what is done of a batch that has jobs that are launched again.
+pub(super) fn forget_done(memory: &mut Memory, uuid: &[u8; 16]) {
+    let done: Vec<Place> = batches_of_uuid(memory, uuid).filter(|place| is_done(memory.get::<Batch>(*place))).collect();
+    done.into_iter().for_each(|place| remove(memory, place));
+}
+
+/// Forgets batches that are done and that every reader sees in the table by now; `all` = whether or not.
+pub(super) fn sweep(memory: &mut Memory, all: bool) {
+    let oldest = process::now() - LINGER;
+    let done: Vec<Place> = batches(memory)
+        // They are in the order of their acceptance, so of their recording, more or less.
+        .take_while(|place| all || memory.get::<Batch>(*place).created <= oldest)
+        .filter(|place| {
+            let batch = memory.get::<Batch>(*place);
+            is_done(batch) && (all || batch.recorded_at <= oldest)
+        })
+        .collect();
+    done.into_iter().for_each(|place| remove(memory, place));
 }

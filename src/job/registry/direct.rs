@@ -1,8 +1,7 @@
 //! Jobs that sessions give to workers directly: the classic interface, when a worker is there that has nothing to do.
 
-use super::queue::Task;
-use super::record::{Batch, Key, Life, Slot};
-use super::{batch, queue, room, root, slot, slot_mut, slots};
+use super::record::{Key, Life, Slot};
+use super::{batch, order, room, root, slot, slot_mut, slots};
 use crate::error::Error;
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::Worker;
@@ -37,9 +36,7 @@ fn may_be_given(memory: &Memory, slot: &Slot, database: u32, login: u32, version
 
 /// Is there a worker that [`give`] would give a job to?
 pub fn has_idle(memory: &Memory, (database, login, version): (u32, u32, u64)) -> bool {
-    slots(memory)
-        .iter()
-        .any(|slot| slot::life(slot) == Life::Idle && may_be_given(memory, slot, database, login, version))
+    slots(memory).iter().any(|slot| slot.life() == Life::Idle && may_be_given(memory, slot, database, login, version))
 }
 
 /// Gives the job in this segment to a worker of the key whose login is still what one of now would be: to the one in the
@@ -55,12 +52,13 @@ pub fn give(
         Some((index, serial)) => {
             // It has gone on to another channel if it has been given a job by somebody else.
             let slot = slots(memory).get(index).filter(|slot| slot.serial == serial && slot.segment == segment)?;
-            matches!(slot::life(slot), Life::Idle | Life::Serving).then_some(index)?
+            matches!(slot.life(), Life::Idle | Life::Serving).then_some(index)?
         }
         None => {
-            let idle = slots(memory).iter().enumerate().filter(|(_, slot)| {
-                slot::life(slot) == Life::Idle && may_be_given(memory, slot, database, login, version)
-            });
+            let idle = slots(memory)
+                .iter()
+                .enumerate()
+                .filter(|(_, slot)| slot.life() == Life::Idle && may_be_given(memory, slot, database, login, version));
             idle.max_by_key(|(_, slot)| slot.since).map(|(index, _)| index)?
         }
     };
@@ -72,7 +70,8 @@ pub fn give(
     own.errand = segment;
     own.segment = segment;
     own.is_unread = 1;
-    if slot::life(own) == Life::Idle {
+    own.is_read = 0;
+    if own.life() == Life::Idle {
         own.life = Life::Ready as u32;
     }
     process::wake(own.process);
@@ -97,11 +96,12 @@ pub fn served(memory: &mut Memory, index: usize) {
     slot::idle(memory, index);
 }
 
-/// The session has read the result of the job in this segment, or given it up.
-pub fn release(memory: &mut Memory, (index, serial): Seat, segment: u32) {
+/// The session has read the result of the job in this segment to its end, or given it up.
+pub fn release(memory: &mut Memory, (index, serial): Seat, segment: u32, is_whole: bool) {
     if let Some(slot) = slot_mut(memory, index) {
         if slot.serial == serial && slot.segment == segment {
             slot.is_unread = 0;
+            slot.is_read = u32::from(is_whole);
         }
     }
 }
@@ -109,9 +109,7 @@ pub fn release(memory: &mut Memory, (index, serial): Seat, segment: u32) {
 /// Is the job in this segment with the worker in this place, begun or not?
 pub fn has_job(memory: &Memory, (index, serial): Seat, segment: u32) -> bool {
     slots(memory).get(index).is_some_and(|slot| {
-        slot.serial == serial
-            && slot.segment == segment
-            && (slot.errand == segment || slot::life(slot) == Life::Serving)
+        slot.serial == serial && slot.segment == segment && (slot.errand == segment || slot.life() == Life::Serving)
     })
 }
 
@@ -128,7 +126,7 @@ pub fn join(memory: &mut Memory, new: &Newcomer) -> Result<Option<Seat>, Error> 
     let Some(index) = room::free_slot(memory) else { return Ok(None) };
     let key = batch::key(memory, new.database, new.login)?;
     room::ask_outdated_to_leave(memory, key, new.version);
-    let (serial, turn) = (room::next_serial(memory), queue::next_turn(memory));
+    let (serial, turn) = (room::next_serial(memory), order::next_turn(memory));
     let record = memory.get_mut::<Key>(key);
     record.workers += 1;
     record.turn = turn;
@@ -163,7 +161,7 @@ pub fn offer(memory: &mut Memory, index: usize, version: u64) {
 /// The worker goes, and takes no jobs any more. Gives the one that it was given and will not begin.
 pub fn take_back(memory: &mut Memory, index: usize) -> Option<u32> {
     let slot = slot_mut(memory, index)?;
-    if matches!(slot::life(slot), Life::Idle | Life::Serving) {
+    if matches!(slot.life(), Life::Idle | Life::Serving) {
         slot.life = Life::Ready as u32;
     }
     Some(std::mem::take(&mut slot.errand)).filter(|segment| *segment != 0)
@@ -178,13 +176,4 @@ pub fn has_errand(memory: &Memory, index: usize) -> bool {
 pub fn close(memory: &mut Memory, index: usize) -> bool {
     slot::ready(memory, index);
     !has_errand(memory, index)
-}
-
-/// The worker will not do what it was told to.
-pub fn undo(memory: &mut Memory, index: usize, task: &Task) {
-    match task {
-        Task::Run(claim) => queue::withdraw(memory, index, claim),
-        Task::Record(place) | Task::Log(place) => memory.get_mut::<Batch>(*place).writer = 0,
-        _ => {}
-    }
 }

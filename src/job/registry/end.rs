@@ -1,16 +1,13 @@
 //! How jobs end, and their batches: what came of a job, who stopped it, its final row, and when all of it is forgotten.
 
-use super::queue::{push, withdraw, Claim};
+use super::order::push;
 use super::record::{Batch, Job, Key, Life, Place, Reason, Slot, State};
-use super::{batch, room, slot_mut, slots, stopper, watch};
+use super::{batch, lists, room, slot_mut, slots, stopper, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 
 /// How many final rows are written in one transaction at most.
 const LOG_LIMIT: usize = 1000;
-/// How long a batch that is done stays, counted from the writing of its rows, in microseconds: for statements whose
-/// snapshot is older than that.
-const LINGER: i64 = 5_000_000;
 
 /// What came of an attempt.
 pub enum Finish<'a> {
@@ -61,7 +58,7 @@ pub fn finish(memory: &mut Memory, index: usize, place: Place, job_index: u32, f
 }
 
 fn leave_busy(memory: &mut Memory, index: usize, own: Slot) {
-    if own.life == Life::Busy as u32 {
+    if own.life() == Life::Busy {
         let key = memory.get_mut::<Key>(own.key);
         key.busy = key.busy.saturating_sub(1);
     }
@@ -78,7 +75,7 @@ fn end(memory: &mut Memory, place: Place, index: u32, state: State, outcome: Opt
         memory.slice_mut::<u8>(at, bytes.len()).copy_from_slice(bytes);
         Some((at, bytes.len()))
     });
-    let job = batch::job_mut(memory, place, index);
+    let job = lists::job_mut(memory, place, index);
     job.state = state as u8;
     job.slot = 0;
     job.ended = process::now();
@@ -102,7 +99,7 @@ fn stop_queued(memory: &mut Memory, place: Place, reason: Reason) {
 }
 
 fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason) -> bool {
-    let job = batch::job_mut(memory, place, index);
+    let job = lists::job_mut(memory, place, index);
     if job.state != State::Queued as u8 {
         return false;
     }
@@ -125,11 +122,11 @@ fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason)
 /// Stops a job in the name of a role: a queued one is out of the queue, one that runs is cancelled. Gives what it was;
 /// `Running` = somebody will see to it.
 pub fn stop(memory: &mut Memory, place: Place, index: u32, role: &[u8]) -> State {
-    let job = *batch::job(memory, place, index);
+    let job = *lists::job(memory, place, index);
     let state = State::from_byte(job.state);
     match state {
         State::Queued => {
-            batch::job_mut(memory, place, index).stopper = stopper::number(memory, place, role);
+            lists::job_mut(memory, place, index).stopper = stopper::number(memory, place, role);
             stop_if_queued(memory, place, index, Reason::Stopped);
         }
         State::Running => {
@@ -137,7 +134,7 @@ pub fn stop(memory: &mut Memory, place: Place, index: u32, role: &[u8]) -> State
             if !is_deaf {
                 if job.is_stopping == 0 {
                     let stopper = stopper::number(memory, place, role);
-                    let job = batch::job_mut(memory, place, index);
+                    let job = lists::job_mut(memory, place, index);
                     (job.is_stopping, job.reason, job.stopper) = (1, Reason::Cancelled as u8, stopper);
                 }
                 // The worker leaves this state under the lock that is held here: the signal reaches this job, or none.
@@ -153,14 +150,14 @@ pub fn stop(memory: &mut Memory, place: Place, index: u32, role: &[u8]) -> State
 /// Final rows that are to be written, a few at a time.
 pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
     let record = memory.get::<Batch>(place);
-    batch::jobs(memory, place)
+    lists::jobs(memory, place)
         .iter()
         .zip(0..)
         .filter(|(job, _)| State::from_byte(job.state).is_final() && job.is_logged == 0)
         .take(LOG_LIMIT)
         .map(|(job, index)| Ended {
             index,
-            uuid: batch::uuid_of(&record.uuid, job.ordinal),
+            uuid: lists::uuid_of(&record.uuid, job.ordinal),
             state: State::from_byte(job.state),
             reason: Reason::from_byte(job.reason),
             stopper: stopper::of_job(memory, place, job).map(<[u8]>::to_vec),
@@ -176,7 +173,7 @@ pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
 /// These final rows are written; none = it could not be done, and is to be tried again not before `retry_at`.
 pub fn written(memory: &mut Memory, place: Place, indexes: &[u32], retry_at: Option<i64>) {
     for index in indexes {
-        let job: &mut Job = batch::job_mut(memory, place, *index);
+        let job: &mut Job = lists::job_mut(memory, place, *index);
         job.is_logged = 2;
     }
     let batch = memory.get_mut::<Batch>(place);
@@ -187,49 +184,15 @@ pub fn written(memory: &mut Memory, place: Place, indexes: &[u32], retry_at: Opt
         batch.retry_log_at = retry_at;
     }
     watch::wake(memory, place);
-    remove_if_done(memory, place);
-}
-
-fn is_done(batch: &Batch) -> bool {
-    batch.logged == batch.jobs && batch.workers == 0 && batch.writer == 0
-}
-
-pub(super) fn remove_if_done(memory: &mut Memory, place: Place) {
-    let record = memory.get::<Batch>(place);
-    if is_done(record) && record.recorded_at + LINGER <= process::now() {
-        batch::remove(memory, place);
-    } else if is_done(record) {
-        watch::wake(memory, place);
-    }
-}
-
-/// Forgets what is done of a batch that has jobs that are launched again.
-pub(super) fn forget_done(memory: &mut Memory, uuid: &[u8; 16]) {
-    let done: Vec<Place> =
-        batch::batches_of_uuid(memory, uuid).filter(|place| is_done(memory.get::<Batch>(*place))).collect();
-    done.into_iter().for_each(|place| batch::remove(memory, place));
-}
-
-/// Forgets batches that are done and that every reader sees in the table by now; `all` = whether or not.
-pub(super) fn sweep(memory: &mut Memory, all: bool) {
-    let oldest = process::now() - LINGER;
-    let done: Vec<Place> = batch::batches(memory)
-        // They are in the order of their acceptance, so of their recording, more or less.
-        .take_while(|place| all || memory.get::<Batch>(*place).created <= oldest)
-        .filter(|place| {
-            let batch = memory.get::<Batch>(*place);
-            is_done(batch) && (all || batch.recorded_at <= oldest)
-        })
-        .collect();
-    done.into_iter().for_each(|place| batch::remove(memory, place));
+    batch::remove_if_done(memory, place);
 }
 
 /// Every queued job of the key ends with this outcome: nobody can run it.
 pub(super) fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
-    let places: Vec<Place> = batch::batches_of_key(memory, key).collect();
+    let places: Vec<Place> = lists::batches_of_key(memory, key).collect();
     for place in places {
         for index in 0..memory.get::<Batch>(place).jobs {
-            let job = batch::job(memory, place, index);
+            let job = lists::job(memory, place, index);
             if job.state == State::Queued as u8 && job.slot == 0 {
                 memory.get_mut::<Batch>(place).queued -= 1;
                 end(memory, place, index, State::Failed, Some(outcome));
@@ -245,20 +208,20 @@ pub(super) fn abandon(memory: &mut Memory, index: usize, state: State, outcome: 
     let Some(own) = slots(memory).get(index).copied() else { return };
     let slot = index as u32 + 1;
     let place = own.batch;
-    if own.life == Life::Busy as u32 {
+    if own.life() == Life::Busy {
         finish(memory, index, place, own.job, &Finish::Unlogged(state, outcome));
     }
     if place != 0 {
-        let indexes = (0..memory.get::<Batch>(place).jobs)
+        let claimed: Vec<u32> = (0..memory.get::<Batch>(place).jobs)
             .filter(|job| {
-                let job = batch::job(memory, place, *job);
+                let job = lists::job(memory, place, *job);
                 job.state == State::Queued as u8 && job.slot == slot
             })
             .collect();
-        withdraw(memory, index, &Claim { batch: place, number: 0, indexes });
+        give_back(memory, index, place, &claimed);
     }
     let writing: Vec<Place> =
-        batch::batches(memory).filter(|place| memory.get::<Batch>(*place).writer == slot).collect();
+        lists::batches(memory).filter(|place| memory.get::<Batch>(*place).writer == slot).collect();
     for place in writing {
         memory.get_mut::<Batch>(place).writer = 0;
     }
@@ -267,7 +230,7 @@ pub(super) fn abandon(memory: &mut Memory, index: usize, state: State, outcome: 
 /// Forgets every batch of a database that has no log any more: the extension is gone from it.
 pub fn forget_database(memory: &mut Memory, database: u32) {
     let places: Vec<Place> =
-        batch::batches(memory).filter(|place| memory.get::<Batch>(*place).database == database).collect();
+        lists::batches(memory).filter(|place| memory.get::<Batch>(*place).database == database).collect();
     for place in places {
         for index in 0..memory.get::<Batch>(place).jobs {
             stop_if_queued(memory, place, index, Reason::Stopped);
@@ -275,10 +238,26 @@ pub fn forget_database(memory: &mut Memory, database: u32) {
         memory.get_mut::<Batch>(place).writer = 0;
         let unlogged: Vec<u32> = (0..memory.get::<Batch>(place).jobs)
             .filter(|index| {
-                let job = batch::job(memory, place, *index);
+                let job = lists::job(memory, place, *index);
                 State::from_byte(job.state).is_final() && job.is_logged == 0
             })
             .collect();
         written(memory, place, &unlogged, None);
     }
+}
+
+/// Gives back what is left of the jobs that this worker has claimed, and looks whether the batch is done.
+pub(super) fn give_back(memory: &mut Memory, index: usize, place: Place, jobs: &[u32]) {
+    let slot = index as u32 + 1;
+    for job in jobs.iter().rev() {
+        let record = lists::job(memory, place, *job);
+        if record.state == State::Queued as u8 && record.slot == slot {
+            push(memory, place, *job, 0);
+        }
+    }
+    memory.get_mut::<Batch>(place).workers -= 1;
+    if let Some(own) = slot_mut(memory, index) {
+        own.batch = 0;
+    }
+    batch::remove_if_done(memory, place);
 }

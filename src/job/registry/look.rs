@@ -1,7 +1,7 @@
 //! What others see of it.
 
 use super::record::{Batch, Job, Life, Place, Slot, State, AGAIN};
-use super::{batch, slots, stopper};
+use super::{lists, slots, stopper};
 use crate::ffi::area::Memory;
 use crate::ffi::session;
 use crate::job::manner::Manner;
@@ -69,7 +69,7 @@ pub struct Found {
 /// The batches and jobs of a uuid. A batch has several entries when some of its jobs were launched again.
 pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<Found> {
     let ordinal = uuid.last_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last));
-    let found = batch::batches_of_uuid(memory, uuid).filter_map(|place| {
+    let found = lists::batches_of_uuid(memory, uuid).filter_map(|place| {
         let record = memory.get::<Batch>(place);
         if record.is_open == 0 {
             return None;
@@ -77,8 +77,8 @@ pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<Found> {
         let job = match ordinal {
             0 => None,
             _ => {
-                let index = batch::index_of(memory, place, ordinal)?;
-                Some(Some(index).filter(|index| is_here(batch::job(memory, place, *index)))?)
+                let index = lists::index_of(memory, place, ordinal)?;
+                Some(Some(index).filter(|index| is_here(lists::job(memory, place, *index)))?)
             }
         };
         Some(Found { batch: place, owner: record.owner, job })
@@ -96,7 +96,7 @@ pub fn of_batch(memory: &Memory, found: &Found) -> Vec<u32> {
     match found.job {
         Some(job) => vec![job],
         None => {
-            let here = (0..).zip(batch::jobs(memory, found.batch)).filter(|(_, job)| is_here(job));
+            let here = (0..).zip(lists::jobs(memory, found.batch)).filter(|(_, job)| is_here(job));
             here.map(|(index, _)| index).collect()
         }
     }
@@ -117,8 +117,8 @@ pub fn headers(memory: &Memory, uuid: Option<&[u8; 16]>) -> Vec<Header> {
     let open = |place: &Place| memory.get::<Batch>(*place).is_open != 0;
     let header = |place| header(memory.get::<Batch>(place));
     match uuid {
-        Some(uuid) => batch::batches_of_uuid(memory, uuid).filter(open).map(header).collect(),
-        None => batch::batches(memory).filter(open).map(header).collect(),
+        Some(uuid) => lists::batches_of_uuid(memory, uuid).filter(open).map(header).collect(),
+        None => lists::batches(memory).filter(open).map(header).collect(),
     }
 }
 
@@ -127,7 +127,7 @@ pub fn headers(memory: &Memory, uuid: Option<&[u8; 16]>) -> Vec<Header> {
 fn walk<T>(memory: &Memory, is_wanted: impl Fn(u64) -> bool, look: impl Fn(Place, &Batch, &Job, i64) -> T) -> Vec<T> {
     let mut seen = Vec::new();
     let mut position = 0;
-    for place in batch::batches(memory) {
+    for place in lists::batches(memory) {
         let record = memory.get::<Batch>(place);
         if record.is_open == 0 {
             continue;
@@ -136,7 +136,7 @@ fn walk<T>(memory: &Memory, is_wanted: impl Fn(u64) -> bool, look: impl Fn(Place
             position += i64::from(record.queued);
             continue;
         }
-        for job in batch::jobs(memory, place).iter().filter(|job| is_here(job)) {
+        for job in lists::jobs(memory, place).iter().filter(|job| is_here(job)) {
             if job.state == State::Queued as u8 {
                 position += 1;
             }
@@ -161,7 +161,7 @@ pub fn moments(memory: &Memory, batches: &HashSet<u64>) -> HashMap<[u8; 16], Mom
         memory,
         |number| batches.contains(&number),
         |place, record, job, position| {
-            (batch::uuid_of(&record.uuid, job.ordinal), moment(memory, place, job, position))
+            (lists::uuid_of(&record.uuid, job.ordinal), moment(memory, place, job, position))
         },
     );
     seen.into_iter().collect()
@@ -169,8 +169,8 @@ pub fn moments(memory: &Memory, batches: &HashSet<u64>) -> HashMap<[u8; 16], Mom
 
 /// The text of the job that was found.
 pub fn query_of(memory: &Memory, found: &Found) -> Option<Vec<u8>> {
-    let job = batch::job(memory, found.batch, found.job?);
-    batch::bytes(memory, found.batch, job.query).map(<[u8]>::to_vec)
+    let job = lists::job(memory, found.batch, found.job?);
+    lists::bytes(memory, found.batch, job.query).map(<[u8]>::to_vec)
 }
 
 /// A text of a batch in this database's encoding.
@@ -202,10 +202,10 @@ fn moment(memory: &Memory, place: Place, job: &Job, position: i64) -> Moment {
 }
 
 fn view(memory: &Memory, place: Place, record: &Batch, job: &Job, position: i64) -> JobView {
-    let text = |text| batch::bytes(memory, place, text).map(|bytes| own_text(record, bytes));
+    let text = |text| lists::bytes(memory, place, text).map(|bytes| own_text(record, bytes));
     JobView {
         batch: header(record),
-        uuid: batch::uuid_of(&record.uuid, job.ordinal),
+        uuid: lists::uuid_of(&record.uuid, job.ordinal),
         now: moment(memory, place, job, position),
         owner_name: text(record.owner_name).unwrap_or_default(),
         client: text(record.client).unwrap_or_default(),
@@ -231,7 +231,7 @@ fn pid_of(job: &Job) -> Option<i32> {
 
 fn slot_of<'a>(memory: &'a Memory, job: &Job) -> Option<&'a Slot> {
     let slot = slots(memory).get((job.slot as usize).wrapping_sub(1))?;
-    (Life::from_number(slot.life) == Life::Busy).then_some(slot)
+    (slot.life() == Life::Busy).then_some(slot)
 }
 
 /// The little of a job that changes.
@@ -259,9 +259,9 @@ pub fn pulses(memory: &Memory, uuid: &[u8; 16]) -> Vec<Pulse> {
     for found in find(memory, uuid) {
         let record = memory.get::<Batch>(found.batch);
         for index in of_batch(memory, &found) {
-            let job = batch::job(memory, found.batch, index);
+            let job = lists::job(memory, found.batch, index);
             pulses.push(Pulse {
-                uuid: batch::uuid_of(&record.uuid, job.ordinal),
+                uuid: lists::uuid_of(&record.uuid, job.ordinal),
                 state: State::from_byte(job.state),
                 attempts: job.attempts,
                 pid: pid_of(job),
@@ -275,13 +275,13 @@ pub fn pulses(memory: &Memory, uuid: &[u8; 16]) -> Vec<Pulse> {
 
 /// The uuid of a job.
 pub fn uuid_of_job(memory: &Memory, place: Place, index: u32) -> [u8; 16] {
-    batch::uuid_of(&memory.get::<Batch>(place).uuid, batch::job(memory, place, index).ordinal)
+    lists::uuid_of(&memory.get::<Batch>(place).uuid, lists::job(memory, place, index).ordinal)
 }
 
 /// What a worker must know of a batch: its request, as it was written.
 pub fn request(memory: &Memory, place: Place) -> Vec<u8> {
     let record = memory.get::<Batch>(place);
-    batch::bytes(memory, place, record.request).unwrap_or_default().to_vec()
+    lists::bytes(memory, place, record.request).unwrap_or_default().to_vec()
 }
 
 /// What a worker must know of a job.
@@ -304,10 +304,10 @@ impl RunningJob {
     /// Reads it.
     pub fn read(memory: &Memory, place: Place, index: u32) -> Self {
         let record = memory.get::<Batch>(place);
-        let job = batch::job(memory, place, index);
+        let job = lists::job(memory, place, index);
         RunningJob {
-            uuid: batch::uuid_of(&record.uuid, job.ordinal),
-            query: batch::bytes(memory, place, job.query).unwrap_or_default().to_vec(),
+            uuid: lists::uuid_of(&record.uuid, job.ordinal),
+            query: lists::bytes(memory, place, job.query).unwrap_or_default().to_vec(),
             timeout: Some(job.timeout).filter(|timeout| *timeout > 0),
             attempt: job.attempts,
             max_attempts: job.max_attempts,

@@ -7,7 +7,9 @@ mod ahead;
 mod batch;
 mod direct;
 mod end;
+mod lists;
 mod look;
+mod order;
 mod queue;
 mod record;
 mod room;
@@ -15,21 +17,20 @@ mod slot;
 mod stopper;
 mod watch;
 
-pub use ahead::{add_ahead, dismiss_ahead, has_room_ahead, make_room_ahead, take_ahead};
-pub use batch::{add, open, remove, uuid_of, NewBatch, NewJob};
-pub use direct::{
-    close, give, has_errand, has_idle, has_job, join, offer, release, served, take_back, undo, Newcomer, Seat,
-};
+pub use ahead::{add_ahead, dismiss_ahead, make_room_ahead, take_ahead};
+pub use batch::{add, open, remove, NewBatch, NewJob};
+pub use direct::{close, give, has_errand, has_idle, has_job, join, offer, release, served, take_back, Newcomer, Seat};
 pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish};
+pub use lists::uuid_of;
 pub use look::{
     find, headers, moments, of_batch, pulses, query_of, request, snapshot, uuid_of_job, Found, Header, JobView, Moment,
     Pulse, RunningJob,
 };
-pub use queue::{begin, claim, is_recorded, recorded, uuid, uuid_of_first, uuids, withdraw, Claim, Task};
+pub use queue::{begin, claim, is_recorded, recorded, undo, uuid, uuid_of_first, uuids, withdraw, Claim, Task};
 pub use record::{Place, Reason, State, MESSAGE_BYTES};
-pub use room::{company, is_attended, is_settling, is_stuck, make_room, plan, reserve, Company, Start};
+pub use room::{company, has_room_ahead, is_attended, is_settling, is_stuck, make_room, plan, reserve, Company, Start};
 pub use slot::{
-    arrive, cannot_register, died, hand_over, idle, is_starved, is_stopping, may_leave, of_process, register,
+    arrive, cannot_register, died, hand_over, idle, is_starved, is_stopping, may_go, may_leave, of_process, register,
     report_progress, set_waiting, starts_again, stays_on, terminate_jobs, Arrival, Refusal,
 };
 pub use watch::{listen, unwatch, watch};

@@ -262,7 +262,7 @@ pub enum Life {
 }
 
 impl Life {
-    pub fn from_number(number: u32) -> Self {
+    fn from_number(number: u32) -> Self {
         use Life::*;
         [Free, Starting, Ready, Busy, Serving, Idle, Leaving, Died]
             .into_iter()
@@ -312,9 +312,17 @@ pub struct Slot {
     pub segment: u32,
     /// The result of that job has not been read: nobody else gets the worker, for the job has its process id.
     pub is_unread: u32,
-    pub padding: u32,
+    /// It was read to its end: the worker will have nothing to do in a moment.
+    pub is_read: u32,
     pub since: i64,
     pub message: [u8; MESSAGE_BYTES],
+}
+
+impl Slot {
+    /// How far its worker is.
+    pub fn life(&self) -> Life {
+        Life::from_number(self.life)
+    }
 }
 
 /// A role that has stopped jobs of a batch. Behind it, in the same piece of memory, lies its name: roles can be renamed and

@@ -3,10 +3,9 @@
 //! There are never more than the cap. A worker that is to make room for one of another role or database registers its
 //! successor itself, which begins when it is gone; so no moment comes in which there is work and nobody to see it.
 
-use super::queue::{self, demand};
-use super::record::{Batch, Key, Life, Place, Root, Slot};
-use super::slot::life;
-use super::{ahead, batch, slot_mut, slots};
+use super::order::{self, demand};
+use super::record::{Batch, Key, Life, Place, Root, Slot, AHEAD};
+use super::{ahead, batch, lists, root, slot_mut, slots};
 use crate::error::Error;
 use crate::ffi::area::{self, Memory};
 use crate::ffi::bgworker::Worker;
@@ -25,7 +24,7 @@ fn reclaim(memory: &mut Memory) {
     let gone: Vec<usize> = slots(memory)
         .iter()
         .enumerate()
-        .filter(|(_, slot)| life(slot) == Life::Leaving && slot.has_handle != 0)
+        .filter(|(_, slot)| slot.life() == Life::Leaving && slot.has_handle != 0)
         .filter(|(_, slot)| Worker::from_words(slot.handle).is_gone())
         .map(|(index, _)| index)
         .collect();
@@ -44,12 +43,12 @@ pub(super) fn live(memory: &mut Memory) -> usize {
 /// The same without those that wait for their first job.
 fn with_a_job(memory: &mut Memory) -> usize {
     reclaim(memory);
-    slots(memory).iter().filter(|slot| life(slot) != Life::Free && slot.is_succeeded == 0).count() + area::outside()
+    slots(memory).iter().filter(|slot| slot.life() != Life::Free && slot.is_succeeded == 0).count() + area::outside()
 }
 
 /// On its way out, and nobody waits for its place.
 pub(super) fn is_ceding(slot: &Slot) -> bool {
-    life(slot) == Life::Leaving && slot.is_succeeded == 0
+    slot.life() == Life::Leaving && slot.is_succeeded == 0
 }
 
 /// Those that neither are on their way out nor go as soon as somebody wants their place.
@@ -73,7 +72,7 @@ pub(super) fn standing(memory: &mut Memory, index: usize) -> Standing {
     if staying(memory) <= guc::cap() {
         return Standing::Stays;
     }
-    match is_alone(memory, index) && queue::has_work(memory) {
+    match is_alone(memory, index) && order::has_work(memory) {
         true => Standing::Pauses,
         false => Standing::Goes,
     }
@@ -81,7 +80,7 @@ pub(super) fn standing(memory: &mut Memory, index: usize) -> Standing {
 
 /// Is it there, or will it be, and is it not on its way out?
 fn is_staying(slot: &Slot) -> bool {
-    !matches!(life(slot), Life::Free | Life::Leaving)
+    !matches!(slot.life(), Life::Free | Life::Leaving)
 }
 
 fn has_workers(memory: &Memory) -> bool {
@@ -96,7 +95,7 @@ pub(super) fn is_alone(memory: &Memory, index: usize) -> bool {
 /// How many workers a call could have at once for this key.
 fn free_places(memory: &mut Memory, database: u32, login: u32) -> usize {
     let free = guc::cap().saturating_sub(live(memory));
-    let idle = slots(memory).iter().filter(|slot| life(slot) == Life::Idle && slot.key != 0).filter(|slot| {
+    let idle = slots(memory).iter().filter(|slot| slot.life() == Life::Idle && slot.key != 0).filter(|slot| {
         let key = memory.get::<Key>(slot.key);
         key.database == database && key.login == login
     });
@@ -104,7 +103,7 @@ fn free_places(memory: &mut Memory, database: u32, login: u32) -> usize {
 }
 
 fn workers_of_role(memory: &Memory, login: u32) -> u32 {
-    batch::keys(memory)
+    lists::keys(memory)
         .map(|place| memory.get::<Key>(place))
         .filter(|key| key.login == login)
         .map(|key| key.workers)
@@ -114,13 +113,13 @@ fn workers_of_role(memory: &Memory, login: u32) -> u32 {
 /// Workers of a key that will look for work soon.
 fn coming(memory: &Memory, key: Place) -> u32 {
     let is_coming =
-        |slot: &&Slot| slot.key == key && slot.batch == 0 && matches!(life(slot), Life::Starting | Life::Ready);
+        |slot: &&Slot| slot.key == key && slot.batch == 0 && matches!(slot.life(), Life::Starting | Life::Ready);
     slots(memory).iter().filter(is_coming).count() as u32
 }
 
 /// The key that wants a worker most: whose role has the fewest, and whose last turn is longest ago.
 fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
-    let keys: Vec<Place> = batch::keys(memory).filter(|place| *place != but).collect();
+    let keys: Vec<Place> = lists::keys(memory).filter(|place| *place != but).collect();
     let mut best = None;
     for place in keys {
         let key = *memory.get::<Key>(place);
@@ -161,7 +160,7 @@ pub(super) fn gives_way(memory: &mut Memory, index: usize, now: i64, quantum: i6
 }
 
 pub(super) fn free_slot(memory: &Memory) -> Option<usize> {
-    slots(memory).iter().position(|slot| life(slot) == Life::Free)
+    slots(memory).iter().position(|slot| slot.life() == Life::Free)
 }
 
 /// A number that no process in any place had before.
@@ -181,7 +180,7 @@ pub(super) fn has_idle_room(memory: &mut Memory) -> bool {
 /// Asks idle workers of a key to leave whose login is not of this version: no session gives them a job any more.
 pub(super) fn ask_outdated_to_leave(memory: &mut Memory, key: Place, version: u64) {
     let is_outdated = |slot: &Slot| {
-        slot.key == key && life(slot) == Life::Idle && slot.is_unwanted == 0 && ![0, version].contains(&slot.version)
+        slot.key == key && slot.life() == Life::Idle && slot.is_unwanted == 0 && ![0, version].contains(&slot.version)
     };
     while let Some(index) = slots(memory).iter().position(is_outdated) {
         send_away(memory, index);
@@ -190,7 +189,7 @@ pub(super) fn ask_outdated_to_leave(memory: &mut Memory, key: Place, version: u6
 
 /// How many workers have nothing to do.
 pub(super) fn idle_count(memory: &Memory) -> usize {
-    slots(memory).iter().filter(|slot| life(slot) == Life::Idle).count()
+    slots(memory).iter().filter(|slot| slot.life() == Life::Idle).count()
 }
 
 /// Where there is room for one more worker: beside the others, or in the place of one that is on its way out.
@@ -236,7 +235,7 @@ pub(super) fn prepare(memory: &mut Memory, key: Place, after: Option<usize>) -> 
     if let Some(before) = after.and_then(|after| slot_mut(memory, after)) {
         before.is_succeeded = 1;
     }
-    let turn = queue::next_turn(memory);
+    let turn = order::next_turn(memory);
     let key = memory.get_mut::<Key>(key);
     key.workers += 1;
     key.turn = turn;
@@ -275,7 +274,7 @@ pub fn plan(memory: &mut Memory) -> Vec<Start> {
 
 /// The key of a worker that writes final rows in a database that has no worker.
 fn unattended(memory: &mut Memory, now: i64) -> Option<Place> {
-    let databases: Vec<u32> = batch::batches(memory)
+    let databases: Vec<u32> = lists::batches(memory)
         .map(|place| memory.get::<Batch>(place))
         .filter(|batch| batch.unlogged > 0 && batch.retry_log_at <= now)
         .map(|batch| batch.database)
@@ -288,14 +287,14 @@ fn unattended(memory: &mut Memory, now: i64) -> Option<Place> {
 
 /// The key of a worker that waits until there is something to do.
 fn in_time(memory: &mut Memory) -> Option<Place> {
-    let with_queue = batch::keys(memory).find(|place| {
+    let with_queue = lists::keys(memory).find(|place| {
         let key = memory.get::<Key>(*place);
         key.login != 0 && key.first != 0
     });
     if with_queue.is_some() {
         return with_queue;
     }
-    let unlogged = batch::batches(memory).map(|place| memory.get::<Batch>(place)).find(|batch| batch.unlogged > 0);
+    let unlogged = lists::batches(memory).map(|place| memory.get::<Batch>(place)).find(|batch| batch.unlogged > 0);
     let database = unlogged?.database;
     batch::key(memory, database, 0).ok()
 }
@@ -312,7 +311,7 @@ pub(super) fn next_key(memory: &mut Memory, index: usize, but: Place) -> Option<
 
 /// Wakes an idle worker of a key.
 fn wake_idle(memory: &mut Memory, key: Place) -> bool {
-    let idle = slots(memory).iter().position(|slot| slot.key == key && life(slot) == Life::Idle);
+    let idle = slots(memory).iter().position(|slot| slot.key == key && slot.life() == Life::Idle);
     let Some(slot) = idle.and_then(|index| slot_mut(memory, index)) else { return false };
     slot.life = Life::Ready as u32;
     process::wake(slot.process);
@@ -324,7 +323,7 @@ fn ask_idle_to_leave(memory: &mut Memory, key: Place) -> bool {
     let idle = slots(memory)
         .iter()
         .enumerate()
-        .filter(|(_, slot)| life(slot) == Life::Idle && slot.key != key && slot.is_unwanted == 0)
+        .filter(|(_, slot)| slot.life() == Life::Idle && slot.key != key && slot.is_unwanted == 0)
         .min_by_key(|(_, slot)| slot.since)
         .map(|(index, _)| index);
     idle.is_some_and(|index| send_away(memory, index))
@@ -338,23 +337,38 @@ fn send_away(memory: &mut Memory, index: usize) -> bool {
     true
 }
 
-/// Asks an idle worker to leave: a session wants a process for itself. False = there is none.
+/// Is a worker between its job and rest, with nothing queued that it could take up?
+fn is_one_coming_to_rest(memory: &Memory) -> bool {
+    let will_rest = |slot: &Slot| match slot.life() {
+        Life::Starting | Life::Ready => true,
+        Life::Serving => slot.is_read != 0,
+        _ => false,
+    };
+    slots(memory).iter().any(will_rest) && !order::is_queued(memory)
+}
+
+/// Asks an idle worker to leave: a session wants a process for itself. False = there is none, and none will be soon.
 pub fn make_room(memory: &mut Memory) -> bool {
-    let asked = |slot: &Slot| life(slot) == Life::Leaving || slot.is_unwanted != 0;
+    make_room_for(memory, 0) || is_one_coming_to_rest(memory)
+}
+
+/// Asks one that is not of this key to leave, if none is leaving.
+pub(super) fn make_room_for(memory: &mut Memory, key: Place) -> bool {
+    let asked = |slot: &Slot| slot.life() == Life::Leaving || slot.is_unwanted != 0;
     if slots(memory).iter().any(asked) {
         reclaim(memory);
         if slots(memory).iter().any(asked) {
             return true;
         }
     }
-    ahead::make_room_ahead(memory) || ask_idle_to_leave(memory, 0)
+    ahead::make_room_ahead(memory) || ask_idle_to_leave(memory, key)
 }
 
 /// Wakes workers of a database that have nothing to do: there are rows to write.
 pub(super) fn wake_writers(memory: &Memory, database: u32) {
     let idle = slots(memory)
         .iter()
-        .find(|slot| life(slot) == Life::Idle && slot.key != 0 && memory.get::<Key>(slot.key).database == database);
+        .find(|slot| slot.life() == Life::Idle && slot.key != 0 && memory.get::<Key>(slot.key).database == database);
     if let Some(slot) = idle {
         process::wake(slot.process);
     }
@@ -373,7 +387,7 @@ pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) ->
         return Err(Error::TooFewWorkers { wanted, free });
     }
     let key = batch::key(memory, database, login)?;
-    let idle = slots(memory).iter().filter(|slot| life(slot) == Life::Idle && slot.key == key).count();
+    let idle = slots(memory).iter().filter(|slot| slot.life() == Life::Idle && slot.key == key).count();
     Ok((idle..wanted).filter_map(|_| prepare(memory, key, None)).collect())
 }
 
@@ -381,18 +395,18 @@ pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) ->
 /// Asks one that is idle and of no use here to leave.
 pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> bool {
     let now = process::now();
-    let keys: Vec<Place> = batch::keys(memory).collect();
+    let keys: Vec<Place> = lists::keys(memory).collect();
     // Jobs that wait come first.
     let queued: usize = keys.into_iter().map(|key| demand(memory, key, now, wanted as u32) as usize).sum();
-    let busy = slots(memory).iter().filter(|slot| life(slot) == Life::Busy).count();
+    let busy = slots(memory).iter().filter(|slot| slot.life() == Life::Busy).count();
     if guc::cap().saturating_sub(area::outside() + busy + queued) < wanted {
         return false;
     }
-    let is_moving = |slot: &Slot| matches!(life(slot), Life::Starting | Life::Ready | Life::Leaving);
+    let is_moving = |slot: &Slot| matches!(slot.life(), Life::Starting | Life::Ready | Life::Leaving);
     if slots(memory).iter().any(is_moving) {
         return true;
     }
-    let own = batch::keys(memory).find(|place| {
+    let own = lists::keys(memory).find(|place| {
         let key = memory.get::<Key>(*place);
         key.database == database && key.login == login
     });
@@ -416,7 +430,7 @@ pub fn company(memory: &mut Memory, index: usize) -> Company {
         return Company::Others;
     }
     let goes = |slot: &Slot| {
-        matches!(life(slot), Life::Leaving | Life::Died)
+        matches!(slot.life(), Life::Leaving | Life::Died)
             && slot.has_handle != 0
             && !Worker::from_words(slot.handle).is_gone()
     };
@@ -430,8 +444,8 @@ pub fn company(memory: &mut Memory, index: usize) -> Company {
 /// Is there a worker that sees to the queue, or nothing to be seen to?
 pub fn is_attended(memory: &mut Memory) -> bool {
     reclaim(memory);
-    let is_there = |slot: &Slot| slot.has_handle != 0 && is_staying(slot);
-    slots(memory).iter().any(is_there) || !queue::has_work(memory)
+    let is_there = |slot: &Slot| slot.has_handle != 0 && slot.is_unwanted == 0 && is_staying(slot);
+    slots(memory).iter().any(is_there) || !order::has_work(memory)
 }
 
 /// Does every worker run a job that waits for jobs that no worker is left for?
@@ -439,8 +453,17 @@ pub fn is_stuck(memory: &mut Memory) -> bool {
     if staying(memory) < guc::cap() {
         return false;
     }
-    let waits = |slot: &Slot| life(slot) == Life::Busy && slot.is_waiting != 0;
-    let mut workers = slots(memory).iter().filter(|slot| !matches!(life(slot), Life::Free | Life::Leaving));
+    let waits = |slot: &Slot| slot.life() == Life::Busy && slot.is_waiting != 0;
+    let mut workers = slots(memory).iter().filter(|slot| !matches!(slot.life(), Life::Free | Life::Leaving));
     let all = workers.all(waits);
-    all && queue::has_work(memory)
+    all && order::has_work(memory)
+}
+
+/// May one more process have nothing to do for a while?
+pub fn has_room_ahead(memory: &mut Memory) -> bool {
+    if root(memory).is_err() {
+        return false;
+    }
+    let idle = ahead::count(memory) + idle_count(memory);
+    idle < guc::spare_limit().min(AHEAD) && live(memory) < guc::cap()
 }

@@ -1,9 +1,9 @@
 //! The life of a worker in its place: how it comes, what it does there, how it goes.
 
-use super::queue::{self, demand};
+use super::order::{self, demand};
 use super::record::{Key, Life, Place, Root, Slot, State, MESSAGE_BYTES};
 use super::room::{has_idle_room, is_alone, is_ceding, next_key, prepare, staying, Start};
-use super::{batch, end, slot_mut, slots, watch};
+use super::{batch, end, lists, room, slot_mut, slots, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::Worker;
 use crate::ffi::process;
@@ -19,10 +19,6 @@ pub enum Arrival {
     NotYet,
     /// There is nothing to do.
     Nothing,
-}
-
-pub(super) fn life(slot: &Slot) -> Life {
-    Life::from_number(slot.life)
 }
 
 /// Had the server no process for the worker that was asked for last?
@@ -44,10 +40,16 @@ pub fn register(memory: &mut Memory, start: Start, worker: Worker) {
     }
 }
 
-/// The server has no process for the worker.
+/// The server has no process for the worker: one that has nothing to do there makes room, and who follows what is queued
+/// asks again.
 pub fn cannot_register(memory: &mut Memory, start: Start) {
     set_starved(memory, true);
     let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
+    if slot.key != 0 {
+        room::make_room_for(memory, slot.key);
+        let batches: Vec<Place> = lists::batches_of_key(memory, slot.key).collect();
+        batches.into_iter().for_each(|batch| watch::wake(memory, batch));
+    }
     leave_key(memory, start.slot);
     if slot.after != 0 {
         if let Some(before) = slot_mut(memory, slot.after as usize - 1) {
@@ -75,11 +77,11 @@ pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arriv
     let Some(slot) = slots(memory).get(index).copied().filter(|slot| slot.serial == serial) else {
         return Arrival::Nothing;
     };
-    match life(&slot) {
+    match slot.life() {
         Life::Starting => {
             let before = slots(memory).get((slot.after as usize).wrapping_sub(1)).copied();
             if before.is_some_and(|before| {
-                life(&before) == Life::Leaving
+                before.life() == Life::Leaving
                     && before.is_succeeded != 0
                     && !(before.has_handle != 0 && Worker::from_words(before.handle).is_gone())
             }) {
@@ -88,7 +90,7 @@ pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arriv
         }
         Life::Died => {
             let key = next_key(memory, index, 0);
-            let turn = queue::next_turn(memory);
+            let turn = order::next_turn(memory);
             let Some(key) = key else {
                 if let Some(slot) = slot_mut(memory, index) {
                     slot.life = Life::Leaving as u32;
@@ -124,11 +126,11 @@ pub fn idle(memory: &mut Memory, index: usize) -> bool {
     if own.is_unwanted != 0
         || own.errand != 0
         || demand(memory, own.key, now, 1) > 0
-        || queue::log_duty(memory, database, now).is_some()
+        || order::log_duty(memory, database, now).is_some()
     {
         return false;
     }
-    let is_one_too_many = life(&own) != Life::Idle && !has_idle_room(memory);
+    let is_one_too_many = own.life() != Life::Idle && !has_idle_room(memory);
     let Some(slot) = slot_mut(memory, index) else { return true };
     if is_one_too_many {
         slot.is_unwanted = 1;
@@ -140,7 +142,7 @@ pub fn idle(memory: &mut Memory, index: usize) -> bool {
 
 /// The worker looks for work again.
 pub(super) fn ready(memory: &mut Memory, index: usize) {
-    if let Some(slot) = slot_mut(memory, index).filter(|slot| life(slot) == Life::Idle) {
+    if let Some(slot) = slot_mut(memory, index).filter(|slot| slot.life() == Life::Idle) {
         slot.life = Life::Ready as u32;
     }
 }
@@ -148,7 +150,7 @@ pub(super) fn ready(memory: &mut Memory, index: usize) {
 /// May a worker go whose time is over? Not while it alone could see to what is queued.
 pub fn may_leave(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
-    if is_alone(memory, index) && queue::has_work(memory) {
+    if is_alone(memory, index) && order::has_work(memory) {
         return false;
     }
     own.key == 0 || memory.get::<Key>(own.key).first == 0 || memory.get::<Key>(own.key).workers > 1
@@ -190,9 +192,15 @@ pub fn stays_on(memory: &mut Memory, index: usize) {
     }
 }
 
+/// May a worker go although it could not register a successor? Others are there, or wait for its process.
+pub fn may_go(memory: &Memory, index: usize) -> bool {
+    let is_unwanted = slots(memory).get(index).is_none_or(|own| own.is_unwanted != 0);
+    is_unwanted || !is_alone(memory, index) || order::is_work_awaited(memory)
+}
+
 /// Does the server start this worker again, for it could not register a successor?
 pub fn starts_again(memory: &Memory, index: usize) -> bool {
-    slots(memory).get(index).is_some_and(|slot| life(slot) == Life::Died)
+    slots(memory).get(index).is_some_and(|slot| slot.life() == Life::Died)
 }
 
 /// Why a worker cannot be one.
@@ -213,7 +221,7 @@ pub fn died(
     refused: Option<Refusal>,
 ) -> Option<Start> {
     let own = slots(memory).get(index).copied()?;
-    if matches!(life(&own), Life::Leaving | Life::Free) {
+    if matches!(own.life(), Life::Leaving | Life::Free) {
         return None;
     }
     end::abandon(memory, index, state, outcome);
@@ -250,7 +258,7 @@ pub fn died(
 /// Ends the processes that run these jobs, if they still do.
 pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<[u8; 16]>) {
     let is_meant = |slot: &Slot| {
-        life(slot) == Life::Busy
+        slot.life() == Life::Busy
             && slot.batch != 0
             && slot.has_handle != 0
             && jobs.contains(&super::uuid_of_job(memory, slot.batch, slot.job))
@@ -267,7 +275,7 @@ pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<[u8; 16]>) {
 
 /// The place of this process, if it runs a job of the manager.
 pub fn of_process(memory: &Memory, pid: i32) -> Option<usize> {
-    slots(memory).iter().position(|slot| slot.pid == pid && life(slot) == Life::Busy)
+    slots(memory).iter().position(|slot| slot.pid == pid && slot.life() == Life::Busy)
 }
 
 /// Says how far the job is.
@@ -288,7 +296,7 @@ pub fn report_progress(memory: &mut Memory, index: usize, percent: i32, message:
 /// Is the job that runs in this place to be stopped?
 pub fn is_stopping(memory: &Memory, index: usize) -> bool {
     slots(memory).get(index).is_some_and(|slot| {
-        life(slot) == Life::Busy && slot.batch != 0 && batch::job(memory, slot.batch, slot.job).is_stopping != 0
+        slot.life() == Life::Busy && slot.batch != 0 && lists::job(memory, slot.batch, slot.job).is_stopping != 0
     })
 }
 

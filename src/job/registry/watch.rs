@@ -1,13 +1,13 @@
 //! Who waits for changes of a batch.
 
-use super::batch;
+use super::lists;
 use super::record::{Batch, Place, Watcher};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 
 /// Wakes this process when something of the batch changes. False = there is no memory for that.
 pub fn watch(memory: &mut Memory, uuid: &[u8; 16]) -> bool {
-    let places: Vec<Place> = batch::batches_of_uuid(memory, uuid).collect();
+    let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
     for place in places {
         let Some(watcher) = memory.allocate(size_of::<Watcher>()) else { return false };
         let next = memory.get::<Batch>(place).watchers;
@@ -20,7 +20,7 @@ pub fn watch(memory: &mut Memory, uuid: &[u8; 16]) -> bool {
 /// Takes that back; a batch that is gone has taken its watchers along.
 pub fn unwatch(memory: &mut Memory, uuid: &[u8; 16]) {
     let own = process::own();
-    let places: Vec<Place> = batch::batches_of_uuid(memory, uuid).collect();
+    let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
     for place in places {
         let mut kept = 0;
         let mut at = std::mem::take(&mut memory.get_mut::<Batch>(place).watchers);
@@ -38,10 +38,20 @@ pub fn unwatch(memory: &mut Memory, uuid: &[u8; 16]) {
     }
 }
 
+/// Forgets those of a batch.
+pub(super) fn forget(memory: &mut Memory, place: Place) {
+    let mut at = std::mem::take(&mut memory.get_mut::<Batch>(place).watchers);
+    while at != 0 {
+        let next = memory.get::<Watcher>(at).next;
+        memory.free(at);
+        at = next;
+    }
+}
+
 /// The next change wakes this process again.
 pub fn listen(memory: &mut Memory, uuid: &[u8; 16]) {
     let own = process::own();
-    let places: Vec<Place> = batch::batches_of_uuid(memory, uuid).collect();
+    let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
     for place in places {
         let mut at = memory.get::<Batch>(place).watchers;
         while at != 0 {

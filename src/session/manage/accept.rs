@@ -195,14 +195,18 @@ fn begin(
         pool::start_workers();
         return wait_for_begin(uuid);
     }
-    loop {
-        pool::start_workers();
-        // Workers that there are see to the queue; only when there are none at all somebody must wait for one.
-        if area::write(registry::is_attended) {
-            return Ok(());
-        }
-        latch::wait(Some(WORKER_CHECK));
+    pool::start_workers();
+    // Workers that there are see to the queue; only when there are none at all somebody must wait for one.
+    if area::write(registry::is_attended) {
+        return Ok(());
     }
+    watched(uuid, |watch| {
+        while !area::write(registry::is_attended) {
+            watch.wait(Some(WORKER_CHECK));
+            pool::start_workers();
+        }
+        Ok(())
+    })
 }
 
 /// Reserves workers for jobs that must not wait, or none.

@@ -1,0 +1,84 @@
+//! The lists that the registry's records make, and what lies behind the record of a batch: its jobs, its texts.
+
+use super::record::{Batch, Job, Key, Place, Root, Text, BUCKETS};
+use crate::ffi::area::Memory;
+
+/// All keys.
+pub fn keys(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
+    let first = if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).keys };
+    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
+        Some(memory.get::<Key>(*at).next).filter(|next| *next != 0)
+    })
+}
+
+/// All batches, oldest first.
+pub fn batches(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
+    let first = if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).first };
+    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
+        Some(memory.get::<Batch>(*at).following).filter(|next| *next != 0)
+    })
+}
+
+/// Batches with queued jobs of a key, oldest first.
+pub fn batches_of_key(memory: &Memory, key: Place) -> impl Iterator<Item = Place> + '_ {
+    let first = memory.get::<Key>(key).first;
+    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
+        Some(memory.get::<Batch>(*at).next_in_key).filter(|next| *next != 0)
+    })
+}
+
+/// Batches whose uuid or whose jobs' uuids differ from this one in the last four bytes only.
+pub fn batches_of_uuid<'a>(memory: &'a Memory, uuid: &[u8; 16]) -> impl Iterator<Item = Place> + 'a {
+    let (stem, first) =
+        (stem(uuid), if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).buckets[bucket(uuid)] });
+    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
+        Some(memory.get::<Batch>(*at).next_in_bucket).filter(|next| *next != 0)
+    })
+    .filter(move |at| self::stem(&memory.get::<Batch>(*at).uuid) == stem)
+}
+
+fn stem(uuid: &[u8; 16]) -> [u8; 12] {
+    uuid.first_chunk().copied().unwrap_or_default()
+}
+
+/// Where the list of batches with such a uuid begins.
+pub(super) fn bucket(uuid: &[u8; 16]) -> usize {
+    // The stem is random: any of its bytes will do.
+    usize::from(u16::from_ne_bytes([uuid[2], uuid[3]])) % BUCKETS
+}
+
+/// Its jobs.
+pub fn jobs(memory: &Memory, batch: Place) -> &[Job] {
+    let count = memory.get::<Batch>(batch).jobs as usize;
+    memory.slice(batch + size_of::<Batch>() as u64, count)
+}
+
+/// One of its jobs. The index is one that the registry gave.
+pub fn job(memory: &Memory, batch: Place, index: u32) -> &Job {
+    memory.get(batch + (size_of::<Batch>() + index as usize * size_of::<Job>()) as u64)
+}
+
+/// One of its jobs, to be changed.
+pub fn job_mut(memory: &mut Memory, batch: Place, index: u32) -> &mut Job {
+    memory.get_mut(batch + (size_of::<Batch>() + index as usize * size_of::<Job>()) as u64)
+}
+
+/// One of its texts.
+pub fn bytes(memory: &Memory, batch: Place, text: Text) -> Option<&[u8]> {
+    let texts = memory.get::<Batch>(batch).texts;
+    (text.is_set != 0).then(|| memory.slice(texts + text.offset, text.length as usize))
+}
+
+/// The uuid of the job with this ordinal; 0 = of the batch itself.
+pub fn uuid_of(stem: &[u8; 16], ordinal: u32) -> [u8; 16] {
+    let mut uuid = *stem;
+    if let Some(last) = uuid.last_chunk_mut::<4>() {
+        *last = ordinal.to_be_bytes();
+    }
+    uuid
+}
+
+/// The index of the job with this ordinal.
+pub fn index_of(memory: &Memory, place: Place, ordinal: u32) -> Option<u32> {
+    jobs(memory, place).binary_search_by_key(&ordinal, |job| job.ordinal).ok().map(|index| index as u32)
+}

@@ -1,0 +1,157 @@
+//! What is to be done next: the order of the jobs of a batch, how many could start now, which final rows are to be written.
+
+use super::record::{Batch, Place, Root, State};
+use super::{batch, lists};
+use crate::ffi::area::Memory;
+use crate::ffi::process;
+
+/// How many more workers may work on a batch.
+pub(super) fn vacancies(memory: &Memory, place: Place) -> u32 {
+    let batch = memory.get::<Batch>(place);
+    let limit = if batch.is_sequential != 0 { 1 } else { batch.max_workers };
+    limit.saturating_sub(batch.workers)
+}
+
+/// Is there a job that may start now?
+pub(super) fn is_due(memory: &mut Memory, place: Place, now: i64) -> bool {
+    match peek(memory, place) {
+        Some(job) => lists::job(memory, place, job).not_before <= now,
+        None => false,
+    }
+}
+
+/// The job of the batch that comes next, whether its time has come or not. Jobs that wait for another attempt come first
+/// when they are due.
+fn peek(memory: &mut Memory, place: Place) -> Option<u32> {
+    let now = process::now();
+    let again = loop {
+        let first = memory.get::<Batch>(place).again;
+        if first == 0 {
+            break None;
+        }
+        let job = *lists::job(memory, place, first - 1);
+        if job.state == State::Queued as u8 && job.slot == 0 {
+            break Some((first - 1, job.not_before));
+        }
+        memory.get_mut::<Batch>(place).again = job.again;
+    };
+    let (mut next, count, is_sequential) = {
+        let batch = memory.get::<Batch>(place);
+        (batch.next, batch.jobs, batch.is_sequential != 0)
+    };
+    while next < count && lists::job(memory, place, next).state != State::Queued as u8 {
+        next += 1;
+    }
+    memory.get_mut::<Batch>(place).next = next;
+    match again {
+        // In a sequential batch nothing overtakes a job that waits for another attempt.
+        Some((job, not_before)) if not_before <= now || next == count || is_sequential => Some(job),
+        _ if next < count => Some(next),
+        _ => None,
+    }
+}
+
+/// Takes the next job that may start now.
+pub(super) fn pop(memory: &mut Memory, place: Place, now: i64) -> Option<u32> {
+    let index = peek(memory, place)?;
+    let job = *lists::job(memory, place, index);
+    if job.not_before > now {
+        return None;
+    }
+    let record = memory.get_mut::<Batch>(place);
+    if record.again == index + 1 {
+        record.again = job.again;
+        lists::job_mut(memory, place, index).again = 0;
+    } else {
+        record.next = index + 1;
+    }
+    Some(index)
+}
+
+/// Puts a job that was taken back among the queued.
+pub(super) fn push(memory: &mut Memory, place: Place, index: u32, not_before: i64) {
+    let mut before = 0;
+    let mut at = memory.get::<Batch>(place).again;
+    while at != 0 && lists::job(memory, place, at - 1).not_before <= not_before {
+        before = at;
+        at = lists::job(memory, place, at - 1).again;
+    }
+    let job = lists::job_mut(memory, place, index);
+    job.state = State::Queued as u8;
+    job.slot = 0;
+    job.not_before = not_before;
+    job.again = at;
+    match before {
+        0 => memory.get_mut::<Batch>(place).again = index + 1,
+        before => lists::job_mut(memory, place, before - 1).again = index + 1,
+    }
+    memory.get_mut::<Batch>(place).queued += 1;
+    batch::link(memory, place);
+}
+
+/// When the next queued job of the key that waits for its time may start.
+pub(super) fn next_due(memory: &mut Memory, key: Place, now: i64) -> Option<i64> {
+    let places: Vec<Place> = lists::batches_of_key(memory, key).take(256).collect();
+    let due =
+        places.into_iter().filter_map(|place| peek(memory, place).map(|job| lists::job(memory, place, job).not_before));
+    let due: Vec<i64> = due.collect();
+    due.into_iter().filter(|due| *due > now).min()
+}
+
+/// How many workers of a key could start a job now; counts no further than `enough`.
+pub(super) fn demand(memory: &mut Memory, key: Place, now: i64, enough: u32) -> u32 {
+    let places: Vec<Place> = lists::batches_of_key(memory, key).take(256).collect();
+    let mut total = 0;
+    for place in places {
+        let room = vacancies(memory, place);
+        if room > 0 && is_due(memory, place, now) {
+            // Jobs that wait for another attempt may not be due; a worker too many finds out.
+            total += room.min(memory.get::<Batch>(place).queued);
+        }
+        if total >= enough {
+            return enough;
+        }
+    }
+    total
+}
+
+/// Is anything queued, or still to be written to a log?
+pub(super) fn has_work(memory: &Memory) -> bool {
+    lists::batches(memory).any(|place| {
+        let batch = memory.get::<Batch>(place);
+        batch.is_open != 0 && (batch.queued > 0 || batch.unlogged > 0)
+    })
+}
+
+/// Is any job queued?
+pub(super) fn is_queued(memory: &Memory) -> bool {
+    lists::batches(memory).map(|place| memory.get::<Batch>(place)).any(|batch| batch.is_open != 0 && batch.queued > 0)
+}
+
+/// Does a session wait for what is queued? It has workers started when the server has processes for them.
+pub(super) fn is_work_awaited(memory: &Memory) -> bool {
+    lists::batches(memory)
+        .map(|place| memory.get::<Batch>(place))
+        .any(|batch| batch.is_open != 0 && batch.queued > 0 && batch.watchers != 0)
+}
+
+/// A batch of this database with final rows to write.
+pub(super) fn log_duty(memory: &Memory, database: u32, now: i64) -> Option<Place> {
+    lists::batches(memory).find(|place| {
+        let batch = memory.get::<Batch>(*place);
+        batch.unlogged > 0 && batch.database == database && batch.writer == 0 && batch.retry_log_at <= now
+    })
+}
+
+/// When final rows that could not be written in this database are to be tried again.
+pub(super) fn log_due(memory: &Memory, database: u32) -> Option<i64> {
+    let batches = lists::batches(memory).map(|place| memory.get::<Batch>(place));
+    batches.filter(|batch| batch.unlogged > 0 && batch.database == database).map(|batch| batch.retry_log_at).min()
+}
+
+pub(super) fn next_turn(memory: &mut Memory) -> u64 {
+    let root = memory.root();
+    let record = memory.get_mut::<Root>(root);
+    record.last_turn += 1;
+    record.last_turn
+}
