@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 
 /// How often an idle worker looks whether its database is wanted.
 const IDLE_CHECK: Duration = Duration::from_millis(500);
+/// How often a worker that goes tries again to have another one started.
+const SUCCESSOR_CHECK: Duration = Duration::from_millis(50);
 /// How often a worker looks whether the one before it is gone.
 const TURN_CHECK: Duration = Duration::from_millis(1);
 /// How long the last worker of a role waits for those to go that are too many.
@@ -455,7 +457,7 @@ impl Worker {
                     return
                 }
                 // The server does not start this one again: there must be another first.
-                Some(_) => latch::wait(Some(IDLE_CHECK)),
+                Some(_) => latch::wait(Some(SUCCESSOR_CHECK)),
             }
         }
     }

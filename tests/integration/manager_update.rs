@@ -61,7 +61,11 @@ fn the_extension_is_updated_with_jobs_in_every_state() {
 
     // With workers that have nothing to do: none of them takes another job.
     update(&mut admin, "0.0.9");
-    let second = Batch::launch(&mut session, &times("insert into ran values (2)", 2));
+    let gate = Gate::close(cluster.session("postgres"));
+    let second = Batch::launch(&mut session, &times(&format!("insert into ran values (2); {}", gate::WAIT), 2));
+    // As many as there may be: there is no room for one from before.
+    wait_at_gate(&mut admin, 2);
+    gate.open();
     second.succeed(&mut session);
     assert!(processes(&mut admin, &second).iter().all(|pid| !idle.contains(pid)));
     assert_gone(&mut admin, &idle);

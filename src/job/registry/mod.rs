@@ -28,7 +28,9 @@ pub use look::{
 };
 pub use queue::{begin, claim, is_recorded, recorded, undo, uuid, uuid_of_first, uuids, withdraw, Claim, Task};
 pub use record::{Place, Reason, State, MESSAGE_BYTES};
-pub use room::{company, has_room_ahead, is_attended, is_settling, is_stuck, make_room, plan, reserve, Company, Start};
+pub use room::{
+    attendance, company, has_room_ahead, is_settling, is_stuck, make_room, plan, reserve, Attendance, Company, Start,
+};
 pub use slot::{
     arrive, cannot_register, died, hand_over, idle, is_starved, is_stopping, may_go, may_leave, of_process, register,
     report_progress, set_waiting, starts_again, stays_on, terminate_jobs, Arrival, Refusal,

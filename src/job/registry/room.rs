@@ -79,7 +79,7 @@ pub(super) fn standing(memory: &mut Memory, index: usize) -> Standing {
 }
 
 /// Is it there, or will it be, and is it not on its way out?
-fn is_staying(slot: &Slot) -> bool {
+pub(super) fn is_staying(slot: &Slot) -> bool {
     !matches!(slot.life(), Life::Free | Life::Leaving)
 }
 
@@ -441,11 +441,32 @@ pub fn company(memory: &mut Memory, index: usize) -> Company {
     }
 }
 
-/// Is there a worker that sees to the queue, or nothing to be seen to?
-pub fn is_attended(memory: &mut Memory) -> bool {
+/// Who sees to the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attendance {
+    /// Workers that will look at it, or there is nothing to look at.
+    Sure,
+    /// Workers that have nothing to do with it, and may find no process for another.
+    Unsure,
+    Nobody,
+}
+
+/// Who sees to the queue?
+pub fn attendance(memory: &mut Memory) -> Attendance {
     reclaim(memory);
-    let is_there = |slot: &Slot| slot.has_handle != 0 && slot.is_unwanted == 0 && is_staying(slot);
-    slots(memory).iter().any(is_there) || !order::has_work(memory)
+    let will_look = |slot: &Slot| match slot.life() {
+        Life::Busy | Life::Starting => true,
+        Life::Serving if slot.is_read == 0 => true,
+        _ => slot.key != 0 && memory.get::<Key>(slot.key).first != 0,
+    };
+    let there = || slots(memory).iter().filter(|slot| slot.has_handle != 0 && is_staying(slot));
+    if !order::has_work(memory) || there().any(will_look) {
+        Attendance::Sure
+    } else if there().next().is_some() {
+        Attendance::Unsure
+    } else {
+        Attendance::Nobody
+    }
 }
 
 /// Does every worker run a job that waits for jobs that no worker is left for?

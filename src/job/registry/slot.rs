@@ -40,13 +40,15 @@ pub fn register(memory: &mut Memory, start: Start, worker: Worker) {
     }
 }
 
-/// The server has no process for the worker: one that has nothing to do there makes room, and who follows what is queued
-/// asks again.
+/// The server has no process for the worker: one that has nothing to do makes room if it is not the last, or somebody waits
+/// for its process; who follows what is queued asks again.
 pub fn cannot_register(memory: &mut Memory, start: Start) {
     set_starved(memory, true);
     let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
     if slot.key != 0 {
-        room::make_room_for(memory, slot.key);
+        if slots(memory).iter().filter(|slot| room::is_staying(slot)).count() > 2 || order::is_work_awaited(memory) {
+            room::make_room_for(memory, slot.key);
+        }
         let batches: Vec<Place> = lists::batches_of_key(memory, slot.key).collect();
         batches.into_iter().for_each(|batch| watch::wake(memory, batch));
     }
@@ -194,8 +196,7 @@ pub fn stays_on(memory: &mut Memory, index: usize) {
 
 /// May a worker go although it could not register a successor? Others are there, or wait for its process.
 pub fn may_go(memory: &Memory, index: usize) -> bool {
-    let is_unwanted = slots(memory).get(index).is_none_or(|own| own.is_unwanted != 0);
-    is_unwanted || !is_alone(memory, index) || order::is_work_awaited(memory)
+    !is_alone(memory, index) || order::is_work_awaited(memory)
 }
 
 /// Does the server start this worker again, for it could not register a successor?

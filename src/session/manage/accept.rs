@@ -5,7 +5,7 @@ use crate::error::{Error, Text};
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::{area, latch, process, report, role, session, spi, transaction};
 use crate::job::manner::Manner;
-use crate::job::registry::{self, NewBatch, NewJob, Place, Start, State};
+use crate::job::registry::{self, Attendance, NewBatch, NewJob, Place, Start, State};
 use crate::job::spec::BatchSpec;
 use crate::job::spool::{self, Spooled, SpooledJob};
 use crate::job::{catalog, pool};
@@ -197,15 +197,20 @@ fn begin(
     }
     pool::start_workers();
     // Workers that there are see to the queue; only when there are none at all somebody must wait for one.
-    if area::write(registry::is_attended) {
+    if area::write(registry::attendance) == Attendance::Sure {
         return Ok(());
     }
-    watched(uuid, |watch| {
-        while !area::write(registry::is_attended) {
-            watch.wait(Some(WORKER_CHECK));
-            pool::start_workers();
+    // One that makes room takes a moment. It goes because somebody waits for it here.
+    let began = Instant::now();
+    watched(uuid, |watch| loop {
+        let waited = began.elapsed();
+        match area::write(registry::attendance) {
+            Attendance::Sure => return Ok(()),
+            Attendance::Unsure if waited > START_PATIENCE => return Ok(()),
+            Attendance::Unsure | Attendance::Nobody => {}
         }
-        Ok(())
+        watch.wait(Some(if waited < WORKER_CHECK { SETTLING_CHECK } else { WORKER_CHECK }));
+        pool::start_workers();
     })
 }
 
