@@ -213,8 +213,21 @@ fn unlink(memory: &mut Memory, place: Place) {
     }
 }
 
+/// Forgets a batch that was accepted just now, if nobody has begun to see to it. False = it goes on.
+pub fn take_back_batch(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> bool {
+    // By now it may have been done, and forgotten.
+    let is_untouched = batches_of_uuid(memory, uuid).any(|at| at == place) && {
+        let batch = memory.get::<Batch>(place);
+        (batch.workers, batch.writer, batch.is_recorded) == (0, 0, 0) && batch.queued == batch.jobs
+    };
+    if is_untouched {
+        remove(memory, place);
+    }
+    is_untouched
+}
+
 /// Forgets a batch.
-pub fn remove(memory: &mut Memory, place: Place) {
+pub(super) fn remove(memory: &mut Memory, place: Place) {
     watch::wake(memory, place);
     unlink(memory, place);
     let batch = *memory.get::<Batch>(place);

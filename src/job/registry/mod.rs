@@ -18,7 +18,7 @@ mod stopper;
 mod watch;
 
 pub use ahead::{add_ahead, dismiss_ahead, make_room_ahead, take_ahead};
-pub use batch::{add, open, remove, NewBatch, NewJob};
+pub use batch::{add, open, take_back_batch, NewBatch, NewJob};
 pub use direct::{close, give, has_errand, has_idle, has_job, join, offer, release, served, take_back, Newcomer, Seat};
 pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish};
 pub use lists::uuid_of;

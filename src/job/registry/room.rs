@@ -441,26 +441,29 @@ pub fn company(memory: &mut Memory, index: usize) -> Company {
     }
 }
 
-/// Who sees to the queue.
+/// Who sees to a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attendance {
-    /// Workers that will look at it, or there is nothing to look at.
+    /// Workers that will look at it, or nothing of it is queued.
     Sure,
     /// Workers that have nothing to do with it, and may find no process for another.
     Unsure,
     Nobody,
 }
 
-/// Who sees to the queue?
-pub fn attendance(memory: &mut Memory) -> Attendance {
+/// Who sees to this batch?
+pub fn attendance(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> Attendance {
     reclaim(memory);
     let will_look = |slot: &Slot| match slot.life() {
         Life::Busy | Life::Starting => true,
         Life::Serving if slot.is_read == 0 => true,
+        Life::Ready if slot.batch != 0 => true,
         _ => slot.key != 0 && memory.get::<Key>(slot.key).first != 0,
     };
     let there = || slots(memory).iter().filter(|slot| slot.has_handle != 0 && is_staying(slot));
-    if !order::has_work(memory) || there().any(will_look) {
+    // By now it may have been done, and forgotten.
+    let is_queued = lists::batches_of_uuid(memory, uuid).any(|at| at == place && memory.get::<Batch>(place).queued > 0);
+    if !is_queued || there().any(will_look) {
         Attendance::Sure
     } else if there().next().is_some() {
         Attendance::Unsure

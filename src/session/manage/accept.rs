@@ -144,8 +144,10 @@ pub(super) fn accept(
             .collect(),
     };
     let undo = || {
-        area::write(|memory| registry::remove(memory, place));
-        spool::remove(spooled.epoch, database, &spooled.first());
+        // What a worker has begun goes on, as after an answer that does not arrive.
+        if area::write(|memory| registry::take_back_batch(memory, place, &uuid)) {
+            spool::remove(spooled.epoch, database, &spooled.first());
+        }
     };
     let begun = report::on_error(
         || {
@@ -197,14 +199,15 @@ fn begin(
     }
     pool::start_workers();
     // Workers that there are see to the queue; only when there are none at all somebody must wait for one.
-    if area::write(registry::attendance) == Attendance::Sure {
+    let attendance = || area::write(|memory| registry::attendance(memory, place, uuid));
+    if attendance() == Attendance::Sure {
         return Ok(());
     }
     // One that makes room takes a moment. It goes because somebody waits for it here.
     let began = Instant::now();
     watched(uuid, |watch| loop {
         let waited = began.elapsed();
-        match area::write(registry::attendance) {
+        match attendance() {
             Attendance::Sure => return Ok(()),
             Attendance::Unsure if waited > START_PATIENCE => return Ok(()),
             Attendance::Unsure | Attendance::Nobody => {}
