@@ -77,6 +77,11 @@ pub struct Spare {
 }
 
 impl Spare {
+    /// The worker that was started for it, if it has not become one that stays.
+    fn own_worker(&self) -> Option<Worker> {
+        self.channel.worker().filter(|_| self.channel.seat().is_none())
+    }
+
     /// Gives it up.
     pub fn close(self) {
         close(self.channel, self.receiver);
@@ -197,22 +202,15 @@ fn keep(add: impl FnOnce(&mut Vec<Spare>)) {
 
 /// Is a worker on its way out whose result was read, and which does not stay?
 pub fn is_one_ending() -> bool {
-    let is_ending = |spare: &Spare| {
-        let Spare { channel, .. } = spare;
-        channel.seat().is_none() && channel.worker().is_some_and(|worker| !worker.is_gone())
-    };
+    let is_ending = |spare: &Spare| spare.own_worker().is_some_and(|worker| !worker.is_gone());
     TABLE.with_borrow(|table| table.spares.iter().any(is_ending))
 }
 
 /// Takes a channel with such a queue out whose worker is gone: its segment can be that of a new one.
 pub fn take_widowed(queue_bytes: usize) -> Option<Spare> {
     TABLE.with_borrow_mut(|table| {
-        let is_widowed = |spare: &Spare| {
-            let Spare { channel, .. } = spare;
-            spare.queue_bytes == queue_bytes
-                && channel.seat().is_none()
-                && channel.worker().is_some_and(Worker::is_gone)
-        };
+        let is_widowed =
+            |spare: &Spare| spare.queue_bytes == queue_bytes && spare.own_worker().is_some_and(Worker::is_gone);
         let index = table.spares.iter().position(is_widowed)?;
         Some(table.spares.remove(index))
     })

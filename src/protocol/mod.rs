@@ -1,6 +1,6 @@
 //! What travels between a session and a worker, and how it is written down.
 //!
-//! Pure Rust: no server, no `unsafe`. Both processes are children of one postmaster, so numbers are native and texts
+//! Pure Rust: no server, no raw memory. Both processes are children of one postmaster, so numbers are native and texts
 //! are bytes in the database's encoding.
 //!
 //! How a text of several queries is cut is here, too.

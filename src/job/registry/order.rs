@@ -115,24 +115,24 @@ pub(super) fn demand(memory: &mut Memory, key: Place, now: i64, enough: u32) -> 
     total
 }
 
+/// The batches whose jobs may run.
+fn open_batches(memory: &Memory) -> impl Iterator<Item = &Batch> {
+    lists::batches(memory).map(|place| memory.get::<Batch>(place)).filter(|batch| batch.is_open != 0)
+}
+
 /// Is anything queued, or still to be written to a log?
 pub(super) fn has_work(memory: &Memory) -> bool {
-    lists::batches(memory).any(|place| {
-        let batch = memory.get::<Batch>(place);
-        batch.is_open != 0 && (batch.queued > 0 || batch.unlogged > 0)
-    })
+    open_batches(memory).any(|batch| batch.queued > 0 || batch.unlogged > 0)
 }
 
 /// Is any job queued?
 pub(super) fn is_queued(memory: &Memory) -> bool {
-    lists::batches(memory).map(|place| memory.get::<Batch>(place)).any(|batch| batch.is_open != 0 && batch.queued > 0)
+    open_batches(memory).any(|batch| batch.queued > 0)
 }
 
 /// Does a session wait for what is queued? It has workers started when the server has processes for them.
 pub(super) fn is_work_awaited(memory: &Memory) -> bool {
-    lists::batches(memory)
-        .map(|place| memory.get::<Batch>(place))
-        .any(|batch| batch.is_open != 0 && batch.queued > 0 && batch.watchers != 0)
+    open_batches(memory).any(|batch| batch.queued > 0 && batch.watchers != 0)
 }
 
 /// A batch of this database with final rows to write.

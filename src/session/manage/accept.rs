@@ -193,11 +193,10 @@ fn begin(
         }
     }
     area::write(|memory| registry::open(memory, place));
+    pool::start_workers();
     if !may_wait {
-        pool::start_workers();
         return wait_for_begin(uuid);
     }
-    pool::start_workers();
     // Workers that there are see to the queue; only when there are none at all somebody must wait for one.
     let attendance = || area::write(|memory| registry::attendance(memory, place, uuid));
     if attendance() == Attendance::Sure {
