@@ -66,7 +66,7 @@ COMMENT ON FUNCTION pg_background_live(pg_catalog.uuid, pg_catalog.bool, pg_cata
 CREATE FUNCTION pg_background_spooled()
 RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, owner pg_catalog.int8, user_name pg_catalog.text,
     ip_client pg_catalog.text, batch_name pg_catalog.text, name pg_catalog.text, query pg_catalog.text,
-    queued_at pg_catalog.timestamptz, epoch pg_catalog.int8, is_started pg_catalog.bool, options pg_catalog.text)
+    queued_at pg_catalog.timestamptz, epoch pg_catalog.int8, options pg_catalog.text)
 AS 'MODULE_PATHNAME', 'pg_background_spooled'
 LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10;
 
@@ -83,7 +83,7 @@ AS 'MODULE_PATHNAME', 'pg_background_state'
 LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1;
 
 COMMENT ON FUNCTION pg_background_state(pg_catalog.uuid, pg_catalog.int8, pg_catalog.bool) IS
-'What has become of a job whose row in the log is not final; a query sees all jobs of a batch at one moment. For the views.';
+'What has become of a job whose row in the log is not final, as far as the caller may see it: what the server knows, or had noted before it died; a query sees all jobs of a batch at one moment. For the views.';
 
 -- What users read. A view shows its owner's table; who may see a row is asked for the caller. What the registry has and
 -- the reader's snapshot of the table has not is taken from there: a batch that was accepted just now, or launched again.
@@ -116,11 +116,11 @@ SELECT NULL, u.pid, u.status, u.ip_client::pg_catalog.inet, u.user_name::pg_cata
 FROM unrecorded AS u
 WHERE u.database = (SELECT d.oid::pg_catalog.int8 FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())
 UNION ALL
-SELECT NULL, NULL, 'lost', v.ip_client::pg_catalog.inet, v.user_name::pg_catalog.name, v.uuid_parent, v.uuid_child,
-    v.query, NULL, NULL, NULL, v.name, v.batch_name, v.queued_at, 0, NULL, NULL,
-    NULL, CASE WHEN v.is_started THEN 'the server went down while the job was running or about to start; its outcome is unknown'
-        ELSE 'the server went down before the job started' END, NULL, NULL, NULL, v.epoch, NULL, NULL, NULL
-FROM pg_background_spooled() AS v
+SELECT NULL, s.pid, s.status, v.ip_client::pg_catalog.inet, v.user_name::pg_catalog.name, v.uuid_parent, v.uuid_child,
+    v.query, s.result, s.start_time_exec, s.end_time_exec, v.name, v.batch_name, v.queued_at, COALESCE(s.attempts, 0),
+    s.row_count, s.command_tag, s.sqlstate, s.message, s.detail, s.hint, s.context, v.epoch, s.queue_position, s.progress,
+    s.progress_message
+FROM pg_background_spooled() AS v, LATERAL pg_background_state(v.uuid_child, v.epoch, false) AS s
 WHERE NOT EXISTS (SELECT FROM pg_background_log AS l WHERE l.uuid_child = v.uuid_child);
 
 COMMENT ON VIEW pg_background_all_jobs IS

@@ -5,7 +5,9 @@ use crate::ffi::fmgr::{sql_function, Call, Value};
 use crate::ffi::session::database;
 use crate::ffi::typed_rows::Cell;
 use crate::ffi::{area, transaction};
-use crate::job::{log, registry::Moment};
+use crate::job::log;
+use crate::job::note::{End, Note};
+use crate::job::registry::Moment;
 use crate::protocol::Outcome;
 use crate::session::{self, Among, Sight};
 
@@ -63,8 +65,7 @@ fn place_cells(job: &Moment) -> [Cell; 3] {
 /// `pg_background_spooled() RETURNS TABLE (…)`
 fn spooled(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
-    for left in session::left_behind() {
-        let batch = &left.batch;
+    for batch in session::left_behind() {
         for job in &batch.jobs {
             rows.put(&[
                 Cell::Uuid(batch.uuid),
@@ -77,7 +78,6 @@ fn spooled(call: &Call) -> Result<Value, Error> {
                 Cell::Text(job.query.clone()),
                 Cell::Timestamp(batch.queued_at),
                 Cell::BigInt(batch.epoch),
-                Cell::Bool(left.may_have_started),
                 job.options.clone().into(),
             ])?;
         }
@@ -102,7 +102,10 @@ fn state(call: &Call) -> Result<Value, Error> {
                 None => rows.put(&lost(is_started))?,
             }
         } else {
-            rows.put(&lost(is_started))?;
+            match session::note(epoch, &uuid).map(Note::into_end) {
+                Some(Some(end)) => rows.put(&from_end(&end))?,
+                note => rows.put(&lost(is_started || note.is_some()))?,
+            }
         }
     }
     rows.finish();
@@ -116,6 +119,18 @@ fn lost(is_started: bool) -> Vec<Cell> {
         "the server went down before the job started"
     };
     from_outcome("lost", &Outcome { message: Some(message.into()), ..Outcome::default() })
+}
+
+/// Of a job whose row could not be written before the server went down.
+fn from_end(end: &End) -> Vec<Cell> {
+    let first = [
+        Cell::Text(end.state.name().into()),
+        end.pid.into(),
+        time(end.started),
+        time(end.ended),
+        Cell::Int(end.attempts as i32),
+    ];
+    [&first[..], &[const { Cell::Null }; 3], &log::outcome_cells(&end.outcome)].concat()
 }
 
 fn from_outcome(status: &str, outcome: &Outcome) -> Vec<Cell> {

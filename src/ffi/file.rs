@@ -15,8 +15,37 @@ pub fn sync(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Writes a file of a directory in the data directory, whole or not at all, in the place of one of the same name. The
+/// directory is made if it is not there. When this returns the file is on disk.
+pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    match fs::create_dir(directory) {
+        Ok(()) => {
+            make_private(directory)?;
+            sync(Path::new("."))?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(UNFINISHED);
+    let unfinished = Path::new(&unfinished);
+    let write = || {
+        fs::write(unfinished, bytes)?;
+        sync(unfinished)?;
+        fs::rename(unfinished, path)
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(unfinished);
+    })?;
+    sync(directory)
+}
+
+/// What the names of files end with that [`put`] writes and has not finished.
+pub const UNFINISHED: &str = ".tmp";
+
 /// Only the server's account may look into it.
-pub fn make_private(directory: &Path) -> io::Result<()> {
+fn make_private(directory: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
 }

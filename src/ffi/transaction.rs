@@ -223,6 +223,44 @@ pub fn current_id_if_any() -> u32 {
     compat::transaction_number(unsafe { pg_sys::GetTopTransactionIdIfAny() })
 }
 
+/// Brings to disk that this transaction exists, which has written something, so that its number is nobody else's after a
+/// crash; gives the number.
+#[allow(non_snake_case, reason = "the server's names")]
+pub fn make_known() -> u64 {
+    /// A record that says nothing but whose it is (xlog.c, `xlog_redo`).
+    const XLOG_NOOP: u8 = 0x20;
+    const RM_XLOG_ID: u8 = 0;
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" {
+        fn XLogRegisterData(data: *const u8, length: u32);
+    }
+    let nothing = 0;
+    // SAFETY: inside a transaction of a server that is no standby; the data is read by XLogInsert.
+    unsafe {
+        pg_sys::GetCurrentTransactionId(); // of a savepoint, if there is one: younger
+        pg_sys::XLogBeginInsert();
+        XLogRegisterData(&raw const nothing, 1);
+        pg_sys::XLogFlush(pg_sys::XLogInsert(RM_XLOG_ID, XLOG_NOOP));
+        pg_sys::GetTopFullTransactionIdIfAny().value
+    }
+}
+
+/// Brings to disk what this process has committed, also without `synchronous_commit`.
+pub fn flush_commits() {
+    // SAFETY: a variable of this process; what is on disk is not written again.
+    unsafe { pg_sys::XLogFlush(pg_sys::XactLastCommitEnd) };
+}
+
+/// Was a transaction committed, perhaps by a server that has died? As [`make_known`] gave it. Not, if it is so old that
+/// nobody knows (xid8funcs.c, `pg_xact_status`). Inside a transaction.
+pub fn was_committed(transaction: u64) -> bool {
+    let status = format!(
+        "SELECT pg_catalog.txid_status({transaction}) WHERE {transaction} OPERATOR(pg_catalog.<) \
+         pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())"
+    );
+    super::spi::select(&status) == [b"committed"]
+}
+
 /// Was a transaction of this process, which is over, committed? 0 = no.
 pub fn is_committed(transaction: u32) -> bool {
     // SAFETY: a transaction that was not long ago; what has become of it is in shared memory.

@@ -1,10 +1,16 @@
 //! The durable log: the SQL, and when it is run.
 //!
 //! Rows are written by workers, with the rights of the cluster's owner and everything named with its schema. What cannot
-//! be written now is written later; the registry knows it meanwhile.
+//! be written now is written later; the registry knows it meanwhile, and notes tell of it after a crash.
 
+mod left;
+mod read;
+
+pub use left::{fold_left_behind, note_begun, note_end};
+pub use read::{is_readable, jobs_query, states, to_repeat, Known};
+
+use super::catalog;
 use super::registry::{Ended, Moment, Reason, State};
-use super::{catalog, spool};
 use crate::error::Error;
 use crate::ffi::area;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
@@ -32,7 +38,7 @@ pub struct FinalRow<'a> {
     pub uuid: [u8; 16],
     /// Where the row was last, as text: spares the search, and the search's predicate locks.
     pub place: Option<&'a [u8]>,
-    pub status: &'static str,
+    pub state: State,
     pub pid: Option<i32>,
     pub started: Option<i64>,
     pub ended: Option<i64>,
@@ -45,7 +51,7 @@ impl FinalRow<'_> {
         let timestamp = |at: Option<i64>| at.map_or(Cell::Null, Cell::Timestamp);
         let row = [
             Cell::Uuid(self.uuid),
-            Cell::Text(self.status.into()),
+            Cell::Text(self.state.name().into()),
             self.pid.into(),
             timestamp(self.started),
             timestamp(self.ended),
@@ -78,7 +84,7 @@ fn types() -> Vec<Cell> {
 }
 
 const SET_FINAL: &str =
-    "SET status = $2, pid = $3, start_time_exec = $4, end_time_exec = $5, attempts = $6, result = $7, \
+    "SET is_started = true, status = $2, pid = $3, start_time_exec = $4, end_time_exec = $5, attempts = $6, result = $7, \
      row_count = $8, command_tag = $9, sqlstate = $10, message = $11, detail = $12, hint = $13, context = $14 \
      WHERE uuid_child OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text";
 
@@ -251,7 +257,7 @@ pub fn row_of(ended: &Ended) -> FinalRow<'static> {
     FinalRow {
         uuid: ended.uuid,
         place: None,
-        status: ended.state.name(),
+        state: ended.state,
         pid: ended.pid,
         started: Some(ended.started).filter(|at| *at != 0),
         ended: Some(ended.ended),
@@ -303,28 +309,6 @@ pub fn record(batch: [u8; 16]) -> u32 {
     transaction::current_id()
 }
 
-/// Writes the rows of batches that a server that has died accepted and never started. Inside [`in_own_transaction`]; the
-/// files go when it is committed.
-pub fn fold_left_behind(database: u32) -> Vec<spool::Left> {
-    let left = spool::left_behind(area::epoch(), database);
-    if left.is_empty() {
-        return left;
-    }
-    hold(true);
-    let sql = [
-        b"INSERT INTO ".as_slice(),
-        &table(),
-        b" (status, ip_client, user_name, uuid_parent, uuid_child, query, name, batch_name, options, queued_at, attempts, \
-          epoch, owner, is_started) SELECT 'queued', ip_client::pg_catalog.inet, user_name::pg_catalog.name, uuid_parent, uuid_child, \
-          query, name, batch_name, options::pg_catalog.jsonb, queued_at, 0, epoch, owner::pg_catalog.oid, is_started FROM ",
-        &function("pg_background_spooled"),
-        b"() ON CONFLICT (uuid_child) DO NOTHING",
-    ]
-    .concat();
-    spi::query(&sql, &[], false);
-    left
-}
-
 /// The databases that there are: oids.
 pub fn databases() -> Vec<u32> {
     let oids = spi::select("SELECT oid FROM pg_catalog.pg_database");
@@ -372,126 +356,6 @@ fn number<T: std::str::FromStr + Default>(text: Option<Vec<u8>>) -> T {
 
 fn parse_uuid(text: Option<Vec<u8>>) -> Option<[u8; 16]> {
     uuid::Uuid::try_parse_ascii(&text?).ok().map(uuid::Uuid::into_bytes)
-}
-
-/// A job as the log has it.
-pub struct Known {
-    pub uuid: [u8; 16],
-    pub state: Vec<u8>,
-    pub owner: u32,
-    pub pid: Option<i32>,
-}
-
-/// Can the log be read now? Somebody may have it for himself. If so, it can until the end of the transaction.
-pub fn is_readable() -> bool {
-    find() && lock::try_to_read(&table())
-}
-
-/// A job, or the jobs of a batch, as the log has them now. Lost ones are told from those that wait. None if the log
-/// cannot be read.
-pub fn states(uuid: &[u8; 16]) -> Vec<Known> {
-    let rows = role::as_cluster_owner(|| {
-        if !is_readable() {
-            return Vec::new();
-        }
-        let epoch = area::epoch();
-        let sql = [
-            format!(
-                "SELECT uuid_child, CASE WHEN status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text \
-                 AND epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8 THEN 'lost' ELSE status END, owner, pid FROM "
-            )
-            .as_bytes(),
-            &table(),
-            b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1 \
-              UNION SELECT uuid_child, 'lost', owner::pg_catalog.oid, NULL FROM ",
-            &function("pg_background_spooled"),
-            b"() WHERE (uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1) \
-              AND NOT EXISTS (SELECT FROM ",
-            &table(),
-            b" AS l WHERE l.uuid_child OPERATOR(pg_catalog.=) pg_background_spooled.uuid_child) ORDER BY 1",
-        ]
-        .concat();
-        spi::query(&sql, &[Cell::Uuid(*uuid)], true)
-    });
-    rows.into_iter()
-        .filter_map(|row| {
-            let mut row = row.into_iter();
-            Some(Known {
-                uuid: parse_uuid(row.next()?)?,
-                state: row.next()??,
-                owner: number(row.next()?),
-                pid: row.next()?.map(|pid| number(Some(pid))),
-            })
-        })
-        .collect()
-}
-
-/// A job that is to run once more.
-pub struct Repeat {
-    pub uuid: [u8; 16],
-    pub query: Vec<u8>,
-    pub name: Option<Vec<u8>>,
-    pub attempts: u32,
-    pub batch_name: Option<Vec<u8>>,
-    /// How it was run: a JSON object.
-    pub options: Option<Vec<u8>>,
-}
-
-/// Those of these jobs that did not succeed, in the order of their uuids.
-pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
-    let rows = role::as_cluster_owner(|| {
-        let list: Vec<String> = jobs.iter().map(|job| uuid::Uuid::from_bytes(*job).hyphenated().to_string()).collect();
-        let epoch = area::epoch();
-        let is_repeatable = format!(
-            " AND (status OPERATOR(pg_catalog.=) ANY (ARRAY['failed', 'stopped']::pg_catalog.text[]) \
-              OR status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text \
-              AND epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8)"
-        );
-        let sql = [
-            b"SELECT uuid_child, query, name, attempts, batch_name, options FROM ".as_slice(),
-            &table(),
-            b" WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[])",
-            is_repeatable.as_bytes(),
-            b" UNION ALL SELECT uuid_child, query, name, 0, batch_name, options::pg_catalog.jsonb FROM ",
-            &function("pg_background_spooled"),
-            b"() AS s WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[]) \
-              AND NOT EXISTS (SELECT FROM ",
-            &table(),
-            b" AS l WHERE l.uuid_child OPERATOR(pg_catalog.=) s.uuid_child) ORDER BY 1",
-        ]
-        .concat();
-        spi::query(&sql, &[Cell::Text(format!("{{{}}}", list.join(",")).into_bytes())], true)
-    });
-    rows.into_iter()
-        .filter_map(|row| {
-            let mut row = row.into_iter();
-            Some(Repeat {
-                uuid: parse_uuid(row.next()?)?,
-                query: row.next()??,
-                name: row.next()?,
-                attempts: number(row.next()?),
-                batch_name: row.next()?,
-                options: row.next()?,
-            })
-        })
-        .collect()
-}
-
-/// The rows of `pg_background_monitor`, and their parameters.
-pub fn jobs_query(uuid: Option<&[u8; 16]>) -> (Vec<u8>, Vec<Cell>) {
-    let columns = b"SELECT pid, status, uuid_parent, uuid_child, name, query, result, message, queue_position, \
-                    start_time_exec, end_time_exec, elapsed FROM "
-        .as_slice();
-    let view = function("pg_background_jobs");
-    let order = b" ORDER BY queued_at, uuid_child".as_slice();
-    match uuid {
-        None => ([columns, &view, order].concat(), Vec::new()),
-        Some(uuid) => {
-            let condition =
-                b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1".as_slice();
-            ([columns, &view, condition, order].concat(), vec![Cell::Uuid(*uuid)])
-        }
-    }
 }
 
 /// What came of a job that is in the registry.

@@ -7,6 +7,7 @@ pub mod cut;
 pub mod log;
 pub mod manner;
 pub mod nesting;
+pub mod note;
 pub mod pool;
 pub mod registry;
 pub mod spec;

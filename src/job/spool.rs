@@ -6,6 +6,7 @@
 
 use crate::ffi::file;
 use crate::protocol::{decode, to_bytes};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -37,17 +38,6 @@ pub struct Spooled {
     pub jobs: Vec<SpooledJob>,
 }
 
-/// A batch that a server that has died left behind.
-#[derive(Debug, Clone)]
-pub struct Left {
-    pub batch: Spooled,
-    /// Its jobs were run although the log could not be written.
-    pub may_have_started: bool,
-}
-
-/// What the name of a file ends with whose jobs may have started.
-const STARTED: &str = "started";
-
 impl Spooled {
     /// The uuid of its first job, which names its file: jobs of a batch that are launched again have the uuid of the batch.
     pub fn first(&self) -> [u8; 16] {
@@ -55,32 +45,19 @@ impl Spooled {
     }
 }
 
-/// The name tells what must be known before it is read: epoch, database, first job.
-fn path(epoch: i64, database: u32, first: &[u8; 16]) -> PathBuf {
-    let uuid: String = first.iter().map(|byte| format!("{byte:02x}")).collect();
-    Path::new(DIRECTORY).join(format!("{epoch:016x}-{database}-{uuid}"))
+/// The name tells what must be known before it is read: epoch, database, job.
+pub(super) fn path(epoch: i64, database: u32, job: &[u8; 16], kind: &str) -> PathBuf {
+    let uuid: String = job.iter().map(|byte| format!("{byte:02x}")).collect();
+    Path::new(DIRECTORY).join(format!("{epoch:016x}-{database}-{uuid}{kind}"))
 }
+
+/// What the name of a batch ends with.
+const BATCH: &str = "";
 
 /// Writes a batch down; when this returns it is on disk.
 pub fn write(batch: &Spooled) -> io::Result<()> {
-    match fs::create_dir(DIRECTORY) {
-        Ok(()) => {
-            file::make_private(Path::new(DIRECTORY))?;
-            file::sync(Path::new("."))?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
-    }
-    let path = path(batch.epoch, batch.database, &batch.first());
-    let unfinished = path.with_extension("tmp");
-    let write = || {
-        fs::write(&unfinished, to_bytes(batch))?;
-        file::sync(&unfinished)?;
-        fs::rename(&unfinished, &path)?;
-        file::sync(Path::new(DIRECTORY))
-    };
-    write().inspect_err(|_| {
-        let _ = fs::remove_file(&unfinished);
+    let path = path(batch.epoch, batch.database, &batch.first(), BATCH);
+    file::put(&path, &to_bytes(batch)).inspect_err(|_| {
         let _ = fs::remove_file(&path);
     })
 }
@@ -88,29 +65,16 @@ pub fn write(batch: &Spooled) -> io::Result<()> {
 /// Forgets a batch: it is in the table now, or was never launched.
 pub fn remove(epoch: i64, database: u32, first: &[u8; 16]) {
     // A file that stays is seen to be in the table already.
-    let path = path(epoch, database, first);
-    let _ = fs::remove_file(started(&path));
-    let _ = fs::remove_file(path);
-}
-
-fn started(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-");
-    name.push(STARTED);
-    PathBuf::from(name)
-}
-
-/// The jobs of a batch that is not in the table are about to start.
-pub fn mark_started(epoch: i64, database: u32, first: &[u8; 16]) {
-    let path = path(epoch, database, first);
-    // It may be marked already, or in the table by now.
-    if fs::rename(&path, started(&path)).is_ok() {
-        let _ = file::sync(Path::new(DIRECTORY));
-    }
+    let _ = fs::remove_file(path(epoch, database, first, BATCH));
 }
 
 /// Batches of this database that a server accepted that has died since.
-pub fn left_behind(epoch: i64, database: u32) -> Vec<Left> {
+pub fn left_behind(epoch: i64, database: u32) -> Vec<Spooled> {
+    files_left(epoch, database, BATCH)
+}
+
+/// The files of a kind for this database, of servers that have died since.
+pub(super) fn files_left<T: DeserializeOwned>(epoch: i64, database: u32, kind: &str) -> Vec<T> {
     let Ok(entries) = fs::read_dir(DIRECTORY) else { return Vec::new() };
     let own = format!("{epoch:016x}");
     let database = database.to_string();
@@ -119,11 +83,10 @@ pub fn left_behind(epoch: i64, database: u32) -> Vec<Left> {
             let entry = entry.ok()?;
             let name = entry.file_name().into_string().ok()?;
             let mut parts = name.split('-');
-            if parts.next()? == own || parts.next()? != database || name.contains('.') {
-                return None;
-            }
-            let batch = decode(&fs::read(entry.path()).ok()?).ok()?;
-            Some(Left { batch, may_have_started: parts.nth(1) == Some(STARTED) })
+            let is_wanted = parts.next()? != own
+                && parts.next()? == database
+                && parts.next()?.split_at_checked(32).is_some_and(|(_, ending)| ending == kind);
+            is_wanted.then(|| decode(&fs::read(entry.path()).ok()?).ok()).flatten()
         })
         .collect()
 }
@@ -137,7 +100,7 @@ pub fn sweep(epoch: i64, exists: impl Fn(u32) -> bool) {
         let mut parts = name.split('-');
         let is_own = parts.next() == Some(&own);
         let database = parts.next().and_then(|part| part.parse().ok());
-        if !is_own && (name.ends_with(".tmp") || database.is_some_and(|database| !exists(database))) {
+        if !is_own && (name.ends_with(file::UNFINISHED) || database.is_some_and(|database| !exists(database))) {
             let _ = fs::remove_file(entry.path());
         }
     }

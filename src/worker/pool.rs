@@ -290,10 +290,8 @@ impl Worker {
 
     /// What a server that has died left behind becomes rows.
     fn fold(&mut self) {
-        let mut left = Vec::new();
-        let written = log::in_own_transaction(true, || left = log::fold_left_behind(self.database));
-        if written.is_ok() {
-            left.iter().for_each(|left| spool::remove(left.batch.epoch, left.batch.database, &left.batch.first()));
+        if let Ok(folded) = log::in_own_transaction(true, || log::fold_left_behind(self.database)) {
+            folded.remove();
             // Files of databases that are gone concern nobody else.
             let databases = log::in_own_transaction(false, log::databases).unwrap_or_default();
             if !databases.is_empty() {

@@ -99,6 +99,8 @@ mod manager_cap;
 mod manager_log;
 // That every job is in the log.
 mod manager_logging;
+// What the log could not be told before a crash.
+mod manager_notes;
 // Following jobs.
 mod manager_monitor;
 // The views, and progress that jobs report.
@@ -164,6 +166,7 @@ fn main() -> ExitCode {
         manager_options::cases(),
         manager_log::cases(),
         manager_logging::cases(),
+        manager_notes::cases(),
         manager_monitor::cases(),
         manager_views::cases(),
         manager_stop::cases(),

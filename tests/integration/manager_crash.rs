@@ -104,7 +104,14 @@ impl Run {
             }
             sessions.push(session);
         }
-        let moment = self.dice.below(JOBS * SESSIONS * 6 / 10);
+        // Nobody writes the log from some moment on.
+        let mut locker = self.cluster.session("postgres");
+        let is_locked = self.dice.below(4) == 0;
+        if is_locked {
+            locker.run("begin; lock table pg_background_log in share mode");
+        }
+        // Jobs are slower then.
+        let moment = self.dice.below(if is_locked { 30 } else { JOBS * SESSIONS * 6 / 10 });
         let reached = || {
             let reply = watcher.ask("select count(*) from ran");
             let count = reply.last_rows().map(|rows| rows.text_rows()[0].parse::<u64>().expect("a number"));

@@ -288,6 +288,8 @@ pub fn request(memory: &Memory, place: Place) -> Vec<u8> {
 #[derive(Debug, Clone)]
 pub struct RunningJob {
     pub uuid: [u8; 16],
+    /// The role whose rights it has.
+    pub owner: u32,
     pub query: Vec<u8>,
     /// Milliseconds
     pub timeout: Option<i64>,
@@ -307,6 +309,7 @@ impl RunningJob {
         let job = lists::job(memory, place, index);
         RunningJob {
             uuid: lists::uuid_of(&record.uuid, job.ordinal),
+            owner: record.owner,
             query: lists::bytes(memory, place, job.query).unwrap_or_default().to_vec(),
             timeout: Some(job.timeout).filter(|timeout| *timeout > 0),
             attempt: job.attempts,

@@ -1,9 +1,10 @@
 //! How batches, jobs and workers lie in shared memory: plain integers; references are offsets in the area.
 
 use bytemuck::{Pod, Zeroable};
+use serde::{Deserialize, Serialize};
 
 /// What a job is doing, or how it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum State {
     Queued,

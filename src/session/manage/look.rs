@@ -4,8 +4,9 @@ use crate::error::Error;
 use crate::ffi::typed_rows::{Cell, TypedRows};
 use crate::ffi::{area, process, report, role, session, transaction};
 use crate::job::log;
+use crate::job::note::{self, Note};
 use crate::job::registry::{self, Found, Header, JobView, Moment, Pulse, State};
-use crate::job::spool::{self, Left};
+use crate::job::spool::{self, Spooled};
 use std::cell::Cell as Variable;
 use std::collections::{HashMap, HashSet};
 
@@ -153,9 +154,14 @@ pub fn has_ended(uuid: &[u8; 16]) -> bool {
 }
 
 /// Batches of this database that a server accepted that has died since, as far as the caller may see them.
-pub fn left_behind() -> Vec<Left> {
+pub fn left_behind() -> Vec<Spooled> {
     let left = spool::left_behind(area::epoch(), session::database());
-    left.into_iter().filter(|left| rights_on(left.batch.owner)).collect()
+    left.into_iter().filter(|batch| rights_on(batch.owner)).collect()
+}
+
+/// What a server that has died since noted of a job of this database, as far as the caller may see it.
+pub fn note(epoch: i64, uuid: &[u8; 16]) -> Option<Note> {
+    note::read(epoch, session::database(), uuid).filter(|note| rights_on(note.owner))
 }
 
 /// Jobs of a uuid that are in the log, and their states there, as things are now; those of owners that `may` lets pass.

@@ -8,7 +8,7 @@ use crate::ffi::report::{self, Captured};
 use crate::ffi::{area, client, interrupt, process, session, statement, transaction};
 use crate::job::log::{self, FinalRow};
 use crate::job::registry::{self, Claim, Finish, Place, Reason, RunningJob, State};
-use crate::job::{nesting, spool};
+use crate::job::{nesting, note, spool};
 use crate::protocol::{decode, sqlstate, to_bytes, Outcome, Report};
 use crate::worker::bootstrap::{become_session, located, set_job_text};
 use crate::worker::executor;
@@ -32,6 +32,15 @@ struct Decided {
     outcome: Outcome,
     /// It ends so if this transaction is committed.
     commits: Option<u32>,
+}
+
+/// What there is of a job beside its row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Noted {
+    Nothing,
+    Perhaps,
+    /// How it ends if its transaction is committed.
+    End,
 }
 
 fn decide(state: State, outcome: &Outcome) {
@@ -91,10 +100,6 @@ impl Worker {
             Ok((true, places)) => places,
             Err(_) => Vec::new(), // the log cannot be written now: the jobs run all the same
         };
-        if !area::read(|memory| registry::is_recorded(memory, claim.batch)) {
-            let first = area::read(|memory| registry::uuid_of_first(memory, claim.batch));
-            spool::mark_started(area::epoch(), self.database, &first);
-        }
         for (job, place) in claim.indexes.iter().zip(places.iter().map(Option::as_deref).chain(std::iter::repeat(None)))
         {
             // Before others can see that it runs, and stop it.
@@ -135,10 +140,10 @@ impl Worker {
         let deadline =
             job.timeout.and_then(|limit| Instant::now().checked_add(Duration::from_millis(limit.unsigned_abs())));
         interrupt::set_deadline(deadline);
-        let final_row = |status, ended: Option<i64>, outcome| FinalRow {
+        let final_row = |state, ended: Option<i64>, outcome| FinalRow {
             uuid: job.uuid,
             place,
-            status,
+            state,
             pid: Some(session::pid()),
             started: Some(job.started).filter(|_| ended.is_some()),
             ended,
@@ -146,11 +151,16 @@ impl Worker {
             outcome,
         };
         DECIDED.set(None);
+        if place.is_none() {
+            log::note_begun(job.uuid, job.owner);
+        }
+        // An attempt before this one may have left one.
+        let noted = Cell::new(if place.is_none() || job.attempt > 1 { Noted::Perhaps } else { Noted::Nothing });
         let is_written = Cell::new(false);
         let mut audience = Recorder {
             before_commit: |outcome: Outcome| {
+                let row = final_row(State::Succeeded, Some(process::now()), outcome.clone());
                 if is_recorded && !transaction::is_read_only() {
-                    let row = final_row(State::Succeeded.name(), Some(process::now()), outcome.clone());
                     match log::write_with_job(&row) {
                         None => is_written.set(true),
                         // A cancel is for the job, which has not been committed.
@@ -159,6 +169,12 @@ impl Worker {
                     }
                 }
                 let commits = Some(transaction::current_id_if_any());
+                if is_written.get() && noted.get() != Noted::Nothing {
+                    transaction::force_sync_commit(); // before the note goes
+                } else if !is_written.get() && commits != Some(0) {
+                    noted.set(Noted::End);
+                    log::note_end(&row, job.owner, Some(transaction::make_known()));
+                }
                 DECIDED.set(Some(Decided { state: State::Succeeded, outcome, commits }));
             },
         };
@@ -173,12 +189,13 @@ impl Worker {
             Ok(Ok(done)) => {
                 let decided = DECIDED.with_borrow_mut(Option::take);
                 let outcome = decided.map_or_else(|| recorder::outcome(&done.tags), |decided| decided.outcome);
-                let ended = process::now();
+                let row = final_row(State::Succeeded, Some(process::now()), outcome);
                 let is_written = is_written.get() || {
-                    decide(State::Succeeded, &outcome);
-                    is_recorded && self.write(&final_row(State::Succeeded.name(), Some(ended), outcome.clone()))
+                    decide(State::Succeeded, &row.outcome);
+                    is_recorded && self.write(&row, noted.get() != Noted::Nothing)
                 };
-                return self.finish(batch, index, State::Succeeded, is_written, &outcome);
+                self.settle(&row, job.owner, is_written, noted.get());
+                return self.finish(batch, index, State::Succeeded, is_written, &row.outcome);
             }
             Ok(Err(error)) => Captured::from(Report::from(error)),
             Err(captured) => *captured,
@@ -207,24 +224,37 @@ impl Worker {
         };
         if state == State::Failed && job.attempt < job.max_attempts {
             if is_recorded {
-                self.write(&final_row(State::Queued.name(), None, outcome));
+                self.write(&final_row(State::Queued, None, outcome), false);
             }
             let not_before = process::now() + job.retry_delay * 1000;
             area::write(|memory| registry::finish(memory, self.index, batch, index, &Finish::Again(not_before)));
             return interrupt::end_job();
         }
         decide(state, &outcome);
-        let is_written = is_recorded && self.write(&final_row(state.name(), Some(process::now()), outcome.clone()));
-        self.finish(batch, index, state, is_written, &outcome);
+        let row = final_row(state, Some(process::now()), outcome);
+        let is_written = is_recorded && self.write(&row, noted.get() != Noted::Nothing);
+        // It was not committed.
+        let noted = if noted.get() == Noted::End { Noted::Perhaps } else { noted.get() };
+        self.settle(&row, job.owner, is_written, noted);
+        self.finish(batch, index, state, is_written, &row.outcome);
     }
 
-    /// Writes a row in a transaction of its own.
-    fn write(&mut self, row: &FinalRow) -> bool {
+    /// Writes a row in a transaction of its own; `is_durable`: it is on disk then, whatever the settings.
+    fn write(&mut self, row: &FinalRow, is_durable: bool) -> bool {
         area::write(|memory| registry::deafen(memory, self.index));
         let _concluding = Concluding::new();
         interrupt::end_job();
         // The job's settings are not the extension's.
-        self.reset() && log::in_own_transaction(false, || log::write_rows(std::slice::from_ref(row))).is_ok()
+        self.reset() && log::in_own_transaction(is_durable, || log::write_rows(std::slice::from_ref(row))).is_ok()
+    }
+
+    /// Sees to it that there is a note of the end if there is no row, and none if there is.
+    fn settle(&self, row: &FinalRow, owner: u32, is_written: bool, noted: Noted) {
+        match (is_written, noted) {
+            (true, Noted::Nothing) | (false, Noted::End) => {}
+            (true, _) => note::remove(area::epoch(), self.database, &row.uuid),
+            (false, _) => log::note_end(row, owner, None),
+        }
     }
 
     fn finish(&self, batch: Place, index: u32, state: State, is_written: bool, outcome: &Outcome) {
@@ -262,11 +292,15 @@ impl Worker {
         let ended = area::read(|memory| registry::ended(memory, place));
         let rows: Vec<FinalRow> = ended.iter().map(log::row_of).collect();
         let written =
-            (self.is_clean || self.reset()) && log::in_own_transaction(false, || log::write_rows(&rows)).is_ok();
+            (self.is_clean || self.reset()) && log::in_own_transaction(true, || log::write_rows(&rows)).is_ok();
         if !written && !self.is_extension_there() {
             return area::write(|memory| registry::forget_database(memory, self.database));
         }
         let indexes: Vec<u32> = if written { ended.iter().map(|ended| ended.index).collect() } else { Vec::new() };
+        if written {
+            let (epoch, begun) = (area::epoch(), ended.iter().filter(|ended| ended.attempts > 0));
+            begun.for_each(|ended| note::remove(epoch, self.database, &ended.uuid));
+        }
         let retry_at = (!written).then(|| process::now() + LOG_RETRY);
         area::write(|memory| registry::written(memory, place, &indexes, retry_at));
     }

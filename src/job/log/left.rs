@@ -1,0 +1,95 @@
+//! What could not be written in time, and what a server that has died left behind, become rows.
+
+use super::{function, hold, table, with_plans, write, FinalRow};
+use crate::ffi::typed_rows::Cell;
+use crate::ffi::{area, session, spi};
+use crate::job::note::{End, Note};
+use crate::job::{note, spool};
+
+/// Notes that a job was begun of which the log does not say so.
+pub fn note_begun(uuid: [u8; 16], owner: u32) {
+    keep(&Note::begun(area::epoch(), session::database(), uuid, owner));
+}
+
+/// Notes how a job ended that the log cannot be told now: if `transaction` was committed, or in any case.
+pub fn note_end(row: &FinalRow, owner: u32, transaction: Option<u64>) {
+    let FinalRow { pid, started, ended, attempts, state, .. } = *row;
+    let end = End { transaction, state, pid, started, ended, attempts, outcome: row.outcome.clone() };
+    keep(&Note::begun(area::epoch(), session::database(), row.uuid, owner).with_end(end));
+}
+
+fn keep(note: &Note) {
+    // The job is not to fail for it; the registry knows what the note says.
+    if let Err(error) = note.write() {
+        let text = format!("could not write a note for the log of pg_background_mgr: {error}");
+        crate::compat::process::log_line(text.as_bytes());
+    }
+}
+
+/// The files of batches and jobs whose rows are written.
+#[derive(Default)]
+pub struct Folded {
+    batches: Vec<spool::Spooled>,
+    notes: Vec<Note>,
+}
+
+impl Folded {
+    /// Removes them, once the rows are on disk.
+    pub fn remove(&self) {
+        self.batches.iter().for_each(|batch| spool::remove(batch.epoch, batch.database, &batch.first()));
+        self.notes.iter().for_each(|note| note::remove(note.epoch, note.database, &note.uuid));
+    }
+}
+
+/// Writes the rows of batches that a server that has died accepted, and what it noted of its jobs. Inside
+/// [`super::in_own_transaction`].
+pub fn fold_left_behind(database: u32) -> Folded {
+    let epoch = area::epoch();
+    let folded = Folded { batches: spool::left_behind(epoch, database), notes: note::left_behind(epoch, database) };
+    if folded.batches.is_empty() && folded.notes.is_empty() {
+        return folded;
+    }
+    hold(true);
+    let sql = [
+        b"INSERT INTO ".as_slice(),
+        &table(),
+        b" (status, ip_client, user_name, uuid_parent, uuid_child, query, name, batch_name, options, queued_at, attempts, \
+          epoch, owner) SELECT 'queued', ip_client::pg_catalog.inet, user_name::pg_catalog.name, uuid_parent, uuid_child, \
+          query, name, batch_name, options::pg_catalog.jsonb, queued_at, 0, epoch, owner::pg_catalog.oid FROM ",
+        &function("pg_background_spooled"),
+        b"() ON CONFLICT (uuid_child) DO NOTHING",
+    ]
+    .concat();
+    spi::query(&sql, &[], false);
+    folded.notes.iter().for_each(fold_note);
+    folded
+}
+
+fn fold_note(note: &Note) {
+    let is_open = [
+        b"SELECT 1 FROM ".as_slice(),
+        &table(),
+        b" WHERE uuid_child OPERATOR(pg_catalog.=) $1 AND epoch OPERATOR(pg_catalog.=) $2 \
+          AND status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text",
+    ]
+    .concat();
+    // It may have been launched again since.
+    if spi::query(&is_open, &[Cell::Uuid(note.uuid), Cell::BigInt(note.epoch)], false).is_empty() {
+        return;
+    }
+    match note.clone().into_end() {
+        Some(end) => write(&FinalRow {
+            uuid: note.uuid,
+            place: None,
+            state: end.state,
+            pid: end.pid,
+            started: end.started,
+            ended: end.ended,
+            attempts: end.attempts,
+            outcome: end.outcome,
+        }),
+        None => with_plans(|plans| {
+            plans.mark.run(&[Cell::Uuid(note.uuid)]);
+        }),
+    }
+}

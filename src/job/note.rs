@@ -1,0 +1,77 @@
+//! What the log could not be told in time, as files beside those of [`super::spool`].
+//!
+//! The registry knows it for as long as the server lives. After a crash such a file tells that a job was begun, or how it
+//! ended: also of one whose work is committed without its row.
+
+use super::registry::State;
+use super::spool;
+use crate::ffi::{file, transaction};
+use crate::protocol::{decode, to_bytes, Outcome};
+use serde::{Deserialize, Serialize};
+use std::{fs, io};
+
+/// What the name of a note ends with.
+const NOTE: &str = ".note";
+
+/// Of a job that was begun.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Note {
+    pub epoch: i64,
+    pub database: u32,
+    pub uuid: [u8; 16],
+    /// The role whose rights the job has.
+    pub owner: u32,
+    end: Option<End>,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct End {
+    /// It ended so if this transaction was committed.
+    pub transaction: Option<u64>,
+    pub state: State,
+    pub pid: Option<i32>,
+    pub started: Option<i64>,
+    pub ended: Option<i64>,
+    pub attempts: u32,
+    pub outcome: Outcome,
+}
+
+impl Note {
+    /// Says no more than that the job was begun.
+    pub fn begun(epoch: i64, database: u32, uuid: [u8; 16], owner: u32) -> Self {
+        Note { epoch, database, uuid, owner, end: None }
+    }
+
+    /// The same job with its end.
+    pub fn with_end(&self, end: End) -> Self {
+        Note { end: Some(end), ..self.clone() }
+    }
+
+    /// Writes it down; when this returns it is on disk, and what the job has committed as well.
+    pub fn write(&self) -> io::Result<()> {
+        transaction::flush_commits();
+        file::put(&spool::path(self.epoch, self.database, &self.uuid, NOTE), &to_bytes(self))
+    }
+
+    /// How the job ended, if that is known. Inside a transaction.
+    pub fn into_end(self) -> Option<End> {
+        self.end.filter(|end| end.transaction.is_none_or(transaction::was_committed))
+    }
+}
+
+/// The note of a job, if there is one.
+pub fn read(epoch: i64, database: u32, uuid: &[u8; 16]) -> Option<Note> {
+    decode(&fs::read(spool::path(epoch, database, uuid, NOTE)).ok()?).ok()
+}
+
+/// Forgets it: the log says more, on disk.
+pub fn remove(epoch: i64, database: u32, uuid: &[u8; 16]) {
+    // One that stays is of no interest once the row is final.
+    let _ = fs::remove_file(spool::path(epoch, database, uuid, NOTE));
+}
+
+/// Notes for this database by servers that have died since.
+pub fn left_behind(epoch: i64, database: u32) -> Vec<Note> {
+    spool::files_left(epoch, database, NOTE)
+}

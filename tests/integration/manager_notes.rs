@@ -1,0 +1,218 @@
+//! What the log could not be told before the server went down is known all the same.
+
+use crate::gate::{self, Gate};
+use crate::manager::{drain, wait_at_gate, Batch};
+use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session, Signal, Stop};
+use std::fs;
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        private_case!(work_committed_under_a_locked_log_is_known_after_a_crash),
+        private_case!(a_batch_that_is_in_no_table_is_known_with_its_ends_after_a_crash),
+        private_case!(a_job_begun_under_a_locked_log_is_not_said_to_have_never_started),
+        private_case!(work_that_was_not_committed_is_not_taken_for_done),
+        private_case!(a_shutdown_under_a_locked_log_forgets_nothing),
+        private_case!(a_note_goes_when_the_log_says_more),
+    ]
+}
+
+/// The table behind the view; nobody writes it then.
+const LOCK: &str = "begin; lock table pg_background_log in access exclusive mode";
+const UNKNOWN: &str = "the server went down while the job was running or about to start; its outcome is unknown";
+const NEVER_STARTED: &str = "the server went down before the job started";
+
+fn begin() -> (Cluster, Session) {
+    let cluster = Cluster::start_with_extension(&[]);
+    let mut session = cluster.session("postgres");
+    session.run(
+        "create table ran (a int); create table small as select 1 as a; create role weak login; \
+         select pg_background_grant('weak')",
+    );
+    (cluster, session)
+}
+
+fn crash(cluster: &Cluster) -> Session {
+    cluster.signal_postmaster(Signal::SIGKILL);
+    cluster.wait_stopped();
+    cluster.start();
+    cluster.session("postgres")
+}
+
+/// Files beside the log.
+fn files(cluster: &Cluster) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(cluster.data().join("pg_background_mgr")) else { return Vec::new() };
+    entries.map(|entry| entry.expect("a file").file_name().into_string().expect("ASCII")).collect()
+}
+
+/// What the table has, whatever the view makes of it.
+fn written(session: &mut Session, batch: &Batch) -> Vec<String> {
+    session.rows(&format!(
+        "select status from pg_background_log where uuid_parent = '{}' order by uuid_child",
+        batch.parent
+    ))
+}
+
+/// The next worker makes rows of what was noted, which say the same, and forgets the notes.
+fn assert_same_as_rows(cluster: &Cluster, session: &mut Session, batch: &Batch, states: &[&str]) {
+    let everything = "concat_ws('|', pid, start_time_exec, end_time_exec, attempts, result, row_count, command_tag, sqlstate, message)";
+    assert_eq!(batch.states(session), states);
+    let before = batch.column(session, everything);
+    Batch::launch(session, &["select 'next'"]).succeed(session);
+    let open = |state: &&str| if *state == "lost" { "queued".to_owned() } else { (*state).to_owned() };
+    assert_eq!(written(session, batch), states.iter().map(open).collect::<Vec<_>>());
+    assert_eq!(batch.states(session), states);
+    assert_eq!(batch.column(session, everything), before);
+    wait_until("no files", || files(cluster).is_empty());
+}
+
+fn work_committed_under_a_locked_log_is_known_after_a_crash() {
+    let (cluster, mut session) = begin();
+    let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let text = format!("{}; insert into ran values (1)", gate::WAIT);
+    let batch = Batch::launch(&mut session, &[&text]);
+    wait_at_gate(&mut session, 1);
+    locker.run(LOCK);
+    gate.open();
+    wait_until("the job's work", || session.value("select count(*) from ran") == "1");
+    let mut session = crash(&cluster);
+    assert_eq!(session.value("select count(*) from ran"), "1");
+    assert_eq!(written(&mut session, &batch), ["queued"]);
+    let told =
+        "concat_ws('|', status, attempts, row_count, command_tag, start_time_exec < end_time_exec, pid > 0, message)";
+    assert_eq!(batch.log(&mut session, 0, told), "succeeded|1|1|INSERT 0 1|t|t");
+    let parent = &batch.parent;
+    let summary = format!("select succeeded, lost, total from pg_background_batches where uuid_parent = '{parent}'");
+    assert_eq!(session.rows(&summary), ["1|0|1"]);
+    let followed = format!("select status from pg_background_monitor('{parent}', false)");
+    assert_eq!(session.rows(&followed), ["succeeded"]);
+    // It is nobody else's, however he asks.
+    let state = "select s.status, s.result from pg_background_state('{child}', {epoch}, true) as s"
+        .replace("{child}", &batch.children[0])
+        .replace("{epoch}", &batch.log(&mut session, 0, "epoch"));
+    let mut weak = cluster.client("postgres").user("weak").connect();
+    assert_eq!(session.rows(&state), ["succeeded|[{\"pg_advisory_xact_lock_shared\":\"\"}]"]);
+    assert_eq!(weak.rows(&state), ["lost|∅"]);
+    // Nor is it run again.
+    let retry = session.error(&format!("select * from pg_background_retry('{parent}'::uuid)"));
+    assert_eq!(retry.sqlstate(), "55000", "{retry}");
+    assert_same_as_rows(&cluster, &mut session, &batch, &["succeeded"]);
+    assert_eq!(session.value("select count(*) from ran"), "1");
+}
+
+fn a_batch_that_is_in_no_table_is_known_with_its_ends_after_a_crash() {
+    let (cluster, mut session) = begin();
+    let mut locker = cluster.session("postgres");
+    locker.run(LOCK);
+    let texts = ["insert into ran values (1)", "select 1 / 0", "vacuum small", "select pg_sleep(600)", "select 5"];
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
+    let now = format!("select status from pg_background_monitor('{}', false, '0') order by uuid_child", batch.parent);
+    let states = ["succeeded", "failed", "succeeded", "running", "queued"];
+    wait_until("the jobs", || session.rows(&now) == states);
+    let mut session = crash(&cluster);
+    assert_eq!(written(&mut session, &batch), [""; 0]);
+    let states = ["succeeded", "failed", "succeeded", "lost", "lost"];
+    assert_eq!(batch.states(&mut session), states);
+    let messages = ["∅", "division by zero", "∅", UNKNOWN, NEVER_STARTED];
+    assert_eq!(batch.column(&mut session, "message"), messages);
+    assert_same_as_rows(&cluster, &mut session, &batch, &states);
+    // What has not succeeded can be run again, and only that.
+    let again =
+        session.rows(&format!("select uuid_child from pg_background_retry('{}'::uuid) order by 1", batch.children[1]));
+    assert_eq!(again, [batch.children[1].clone()]);
+    drain(&mut session);
+    assert_eq!(batch.states(&mut session), states);
+    assert_eq!(session.value("select count(*) from ran"), "1");
+}
+
+fn a_job_begun_under_a_locked_log_is_not_said_to_have_never_started() {
+    let (cluster, mut session) = begin();
+    let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    // What was long is claimed alone.
+    let texts = [gate::WAIT, "insert into ran values (2); select pg_sleep(600)", "select 3"];
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
+    wait_at_gate(&mut session, 1);
+    locker.run(LOCK);
+    gate.open();
+    wait_until("the second job", || {
+        session.value("select count(*) from pg_stat_activity where wait_event = 'PgSleep'") == "1"
+    });
+    let mut session = crash(&cluster);
+    assert_eq!(batch.column(&mut session, "message"), ["∅", UNKNOWN, NEVER_STARTED]);
+    assert_same_as_rows(&cluster, &mut session, &batch, &["succeeded", "lost", "lost"]);
+    assert_eq!(session.value("select count(*) from ran"), "0");
+    session.run(&format!("select * from pg_background_stop('{}')", batch.parent));
+}
+
+fn work_that_was_not_committed_is_not_taken_for_done() {
+    let (cluster, mut session) = begin();
+    session.run(
+        "create function hold() returns trigger language plpgsql as \
+         $$ begin perform pg_advisory_xact_lock_shared(4711); return null; end $$; \
+         create constraint trigger hold after insert on ran deferrable initially deferred \
+         for each row execute function hold()",
+    );
+    let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    locker.run(LOCK);
+    // Also where only a savepoint has written anything.
+    let texts = ["insert into ran values (1)", "begin; savepoint a; insert into ran values (2); commit"];
+    let batch = Batch::launch(&mut session, &texts);
+    wait_until("both jobs at their commit", || {
+        let waiting = "select count(*) from pg_locks where locktype = 'advisory' and objid = 4711 and not granted";
+        session.value(waiting) == "2"
+    });
+    let noted = files(&cluster).iter().filter(|file| file.ends_with(".note")).count();
+    assert_eq!(noted, 2);
+    let mut session = crash(&cluster);
+    drop(gate);
+    session.run("drop trigger hold on ran");
+    assert_eq!(batch.states(&mut session), ["lost", "lost"]);
+    // Whoever gets the next numbers of transactions, they are not those of these jobs.
+    for _ in 0..20 {
+        session.run("create table other (a int); drop table other");
+    }
+    assert_eq!(batch.column(&mut session, "message"), [UNKNOWN, UNKNOWN]);
+    assert_same_as_rows(&cluster, &mut session, &batch, &["lost", "lost"]);
+    assert_eq!(session.value("select count(*) from ran"), "0");
+    session.run(&format!("select * from pg_background_retry('{}'::uuid)", batch.parent));
+    assert_eq!(batch.finish(&mut session), ["succeeded", "succeeded"]);
+    assert_eq!(session.rows("select a from ran order by a"), ["1", "2"]);
+    wait_until("no files", || files(&cluster).is_empty());
+}
+
+fn a_shutdown_under_a_locked_log_forgets_nothing() {
+    for how in [Stop::Fast, Stop::Immediate] {
+        let (cluster, mut session) = begin();
+        let mut locker = cluster.session("postgres");
+        locker.run(LOCK);
+        let batch = Batch::launch(&mut session, &["insert into ran values (1)"]);
+        wait_until("the job's work", || session.value("select count(*) from ran") == "1");
+        cluster.stop(how);
+        cluster.start();
+        let mut session = cluster.session("postgres");
+        assert_same_as_rows(&cluster, &mut session, &batch, &["succeeded"]);
+    }
+}
+
+fn a_note_goes_when_the_log_says_more() {
+    let (cluster, mut session) = begin();
+    let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let text = format!("{}; insert into ran values (1)", gate::WAIT);
+    let jobs =
+        format!(r#"["{text}", {{"query": "{}; select 1 / 0", "max_attempts": 2, "retry_delay": "10ms"}}]"#, gate::WAIT);
+    let first = Batch::launch_json(&mut session, &jobs);
+    wait_at_gate(&mut session, 2);
+    locker.run(LOCK);
+    let second = Batch::launch(&mut session, &["insert into ran values (2)", "select 1 / 0", "vacuum small"]);
+    gate.open();
+    wait_until("the jobs' work", || session.value("select count(*) from ran") == "2");
+    for (batch, states) in [(&first, "failed succeeded"), (&second, "failed succeeded succeeded")] {
+        let followed = format!("select status from pg_background_monitor('{}', false) order by 1", batch.parent);
+        assert_eq!(session.rows(&followed).join(" "), states);
+    }
+    assert!(files(&cluster).iter().any(|file| file.ends_with(".note")));
+    locker.run("rollback");
+    wait_until("no files", || files(&cluster).is_empty());
+    assert_eq!(written(&mut session, &first), ["succeeded", "failed"]);
+    assert_eq!(written(&mut session, &second), ["succeeded", "failed", "succeeded"]);
+    assert_eq!(first.column(&mut session, "attempts"), ["1", "2"]);
+}
