@@ -2,7 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{times, wait_at_gate, Batch, COUNTED, PEAK};
-use pg_background_mgr_tests::{case, literal, wait_until, Case, Db};
+use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -12,6 +12,7 @@ pub fn cases() -> Vec<Case> {
         case!(two_sequential_batches_run_beside_each_other),
         case!(a_batch_has_no_more_workers_than_it_asked_for),
         case!(a_batch_with_one_worker_runs_in_the_order_of_the_call),
+        private_case!(short_jobs_do_not_wait_for_the_end_of_a_long_one),
         case!(an_error_does_not_stop_a_batch_by_itself),
         case!(a_batch_stops_at_its_first_error),
         case!(a_batch_that_stops_lets_running_jobs_go_on),
@@ -112,6 +113,25 @@ fn a_batch_with_one_worker_runs_in_the_order_of_the_call(db: &Db) {
     Batch::launch_with(&mut session, &texts, r#"{"max_workers": 1}"#).succeed(&mut session);
     let order: Vec<String> = (0..30).map(|number| number.to_string()).collect();
     assert_eq!(session.rows("select n from ran order by a"), order);
+}
+
+/// A worker takes several at once when they are short.
+fn short_jobs_do_not_wait_for_the_end_of_a_long_one() {
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "8")]);
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let mut texts = times("select 1", 500);
+    let long = [100, 200, 300];
+    long.iter().for_each(|place| texts[*place] = gate::WAIT);
+    let batch = Batch::launch(&mut session, &texts);
+    let count = |state| {
+        format!("select count(*) from log_background where uuid_parent = '{}' and status = '{state}'", batch.parent)
+    };
+    let short = (texts.len() - long.len()).to_string();
+    wait_until("the end of the short ones", || session.value(&count("succeeded")) == short);
+    assert_eq!(session.value(&count("running")), long.len().to_string());
+    gate.open();
+    batch.succeed(&mut session);
+    assert_eq!(batch.column(&mut session, "attempts"), times("1", texts.len()));
 }
 
 fn an_error_does_not_stop_a_batch_by_itself(db: &Db) {

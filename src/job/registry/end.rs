@@ -249,7 +249,7 @@ pub fn forget_database(memory: &mut Memory, database: u32) {
 /// Gives back what is left of the jobs that this worker has claimed, and looks whether the batch is done.
 pub(super) fn give_back(memory: &mut Memory, index: usize, place: Place, jobs: &[u32]) {
     let slot = index as u32 + 1;
-    for job in jobs.iter().rev() {
+    for job in jobs {
         let record = lists::job(memory, place, *job);
         if record.state == State::Queued as u8 && record.slot == slot {
             push(memory, place, *job, 0);

@@ -1,7 +1,7 @@
 //! What is to be done next: the order of the jobs of a batch, how many could start now, which final rows are to be written.
 
-use super::record::{Batch, Place, Root, State};
-use super::{batch, lists};
+use super::record::{Batch, Life, Place, Root, Slot, State};
+use super::{batch, lists, slots};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 
@@ -87,6 +87,45 @@ pub(super) fn push(memory: &mut Memory, place: Place, index: u32, not_before: i6
     }
     memory.get_mut::<Batch>(place).queued += 1;
     batch::link(memory, place);
+}
+
+/// How long a job runs before those that its worker has claimed with it are free for others, in microseconds.
+const HELD_UP: i64 = 20_000;
+
+/// Of a worker that runs a job: when that has run for so long that it holds up others, and which ones.
+fn held_up(memory: &Memory, index: usize, slot: &Slot) -> Option<(i64, Vec<u32>)> {
+    if slot.life() != Life::Busy || vacancies(memory, slot.batch) == 0 {
+        return None;
+    }
+    let running = lists::job(memory, slot.batch, slot.job);
+    let mut claimed = Vec::new();
+    let mut at = running.again;
+    while at != 0 {
+        let job = lists::job(memory, slot.batch, at - 1);
+        if job.state == State::Queued as u8 && job.slot == index as u32 + 1 {
+            claimed.push(at - 1);
+        }
+        at = job.again;
+    }
+    (!claimed.is_empty()).then_some((running.started + HELD_UP, claimed))
+}
+
+/// Puts jobs back in the queue that wait for the end of a long one, as they were claimed by the same worker.
+pub(super) fn free_held_up(memory: &mut Memory, now: i64) {
+    for index in 0..slots(memory).len() {
+        let slot = slots(memory)[index];
+        let Some((_, claimed)) = held_up(memory, index, &slot).filter(|(due, _)| *due <= now) else { continue };
+        lists::job_mut(memory, slot.batch, slot.job).again = 0;
+        for job in claimed {
+            push(memory, slot.batch, job, 0);
+        }
+    }
+}
+
+/// When the next jobs of the key are held up.
+pub(super) fn next_held_up(memory: &Memory, key: Place) -> Option<i64> {
+    let slots = slots(memory).iter().enumerate().filter(|(_, slot)| slot.key == key);
+    slots.filter_map(|(index, slot)| held_up(memory, index, slot)).map(|(due, _)| due).min()
 }
 
 /// When the next queued job of the key that waits for its time may start.

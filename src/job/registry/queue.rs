@@ -3,7 +3,7 @@
 //! A worker claims a few jobs of one batch at a time, so that what is written before they start is written for all of
 //! them at once; each is begun on its own, and until then it can be stopped as any queued job.
 
-use super::order::{is_due, log_due, log_duty, next_due, next_turn, pop, vacancies};
+use super::order::{is_due, log_due, log_duty, next_due, next_held_up, next_turn, pop, vacancies};
 use super::record::{Batch, Key, Life, Place, State};
 use super::room::{self, Standing};
 use super::{batch, direct, end, lists, slot, slot_mut, slots, watch};
@@ -101,8 +101,9 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
             continue;
         }
         let number = memory.get::<Batch>(place).number;
-        for job in &indexes {
-            lists::job_mut(memory, place, *job).slot = index as u32 + 1;
+        for (job, next) in indexes.iter().zip(indexes[1..].iter().map(|next| next + 1).chain([0])) {
+            let job = lists::job_mut(memory, place, *job);
+            (job.slot, job.again) = (index as u32 + 1, next);
         }
         let record = memory.get_mut::<Batch>(place);
         record.workers += 1;
@@ -119,7 +120,8 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
     if room::is_wanted_elsewhere(memory, own.key, now) && room::live(memory) >= guc::cap() {
         return Task::HandOver;
     }
-    Task::Wait(next_due(memory, own.key, now))
+    let due = [next_due(memory, own.key, now), next_held_up(memory, own.key)];
+    Task::Wait(due.into_iter().flatten().min())
 }
 
 fn begin_to_write(memory: &mut Memory, index: usize, place: Place) {

@@ -220,7 +220,7 @@ pub struct Job {
     pub max_attempts: u32,
     /// The slot of the worker that runs it, + 1.
     pub slot: u32,
-    /// Index + 1 of the next job that waits for another attempt.
+    /// Index + 1 of the next job that waits for another attempt; of one that a worker has claimed, of the next one of the claim.
     pub again: u32,
     /// The process that runs it, or ran it last.
     pub pid: i32,

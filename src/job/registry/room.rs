@@ -249,6 +249,7 @@ pub fn plan(memory: &mut Memory) -> Vec<Start> {
     if memory.root() == 0 {
         return starts;
     }
+    order::free_held_up(memory, now);
     while let Some(key) = hungriest(memory, now, 0) {
         if wake_idle(memory, key) {
             continue;
