@@ -120,6 +120,8 @@ pub enum Error {
     ExecType(Text),
     #[error("no worker is left for the jobs that this job waits for")]
     Stuck,
+    #[error("a job cannot follow itself, or jobs that begin only after its end")]
+    FollowsItself,
     #[error("progress must be between 0 and 100 percent")]
     Progress,
     #[error("invalid input syntax for type uuid: \"{0}\"")]
@@ -188,7 +190,7 @@ impl Error {
             SharedMemory => b"53200",
             TooFewWorkers { .. } | NoWorkers | Stuck => b"53000",
             InRecovery => b"25006",
-            NotCommitted | NothingToRetry(_) => b"55000",
+            NotCommitted | NothingToRetry(_) | FollowsItself => b"55000",
             Spooled(_) => b"58030",
             LogLocked => b"55P03",
             NoSuchJob(_) => b"42704",
@@ -251,6 +253,7 @@ impl Error {
                 }
                 Error::NotCommitted => "Commit the transaction that created the extension first.",
                 Error::NothingToRetry(_) => "Jobs that have failed, were stopped or lost are run again.",
+                Error::FollowsItself => "Follow them from outside of their batch, or say for how long: p_timeout.",
                 Error::Stuck => {
                     "All workers run jobs that wait for other jobs. Increase pg_background_mgr.max_workers, or launch \
                      without waiting."

@@ -4,7 +4,8 @@
 //! the session looks itself, each time that it has waited for `deadlock_timeout` (deadlock.c does the same for locks).
 
 use crate::error::{Error, Text};
-use crate::ffi::{lock, session, wait_graph};
+use crate::ffi::{area, lock, session, wait_graph};
+use crate::job::registry;
 use std::collections::HashMap;
 
 /// How many processes a search looks at. A chain that long resolves from another end.
@@ -19,7 +20,7 @@ pub struct Awaited<'a> {
     pub sql: &'a [u8],
 }
 
-/// Follows who waits for whom from the job on: for locks, and as launchers for their own jobs.
+/// Follows who waits for whom from the job on: for locks, as launchers for their own jobs, as followers for jobs of a batch.
 ///
 /// # Errors
 /// [`Error::Deadlock`] (40P01) if the way leads back to this process.
@@ -28,7 +29,11 @@ pub fn check(job: &Awaited) -> Result<(), Error> {
     let mut came_from = HashMap::from([(job.pid, None)]);
     let mut todo = vec![job.pid];
     while let Some(process) = todo.pop() {
-        let waits_for = lock::blocking_pids(process).into_iter().chain(wait_graph::targets(process));
+        let followed = area::read(|memory| registry::awaited_by(memory, process));
+        let waits_for = lock::blocking_pids(process)
+            .into_iter()
+            .chain(wait_graph::targets(process))
+            .chain(followed.into_iter().map(|(pid, _)| pid));
         for next in waits_for.filter(|next| *next != process) {
             if next == own {
                 return Err(Error::Deadlock { detail: explain(job, &came_from, process) });

@@ -1,5 +1,7 @@
 //! A wait that can never end is an error: the job is blocked by the session that waits for it.
 
+use crate::gate::{self, Gate};
+use crate::manager::{drain, wait_at_gate, Batch};
 use pg_background_mgr_tests::cluster::is_alive;
 use pg_background_mgr_tests::{case, wait_until, Case, Db, ServerError, Session};
 
@@ -21,6 +23,11 @@ pub fn cases() -> Vec<Case> {
         case!(a_job_blocked_by_another_session_is_waited_for),
         case!(a_wait_that_ends_soon_is_no_deadlock),
         case!(two_jobs_in_a_deadlock_are_told_by_the_server),
+        // Of jobs of the manager.
+        case!(a_followed_job_that_waits_for_its_follower_is_a_deadlock),
+        case!(a_deadlock_through_a_job_that_a_job_follows),
+        case!(batches_that_follow_each_other_are_a_deadlock),
+        case!(a_job_that_follows_itself_is_refused),
     ]
 }
 
@@ -278,4 +285,90 @@ fn two_jobs_in_a_deadlock_are_told_by_the_server(db: &Db) {
         .collect();
     assert!(states == ["40P01", ""] || states == ["", "40P01"], "{states:?}");
     assert_eq!(session.rows("select n from t"), ["1", "1"]);
+}
+
+fn a_followed_job_that_waits_for_its_follower_is_a_deadlock(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t (n int); insert into t values (0)");
+    for timeout in ["", ", p_timeout => '1 hour'"] {
+        session.run("begin; update t set n = n + 1");
+        let batch = Batch::launch(&mut session, &["update t set n = n + 10"]);
+        let error = session.error(&format!("select * from pg_background_monitor('{}', false{timeout})", batch.parent));
+        assert_eq!(error.brief(), ("40P01".to_owned(), "deadlock detected".to_owned()));
+        session.run("rollback");
+        batch.succeed(&mut session);
+    }
+    assert_eq!(session.value("select n from t"), "20");
+}
+
+fn a_deadlock_through_a_job_that_a_job_follows(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t (n int); insert into t values (0)");
+    session.run("begin; update t set n = 1");
+    let inner = "select status from pg_background_launch_num('update t set n = n + 10', p_exec_type => 'sync')";
+    let batch = Batch::launch(&mut session, &[inner]);
+    // One of the two is told.
+    let reply = session.ask(&format!("select * from pg_background_monitor('{}', false)", batch.parent));
+    let told = reply.error.map(|error| error.sqlstate());
+    session.run("rollback");
+    batch.wait(&mut session);
+    let of_job = batch.log(&mut session, 0, "sqlstate");
+    assert!(told.as_deref() == Some("40P01") || of_job == "40P01", "{told:?} {of_job}");
+    drain(&mut session);
+    assert_eq!(session.value("select n from t"), "10");
+}
+
+/// A job that waits at the gate, then for the end of what the table says.
+fn follower(number: u32) -> String {
+    format!(
+        "{}; select count(*) from pg_background_monitor((select u from followed where n = {number}), false)",
+        gate::WAIT
+    )
+}
+
+fn batches_that_follow_each_other_are_a_deadlock(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("create table followed (n int, u text)");
+    let batches = [1, 2].map(|number| Batch::launch(&mut session, &["select 1", &follower(number)]));
+    wait_at_gate(&mut session, 2);
+    let [first, second] = &batches;
+    session.run(&format!("insert into followed values (1, '{}'), (2, '{}')", second.parent, first.parent));
+    gate.open();
+    let mut told: Vec<String> = Vec::new();
+    for batch in &batches {
+        batch.wait(&mut session);
+        told.extend(batch.column(&mut session, "coalesce(sqlstate, 'none')"));
+    }
+    assert_eq!(told.iter().filter(|state| *state == "40P01").count(), 1, "{told:?}");
+    assert_eq!(told.iter().filter(|state| *state == "none").count(), 3, "{told:?}");
+}
+
+fn a_job_that_follows_itself_is_refused(db: &Db) {
+    let mut session = db.session();
+    session.run("create table followed (n int, u text)");
+    // Itself, its batch, the one that comes after it.
+    for (options, text, target) in [
+        ("{}", follower(1), 0),
+        ("{}", follower(1), 2),
+        (r#"{"mode": "sequential"}"#, follower(1), 1),
+        (r#"{"max_workers": 1}"#, follower(1), 1),
+    ] {
+        let gate = Gate::close(db.session());
+        let batch = Batch::launch_with(&mut session, &[&text, "select 2"], options);
+        wait_at_gate(&mut session, 1);
+        let followed = batch.children.get(target).unwrap_or(&batch.parent);
+        session.run(&format!("truncate followed; insert into followed values (1, '{followed}')"));
+        gate.open();
+        assert_eq!(batch.finish(&mut session), ["failed", "succeeded"], "{options} {target}");
+        assert_eq!(batch.log(&mut session, 0, "sqlstate"), "55000");
+    }
+    // A look at oneself is none, nor what one does not wait for.
+    let gate = Gate::close(db.session());
+    let text = follower(1).replace("false)", "false, '10ms')");
+    let batch = Batch::launch(&mut session, &[&text, &follower(2)]);
+    wait_at_gate(&mut session, 2);
+    let (parent, first) = (&batch.parent, &batch.children[0]);
+    session.run(&format!("truncate followed; insert into followed values (1, '{parent}'), (2, '{first}')"));
+    gate.open();
+    batch.succeed(&mut session);
 }

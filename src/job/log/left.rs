@@ -27,7 +27,6 @@ fn keep(note: &Note) {
 }
 
 /// The files of batches and jobs whose rows are written.
-#[derive(Default)]
 pub struct Folded {
     batches: Vec<spool::Spooled>,
     notes: Vec<Note>,

@@ -78,6 +78,11 @@ pub fn uuid_of(stem: &[u8; 16], ordinal: u32) -> [u8; 16] {
     uuid
 }
 
+/// The ordinal in a uuid; 0 = it is that of a batch.
+pub fn ordinal_of(uuid: &[u8; 16]) -> u32 {
+    uuid.last_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last))
+}
+
 /// The index of the job with this ordinal.
 pub fn index_of(memory: &Memory, place: Place, ordinal: u32) -> Option<u32> {
     jobs(memory, place).binary_search_by_key(&ordinal, |job| job.ordinal).ok().map(|index| index as u32)

@@ -68,7 +68,7 @@ pub struct Found {
 
 /// The batches and jobs of a uuid. A batch has several entries when some of its jobs were launched again.
 pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<Found> {
-    let ordinal = uuid.last_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last));
+    let ordinal = lists::ordinal_of(uuid);
     let found = lists::batches_of_uuid(memory, uuid).filter_map(|place| {
         let record = memory.get::<Batch>(place);
         if record.is_open == 0 {

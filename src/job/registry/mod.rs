@@ -21,7 +21,7 @@ pub use ahead::{add_ahead, dismiss_ahead, make_room_ahead, take_ahead};
 pub use batch::{add, open, take_back_batch, NewBatch, NewJob};
 pub use direct::{close, give, has_errand, has_idle, has_job, join, offer, release, served, take_back, Newcomer, Seat};
 pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish};
-pub use lists::uuid_of;
+pub use lists::{ordinal_of, uuid_of};
 pub use look::{
     find, headers, moments, of_batch, pulses, query_of, request, snapshot, uuid_of_job, Found, Header, JobView, Moment,
     Pulse, RunningJob,
@@ -35,7 +35,7 @@ pub use slot::{
     arrive, cannot_register, died, hand_over, idle, is_starved, is_stopping, may_go, may_leave, of_process, register,
     report_progress, set_waiting, starts_again, stays_on, terminate_jobs, Arrival, Refusal,
 };
-pub use watch::{listen, unwatch, watch};
+pub use watch::{awaited_by, listen, unwatch, watch};
 
 use crate::error::Error;
 use crate::ffi::area::Memory;

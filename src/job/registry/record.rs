@@ -344,5 +344,10 @@ pub struct Watcher {
     pub next: Place,
     pub process: u64,
     /// Has it looked since it was woken?
-    pub is_listening: u64,
+    pub is_listening: u32,
+    pub pid: i32,
+    /// The job that it waits for, as [`Job::ordinal`]; 0 = all of the batch.
+    pub ordinal: u32,
+    /// It waits for the end.
+    pub is_follower: u32,
 }

@@ -1,17 +1,21 @@
 //! Who waits for changes of a batch.
 
-use super::lists;
-use super::record::{Batch, Place, Watcher};
+use super::record::{Batch, Job, Life, Place, State, Watcher};
+use super::{lists, slots};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 
-/// Wakes this process when something of the batch changes. False = there is no memory for that.
-pub fn watch(memory: &mut Memory, uuid: &[u8; 16]) -> bool {
+/// Wakes this process when something of the batch changes. `is_follower`: it waits for the end of the batch, or of the
+/// job whose uuid it is. False = there is no memory for that.
+pub fn watch(memory: &mut Memory, uuid: &[u8; 16], pid: i32, is_follower: bool) -> bool {
+    let ordinal = lists::ordinal_of(uuid);
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
     for place in places {
         let Some(watcher) = memory.allocate(size_of::<Watcher>()) else { return false };
         let next = memory.get::<Batch>(place).watchers;
-        *memory.get_mut::<Watcher>(watcher) = Watcher { next, process: process::own(), is_listening: 1 };
+        let is_follower = u32::from(is_follower);
+        *memory.get_mut::<Watcher>(watcher) =
+            Watcher { next, process: process::own(), is_listening: 1, pid, ordinal, is_follower };
         memory.get_mut::<Batch>(place).watchers = watcher;
     }
     true
@@ -74,4 +78,35 @@ pub fn wake(memory: &mut Memory, place: Place) {
         }
         at = watcher.next;
     }
+}
+
+/// The jobs that run and whose end a process waits for: their processes, and their uuids.
+pub fn awaited_by(memory: &Memory, pid: i32) -> Vec<(i32, [u8; 16])> {
+    let mut awaited = Vec::new();
+    for place in lists::batches(memory) {
+        let batch = memory.get::<Batch>(place);
+        for watcher in watchers(memory, batch).filter(|watcher| watcher.pid == pid && watcher.is_follower != 0) {
+            let in_batch = slots(memory).iter().filter(|slot| slot.life() == Life::Busy && slot.batch == place);
+            let jobs = in_batch.map(|slot| (slot.pid, lists::job(memory, place, slot.job)));
+            let wanted = jobs.filter(|(_, job)| is_before(memory, place, job, watcher.ordinal));
+            awaited.extend(wanted.map(|(pid, job)| (pid, lists::uuid_of(&batch.uuid, job.ordinal))));
+        }
+    }
+    awaited
+}
+
+/// Does this job, which runs, end before the one with the ordinal does? 0 = before all have ended.
+fn is_before(memory: &Memory, place: Place, running: &Job, ordinal: u32) -> bool {
+    let batch = memory.get::<Batch>(place);
+    let is_queued = || {
+        let index = lists::index_of(memory, place, ordinal);
+        index.is_some_and(|index| lists::job(memory, place, index).state == State::Queued as u8)
+    };
+    let one_by_one = batch.is_sequential != 0 || batch.max_workers == 1;
+    ordinal == 0 || running.ordinal == ordinal || one_by_one && is_queued()
+}
+
+fn watchers<'a>(memory: &'a Memory, batch: &Batch) -> impl Iterator<Item = &'a Watcher> {
+    let at = |place: Place| (place != 0).then(|| memory.get::<Watcher>(place));
+    std::iter::successors(at(batch.watchers), move |watcher| at(watcher.next))
 }

@@ -47,7 +47,7 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         .iter()
         .zip(&manners)
         .map(|(row, (_, manner))| NewJob {
-            ordinal: row.uuid.last_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last)),
+            ordinal: registry::ordinal_of(&row.uuid),
             query: &row.query,
             name: row.name.as_deref(),
             timeout: manner.timeout,

@@ -60,7 +60,16 @@ impl Watch<'_> {
 
 /// Runs `body` while this process is woken by changes of the batch.
 pub(super) fn watched<T>(uuid: &[u8; 16], body: impl FnOnce(&mut Watch) -> Result<T, Error>) -> Result<T, Error> {
-    if !area::write(|memory| registry::watch(memory, uuid)) {
+    watched_to(uuid, false, body)
+}
+
+/// The same; `is_follower`: it waits for the end of all.
+fn watched_to<T>(
+    uuid: &[u8; 16],
+    is_follower: bool,
+    body: impl FnOnce(&mut Watch) -> Result<T, Error>,
+) -> Result<T, Error> {
+    if !area::write(|memory| registry::watch(memory, uuid, session::pid(), is_follower)) {
         return Err(Error::SharedMemory);
     }
     let own_place = area::read(|memory| registry::of_process(memory, session::pid()));
@@ -102,7 +111,7 @@ pub struct Following {
 /// Follows a batch or a job until all has ended.
 ///
 /// # Errors
-/// [`Error::NoSuchJob`] (42704), [`Error::Stuck`] (53000).
+/// [`Error::NoSuchJob`] (42704), [`Error::Stuck`] (53000), [`Error::Deadlock`] (40P01), [`Error::FollowsItself`] (55000).
 pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
     if pulses(uuid, rights_on).is_empty() {
         return match logged_states(uuid, rights_on).is_empty() {
@@ -113,7 +122,10 @@ pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
     let deadline = following.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let is_job = area::read(|memory| registry::of_process(memory, session::pid())).is_some();
     let mut patience = session::deadlock_timeout();
-    watched(uuid, |watch| {
+    watched_to(uuid, true, |watch| {
+        if following.timeout.is_none() {
+            check_itself()?;
+        }
         let mut teller = Teller::new(*uuid, following.tells);
         let mut look_at = Instant::now() + patience;
         let mut try_at = Instant::now() + RETRY;
@@ -125,7 +137,7 @@ pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
                 try_at = Instant::now() + RETRY;
             }
             if Instant::now() >= look_at {
-                check_blocked(&jobs)?;
+                check_blocked()?;
                 // What was no deadlock so far may become one, but seldom does.
                 patience = (2 * patience).min(LONGEST_PATIENCE);
                 look_at = Instant::now() + patience;
@@ -150,16 +162,26 @@ pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
     })
 }
 
+/// The running jobs that this process waits for.
+fn awaited() -> Vec<(i32, [u8; 16])> {
+    area::read(|memory| registry::awaited_by(memory, session::pid()))
+}
+
+/// A job cannot wait for what ends only after it.
+fn check_itself() -> Result<(), Error> {
+    match awaited().iter().any(|(pid, _)| *pid == session::pid()) {
+        true => Err(Error::FollowsItself),
+        false => Ok(()),
+    }
+}
+
 /// Does a job that this session waits for wait for this session, which will never go on?
-fn check_blocked(jobs: &[Pulse]) -> Result<(), Error> {
-    for job in jobs.iter().filter(|job| job.state == State::Running) {
-        if let Some(pid) = job.pid {
-            let sql = area::read(|memory| {
-                registry::find(memory, &job.uuid).iter().find_map(|found| registry::query_of(memory, found))
-            });
-            let sql = sql.unwrap_or_default();
-            blocked::check(&Awaited { pid, sql: &sql })?;
-        }
+fn check_blocked() -> Result<(), Error> {
+    for (pid, uuid) in awaited().into_iter().filter(|(pid, _)| *pid != session::pid()) {
+        let sql = area::read(|memory| {
+            registry::find(memory, &uuid).iter().find_map(|found| registry::query_of(memory, found))
+        });
+        blocked::check(&Awaited { pid, sql: &sql.unwrap_or_default() })?;
     }
     Ok(())
 }
