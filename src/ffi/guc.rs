@@ -155,6 +155,20 @@ pub fn reload() {
     unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
 }
 
+/// When this process, or the server before it, read the configuration last (guc-file.l).
+pub fn configured() -> i64 {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::PgReloadTime }
+}
+
+/// May somebody who read the configuration at that time know a newer one? A new process has what the server knew when it
+/// started it.
+pub fn is_behind(configured: i64) -> bool {
+    // SAFETY: a variable of this process.
+    let started = unsafe { pg_sys::MyStartTimestamp };
+    configured > started.max(self::configured())
+}
+
 /// A setting of this library: the server writes it, we read it.
 pub struct IntSetting(std::sync::atomic::AtomicI32);
 

@@ -40,6 +40,8 @@ pub struct Request {
     pub nesting: u32,
     /// Settings of the launcher's session, in the order in which they are applied.
     pub settings: Vec<Setting>,
+    /// When the launcher's session read the configuration last (microseconds since 2000).
+    pub configured: i64,
     /// Libraries that own some of the settings: the server's own serialized list (dfmgr.c, `SerializeLibraryState`).
     pub libraries: Option<Vec<u8>>,
 }
@@ -83,6 +85,7 @@ mod tests {
                 context: 6,
                 role: 10,
             }],
+            configured: 1_000_000,
             libraries: Some(b"$libdir/auto_explain\0\0".to_vec()),
         };
         assert_eq!(super::super::decode(&super::super::to_bytes(&request)), Ok(request));

@@ -32,6 +32,7 @@ pub fn request() -> Result<Request, Error> {
         role: identity.role.map(role_name).transpose()?,
         nesting: nesting + 1,
         settings,
+        configured: guc::configured(),
         libraries,
     })
 }

@@ -22,6 +22,16 @@ pub fn prepare_session(on_message: fn(client::Message)) {
     session::load_session_libraries();
 }
 
+/// Reads the configuration that the launcher had read, if the server has not told this process of it yet. Between two
+/// jobs. False = this process cannot follow it any more in all settings.
+pub fn catch_up(request: &Request) -> bool {
+    let is_behind = guc::is_behind(request.configured);
+    if is_behind {
+        guc::reload();
+    }
+    !(is_behind && has_been_client())
+}
+
 /// Takes over what the launcher's session has set. A transaction is open.
 pub fn become_session(request: &Request) {
     if let Some(libraries) = &request.libraries {

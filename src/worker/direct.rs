@@ -1,7 +1,7 @@
 //! A job that a session gives to a worker directly, and whose result it reads: the only job of a new process, or one
 //! after the other in a worker that stays.
 
-use super::bootstrap::{become_session, check_connection_limits, located, prepare_session, set_job_text};
+use super::bootstrap::{become_session, catch_up, check_connection_limits, located, prepare_session, set_job_text};
 use super::{executor, outbox, pool};
 use crate::error::Error;
 use crate::ffi::dsm::Handle;
@@ -192,6 +192,8 @@ fn run(channel: Channel, is_new: bool) {
     }
     let sql = statement::announce_kept(sql);
     let outcome = REQUEST.with_borrow(|(_, request)| {
+        // What it was given it runs.
+        catch_up(request);
         nesting::set_depth(request.nesting);
         report::catch(|| {
             transaction::start_command();

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::gate::{self, Gate};
 use crate::manager::{wait_gone, Batch};
-use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, ServerError, Session};
+use pg_background_mgr_tests::cluster::{is_alive, signal_process};
+use pg_background_mgr_tests::{
+    case, literal, private_case, wait_until, Case, Cluster, Db, ServerError, Session, Signal,
+};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -28,6 +30,7 @@ pub fn cases() -> Vec<Case> {
         case!(texts_of_any_length_arrive_whole),
         case!(errors_and_notices_are_those_of_the_job),
         case!(a_job_is_shown_as_its_own),
+        private_case!(a_worker_has_the_configuration_that_its_launcher_has),
         case!(two_thousand_launches_in_one_loop),
         case!(many_sessions_at_once),
         private_case!(nothing_stays_where_the_cap_is_zero),
@@ -544,4 +547,21 @@ fn nothing_stays_where_the_cap_is_zero() {
     assert_eq!(session.value("select count(*) from ran"), "1");
     drop(session);
     cluster.assert_sound(&before);
+}
+
+/// Whoever of the two was told first.
+fn a_worker_has_the_configuration_that_its_launcher_has() {
+    let cluster = Cluster::start_with_extension(&[]);
+    let mut session = cluster.session("postgres");
+    let pid = session.launch("select 1");
+    session.result(pid, "a int");
+    for number in 1..4 {
+        let value = format!("{number}23kB");
+        session.run(&format!("alter system set work_mem = '{value}'"));
+        // Nobody else is told.
+        signal_process(session.pid(), Signal::SIGHUP);
+        wait_until("the new configuration", || session.value("show work_mem") == value);
+        assert_eq!(session.launch("show work_mem"), pid);
+        assert_eq!(session.result(pid, "a text"), [value]);
+    }
 }

@@ -10,7 +10,7 @@ use crate::job::log::{self, FinalRow};
 use crate::job::registry::{self, Claim, Finish, Place, Reason, RunningJob, State};
 use crate::job::{nesting, note, spool};
 use crate::protocol::{decode, sqlstate, to_bytes, Outcome, Report};
-use crate::worker::bootstrap::{become_session, located, set_job_text};
+use crate::worker::bootstrap::{become_session, catch_up, located, set_job_text};
 use crate::worker::executor;
 use crate::worker::recorder::{self, Recorder};
 use std::cell::Cell;
@@ -77,6 +77,9 @@ impl Worker {
                 }
                 Err(_) => return false,
             }
+        }
+        if self.request.as_ref().is_some_and(|(_, request)| !catch_up(request)) {
+            return false;
         }
         if self.is_limited && !self.is_counted {
             statement::announce_ready(); // what is idle does not count
