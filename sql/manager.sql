@@ -31,6 +31,7 @@ CREATE TABLE pg_background_log (
 ) WITH (fillfactor = 70);
 
 CREATE INDEX ON pg_background_log (uuid_parent);
+CREATE INDEX ON pg_background_log (queued_at);
 
 ALTER TABLE pg_background_log ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own_jobs ON pg_background_log FOR SELECT

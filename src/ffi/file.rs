@@ -16,14 +16,12 @@ pub fn sync(path: &Path) -> io::Result<()> {
 }
 
 /// Writes a file of a directory in the data directory, whole or not at all, in the place of one of the same name. The
-/// directory is made if it is not there. When this returns the file is on disk.
+/// directory is made if it is not there. When this returns the file is on disk. Who may read both is who may read the data
+/// directory: the server's processes have a umask for that (postmaster.c, `checkDataDir`).
 pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     match fs::create_dir(directory) {
-        Ok(()) => {
-            make_private(directory)?;
-            sync(Path::new("."))?;
-        }
+        Ok(()) => sync(Path::new("."))?,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
     }
@@ -43,9 +41,3 @@ pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// What the names of files end with that [`put`] writes and has not finished.
 pub const UNFINISHED: &str = ".tmp";
-
-/// Only the server's account may look into it.
-fn make_private(directory: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
-}

@@ -10,6 +10,7 @@ pub use left::{fold_left_behind, note_begun, note_end};
 pub use read::{is_readable, jobs_query, states, to_repeat, Known};
 
 use super::catalog;
+use super::note::End;
 use super::registry::{Ended, Moment, Reason, State};
 use crate::error::Error;
 use crate::ffi::area;
@@ -17,7 +18,7 @@ use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured, Log};
 use crate::ffi::spi::{self, Plan};
 use crate::ffi::typed_rows::Cell;
-use crate::ffi::{lock, login, role, session, transaction};
+use crate::ffi::{lock, login, process, role, session, transaction};
 use crate::guc;
 use crate::protocol::{decode, sqlstate, Outcome, Report};
 use std::cell;
@@ -38,26 +39,22 @@ pub struct FinalRow<'a> {
     pub uuid: [u8; 16],
     /// Where the row was last, as text: spares the search, and the search's predicate locks.
     pub place: Option<&'a [u8]>,
-    pub state: State,
-    pub pid: Option<i32>,
-    pub started: Option<i64>,
-    pub ended: Option<i64>,
-    pub attempts: u32,
-    pub outcome: Outcome,
+    pub end: End,
 }
 
 impl FinalRow<'_> {
     fn cells(&self) -> Vec<Cell> {
+        let end = &self.end;
         let timestamp = |at: Option<i64>| at.map_or(Cell::Null, Cell::Timestamp);
         let row = [
             Cell::Uuid(self.uuid),
-            Cell::Text(self.state.name().into()),
-            self.pid.into(),
-            timestamp(self.started),
-            timestamp(self.ended),
-            Cell::Int(self.attempts as i32),
+            Cell::Text(end.state.name().into()),
+            end.pid.into(),
+            timestamp(end.started),
+            timestamp(end.ended),
+            Cell::Int(end.attempts as i32),
         ];
-        row.into_iter().chain(outcome_cells(&self.outcome)).collect()
+        row.into_iter().chain(outcome_cells(&end.outcome)).collect()
     }
 }
 
@@ -257,12 +254,14 @@ pub fn row_of(ended: &Ended) -> FinalRow<'static> {
     FinalRow {
         uuid: ended.uuid,
         place: None,
-        state: ended.state,
-        pid: ended.pid,
-        started: Some(ended.started).filter(|at| *at != 0),
-        ended: Some(ended.ended),
-        attempts: ended.attempts,
-        outcome,
+        end: End {
+            state: ended.state,
+            pid: ended.pid,
+            started: Some(ended.started).filter(|at| *at != 0),
+            ended: Some(ended.ended),
+            attempts: ended.attempts,
+            outcome,
+        },
     }
 }
 
@@ -315,39 +314,52 @@ pub fn databases() -> Vec<u32> {
     oids.into_iter().map(|oid| number(Some(oid))).collect()
 }
 
-/// Deletes rows of jobs that ended longer ago than `log_retention`. Inside [`in_own_transaction`].
-pub fn prune_old() {
-    if let Some(seconds) = guc::log_retention().filter(|_| find()) {
-        hold(true);
-        prune(seconds.saturating_mul(1_000_000), None);
-    }
+/// How many rows a worker deletes at once: its queue waits for that.
+const PRUNE_LIMIT: i64 = 10_000;
+
+/// Deletes rows of jobs that ended longer ago than `log_retention`; false = there are more of them. Inside
+/// [`in_own_transaction`].
+pub fn prune_old() -> bool {
+    let Some(seconds) = guc::log_retention().filter(|_| find()) else { return true };
+    hold(true);
+    prune(seconds.saturating_mul(1_000_000), None, Some(PRUNE_LIMIT)) < PRUNE_LIMIT
 }
 
-/// Deletes rows of jobs that ended longer ago than `older_than` microseconds, of one owner or of all; gives how many. With
-/// the rights of the cluster's owner.
-pub fn prune(older_than: i64, owner: Option<u32>) -> i64 {
+/// Deletes rows of jobs that ended longer ago than `older_than` microseconds, of one owner or of all, so many or all; gives
+/// how many. With the rights of the cluster's owner.
+pub fn prune(older_than: i64, owner: Option<u32>, limit: Option<i64>) -> i64 {
     if !find() {
         return 0;
     }
     let epoch = area::epoch();
     let of_owner =
         owner.map_or(String::new(), |owner| format!(" AND owner OPERATOR(pg_catalog.=) {owner}::pg_catalog.oid"));
-    let condition = format!(
-        " WHERE (status OPERATOR(pg_catalog.<>) 'queued'::pg_catalog.text \
-            AND end_time_exec OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) $1) \
-          OR status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text AND epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8 \
-            AND queued_at OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) $1)){of_owner} RETURNING 1)"
+    // What has ended before was queued before: there is an index on that, and no end of a job changes it.
+    let is_old = format!(
+        " WHERE queued_at OPERATOR(pg_catalog.<) $1 \
+          AND (status OPERATOR(pg_catalog.<>) 'queued'::pg_catalog.text AND end_time_exec OPERATOR(pg_catalog.<) $1 \
+            OR status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text \
+            AND epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8){of_owner}"
     );
+    let which = match limit {
+        None => is_old.into_bytes(),
+        // What another deletes now is gone without this one.
+        Some(limit) => [
+            b" WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT ctid FROM ".as_slice(),
+            &table(),
+            format!("{is_old} LIMIT {limit} FOR UPDATE SKIP LOCKED))").as_bytes(),
+        ]
+        .concat(),
+    };
     let sql = [
         b"WITH deleted AS (DELETE FROM ".as_slice(),
         &table(),
-        condition.as_bytes(),
-        b" SELECT pg_catalog.count(*) FROM deleted",
+        &which,
+        b" RETURNING 1) SELECT pg_catalog.count(*) FROM deleted",
     ]
     .concat();
-    number(
-        spi::query(&sql, &[Cell::Interval(older_than)], false).first().and_then(|row| row.first().cloned().flatten()),
-    )
+    let before = Cell::Timestamp(process::now().saturating_sub(older_than));
+    number(spi::query(&sql, &[before], false).first().and_then(|row| row.first().cloned().flatten()))
 }
 
 fn number<T: std::str::FromStr + Default>(text: Option<Vec<u8>>) -> T {

@@ -21,14 +21,13 @@ pub struct Note {
     pub uuid: [u8; 16],
     /// The role whose rights the job has.
     pub owner: u32,
-    end: Option<End>,
+    /// How it ended; with a transaction, if that was committed.
+    end: Option<(End, Option<u64>)>,
 }
 
-/// How a job ended.
+/// How a job ended, or an attempt of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct End {
-    /// It ended so if this transaction was committed.
-    pub transaction: Option<u64>,
     pub state: State,
     pub pid: Option<i32>,
     pub started: Option<i64>,
@@ -43,9 +42,9 @@ impl Note {
         Note { epoch, database, uuid, owner, end: None }
     }
 
-    /// The same job with its end.
-    pub fn with_end(&self, end: End) -> Self {
-        Note { end: Some(end), ..self.clone() }
+    /// Says how it ended: if `transaction` was committed, or in any case.
+    pub fn with_end(self, end: End, transaction: Option<u64>) -> Self {
+        Note { end: Some((end, transaction)), ..self }
     }
 
     /// Writes it down; when this returns it is on disk, and what the job has committed as well.
@@ -56,7 +55,8 @@ impl Note {
 
     /// How the job ended, if that is known. Inside a transaction.
     pub fn into_end(self) -> Option<End> {
-        self.end.filter(|end| end.transaction.is_none_or(transaction::was_committed))
+        let (end, transaction) = self.end?;
+        transaction.is_none_or(transaction::was_committed).then_some(end)
     }
 }
 

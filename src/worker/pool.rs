@@ -365,9 +365,10 @@ impl Worker {
                 Task::Leave | Task::HandOver => return,
             }
             if self.pruned.elapsed() > prune_every() && self.fingerprint.is_some() {
-                self.pruned = Instant::now();
                 // A log that cannot be written now is pruned another time.
-                let _ = log::in_own_transaction(false, log::prune_old);
+                if log::in_own_transaction(false, log::prune_old).unwrap_or(true) {
+                    self.pruned = Instant::now();
+                }
             }
         }
     }

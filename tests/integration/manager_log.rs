@@ -1,7 +1,7 @@
 //! `log_background`: what it says of each job, who changes it, and its size.
 
 use crate::gate::{self, Gate};
-use crate::manager::{cell, counts, drain, log, times, wait_at_gate, Batch};
+use crate::manager::{cell, counts, drain, log, set_server, times, wait_at_gate, Batch};
 use pg_background_mgr_tests::{case, literal, private_case, wait_for, wait_until, Case, Cluster, Db, Session};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 
@@ -37,6 +37,7 @@ pub fn cases() -> Vec<Case> {
         case!(a_null_age_is_refused),
         case!(others_prune_their_own_rows),
         private_case!(old_rows_go_by_themselves),
+        private_case!(any_number_of_old_rows_goes_by_itself),
     ]
 }
 
@@ -453,6 +454,22 @@ fn old_rows_go_by_themselves() {
         assert_some_jobs(&mut session);
         session.value(&gone) == "0"
     });
+}
+
+fn any_number_of_old_rows_goes_by_itself() {
+    let cluster = Cluster::start_with_extension(&[]);
+    let mut session = cluster.session("postgres");
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+    session.run(
+        "insert into pg_background_log (status, user_name, uuid_parent, uuid_child, query, queued_at, end_time_exec, \
+         attempts, epoch, owner) select status, user_name, uuid_parent, md5(i::text)::uuid, query, now() - interval '2 h', \
+         now() - interval '1 h', attempts, epoch, owner from pg_background_log, generate_series(1, 45000) as i",
+    );
+    set_server(&cluster, &mut session, "pg_background_mgr.log_retention", "10s");
+    assert_some_jobs(&mut session);
+    let old = "select count(*) from pg_background_log where queued_at < now() - interval '1 h'";
+    wait_until("the end of old rows", || session.value(old) == "0");
+    assert_some_jobs(&mut session);
 }
 
 #[track_caller]

@@ -3,7 +3,9 @@
 use crate::gate::{self, Gate};
 use crate::manager::{drain, wait_at_gate, Batch};
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session, Signal, Stop};
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -13,6 +15,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(work_that_was_not_committed_is_not_taken_for_done),
         private_case!(a_shutdown_under_a_locked_log_forgets_nothing),
         private_case!(a_note_goes_when_the_log_says_more),
+        private_case!(who_may_read_the_data_directory_may_read_the_files),
     ]
 }
 
@@ -215,4 +218,25 @@ fn a_note_goes_when_the_log_says_more() {
     assert_eq!(written(&mut session, &first), ["succeeded", "failed"]);
     assert_eq!(written(&mut session, &second), ["succeeded", "failed", "succeeded"]);
     assert_eq!(first.column(&mut session, "attempts"), ["1", "2"]);
+}
+
+fn who_may_read_the_data_directory_may_read_the_files() {
+    for (of_directory, of_file) in [(0o700, 0o600), (0o750, 0o640)] {
+        let cluster = Cluster::create(&[]);
+        let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+        fs::set_permissions(cluster.data(), Permissions::from_mode(of_directory)).expect("its own directory");
+        cluster.start();
+        let mut session = cluster.session("postgres");
+        session.run("create extension pg_background_mgr; create table ran (a int)");
+        let mut locker = cluster.session("postgres");
+        locker.run(LOCK);
+        let batch = Batch::launch(&mut session, &["insert into ran values (1)"]);
+        let followed = format!("select status from pg_background_monitor('{}', false)", batch.parent);
+        assert_eq!(session.rows(&followed), ["succeeded"]);
+        let directory = cluster.data().join("pg_background_mgr");
+        assert_eq!(mode(&directory), of_directory);
+        let files = files(&cluster);
+        assert_eq!(files.len(), 2, "the batch, and a note: {files:?}");
+        files.iter().for_each(|file| assert_eq!(mode(&directory.join(file)), of_file, "{file}"));
+    }
 }

@@ -3,8 +3,8 @@
 use super::{function, hold, table, with_plans, write, FinalRow};
 use crate::ffi::typed_rows::Cell;
 use crate::ffi::{area, session, spi};
-use crate::job::note::{End, Note};
-use crate::job::{note, spool};
+use crate::job::note::{self, Note};
+use crate::job::spool;
 
 /// Notes that a job was begun of which the log does not say so.
 pub fn note_begun(uuid: [u8; 16], owner: u32) {
@@ -13,9 +13,8 @@ pub fn note_begun(uuid: [u8; 16], owner: u32) {
 
 /// Notes how a job ended that the log cannot be told now: if `transaction` was committed, or in any case.
 pub fn note_end(row: &FinalRow, owner: u32, transaction: Option<u64>) {
-    let FinalRow { pid, started, ended, attempts, state, .. } = *row;
-    let end = End { transaction, state, pid, started, ended, attempts, outcome: row.outcome.clone() };
-    keep(&Note::begun(area::epoch(), session::database(), row.uuid, owner).with_end(end));
+    let note = Note::begun(area::epoch(), session::database(), row.uuid, owner);
+    keep(&note.with_end(row.end.clone(), transaction));
 }
 
 fn keep(note: &Note) {
@@ -77,16 +76,7 @@ fn fold_note(note: &Note) {
         return;
     }
     match note.clone().into_end() {
-        Some(end) => write(&FinalRow {
-            uuid: note.uuid,
-            place: None,
-            state: end.state,
-            pid: end.pid,
-            started: end.started,
-            ended: end.ended,
-            attempts: end.attempts,
-            outcome: end.outcome,
-        }),
+        Some(end) => write(&FinalRow { uuid: note.uuid, place: None, end }),
         None => with_plans(|plans| {
             plans.mark.run(&[Cell::Uuid(note.uuid)]);
         }),

@@ -71,5 +71,5 @@ pub fn prune(older_than: i64) -> i64 {
     let owner = spi::select(catalog::EXTENSION_OWNER).concat();
     let owner: Option<u32> = std::str::from_utf8(&owner).ok().and_then(|owner| owner.parse().ok());
     let is_all = owner.is_some_and(|owner| role::has_rights_of(current, owner));
-    role::as_cluster_owner(|| log::prune(older_than, (!is_all).then_some(current)))
+    role::as_cluster_owner(|| log::prune(older_than, (!is_all).then_some(current), None))
 }

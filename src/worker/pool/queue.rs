@@ -7,8 +7,9 @@ use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured};
 use crate::ffi::{area, client, interrupt, process, session, statement, transaction};
 use crate::job::log::{self, FinalRow};
+use crate::job::note::{self, End};
 use crate::job::registry::{self, Claim, Finish, Place, Reason, RunningJob, State};
-use crate::job::{nesting, note, spool};
+use crate::job::{nesting, spool};
 use crate::protocol::{decode, sqlstate, to_bytes, Outcome, Report};
 use crate::worker::bootstrap::{become_session, catch_up, located, set_job_text};
 use crate::worker::executor;
@@ -143,15 +144,10 @@ impl Worker {
         let deadline =
             job.timeout.and_then(|limit| Instant::now().checked_add(Duration::from_millis(limit.unsigned_abs())));
         interrupt::set_deadline(deadline);
-        let final_row = |state, ended: Option<i64>, outcome| FinalRow {
-            uuid: job.uuid,
-            place,
-            state,
-            pid: Some(session::pid()),
-            started: Some(job.started).filter(|_| ended.is_some()),
-            ended,
-            attempts: job.attempt,
-            outcome,
+        let final_row = |state, ended: Option<i64>, outcome| {
+            let started = Some(job.started).filter(|_| ended.is_some());
+            let end = End { state, pid: Some(session::pid()), started, ended, attempts: job.attempt, outcome };
+            FinalRow { uuid: job.uuid, place, end }
         };
         DECIDED.set(None);
         if place.is_none() {
@@ -194,11 +190,11 @@ impl Worker {
                 let outcome = decided.map_or_else(|| recorder::outcome(&done.tags), |decided| decided.outcome);
                 let row = final_row(State::Succeeded, Some(process::now()), outcome);
                 let is_written = is_written.get() || {
-                    decide(State::Succeeded, &row.outcome);
+                    decide(State::Succeeded, &row.end.outcome);
                     is_recorded && self.write(&row, noted.get() != Noted::Nothing)
                 };
                 self.settle(&row, job.owner, is_written, noted.get());
-                return self.finish(batch, index, State::Succeeded, is_written, &row.outcome);
+                return self.finish(batch, index, State::Succeeded, is_written, &row.end.outcome);
             }
             Ok(Err(error)) => Captured::from(Report::from(error)),
             Err(captured) => *captured,
@@ -239,7 +235,7 @@ impl Worker {
         // It was not committed.
         let noted = if noted.get() == Noted::End { Noted::Perhaps } else { noted.get() };
         self.settle(&row, job.owner, is_written, noted);
-        self.finish(batch, index, state, is_written, &row.outcome);
+        self.finish(batch, index, state, is_written, &row.end.outcome);
     }
 
     /// Writes a row in a transaction of its own; `is_durable`: it is on disk then, whatever the settings.
