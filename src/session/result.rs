@@ -3,7 +3,7 @@
 //! Nothing is lost before the whole result is in the caller's hands: what an error or a cancel interrupts is put back,
 //! so that the result can be read again.
 
-use super::blocked::{self, Awaited};
+use super::blocked::{self, Awaited, GIVE_WAY};
 use crate::error::Error;
 use crate::ffi::fmgr::{Rows, Value};
 use crate::ffi::latch::{self, Patience};
@@ -129,6 +129,7 @@ impl Reading {
         let mut has_looked = false;
         let mut look_at = None;
         let mut visible_wait = None;
+        let mut insists = false;
         loop {
             let channel = self.job.channel;
             match self.job.receiver.try_receive(|| table::is_lost(channel)) {
@@ -148,8 +149,8 @@ impl Reading {
             let due = *look_at.get_or_insert(now + patience);
             if now >= due {
                 visible_wait.get_or_insert_with(|| Wait::publish(self.job.pid));
-                blocked::check(&Awaited { pid: self.job.pid, sql: &self.job.sql })?;
-                look_at = Some(now + patience);
+                insists = blocked::check(&Awaited { pid: self.job.pid, sql: &self.job.sql }, insists)?;
+                look_at = Some(now + if insists { GIVE_WAY } else { patience });
             }
             latch::wait(Some(look_at.unwrap_or(due).saturating_duration_since(now)));
         }

@@ -32,6 +32,8 @@ pub fn cases() -> Vec<Case> {
         case!(jobs_are_not_nested_without_end),
         private_case!(a_job_that_waits_for_jobs_that_have_no_worker_fails),
         private_case!(a_job_that_follows_jobs_that_have_no_worker_fails),
+        private_case!(a_classic_job_that_waits_for_jobs_that_have_no_worker_fails),
+        private_case!(a_job_that_was_ended_while_it_followed_is_forgotten),
         // From where none may be launched.
         case!(a_restricted_operation_does_not_launch),
         case!(a_parallel_worker_does_not_launch),
@@ -397,6 +399,60 @@ fn a_job_that_waits_for_jobs_that_have_no_worker_fails() {
         let inner = "select status, count(*) from log_background where query = 'select 1' group by status";
         assert_eq!(session.rows(inner), [format!("succeeded|{cap}")], "what was launched runs");
     }
+}
+
+/// The workers are there for jobs that sessions have launched themselves, and those wait for the queue.
+fn a_classic_job_that_waits_for_jobs_that_have_no_worker_fails() {
+    for cap in [1, 2] {
+        let cluster = cluster(cap, &[]);
+        let inner = "select status from pg_background_launch_num('select 1', p_exec_type => 'sync')";
+        // In new processes, then in workers that are there.
+        for round in 1..3 {
+            let mut session = cluster.session("postgres");
+            let jobs: Vec<i32> = (0..cap).map(|_| session.launch(inner)).collect();
+            let told = jobs.into_iter().map(|pid| {
+                let reply = session.ask(&format!("select * from pg_background_result({pid}) as (state text)"));
+                reply.error.map_or("succeeded".to_owned(), |error| error.sqlstate())
+            });
+            let told: Vec<String> = told.collect();
+            assert!(told.contains(&"53000".to_owned()), "{told:?}");
+            assert!(told.iter().all(|state| ["53000", "succeeded"].contains(&state.as_str())), "{told:?}");
+            drain(&mut session);
+            let ran = "select status, count(*) from log_background where query = 'select 1' group by status";
+            assert_eq!(session.rows(ran), [format!("succeeded|{}", round * cap)], "what was launched runs");
+        }
+    }
+}
+
+/// Waits until the only job of a batch follows another; its process.
+fn wait_following(session: &mut Session, batch: &Batch) -> String {
+    batch.wait_state(session, 0, "running");
+    let pid = batch.log(session, 0, "pid");
+    let waits = format!("select count(*) from pg_stat_activity where pid = {pid} and wait_event_type = 'Extension'");
+    wait_until("the job follows", || session.value(&waits) == "1");
+    pid
+}
+
+/// Who was ended while it waited does not wait any more.
+fn a_job_that_was_ended_while_it_followed_is_forgotten() {
+    let cluster = cluster(2, &[]);
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    session.run("create table followed (u uuid)");
+    let other = Batch::launch(&mut session, &[gate::WAIT]);
+    session.run(&format!("insert into followed values ('{}')", other.parent));
+    wait_at_gate(&mut session, 1);
+    let follow = "select count(*) from pg_background_monitor((select u from followed), false)";
+    let batch = Batch::launch(&mut session, &[follow]);
+    let pid = wait_following(&mut session, &batch);
+    session.run(&format!("select pg_terminate_backend({pid})"));
+    assert_eq!(batch.finish(&mut session), ["stopped"]);
+    // There is one place for a job beside the one that waits.
+    let inner = "select status from pg_background_launch_num('select 1', p_exec_type => 'sync')";
+    let nested = Batch::launch(&mut session, &[inner]);
+    wait_following(&mut session, &nested);
+    gate.open();
+    nested.succeed(&mut session);
+    other.succeed(&mut session);
 }
 
 fn a_job_that_follows_jobs_that_have_no_worker_fails() {

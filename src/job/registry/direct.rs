@@ -83,7 +83,6 @@ pub(super) fn begin(memory: &mut Memory, index: usize) -> Option<u32> {
     let own = slot_mut(memory, index).filter(|own| own.errand != 0)?;
     own.life = Life::Serving as u32;
     own.batch = 0;
-    own.is_waiting = 0;
     Some(std::mem::take(&mut own.errand))
 }
 

@@ -64,7 +64,6 @@ fn leave_busy(memory: &mut Memory, index: usize, own: Slot) {
     }
     if let Some(own) = slot_mut(memory, index) {
         own.life = Life::Ready as u32;
-        own.is_waiting = 0;
     }
 }
 

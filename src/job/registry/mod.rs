@@ -33,9 +33,9 @@ pub use room::{
 };
 pub use slot::{
     arrive, cannot_register, died, hand_over, idle, is_starved, is_stopping, may_go, may_leave, of_process, register,
-    report_progress, set_waiting, starts_again, stays_on, terminate_jobs, Arrival, Refusal,
+    report_progress, starts_again, stays_on, terminate_jobs, Arrival, Refusal,
 };
-pub use watch::{awaited_by, listen, unwatch, watch};
+pub use watch::{awaited_by, listen, unwatch, unwatch_all, watch, Follower};
 
 use crate::error::Error;
 use crate::ffi::area::Memory;

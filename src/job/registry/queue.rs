@@ -187,7 +187,6 @@ pub fn begin(memory: &mut Memory, index: usize, place: Place, job_index: u32) ->
         own.life = Life::Busy as u32;
         own.batch = place;
         own.job = job_index;
-        own.is_waiting = 0;
         own.is_deaf = 0;
         own.progress = -1;
         own.message_bytes = 0;

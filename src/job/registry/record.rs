@@ -288,9 +288,8 @@ pub struct Slot {
     pub pid: i32,
     /// It is wanted elsewhere: to leave when it has nothing to do.
     pub is_unwanted: u32,
-    /// The job waits for other jobs.
-    pub is_waiting: u32,
     pub progress: i32,
+    pub padding: u32,
     /// The process, for its latch.
     pub process: u64,
     /// The server's handle of the worker.
@@ -349,5 +348,7 @@ pub struct Watcher {
     /// The job that it waits for, as [`Job::ordinal`]; 0 = all of the batch.
     pub ordinal: u32,
     /// It waits for the end.
-    pub is_follower: u32,
+    pub is_follower: u16,
+    /// It runs a job itself.
+    pub is_worker: u16,
 }

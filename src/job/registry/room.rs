@@ -5,7 +5,7 @@
 
 use super::order::{self, demand};
 use super::record::{Batch, Key, Life, Place, Root, Slot, AHEAD};
-use super::{ahead, batch, lists, root, slot_mut, slots};
+use super::{ahead, batch, lists, root, slot_mut, slots, watch};
 use crate::error::Error;
 use crate::ffi::area::{self, Memory};
 use crate::ffi::bgworker::Worker;
@@ -473,15 +473,16 @@ pub fn attendance(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> Attenda
     }
 }
 
-/// Does every worker run a job that waits for jobs that no worker is left for?
+/// Does every job that runs wait for others, and is there no room for a worker that would run those? Jobs that sessions
+/// have launched themselves take room, too.
 pub fn is_stuck(memory: &mut Memory) -> bool {
-    if staying(memory) < guc::cap() {
+    let waiting = watch::waiting_workers(memory);
+    if waiting < guc::cap() {
         return false;
     }
-    let waits = |slot: &Slot| slot.life() == Life::Busy && slot.is_waiting != 0;
-    let mut workers = slots(memory).iter().filter(|slot| !matches!(slot.life(), Life::Free | Life::Leaving));
-    let all = workers.all(waits);
-    all && order::has_work(memory)
+    let runs = |slot: &&Slot| matches!(slot.life(), Life::Busy | Life::Serving);
+    let running = slots(memory).iter().filter(runs).count() + area::outside();
+    running <= waiting && order::has_work(memory)
 }
 
 /// May one more process have nothing to do for a while?

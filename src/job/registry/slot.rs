@@ -300,10 +300,3 @@ pub fn is_stopping(memory: &Memory, index: usize) -> bool {
         slot.life() == Life::Busy && slot.batch != 0 && lists::job(memory, slot.batch, slot.job).is_stopping != 0
     })
 }
-
-/// The job in this place waits for other jobs, or does not any more.
-pub fn set_waiting(memory: &mut Memory, index: usize, is_waiting: bool) {
-    if let Some(slot) = slot_mut(memory, index) {
-        slot.is_waiting = u32::from(is_waiting);
-    }
-}

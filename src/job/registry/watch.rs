@@ -4,18 +4,31 @@ use super::record::{Batch, Job, Life, Place, State, Watcher};
 use super::{lists, slots};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
+use std::collections::HashSet;
 
-/// Wakes this process when something of the batch changes. `is_follower`: it waits for the end of the batch, or of the
-/// job whose uuid it is. False = there is no memory for that.
-pub fn watch(memory: &mut Memory, uuid: &[u8; 16], pid: i32, is_follower: bool) -> bool {
-    let ordinal = lists::ordinal_of(uuid);
+/// Who waits for the end of a batch or of a job.
+#[derive(Debug, Clone, Copy)]
+pub struct Follower {
+    pub pid: i32,
+    /// It runs a job itself.
+    pub is_worker: bool,
+}
+
+/// Wakes this process when something of the batch changes. `follower`: it waits for the end of the batch, or of the job
+/// whose uuid it is. False = there is no memory for that.
+pub fn watch(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
     for place in places {
         let Some(watcher) = memory.allocate(size_of::<Watcher>()) else { return false };
-        let next = memory.get::<Batch>(place).watchers;
-        let is_follower = u32::from(is_follower);
-        *memory.get_mut::<Watcher>(watcher) =
-            Watcher { next, process: process::own(), is_listening: 1, pid, ordinal, is_follower };
+        *memory.get_mut::<Watcher>(watcher) = Watcher {
+            next: memory.get::<Batch>(place).watchers,
+            process: process::own(),
+            is_listening: 1,
+            pid: follower.map_or(0, |follower| follower.pid),
+            ordinal: lists::ordinal_of(uuid),
+            is_follower: follower.is_some().into(),
+            is_worker: follower.is_some_and(|follower| follower.is_worker).into(),
+        };
         memory.get_mut::<Batch>(place).watchers = watcher;
     }
     true
@@ -23,8 +36,18 @@ pub fn watch(memory: &mut Memory, uuid: &[u8; 16], pid: i32, is_follower: bool) 
 
 /// Takes that back; a batch that is gone has taken its watchers along.
 pub fn unwatch(memory: &mut Memory, uuid: &[u8; 16]) {
-    let own = process::own();
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
+    unwatch_those(memory, places);
+}
+
+/// Takes back all of this process, which ends.
+pub fn unwatch_all(memory: &mut Memory) {
+    let places: Vec<Place> = lists::batches(memory).collect();
+    unwatch_those(memory, places);
+}
+
+fn unwatch_those(memory: &mut Memory, places: Vec<Place>) {
+    let own = process::own();
     for place in places {
         let mut kept = 0;
         let mut at = std::mem::take(&mut memory.get_mut::<Batch>(place).watchers);
@@ -93,6 +116,13 @@ pub fn awaited_by(memory: &Memory, pid: i32) -> Vec<(i32, [u8; 16])> {
         }
     }
     awaited
+}
+
+/// How many workers there are whose job waits for the end of others.
+pub(super) fn waiting_workers(memory: &Memory) -> usize {
+    let batches = lists::batches(memory).map(|place| memory.get::<Batch>(place));
+    let waiting = batches.flat_map(|batch| watchers(memory, batch)).filter(|watcher| watcher.is_worker != 0);
+    waiting.map(|watcher| watcher.pid).collect::<HashSet<i32>>().len()
 }
 
 /// Does this job, which runs, end before the one with the ordinal does? 0 = before all have ended.

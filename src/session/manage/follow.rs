@@ -4,11 +4,12 @@ use super::look::{logged_states, pulses, rights_on};
 use super::no_such_job;
 use crate::error::Error;
 use crate::ffi::report::{self, Log};
-use crate::ffi::{area, latch, session};
-use crate::job::pool;
-use crate::job::registry::{self, Pulse, State};
+use crate::ffi::{area, exit, latch, session};
+use crate::job::registry::{self, Follower, Pulse, State};
+use crate::job::{nesting, pool};
 use crate::protocol::Report;
-use crate::session::blocked::{self, Awaited};
+use crate::session::blocked::{self, Awaited, GIVE_WAY};
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -58,36 +59,42 @@ impl Watch<'_> {
     }
 }
 
-/// Runs `body` while this process is woken by changes of the batch.
-pub(super) fn watched<T>(uuid: &[u8; 16], body: impl FnOnce(&mut Watch) -> Result<T, Error>) -> Result<T, Error> {
-    watched_to(uuid, false, body)
+thread_local! {
+    /// Is it known to this process that it must take back its watches when it ends?
+    static IS_PREPARED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The same; `is_follower`: it waits for the end of all.
-fn watched_to<T>(
+/// Runs `body` while this process is woken by changes of the batch.
+pub(super) fn watched<T>(uuid: &[u8; 16], body: impl FnOnce(&mut Watch) -> Result<T, Error>) -> Result<T, Error> {
+    watched_as(None, uuid, body)
+}
+
+/// The same; who waits for the end is known to others.
+fn watched_as<T>(
+    follower: Option<Follower>,
     uuid: &[u8; 16],
-    is_follower: bool,
     body: impl FnOnce(&mut Watch) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    if !area::write(|memory| registry::watch(memory, uuid, session::pid(), is_follower)) {
+    if !IS_PREPARED.replace(true) {
+        exit::before_exit(unwatch_all);
+    }
+    let done = || area::write(|memory| registry::unwatch(memory, uuid));
+    if !area::write(|memory| registry::watch(memory, uuid, follower)) {
+        done();
         return Err(Error::SharedMemory);
     }
-    let own_place = area::read(|memory| registry::of_process(memory, session::pid()));
-    let set_waiting = |is_waiting| {
-        if let Some(index) = own_place {
-            area::write(|memory| registry::set_waiting(memory, index, is_waiting));
-        }
-    };
-    set_waiting(true);
-    let done = || {
-        area::write(|memory| registry::unwatch(memory, uuid));
-        set_waiting(false);
-    };
     let now = Instant::now();
     let mut watch = Watch { uuid, looked: now, next: now };
     let outcome = report::on_error(|| body(&mut watch), done);
     done();
     outcome
+}
+
+/// What is left of a wait when the process ends in the middle of it.
+fn unwatch_all() {
+    if !exit::is_postmaster_gone() {
+        area::write(registry::unwatch_all);
+    }
 }
 
 /// What is told while a batch is followed.
@@ -120,14 +127,15 @@ pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
         };
     }
     let deadline = following.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let is_job = area::read(|memory| registry::of_process(memory, session::pid())).is_some();
+    let is_worker = nesting::depth() > 0;
     let mut patience = session::deadlock_timeout();
-    watched_to(uuid, true, |watch| {
+    watched_as(Some(Follower { pid: session::pid(), is_worker }), uuid, |watch| {
         if following.timeout.is_none() {
             check_itself()?;
         }
         let mut teller = Teller::new(*uuid, following.tells);
         let mut look_at = Instant::now() + patience;
+        let mut insists = false;
         let mut try_at = Instant::now() + RETRY;
         loop {
             let jobs = watch.jobs();
@@ -137,10 +145,10 @@ pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
                 try_at = Instant::now() + RETRY;
             }
             if Instant::now() >= look_at {
-                check_blocked()?;
+                insists = check_blocked(insists)?;
                 // What was no deadlock so far may become one, but seldom does.
                 patience = (2 * patience).min(LONGEST_PATIENCE);
-                look_at = Instant::now() + patience;
+                look_at = Instant::now() + if insists { GIVE_WAY } else { patience };
             }
             if jobs.iter().all(|job| job.state.is_final()) {
                 return wait_for_rows(watch, deadline);
@@ -148,14 +156,14 @@ pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(());
             }
-            if is_job && area::write(registry::is_stuck) {
+            if is_worker && area::write(registry::is_stuck) {
                 return Err(Error::Stuck);
             }
             // Only a job that runs can wait for this session.
             let look_at = jobs.iter().any(|job| job.state == State::Running).then_some(look_at);
             // Others give processes back without telling, and a worker that goes does not tell whom it leaves stuck.
             let is_queued = jobs.iter().any(|job| job.state == State::Queued);
-            let try_at = (is_queued && (is_job || area::read(registry::is_starved))).then_some(try_at);
+            let try_at = (is_queued && (is_worker || area::read(registry::is_starved))).then_some(try_at);
             let until = look_at.into_iter().chain(deadline).chain(try_at).chain(teller.due()).min();
             watch.wait(until.map(|until| until.saturating_duration_since(Instant::now())));
         }
@@ -175,15 +183,17 @@ fn check_itself() -> Result<(), Error> {
     }
 }
 
-/// Does a job that this session waits for wait for this session, which will never go on?
-fn check_blocked() -> Result<(), Error> {
+/// Does a job that this session waits for wait for this session, which will never go on? True = it does, but another one
+/// is to be told.
+fn check_blocked(insists: bool) -> Result<bool, Error> {
+    let mut gives_way = false;
     for (pid, uuid) in awaited().into_iter().filter(|(pid, _)| *pid != session::pid()) {
         let sql = area::read(|memory| {
             registry::find(memory, &uuid).iter().find_map(|found| registry::query_of(memory, found))
         });
-        blocked::check(&Awaited { pid, sql: &sql.unwrap_or_default() })?;
+        gives_way |= blocked::check(&Awaited { pid, sql: &sql.unwrap_or_default() }, insists)?;
     }
-    Ok(())
+    Ok(gives_way)
 }
 
 /// Waits until the final rows of jobs that have ended are in the log, for that is where they are read; not longer than
