@@ -11,6 +11,8 @@ use crate::guc;
 /// How long a batch that is done stays, counted from the writing of its rows, in microseconds: for statements whose
 /// snapshot is older than that.
 const LINGER: i64 = 5_000_000;
+/// How often batches that are done are looked for, in microseconds.
+const SWEEP_EVERY: i64 = 500_000;
 
 /// A job of a new batch.
 pub struct NewJob<'a> {
@@ -259,7 +261,9 @@ pub(super) fn remove(memory: &mut Memory, place: Place) {
         0 => memory.get_mut::<Root>(root).last = batch.previous,
         following => memory.get_mut::<Batch>(following).previous = batch.previous,
     }
-    memory.get_mut::<Root>(root).used -= batch.bytes;
+    let record = memory.get_mut::<Root>(root);
+    record.used -= batch.bytes;
+    record.unlogged -= u64::from(batch.unlogged > 0);
     memory.get_mut::<Key>(batch.key).batches -= 1;
     memory.free(place);
     forget_key(memory, batch.key);
@@ -302,6 +306,17 @@ pub fn forget_key(memory: &mut Memory, place: Place) {
     memory.free(place);
 }
 
+/// There are more jobs, or fewer, that have ended and have no final row.
+pub(super) fn count_unlogged(memory: &mut Memory, place: Place, change: i32) {
+    let batch = memory.get_mut::<Batch>(place);
+    let before = u64::from(batch.unlogged > 0);
+    batch.unlogged = batch.unlogged.saturating_add_signed(change);
+    let after = u64::from(batch.unlogged > 0);
+    let root = memory.root();
+    let root = memory.get_mut::<Root>(root);
+    root.unlogged = root.unlogged + after - before;
+}
+
 fn is_done(batch: &Batch) -> bool {
     batch.logged == batch.jobs && batch.workers == 0 && batch.writer == 0
 }
@@ -323,7 +338,14 @@ pub(super) fn forget_done(memory: &mut Memory, uuid: &[u8; 16]) {
 
 /// Forgets batches that are done and that every reader sees in the table by now; `all` = whether or not.
 pub(super) fn sweep(memory: &mut Memory, all: bool) {
-    let oldest = process::now() - LINGER;
+    let now = process::now();
+    let root = memory.root();
+    let swept_at = &mut memory.get_mut::<Root>(root).swept_at;
+    if !all && (0..SWEEP_EVERY).contains(&(now - *swept_at)) {
+        return;
+    }
+    *swept_at = now;
+    let oldest = now - LINGER;
     let done: Vec<Place> = batches(memory)
         // They are in the order of their acceptance, so of their recording, more or less.
         .take_while(|place| all || memory.get::<Batch>(*place).created <= oldest)

@@ -86,7 +86,7 @@ fn end(memory: &mut Memory, place: Place, index: u32, state: State, outcome: Opt
     let batch = memory.get_mut::<Batch>(place);
     match outcome {
         None => batch.logged += 1,
-        Some(_) => batch.unlogged += 1,
+        Some(_) => batch::count_unlogged(memory, place, 1),
     }
 }
 
@@ -107,8 +107,8 @@ fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason)
     job.reason = reason as u8;
     job.slot = 0;
     job.ended = process::now();
+    batch::count_unlogged(memory, place, 1);
     let batch = memory.get_mut::<Batch>(place);
-    batch.unlogged += 1;
     let database = batch.database;
     if !is_claimed {
         batch.queued -= 1;
@@ -175,8 +175,8 @@ pub fn written(memory: &mut Memory, place: Place, indexes: &[u32], retry_at: Opt
         let job: &mut Job = lists::job_mut(memory, place, *index);
         job.is_logged = 2;
     }
+    batch::count_unlogged(memory, place, -(indexes.len() as i32));
     let batch = memory.get_mut::<Batch>(place);
-    batch.unlogged -= indexes.len() as u32;
     batch.logged += indexes.len() as u32;
     batch.writer = 0;
     if let Some(retry_at) = retry_at {

@@ -1,6 +1,6 @@
 //! What is to be done next: the order of the jobs of a batch, how many could start now, which final rows are to be written.
 
-use super::record::{Batch, Life, Place, Root, Slot, State};
+use super::record::{Batch, Key, Life, Place, Root, Slot, State};
 use super::{batch, lists, slots};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
@@ -161,12 +161,19 @@ fn open_batches(memory: &Memory) -> impl Iterator<Item = &Batch> {
 
 /// Is anything queued, or still to be written to a log?
 pub(super) fn has_work(memory: &Memory) -> bool {
-    open_batches(memory).any(|batch| batch.queued > 0 || batch.unlogged > 0)
+    is_queued(memory) || unlogged(memory).any(|place| memory.get::<Batch>(place).is_open != 0)
 }
 
 /// Is any job queued?
 pub(super) fn is_queued(memory: &Memory) -> bool {
-    open_batches(memory).any(|batch| batch.queued > 0)
+    lists::keys(memory).any(|key| memory.get::<Key>(key).first != 0)
+}
+
+/// The batches with final rows that are to be written.
+pub(super) fn unlogged(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
+    // Seldom any, of perhaps many.
+    let count = if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).unlogged };
+    lists::batches(memory).filter(|place| memory.get::<Batch>(*place).unlogged > 0).take(count as usize)
 }
 
 /// Does a session wait for what is queued? It has workers started when the server has processes for them.
@@ -176,16 +183,16 @@ pub(super) fn is_work_awaited(memory: &Memory) -> bool {
 
 /// A batch of this database with final rows to write.
 pub(super) fn log_duty(memory: &Memory, database: u32, now: i64) -> Option<Place> {
-    lists::batches(memory).find(|place| {
+    unlogged(memory).find(|place| {
         let batch = memory.get::<Batch>(*place);
-        batch.unlogged > 0 && batch.database == database && batch.writer == 0 && batch.retry_log_at <= now
+        batch.database == database && batch.writer == 0 && batch.retry_log_at <= now
     })
 }
 
 /// When final rows that could not be written in this database are to be tried again.
 pub(super) fn log_due(memory: &Memory, database: u32) -> Option<i64> {
-    let batches = lists::batches(memory).map(|place| memory.get::<Batch>(place));
-    batches.filter(|batch| batch.unlogged > 0 && batch.database == database).map(|batch| batch.retry_log_at).min()
+    let batches = unlogged(memory).map(|place| memory.get::<Batch>(place));
+    batches.filter(|batch| batch.database == database).map(|batch| batch.retry_log_at).min()
 }
 
 pub(super) fn next_turn(memory: &mut Memory) -> u64 {

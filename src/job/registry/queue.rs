@@ -132,9 +132,9 @@ fn begin_to_write(memory: &mut Memory, index: usize, place: Place) {
 }
 
 /// The rows of the batch are in the table, or could not be written and are to be tried again not before `retry_at`.
-pub fn recorded(memory: &mut Memory, place: Place, by: Option<u32>, retry_at: i64) {
+pub fn recorded(memory: &mut Memory, place: Place, uuid: &[u8; 16], by: Option<u32>, retry_at: i64) {
     // It may have been forgotten with its database.
-    if !lists::batches(memory).any(|at| at == place) {
+    if !lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
         return;
     }
     let batch = memory.get_mut::<Batch>(place);

@@ -87,6 +87,10 @@ pub struct Root {
     pub slot_count: u64,
     /// The server had no process for the last worker that was asked for.
     pub is_starved: u64,
+    /// How many batches have final rows that are to be written.
+    pub unlogged: u64,
+    /// When batches that are done were looked for last.
+    pub swept_at: i64,
     /// Processes that wait for their first job.
     pub ahead: [Ahead; AHEAD],
     /// Batches by the hash of their uuid.

@@ -275,9 +275,9 @@ pub fn plan(memory: &mut Memory) -> Vec<Start> {
 
 /// The key of a worker that writes final rows in a database that has no worker.
 fn unattended(memory: &mut Memory, now: i64) -> Option<Place> {
-    let databases: Vec<u32> = lists::batches(memory)
+    let databases: Vec<u32> = order::unlogged(memory)
         .map(|place| memory.get::<Batch>(place))
-        .filter(|batch| batch.unlogged > 0 && batch.retry_log_at <= now)
+        .filter(|batch| batch.retry_log_at <= now)
         .map(|batch| batch.database)
         .collect();
     let database = databases.into_iter().find(|database| {
@@ -295,8 +295,8 @@ fn in_time(memory: &mut Memory) -> Option<Place> {
     if with_queue.is_some() {
         return with_queue;
     }
-    let unlogged = lists::batches(memory).map(|place| memory.get::<Batch>(place)).find(|batch| batch.unlogged > 0);
-    let database = unlogged?.database;
+    let unlogged = order::unlogged(memory).next()?;
+    let database = memory.get::<Batch>(unlogged).database;
     batch::key(memory, database, 0).ok()
 }
 

@@ -277,7 +277,7 @@ impl Worker {
             return area::write(|memory| registry::forget_database(memory, self.database));
         }
         let retry_at = process::now() + LOG_RETRY;
-        area::write(|memory| registry::recorded(memory, place, recorded, retry_at));
+        area::write(|memory| registry::recorded(memory, place, &uuid, recorded, retry_at));
         if recorded.is_some() {
             spool::remove(area::epoch(), self.database, &first);
         }
