@@ -11,10 +11,6 @@ use crate::job::registry::Moment;
 use crate::protocol::Outcome;
 use crate::session::{self, Among, Sight};
 
-fn time(at: Option<i64>) -> Cell {
-    at.map_or(Cell::Null, Cell::Timestamp)
-}
-
 /// `pg_background_live(batch uuid, only_unrecorded bool, only_elsewhere bool) RETURNS TABLE (…)`
 fn live(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
@@ -44,8 +40,8 @@ fn live(call: &Call) -> Result<Value, Error> {
             job.name.clone().into(),
             Cell::Text(job.query.clone()),
             Cell::Timestamp(job.queued_at),
-            time(now.started),
-            time(now.ended.filter(|_| !is_ahead(now))),
+            Cell::timestamp(now.started),
+            Cell::timestamp(now.ended.filter(|_| !is_ahead(now))),
             Cell::Int(now.attempts as i32),
             now.pid.into(),
         ];
@@ -102,7 +98,7 @@ fn state(call: &Call) -> Result<Value, Error> {
                 None => rows.put(&lost(is_started))?,
             }
         } else {
-            match session::note(epoch, &uuid).map(Note::into_end) {
+            match call.with_memory_of_query(|sight: &mut Sight| sight.note(epoch, &uuid)).map(Note::into_end) {
                 Some(Some(end)) => rows.put(&from_end(&end))?,
                 note => rows.put(&lost(is_started || note.is_some()))?,
             }
@@ -123,14 +119,7 @@ fn lost(is_started: bool) -> Vec<Cell> {
 
 /// Of a job whose row could not be written before the server went down.
 fn from_end(end: &End) -> Vec<Cell> {
-    let first = [
-        Cell::Text(end.state.name().into()),
-        end.pid.into(),
-        time(end.started),
-        time(end.ended),
-        Cell::Int(end.attempts as i32),
-    ];
-    [&first[..], &[const { Cell::Null }; 3], &log::outcome_cells(&end.outcome)].concat()
+    [&log::end_cells(end)[..], &[const { Cell::Null }; 3], &log::outcome_cells(&end.outcome)].concat()
 }
 
 fn from_outcome(status: &str, outcome: &Outcome) -> Vec<Cell> {
@@ -157,8 +146,8 @@ fn from_moment(job: &Moment) -> Vec<Cell> {
     let first = [
         Cell::Text(state_of(job).into()),
         job.pid.into(),
-        time(job.started),
-        time(job.ended.filter(|_| !is_ahead(job))),
+        Cell::timestamp(job.started),
+        Cell::timestamp(job.ended.filter(|_| !is_ahead(job))),
         Cell::Int(job.attempts as i32),
     ];
     [&first[..], &place_cells(job), &log::outcome_cells(&log::outcome_of(job))].concat()

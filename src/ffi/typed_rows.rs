@@ -23,6 +23,13 @@ pub enum Cell {
     Interval(i64),
 }
 
+impl Cell {
+    /// A moment that may not be known.
+    pub fn timestamp(at: Option<i64>) -> Self {
+        at.map_or(Cell::Null, Cell::Timestamp)
+    }
+}
+
 impl<T: Into<Cell>> From<Option<T>> for Cell {
     fn from(value: Option<T>) -> Self {
         value.map_or(Cell::Null, Into::into)

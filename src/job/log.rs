@@ -44,18 +44,20 @@ pub struct FinalRow<'a> {
 
 impl FinalRow<'_> {
     fn cells(&self) -> Vec<Cell> {
-        let end = &self.end;
-        let timestamp = |at: Option<i64>| at.map_or(Cell::Null, Cell::Timestamp);
-        let row = [
-            Cell::Uuid(self.uuid),
-            Cell::Text(end.state.name().into()),
-            end.pid.into(),
-            timestamp(end.started),
-            timestamp(end.ended),
-            Cell::Int(end.attempts as i32),
-        ];
-        row.into_iter().chain(outcome_cells(&end.outcome)).collect()
+        let outcome = outcome_cells(&self.end.outcome);
+        [Cell::Uuid(self.uuid)].into_iter().chain(end_cells(&self.end)).chain(outcome).collect()
     }
+}
+
+/// How a job ended, as cells: status, pid, start_time_exec, end_time_exec, attempts.
+pub fn end_cells(end: &End) -> [Cell; 5] {
+    [
+        Cell::Text(end.state.name().into()),
+        end.pid.into(),
+        Cell::timestamp(end.started),
+        Cell::timestamp(end.ended),
+        Cell::Int(end.attempts as i32),
+    ]
 }
 
 /// What came of a job, as cells: result, row_count, command_tag, sqlstate, message, detail, hint, context.

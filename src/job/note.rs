@@ -6,7 +6,7 @@
 use super::registry::State;
 use super::spool;
 use crate::ffi::{file, transaction};
-use crate::protocol::{decode, to_bytes, Outcome};
+use crate::protocol::{to_bytes, Outcome};
 use serde::{Deserialize, Serialize};
 use std::{fs, io};
 
@@ -58,11 +58,6 @@ impl Note {
         let (end, transaction) = self.end?;
         transaction.is_none_or(transaction::was_committed).then_some(end)
     }
-}
-
-/// The note of a job, if there is one.
-pub fn read(epoch: i64, database: u32, uuid: &[u8; 16]) -> Option<Note> {
-    decode(&fs::read(spool::path(epoch, database, uuid, NOTE)).ok()?).ok()
 }
 
 /// Forgets it: the log says more, on disk.

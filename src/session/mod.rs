@@ -10,7 +10,7 @@ mod result;
 
 pub use launch::{launch, DEFAULT_QUEUE_BYTES};
 pub use manage::{
-    follow, has_ended, is_recorded, launch_batch, left_behind, look, note, prune, read_jobs, report_progress, retry,
+    follow, has_ended, is_recorded, launch_batch, left_behind, look, prune, read_jobs, report_progress, retry,
     states_of, stop, uuid_of, Among, ExecType, Following, Sight, Tells,
 };
 use request::request;

@@ -92,31 +92,32 @@ pub(super) fn push(memory: &mut Memory, place: Place, index: u32, not_before: i6
 /// How long a job runs before those that its worker has claimed with it are free for others, in microseconds.
 const HELD_UP: i64 = 20_000;
 
-/// Of a worker that runs a job: when that has run for so long that it holds up others, and which ones.
-fn held_up(memory: &Memory, index: usize, slot: &Slot) -> Option<(i64, Vec<u32>)> {
-    if slot.life() != Life::Busy || vacancies(memory, slot.batch) == 0 {
-        return None;
-    }
-    let running = lists::job(memory, slot.batch, slot.job);
-    let mut claimed = Vec::new();
-    let mut at = running.again;
-    while at != 0 {
-        let job = lists::job(memory, slot.batch, at - 1);
-        if job.state == State::Queued as u8 && job.slot == index as u32 + 1 {
-            claimed.push(at - 1);
-        }
-        at = job.again;
-    }
-    (!claimed.is_empty()).then_some((running.started + HELD_UP, claimed))
+/// When the job of a busy worker has run for so long that others could run what was claimed with it.
+fn holds_up_from(memory: &Memory, slot: &Slot) -> Option<i64> {
+    let is_of_use = slot.life() == Life::Busy && vacancies(memory, slot.batch) > 0;
+    is_of_use.then(|| lists::job(memory, slot.batch, slot.job).started + HELD_UP)
+}
+
+/// The jobs that a busy worker has claimed and not begun.
+fn claimed<'a>(memory: &'a Memory, index: usize, slot: &Slot) -> impl Iterator<Item = u32> + 'a {
+    let batch = slot.batch;
+    let after = move |job: u32| lists::job(memory, batch, job).again.checked_sub(1);
+    std::iter::successors(after(slot.job), move |job| after(*job)).filter(move |job| {
+        let job = lists::job(memory, batch, *job);
+        job.state == State::Queued as u8 && job.slot == index as u32 + 1
+    })
 }
 
 /// Puts jobs back in the queue that wait for the end of a long one, as they were claimed by the same worker.
 pub(super) fn free_held_up(memory: &mut Memory, now: i64) {
     for index in 0..slots(memory).len() {
         let slot = slots(memory)[index];
-        let Some((_, claimed)) = held_up(memory, index, &slot).filter(|(due, _)| *due <= now) else { continue };
+        if holds_up_from(memory, &slot).is_none_or(|due| due > now) {
+            continue;
+        }
+        let held_up: Vec<u32> = claimed(memory, index, &slot).collect();
         lists::job_mut(memory, slot.batch, slot.job).again = 0;
-        for job in claimed {
+        for job in held_up {
             push(memory, slot.batch, job, 0);
         }
     }
@@ -125,7 +126,11 @@ pub(super) fn free_held_up(memory: &mut Memory, now: i64) {
 /// When the next jobs of the key are held up.
 pub(super) fn next_held_up(memory: &Memory, key: Place) -> Option<i64> {
     let slots = slots(memory).iter().enumerate().filter(|(_, slot)| slot.key == key);
-    slots.filter_map(|(index, slot)| held_up(memory, index, slot)).map(|(due, _)| due).min()
+    let due = slots.filter_map(|(index, slot)| {
+        let due = holds_up_from(memory, slot)?;
+        claimed(memory, index, slot).next().map(|_| due)
+    });
+    due.min()
 }
 
 /// When the next queued job of the key that waits for its time may start.

@@ -71,6 +71,8 @@ pub fn look(uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobView> {
 #[derive(Debug, Default)]
 pub struct Sight {
     batches: HashMap<[u8; 16], HashMap<[u8; 16], Moment>>,
+    /// What servers that have died noted of jobs of this database, by epoch and job.
+    notes: Option<HashMap<(i64, [u8; 16]), Note>>,
 }
 
 impl Sight {
@@ -82,6 +84,15 @@ impl Sight {
             area::read(|memory| registry::moments(memory, &wanted))
         });
         jobs.get(uuid)
+    }
+
+    /// What a server that has died since noted of a job, if the caller may see it.
+    pub fn note(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<Note> {
+        let notes = self.notes.get_or_insert_with(|| {
+            let left = note::left_behind(area::epoch(), session::database());
+            left.into_iter().map(|note| ((note.epoch, note.uuid), note)).collect()
+        });
+        notes.get(&(epoch, *uuid)).filter(|note| rights_on(note.owner)).cloned()
     }
 }
 
@@ -127,7 +138,6 @@ pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Er
     // Somebody has the log for himself: what has not ended is known all the same.
     let present = process::now();
     for job in look(uuid, Among::All) {
-        let time = |at: Option<i64>| at.map_or(Cell::Null, Cell::Timestamp);
         let now = &job.now;
         let outcome = log::outcome_of(now);
         rows.put(&[
@@ -140,8 +150,8 @@ pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Er
             outcome.result.into(),
             outcome.message.into(),
             now.queue_position.into(),
-            time(now.started),
-            time(now.ended),
+            Cell::timestamp(now.started),
+            Cell::timestamp(now.ended),
             now.started.map_or(Cell::Null, |started| Cell::Interval(now.ended.unwrap_or(present) - started)),
         ])?;
     }
@@ -157,11 +167,6 @@ pub fn has_ended(uuid: &[u8; 16]) -> bool {
 pub fn left_behind() -> Vec<Spooled> {
     let left = spool::left_behind(area::epoch(), session::database());
     left.into_iter().filter(|batch| rights_on(batch.owner)).collect()
-}
-
-/// What a server that has died since noted of a job of this database, as far as the caller may see it.
-pub fn note(epoch: i64, uuid: &[u8; 16]) -> Option<Note> {
-    note::read(epoch, session::database(), uuid).filter(|note| rights_on(note.owner))
 }
 
 /// Jobs of a uuid that are in the log, and their states there, as things are now; those of owners that `may` lets pass.

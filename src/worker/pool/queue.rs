@@ -158,7 +158,7 @@ impl Worker {
         let is_written = Cell::new(false);
         let mut audience = Recorder {
             before_commit: |outcome: Outcome| {
-                let row = final_row(State::Succeeded, Some(process::now()), outcome.clone());
+                let row = final_row(State::Succeeded, Some(process::now()), outcome);
                 if is_recorded && !transaction::is_read_only() {
                     match log::write_with_job(&row) {
                         None => is_written.set(true),
@@ -174,7 +174,7 @@ impl Worker {
                     noted.set(Noted::End);
                     log::note_end(&row, job.owner, Some(transaction::make_known()));
                 }
-                DECIDED.set(Some(Decided { state: State::Succeeded, outcome, commits }));
+                DECIDED.set(Some(Decided { state: State::Succeeded, outcome: row.end.outcome, commits }));
             },
         };
         let outcome = report::catch(|| {
