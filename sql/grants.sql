@@ -6,7 +6,7 @@ REVOKE ALL ON FUNCTION pg_background_detach(pg_catalog.int4) FROM PUBLIC;
 REVOKE ALL ON FUNCTION background_launch(pg_catalog.text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION pg_background_grant(pg_catalog.name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION pg_background_revoke(pg_catalog.name) FROM PUBLIC;
-REVOKE ALL ON FUNCTION pg_background_live(pg_catalog.uuid, pg_catalog.bool, pg_catalog.bool) FROM PUBLIC;
+REVOKE ALL ON FUNCTION pg_background_live(pg_catalog.bool, pg_catalog.bool) FROM PUBLIC;
 REVOKE ALL ON FUNCTION pg_background_spooled() FROM PUBLIC;
 REVOKE ALL ON FUNCTION pg_background_state(pg_catalog.uuid, pg_catalog.int8, pg_catalog.bool) FROM PUBLIC;
 REVOKE ALL ON FUNCTION pg_background_launch_num(pg_catalog.text, pg_catalog.text, pg_catalog.bool, pg_catalog.text, pg_catalog.jsonb) FROM PUBLIC;

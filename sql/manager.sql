@@ -48,8 +48,7 @@ COMMENT ON COLUMN pg_background_log.is_started IS
 
 -- What the registry in shared memory knows.
 
-CREATE FUNCTION pg_background_live(batch pg_catalog.uuid DEFAULT NULL, only_unrecorded pg_catalog.bool DEFAULT false,
-    only_elsewhere pg_catalog.bool DEFAULT false)
+CREATE FUNCTION pg_background_live(only_unrecorded pg_catalog.bool DEFAULT false, only_elsewhere pg_catalog.bool DEFAULT false)
 RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, status pg_catalog.text, is_recorded pg_catalog.bool,
     database pg_catalog.int8, owner pg_catalog.int8, user_name pg_catalog.text, ip_client pg_catalog.text,
     batch_name pg_catalog.text, name pg_catalog.text, query pg_catalog.text, queued_at pg_catalog.timestamptz,
@@ -61,7 +60,7 @@ RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, status p
 AS 'MODULE_PATHNAME', 'pg_background_live'
 LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1000;
 
-COMMENT ON FUNCTION pg_background_live(pg_catalog.uuid, pg_catalog.bool, pg_catalog.bool) IS
+COMMENT ON FUNCTION pg_background_live(pg_catalog.bool, pg_catalog.bool) IS
 'Jobs of all databases that have not ended, or whose end is not in the log yet, as far as the caller may see them: all, those whose rows are not in the log, or those of other databases. For the views.';
 
 CREATE FUNCTION pg_background_spooled()
@@ -86,12 +85,16 @@ LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1;
 COMMENT ON FUNCTION pg_background_state(pg_catalog.uuid, pg_catalog.int8, pg_catalog.bool) IS
 'What has become of a job whose row in the log is not final, as far as the caller may see it: what the server knows, or had noted before it died; a query sees all jobs of a batch at one moment. For the views.';
 
+-- Whoever may create objects in this schema, before the extension is in it or later, can have functions and operators of
+-- the same names here. So functions are called here alone, where they are bound for good, with arguments of exactly their
+-- types, and operators have operands of the types that they are for in pg_catalog: nothing else fits as well.
+
 -- What users read. A view shows its owner's table; who may see a row is asked for the caller. What the registry has and
 -- the reader's snapshot of the table has not is taken from there: a batch that was accepted just now, or launched again.
 -- NOT IN is a hash table whatever the planner guesses; a join may be a loop when the statistics are from before.
 
 CREATE VIEW pg_background_all_jobs WITH (security_barrier) AS
-WITH unrecorded AS MATERIALIZED (SELECT * FROM pg_background_live(NULL, true))
+WITH unrecorded AS MATERIALIZED (SELECT * FROM pg_background_live(true, false))
 SELECT l.id, l.pid, l.status, l.ip_client, l.user_name, l.uuid_parent, l.uuid_child, l.query, l.result,
     l.start_time_exec, l.end_time_exec, l.name, l.batch_name, l.queued_at, l.attempts, l.row_count, l.command_tag,
     l.sqlstate, l.message, l.detail, l.hint, l.context, l.epoch, NULL::pg_catalog.int8 AS queue_position,
@@ -160,7 +163,7 @@ FROM (
     SELECT v.uuid_parent, v.uuid_child, v.name, v.user_name::pg_catalog.name, d.datname, v.status, v.queue_position, v.pid,
         v.progress, v.progress_message, v.attempts, v.queued_at, v.start_time_exec, v.end_time_exec, v.query, v.result,
         v.sqlstate, v.message
-    FROM pg_background_live(only_elsewhere => true) AS v
+    FROM pg_background_live(false, true) AS v
     JOIN pg_catalog.pg_database AS d ON d.oid = v.database::pg_catalog.oid
     WHERE d.datname <> pg_catalog.current_database() AND v.end_time_exec IS NULL AND v.status IN ('queued', 'running')
 ) AS j
@@ -171,13 +174,13 @@ COMMENT ON VIEW pg_background_jobs IS
 
 CREATE VIEW pg_background_batches WITH (security_barrier) AS
 SELECT b.uuid_parent, b.name, b.user_name, b.queued, b.running, b.succeeded, b.failed, b.stopped, b.lost, b.total,
-    pg_catalog.round(100.0 * b.ended / b.total, 1) AS percent,
+    pg_catalog.round(100::pg_catalog.numeric * b.ended::pg_catalog.numeric / b.total::pg_catalog.numeric, 1) AS percent,
     '[' || pg_catalog.repeat('#', (20 * b.ended / b.total)::pg_catalog.int4)
         || pg_catalog.repeat('-', 20 - (20 * b.ended / b.total)::pg_catalog.int4) || ']' AS progress_bar,
     b.queued_at,
     CASE WHEN b.ended < b.total THEN pg_catalog.clock_timestamp() ELSE b.ended_at END - b.queued_at AS elapsed,
     CASE WHEN b.ended > 0 AND b.ended < b.total
-        THEN (pg_catalog.clock_timestamp() - b.queued_at) * ((b.total - b.ended)::pg_catalog.float8 / b.ended) END AS estimate
+        THEN (pg_catalog.clock_timestamp() - b.queued_at) * ((b.total - b.ended)::pg_catalog.float8 / b.ended::pg_catalog.float8) END AS estimate
 FROM (
     SELECT l.uuid_parent, pg_catalog.min(l.batch_name) AS name, pg_catalog.min(l.user_name::pg_catalog.text)::pg_catalog.name AS user_name,
         pg_catalog.count(*) FILTER (WHERE l.status = 'queued') AS queued,

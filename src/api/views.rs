@@ -11,17 +11,17 @@ use crate::job::registry::Moment;
 use crate::protocol::Outcome;
 use crate::session::{self, Among, Sight};
 
-/// `pg_background_live(batch uuid, only_unrecorded bool, only_elsewhere bool) RETURNS TABLE (…)`
+/// `pg_background_live(only_unrecorded bool, only_elsewhere bool) RETURNS TABLE (…)`
 fn live(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
     let epoch = area::epoch();
     let here = database();
-    let among = match (call.bool(1).unwrap_or(false), call.bool(2).unwrap_or(false)) {
+    let among = match (call.bool(0).unwrap_or(false), call.bool(1).unwrap_or(false)) {
         (true, _) => Among::Unrecorded,
         (false, true) => Among::Elsewhere,
         (false, false) => Among::All,
     };
-    for job in session::look(call.uuid(0).as_ref(), among) {
+    for job in session::look(among) {
         let now = &job.now;
         // Of other databases only what has not ended: nobody here sees their logs.
         if now.is_logged && job.batch.database != here {

@@ -126,6 +126,24 @@ pub fn set_role(name: &[u8]) {
     unsafe { pg_sys::SetConfigOption(c"role".as_ptr(), name.as_ptr(), PGC_USERSET, PGC_S_SESSION) };
 }
 
+/// Runs `body` with nothing but `pg_catalog` in the search path, as a SET clause of a function would (fmgr.c,
+/// `fmgr_security_definer`). After an error it is so until the transaction, or the subtransaction, is aborted.
+pub fn with_pinned_search_path<T>(body: impl FnOnce() -> T) -> T {
+    use pg_sys::{GucAction::GUC_ACTION_SAVE, GucContext::PGC_USERSET, GucSource::PGC_S_SESSION};
+    // Named, the schema of temporary objects is no longer the first.
+    let (name, path) = (c"search_path".as_ptr(), c"pg_catalog, pg_temp".as_ptr());
+    // SAFETY: C strings; a transaction is open, and the level is left below, or by its abort.
+    let level = unsafe {
+        let level = pg_sys::NewGUCNestLevel();
+        pg_sys::set_config_option(name, path, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+        level
+    };
+    let value = body();
+    // SAFETY: the level was entered above, and everything in `body` has left its own.
+    unsafe { pg_sys::AtEOXact_GUC(true, level) };
+    value
+}
+
 /// The libraries that this process has loaded, for [`load_libraries`] (dfmgr.c).
 pub fn loaded_libraries() -> Vec<u8> {
     // SAFETY: the server writes at most as many bytes as it estimated.

@@ -64,8 +64,10 @@ pub fn signals_backends(role: u32) -> bool {
     has_rights_of(role, 4200)
 }
 
-/// Runs `body` with the rights of the superuser that owns the cluster. Only for constant SQL that names everything with
-/// its schema. An error leaves the rights raised until the transaction is aborted, which the server does next.
+/// Runs `body` with the rights of the superuser that owns the cluster, and with a search path in which nobody else can
+/// create anything. Only for constant SQL that names everything with its schema all the same, and calls no function but
+/// those of `pg_catalog`: others can have a namesake in the schema of the extension. An error leaves the rights raised
+/// until the transaction is aborted, which the server does next.
 pub fn as_cluster_owner<T>(body: impl FnOnce() -> T) -> T {
     let mut user = pg_sys::Oid::INVALID;
     let mut context: c_int = 0;
@@ -75,7 +77,7 @@ pub fn as_cluster_owner<T>(body: impl FnOnce() -> T) -> T {
         pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
         pg_sys::SetUserIdAndSecContext(pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID), context | local);
     }
-    let value = body();
+    let value = super::guc::with_pinned_search_path(body);
     // SAFETY: as above.
     unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
     value

@@ -3,9 +3,11 @@
 //! Rows are written by workers, with the rights of the cluster's owner and everything named with its schema. What cannot
 //! be written now is written later; the registry knows it meanwhile, and notes tell of it after a crash.
 
+mod accepted;
 mod left;
 mod read;
 
+pub use accepted::record;
 pub use left::{fold_left_behind, note_begun, note_end};
 pub use read::{is_readable, jobs_query, states, to_repeat, Known};
 
@@ -110,12 +112,13 @@ pub fn find() -> bool {
     is_there
 }
 
-fn table() -> Vec<u8> {
-    SCHEMA.with_borrow(|schema| [schema.as_slice(), b".pg_background_log"].concat())
+/// A table or view of the extension, with its schema.
+fn relation(name: &str) -> Vec<u8> {
+    SCHEMA.with_borrow(|schema| [schema.as_slice(), b".", name.as_bytes()].concat())
 }
 
-fn function(name: &str) -> Vec<u8> {
-    SCHEMA.with_borrow(|schema| [schema.as_slice(), b".", name.as_bytes()].concat())
+fn table() -> Vec<u8> {
+    relation("pg_background_log")
 }
 
 fn with_plans<T>(body: impl FnOnce(&Plans) -> T) -> T {
@@ -287,27 +290,6 @@ pub fn mark_started(jobs: &[[u8; 16]]) -> Vec<Option<Vec<u8>>> {
             .map(|uuid| plans.mark.run(&[Cell::Uuid(*uuid)]).pop().and_then(|mut row| row.pop()).flatten())
             .collect()
     })
-}
-
-/// Writes the rows of a batch; gives the transaction that did. Inside [`in_own_transaction`].
-pub fn record(batch: [u8; 16]) -> u32 {
-    hold(true);
-    let sql = [
-        b"INSERT INTO ".as_slice(),
-        &table(),
-        b" (status, ip_client, user_name, uuid_parent, uuid_child, query, name, batch_name, options, queued_at, attempts, \
-          epoch, owner) \
-          SELECT 'queued', ip_client::pg_catalog.inet, user_name::pg_catalog.name, uuid_parent, uuid_child, query, name, \
-          batch_name, options::pg_catalog.jsonb, queued_at, attempts, epoch, owner::pg_catalog.oid FROM ",
-        &function("pg_background_live"),
-        b"($1, true) ORDER BY uuid_child ON CONFLICT (uuid_child) DO UPDATE SET status = 'queued', \
-          epoch = excluded.epoch, is_started = true, queued_at = excluded.queued_at, start_time_exec = NULL, \
-          end_time_exec = NULL, result = NULL, row_count = NULL, command_tag = NULL, \
-          sqlstate = NULL, message = NULL, detail = NULL, hint = NULL, context = NULL",
-    ]
-    .concat();
-    spi::query(&sql, &[Cell::Uuid(batch)], false);
-    transaction::current_id()
 }
 
 /// The databases that there are: oids.

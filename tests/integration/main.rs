@@ -56,8 +56,10 @@ mod identity;
 mod restricted;
 // What keeps a role from logging in keeps it from running jobs.
 mod logins;
-// Who may use the extension; objects of others that could get in between.
+// Who may use the extension.
 mod privileges;
+// Objects of others that its own SQL could be taken in by.
+mod shadows;
 // How people use the classic interface: each usage that articles and courses show.
 mod seeds;
 // Arguments that make no sense.
@@ -149,6 +151,7 @@ fn main() -> ExitCode {
         restricted::cases(),
         logins::cases(),
         privileges::cases(),
+        shadows::cases(),
         seeds::cases(),
         bad_input::cases(),
         rereading::cases(),

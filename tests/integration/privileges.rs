@@ -1,4 +1,4 @@
-//! Who may use the extension, and that nothing which others create gets in between.
+//! Who may use the extension.
 
 use pg_background_mgr_tests::{case, literal, wait_until, Case, Db, Session};
 
@@ -19,16 +19,11 @@ pub fn cases() -> Vec<Case> {
         case!(a_role_name_beyond_ascii_works_in_a_latin1_database),
         case!(the_extension_works_in_a_schema_of_its_own),
         case!(the_extension_works_in_a_schema_whose_name_needs_quoting),
-        case!(objects_first_in_the_search_path_have_no_effect),
-        case!(temporary_objects_have_no_effect),
-        case!(objects_first_in_a_jobs_search_path_have_no_effect),
-        case!(the_schema_of_the_extension_does_not_decide_its_types),
-        case!(a_function_that_is_in_the_way_is_not_taken_over),
     ]
 }
 
 /// Everything in the extension, with its catalog.
-const MEMBERS: &str =
+pub const MEMBERS: &str =
     "pg_depend d join pg_extension e on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid \
     and d.deptype = 'e' and e.extname = 'pg_background_mgr'";
 
@@ -53,13 +48,13 @@ fn callable(session: &mut Session, role: &str) -> (i64, i64) {
 }
 
 #[track_caller]
-fn assert_all(session: &mut Session, role: &str) {
+pub fn assert_all(session: &mut Session, role: &str) {
     let (may, all) = callable(session, role);
     assert_eq!(may, all, "{role} may call all");
 }
 
 #[track_caller]
-fn assert_none(session: &mut Session, role: &str) {
+pub fn assert_none(session: &mut Session, role: &str) {
     assert_eq!(callable(session, role).0, 0, "{role} may call none");
 }
 
@@ -85,7 +80,7 @@ fn public_has_nothing(db: &Db) {
 }
 
 /// A role that nobody has granted anything.
-fn stranger(db: &Db, name: &str) -> String {
+pub fn stranger(db: &Db, name: &str) -> String {
     let role = format!("{}_{name}", db.name);
     db.session().run(&format!("create role {role} login"));
     role
@@ -352,163 +347,4 @@ fn the_extension_works_in_a_schema_of_its_own(db: &Db) {
 
 fn the_extension_works_in_a_schema_whose_name_needs_quoting(db: &Db) {
     assert_works_in_schema(db, "\"Odd \"\"schema\"\"; ünï\"");
-}
-
-/// In schema `evil`: whatever the extension's own SQL could name by mistake. Each raises an error as soon as it is used.
-const EVIL: &str = "
-create schema evil;
-grant all on schema evil to public;
-create function evil.boom() returns boolean language plpgsql as $$ begin raise 'a shadow was used' using errcode = 'EV1L0'; end $$;
-create function evil.count_step(bigint) returns bigint language plpgsql as $$ begin perform evil.boom(); return 0; end $$;
-create aggregate evil.count(*) (sfunc = evil.count_step, stype = bigint, initcond = 0);
-create function evil.format(text, variadic text[]) returns text language plpgsql as $$ begin perform evil.boom(); return 'x'; end $$;
-create function evil.format(text, variadic \"any\") returns text language internal as 'text_format';
-create function evil.quote_ident(text) returns text language plpgsql as $$ begin perform evil.boom(); return 'x'; end $$;
-create function evil.quote_ident(name) returns text language plpgsql as $$ begin perform evil.boom(); return 'x'; end $$;
-create function evil.pg_get_function_identity_arguments(oid) returns text language plpgsql as $$ begin perform evil.boom(); return 'x'; end $$;
-create function evil.oid_boom(oid, oid) returns boolean language sql as 'select evil.boom()';
-create function evil.name_boom(name, name) returns boolean language sql as 'select evil.boom()';
-create function evil.text_boom(text, text) returns boolean language sql as 'select evil.boom()';
-create function evil.mixed_boom(name, text) returns boolean language sql as 'select evil.boom()';
-create function evil.class_boom(oid, regclass) returns boolean language sql as 'select evil.boom()';
-create function evil.char_boom(\"char\", \"char\") returns boolean language sql as 'select evil.boom()';
-create function evil.int_boom(oid, int) returns boolean language sql as 'select evil.boom()';
-create operator evil.= (leftarg = oid, rightarg = oid, function = evil.oid_boom);
-create operator evil.= (leftarg = name, rightarg = name, function = evil.name_boom);
-create operator evil.= (leftarg = text, rightarg = text, function = evil.text_boom);
-create operator evil.= (leftarg = name, rightarg = text, function = evil.mixed_boom);
-create operator evil.= (leftarg = oid, rightarg = regclass, function = evil.class_boom);
-create operator evil.= (leftarg = oid, rightarg = int, function = evil.int_boom);
-create operator evil.= (leftarg = \"char\", rightarg = \"char\", function = evil.char_boom);
-create operator evil.<> (leftarg = oid, rightarg = oid, function = evil.oid_boom);
-create operator evil.<> (leftarg = name, rightarg = name, function = evil.name_boom);
-create operator evil.<> (leftarg = text, rightarg = text, function = evil.text_boom);
-create type evil.lure as (a int);
-create function evil.lured(oid) returns evil.lure language plpgsql as $$ begin perform evil.boom(); return null; end $$;
-create function evil.lured(name) returns evil.lure language plpgsql as $$ begin perform evil.boom(); return null; end $$;
-create function evil.lure_boom(evil.lure, evil.lure) returns boolean language sql as 'select evil.boom()';
-create cast (oid as evil.lure) with function evil.lured(oid) as implicit;
-create cast (name as evil.lure) with function evil.lured(name) as implicit;
-create operator evil.= (leftarg = evil.lure, rightarg = evil.lure, function = evil.lure_boom);
-";
-
-/// The same in any schema, the temporary one too.
-fn evil_relations(schema: &str) -> String {
-    let mut sql = String::new();
-    for name in ["text", "name", "oid", "int4", "int8", "regclass", "void", "record", "\"char\""] {
-        sql += &format!("create domain {schema}.{name} as pg_catalog.bool check (evil.boom());\n");
-    }
-    for relation in [
-        "pg_stat_activity",
-        "pg_roles",
-        "pg_database",
-        "pg_extension",
-        "pg_depend",
-        "pg_proc",
-        "pg_namespace",
-        "pg_authid",
-    ] {
-        sql += &format!("create view {schema}.{relation} as select * from pg_catalog.{relation} where evil.boom();\n");
-    }
-    sql
-}
-
-/// The whole interface under a search path in which the shadows come first.
-#[track_caller]
-fn assert_unimpressed(db: &Db, session: &mut Session) {
-    let mut admin = db.session();
-    let role = stranger(db, "role");
-    session.run(&format!("select public.pg_background_grant('{role}')"));
-    assert_all(&mut admin, &role);
-    let pid = session.value("select public.pg_background_launch('select pg_catalog.current_setting(''search_path'')')");
-    let query = format!("select * from public.pg_background_result({pid}) as (path pg_catalog.text)");
-    let path = session.value("show search_path");
-    assert_eq!(session.rows(&query), [path]);
-    let pid = session.value("select public.background_launch('vacuum public.ran')");
-    assert_eq!(session.rows(&format!("select public.pg_background_result({pid})")), ["(VACUUM)"]);
-    let pid = session.value("select public.pg_background_launch('insert into public.ran values (1)')");
-    session.run(&format!("select public.pg_background_detach({pid})"));
-    wait_until("the job's row", || admin.value("select count(*) from ran") == "1");
-    session.run(&format!("select public.pg_background_revoke('{role}')"));
-    assert_none(&mut admin, &role);
-}
-
-fn objects_first_in_the_search_path_have_no_effect(db: &Db) {
-    let mut session = db.session();
-    session.run("create table ran (a int)");
-    session.run(EVIL);
-    session.run(&evil_relations("evil"));
-    session.run("set search_path = evil, pg_catalog, public");
-    // The trap works.
-    assert_eq!(session.error("select count(*) from pg_am").sqlstate(), "EV1L0");
-    assert_eq!(session.error("select from pg_roles").sqlstate(), "EV1L0");
-    assert_unimpressed(db, &mut session);
-}
-
-fn temporary_objects_have_no_effect(db: &Db) {
-    let mut session = db.session();
-    session.run("create table ran (a int)");
-    session.run(EVIL);
-    session.run(&evil_relations("pg_temp"));
-    session.run("set search_path = pg_temp, evil, pg_catalog, public");
-    assert_eq!(session.error("select from pg_roles").sqlstate(), "EV1L0");
-    assert_unimpressed(db, &mut session);
-}
-
-/// What a worker looks up before it runs the text of a job: the limits of the role and of the database.
-fn objects_first_in_a_jobs_search_path_have_no_effect(db: &Db) {
-    let role = db.role("role", "login connection limit 2");
-    let mut admin = db.session();
-    admin.run(EVIL);
-    admin.run(&evil_relations("evil"));
-    admin.run(&format!(
-        "grant select on all tables in schema evil to public; \
-         alter role {role} set search_path = evil, pg_catalog, public; alter database {} connection limit 50",
-        db.name
-    ));
-    let mut session = db.client().user(&role).connect();
-    assert_eq!(session.value("show search_path"), "evil, pg_catalog, public");
-    assert_eq!(session.error("select count(*) from pg_am").sqlstate(), "EV1L0");
-    assert_eq!(session.error("select from pg_roles").sqlstate(), "EV1L0");
-    let pid = session.value("select public.pg_background_launch('select 1')");
-    let read = |pid: &str| format!("select * from public.pg_background_result({pid}) as (n pg_catalog.int4)");
-    assert_eq!(session.rows(&read(&pid)), ["1"]);
-    admin.run(&format!("alter role {role} connection limit 1"));
-    let pid = session.value("select public.pg_background_launch('select 1')");
-    assert_eq!(session.error(&read(&pid)).sqlstate(), "53300");
-    admin.run(&format!("alter role {role} connection limit 10; alter database {} connection limit 1", db.name));
-    let pid = session.value("select public.pg_background_launch('select 1')");
-    assert_eq!(session.error(&read(&pid)).sqlstate(), "53300");
-}
-
-fn the_schema_of_the_extension_does_not_decide_its_types(db: &Db) {
-    let mut session = db.session();
-    session.run("drop extension pg_background_mgr");
-    session.run(EVIL);
-    session.run(&evil_relations("evil"));
-    session.run("create extension pg_background_mgr schema evil");
-    let query = format!(
-        "select p.proname from {MEMBERS} join pg_proc p on d.classid = 'pg_proc'::regclass and d.objid = p.oid \
-         cross join unnest(p.proargtypes || p.prorettype) as used (type) join pg_type t on t.oid = used.type \
-         where t.typnamespace <> 'pg_catalog'::regnamespace"
-    );
-    assert_eq!(session.rows(&query), [""; 0]);
-    assert_eq!(
-        session.rows("select * from evil.pg_background_result(evil.pg_background_launch('select 1')) as (n int)"),
-        ["1"]
-    );
-}
-
-fn a_function_that_is_in_the_way_is_not_taken_over(db: &Db) {
-    let role = stranger(db, "role");
-    let mut session = db.session();
-    session.run(&format!(
-        "drop extension pg_background_mgr; create schema trap; \
-         create function trap.pg_background_launch(sql text, queue_size int default 65536) returns int \
-         language sql as 'select 1'; alter function trap.pg_background_launch owner to {role}"
-    ));
-    let error = session.error("create extension pg_background_mgr schema trap");
-    assert_eq!(error.sqlstate(), "42723");
-    session.run("create extension pg_background_mgr");
-    assert_eq!(session.job("select 1", "n int"), ["1"]);
 }

@@ -1,6 +1,6 @@
 //! What could not be written in time, and what a server that has died left behind, become rows.
 
-use super::{function, hold, table, with_plans, write, FinalRow};
+use super::{accepted, hold, table, with_plans, write, FinalRow};
 use crate::ffi::typed_rows::Cell;
 use crate::ffi::{area, session, spi};
 use crate::job::note::{self, Note};
@@ -48,17 +48,7 @@ pub fn fold_left_behind(database: u32) -> Folded {
         return folded;
     }
     hold(true);
-    let sql = [
-        b"INSERT INTO ".as_slice(),
-        &table(),
-        b" (status, ip_client, user_name, uuid_parent, uuid_child, query, name, batch_name, options, queued_at, attempts, \
-          epoch, owner) SELECT 'queued', ip_client::pg_catalog.inet, user_name::pg_catalog.name, uuid_parent, uuid_child, \
-          query, name, batch_name, options::pg_catalog.jsonb, queued_at, 0, epoch, owner::pg_catalog.oid FROM ",
-        &function("pg_background_spooled"),
-        b"() ON CONFLICT (uuid_child) DO NOTHING",
-    ]
-    .concat();
-    spi::query(&sql, &[], false);
+    folded.batches.iter().for_each(accepted::recover);
     folded.notes.iter().for_each(fold_note);
     folded
 }

@@ -1,8 +1,12 @@
 //! What the log says of jobs, as things are now.
 
-use super::{find, function, number, parse_uuid, table};
+use super::{find, number, parse_uuid, relation, table};
 use crate::ffi::typed_rows::Cell;
-use crate::ffi::{area, lock, role, spi};
+use crate::ffi::{area, lock, role, session, spi, transaction};
+use crate::job::note::{self, Note};
+use crate::job::registry::State;
+use crate::job::spool::{self, Spooled};
+use std::collections::{HashMap, HashSet};
 
 /// A job as the log has it.
 pub struct Known {
@@ -24,42 +28,63 @@ pub fn states(uuid: &[u8; 16]) -> Vec<Known> {
         if !is_readable() {
             return Vec::new();
         }
-        let epoch = area::epoch();
         let sql = [
-            // A standby says queued of what nobody runs there: there is nothing to wait for.
-            b"SELECT j.uuid_child, CASE WHEN NOT j.is_left THEN j.status ELSE (SELECT CASE s.status WHEN 'queued' THEN 'lost' \
-              ELSE s.status END FROM "
-                .as_slice(),
-            &function("pg_background_state"),
-            b"(j.uuid_child, j.epoch, true) AS s) END, j.owner, j.pid FROM (SELECT uuid_child, status, owner, pid, epoch, ",
-            format!(
-                "status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text \
-                 AND epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8 AS is_left FROM "
-            )
-            .as_bytes(),
+            b"SELECT uuid_child, status, owner, pid, epoch FROM ".as_slice(),
             &table(),
-            b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1 \
-              UNION ALL SELECT uuid_child, 'queued', owner::pg_catalog.oid, NULL, epoch, true FROM ",
-            &function("pg_background_spooled"),
-            b"() AS v WHERE (uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1) \
-              AND NOT EXISTS (SELECT FROM ",
-            &table(),
-            b" AS l WHERE l.uuid_child OPERATOR(pg_catalog.=) v.uuid_child)) AS j ORDER BY 1",
+            b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1",
         ]
         .concat();
         spi::query(&sql, &[Cell::Uuid(*uuid)], true)
     });
-    rows.into_iter()
+    let mut left = Left::default();
+    let mut states: Vec<Known> = rows
+        .into_iter()
         .filter_map(|row| {
             let mut row = row.into_iter();
-            Some(Known {
-                uuid: parse_uuid(row.next()?)?,
-                state: row.next()??,
-                owner: number(row.next()?),
-                pid: row.next()?.map(|pid| number(Some(pid))),
-            })
+            let (uuid, state) = (parse_uuid(row.next()?)?, row.next()??);
+            let (owner, pid) = (number(row.next()?), row.next()?.map(|pid| number(Some(pid))));
+            let epoch: i64 = number(row.next()?);
+            let is_left = state == State::Queued.name().as_bytes() && epoch != area::epoch();
+            let state = if is_left { left.state(epoch, &uuid) } else { state };
+            Some(Known { uuid, state, owner, pid })
         })
-        .collect()
+        .collect();
+    let known: HashSet<[u8; 16]> = states.iter().map(|known| known.uuid).collect();
+    for batch in spooled() {
+        for job in batch.jobs.iter().filter(|job| *uuid == batch.uuid || *uuid == job.uuid) {
+            if !known.contains(&job.uuid) {
+                let state = left.state(batch.epoch, &job.uuid);
+                states.push(Known { uuid: job.uuid, state, owner: batch.owner, pid: None });
+            }
+        }
+    }
+    states.sort_by_key(|known| known.uuid);
+    states
+}
+
+/// Batches of this database that are not in the log, for the server that accepted them has died.
+fn spooled() -> Vec<Spooled> {
+    spool::left_behind(area::epoch(), session::database())
+}
+
+/// Jobs that a server which has died left behind.
+#[derive(Default)]
+struct Left {
+    /// What it had noted of them, by epoch and job.
+    notes: Option<HashMap<(i64, [u8; 16]), Note>>,
+}
+
+impl Left {
+    /// What has become of one. A standby says queued of what nobody runs there: there is nothing to wait for.
+    fn state(&mut self, epoch: i64, uuid: &[u8; 16]) -> Vec<u8> {
+        let notes = self.notes.get_or_insert_with(|| {
+            let notes = note::left_behind(area::epoch(), session::database());
+            notes.into_iter().map(|note| ((note.epoch, note.uuid), note)).collect()
+        });
+        let note = notes.get(&(epoch, *uuid)).filter(|_| !transaction::in_recovery()).cloned();
+        let end = note.and_then(Note::into_end);
+        end.map_or(b"lost".to_vec(), |end| end.state.name().into())
+    }
 }
 
 /// A job that is to run once more.
@@ -75,30 +100,23 @@ pub struct Repeat {
 
 /// Those of these jobs that did not succeed, in the order of their uuids.
 pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
-    let rows = role::as_cluster_owner(|| {
-        let list: Vec<String> = jobs.iter().map(|job| uuid::Uuid::from_bytes(*job).hyphenated().to_string()).collect();
-        let epoch = area::epoch();
-        let is_repeatable = format!(
-            " AND (status OPERATOR(pg_catalog.=) ANY (ARRAY['failed', 'stopped']::pg_catalog.text[]) \
-              OR status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text \
-              AND epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8)"
-        );
-        let sql = [
-            b"SELECT uuid_child, query, name, attempts, batch_name, options FROM ".as_slice(),
-            &table(),
-            b" WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[])",
-            is_repeatable.as_bytes(),
-            b" UNION ALL SELECT uuid_child, query, name, 0, batch_name, options::pg_catalog.jsonb FROM ",
-            &function("pg_background_spooled"),
-            b"() AS s WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[]) \
-              AND NOT EXISTS (SELECT FROM ",
-            &table(),
-            b" AS l WHERE l.uuid_child OPERATOR(pg_catalog.=) s.uuid_child) ORDER BY 1",
-        ]
-        .concat();
-        spi::query(&sql, &[Cell::Text(format!("{{{}}}", list.join(",")).into_bytes())], true)
-    });
-    rows.into_iter()
+    let list = jobs.iter().map(|job| Some(uuid::Uuid::from_bytes(*job).hyphenated().to_string().into_bytes()));
+    let list = Cell::Texts(list.collect());
+    let epoch = area::epoch();
+    let of_jobs =
+        [&table(), b" WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[])".as_slice()].concat();
+    let is_repeatable = format!(
+        " AND (status OPERATOR(pg_catalog.=) ANY (ARRAY['failed', 'stopped']::pg_catalog.text[]) \
+          OR status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text \
+          AND epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8)"
+    );
+    let query = |columns: &[u8], condition: &[u8]| {
+        let sql = [b"SELECT ".as_slice(), columns, b" FROM ", &of_jobs, condition].concat();
+        role::as_cluster_owner(|| spi::query(&sql, std::slice::from_ref(&list), true))
+    };
+    let rows = query(b"uuid_child, query, name, attempts, batch_name, options", is_repeatable.as_bytes());
+    let mut found: Vec<Repeat> = rows
+        .into_iter()
         .filter_map(|row| {
             let mut row = row.into_iter();
             Some(Repeat {
@@ -110,7 +128,27 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
                 options: row.next()?,
             })
         })
-        .collect()
+        .collect();
+    let wanted: HashSet<&[u8; 16]> = jobs.iter().collect();
+    let mut left: Vec<Repeat> = Vec::new();
+    for batch in spooled() {
+        let jobs = batch.jobs.into_iter().filter(|job| wanted.contains(&job.uuid));
+        left.extend(jobs.map(|job| Repeat {
+            uuid: job.uuid,
+            query: job.query,
+            name: job.name,
+            attempts: 0,
+            batch_name: batch.name.clone(),
+            options: job.options,
+        }));
+    }
+    if !left.is_empty() {
+        let rows = query(b"uuid_child", b"").into_iter();
+        let known: HashSet<[u8; 16]> = rows.filter_map(|row| parse_uuid(row.into_iter().next()?)).collect();
+        found.extend(left.into_iter().filter(|job| !known.contains(&job.uuid)));
+    }
+    found.sort_by_key(|job| job.uuid);
+    found
 }
 
 /// The rows of `pg_background_monitor`, and their parameters.
@@ -118,7 +156,7 @@ pub fn jobs_query(uuid: Option<&[u8; 16]>) -> (Vec<u8>, Vec<Cell>) {
     let columns = b"SELECT pid, status, uuid_parent, uuid_child, name, query, result, message, queue_position, \
                     start_time_exec, end_time_exec, elapsed FROM "
         .as_slice();
-    let view = function("pg_background_jobs");
+    let view = relation("pg_background_jobs");
     let order = b" ORDER BY queued_at, uuid_child".as_slice();
     match uuid {
         None => ([columns, &view, order].concat(), Vec::new()),

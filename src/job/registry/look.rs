@@ -155,6 +155,12 @@ pub fn snapshot(memory: &Memory, batches: &HashSet<u64>) -> Vec<JobView> {
     )
 }
 
+/// Everything of the jobs of this uuid's batches whose rows are not written.
+pub fn unrecorded(memory: &Memory, uuid: &[u8; 16]) -> Vec<JobView> {
+    let open = headers(memory, Some(uuid)).into_iter().filter(|batch| batch.recorded_by.is_none());
+    snapshot(memory, &open.map(|batch| batch.number).collect())
+}
+
 /// What the jobs of these batches are doing, by their uuids.
 pub fn moments(memory: &Memory, batches: &HashSet<u64>) -> HashMap<[u8; 16], Moment> {
     let seen = walk(

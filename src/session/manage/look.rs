@@ -52,10 +52,13 @@ fn batches(uuid: Option<&[u8; 16]>, among: Among) -> HashSet<u64> {
     headers.into_iter().filter(|batch| is_wanted(batch)).map(|batch| batch.number).collect()
 }
 
-/// Jobs in the registry that the caller may see; `uuid` = only this job, or those of this batch.
-pub fn look(uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobView> {
-    let focus = FOCUS.get();
-    let uuid = uuid.or(focus.as_ref());
+/// Jobs in the registry that the caller may see.
+pub fn look(among: Among) -> Vec<JobView> {
+    look_at(FOCUS.get().as_ref(), among)
+}
+
+/// `uuid` = only this job, or those of this batch.
+fn look_at(uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobView> {
     let wanted = batches(uuid, among);
     if wanted.is_empty() {
         return Vec::new();
@@ -137,7 +140,7 @@ pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Er
     }
     // Somebody has the log for himself: what has not ended is known all the same.
     let present = process::now();
-    for job in look(uuid, Among::All) {
+    for job in look_at(uuid, Among::All) {
         let now = &job.now;
         let outcome = log::outcome_of(now);
         rows.put(&[

@@ -1,0 +1,128 @@
+//! Rows of jobs that were accepted and have not ended, written for the first time.
+
+use super::{hold, table};
+use crate::ffi::typed_rows::Cell;
+use crate::ffi::{area, spi, transaction};
+use crate::job::registry::{self, JobView};
+use crate::job::spool::Spooled;
+
+/// How many rows go into the log with one statement, and about how many bytes of text.
+const PORTION: (usize, usize) = (10_000, 16 << 20);
+
+/// What the rows of a batch have in common.
+struct Batch<'a> {
+    epoch: i64,
+    uuid: [u8; 16],
+    owner: u32,
+    owner_name: &'a [u8],
+    client: &'a [u8],
+    name: Option<&'a [u8]>,
+    queued_at: i64,
+}
+
+/// What they have not.
+struct Job {
+    uuid: [u8; 16],
+    name: Option<Vec<u8>>,
+    query: Vec<u8>,
+    /// How it is run: a JSON object.
+    options: Option<Vec<u8>>,
+    attempts: u32,
+}
+
+/// Writes the rows of a batch; gives the transaction that did. Inside [`super::in_own_transaction`].
+pub fn record(uuid: [u8; 16]) -> u32 {
+    hold(true);
+    let again = b"UPDATE SET status = 'queued', epoch = excluded.epoch, is_started = true, \
+                  queued_at = excluded.queued_at, start_time_exec = NULL, end_time_exec = NULL, result = NULL, \
+                  row_count = NULL, command_tag = NULL, sqlstate = NULL, message = NULL, detail = NULL, hint = NULL, \
+                  context = NULL";
+    let mut jobs = area::read(|memory| registry::unrecorded(memory, &uuid)).into_iter().peekable();
+    // Some of its jobs may have been launched again since, as a batch of their own.
+    while let Some(first) = jobs.next() {
+        let number = first.batch.number;
+        let same = std::iter::from_fn(|| jobs.next_if(|job| job.batch.number == number));
+        let JobView { batch, owner_name, client, batch_name, queued_at, .. } = first.clone();
+        let batch = Batch {
+            epoch: area::epoch(),
+            uuid: batch.uuid,
+            owner: batch.owner,
+            owner_name: &owner_name,
+            client: &client,
+            name: batch_name.as_deref(),
+            queued_at,
+        };
+        let jobs = std::iter::once(first).chain(same).map(|job| Job {
+            uuid: job.uuid,
+            name: job.name,
+            query: job.query,
+            options: job.manner.to_options(),
+            attempts: job.now.attempts,
+        });
+        insert(&batch, jobs, again);
+    }
+    transaction::current_id()
+}
+
+/// Writes the rows of a batch that a server accepted that has died, unless they are there.
+pub(super) fn recover(batch: &Spooled) {
+    let head = Batch {
+        epoch: batch.epoch,
+        uuid: batch.uuid,
+        owner: batch.owner,
+        owner_name: &batch.owner_name,
+        client: &batch.client,
+        name: batch.name.as_deref(),
+        queued_at: batch.queued_at,
+    };
+    let jobs = batch.jobs.iter().map(|job| Job {
+        uuid: job.uuid,
+        name: job.name.clone(),
+        query: job.query.clone(),
+        options: job.options.clone(),
+        attempts: 0,
+    });
+    insert(&head, jobs, b"NOTHING");
+}
+
+/// `conflict`: what is done with a job that has a row.
+fn insert(batch: &Batch, jobs: impl Iterator<Item = Job>, conflict: &[u8]) {
+    let sql = [
+        b"INSERT INTO ".as_slice(),
+        &table(),
+        // Of several arrays, unnest is that of pg_catalog (parse_clause.c, `transformRangeFunction`).
+        b" (status, epoch, uuid_parent, owner, user_name, ip_client, batch_name, queued_at, uuid_child, name, query, \
+          options, attempts) \
+          SELECT 'queued', $1, $2, $3::pg_catalog.oid, $4::pg_catalog.name, $5::pg_catalog.inet, $6, $7, \
+          j.uuid::pg_catalog.uuid, j.name, j.query, j.options::pg_catalog.jsonb, j.attempts::pg_catalog.int4 \
+          FROM ROWS FROM (pg_catalog.unnest($8), pg_catalog.unnest($9), pg_catalog.unnest($10), \
+          pg_catalog.unnest($11), pg_catalog.unnest($12)) AS j (uuid, name, query, options, attempts) \
+          ON CONFLICT (uuid_child) DO ",
+        conflict,
+    ]
+    .concat();
+    let mut jobs = jobs.peekable();
+    while jobs.peek().is_some() {
+        let (rows, bytes) = PORTION;
+        let mut left = bytes;
+        let mut columns: [Vec<Option<Vec<u8>>>; 5] = Default::default();
+        while let Some(job) = jobs.next_if(|_| columns[0].len() < rows && left > 0) {
+            left = left.saturating_sub(job.query.len());
+            let uuid = uuid::Uuid::from_bytes(job.uuid).hyphenated().to_string().into_bytes();
+            let attempts = job.attempts.to_string().into_bytes();
+            let row = [Some(uuid), job.name, Some(job.query), job.options, Some(attempts)];
+            columns.iter_mut().zip(row).for_each(|(column, value)| column.push(value));
+        }
+        let head = [
+            Cell::BigInt(batch.epoch),
+            Cell::Uuid(batch.uuid),
+            Cell::BigInt(batch.owner.into()),
+            batch.owner_name.into(),
+            batch.client.into(),
+            batch.name.into(),
+            Cell::Timestamp(batch.queued_at),
+        ];
+        let parameters: Vec<Cell> = head.into_iter().chain(columns.map(Cell::Texts)).collect();
+        spi::query(&sql, &parameters, false);
+    }
+}
