@@ -27,6 +27,7 @@ CREATE TABLE pg_background_log (
     context pg_catalog.text,
     epoch pg_catalog.int8 NOT NULL,
     owner pg_catalog.oid NOT NULL,
+    login pg_catalog.oid NOT NULL,
     is_started pg_catalog.bool NOT NULL DEFAULT false
 ) WITH (fillfactor = 70);
 
@@ -43,6 +44,8 @@ COMMENT ON COLUMN pg_background_log.options IS
 'How the job and its batch are run, as p_options says it, for pg_background_retry. NULL: nothing was said.';
 COMMENT ON COLUMN pg_background_log.epoch IS
 'Which life of the server accepted the job: another number after each restart and each crash.';
+COMMENT ON COLUMN pg_background_log.login IS
+'Who launched the job: the role that its worker logs in as. Not the owner if SET ROLE was active.';
 COMMENT ON COLUMN pg_background_log.is_started IS
 'Whether a worker was about to start the job: before that, it certainly did not run.';
 

@@ -110,6 +110,9 @@ pub enum Error {
     Spooled(std::io::Error),
     #[error("the log of pg_background_mgr is locked")]
     LogLocked,
+    /// Its oid.
+    #[error("relation with OID {0} is not part of extension \"pg_background_mgr\"")]
+    ForeignRelation(u32),
     #[error("background job or batch \"{0}\" does not exist")]
     NoSuchJob(Text),
     #[error("no job of \"{0}\" is to be run again")]
@@ -190,7 +193,7 @@ impl Error {
             SharedMemory => b"53200",
             TooFewWorkers { .. } | NoWorkers | Stuck => b"53000",
             InRecovery => b"25006",
-            NotCommitted | NothingToRetry(_) | FollowsItself => b"55000",
+            NotCommitted | NothingToRetry(_) | FollowsItself | ForeignRelation(_) => b"55000",
             Spooled(_) => b"58030",
             LogLocked => b"55P03",
             NoSuchJob(_) => b"42704",

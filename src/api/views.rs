@@ -27,6 +27,8 @@ fn live(call: &Call) -> Result<Value, Error> {
         if now.is_logged && job.batch.database != here {
             continue;
         }
+        // It is in the encoding of its database.
+        let outcome = if job.batch.database == here { log::outcome_of(now) } else { Outcome::default() };
         let first = [
             Cell::Uuid(job.batch.uuid),
             Cell::Uuid(job.uuid),
@@ -46,7 +48,7 @@ fn live(call: &Call) -> Result<Value, Error> {
             now.pid.into(),
         ];
         let last = [Cell::BigInt(epoch), job.manner.to_options().into()];
-        rows.put(&[&first[..], &place_cells(now), &last, &log::outcome_cells(&log::outcome_of(now))].concat())?;
+        rows.put(&[&first[..], &place_cells(now), &last, &log::outcome_cells(&outcome)].concat())?;
     }
     rows.finish();
     Ok(Value::Void)

@@ -1,6 +1,8 @@
 //! Parse, plan, run: the steps of a simple query (postgres.c, `exec_simple_query`).
 
+use super::callback;
 use pgrx::pg_sys;
+use std::cell::Cell;
 use std::ffi::{c_char, c_int, CStr};
 use std::ptr::null_mut;
 
@@ -100,13 +102,13 @@ unsafe fn list_cells(list: *const pg_sys::List) -> Vec<*const pg_sys::ListCell> 
     return unsafe { (0..(*list).length as usize).map(|index| (*list).elements.add(index).cast_const()).collect() };
 }
 
-/// The statements of a parsed text.
+/// The nodes of a list.
 ///
 /// # Safety
-/// `list` came from `pg_parse_query`.
-pub unsafe fn list_of_statements(list: *mut pg_sys::List) -> Vec<*mut pg_sys::RawStmt> {
+/// `list` is a list of nodes that are `T`, or null for an empty one.
+pub unsafe fn list_of_nodes<T>(list: *const pg_sys::List) -> Vec<*mut T> {
     // SAFETY: pointers to nodes; a cell begins with its value.
-    unsafe { list_cells(list) }.into_iter().map(|cell| unsafe { cell.cast::<*mut pg_sys::RawStmt>().read() }).collect()
+    unsafe { list_cells(list) }.into_iter().map(|cell| unsafe { cell.cast::<*mut T>().read() }).collect()
 }
 
 /// The oids of a list.
@@ -209,4 +211,74 @@ pub fn report_statistics() {
     unsafe {
         pg_sys::pgstat_report_stat(true)
     };
+}
+
+/// What looks at a query after its analysis.
+type Look = unsafe fn(*mut pg_sys::Query);
+
+thread_local! {
+    static LOOK: Cell<(Option<Look>, pg_sys::post_parse_analyze_hook_type)> = const { Cell::new((None, None)) };
+}
+
+/// While this lives, each query that is analyzed is looked at first (analyze.c, `post_parse_analyze_hook`).
+#[must_use = "queries are looked at only while the guard lives"]
+pub struct QueryCheck((Option<Look>, pg_sys::post_parse_analyze_hook_type));
+
+impl QueryCheck {
+    pub fn begin(look: Look) -> Self {
+        // SAFETY: a variable of this process; the hook that was there is called by ours.
+        let previous = unsafe {
+            if LOOK.get().0.is_none() {
+                std::ptr::replace(&raw mut pg_sys::post_parse_analyze_hook, Some(on_analyzed))
+            } else {
+                LOOK.get().1 // ours is there already
+            }
+        };
+        QueryCheck(LOOK.replace((Some(look), previous)))
+    }
+}
+
+impl Drop for QueryCheck {
+    fn drop(&mut self) {
+        let (_, previous) = LOOK.replace(self.0);
+        if self.0 .0.is_none() {
+            // SAFETY: as above.
+            unsafe { pg_sys::post_parse_analyze_hook = previous };
+        }
+    }
+}
+
+/// # Safety
+/// Called by the server with a query that it has analyzed.
+unsafe fn look_at(query: *mut pg_sys::Query) {
+    if let (Some(look), _) = LOOK.get() {
+        // SAFETY: by contract.
+        unsafe { look(query) };
+    }
+}
+
+#[cfg(not(feature = "__ge14"))]
+callback! {
+    fn on_analyzed(state: *mut pg_sys::ParseState, query: *mut pg_sys::Query) {
+        // SAFETY: the server's own arguments.
+        unsafe {
+            look_at(query);
+            if let (_, Some(previous)) = LOOK.get() {
+                crate::ffi::pg_guard_ffi_boundary(|| previous(state, query));
+            }
+        }
+    }
+}
+
+#[cfg(feature = "__ge14")]
+callback! {
+    fn on_analyzed(state: *mut pg_sys::ParseState, query: *mut pg_sys::Query, jumble: *mut pg_sys::JumbleState) {
+        // SAFETY: the server's own arguments.
+        unsafe {
+            look_at(query);
+            if let (_, Some(previous)) = LOOK.get() {
+                crate::ffi::pg_guard_ffi_boundary(|| previous(state, query, jumble));
+            }
+        }
+    }
 }

@@ -10,6 +10,7 @@
 //! | [`memory::Switch`] | the frame | switches back, also while unwinding |
 //! | [`interrupt::CancelHeld`] | the frame | lets cancels in again, also while unwinding |
 //! | `parser::Quiet` | the frame | shows and logs messages again, also while unwinding |
+//! | `own_sql`'s check of queries | the frame | looks at them no more, also while unwinding |
 //! | [`spill::TempFileUnlimited`] | the frame | lets `temp_file_limit` bind again, also while unwinding |
 //! | [`memory::Context`] | the value | deletes the context, unless unwinding |
 //! | [`dsm::Segment`], [`shm_mq::Receiver`], [`shm_mq::Sender`] | the process | nothing; `close` releases, exit does too |
@@ -30,6 +31,7 @@ pub mod latch;
 pub mod lock;
 pub mod login;
 pub mod memory;
+mod own_sql;
 pub mod parser;
 pub mod process;
 pub mod process_local;

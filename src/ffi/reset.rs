@@ -1,5 +1,6 @@
 //! Making a worker as it was when it had logged in (discard.c, `DiscardAll`; postgres.c).
 
+use super::{guc, role};
 use crate::compat;
 use pgrx::pg_sys;
 
@@ -25,6 +26,10 @@ pub fn session() {
         pg_sys::LockReleaseAll(pg_sys::USER_LOCKMETHOD as _, true);
         pg_sys::ResetTempTableNamespace();
         server::ResetSequenceCaches();
+    }
+    // ALTER ROLE and ALTER DATABASE can set one for each login; which one a job has its launcher says.
+    if role::is_set() {
+        guc::set_role(b"none");
     }
     compat::process::cleanup_replication_slots();
     reseed();

@@ -36,6 +36,12 @@ pub fn in_restricted_operation() -> bool {
     unsafe { pg_sys::InSecurityRestrictedOperation() }
 }
 
+/// Is a role in effect that was set (`SET ROLE`)?
+pub fn is_set() -> bool {
+    // SAFETY: reads a variable of this process.
+    unsafe { pg_sys::GetCurrentRoleId() != pg_sys::Oid::INVALID }
+}
+
 /// The role whose rights are in effect: oid.
 pub fn current() -> u32 {
     // SAFETY: reads a variable of this process.
@@ -65,9 +71,10 @@ pub fn signals_backends(role: u32) -> bool {
 }
 
 /// Runs `body` with the rights of the superuser that owns the cluster, and with a search path in which nobody else can
-/// create anything. Only for constant SQL that names everything with its schema all the same, and calls no function but
-/// those of `pg_catalog`: others can have a namesake in the schema of the extension. An error leaves the rights raised
-/// until the transaction is aborted, which the server does next.
+/// create anything; its statements reach no relation of others ([`own_sql`](super::own_sql)). Only for constant SQL that
+/// names everything with its schema all the same, and calls no function but those of `pg_catalog`: others can have a
+/// namesake in the schema of the extension. An error leaves the rights raised until the transaction is aborted, which the
+/// server does next.
 pub fn as_cluster_owner<T>(body: impl FnOnce() -> T) -> T {
     let mut user = pg_sys::Oid::INVALID;
     let mut context: c_int = 0;
@@ -77,7 +84,7 @@ pub fn as_cluster_owner<T>(body: impl FnOnce() -> T) -> T {
         pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
         pg_sys::SetUserIdAndSecContext(pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID), context | local);
     }
-    let value = super::guc::with_pinned_search_path(body);
+    let value = super::own_sql::checked(|| super::guc::with_pinned_search_path(body));
     // SAFETY: as above.
     unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
     value

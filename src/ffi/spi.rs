@@ -105,6 +105,12 @@ pub fn query(sql: &[u8], parameters: &[Cell], latest: bool) -> Vec<Row> {
     query_with(sql, parameters, latest, |_| unsafe { rows() })
 }
 
+/// Runs a text that changes rows; gives their number.
+pub fn change(sql: &[u8], parameters: &[Cell]) -> i64 {
+    // SAFETY: connected while this runs.
+    query_with(sql, parameters, false, |_| unsafe { pg_sys::SPI_processed as i64 })
+}
+
 /// The same with the server's own table of rows.
 pub(super) fn query_with<T>(
     sql: &[u8],

@@ -41,7 +41,7 @@ impl<'a> Text<'a> {
         let statements = unsafe {
             let _switch = super::memory::Switch::to(pg_sys::MessageContext);
             let list = pg_sys::pg_parse_query(sql.as_ptr());
-            exec::list_of_statements(list)
+            exec::list_of_nodes(list)
         };
         Text { sql, statements }
     }

@@ -170,6 +170,7 @@ pub fn forget_plans() {
 /// for another, so whoever drops the extension or changes the log wins. `waits`: for the table, if nothing else is held.
 fn hold(waits: bool) {
     let (table, sequence) = RELATIONS.get().unwrap_or_else(|| {
+        find();
         let mut oids = spi::select(catalog::LOG).into_iter();
         (number(oids.next()), number(oids.next()))
     });
@@ -325,25 +326,21 @@ pub fn prune(older_than: i64, owner: Option<u32>, limit: Option<i64>) -> i64 {
             OR status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text \
             AND epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8){of_owner}"
     );
-    let which = match limit {
-        None => is_old.into_bytes(),
-        // What another deletes now is gone without this one.
-        Some(limit) => [
-            b" WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT ctid FROM ".as_slice(),
-            &table(),
-            format!("{is_old} LIMIT {limit} FOR UPDATE SKIP LOCKED))").as_bytes(),
-        ]
-        .concat(),
+    let before = Cell::Timestamp(process::now().saturating_sub(older_than));
+    let delete = [b"DELETE FROM ".as_slice(), &table()].concat();
+    let Some(limit) = limit else {
+        return spi::change(&[&delete, is_old.as_bytes()].concat(), &[before]);
     };
+    // What another deletes now is gone without this one.
     let sql = [
-        b"WITH deleted AS (DELETE FROM ".as_slice(),
+        b"SELECT ctid FROM ".as_slice(),
         &table(),
-        &which,
-        b" RETURNING 1) SELECT pg_catalog.count(*) FROM deleted",
+        format!("{is_old} LIMIT {limit} FOR UPDATE SKIP LOCKED").as_bytes(),
     ]
     .concat();
-    let before = Cell::Timestamp(process::now().saturating_sub(older_than));
-    number(spi::query(&sql, &[before], false).first().and_then(|row| row.first().cloned().flatten()))
+    let places = spi::query(&sql, &[before], false).into_iter().filter_map(|row| row.into_iter().next()).collect();
+    let these = b" WHERE ctid OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.tid[])".as_slice();
+    spi::change(&[&delete, these].concat(), &[Cell::Texts(places)])
 }
 
 fn number<T: std::str::FromStr + Default>(text: Option<Vec<u8>>) -> T {

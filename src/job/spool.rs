@@ -30,7 +30,10 @@ pub struct Spooled {
     pub epoch: i64,
     pub database: u32,
     pub uuid: [u8; 16],
+    /// The role whose rights its jobs have.
     pub owner: u32,
+    /// The role that their worker logs in as.
+    pub login: u32,
     pub owner_name: Vec<u8>,
     pub client: Vec<u8>,
     pub name: Option<Vec<u8>>,

@@ -41,8 +41,11 @@ pub fn become_session(request: &Request) {
         request.settings.iter().partition(|setting| guc::is_of_client(setting));
     become_client(&of_client);
     of_session.into_iter().for_each(guc::restore);
-    if let Some(role) = &request.role {
-        guc::set_role(role);
+    match &request.role {
+        Some(role) => guc::set_role(role),
+        // ALTER ROLE and ALTER DATABASE can set one at login, which is not in effect where the job was launched.
+        None if role::is_set() => guc::set_role(b"none"),
+        None => {}
     }
 }
 

@@ -17,7 +17,7 @@ use crate::guc;
 use crate::job::log;
 use crate::job::registry::{self, Arrival, Company, Newcomer, Refusal, Start, State, Task};
 use crate::job::{pool, spool, table};
-use crate::protocol::{sqlstate, to_bytes, Outcome, Report, Request};
+use crate::protocol::{sqlstate, to_bytes, Report, Request};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
@@ -128,7 +128,7 @@ pub fn on_exit() {
         None if state == State::Stopped && area::read(|memory| registry::is_stopping(memory, index)) => {
             (state, Vec::new()) // the job's record says who stopped it
         }
-        None => (state, to_bytes(&Outcome::failed(&report))),
+        None => (state, to_bytes(&queue::failed(&report))),
     };
     if let Some(start) = area::write(|memory| registry::died(memory, index, state, &outcome, refused)) {
         succeed(index, start);

@@ -7,6 +7,7 @@ pub fn cases() -> Vec<Case> {
         case!(a_job_of_a_plain_session_is_its_users),
         case!(set_role_is_the_jobs),
         case!(set_local_role_is_the_jobs),
+        case!(a_role_that_is_set_at_login_is_not_a_job_that_has_none),
         case!(set_role_of_a_superuser_is_the_jobs),
         case!(a_group_that_cannot_log_in_can_be_the_role),
         case!(a_role_that_the_session_may_not_set_any_more_is_refused),
@@ -124,6 +125,22 @@ fn set_local_role_is_the_jobs(db: &Db) {
     assert_eq!(who(&mut session, PLAIN), format!("{user}|{group}|{group}"));
     session.run("rollback");
     assert_eq!(who(&mut session, PLAIN), format!("{user}|{user}|none"));
+}
+
+/// `ALTER ROLE … SET role` holds for a worker's login as well.
+fn a_role_that_is_set_at_login_is_not_a_job_that_has_none(db: &Db) {
+    let (user, group, caller) = (db.role("user", "login noinherit"), db.role("group", ""), db.role("caller", "login"));
+    db.session().run(&format!("grant {group} to {user}; alter role {user} set role = {group}"));
+    let mut session = db.client().user(&user).connect();
+    for _ in 0..2 {
+        assert_eq!(who(&mut session, PLAIN), format!("{user}|{group}|{group}"));
+        session.run("set role none");
+        assert_eq!(who(&mut session, PLAIN), format!("{user}|{user}|none"));
+        session.run("reset role");
+    }
+    let launcher = definer(db, &user);
+    let mut session = db.client().user(&caller).connect();
+    assert_eq!(who(&mut session, &launcher), format!("{user}|{user}|none"));
 }
 
 fn set_role_of_a_superuser_is_the_jobs(db: &Db) {

@@ -20,6 +20,9 @@ pub fn cases() -> Vec<Case> {
         case!(the_manager_works_in_a_schema_of_its_own),
         case!(uuids_cannot_be_guessed),
         case!(a_definers_function_launches_for_its_owner_only),
+        case!(a_retry_does_not_lend_the_login_of_who_asks),
+        case!(jobs_in_a_superusers_login_are_not_stopped_by_others),
+        case!(what_one_may_not_see_looks_as_what_is_not_there),
         // Roles that change while their jobs wait.
         private_case!(jobs_of_a_dropped_role_fail),
         private_case!(jobs_of_a_role_that_may_not_log_in_fail),
@@ -313,6 +316,75 @@ fn uuids_cannot_be_guessed(db: &Db) {
     });
     assert!(varied.count() >= 6, "at least 48 random bits: {:?}", &batches[..5]);
     drain(&mut session);
+}
+
+/// RESET ROLE in the text of another leads to who has launched it, not to who has it run again.
+fn a_retry_does_not_lend_the_login_of_who_asks(db: &Db) {
+    let (bob, group) = (db.role("bob", "login"), db.role("app", ""));
+    let mut admin = db.session();
+    admin.run(&format!("grant {group} to {bob}"));
+    let mut session = db.client().user(&bob).connect();
+    let text = "reset role; select session_user";
+    let batch = Batch::launch(&mut session, &[&format!("{text}; alter role {bob} superuser")]);
+    assert_eq!(batch.finish(&mut session), ["failed"]);
+    session.run(&format!("set role {group}"));
+    let of_group =
+        Batch::launch(&mut session, &[&format!("{text}; select 1 / (count(*) - 1) from pg_class where false")]);
+    assert_eq!(of_group.finish(&mut session), ["succeeded"]);
+    let failing = Batch::launch(&mut session, &[&format!("{text}; select 1 / 0")]);
+    assert_eq!(failing.finish(&mut session), ["failed"]);
+    // The same login may, with the role that it had.
+    session.run(&format!("select * from public.pg_background_retry('{}')", failing.parent));
+    assert_eq!(failing.finish(&mut session), ["failed"]);
+    assert_eq!(failing.log(&mut session, 0, "sqlstate"), "22012");
+    for (role, batch, sqlstate) in [(&bob, &batch, "42501"), (&group, &failing, "28000")] {
+        admin.run(&format!("set role {role}"));
+        admin.run(&format!("select * from public.pg_background_retry('{}')", batch.parent));
+        assert_eq!(batch.finish(&mut admin), ["failed"]);
+        assert_eq!(batch.log(&mut admin, 0, "sqlstate"), sqlstate);
+        admin.run("reset role");
+    }
+    assert_eq!(admin.value(&format!("select rolsuper from pg_roles where rolname = '{bob}'")), "f");
+}
+
+/// As `pg_cancel_backend` looks at the role that a process has logged in as.
+fn jobs_in_a_superusers_login_are_not_stopped_by_others(db: &Db) {
+    let (app, operator) = (db.role("app", "login"), db.role("operator", "login"));
+    db.session().run(&format!("grant pg_signal_backend to {operator}"));
+    let mut admin = db.session();
+    let mut other = db.client().user(&operator).connect();
+    for (role, may) in [(format!("set session authorization {app}"), true), (format!("set role {app}"), false)] {
+        admin.run(&role);
+        let batch = Batch::launch(&mut admin, &["select pg_sleep(600)"]);
+        batch.wait_state(&mut admin, 0, "running");
+        let stop = format!("select now from public.pg_background_stop('{}')", batch.parent);
+        if may {
+            assert_eq!(other.rows(&stop), ["stopped"]);
+        } else {
+            assert_eq!(other.error(&stop).sqlstate(), "42704");
+            assert_eq!(admin.rows(&stop), ["stopped"]);
+            // Nor when it is in the log alone.
+            drain(&mut admin);
+            assert_eq!(other.error(&stop).sqlstate(), "42704");
+        }
+        admin.run("reset session authorization");
+    }
+}
+
+fn what_one_may_not_see_looks_as_what_is_not_there(db: &Db) {
+    let stranger = stranger(db, "stranger");
+    let mut session = db.session();
+    session.run(&format!("select pg_background_grant('{stranger}')"));
+    let batch = Batch::launch(&mut session, &["select pg_sleep(600)"]);
+    batch.wait_state(&mut session, 0, "running");
+    let epoch = batch.log(&mut session, 0, "epoch");
+    let state = |uuid: &str| format!("select * from public.pg_background_state('{uuid}', {epoch}, true)");
+    let mut other = db.client().user(&stranger).connect();
+    let of_nobody = other.rows(&state(crate::manager::NOBODY));
+    assert_eq!(other.rows(&state(&batch.children[0])), of_nobody);
+    session.run(&format!("select * from public.pg_background_stop('{}')", batch.parent));
+    drain(&mut session);
+    assert_eq!(other.rows(&state(&batch.children[0])), of_nobody);
 }
 
 fn a_definers_function_launches_for_its_owner_only(db: &Db) {

@@ -1,8 +1,9 @@
 //! That nothing which others create is taken for what the extension's own SQL means.
 
-use crate::manager::Batch;
+use crate::gate::{self, Gate};
+use crate::manager::{wait_at_gate, Batch};
 use crate::privileges::{assert_all, assert_none, stranger, MEMBERS};
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session, Stop};
+use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session, Stop};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -13,6 +14,7 @@ pub fn cases() -> Vec<Case> {
         case!(a_function_that_is_in_the_way_is_not_taken_over),
         private_case!(namesakes_of_the_extensions_functions_are_not_called),
         private_case!(objects_first_in_the_search_path_have_no_effect_on_what_a_crash_left),
+        private_case!(a_table_under_the_logs_name_is_not_written),
     ]
 }
 
@@ -297,4 +299,56 @@ fn objects_first_in_the_search_path_have_no_effect_on_what_a_crash_left() {
         ["stopped"]
     );
     assert_eq!(weak.rows("select * from public.pg_background_prune('1 hour')"), ["0"]);
+}
+
+/// Makes another log under the name of the first; whoever writes it makes `mallory` a superuser.
+const SWAP: &str = "alter schema bg rename to hidden; create schema bg; \
+    create table bg.pg_background_log (like hidden.pg_background_log); \
+    create function bg.spring() returns trigger language plpgsql as \
+    $f$ begin alter role mallory superuser; return null; end $f$; \
+    create trigger trap before insert or update or delete on bg.pg_background_log for each statement execute function bg.spring()";
+
+/// The owner of a schema may rename it at any moment, and need not be a superuser: of `public` it is the database's since 15.
+fn a_table_under_the_logs_name_is_not_written() {
+    let cluster = Cluster::start_new(&[]);
+    let mut session = cluster.session("postgres");
+    session.run(
+        "create role mallory login; grant create on database postgres to mallory; \
+         create schema bg authorization mallory; create extension pg_background_mgr schema bg; \
+         select bg.pg_background_grant('mallory'); grant usage on schema bg to public; \
+         grant select on bg.pg_background_log to mallory",
+    );
+    let mut mallory = cluster.client("postgres").user("mallory").connect();
+    let call = |session: &mut Session, schema: &str, job: &str| {
+        let launch = format!("select uuid_parent from {schema}.pg_background_launch_num(array[{}])", literal(job));
+        session.value(&launch)
+    };
+    let ended = |session: &mut Session, parent: &str| {
+        let query = format!("select status from hidden.pg_background_log where uuid_parent = '{parent}'");
+        wait_until("the final row", || session.rows(&query).iter().all(|state| state != "queued"));
+        session.value(&query)
+    };
+    let assert_no_superuser = |session: &mut Session| {
+        assert_eq!(session.value("select rolsuper from pg_roles where rolname = 'mallory'"), "f");
+    };
+    let undo = "drop schema bg cascade; alter schema hidden rename to bg";
+    // The job itself does it.
+    let parent = call(&mut mallory, "bg", SWAP);
+    wait_until("another log", || session.value("select count(*) from pg_namespace where nspname = 'hidden'") == "1");
+    assert_eq!(ended(&mut session, &parent), "succeeded");
+    assert_no_superuser(&mut session);
+    session.run(undo);
+    // Somebody does it while a job of somebody else runs, whose worker has written the log before.
+    let gate = Gate::close(cluster.session("postgres"));
+    let parent = call(&mut session, "bg", &format!("{}; select 1", gate::WAIT));
+    wait_at_gate(&mut session, 1);
+    mallory.run(SWAP);
+    gate.open();
+    assert_eq!(ended(&mut session, &parent), "succeeded");
+    assert_no_superuser(&mut session);
+    // What comes after it finds the extension where it is now.
+    let parent = call(&mut session, "hidden", "select 1 / 0");
+    assert_eq!(ended(&mut session, &parent), "failed");
+    assert_eq!(session.value("select hidden.pg_background_prune('0')"), "3");
+    assert_no_superuser(&mut session);
 }

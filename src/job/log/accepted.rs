@@ -3,7 +3,7 @@
 use super::{hold, table};
 use crate::ffi::typed_rows::Cell;
 use crate::ffi::{area, spi, transaction};
-use crate::job::registry::{self, JobView};
+use crate::job::registry::{self, JobView, Place};
 use crate::job::spool::Spooled;
 
 /// How many rows go into the log with one statement, and about how many bytes of text.
@@ -14,6 +14,7 @@ struct Batch<'a> {
     epoch: i64,
     uuid: [u8; 16],
     owner: u32,
+    login: u32,
     owner_name: &'a [u8],
     client: &'a [u8],
     name: Option<&'a [u8]>,
@@ -30,29 +31,28 @@ struct Job {
     attempts: u32,
 }
 
-/// Writes the rows of a batch; gives the transaction that did. Inside [`super::in_own_transaction`].
-pub fn record(uuid: [u8; 16]) -> u32 {
+/// Writes the rows of a batch; gives the transaction that did. Of its jobs none has been launched again: that is possible
+/// only when they are written. Inside [`super::in_own_transaction`].
+pub fn record(place: Place, uuid: &[u8; 16]) -> u32 {
     hold(true);
     let again = b"UPDATE SET status = 'queued', epoch = excluded.epoch, is_started = true, \
                   queued_at = excluded.queued_at, start_time_exec = NULL, end_time_exec = NULL, result = NULL, \
                   row_count = NULL, command_tag = NULL, sqlstate = NULL, message = NULL, detail = NULL, hint = NULL, \
                   context = NULL";
-    let mut jobs = area::read(|memory| registry::unrecorded(memory, &uuid)).into_iter().peekable();
-    // Some of its jobs may have been launched again since, as a batch of their own.
-    while let Some(first) = jobs.next() {
-        let number = first.batch.number;
-        let same = std::iter::from_fn(|| jobs.next_if(|job| job.batch.number == number));
+    let jobs = area::read(|memory| registry::jobs_of(memory, place, uuid));
+    if let Some(first) = jobs.first() {
         let JobView { batch, owner_name, client, batch_name, queued_at, .. } = first.clone();
         let batch = Batch {
             epoch: area::epoch(),
             uuid: batch.uuid,
             owner: batch.owner,
+            login: batch.login,
             owner_name: &owner_name,
             client: &client,
             name: batch_name.as_deref(),
             queued_at,
         };
-        let jobs = std::iter::once(first).chain(same).map(|job| Job {
+        let jobs = jobs.into_iter().map(|job| Job {
             uuid: job.uuid,
             name: job.name,
             query: job.query,
@@ -70,6 +70,7 @@ pub(super) fn recover(batch: &Spooled) {
         epoch: batch.epoch,
         uuid: batch.uuid,
         owner: batch.owner,
+        login: batch.login,
         owner_name: &batch.owner_name,
         client: &batch.client,
         name: batch.name.as_deref(),
@@ -90,13 +91,12 @@ fn insert(batch: &Batch, jobs: impl Iterator<Item = Job>, conflict: &[u8]) {
     let sql = [
         b"INSERT INTO ".as_slice(),
         &table(),
-        // Of several arrays, unnest is that of pg_catalog (parse_clause.c, `transformRangeFunction`).
-        b" (status, epoch, uuid_parent, owner, user_name, ip_client, batch_name, queued_at, uuid_child, name, query, \
-          options, attempts) \
-          SELECT 'queued', $1, $2, $3::pg_catalog.oid, $4::pg_catalog.name, $5::pg_catalog.inet, $6, $7, \
+        b" (status, epoch, uuid_parent, owner, login, user_name, ip_client, batch_name, queued_at, uuid_child, name, \
+          query, options, attempts) \
+          SELECT 'queued', $1, $2, $3::pg_catalog.oid, $4::pg_catalog.oid, $5::pg_catalog.name, $6::pg_catalog.inet, $7, $8, \
           j.uuid::pg_catalog.uuid, j.name, j.query, j.options::pg_catalog.jsonb, j.attempts::pg_catalog.int4 \
-          FROM ROWS FROM (pg_catalog.unnest($8), pg_catalog.unnest($9), pg_catalog.unnest($10), \
-          pg_catalog.unnest($11), pg_catalog.unnest($12)) AS j (uuid, name, query, options, attempts) \
+          FROM ROWS FROM (pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11), \
+          pg_catalog.unnest($12), pg_catalog.unnest($13)) AS j (uuid, name, query, options, attempts) \
           ON CONFLICT (uuid_child) DO ",
         conflict,
     ]
@@ -117,6 +117,7 @@ fn insert(batch: &Batch, jobs: impl Iterator<Item = Job>, conflict: &[u8]) {
             Cell::BigInt(batch.epoch),
             Cell::Uuid(batch.uuid),
             Cell::BigInt(batch.owner.into()),
+            Cell::BigInt(batch.login.into()),
             batch.owner_name.into(),
             batch.client.into(),
             batch.name.into(),

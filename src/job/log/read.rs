@@ -13,6 +13,8 @@ pub struct Known {
     pub uuid: [u8; 16],
     pub state: Vec<u8>,
     pub owner: u32,
+    /// Who launched it: not the owner if SET ROLE was active.
+    pub login: u32,
     pub pid: Option<i32>,
 }
 
@@ -29,7 +31,7 @@ pub fn states(uuid: &[u8; 16]) -> Vec<Known> {
             return Vec::new();
         }
         let sql = [
-            b"SELECT uuid_child, status, owner, pid, epoch FROM ".as_slice(),
+            b"SELECT uuid_child, status, owner, login, pid, epoch FROM ".as_slice(),
             &table(),
             b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1",
         ]
@@ -42,11 +44,12 @@ pub fn states(uuid: &[u8; 16]) -> Vec<Known> {
         .filter_map(|row| {
             let mut row = row.into_iter();
             let (uuid, state) = (parse_uuid(row.next()?)?, row.next()??);
-            let (owner, pid) = (number(row.next()?), row.next()?.map(|pid| number(Some(pid))));
+            let (owner, login) = (number(row.next()?), number(row.next()?));
+            let pid = row.next()?.map(|pid| number(Some(pid)));
             let epoch: i64 = number(row.next()?);
             let is_left = state == State::Queued.name().as_bytes() && epoch != area::epoch();
             let state = if is_left { left.state(epoch, &uuid) } else { state };
-            Some(Known { uuid, state, owner, pid })
+            Some(Known { uuid, state, owner, login, pid })
         })
         .collect();
     let known: HashSet<[u8; 16]> = states.iter().map(|known| known.uuid).collect();
@@ -54,7 +57,7 @@ pub fn states(uuid: &[u8; 16]) -> Vec<Known> {
         for job in batch.jobs.iter().filter(|job| *uuid == batch.uuid || *uuid == job.uuid) {
             if !known.contains(&job.uuid) {
                 let state = left.state(batch.epoch, &job.uuid);
-                states.push(Known { uuid: job.uuid, state, owner: batch.owner, pid: None });
+                states.push(Known { uuid: job.uuid, state, owner: batch.owner, login: batch.login, pid: None });
             }
         }
     }

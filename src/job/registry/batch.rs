@@ -168,6 +168,9 @@ pub fn open(memory: &mut Memory, place: Place) {
     }
     memory.get_mut::<Batch>(place).is_open = 1;
     link(memory, place);
+    // Who follows the uuid follows these jobs from now on.
+    let places: Vec<Place> = batches_of_uuid(memory, &uuid).collect();
+    places.into_iter().for_each(|place| watch::wake(memory, place));
 }
 
 /// Puts a batch behind those of its key that have queued jobs.

@@ -46,6 +46,10 @@ pub fn finish(memory: &mut Memory, index: usize, place: Place, job_index: u32, f
     let Some(own) = slots(memory).get(index).copied() else { return };
     leave_busy(memory, index, own);
     match finish {
+        // Who wanted it stopped came while its attempt was written down: there is none after it.
+        Finish::Again(_) if lists::job(memory, place, job_index).is_stopping != 0 => {
+            end(memory, place, job_index, State::Stopped, Some(&[]));
+        }
         Finish::Again(not_before) => push(memory, place, job_index, *not_before),
         Finish::Logged(state) => end(memory, place, job_index, *state, None),
         Finish::Unlogged(state, outcome) => end(memory, place, job_index, *state, Some(outcome)),
@@ -130,12 +134,12 @@ pub fn stop(memory: &mut Memory, place: Place, index: u32, role: &[u8]) -> State
         }
         State::Running => {
             let is_deaf = slots(memory).get((job.slot as usize).wrapping_sub(1)).is_none_or(|slot| slot.is_deaf != 0);
+            if job.is_stopping == 0 {
+                let stopper = stopper::number(memory, place, role);
+                let job = lists::job_mut(memory, place, index);
+                (job.is_stopping, job.reason, job.stopper) = (1, Reason::Cancelled as u8, stopper);
+            }
             if !is_deaf {
-                if job.is_stopping == 0 {
-                    let stopper = stopper::number(memory, place, role);
-                    let job = lists::job_mut(memory, place, index);
-                    (job.is_stopping, job.reason, job.stopper) = (1, Reason::Cancelled as u8, stopper);
-                }
                 // The worker leaves this state under the lock that is held here: the signal reaches this job, or none.
                 process::cancel(job.pid);
             }
@@ -170,7 +174,11 @@ pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
 }
 
 /// These final rows are written; none = it could not be done, and is to be tried again not before `retry_at`.
-pub fn written(memory: &mut Memory, place: Place, indexes: &[u32], retry_at: Option<i64>) {
+pub fn written(memory: &mut Memory, place: Place, uuid: &[u8; 16], indexes: &[u32], retry_at: Option<i64>) {
+    // It may have been forgotten with its database.
+    if !lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
+        return;
+    }
     for index in indexes {
         let job: &mut Job = lists::job_mut(memory, place, *index);
         job.is_logged = 2;
@@ -234,14 +242,16 @@ pub fn forget_database(memory: &mut Memory, database: u32) {
         for index in 0..memory.get::<Batch>(place).jobs {
             stop_if_queued(memory, place, index, Reason::Stopped);
         }
-        memory.get_mut::<Batch>(place).writer = 0;
+        let batch = memory.get_mut::<Batch>(place);
+        batch.writer = 0;
+        let uuid = batch.uuid;
         let unlogged: Vec<u32> = (0..memory.get::<Batch>(place).jobs)
             .filter(|index| {
                 let job = lists::job(memory, place, *index);
                 State::from_byte(job.state).is_final() && job.is_logged == 0
             })
             .collect();
-        written(memory, place, &unlogged, None);
+        written(memory, place, &uuid, &unlogged, None);
     }
 }
 

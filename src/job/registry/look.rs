@@ -1,6 +1,6 @@
 //! What others see of it.
 
-use super::record::{Batch, Job, Life, Place, Slot, State, AGAIN};
+use super::record::{Batch, Job, Key, Life, Place, Slot, State, AGAIN};
 use super::{lists, slots, stopper};
 use crate::ffi::area::Memory;
 use crate::ffi::session;
@@ -15,6 +15,8 @@ pub struct Header {
     pub uuid: [u8; 16],
     pub database: u32,
     pub owner: u32,
+    /// The role that its workers log in as.
+    pub login: u32,
     /// The transaction that wrote its first rows; none = they are not written.
     pub recorded_by: Option<u32>,
 }
@@ -62,6 +64,8 @@ pub struct JobView {
 pub struct Found {
     pub batch: Place,
     pub owner: u32,
+    /// The role that its worker logs in as.
+    pub login: u32,
     /// The job; none = the whole batch.
     pub job: Option<u32>,
 }
@@ -81,7 +85,7 @@ pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<Found> {
                 Some(Some(index).filter(|index| is_here(lists::job(memory, place, *index)))?)
             }
         };
-        Some(Found { batch: place, owner: record.owner, job })
+        Some(Found { batch: place, owner: record.owner, login: login(memory, record), job })
     });
     found.collect()
 }
@@ -102,12 +106,17 @@ pub fn of_batch(memory: &Memory, found: &Found) -> Vec<u32> {
     }
 }
 
-fn header(record: &Batch) -> Header {
+fn login(memory: &Memory, record: &Batch) -> u32 {
+    memory.get::<Key>(record.key).login
+}
+
+fn header(memory: &Memory, record: &Batch) -> Header {
     Header {
         number: record.number,
         uuid: record.uuid,
         database: record.database,
         owner: record.owner,
+        login: login(memory, record),
         recorded_by: (record.is_recorded != 0).then_some(record.recorded_by as u32),
     }
 }
@@ -115,7 +124,7 @@ fn header(record: &Batch) -> Header {
 /// All batches; `uuid` = only this one, or that of this job.
 pub fn headers(memory: &Memory, uuid: Option<&[u8; 16]>) -> Vec<Header> {
     let open = |place: &Place| memory.get::<Batch>(*place).is_open != 0;
-    let header = |place| header(memory.get::<Batch>(place));
+    let header = |place| header(memory, memory.get::<Batch>(place));
     match uuid {
         Some(uuid) => lists::batches_of_uuid(memory, uuid).filter(open).map(header).collect(),
         None => lists::batches(memory).filter(open).map(header).collect(),
@@ -155,10 +164,11 @@ pub fn snapshot(memory: &Memory, batches: &HashSet<u64>) -> Vec<JobView> {
     )
 }
 
-/// Everything of the jobs of this uuid's batches whose rows are not written.
-pub fn unrecorded(memory: &Memory, uuid: &[u8; 16]) -> Vec<JobView> {
-    let open = headers(memory, Some(uuid)).into_iter().filter(|batch| batch.recorded_by.is_none());
-    snapshot(memory, &open.map(|batch| batch.number).collect())
+/// Everything of the jobs of one batch; nothing if it was forgotten.
+pub fn jobs_of(memory: &Memory, place: Place, uuid: &[u8; 16]) -> Vec<JobView> {
+    let is_there = lists::batches_of_uuid(memory, uuid).any(|at| at == place);
+    let number = is_there.then(|| memory.get::<Batch>(place).number);
+    snapshot(memory, &number.into_iter().collect())
 }
 
 /// What the jobs of these batches are doing, by their uuids.
@@ -200,7 +210,7 @@ fn moment(memory: &Memory, place: Place, job: &Job, position: i64) -> Moment {
         attempts: job.attempts,
         pid: pid_of(job),
         queue_position: (state == State::Queued).then_some(position),
-        progress: progress_of(memory, job),
+        progress: progress_of(memory, memory.get::<Batch>(place), job),
         outcome: (job.outcome != 0).then(|| memory.slice(job.outcome, job.outcome_bytes as usize).to_vec()),
         reason: super::Reason::from_byte(job.reason),
         stopper: stopper::of_job(memory, place, job).map(|role| own_text(memory.get::<Batch>(place), role)),
@@ -210,7 +220,7 @@ fn moment(memory: &Memory, place: Place, job: &Job, position: i64) -> Moment {
 fn view(memory: &Memory, place: Place, record: &Batch, job: &Job, position: i64) -> JobView {
     let text = |text| lists::bytes(memory, place, text).map(|bytes| own_text(record, bytes));
     JobView {
-        batch: header(record),
+        batch: header(memory, record),
         uuid: lists::uuid_of(&record.uuid, job.ordinal),
         now: moment(memory, place, job, position),
         owner_name: text(record.owner_name).unwrap_or_default(),
@@ -253,10 +263,10 @@ pub struct Pulse {
 }
 
 /// What the job says of its progress.
-fn progress_of(memory: &Memory, job: &Job) -> Option<(i32, Vec<u8>)> {
+fn progress_of(memory: &Memory, record: &Batch, job: &Job) -> Option<(i32, Vec<u8>)> {
     let slot = slot_of(memory, job).filter(|slot| job.state == State::Running as u8 && slot.progress >= 0)?;
     let message = slot.message.get(..slot.message_bytes as usize).unwrap_or_default();
-    Some((slot.progress, message.to_vec()))
+    Some((slot.progress, own_text(record, message)))
 }
 
 /// A job, or the jobs of a batch, in their order.
@@ -272,7 +282,7 @@ pub fn pulses(memory: &Memory, uuid: &[u8; 16]) -> Vec<Pulse> {
                 attempts: job.attempts,
                 pid: pid_of(job),
                 is_logged: job.is_logged != 0,
-                progress: progress_of(memory, job),
+                progress: progress_of(memory, record, job),
             });
         }
     }

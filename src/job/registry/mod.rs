@@ -23,7 +23,7 @@ pub use direct::{close, give, has_errand, has_idle, has_job, join, offer, releas
 pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish};
 pub use lists::{ordinal_of, uuid_of};
 pub use look::{
-    find, headers, moments, of_batch, pulses, query_of, request, snapshot, unrecorded, uuid_of_job, Found, Header,
+    find, headers, jobs_of, moments, of_batch, pulses, query_of, request, snapshot, uuid_of_job, Found, Header,
     JobView, Moment, Pulse, RunningJob,
 };
 pub use queue::{begin, claim, is_recorded, recorded, undo, uuid, uuid_of_first, uuids, withdraw, Claim, Task};

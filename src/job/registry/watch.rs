@@ -18,19 +18,21 @@ pub struct Follower {
 /// whose uuid it is. False = there is no memory for that.
 pub fn watch(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
-    for place in places {
-        let Some(watcher) = memory.allocate(size_of::<Watcher>()) else { return false };
-        *memory.get_mut::<Watcher>(watcher) = Watcher {
-            next: memory.get::<Batch>(place).watchers,
-            process: process::own(),
-            is_listening: 1,
-            pid: follower.map_or(0, |follower| follower.pid),
-            ordinal: lists::ordinal_of(uuid),
-            is_follower: follower.is_some().into(),
-            is_worker: follower.is_some_and(|follower| follower.is_worker).into(),
-        };
-        memory.get_mut::<Batch>(place).watchers = watcher;
-    }
+    places.into_iter().all(|place| hang(memory, place, uuid, follower))
+}
+
+fn hang(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
+    let Some(watcher) = memory.allocate(size_of::<Watcher>()) else { return false };
+    *memory.get_mut::<Watcher>(watcher) = Watcher {
+        next: memory.get::<Batch>(place).watchers,
+        process: process::own(),
+        is_listening: 1,
+        pid: follower.map_or(0, |follower| follower.pid),
+        ordinal: lists::ordinal_of(uuid),
+        is_follower: follower.is_some().into(),
+        is_worker: follower.is_some_and(|follower| follower.is_worker).into(),
+    };
+    memory.get_mut::<Batch>(place).watchers = watcher;
     true
 }
 
@@ -75,20 +77,24 @@ pub(super) fn forget(memory: &mut Memory, place: Place) {
     }
 }
 
-/// The next change wakes this process again.
-pub fn listen(memory: &mut Memory, uuid: &[u8; 16]) {
+/// The next change wakes this process again, also one of jobs that were launched again since, as a batch of their own.
+/// `follower` as for [`watch`]. False = there is no memory for that.
+pub fn listen(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
     let own = process::own();
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
-    for place in places {
+    places.into_iter().all(|place| {
+        let mut is_watched = false;
         let mut at = memory.get::<Batch>(place).watchers;
         while at != 0 {
             let watcher = memory.get_mut::<Watcher>(at);
             if watcher.process == own {
                 watcher.is_listening = 1;
+                is_watched = true;
             }
             at = watcher.next;
         }
-    }
+        is_watched || hang(memory, place, uuid, follower)
+    })
 }
 
 /// Wakes all that watch a batch and have looked since they were woken.

@@ -76,20 +76,32 @@ fn new_uuid() -> [u8; 16] {
     uuid
 }
 
+/// Whose jobs they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// The role whose rights they have.
+    pub owner: u32,
+    /// The role that launched them, and may have done so after SET ROLE.
+    pub login: u32,
+}
+
+/// `run_as` = not as the caller: what the first launch was.
 pub(super) fn accept(
     uuid: [u8; 16],
     spec: &BatchSpec,
     jobs: &[NewJob],
     may_wait: bool,
-    run_as: Option<u32>,
+    run_as: Option<Identity>,
 ) -> Result<(), Error> {
     if transaction::in_recovery() {
         return Err(Error::InRecovery);
     }
     let mut request = crate::session::request()?;
-    let owner = run_as.unwrap_or_else(role::current);
-    if owner != role::current() {
+    let current = Identity { owner: role::current(), login: request.login };
+    let Identity { owner, .. } = run_as.unwrap_or(current);
+    if run_as.is_some_and(|wanted| wanted != current) {
         // Whoever asks for it: a job has the rights of its owner, and what the asking session has set is not the owner's.
+        // Nor is the asking session's login: RESET ROLE leads to it.
         request = Request { login: owner, role: None, settings: Vec::new(), libraries: None, ..request };
     }
     if crate::guc::cap() == 0 {
@@ -121,6 +133,7 @@ pub(super) fn accept(
         database,
         uuid,
         owner,
+        login,
         owner_name: owner_name.clone(),
         client: client.clone(),
         name: spec.name.clone(),

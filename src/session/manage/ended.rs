@@ -1,6 +1,6 @@
 //! Jobs that have ended: launching them again, and deleting what is kept of them.
 
-use super::accept::accept;
+use super::accept::{accept, Identity};
 use super::follow::{wait_for_rows, watched};
 use super::look::pulses;
 use super::{format_uuid, no_such_job};
@@ -39,7 +39,7 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         .map(|known| known.uuid)
         .collect();
     // The jobs of a batch have one owner.
-    let owner = own.first().map(|known| known.owner);
+    let run_as = own.first().map(|known| Identity { owner: known.owner, login: known.login });
     let rows = log::to_repeat(&wanted);
     let manners: Vec<(BatchSpec, JobSpec)> =
         rows.iter().map(|row| BatchSpec::from_kept(row.options.as_deref())).collect::<Result<_, Error>>()?;
@@ -60,7 +60,7 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         return Err(Error::NothingToRetry(Text::new(&format_uuid(uuid))));
     };
     let spec = BatchSpec { name: row.batch_name.clone(), ..spec.clone() };
-    accept(registry::uuid_of(uuid, 0), &spec, &jobs, true, owner)?;
+    accept(registry::uuid_of(uuid, 0), &spec, &jobs, true, run_as)?;
     Ok(rows.iter().map(|row| row.uuid).collect())
 }
 

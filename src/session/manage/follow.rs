@@ -35,6 +35,9 @@ pub(super) struct Watch<'a> {
     /// When it has looked last, and when it looks again, at the earliest.
     looked: Instant,
     next: Instant,
+    follower: Option<Follower>,
+    /// Every change wakes this process; false = there was no memory for that.
+    is_heard: bool,
 }
 
 impl Watch<'_> {
@@ -48,14 +51,14 @@ impl Watch<'_> {
             latch::wait(Some(pause));
         }
         self.looked = Instant::now();
-        area::write(|memory| registry::listen(memory, self.uuid));
+        self.is_heard = area::write(|memory| registry::listen(memory, self.uuid, self.follower));
         area::read(|memory| registry::pulses(memory, self.uuid))
     }
 
     /// Waits for a change since the last look.
     pub(super) fn wait(&mut self, timeout: Option<Duration>) {
         self.next = Instant::now() + PAUSE * self.looked.elapsed();
-        latch::wait(timeout);
+        latch::wait(if self.is_heard { timeout } else { Some(timeout.unwrap_or(RETRY).min(RETRY)) });
     }
 }
 
@@ -84,7 +87,7 @@ fn watched_as<T>(
         return Err(Error::SharedMemory);
     }
     let now = Instant::now();
-    let mut watch = Watch { uuid, looked: now, next: now };
+    let mut watch = Watch { uuid, looked: now, next: now, follower, is_heard: true };
     let outcome = report::on_error(|| body(&mut watch), done);
     done();
     outcome
@@ -121,7 +124,7 @@ pub struct Following {
 /// [`Error::NoSuchJob`] (42704), [`Error::Stuck`] (53000), [`Error::Deadlock`] (40P01), [`Error::FollowsItself`] (55000).
 pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
     if pulses(uuid, rights_on).is_empty() {
-        return match logged_states(uuid, rights_on).is_empty() {
+        return match logged_states(uuid, |known| rights_on(known.owner)).is_empty() {
             true => Err(no_such_job(uuid)),
             false => Ok(()),
         };

@@ -161,9 +161,10 @@ pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Er
     Ok(())
 }
 
-/// Is the end of a job in the log, as things are now? What is gone from there has ended, too.
+/// Is the end of a job in the log, as things are now? What is gone from there has ended, too, and what the caller may not see
+/// looks no other.
 pub fn has_ended(uuid: &[u8; 16]) -> bool {
-    logged_states(uuid, |_| true).iter().all(|(_, state)| state != b"queued" && state != b"lost")
+    logged_states(uuid, |known| rights_on(known.owner)).iter().all(|(_, state)| state != b"queued" && state != b"lost")
 }
 
 /// Batches of this database that a server accepted that has died since, as far as the caller may see them.
@@ -172,7 +173,7 @@ pub fn left_behind() -> Vec<Spooled> {
     left.into_iter().filter(|batch| rights_on(batch.owner)).collect()
 }
 
-/// Jobs of a uuid that are in the log, and their states there, as things are now; those of owners that `may` lets pass.
-pub(super) fn logged_states(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<([u8; 16], Vec<u8>)> {
-    log::states(uuid).into_iter().filter(|known| may(known.owner)).map(|known| (known.uuid, known.state)).collect()
+/// Jobs of a uuid that are in the log, and their states there, as things are now; those that `may` lets pass.
+pub(super) fn logged_states(uuid: &[u8; 16], may: impl Fn(&log::Known) -> bool) -> Vec<([u8; 16], Vec<u8>)> {
+    log::states(uuid).into_iter().filter(&may).map(|known| (known.uuid, known.state)).collect()
 }

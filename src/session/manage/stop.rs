@@ -10,10 +10,11 @@ use crate::job::registry::{self, Found, Pulse, State};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-/// May the caller stop jobs of this owner? (signalfuncs.c, `pg_signal_backend`)
-fn may_stop(owner: u32) -> bool {
+/// May the caller stop jobs of this owner, in a worker that has logged in as `login`? (signalfuncs.c, `pg_signal_backend`)
+fn may_stop(owner: u32, login: u32) -> bool {
     let current = role::current();
-    role::has_rights_of(current, owner) || role::signals_backends(current) && !role::is_superuser(owner)
+    let is_of_superuser = || role::is_superuser(owner) || role::is_superuser(login);
+    role::has_rights_of(current, owner) || role::signals_backends(current) && !is_of_superuser()
 }
 
 /// What became of a job that was to be stopped.
@@ -30,9 +31,11 @@ pub struct Stopped {
 /// # Errors
 /// [`Error::NoSuchJob`] (42704), also for those of others.
 pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
-    let in_log = logged_states(uuid, may_stop);
-    let found: Vec<Found> =
-        area::read(|memory| registry::find(memory, uuid)).into_iter().filter(|found| may_stop(found.owner)).collect();
+    let in_log = logged_states(uuid, |known| may_stop(known.owner, known.login));
+    let found: Vec<Found> = area::read(|memory| registry::find(memory, uuid))
+        .into_iter()
+        .filter(|found| may_stop(found.owner, found.login))
+        .collect();
     if found.is_empty() && in_log.is_empty() {
         return Err(no_such_job(uuid));
     }

@@ -48,6 +48,21 @@ fn decide(state: State, outcome: &Outcome) {
     DECIDED.set(Some(Decided { state, outcome: outcome.clone(), commits: None }));
 }
 
+/// Of a job that failed. Whoever reads the log reads all of it: no text is longer than so many bytes.
+pub fn failed(report: &Report) -> Outcome {
+    const TEXT_BYTES: usize = 64 * 1024;
+    let clip = |text: Option<Vec<u8>>| text.map(|text| session::clip(&text, TEXT_BYTES).to_vec());
+    let Outcome { message, detail, hint, context, .. } = Outcome::failed(report);
+    let texts = Outcome {
+        message: clip(message),
+        detail: clip(detail),
+        hint: clip(hint),
+        context: clip(context),
+        ..Outcome::default()
+    };
+    Outcome { sqlstate: report.sqlstate, ..texts }
+}
+
 /// How the job ended, if a transaction decides it and was committed.
 pub fn take_decided() -> Option<(State, Outcome)> {
     let decided = DECIDED.with_borrow_mut(Option::take)?;
@@ -219,13 +234,13 @@ impl Worker {
                 ..Outcome::default()
             }
         } else {
-            Outcome::failed(&located(failure.report))
+            failed(&located(failure.report))
         };
         if state == State::Failed && job.attempt < job.max_attempts {
             if is_recorded {
                 self.write(&final_row(State::Queued, None, outcome), false);
             }
-            let not_before = process::now() + job.retry_delay * 1000;
+            let not_before = process::now().saturating_add(job.retry_delay.saturating_mul(1000));
             area::write(|memory| registry::finish(memory, self.index, batch, index, &Finish::Again(not_before)));
             return interrupt::end_job();
         }
@@ -269,7 +284,7 @@ impl Worker {
         let (uuid, first) =
             area::read(|memory| (registry::uuid(memory, place), registry::uuid_of_first(memory, place)));
         let recorded = if self.is_clean || self.reset() {
-            log::in_own_transaction(true, || log::find().then(|| log::record(uuid))).ok().flatten()
+            log::in_own_transaction(true, || log::find().then(|| log::record(place, &uuid))).ok().flatten()
         } else {
             None
         };
@@ -288,7 +303,7 @@ impl Worker {
         if !area::read(|memory| registry::is_recorded(memory, place)) {
             return self.record(place);
         }
-        let ended = area::read(|memory| registry::ended(memory, place));
+        let (uuid, ended) = area::read(|memory| (registry::uuid(memory, place), registry::ended(memory, place)));
         let rows: Vec<FinalRow> = ended.iter().map(log::row_of).collect();
         let written =
             (self.is_clean || self.reset()) && log::in_own_transaction(true, || log::write_rows(&rows)).is_ok();
@@ -301,6 +316,6 @@ impl Worker {
             begun.for_each(|ended| note::remove(epoch, self.database, &ended.uuid));
         }
         let retry_at = (!written).then(|| process::now() + LOG_RETRY);
-        area::write(|memory| registry::written(memory, place, &indexes, retry_at));
+        area::write(|memory| registry::written(memory, place, &uuid, &indexes, retry_at));
     }
 }
