@@ -69,7 +69,7 @@ COMMENT ON FUNCTION pg_background_live(pg_catalog.bool, pg_catalog.bool) IS
 CREATE FUNCTION pg_background_spooled()
 RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, owner pg_catalog.int8, user_name pg_catalog.text,
     ip_client pg_catalog.text, batch_name pg_catalog.text, name pg_catalog.text, query pg_catalog.text,
-    queued_at pg_catalog.timestamptz, epoch pg_catalog.int8, options pg_catalog.text)
+    queued_at pg_catalog.timestamptz, epoch pg_catalog.int8, options pg_catalog.text, attempts pg_catalog.int4)
 AS 'MODULE_PATHNAME', 'pg_background_spooled'
 LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10;
 
@@ -97,7 +97,13 @@ COMMENT ON FUNCTION pg_background_state(pg_catalog.uuid, pg_catalog.int8, pg_cat
 -- NOT IN is a hash table whatever the planner guesses; a join may be a loop when the statistics are from before.
 
 CREATE VIEW pg_background_all_jobs WITH (security_barrier) AS
-WITH unrecorded AS MATERIALIZED (SELECT * FROM pg_background_live(true, false))
+WITH unrecorded AS MATERIALIZED (SELECT * FROM pg_background_live(true, false)),
+spooled AS MATERIALIZED (
+    SELECT v.*
+    FROM pg_background_spooled() AS v
+    WHERE v.uuid_child NOT IN (SELECT u.uuid_child FROM unrecorded AS u)
+        AND NOT EXISTS (SELECT FROM pg_background_log AS l WHERE l.uuid_child = v.uuid_child AND l.queued_at >= v.queued_at)
+)
 SELECT l.id, l.pid, l.status, l.ip_client, l.user_name, l.uuid_parent, l.uuid_child, l.query, l.result,
     l.start_time_exec, l.end_time_exec, l.name, l.batch_name, l.queued_at, l.attempts, l.row_count, l.command_tag,
     l.sqlstate, l.message, l.detail, l.hint, l.context, l.epoch, NULL::pg_catalog.int8 AS queue_position,
@@ -106,6 +112,7 @@ FROM pg_background_log AS l
 WHERE l.status <> 'queued'
     AND (pg_catalog.pg_has_role(l.owner, 'USAGE') OR pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'))
     AND l.uuid_child NOT IN (SELECT u.uuid_child FROM unrecorded AS u)
+    AND l.uuid_child NOT IN (SELECT v.uuid_child FROM spooled AS v)
 UNION ALL
 SELECT l.id, s.pid, s.status, l.ip_client, l.user_name, l.uuid_parent, l.uuid_child, l.query, s.result,
     s.start_time_exec, s.end_time_exec, l.name, l.batch_name, l.queued_at, COALESCE(s.attempts, l.attempts), s.row_count,
@@ -115,6 +122,7 @@ FROM pg_background_log AS l, LATERAL pg_background_state(l.uuid_child, l.epoch, 
 WHERE l.status = 'queued'
     AND (pg_catalog.pg_has_role(l.owner, 'USAGE') OR pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'))
     AND l.uuid_child NOT IN (SELECT u.uuid_child FROM unrecorded AS u)
+    AND l.uuid_child NOT IN (SELECT v.uuid_child FROM spooled AS v)
 UNION ALL
 SELECT NULL, u.pid, u.status, u.ip_client::pg_catalog.inet, u.user_name::pg_catalog.name, u.uuid_parent, u.uuid_child,
     u.query, u.result, u.start_time_exec, u.end_time_exec, u.name, u.batch_name, u.queued_at, u.attempts, u.row_count,
@@ -124,11 +132,10 @@ FROM unrecorded AS u
 WHERE u.database = (SELECT d.oid::pg_catalog.int8 FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())
 UNION ALL
 SELECT NULL, s.pid, s.status, v.ip_client::pg_catalog.inet, v.user_name::pg_catalog.name, v.uuid_parent, v.uuid_child,
-    v.query, s.result, s.start_time_exec, s.end_time_exec, v.name, v.batch_name, v.queued_at, COALESCE(s.attempts, 0),
+    v.query, s.result, s.start_time_exec, s.end_time_exec, v.name, v.batch_name, v.queued_at, COALESCE(s.attempts, v.attempts),
     s.row_count, s.command_tag, s.sqlstate, s.message, s.detail, s.hint, s.context, v.epoch, s.queue_position, s.progress,
     s.progress_message
-FROM pg_background_spooled() AS v, LATERAL pg_background_state(v.uuid_child, v.epoch, false) AS s
-WHERE NOT EXISTS (SELECT FROM pg_background_log AS l WHERE l.uuid_child = v.uuid_child);
+FROM spooled AS v, LATERAL pg_background_state(v.uuid_child, v.epoch, false) AS s;
 
 COMMENT ON VIEW pg_background_all_jobs IS
 'Jobs of this database, as the log and the registry have them together. For the other views.';

@@ -100,6 +100,8 @@ pub enum Error {
     SharedMemory,
     #[error("could not start {wanted} background jobs at once")]
     TooFewWorkers { wanted: usize, free: usize },
+    #[error("could not start {wanted} background jobs at once")]
+    FewerAllowed { wanted: usize, allowed: usize },
     #[error("no background workers are available to pg_background_mgr")]
     NoWorkers,
     #[error("cannot launch background jobs during recovery")]
@@ -191,7 +193,7 @@ impl Error {
         sqlstate(match self {
             QueueFull { .. } => b"53400",
             SharedMemory => b"53200",
-            TooFewWorkers { .. } | NoWorkers | Stuck => b"53000",
+            TooFewWorkers { .. } | FewerAllowed { .. } | NoWorkers | Stuck => b"53000",
             InRecovery => b"25006",
             NotCommitted | NothingToRetry(_) | FollowsItself | ForeignRelation(_) => b"55000",
             Spooled(_) => b"58030",
@@ -233,6 +235,7 @@ impl Error {
                 format!("The jobs need {wanted} bytes, and {free} of {limit} are free.")
             }
             Error::TooFewWorkers { free, .. } => format!("{free} workers are free."),
+            Error::FewerAllowed { allowed, .. } => format!("The options allow the batch {allowed} workers."),
             Error::TooManyQueries => format!("It may have {MAX_PIECES}."),
             Error::BadValue { wanted, .. } => wanted.to_string(),
             Error::TooDeep => format!("Jobs may launch jobs {MAX_NESTING} levels deep."),
@@ -249,7 +252,9 @@ impl Error {
                 Error::QueueFull { .. } => {
                     "Wait until jobs have ended, or increase pg_background_mgr.queue_memory_limit."
                 }
-                Error::TooFewWorkers { .. } => "With p_monitor true, jobs wait in a queue until workers are free.",
+                Error::TooFewWorkers { .. } | Error::FewerAllowed { .. } => {
+                    "With p_monitor true, jobs wait in a queue until workers are free."
+                }
                 Error::NoWorkers => {
                     "Increase max_worker_processes or pg_background_mgr.max_workers, or decrease \
                      pg_background_mgr.reserved_workers."

@@ -77,6 +77,7 @@ fn spooled(call: &Call) -> Result<Value, Error> {
                 Cell::Timestamp(batch.queued_at),
                 Cell::BigInt(batch.epoch),
                 job.options.clone().into(),
+                Cell::Int(job.attempts as i32),
             ])?;
         }
     }

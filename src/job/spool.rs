@@ -8,6 +8,7 @@ use crate::ffi::file;
 use crate::protocol::{decode, to_bytes};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -22,6 +23,8 @@ pub struct SpooledJob {
     pub query: Vec<u8>,
     /// How it is run: a JSON object.
     pub options: Option<Vec<u8>>,
+    /// Attempts of launches before this one.
+    pub attempts: u32,
 }
 
 /// A batch in a file.
@@ -71,9 +74,19 @@ pub fn remove(epoch: i64, database: u32, first: &[u8; 16]) {
     let _ = fs::remove_file(path(epoch, database, first, BATCH));
 }
 
-/// Batches of this database that a server accepted that has died since.
+/// Batches of this database that a server accepted that has died since, oldest first.
 pub fn left_behind(epoch: i64, database: u32) -> Vec<Spooled> {
-    files_left(epoch, database, BATCH)
+    let mut left: Vec<Spooled> = files_left(epoch, database, BATCH);
+    left.sort_by_key(|batch| batch.queued_at);
+    left
+}
+
+/// The same, with each job only in the last of its launches.
+pub fn launches_left(epoch: i64, database: u32) -> Vec<Spooled> {
+    let mut left = left_behind(epoch, database);
+    let mut seen = HashSet::new();
+    left.iter_mut().rev().for_each(|batch| batch.jobs.retain(|job| seen.insert(job.uuid)));
+    left
 }
 
 /// The files of a kind for this database, of servers that have died since.

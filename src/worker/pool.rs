@@ -209,7 +209,7 @@ impl Worker {
         match found {
             Ok(true) => {}
             Ok(false) => {
-                area::write(|memory| registry::forget_database(memory, self.database));
+                area::write(|memory| registry::forget_database(memory, self.database, self.index));
                 return false;
             }
             Err(captured) => {

@@ -111,6 +111,8 @@ mod manager_views;
 mod manager_stop;
 // Running jobs again.
 mod manager_retry;
+// Jobs that are run again, and what happens meanwhile.
+mod manager_again;
 // Who sees and does what, also when that changes while jobs wait.
 mod manager_rights;
 // One server for all: fair turns, full queues, what goes away under its jobs.
@@ -174,6 +176,7 @@ fn main() -> ExitCode {
         manager_views::cases(),
         manager_stop::cases(),
         manager_retry::cases(),
+        manager_again::cases(),
         manager_cap::cases(),
         manager_rights::cases(),
         manager_server::cases(),

@@ -35,10 +35,6 @@ struct Job {
 /// only when they are written. Inside [`super::in_own_transaction`].
 pub fn record(place: Place, uuid: &[u8; 16]) -> u32 {
     hold(true);
-    let again = b"UPDATE SET status = 'queued', epoch = excluded.epoch, is_started = true, \
-                  queued_at = excluded.queued_at, start_time_exec = NULL, end_time_exec = NULL, result = NULL, \
-                  row_count = NULL, command_tag = NULL, sqlstate = NULL, message = NULL, detail = NULL, hint = NULL, \
-                  context = NULL";
     let jobs = area::read(|memory| registry::jobs_of(memory, place, uuid));
     if let Some(first) = jobs.first() {
         let JobView { batch, owner_name, client, batch_name, queued_at, .. } = first.clone();
@@ -59,12 +55,13 @@ pub fn record(place: Place, uuid: &[u8; 16]) -> u32 {
             options: job.manner.to_options(),
             attempts: job.now.attempts,
         });
-        insert(&batch, jobs, again);
+        insert(&batch, jobs, "");
     }
     transaction::current_id()
 }
 
-/// Writes the rows of a batch that a server accepted that has died, unless they are there.
+/// Writes the rows of a batch that a server accepted that has died, unless they are there: those of this launch or of one
+/// after it.
 pub(super) fn recover(batch: &Spooled) {
     let head = Batch {
         epoch: batch.epoch,
@@ -81,24 +78,27 @@ pub(super) fn recover(batch: &Spooled) {
         name: job.name.clone(),
         query: job.query.clone(),
         options: job.options.clone(),
-        attempts: 0,
+        attempts: job.attempts,
     });
-    insert(&head, jobs, b"NOTHING");
+    insert(&head, jobs, " WHERE l.queued_at OPERATOR(pg_catalog.<) excluded.queued_at");
 }
 
-/// `conflict`: what is done with a job that has a row.
-fn insert(batch: &Batch, jobs: impl Iterator<Item = Job>, conflict: &[u8]) {
+/// A job that was launched before has a row, which is that of this launch from now on; `which`: of some only.
+fn insert(batch: &Batch, jobs: impl Iterator<Item = Job>, which: &str) {
     let sql = [
         b"INSERT INTO ".as_slice(),
         &table(),
-        b" (status, epoch, uuid_parent, owner, login, user_name, ip_client, batch_name, queued_at, uuid_child, name, \
+        b" AS l (status, epoch, uuid_parent, owner, login, user_name, ip_client, batch_name, queued_at, uuid_child, name, \
           query, options, attempts) \
           SELECT 'queued', $1, $2, $3::pg_catalog.oid, $4::pg_catalog.oid, $5::pg_catalog.name, $6::pg_catalog.inet, $7, $8, \
           j.uuid::pg_catalog.uuid, j.name, j.query, j.options::pg_catalog.jsonb, j.attempts::pg_catalog.int4 \
           FROM ROWS FROM (pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11), \
           pg_catalog.unnest($12), pg_catalog.unnest($13)) AS j (uuid, name, query, options, attempts) \
-          ON CONFLICT (uuid_child) DO ",
-        conflict,
+          ON CONFLICT (uuid_child) DO UPDATE SET status = 'queued', epoch = excluded.epoch, login = excluded.login, \
+          is_started = false, queued_at = excluded.queued_at, attempts = excluded.attempts, start_time_exec = NULL, \
+          end_time_exec = NULL, result = NULL, row_count = NULL, command_tag = NULL, sqlstate = NULL, message = NULL, \
+          detail = NULL, hint = NULL, context = NULL",
+        which.as_bytes(),
     ]
     .concat();
     let mut jobs = jobs.peekable();

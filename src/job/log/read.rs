@@ -1,6 +1,7 @@
 //! What the log says of jobs, as things are now.
 
 use super::{find, number, parse_uuid, relation, table};
+use crate::error::Error;
 use crate::ffi::typed_rows::Cell;
 use crate::ffi::{area, lock, role, session, spi, transaction};
 use crate::job::note::{self, Note};
@@ -23,22 +24,28 @@ pub fn is_readable() -> bool {
     find() && lock::try_to_read(&table())
 }
 
-/// A job, or the jobs of a batch, as the log has them now. Lost ones are told from those that wait. None if the log
-/// cannot be read.
-pub fn states(uuid: &[u8; 16]) -> Vec<Known> {
+/// A job, or the jobs of a batch, as the log has them now. Lost ones are told from those that wait.
+///
+/// # Errors
+/// [`Error::LogLocked`] (55P03): somebody has the log for himself.
+pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
     let rows = role::as_cluster_owner(|| {
         if !is_readable() {
-            return Vec::new();
+            return None;
         }
         let sql = [
-            b"SELECT uuid_child, status, owner, login, pid, epoch FROM ".as_slice(),
+            b"SELECT uuid_child, status, owner, login, pid, epoch, ",
+            QUEUED_AT,
+            b" FROM ".as_slice(),
             &table(),
             b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1",
         ]
         .concat();
-        spi::query(&sql, &[Cell::Uuid(*uuid)], true)
+        Some(spi::query(&sql, &[Cell::Uuid(*uuid)], true))
     });
+    let rows = rows.ok_or(Error::LogLocked)?;
     let mut left = Left::default();
+    let mut launches = HashMap::new();
     let mut states: Vec<Known> = rows
         .into_iter()
         .filter_map(|row| {
@@ -46,28 +53,39 @@ pub fn states(uuid: &[u8; 16]) -> Vec<Known> {
             let (uuid, state) = (parse_uuid(row.next()?)?, row.next()??);
             let (owner, login) = (number(row.next()?), number(row.next()?));
             let pid = row.next()?.map(|pid| number(Some(pid)));
-            let epoch: i64 = number(row.next()?);
+            let (epoch, queued_at): (i64, i64) = (number(row.next()?), number(row.next()?));
+            launches.insert(uuid, queued_at);
             let is_left = state == State::Queued.name().as_bytes() && epoch != area::epoch();
             let state = if is_left { left.state(epoch, &uuid) } else { state };
             Some(Known { uuid, state, owner, login, pid })
         })
         .collect();
-    let known: HashSet<[u8; 16]> = states.iter().map(|known| known.uuid).collect();
     for batch in spooled() {
         for job in batch.jobs.iter().filter(|job| *uuid == batch.uuid || *uuid == job.uuid) {
-            if !known.contains(&job.uuid) {
+            if is_last(&launches, &job.uuid, batch.queued_at) {
+                states.retain(|known| known.uuid != job.uuid);
                 let state = left.state(batch.epoch, &job.uuid);
                 states.push(Known { uuid: job.uuid, state, owner: batch.owner, login: batch.login, pid: None });
             }
         }
     }
     states.sort_by_key(|known| known.uuid);
-    states
+    Ok(states)
+}
+
+/// When a job was queued, in microseconds since 2000-01-01 00:00 UTC: the server counts so, but gives seconds since 1970.
+const QUEUED_AT: &[u8] = b"pg_catalog.round((pg_catalog.date_part('epoch'::pg_catalog.text, queued_at) \
+     OPERATOR(pg_catalog.-) 946684800::pg_catalog.float8) OPERATOR(pg_catalog.*) 1000000::pg_catalog.float8)\
+     ::pg_catalog.int8";
+
+/// Is a launch in a file later than the one in the log, by job?
+fn is_last(logged: &HashMap<[u8; 16], i64>, job: &[u8; 16], queued_at: i64) -> bool {
+    logged.get(job).is_none_or(|logged| *logged < queued_at)
 }
 
 /// Batches of this database that are not in the log, for the server that accepted them has died.
 fn spooled() -> Vec<Spooled> {
-    spool::left_behind(area::epoch(), session::database())
+    spool::launches_left(area::epoch(), session::database())
 }
 
 /// Jobs that a server which has died left behind.
@@ -133,22 +151,34 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
         })
         .collect();
     let wanted: HashSet<&[u8; 16]> = jobs.iter().collect();
-    let mut left: Vec<Repeat> = Vec::new();
+    let mut left = Vec::new();
     for batch in spooled() {
         let jobs = batch.jobs.into_iter().filter(|job| wanted.contains(&job.uuid));
-        left.extend(jobs.map(|job| Repeat {
-            uuid: job.uuid,
-            query: job.query,
-            name: job.name,
-            attempts: 0,
-            batch_name: batch.name.clone(),
-            options: job.options,
+        left.extend(jobs.map(|job| (batch.queued_at, job)).map(|(queued_at, job)| {
+            (
+                queued_at,
+                Repeat {
+                    uuid: job.uuid,
+                    query: job.query,
+                    name: job.name,
+                    attempts: job.attempts,
+                    batch_name: batch.name.clone(),
+                    options: job.options,
+                },
+            )
         }));
     }
     if !left.is_empty() {
-        let rows = query(b"uuid_child", b"").into_iter();
-        let known: HashSet<[u8; 16]> = rows.filter_map(|row| parse_uuid(row.into_iter().next()?)).collect();
-        found.extend(left.into_iter().filter(|job| !known.contains(&job.uuid)));
+        let rows = query(&[b"uuid_child, ".as_slice(), QUEUED_AT].concat(), b"").into_iter();
+        let launch = |row: spi::Row| {
+            let mut row = row.into_iter();
+            Some((parse_uuid(row.next()?)?, number(row.next()?)))
+        };
+        let logged: HashMap<[u8; 16], i64> = rows.filter_map(launch).collect();
+        for (_, job) in left.into_iter().filter(|(queued_at, job)| is_last(&logged, &job.uuid, *queued_at)) {
+            found.retain(|found| found.uuid != job.uuid);
+            found.push(job);
+        }
     }
     found.sort_by_key(|job| job.uuid);
     found

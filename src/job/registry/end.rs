@@ -73,24 +73,22 @@ fn leave_busy(memory: &mut Memory, index: usize, own: Slot) {
 
 /// A job has come to its end. None = its final row is written; nothing in it = the job's record says why.
 fn end(memory: &mut Memory, place: Place, index: u32, state: State, outcome: Option<&[u8]>) {
-    let kept = outcome.filter(|bytes| !bytes.is_empty()).and_then(|bytes| {
-        let at = memory.allocate(bytes.len())?;
-        memory.slice_mut::<u8>(at, bytes.len()).copy_from_slice(bytes);
-        Some((at, bytes.len()))
-    });
     let job = lists::job_mut(memory, place, index);
     job.state = state as u8;
     job.slot = 0;
     job.ended = process::now();
     job.is_logged = u8::from(outcome.is_none());
-    if let Some((at, length)) = kept {
-        job.outcome = at;
-        job.outcome_bytes = length as u64;
-    }
     let batch = memory.get_mut::<Batch>(place);
     match outcome {
         None => batch.logged += 1,
         Some(_) => batch::count_unlogged(memory, place, 1),
+    }
+    // Last: the server raises when it has no more segments, and the job has ended all the same.
+    let Some(bytes) = outcome.filter(|bytes| !bytes.is_empty()) else { return };
+    if let Some(at) = memory.allocate(bytes.len()) {
+        memory.slice_mut::<u8>(at, bytes.len()).copy_from_slice(bytes);
+        let job = lists::job_mut(memory, place, index);
+        (job.outcome, job.outcome_bytes) = (at, bytes.len() as u64);
     }
 }
 
@@ -179,19 +177,26 @@ pub fn written(memory: &mut Memory, place: Place, uuid: &[u8; 16], indexes: &[u3
     if !lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
         return;
     }
-    for index in indexes {
-        let job: &mut Job = lists::job_mut(memory, place, *index);
-        job.is_logged = 2;
-    }
-    batch::count_unlogged(memory, place, -(indexes.len() as i32));
+    settle(memory, place, indexes);
     let batch = memory.get_mut::<Batch>(place);
-    batch.logged += indexes.len() as u32;
     batch.writer = 0;
     if let Some(retry_at) = retry_at {
         batch.retry_log_at = retry_at;
     }
     watch::wake(memory, place);
     batch::remove_if_done(memory, place);
+}
+
+/// Nothing more is to be written of these jobs.
+fn settle(memory: &mut Memory, place: Place, indexes: &[u32]) {
+    let mut settled = 0;
+    for index in indexes {
+        let job: &mut Job = lists::job_mut(memory, place, *index);
+        settled += u32::from(job.is_logged == 0);
+        job.is_logged = job.is_logged.max(2);
+    }
+    batch::count_unlogged(memory, place, -(settled as i32));
+    memory.get_mut::<Batch>(place).logged += settled;
 }
 
 /// Every queued job of the key ends with this outcome: nobody can run it.
@@ -234,24 +239,29 @@ pub(super) fn abandon(memory: &mut Memory, index: usize, state: State, outcome: 
     }
 }
 
-/// Forgets every batch of a database that has no log any more: the extension is gone from it.
-pub fn forget_database(memory: &mut Memory, database: u32) {
-    let places: Vec<Place> =
-        lists::batches(memory).filter(|place| memory.get::<Batch>(*place).database == database).collect();
+/// Forgets every batch of a database that has no log any more: the extension is gone from it. By the worker in this slot,
+/// which writes none of them now; those that another one writes are forgotten when it is done, and those that are still
+/// being launched by who runs them.
+pub fn forget_database(memory: &mut Memory, database: u32, index: usize) {
+    let is_meant = |batch: &Batch| batch.database == database && batch.is_open != 0;
+    let places: Vec<Place> = lists::batches(memory).filter(|place| is_meant(memory.get::<Batch>(*place))).collect();
     for place in places {
         for index in 0..memory.get::<Batch>(place).jobs {
             stop_if_queued(memory, place, index, Reason::Stopped);
         }
         let batch = memory.get_mut::<Batch>(place);
-        batch.writer = 0;
-        let uuid = batch.uuid;
+        if batch.writer == index as u32 + 1 {
+            batch.writer = 0;
+        }
         let unlogged: Vec<u32> = (0..memory.get::<Batch>(place).jobs)
             .filter(|index| {
                 let job = lists::job(memory, place, *index);
                 State::from_byte(job.state).is_final() && job.is_logged == 0
             })
             .collect();
-        written(memory, place, &uuid, &unlogged, None);
+        settle(memory, place, &unlogged);
+        watch::wake(memory, place);
+        batch::remove_if_done(memory, place);
     }
 }
 

@@ -164,6 +164,11 @@ pub fn snapshot(memory: &Memory, batches: &HashSet<u64>) -> Vec<JobView> {
     )
 }
 
+/// When a batch was accepted: its rows say so, too.
+pub fn accepted_at(memory: &Memory, place: Place) -> i64 {
+    memory.get::<Batch>(place).created
+}
+
 /// Everything of the jobs of one batch; nothing if it was forgotten.
 pub fn jobs_of(memory: &Memory, place: Place, uuid: &[u8; 16]) -> Vec<JobView> {
     let is_there = lists::batches_of_uuid(memory, uuid).any(|at| at == place);

@@ -70,8 +70,10 @@ pub(super) fn pop(memory: &mut Memory, place: Place, now: i64) -> Option<u32> {
 
 /// Puts a job that was taken back among the queued.
 pub(super) fn push(memory: &mut Memory, place: Place, index: u32, not_before: i64) {
-    let mut before = 0;
-    let mut at = memory.get::<Batch>(place).again;
+    let (first, last) = (memory.get::<Batch>(place).again, memory.get::<Batch>(place).last_again);
+    // Delays are the same, mostly, so that it comes behind all others.
+    let is_last = first != 0 && last != 0 && lists::job(memory, place, last - 1).not_before <= not_before;
+    let (mut before, mut at) = if is_last { (last, 0) } else { (0, first) };
     while at != 0 && lists::job(memory, place, at - 1).not_before <= not_before {
         before = at;
         at = lists::job(memory, place, at - 1).again;
@@ -85,7 +87,11 @@ pub(super) fn push(memory: &mut Memory, place: Place, index: u32, not_before: i6
         0 => memory.get_mut::<Batch>(place).again = index + 1,
         before => lists::job_mut(memory, place, before - 1).again = index + 1,
     }
-    memory.get_mut::<Batch>(place).queued += 1;
+    let record = memory.get_mut::<Batch>(place);
+    if at == 0 {
+        record.last_again = index + 1;
+    }
+    record.queued += 1;
     batch::link(memory, place);
 }
 
@@ -133,9 +139,24 @@ pub(super) fn next_held_up(memory: &Memory, key: Place) -> Option<i64> {
     due.min()
 }
 
+/// The batches of a key whose jobs may start now, oldest first: no more than anybody looks at. Those that wait for their
+/// time are passed over, however many there are.
+pub(super) fn first_due(memory: &mut Memory, key: Place, now: i64) -> Vec<Place> {
+    const ENOUGH: usize = 256;
+    let mut due = Vec::new();
+    let mut next = memory.get::<Key>(key).first;
+    while next != 0 && due.len() < ENOUGH {
+        if is_due(memory, next, now) {
+            due.push(next);
+        }
+        next = memory.get::<Batch>(next).next_in_key;
+    }
+    due
+}
+
 /// When the next queued job of the key that waits for its time may start.
 pub(super) fn next_due(memory: &mut Memory, key: Place, now: i64) -> Option<i64> {
-    let places: Vec<Place> = lists::batches_of_key(memory, key).take(256).collect();
+    let places: Vec<Place> = lists::batches_of_key(memory, key).collect();
     let due =
         places.into_iter().filter_map(|place| peek(memory, place).map(|job| lists::job(memory, place, job).not_before));
     let due: Vec<i64> = due.collect();
@@ -144,11 +165,10 @@ pub(super) fn next_due(memory: &mut Memory, key: Place, now: i64) -> Option<i64>
 
 /// How many workers of a key could start a job now; counts no further than `enough`.
 pub(super) fn demand(memory: &mut Memory, key: Place, now: i64, enough: u32) -> u32 {
-    let places: Vec<Place> = lists::batches_of_key(memory, key).take(256).collect();
     let mut total = 0;
-    for place in places {
+    for place in first_due(memory, key, now) {
         let room = vacancies(memory, place);
-        if room > 0 && is_due(memory, place, now) {
+        if room > 0 {
             // Jobs that wait for another attempt may not be due; a worker too many finds out.
             total += room.min(memory.get::<Batch>(place).queued);
         }

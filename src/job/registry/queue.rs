@@ -3,7 +3,7 @@
 //! A worker claims a few jobs of one batch at a time, so that what is written before they start is written for all of
 //! them at once; each is begun on its own, and until then it can be stopped as any queued job.
 
-use super::order::{is_due, log_due, log_duty, next_due, next_held_up, next_turn, pop, vacancies};
+use super::order::{first_due, log_due, log_duty, next_due, next_held_up, next_turn, pop, vacancies};
 use super::record::{Batch, Key, Life, Place, State};
 use super::room::{self, Standing};
 use super::{batch, direct, end, lists, slot, slot_mut, slots, watch};
@@ -77,10 +77,8 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
     if room::gives_way(memory, index, now, QUANTUM) {
         return Task::HandOver;
     }
-    let places: Vec<Place> =
-        lists::batches_of_key(memory, own.key).filter(|place| vacancies(memory, *place) > 0).take(256).collect();
-    for place in places {
-        if !is_due(memory, place, now) {
+    for place in first_due(memory, own.key, now) {
+        if vacancies(memory, place) == 0 {
             continue;
         }
         let record = memory.get::<Batch>(place);
@@ -147,6 +145,8 @@ pub fn recorded(memory: &mut Memory, place: Place, uuid: &[u8; 16], by: Option<u
         batch.retry_log_at = retry_at;
     }
     watch::wake(memory, place);
+    // Its database may have been forgotten meanwhile.
+    batch::remove_if_done(memory, place);
 }
 
 /// Are the rows of the batch in the table?
@@ -179,6 +179,10 @@ pub fn begin(memory: &mut Memory, index: usize, place: Place, job_index: u32) ->
     if job.state != State::Queued as u8 || job.slot != index as u32 + 1 {
         return false;
     }
+    // It was told to end, for the sake of the job before this one.
+    if own.is_unwanted != 0 {
+        return false;
+    }
     job.state = State::Running as u8;
     job.started = now;
     job.attempts += 1;
@@ -205,7 +209,10 @@ pub fn withdraw(memory: &mut Memory, index: usize, claim: &Claim) {
 pub fn undo(memory: &mut Memory, index: usize, task: &Task) {
     match task {
         Task::Run(claim) => withdraw(memory, index, claim),
-        Task::Record(place) | Task::Log(place) => memory.get_mut::<Batch>(*place).writer = 0,
+        Task::Record(place) | Task::Log(place) => {
+            memory.get_mut::<Batch>(*place).writer = 0;
+            batch::remove_if_done(memory, *place);
+        }
         _ => {}
     }
 }

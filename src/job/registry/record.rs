@@ -161,13 +161,14 @@ pub struct Batch {
     pub next: u32,
     /// Index + 1 of the first job that waits for another attempt; the list is in the order of their times.
     pub again: u32,
+    /// Of the last one, if there is one.
+    pub last_again: u32,
     pub is_sequential: u8,
     pub stops_on_error: u8,
     /// May its jobs run?
     pub is_open: u8,
     /// Are its rows in the table?
     pub is_recorded: u8,
-    pub padding: [u8; 4],
     /// The slot of the worker that records it or writes its final rows now, + 1.
     pub writer: u32,
     /// Of its texts: that of its database.

@@ -92,6 +92,14 @@ pub(super) fn is_alone(memory: &Memory, index: usize) -> bool {
     !slots(memory).iter().enumerate().any(|(at, slot)| at != index && is_staying(slot))
 }
 
+/// Would nobody else see to what is queued for later? A worker that is busy looks when it is done.
+pub(super) fn is_needed(memory: &Memory, index: usize) -> bool {
+    let has_time =
+        |slot: &Slot| slot.is_unwanted == 0 && matches!(slot.life(), Life::Starting | Life::Ready | Life::Idle);
+    let others = slots(memory).iter().enumerate().filter(|(at, _)| *at != index);
+    !others.into_iter().any(|(_, slot)| has_time(slot)) && order::has_work(memory)
+}
+
 /// How many workers a call could have at once for this key.
 fn free_places(memory: &mut Memory, database: u32, login: u32) -> usize {
     let free = guc::cap().saturating_sub(live(memory));

@@ -2,7 +2,7 @@
 
 use super::order::{self, demand};
 use super::record::{Key, Life, Place, Root, Slot, State, MESSAGE_BYTES};
-use super::room::{has_idle_room, is_alone, is_ceding, next_key, prepare, staying, Start};
+use super::room::{has_idle_room, is_alone, is_ceding, is_needed, next_key, prepare, staying, Start};
 use super::{batch, end, lists, room, slot_mut, slots, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::Worker;
@@ -132,7 +132,7 @@ pub fn idle(memory: &mut Memory, index: usize) -> bool {
     {
         return false;
     }
-    let is_one_too_many = own.life() != Life::Idle && !has_idle_room(memory);
+    let is_one_too_many = own.life() != Life::Idle && !is_needed(memory, index) && !has_idle_room(memory);
     let Some(slot) = slot_mut(memory, index) else { return true };
     if is_one_too_many {
         slot.is_unwanted = 1;
@@ -149,10 +149,10 @@ pub(super) fn ready(memory: &mut Memory, index: usize) {
     }
 }
 
-/// May a worker go whose time is over? Not while it alone could see to what is queued.
+/// May a worker go whose time is over? Not while it alone has time for what is queued.
 pub fn may_leave(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
-    if is_alone(memory, index) && order::has_work(memory) {
+    if is_needed(memory, index) {
         return false;
     }
     own.key == 0 || memory.get::<Key>(own.key).first == 0 || memory.get::<Key>(own.key).workers > 1
@@ -246,9 +246,11 @@ pub fn died(
     if let Some(slot) = slot_mut(memory, index) {
         slot.life = if goes { Life::Leaving } else { Life::Died } as u32;
         slot.batch = 0;
-        slot.errand = 0;
         slot.process = 0;
         slot.pid = 0;
+        // The process that comes in this place has mapped no segment, and logs in anew.
+        (slot.errand, slot.segment, slot.version) = (0, 0, 0);
+        (slot.is_unread, slot.is_read) = (0, 0);
     }
     if goes {
         return succeed(memory, index, 0);
@@ -269,6 +271,8 @@ pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<[u8; 16]>) {
     for index in found {
         if let Some(slot) = slot_mut(memory, index) {
             slot.is_mortal = 1;
+            // Should the job end by itself now, it is to begin no other.
+            slot.is_unwanted = 1;
             Worker::from_words(slot.handle).terminate();
         }
     }

@@ -97,6 +97,13 @@ pub fn listen(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>) 
     })
 }
 
+/// Has nothing woken this process since it looked last? Its latch may be reset by whatever else it waits for.
+pub fn is_listening(memory: &Memory, uuid: &[u8; 16]) -> bool {
+    let own = process::own();
+    let batches = lists::batches_of_uuid(memory, uuid).map(|place| memory.get::<Batch>(place));
+    batches.flat_map(|batch| watchers(memory, batch)).all(|watcher| watcher.process != own || watcher.is_listening != 0)
+}
+
 /// Wakes all that watch a batch and have looked since they were woken.
 pub fn wake(memory: &mut Memory, place: Place) {
     let mut at = memory.get::<Batch>(place).watchers;

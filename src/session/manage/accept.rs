@@ -3,7 +3,7 @@
 use super::follow::watched;
 use crate::error::{Error, Text};
 use crate::ffi::interrupt::CancelHeld;
-use crate::ffi::{area, latch, process, report, role, session, spi, transaction};
+use crate::ffi::{area, latch, report, role, session, spi, transaction};
 use crate::job::manner::Manner;
 use crate::job::registry::{self, Attendance, NewBatch, NewJob, Place, Start, State};
 use crate::job::spec::BatchSpec;
@@ -104,6 +104,10 @@ pub(super) fn accept(
         // Nor is the asking session's login: RESET ROLE leads to it.
         request = Request { login: owner, role: None, settings: Vec::new(), libraries: None, ..request };
     }
+    let allowed = if spec.sequential { 1 } else { spec.max_workers.map_or(usize::MAX, |workers| workers as usize) };
+    if !may_wait && jobs.len() > allowed {
+        return Err(Error::FewerAllowed { wanted: jobs.len(), allowed });
+    }
     if crate::guc::cap() == 0 {
         return Err(Error::NoWorkers);
     }
@@ -137,7 +141,7 @@ pub(super) fn accept(
         owner_name: owner_name.clone(),
         client: client.clone(),
         name: spec.name.clone(),
-        queued_at: process::now(),
+        queued_at: area::read(|memory| registry::accepted_at(memory, place)),
         jobs: jobs
             .iter()
             .map(|job| SpooledJob {
@@ -153,6 +157,7 @@ pub(super) fn accept(
                     retry_delay: job.retry_delay,
                 }
                 .to_options(),
+                attempts: job.attempts,
             })
             .collect(),
     };

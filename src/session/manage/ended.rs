@@ -23,7 +23,7 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         // What has just been stopped is to be launched, too.
         watched(uuid, |watch| wait_for_rows(watch, None))?;
     }
-    let states = log::states(uuid);
+    let states = log::states(uuid)?;
     let own: Vec<_> = states.into_iter().filter(|known| role::has_rights_of(current, known.owner)).collect();
     if own.is_empty() && !is_there {
         return Err(no_such_job(uuid));

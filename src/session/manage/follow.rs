@@ -58,6 +58,9 @@ impl Watch<'_> {
     /// Waits for a change since the last look.
     pub(super) fn wait(&mut self, timeout: Option<Duration>) {
         self.next = Instant::now() + PAUSE * self.looked.elapsed();
+        if !area::read(|memory| registry::is_listening(memory, self.uuid)) {
+            return;
+        }
         latch::wait(if self.is_heard { timeout } else { Some(timeout.unwrap_or(RETRY).min(RETRY)) });
     }
 }
@@ -124,7 +127,7 @@ pub struct Following {
 /// [`Error::NoSuchJob`] (42704), [`Error::Stuck`] (53000), [`Error::Deadlock`] (40P01), [`Error::FollowsItself`] (55000).
 pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
     if pulses(uuid, rights_on).is_empty() {
-        return match logged_states(uuid, |known| rights_on(known.owner)).is_empty() {
+        return match logged_states(uuid, |known| rights_on(known.owner))?.is_empty() {
             true => Err(no_such_job(uuid)),
             false => Ok(()),
         };
@@ -296,7 +299,8 @@ impl Teller {
         if gone.is_empty() {
             return;
         }
-        let states: HashMap<[u8; 16], Vec<u8>> = logged_states(&self.uuid, |_| true).into_iter().collect();
+        let states: HashMap<[u8; 16], Vec<u8>> =
+            logged_states(&self.uuid, |_| true).unwrap_or_default().into_iter().collect();
         for uuid in gone {
             self.tell_state(&uuid, states.get(&uuid).map(Vec::as_slice).unwrap_or_default());
             self.seen.insert(uuid, (State::Succeeded, 0));

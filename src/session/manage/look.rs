@@ -115,7 +115,7 @@ pub fn states_of(batch: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Vec<u
     // What is not there any more is in the log.
     let logged: HashMap<[u8; 16], log::Known> = match jobs.iter().all(|job| live.contains_key(job)) {
         true => HashMap::new(),
-        false => log::states(batch).into_iter().map(|known| (known.uuid, known)).collect(),
+        false => log::states(batch).unwrap_or_default().into_iter().map(|known| (known.uuid, known)).collect(),
     };
     let state = |job| match (live.get(job), logged.get(job)) {
         (Some(pulse), _) => (pulse.pid, pulse.state.name().into()),
@@ -164,16 +164,23 @@ pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Er
 /// Is the end of a job in the log, as things are now? What is gone from there has ended, too, and what the caller may not see
 /// looks no other.
 pub fn has_ended(uuid: &[u8; 16]) -> bool {
-    logged_states(uuid, |known| rights_on(known.owner)).iter().all(|(_, state)| state != b"queued" && state != b"lost")
+    let states = logged_states(uuid, |known| rights_on(known.owner)).unwrap_or_default();
+    states.iter().all(|(_, state)| state != b"queued" && state != b"lost")
 }
 
 /// Batches of this database that a server accepted that has died since, as far as the caller may see them.
 pub fn left_behind() -> Vec<Spooled> {
-    let left = spool::left_behind(area::epoch(), session::database());
+    let left = spool::launches_left(area::epoch(), session::database());
     left.into_iter().filter(|batch| rights_on(batch.owner)).collect()
 }
 
+/// Jobs and their states.
+type LoggedStates = Vec<([u8; 16], Vec<u8>)>;
+
 /// Jobs of a uuid that are in the log, and their states there, as things are now; those that `may` lets pass.
-pub(super) fn logged_states(uuid: &[u8; 16], may: impl Fn(&log::Known) -> bool) -> Vec<([u8; 16], Vec<u8>)> {
-    log::states(uuid).into_iter().filter(&may).map(|known| (known.uuid, known.state)).collect()
+///
+/// # Errors
+/// [`Error::LogLocked`] (55P03)
+pub(super) fn logged_states(uuid: &[u8; 16], may: impl Fn(&log::Known) -> bool) -> Result<LoggedStates, Error> {
+    Ok(log::states(uuid)?.into_iter().filter(&may).map(|known| (known.uuid, known.state)).collect())
 }

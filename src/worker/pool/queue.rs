@@ -112,7 +112,7 @@ impl Worker {
             // What this worker was when it logged in is not what it would be now: another one comes in its place.
             Ok((false, _)) => {
                 if !self.is_extension_there() {
-                    area::write(|memory| registry::forget_database(memory, self.database));
+                    area::write(|memory| registry::forget_database(memory, self.database, self.index));
                 }
                 return false;
             }
@@ -289,7 +289,7 @@ impl Worker {
             None
         };
         if recorded.is_none() && !self.is_extension_there() {
-            return area::write(|memory| registry::forget_database(memory, self.database));
+            return area::write(|memory| registry::forget_database(memory, self.database, self.index));
         }
         let retry_at = process::now() + LOG_RETRY;
         area::write(|memory| registry::recorded(memory, place, &uuid, recorded, retry_at));
@@ -308,7 +308,7 @@ impl Worker {
         let written =
             (self.is_clean || self.reset()) && log::in_own_transaction(true, || log::write_rows(&rows)).is_ok();
         if !written && !self.is_extension_there() {
-            return area::write(|memory| registry::forget_database(memory, self.database));
+            return area::write(|memory| registry::forget_database(memory, self.database, self.index));
         }
         let indexes: Vec<u32> = if written { ended.iter().map(|ended| ended.index).collect() } else { Vec::new() };
         if written {
