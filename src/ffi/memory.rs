@@ -22,6 +22,12 @@ impl Context {
         Context::under(unsafe { pg_sys::CurrentMemoryContext }, name)
     }
 
+    /// The same under the context of the text that this worker runs.
+    pub fn of_text(name: &'static CStr) -> Self {
+        // SAFETY: a variable of this process, which `statement::init` has set.
+        Context::under(unsafe { pg_sys::MessageContext }, name)
+    }
+
     fn under(parent: pg_sys::MemoryContext, name: &'static CStr) -> Self {
         // SAFETY: the parent is valid; the name is a constant, as the server wants it.
         let context = unsafe {

@@ -1,6 +1,6 @@
 //! Making a worker as it was when it had logged in (discard.c, `DiscardAll`; postgres.c).
 
-use super::{guc, role};
+use super::{guc, role, transaction};
 use crate::compat;
 use pgrx::pg_sys;
 
@@ -15,6 +15,11 @@ mod server {
 
 /// Forgets what a job has left in the session. Inside a transaction of its own, before any other work.
 pub fn session() {
+    // As a client's DISCARD ALL has one, which toasted catalog values are read with. Whatever the isolation level of the job was:
+    // others wait, or keep what they have read.
+    transaction::read_committed();
+    // SAFETY: a transaction is open; popped below, or by its abort.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
     // SAFETY: the functions and their order are those of DISCARD ALL, which may run in any session; there is no open
     // transaction block. Cached plans stay: the plan cache checks role, row security and search path itself.
     unsafe {
@@ -33,6 +38,8 @@ pub fn session() {
     }
     compat::process::cleanup_replication_slots();
     reseed();
+    // SAFETY: pushed above.
+    unsafe { pg_sys::PopActiveSnapshot() };
 }
 
 /// `setseed` makes what follows foreseeable; a fresh session has a seed that nobody knows.

@@ -1,7 +1,7 @@
 //! Rows on their way in (tuplestore.c): those that fit the caller's columns are taken as they are.
 
 use super::memory::{copy_c_string, Context};
-use super::tuple::{Attribute, Output, Slot, TupleDesc};
+use super::tuple::{Attribute, Input, Output, Slot, TupleDesc};
 use crate::error::{Error, Text};
 use crate::protocol::{frame, Column, Description, Kind, RowsIter, Wire, ALIGNMENT, FRAME_BYTES};
 use pgrx::pg_sys;
@@ -12,6 +12,8 @@ enum Source {
     Same(usize),
     /// The value of this column through its output function.
     Text(usize, Output),
+    /// The same, and then through the input function of the caller's column, whose type modifier says more.
+    Modified(usize, Output, Input),
     /// Always the void value.
     Void,
 }
@@ -123,8 +125,9 @@ impl RowReader {
             for source in &self.sources {
                 let (value, null) = match *source {
                     Source::Same(index) => (from[index], from_null[index]),
-                    Source::Text(index, _) if from_null[index] => (from[index], true),
+                    Source::Text(index, _) | Source::Modified(index, ..) if from_null[index] => (from[index], true),
                     Source::Text(index, output) => (output.to_text(from[index]), false),
+                    Source::Modified(index, output, input) => (input.value_of(output, from[index]), false),
                     Source::Void => (pg_sys::Datum::from(0_usize), false),
                 };
                 values.push(value);
@@ -203,11 +206,20 @@ fn source(index: usize, column: &Column, shadow: Option<usize>, wanted: &Attribu
     // SAFETY: a catalog lookup.
     let is_coercible = |from| unsafe { pg_sys::IsBinaryCoercible(from, wanted.type_oid) };
     let is_text = wanted.type_oid == pg_sys::TEXTOID;
+    // numeric(10,2), varchar(3), timestamp(0): nobody looks again whether a value keeps to it.
+    let modified = |travels_as: pg_sys::Oid, typmod| {
+        let is_kept = wanted.typmod < 0 || (travels_as, typmod) == (wanted.type_oid, wanted.typmod);
+        if is_kept {
+            Source::Same(index)
+        } else {
+            Source::Modified(index, Output::of(travels_as), Input::of(wanted))
+        }
+    };
     match column.wire {
-        Wire::Typed if is_coercible(from) => Ok(Source::Same(index)),
+        Wire::Typed if is_coercible(from) => Ok(modified(from, column.typmod)),
         Wire::Typed if is_text => Ok(Source::Text(index, Output::of(from))),
         Wire::Text if from == pg_sys::VOIDOID && wanted.type_oid == pg_sys::VOIDOID => Ok(Source::Void),
-        Wire::Text if is_coercible(pg_sys::TEXTOID) => Ok(Source::Same(index)),
+        Wire::Text if is_coercible(pg_sys::TEXTOID) => Ok(modified(pg_sys::TEXTOID, -1)),
         Wire::TypedAndText if is_text => Ok(Source::Same(shadow.unwrap_or(index))),
         Wire::TypedAndText if from == wanted.type_oid || type_exists(column.type_oid) && is_coercible(from) => {
             Ok(Source::Same(index))

@@ -12,7 +12,13 @@ fn wire_of(type_oid: pg_sys::Oid) -> Wire {
     // SAFETY: catalog lookups; the type exists while a statement gives its values.
     unsafe {
         let mut base = pg_sys::getBaseType(type_oid);
+        if is_temporary(type_oid) && !pg_sys::type_is_rowtype(base) {
+            return Wire::Text;
+        }
         loop {
+            if is_temporary(base) && !pg_sys::type_is_rowtype(base) {
+                return Wire::Text;
+            }
             if pg_sys::get_typtype(base) as u8 == pg_sys::TYPTYPE_PSEUDO {
                 return Wire::Text;
             }
@@ -25,6 +31,28 @@ fn wire_of(type_oid: pg_sys::Oid) -> Wire {
             }
             base = pg_sys::getBaseType(element);
         }
+    }
+}
+
+/// Is it a type of this session's only, which goes with it?
+///
+/// # Safety
+/// The type exists.
+unsafe fn is_temporary(type_oid: pg_sys::Oid) -> bool {
+    /// `typnamespace` (pg_type.h)
+    const NAMESPACE: i16 = 3;
+    let types = pg_sys::SysCacheIdentifier::TYPEOID as i32;
+    let nothing = pg_sys::Datum::from(0_usize);
+    // SAFETY: by contract; the row is held while it is looked at.
+    unsafe {
+        let row = pg_sys::SearchSysCache(types, pg_sys::Datum::from(type_oid), nothing, nothing, nothing);
+        if row.is_null() {
+            return false;
+        }
+        let mut is_null = false;
+        let namespace = pg_sys::SysCacheGetAttr(types, row, NAMESPACE, &mut is_null);
+        pg_sys::ReleaseSysCache(row);
+        pg_sys::isTempNamespace(pg_sys::Oid::from(namespace.value() as u32))
     }
 }
 
@@ -49,8 +77,8 @@ struct WriterColumn {
 impl RowWriter {
     /// Looks at the columns of a statement. Gives what the reader is to know of them.
     pub fn new(desc: TupleDesc) -> (Self, Description) {
-        let lasting = Context::new(c"pg_background_mgr row writer");
-        let memory = Context::new(c"pg_background_mgr row");
+        let lasting = Context::of_text(c"pg_background_mgr row writer");
+        let memory = Context::of_text(c"pg_background_mgr row");
         let switch = lasting.enter();
         let mut description = Description::default();
         let mut columns = Vec::new();

@@ -148,6 +148,33 @@ impl Output {
     }
 }
 
+/// The input function of a column: text to value, with the column's type modifier.
+#[derive(Clone, Copy)]
+pub(super) struct Input {
+    function: pg_sys::Oid,
+    parameter: pg_sys::Oid,
+    typmod: i32,
+}
+
+impl Input {
+    pub(super) fn of(column: &Attribute) -> Self {
+        let mut input =
+            Input { function: pg_sys::Oid::INVALID, parameter: pg_sys::Oid::INVALID, typmod: column.typmod };
+        // SAFETY: the type exists, or the server raises.
+        unsafe { pg_sys::getTypeInputInfo(column.type_oid, &mut input.function, &mut input.parameter) };
+        input
+    }
+
+    /// A value of a type with this output function, in the current memory context.
+    pub(super) fn value_of(self, output: Output, value: pg_sys::Datum) -> pg_sys::Datum {
+        // SAFETY: the value is of the type that the output function is for, which gives a C string.
+        unsafe {
+            let text = pg_sys::OidOutputFunctionCall(output.0, value);
+            pg_sys::OidInputFunctionCall(self.function, text, self.parameter, self.typmod)
+        }
+    }
+}
+
 /// A row of one `text` column, as [`RowWriter`](super::row_writer::RowWriter) would write it.
 pub fn text_row(text: &[u8], out: &mut Vec<u8>) {
     // SAFETY: the descriptor has one column; everything is freed at once.

@@ -110,6 +110,11 @@ impl Channel {
         Some(Receiver::create(&self.0, queue_offset(self.get(Word::Room) as usize), aligned(queue_bytes)))
     }
 
+    /// Room for the texts of jobs, in bytes.
+    pub fn room(self) -> usize {
+        self.get(Word::Room) as usize
+    }
+
     /// Launcher: writes a job. Nobody reads the room meanwhile. False = it does not fit.
     pub fn write_job(&self, request: &[u8], sql: &[u8]) -> bool {
         if aligned(request.len()) + sql.len() > self.get(Word::Room) as usize {

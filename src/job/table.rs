@@ -97,7 +97,7 @@ pub enum Gone {
 
 /// How many channels are kept: each is a segment, with a queue in it.
 const SPARES: usize = 8;
-/// Only queues of usual size are kept, in bytes.
+/// Only queues of usual size are kept, and as much room for texts, in bytes.
 const SPARE_QUEUE_BYTES: usize = 256 * 1024;
 
 /// How many results that are gone are remembered, so that asking again gets a good answer.
@@ -181,7 +181,7 @@ pub fn finish(job: Job, gone: Gone, is_whole: bool) {
         }
         table.gone.push_back((job.pid, gone));
     });
-    if !is_whole || job.queue_bytes > SPARE_QUEUE_BYTES {
+    if !is_whole || job.queue_bytes > SPARE_QUEUE_BYTES || job.channel.room() > SPARE_QUEUE_BYTES {
         return job.close();
     }
     release(job.channel, true);

@@ -5,10 +5,11 @@ use super::bootstrap::{become_session, catch_up, check_connection_limits, locate
 use super::{executor, outbox, pool};
 use crate::error::Error;
 use crate::ffi::dsm::Handle;
+use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured};
 use crate::ffi::shm_mq::Sender;
-use crate::ffi::{area, client, exit, guc, interrupt, latch, session, statement, transaction};
+use crate::ffi::{area, client, exit, guc, interrupt, latch, reset, session, statement, transaction};
 use crate::job::channel::{Channel, Gate};
 use crate::job::nesting;
 use crate::protocol::{decode, Done, Report, Request};
@@ -211,13 +212,31 @@ fn run(channel: Channel, is_new: bool) {
     if is_new && !pool::may_stay() {
         area::note_leaving();
     }
-    outbox::deliver();
+    if !outbox::deliver_at_once() {
+        // Nobody knows when it will be read: until then it holds no more than one whose result fits.
+        release();
+        outbox::deliver();
+    }
     REPORTED.set(true);
     let sender = outbox::close();
     let is_reader_gone = sender.is_none();
     SENDER.set(sender);
     if is_reader_gone {
         let_go();
+    }
+}
+
+/// Lets go of what a job leaves in its session for the next one to find: locks, slots, temporary tables.
+fn release() {
+    let _held = CancelHeld::new();
+    let outcome = report::catch(|| {
+        transaction::start_command();
+        reset::session();
+        transaction::finish_command();
+        client::speak_database_encoding();
+    });
+    if outcome.is_err() {
+        transaction::recover();
     }
 }
 

@@ -40,6 +40,8 @@ struct Outbox {
     held: Option<Backlog>,
     /// How the job ended.
     outcome: Option<Vec<u8>>,
+    /// It has failed: of what waits, only notices are sent.
+    is_failed: bool,
     stage: Stage,
     is_last_statement: bool,
     /// Lines of COPY that are not a frame yet.
@@ -58,6 +60,7 @@ pub fn open(sender: Sender) {
         backlog: Backlog::new(session::work_mem()),
         held: None,
         outcome: None,
+        is_failed: false,
         stage: Stage::Nowhere,
         is_last_statement: false,
         copied: frame(Kind::Rows),
@@ -176,28 +179,58 @@ pub fn failed(report: &Report) {
     let outcome = encode(Kind::Error, report);
     OUTBOX.with_borrow_mut(|outbox| {
         if let Some(outbox) = outbox {
-            outbox.forget_rows();
+            outbox.held = None;
+            outbox.is_failed = true;
             outbox.outcome = Some(outcome);
         }
     });
 }
 
-/// Waits until everything is in the queue, or the reader has gone. The job is over: a cancel has nothing to cancel.
+/// Puts into the queue what there is room for. The job is over: a cancel has nothing to cancel. False = there is more.
+pub fn deliver_at_once() -> bool {
+    deliver_with(|sender, frame, is_last| match sender.try_send(frame, is_last) {
+        Err(SendError::WouldBlock) => None,
+        sent => Some(sent.is_ok()),
+    })
+}
+
+/// Waits until everything is in the queue, or the reader has gone.
 pub fn deliver() {
+    deliver_with(|sender, frame, is_last| Some(sender.send(frame, is_last).is_ok()));
+}
+
+/// `send` says whether the reader is still there; None = a frame is to be sent again. False = not all is sent.
+fn deliver_with(send: impl Fn(&mut Sender, &[u8], bool) -> Option<bool>) -> bool {
     let _held = CancelHeld::new();
     OUTBOX.with_borrow_mut(|outbox| {
-        let Some(outbox) = outbox else { return };
-        while let Ok(Some(frame)) = outbox.take() {
+        let Some(outbox) = outbox else { return true };
+        loop {
+            let frame = match outbox.take() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return true,
+                // What was kept cannot be read back, and so the reader is told.
+                Err(error) => {
+                    outbox.backlog = Backlog::new(session::work_mem());
+                    outbox.held = None;
+                    outbox.outcome = None;
+                    encode(Kind::Error, &Report::from(error))
+                }
+            };
             let is_last = outbox.outcome.is_none();
-            match outbox.sender.as_mut().map(|sender| sender.send(&frame, is_last)) {
-                Some(Ok(())) => {}
-                _ => {
+            let Some(sender) = &mut outbox.sender else { return true };
+            match send(sender, &frame, is_last) {
+                Some(true) => {}
+                Some(false) => {
                     outbox.sender = None;
-                    return;
+                    return true;
+                }
+                None => {
+                    outbox.pending = Some(frame);
+                    return false;
                 }
             }
         }
-    });
+    })
 }
 
 /// Is the reader to be woken for it? Rows can wait for the end, or for more of them.
@@ -273,8 +306,10 @@ impl Outbox {
         if let Some(frame) = self.pending.take() {
             return Ok(Some(frame));
         }
-        if let Some(frame) = self.backlog.pop()? {
-            return Ok(Some(frame));
+        while let Some(frame) = self.backlog.pop()? {
+            if !self.is_failed || matches!(split(&frame), Ok((Kind::Notice, _))) {
+                return Ok(Some(frame));
+            }
         }
         if let Some(held) = &mut self.held {
             if let Some(frame) = held.pop()? {
@@ -282,17 +317,5 @@ impl Outbox {
             }
         }
         Ok(self.outcome.take())
-    }
-
-    /// Drops the rows that wait, and keeps the notices.
-    fn forget_rows(&mut self) {
-        self.held = None;
-        let mut notices = Backlog::new(usize::MAX);
-        while let Ok(Some(frame)) = self.backlog.pop() {
-            if matches!(split(&frame), Ok((Kind::Notice, _))) {
-                let _ = notices.push(frame); // in memory, so it cannot fail
-            }
-        }
-        self.backlog = notices;
     }
 }

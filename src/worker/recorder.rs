@@ -6,6 +6,7 @@ use crate::ffi::client::Message;
 use crate::ffi::json::JsonRows;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Log};
+use crate::ffi::session;
 use crate::ffi::statement::RowSink;
 use crate::ffi::tuple::{self, TupleDesc};
 use crate::guc;
@@ -70,6 +71,9 @@ pub fn message(message: Message) {
         Message::CopyTo { binary: false } => return start(),
         Message::Line(line) => {
             let line = line.strip_suffix(b"\n").unwrap_or(line);
+            if !session::is_valid_text(line) {
+                return report::emit(&Report::from(Error::CopyEncoding), Log::Here);
+            }
             return with(|kept| kept.row(|| [b"{\"copy\":", json_string(line).as_slice(), b"}"].concat()));
         }
     };

@@ -1,6 +1,6 @@
 //! The caller's column list: checked before anything is consumed.
 
-use pg_background_mgr_tests::{case, Case, Db};
+use pg_background_mgr_tests::{case, literal, Case, Db};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -11,6 +11,7 @@ pub fn cases() -> Vec<Case> {
         case!(any_column_is_read_as_text),
         case!(binary_coercible_types_are_read_as_each_other),
         case!(a_wider_number_is_refused),
+        case!(what_the_listed_type_says_more_holds_for_each_value),
         case!(a_result_without_rows_keeps_its_columns),
     ]
 }
@@ -94,6 +95,32 @@ fn a_wider_number_is_refused(db: &Db) {
         assert_eq!(error.sqlstate(), "42804", "{value} as {column}");
         assert_eq!(session.result(pid, "a text"), ["1"]);
     }
+}
+
+/// As when the values are assigned to such a column; a table that they go into does not look again.
+fn what_the_listed_type_says_more_holds_for_each_value(db: &Db) {
+    let mut session = db.session();
+    session.run("create table t (n numeric(10,2), v varchar(3), m timestamp(0), b bit(4))");
+    let text = "select 1.23456::numeric, 'abc'::text, timestamp '2001-02-03 04:05:06.7', B'1010'::varbit \
+                union all select null, null, null, null";
+    let insert = |text: &str| {
+        let launch = format!("pg_background_launch({})", literal(text));
+        let columns = "n numeric(10,2), v varchar(3), m timestamp(0), b bit(4)";
+        format!("insert into t select * from pg_background_result({launch}) as ({columns})")
+    };
+    session.run(&insert(text));
+    assert_eq!(session.rows("select * from t where n is not null"), ["1.23|abc|2001-02-03 04:05:07|1010"]);
+    assert_eq!(session.value("select count(*) from t"), "2");
+    for (longer, sqlstate) in [("'abc'::text", "22001"), ("B'1010'::varbit", "22026")] {
+        let text = text.replace(longer, &longer.replace("abc", "abcd").replace("1010", "10101"));
+        assert_eq!(session.error(&insert(&text)).sqlstate(), sqlstate);
+    }
+    assert_eq!(session.value("select count(*) from t"), "2");
+    // A modifier that the result has itself changes nothing; the error loses nothing.
+    let pid = session.launch("select 1.5::numeric(10,2), 'abcd'::varchar(4)");
+    let query = format!("select * from pg_background_result({pid}) as (n numeric(10,2), v varchar(3))");
+    assert_eq!(session.error(&query).sqlstate(), "22001");
+    assert_eq!(session.result(pid, "n numeric(10,2), v varchar(4)"), ["1.50|abcd"]);
 }
 
 fn a_result_without_rows_keeps_its_columns(db: &Db) {

@@ -21,6 +21,7 @@ pub fn cases() -> Vec<Case> {
         case!(a_job_that_failed_is_shown_with_its_error),
         case!(an_error_keeps_each_of_its_parts),
         case!(a_long_text_is_kept_whole),
+        case!(lines_of_another_encoding_are_refused),
         case!(times_of_a_job_are_in_order),
         case!(a_running_job_is_shown_with_its_worker),
         case!(a_queued_job_is_shown_without_a_worker),
@@ -138,6 +139,17 @@ fn columns_of_one_name_are_all_kept(db: &Db) {
     for value in 1..=4 {
         assert!(result.contains(&value.to_string()), "{result}");
     }
+}
+
+/// The log is read by clients of any encoding, and by others than who wrote it.
+fn lines_of_another_encoding_are_refused(db: &Db) {
+    let mut session = db.session();
+    let texts = ["copy (select 'plain') to stdout", "copy (select 'gr\u{fc}n') to stdout (encoding 'LATIN1')"];
+    let batch = Batch::launch(&mut session, &texts);
+    assert_eq!(batch.finish(&mut session), ["succeeded", "failed"]);
+    assert_eq!(batch.log(&mut session, 0, "result"), r#"[{"copy":"plain"}]"#);
+    assert_eq!(batch.log(&mut session, 1, "sqlstate"), "22021");
+    assert_eq!(batch.log(&mut session, 1, "result is null"), "t");
 }
 
 fn a_long_result_is_cut_between_rows(db: &Db) {
@@ -462,8 +474,8 @@ fn any_number_of_old_rows_goes_by_itself() {
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
     session.run(
         "insert into pg_background_log (status, user_name, uuid_parent, uuid_child, query, queued_at, end_time_exec, \
-         attempts, epoch, owner) select status, user_name, uuid_parent, md5(i::text)::uuid, query, now() - interval '2 h', \
-         now() - interval '1 h', attempts, epoch, owner from pg_background_log, generate_series(1, 45000) as i",
+         attempts, epoch, owner, login) select status, user_name, uuid_parent, md5(i::text)::uuid, query, now() - interval '2 h', \
+         now() - interval '1 h', attempts, epoch, owner, login from pg_background_log, generate_series(1, 45000) as i",
     );
     set_server(&cluster, &mut session, "pg_background_mgr.log_retention", "10s");
     assert_some_jobs(&mut session);

@@ -18,6 +18,7 @@ pub fn cases() -> Vec<Case> {
         case!(columns_added_with_a_default_come_through),
         case!(a_type_made_in_the_job_reads_after_its_commit),
         case!(a_type_made_in_a_temp_schema_reads_as_text),
+        case!(values_of_temporary_types_are_read_as_text),
         case!(nulls_of_every_kind_come_through),
         case!(untyped_literals_are_text),
         case!(a_set_returning_function_in_the_job_comes_through),
@@ -283,6 +284,26 @@ fn a_type_made_in_a_temp_schema_reads_as_text(db: &Db) {
     let mut session = db.session();
     let text = "create temp table made (a int, b text); insert into made values (5, 'x'); select m, a from made m";
     assert_eq!(session.job(text, "r text, a int"), ["(5,x)|5"]);
+}
+
+/// It goes with the session of the job, before anybody can read the result.
+fn values_of_temporary_types_are_read_as_text(db: &Db) {
+    let mut session = db.session();
+    for (create, value, text) in [
+        ("create type pg_temp.kind as enum ('a', 'b')", "'b'::pg_temp.kind", "b"),
+        ("create type pg_temp.kind as enum ('a', 'b')", "array['b', 'a']::pg_temp.kind[]", "{b,a}"),
+        ("create domain pg_temp.digits as text check (value ~ '^[0-9]+$')", "'12'::pg_temp.digits", "12"),
+        ("create type pg_temp.span as range (subtype = int)", "pg_temp.span(1, 5)", "[1,5)"),
+    ] {
+        let pid = session.launch(&format!("{create}; select {value}, 1"));
+        assert_eq!(session.result(pid, "a text, b int"), [format!("{text}|1")]);
+        // In a worker that has been there before, and in a select list.
+        let pid = session.launch(&format!("{create}; select {value}"));
+        assert_eq!(
+            session.value(&format!("select (pg_background_result({pid}))::text")).replace('"', ""),
+            format!("({text})")
+        );
+    }
 }
 
 fn nulls_of_every_kind_come_through(db: &Db) {

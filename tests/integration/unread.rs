@@ -7,6 +7,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         case!(a_million_rows_unread_leave_a_committed_job),
         case!(a_million_rows_unread_hold_no_lock_and_no_snapshot),
+        case!(a_million_rows_unread_hold_nothing_of_the_session),
         case!(a_million_rows_unread_are_read_whole_later),
         case!(a_million_rows_unread_are_given_up_by_detach),
         case!(a_million_rows_unread_end_with_their_launcher),
@@ -67,6 +68,19 @@ fn a_million_rows_unread_hold_no_lock_and_no_snapshot(db: &Db) {
     watcher.run("delete from t");
     watcher.run("vacuum t");
     assert_eq!(watcher.value("select pg_relation_size('t')"), "0");
+}
+
+/// What a session has until it ends a job has until it ends, whoever reads it and when.
+fn a_million_rows_unread_hold_nothing_of_the_session(db: &Db) {
+    let (mut session, mut watcher) = (db.session(), db.session());
+    session.run("create table t (a int)");
+    let text = format!("select pg_advisory_lock(5); create temp table mine (a int); {MILLION}");
+    let pid = launch_unread(&mut session, &mut watcher, &text);
+    wait_until("no lock", || watcher.rows(&format!("select * from pg_locks where pid = {pid}")).is_empty());
+    session.run("set statement_timeout = '20s'");
+    assert_eq!(session.value("select pg_advisory_lock(5) is null"), "f");
+    assert_eq!(watcher.value("select count(*) from pg_class where relname = 'mine'"), "0");
+    assert_eq!(count(&mut session, pid), WHOLE);
 }
 
 fn a_million_rows_unread_are_read_whole_later(db: &Db) {

@@ -15,6 +15,7 @@ pub fn cases() -> Vec<Case> {
         case!(the_seed_of_random_is_nobodys),
         case!(a_job_that_the_last_one_launched_is_unknown),
         case!(advisory_locks_are_free_for_others),
+        case!(a_long_temporary_function_is_gone),
         case!(a_temporary_replication_slot_is_gone),
         case!(each_level_of_notices_is_the_sessions),
     ]
@@ -367,6 +368,22 @@ fn advisory_locks_are_free_for_others(db: &Db) {
         // As soon as the result is there, a moment may pass.
         wait_until("the lock is free", || other.value("select pg_try_advisory_lock(77)") == "t");
         other.run("select pg_advisory_unlock(77)");
+    }
+}
+
+/// Whose definition does not fit into its row of the catalog.
+fn a_long_temporary_function_is_gone(db: &Db) {
+    let mut session = db.session();
+    warm(&mut session);
+    let body = "select string_agg(md5(i::text), '') from generate_series(1, 300) as i";
+    let create = format!(
+        "do $$ begin execute format('create function pg_temp.long() returns text language sql as %L', \
+         (select 'select ' || quote_literal(({body})))); end $$; select 1"
+    );
+    for _ in 0..5 {
+        assert_eq!(run(&mut session, &create).1.rows, ["(1)"]);
+        let error = run(&mut session, "select pg_temp.long()").1.error.expect("an error");
+        assert_eq!(error[&'C'], "42883");
     }
 }
 
