@@ -38,6 +38,8 @@ pub enum Error {
     QueueTooLarge,
     #[error("cannot launch a background job within a security-restricted operation")]
     RestrictedOperation,
+    #[error("cannot read or give up the result of a background job within a security-restricted operation")]
+    RestrictedRead,
     #[error("cannot launch a background job from {0}")]
     ForbiddenProcess(&'static str),
     #[error("background jobs are nested too deeply")]
@@ -206,7 +208,7 @@ impl Error {
             EmptySql | NoQuery | EmptyQuery(_) | QueueTooSmall(_) | QueueTooLarge => b"22023",
             Shape { .. } | UnknownKey { .. } | BadValue { .. } => b"22023",
             SqlTooLong(_) | QueryTooLong { .. } | TooManyQueries | TooDeep => b"54000",
-            RestrictedOperation | ForbiddenProcess(_) | NotOwner => b"42501",
+            RestrictedOperation | RestrictedRead | ForbiddenProcess(_) | NotOwner => b"42501",
             SegmentsExhausted | SlotsExhausted | NotStarted | NotRun | PostmasterDied => b"53000",
             NotAttached(_) | RoleGone(_) => b"42704",
             AlreadyRead(_) | GivenUp(_) | BeingRead(_) => b"55000",

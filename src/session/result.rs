@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::ffi::fmgr::{Rows, Value};
 use crate::ffi::latch::{self, Patience};
 use crate::ffi::report::{self, Log};
+use crate::ffi::role;
 use crate::ffi::row_reader::RowReader;
 use crate::ffi::session;
 use crate::ffi::shm_mq::ReceiveError;
@@ -27,19 +28,28 @@ thread_local! {
 /// Gives up the result of a job; the job runs on.
 ///
 /// # Errors
-/// Those of [`table::take`].
+/// Those of [`table::take`]; [`Error::RestrictedRead`] (42501).
 pub fn detach(pid: i32) -> Result<(), Error> {
-    table::finish(table::take(pid)?, Gone::GivenUp, false);
+    table::finish(take(pid)?, Gone::GivenUp, false);
     Ok(())
+}
+
+/// Takes a job of this session. Not for what runs with the rights of another in the middle of a command, as the function of an
+/// index does while its table is analyzed.
+fn take(pid: i32) -> Result<Job, Error> {
+    if role::in_restricted_operation() {
+        return Err(Error::RestrictedRead);
+    }
+    table::take(pid)
 }
 
 /// Waits for the result of a job and gives its rows; gives its notices as they come.
 ///
 /// # Errors
 /// The job's own; [`Error::ColumnCount`], [`Error::ColumnType`] (42804) and [`Error::Deadlock`] (40P01), after which the
-/// result is still there; [`Error::WorkerLost`] (08006); those of [`table::take`].
+/// result is still there; [`Error::WorkerLost`] (08006); those of [`detach`].
 pub fn result(pid: i32, rows: Rows) -> Result<Value, Error> {
-    let reading = RefCell::new(Some(Reading::new(table::take(pid)?, rows)));
+    let reading = RefCell::new(Some(Reading::new(take(pid)?, rows)));
     let outcome = report::on_error(
         || reading.borrow_mut().as_mut().map_or(Ok(()), Reading::run),
         || {

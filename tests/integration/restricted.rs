@@ -8,6 +8,7 @@ pub fn cases() -> Vec<Case> {
         case!(index_expressions_do_not_launch),
         case!(analyze_does_not_launch),
         case!(materialized_views_do_not_launch),
+        case!(results_are_not_read_in_a_restricted_operation),
         case!(a_definers_function_in_a_restricted_operation_does_not_launch),
         private_case!(autovacuum_does_not_launch),
         case!(a_parallel_worker_does_not_launch),
@@ -80,6 +81,24 @@ fn materialized_views_do_not_launch(db: &Db) {
         "create materialized view n as select trap(a) as a from t",
     ];
     assert_refused(&mut session, &commands);
+}
+
+/// Those of the session are its user's, not the table owner's.
+fn results_are_not_read_in_a_restricted_operation(db: &Db) {
+    let (_, mut session) = set_trap(db);
+    let pid = session.launch("select 'secret'");
+    for (function, call) in [("read", "pg_background_result"), ("discard", "pg_background_detach")] {
+        session.run(&format!(
+            "create function {function}(int) returns int immutable language plpgsql as $$ begin \
+             if current_setting('my.armed', true) = 'on' then perform public.{call}({pid}); end if; return $1; end $$; \
+             create index {function} on t ({function}(a)); set my.armed = 'on'"
+        ));
+        let error = session.error("analyze t");
+        let message = "cannot read or give up the result of a background job within a security-restricted operation";
+        assert_eq!(error.brief(), ("42501".to_owned(), message.to_owned()));
+        session.run(&format!("set my.armed = 'off'; drop index {function}"));
+    }
+    assert_eq!(session.result(pid, "a text"), ["secret"]);
 }
 
 fn a_definers_function_in_a_restricted_operation_does_not_launch(db: &Db) {

@@ -553,8 +553,7 @@ fn nothing_stays_where_the_cap_is_zero() {
 fn a_worker_has_the_configuration_that_its_launcher_has() {
     let cluster = Cluster::start_with_extension(&[]);
     let mut session = cluster.session("postgres");
-    let pid = session.launch("select 1");
-    session.result(pid, "a int");
+    let pid = warm(&mut session);
     for number in 1..4 {
         let value = format!("{number}23kB");
         session.run(&format!("alter system set work_mem = '{value}'"));

@@ -94,7 +94,7 @@ fn insert(batch: &Batch, jobs: impl Iterator<Item = Job>, which: &str) {
           j.uuid::pg_catalog.uuid, j.name, j.query, j.options::pg_catalog.jsonb, j.attempts::pg_catalog.int4 \
           FROM ROWS FROM (pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11), \
           pg_catalog.unnest($12), pg_catalog.unnest($13)) AS j (uuid, name, query, options, attempts) \
-          ON CONFLICT (uuid_child) DO UPDATE SET status = 'queued', epoch = excluded.epoch, login = excluded.login, \
+          ON CONFLICT (uuid_child) DO UPDATE SET status = 'queued', epoch = excluded.epoch, \
           is_started = false, queued_at = excluded.queued_at, attempts = excluded.attempts, start_time_exec = NULL, \
           end_time_exec = NULL, result = NULL, row_count = NULL, command_tag = NULL, sqlstate = NULL, message = NULL, \
           detail = NULL, hint = NULL, context = NULL",
