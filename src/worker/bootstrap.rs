@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Text};
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
-use crate::ffi::{client, guc, role, session, spi, statement};
+use crate::ffi::{client, guc, report, reset, role, session, spi, statement, transaction};
 use crate::job::catalog;
 use crate::protocol::{Report, Request, Setting};
 use std::cell::Cell;
@@ -20,6 +20,20 @@ pub fn prepare_session(on_message: fn(client::Message)) {
     statement::init();
     client::pretend(on_message);
     session::load_session_libraries();
+}
+
+/// Makes the session as it was after the login, whatever a job has left in it. False = it could not be made so.
+pub fn reset_session() -> bool {
+    let outcome = report::catch(|| {
+        transaction::start_command();
+        reset::session();
+        transaction::finish_command();
+        client::speak_database_encoding();
+    });
+    if outcome.is_err() {
+        transaction::recover();
+    }
+    outcome.is_ok()
 }
 
 /// Reads the configuration that the launcher had read, if the server has not told this process of it yet. Between two

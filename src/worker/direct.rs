@@ -1,7 +1,9 @@
 //! A job that a session gives to a worker directly, and whose result it reads: the only job of a new process, or one
 //! after the other in a worker that stays.
 
-use super::bootstrap::{become_session, catch_up, check_connection_limits, located, prepare_session, set_job_text};
+use super::bootstrap::{
+    become_session, catch_up, check_connection_limits, located, prepare_session, reset_session, set_job_text,
+};
 use super::{executor, outbox, pool};
 use crate::error::Error;
 use crate::ffi::dsm::Handle;
@@ -9,7 +11,7 @@ use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured};
 use crate::ffi::shm_mq::Sender;
-use crate::ffi::{area, client, exit, guc, interrupt, latch, reset, session, statement, transaction};
+use crate::ffi::{area, client, exit, guc, interrupt, latch, session, statement, transaction};
 use crate::job::channel::{Channel, Gate};
 use crate::job::nesting;
 use crate::protocol::{decode, Done, Report, Request};
@@ -229,15 +231,7 @@ fn run(channel: Channel, is_new: bool) {
 /// Lets go of what a job leaves in its session for the next one to find: locks, slots, temporary tables.
 fn release() {
     let _held = CancelHeld::new();
-    let outcome = report::catch(|| {
-        transaction::start_command();
-        reset::session();
-        transaction::finish_command();
-        client::speak_database_encoding();
-    });
-    if outcome.is_err() {
-        transaction::recover();
-    }
+    reset_session();
 }
 
 /// Cleans up after the job and puts its outcome behind what it has sent already.

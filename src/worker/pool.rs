@@ -2,7 +2,7 @@
 
 mod queue;
 
-use super::bootstrap::{check_connection_limits, has_been_client, prepare_session};
+use super::bootstrap::{check_connection_limits, has_been_client, prepare_session, reset_session};
 use super::{direct, recorder};
 use crate::error::Error;
 use crate::ffi::dsm::Handle;
@@ -10,9 +10,7 @@ use crate::ffi::interrupt::{self, CancelHeld};
 use crate::ffi::latch::{self, Patience};
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report;
-use crate::ffi::{
-    area, bgworker, client, exit, guc as settings, lock, login, process, reset, session, statement, transaction,
-};
+use crate::ffi::{area, bgworker, client, exit, guc as settings, lock, login, process, reset, session, statement};
 use crate::guc;
 use crate::job::log;
 use crate::job::registry::{self, Arrival, Company, Newcomer, Refusal, Start, State, Task};
@@ -427,17 +425,9 @@ impl Worker {
             return true;
         }
         table::clear();
-        let outcome = report::catch(|| {
-            transaction::start_command();
-            reset::session();
-            transaction::finish_command();
-            client::speak_database_encoding();
-        });
-        if outcome.is_err() {
-            transaction::recover();
-        }
+        let is_reset = reset_session();
         statement::forget();
-        self.is_clean = outcome.is_ok() && (self.login == 0 || reset::is_login(self.login));
+        self.is_clean = is_reset && (self.login == 0 || reset::is_login(self.login));
         self.is_clean
     }
 

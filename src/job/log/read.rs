@@ -60,15 +60,18 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
             Some(Known { uuid, state, owner, login, pid })
         })
         .collect();
+    let mut later = HashMap::new();
     for batch in spooled() {
         for job in batch.jobs.iter().filter(|job| *uuid == batch.uuid || *uuid == job.uuid) {
             if is_last(&launches, &job.uuid, batch.queued_at) {
-                states.retain(|known| known.uuid != job.uuid);
                 let state = left.state(batch.epoch, &job.uuid);
-                states.push(Known { uuid: job.uuid, state, owner: batch.owner, login: batch.login, pid: None });
+                let known = Known { uuid: job.uuid, state, owner: batch.owner, login: batch.login, pid: None };
+                later.insert(job.uuid, known);
             }
         }
     }
+    states.retain(|known| !later.contains_key(&known.uuid));
+    states.extend(later.into_values());
     states.sort_by_key(|known| known.uuid);
     Ok(states)
 }
@@ -175,10 +178,10 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
             Some((parse_uuid(row.next()?)?, number(row.next()?)))
         };
         let logged: HashMap<[u8; 16], i64> = rows.filter_map(launch).collect();
-        for (_, job) in left.into_iter().filter(|(queued_at, job)| is_last(&logged, &job.uuid, *queued_at)) {
-            found.retain(|found| found.uuid != job.uuid);
-            found.push(job);
-        }
+        left.retain(|(queued_at, job)| is_last(&logged, &job.uuid, *queued_at));
+        let later: HashSet<[u8; 16]> = left.iter().map(|(_, job)| job.uuid).collect();
+        found.retain(|job| !later.contains(&job.uuid));
+        found.extend(left.into_iter().map(|(_, job)| job));
     }
     found.sort_by_key(|job| job.uuid);
     found
