@@ -50,3 +50,18 @@ call bench.run(:rounds);
 
 \echo '10,000 rows of 10 kB into count(*);' :rounds 'rounds, ratio to dblink'
 select * from bench.report('10,000 rows of 10 kB into count(*)', 'dblink, open connection');
+
+-- The same rows as the first ones from a table, where a query by itself is a scan, with and without keeping its rows.
+create table bench.big as
+    select i, 'row number ' || i as t, timestamptz '2000-01-01 00:00:00+00' + i * interval '1 second' as z
+    from generate_series(1, 1000000) as i;
+vacuum analyze bench.big;
+select bench.ways('select i, t, z from bench.big', 1000000)
+\gset ignored_
+insert into bench.way (name, statement)
+values ('a scan that keeps nothing', bench.block('select count(*) into result from bench.big; assert result = 1000000;'));
+
+call bench.run(:rounds);
+
+\echo '1,000,000 rows of a table into count(*);' :rounds 'rounds, ratio to dblink'
+select * from bench.report('1,000,000 rows of a table into count(*)', 'dblink, open connection');
