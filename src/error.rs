@@ -129,6 +129,8 @@ pub enum Error {
     Stuck,
     #[error("a job cannot follow itself, or jobs that begin only after its end")]
     FollowsItself,
+    #[error("age must not be negative")]
+    NegativeAge,
     #[error("progress must be between 0 and 100 percent")]
     Progress,
     #[error("invalid input syntax for type uuid: \"{0}\"")]
@@ -203,7 +205,7 @@ impl Error {
             NoSuchJob(_) => b"42704",
             JobTimeout => b"57014",
             Uuid(_) => b"22P02",
-            Progress | ExecType(_) => b"22023",
+            Progress | NegativeAge | ExecType(_) => b"22023",
             NullArgument(_) | NullQuery(_) => b"22004",
             EmptySql | NoQuery | EmptyQuery(_) | QueueTooSmall(_) | QueueTooLarge => b"22023",
             Shape { .. } | UnknownKey { .. } | BadValue { .. } => b"22023",

@@ -127,7 +127,11 @@ fn report_progress(call: &Call) -> Result<Value, Error> {
 
 /// `pg_background_prune(older_than interval) RETURNS int8`
 fn prune(call: &Call) -> Result<Value, Error> {
-    Ok(Value::BigInt(session::prune(call.interval(0).ok_or(Error::NullArgument("age"))?)))
+    match call.interval(0) {
+        None => Err(Error::NullArgument("age")),
+        Some(..0) => Err(Error::NegativeAge),
+        Some(age) => Ok(Value::BigInt(session::prune(age))),
+    }
 }
 
 sql_function!(pg_background_launch_text, pg_finfo_pg_background_launch_text, launch_text);

@@ -23,8 +23,8 @@ fn live(call: &Call) -> Result<Value, Error> {
     };
     for job in session::look(among) {
         let now = &job.now;
-        // Of other databases only what has not ended: nobody here sees their logs.
-        if now.is_logged && job.batch.database != here {
+        // Of other databases only what has not ended: nobody here sees their logs. The same of a log that is gone.
+        if now.is_logged && (job.batch.database != here || session::has_lost_its_log(&job.batch)) {
             continue;
         }
         // It is in the encoding of its database.

@@ -7,7 +7,7 @@
 //! What lies in the area is plain data ([`Pod`]); references to it are offsets, and are looked at under one lock only.
 
 use super::memory::Switch;
-use super::process;
+use super::{process, report};
 use crate::compat::area::create_dsa;
 use bytemuck::Pod;
 use pgrx::pg_sys;
@@ -147,8 +147,19 @@ impl Drop for Held {
     }
 }
 
+/// Puts the resource owner back, also while unwinding.
+struct ResourceOwner(pg_sys::ResourceOwner);
+
+impl Drop for ResourceOwner {
+    fn drop(&mut self) {
+        // SAFETY: a variable of this process.
+        unsafe { pg_sys::CurrentResourceOwner = self.0 };
+    }
+}
+
 /// The area as it may be read while the lock is held.
 pub struct Memory {
+    header: &'static Header,
     area: *mut pg_sys::dsa_area,
     root: u64,
 }
@@ -191,7 +202,7 @@ pub fn read<T>(body: impl FnOnce(&Memory) -> T) -> T {
     let header = header();
     let area = attach(header);
     let _held = hold(header, pg_sys::LWLockMode::LW_SHARED);
-    body(&Memory { area, root: header.root.load(Ordering::Acquire) })
+    body(&Memory { header, area, root: header.root.load(Ordering::Acquire) })
 }
 
 /// Changes the area. `body` must not wait; should it raise, what it has changed so far stays changed.
@@ -199,7 +210,7 @@ pub fn write<T>(body: impl FnOnce(&mut Memory) -> T) -> T {
     let header = header();
     let area = attach(header);
     let _held = hold(header, pg_sys::LWLockMode::LW_EXCLUSIVE);
-    let mut memory = Memory { area, root: header.root.load(Ordering::Acquire) };
+    let mut memory = Memory { header, area, root: header.root.load(Ordering::Acquire) };
     let value = body(&mut memory);
     header.root.store(memory.root, Ordering::Release);
     value
@@ -215,12 +226,31 @@ impl Memory {
         self.root = root;
     }
 
-    /// Takes zeroed bytes. None = the server has no memory for them.
+    /// Takes zeroed bytes. None = the server has no memory for them, or no segment; then the lock was let go for a moment,
+    /// and what the caller has seen may have changed.
     pub fn allocate(&mut self, bytes: usize) -> Option<u64> {
         let flags = pg_sys::DSA_ALLOC_HUGE | pg_sys::DSA_ALLOC_NO_OOM | pg_sys::DSA_ALLOC_ZERO;
-        // SAFETY: attached.
-        let pointer = unsafe { pg_sys::dsa_allocate_extended(self.area, bytes.max(8), flags as i32) };
-        (pointer != 0).then_some(pointer)
+        let _switch = Switch::to_process_lifetime();
+        // SAFETY: variables of this process.
+        let holds = unsafe { (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) };
+        // SAFETY: attached. A segment belongs to the process, so that none is left to a transaction by an error.
+        let outcome = report::catch_call(|| unsafe {
+            let owner = std::ptr::replace(&raw mut pg_sys::CurrentResourceOwner, std::ptr::null_mut());
+            let _owner = ResourceOwner(owner);
+            pg_sys::dsa_allocate_extended(self.area, bytes.max(8), flags as i32)
+        });
+        if outcome.is_err() {
+            // An area that cannot grow raises with its own locks held, which have no names (dsa.c, `make_new_segment`).
+            // SAFETY: as after any error (errfinish sets the counts to zero); our lock is the only other one, and is taken
+            // again.
+            unsafe {
+                (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) = (holds.0 - 1, holds.1);
+                pg_sys::LWLockReleaseAll();
+            }
+            std::mem::forget(hold(self.header, pg_sys::LWLockMode::LW_EXCLUSIVE));
+            self.root = self.header.root.load(Ordering::Acquire);
+        }
+        outcome.ok().filter(|pointer| *pointer != 0)
     }
 
     /// Gives bytes back. Nothing may refer to them any more.

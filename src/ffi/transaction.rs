@@ -60,16 +60,19 @@ pub fn in_block() -> bool {
 /// `left` = milliseconds that the whole job still has, if they are bounded.
 pub fn start_statement_timeout(left: Option<i64>) {
     // SAFETY: a setting of this process.
-    let timeout = unsafe { pg_sys::StatementTimeout };
-    let timeout = match left.map(|left| left.clamp(1, i64::from(i32::MAX)) as i32) {
-        Some(left) if timeout <= 0 || left < timeout => left,
-        _ => timeout,
-    };
-    if timeout <= 0 {
-        stop_statement_timeout();
-    } else if !STATEMENT_TIMER.replace(true) {
+    let timeout = i64::from(unsafe { pg_sys::StatementTimeout });
+    match left {
+        Some(left) if timeout <= 0 || left < timeout => start_timeout(left),
+        _ if timeout <= 0 => stop_statement_timeout(),
+        _ => start_timeout(timeout),
+    }
+}
+
+/// Cancels after so many milliseconds, one at least, unless the statement timer runs already.
+pub fn start_timeout(milliseconds: i64) {
+    if !STATEMENT_TIMER.replace(true) {
         // SAFETY: InitPostgres has registered the timer.
-        unsafe { enable_timeout_after(STATEMENT_TIMEOUT, timeout) };
+        unsafe { enable_timeout_after(STATEMENT_TIMEOUT, milliseconds.clamp(1, i64::from(i32::MAX)) as c_int) };
     }
 }
 
@@ -211,10 +214,10 @@ pub fn attempt<T>(lock_timeout: c_int, body: impl FnOnce() -> T) -> Result<T, Bo
     }
 }
 
-/// This transaction, which writes.
-pub fn current_id() -> u32 {
+/// This transaction, the outermost that is open, which writes: a number that none before it had.
+pub fn current_id() -> u64 {
     // SAFETY: inside a transaction.
-    compat::transaction_number(unsafe { pg_sys::GetCurrentTransactionId() })
+    unsafe { pg_sys::GetTopFullTransactionId().value }
 }
 
 /// The outermost transaction that is open; 0 = it has not written anything.
@@ -267,12 +270,16 @@ pub fn is_committed(transaction: u32) -> bool {
     unsafe { pg_sys::TransactionIdDidCommit(compat::transaction_id(transaction)) }
 }
 
-/// Does the statement that runs see what this transaction has committed?
-pub fn is_visible(transaction: u32) -> bool {
+/// Does the statement that runs see what this transaction has committed? As [`current_id`] gave it.
+pub fn is_visible(transaction: u64) -> bool {
+    /// No snapshot is older than so many transactions: the server would have stopped (varsup.c).
+    const OLDEST: u64 = 1 << 31;
     // SAFETY: a statement runs, so it has a snapshot; it is only read.
     unsafe {
-        !pg_sys::ActiveSnapshotSet()
-            || !pg_sys::XidInMVCCSnapshot(compat::transaction_id(transaction), pg_sys::GetActiveSnapshot())
+        let next = pg_sys::ReadNextFullTransactionId().value;
+        next.saturating_sub(transaction) >= OLDEST
+            || !pg_sys::ActiveSnapshotSet()
+            || !pg_sys::XidInMVCCSnapshot(compat::transaction_id(transaction as u32), pg_sys::GetActiveSnapshot())
     }
 }
 

@@ -8,7 +8,7 @@ mod left;
 mod read;
 
 pub use accepted::record;
-pub use left::{fold_left_behind, note_begun, note_end};
+pub use left::{fold_left_behind, launches_left, note_begun, note_end};
 pub use read::{is_readable, jobs_query, states, to_repeat, Known};
 
 use super::catalog;
@@ -168,17 +168,40 @@ pub fn forget_plans() {
 
 /// Takes the locks that writing the log needs, before all else and all at once: a worker that has one of them never waits
 /// for another, so whoever drops the extension or changes the log wins. `waits`: for the table, if nothing else is held.
-fn hold(waits: bool) {
+/// Gives the table.
+fn hold(waits: bool) -> u32 {
     let (table, sequence) = RELATIONS.get().unwrap_or_else(|| {
         find();
-        let mut oids = spi::select(catalog::LOG).into_iter();
-        (number(oids.next()), number(oids.next()))
+        relations()
     });
     let is_held = table != 0 && lock::try_to_write(table, waits) && (sequence == 0 || lock::try_to_use(sequence));
     if !is_held {
-        return report::emit(&Report::from(Error::LogLocked), Log::Here);
+        report::emit(&Report::from(Error::LogLocked), Log::Here);
     }
     RELATIONS.set(Some((table, sequence)));
+    table
+}
+
+/// The log, and the sequence of its column `id`: oids; 0 = it is not there.
+fn relations() -> (u32, u32) {
+    let mut oids = spi::select(catalog::LOG).into_iter();
+    (number(oids.next()), number(oids.next()))
+}
+
+/// The oid of the log; 0 = there is none. Inside a transaction.
+pub fn number_of_log() -> u32 {
+    thread_local! {
+        /// At which change of the catalogs.
+        static KNOWN: cell::Cell<(u64, u32)> = const { cell::Cell::new((0, 0)) };
+    }
+    let changes = login::changes();
+    let (at, known) = KNOWN.get();
+    if known != 0 && at == changes {
+        return known;
+    }
+    let (log, _) = relations();
+    KNOWN.set((changes, log));
+    log
 }
 
 /// Runs `body` in a transaction of the extension's own, with the rights of the cluster's owner; `is_durable`: when this
@@ -229,25 +252,33 @@ fn write(row: &FinalRow) {
     });
 }
 
-/// Writes a row as part of the job's own transaction. None = it is written; the report tells why it is not: what was
-/// done is undone, and the job's transaction goes on.
-pub fn write_with_job(row: &FinalRow) -> Option<Box<Captured>> {
+/// Writes a row as part of the job's own transaction, in the log that has it. False = that is not there any more.
+///
+/// # Errors
+/// The report of the error; what was done is undone, and the job's transaction goes on.
+pub fn write_with_job(log: u32, row: &FinalRow) -> Result<bool, Box<Captured>> {
     let write = || {
-        hold(false); // the job has locks of its own
-        write(row);
+        // The job has locks of its own: it does not wait.
+        let is_there = hold(false) == log;
+        if is_there {
+            write(row);
+        }
+        is_there
     };
-    let failed = transaction::attempt(lock_timeout(), || role::as_cluster_owner(write)).err();
-    if let Some(captured) = &failed {
+    let written = transaction::attempt(lock_timeout(), || role::as_cluster_owner(write));
+    written.inspect_err(|captured| {
         forget_plans();
         tell(captured);
-    }
-    failed
+    })
 }
 
-/// Writes rows. Inside [`in_own_transaction`].
-pub fn write_rows(rows: &[FinalRow]) {
-    hold(true);
-    rows.iter().for_each(write);
+/// Writes rows in the log that has them. False = that is not there any more. Inside [`in_own_transaction`].
+pub fn write_rows(log: u32, rows: &[FinalRow]) -> bool {
+    let is_there = hold(true) == log;
+    if is_there {
+        rows.iter().for_each(write);
+    }
+    is_there
 }
 
 /// The final row of a job that ended without writing it.
@@ -283,14 +314,13 @@ pub fn stopped(reason: Reason, stopper: Option<&[u8]>, attempts: u32) -> Outcome
     Outcome { sqlstate: sqlstate(b"57014"), message: Some(message), ..Outcome::default() }
 }
 
-/// Writes down that jobs are about to start; gives where each row is then. Inside [`in_own_transaction`].
-pub fn mark_started(jobs: &[[u8; 16]]) -> Vec<Option<Vec<u8>>> {
-    hold(true);
-    with_plans(|plans| {
-        jobs.iter()
-            .map(|uuid| plans.mark.run(&[Cell::Uuid(*uuid)]).pop().and_then(|mut row| row.pop()).flatten())
-            .collect()
-    })
+/// Writes down that jobs are about to start, in the log that has their rows; gives where each row is then. None = that log is
+/// not there any more. Inside [`in_own_transaction`].
+pub fn mark_started(log: u32, jobs: &[[u8; 16]]) -> Option<Vec<Option<Vec<u8>>>> {
+    let mark = |uuid: &[u8; 16]| {
+        with_plans(|plans| plans.mark.run(&[Cell::Uuid(*uuid)]).pop().and_then(|mut row| row.pop()).flatten())
+    };
+    (hold(true) == log).then(|| jobs.iter().map(mark).collect())
 }
 
 /// The databases that there are: oids.

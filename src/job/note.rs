@@ -5,9 +5,10 @@
 
 use super::registry::State;
 use super::spool;
-use crate::ffi::{file, transaction};
+use crate::ffi::{area, file, session, transaction};
 use crate::protocol::{to_bytes, Outcome};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::{fs, io};
 
 /// What the name of a note ends with.
@@ -57,6 +58,21 @@ impl Note {
     pub fn into_end(self) -> Option<End> {
         let (end, transaction) = self.end?;
         transaction.is_none_or(transaction::was_committed).then_some(end)
+    }
+}
+
+/// What servers that have died noted of jobs of this database; read when it is asked for first.
+#[derive(Debug, Default)]
+pub struct Left(Option<HashMap<(i64, [u8; 16]), Note>>);
+
+impl Left {
+    /// The note of a job that a server of this epoch ran.
+    pub fn of(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<&Note> {
+        let notes = self.0.get_or_insert_with(|| {
+            let left = left_behind(area::epoch(), session::database());
+            left.into_iter().map(|note| ((note.epoch, note.uuid), note)).collect()
+        });
+        notes.get(&(epoch, *uuid))
     }
 }
 

@@ -10,8 +10,8 @@ mod result;
 
 pub use launch::{launch, DEFAULT_QUEUE_BYTES};
 pub use manage::{
-    follow, has_ended, is_recorded, launch_batch, left_behind, look, prune, read_jobs, report_progress, retry,
-    states_of, stop, uuid_of, Among, ExecType, Following, Sight, Tells,
+    follow, has_ended, has_lost_its_log, is_recorded, launch_batch, left_behind, look, prune, read_jobs,
+    report_progress, retry, states_of, stop, uuid_of, Among, ExecType, Following, Sight, Tells,
 };
 use request::request;
 pub use result::{detach, result};

@@ -91,16 +91,24 @@ impl Transaction {
             transaction::start_command();
             self.is_started = true;
         }
-        let left = self
-            .deadline
-            .map(|deadline| deadline.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000) as i64);
-        transaction::start_statement_timeout(left);
+        transaction::start_statement_timeout(self.left());
+    }
+
+    /// Milliseconds until the job's time is over.
+    fn left(&self) -> Option<i64> {
+        let deadline = self.deadline?;
+        Some(deadline.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000) as i64)
     }
 
     fn finish(&mut self) {
         transaction::stop_statement_timeout();
         if self.is_started {
+            // What is deferred to the commit is work of the job, and of no statement.
+            if let Some(left) = self.left() {
+                transaction::start_timeout(left);
+            }
             transaction::finish_command();
+            transaction::stop_statement_timeout();
             self.is_started = false;
         }
     }

@@ -1,7 +1,7 @@
 //! There is not enough of something: processes, segments, memory.
 
 use crate::gate::{self, Gate};
-use crate::manager::Batch;
+use crate::manager::{wait_at_gate, Batch, LOCK_LOG};
 use crate::stage::settle;
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, ServerError, Session};
 
@@ -11,6 +11,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_launch_without_a_free_process_fails_and_leaves_nothing),
         private_case!(a_server_without_background_processes_refuses_each_launch),
         private_case!(a_launch_without_a_free_segment_fails_until_a_result_is_given_up),
+        private_case!(jobs_end_without_a_free_segment_for_what_came_of_them),
         private_case!(a_launch_waits_for_the_process_of_the_job_before),
         private_case!(a_launch_waits_for_a_worker_that_will_have_nothing_to_do),
         private_case!(a_session_uses_the_segment_of_a_worker_that_is_gone_again),
@@ -80,26 +81,37 @@ fn try_launch(session: &mut Session, text: &str) -> Result<i32, ServerError> {
     outcome.expect("an outcome")
 }
 
-fn a_launch_without_a_free_segment_fails_until_a_result_is_given_up() {
-    // The number of segments follows from these: about a hundred.
-    let cluster = Cluster::start_with_extension(&[
+/// A cluster with about a hundred segments.
+fn cluster_with_few_segments(settings: &[(&str, &str)]) -> Cluster {
+    let few = [
         ("max_connections", "6"),
         ("superuser_reserved_connections", "0"),
         ("max_worker_processes", "6"),
         ("max_wal_senders", "0"),
         ("autovacuum_max_workers", "1"),
-    ]);
-    let before = cluster.baseline();
-    let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
+    ];
+    Cluster::start_with_extension(&[&few, settings].concat())
+}
+
+/// Launches jobs until there is no segment for another; they, and how it was refused.
+fn take_all_segments(session: &mut Session) -> (Vec<i32>, ServerError) {
     let mut pids = Vec::new();
     let refusal = loop {
-        match try_launch(&mut session, "select 7") {
+        match try_launch(session, "select 7") {
             Ok(pid) => pids.push(pid),
             Err(error) => break error,
         }
         assert!(pids.len() < 2000, "the server has no end of segments");
     };
     assert!(pids.len() > 50, "{} segments", pids.len());
+    (pids, refusal)
+}
+
+fn a_launch_without_a_free_segment_fails_until_a_result_is_given_up() {
+    let cluster = cluster_with_few_segments(&[]);
+    let before = cluster.baseline();
+    let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
+    let (pids, refusal) = take_all_segments(&mut session);
     let expected = ("53000".to_owned(), "too many dynamic shared memory segments".to_owned());
     assert_eq!(refusal.brief(), expected);
     assert_eq!(refusal.hint().as_deref(), Some("Read or detach the results of jobs that have ended."));
@@ -119,6 +131,47 @@ fn a_launch_without_a_free_segment_fails_until_a_result_is_given_up() {
     assert_eq!(other.result(next, "n int"), ["8"]);
     assert_eq!(session.result(last, "n int"), ["9"]);
     drop((session, other));
+    settle(&cluster);
+    cluster.assert_sound(&before);
+}
+
+/// The queue's memory cannot grow, and no row can be written: what a job gave is lost, and nothing else.
+fn jobs_end_without_a_free_segment_for_what_came_of_them() {
+    let cluster = cluster_with_few_segments(&[("pg_background_mgr.log_result_limit", "1MB")]);
+    let (mut session, mut holder) = (cluster.session("postgres"), cluster.session("postgres"));
+    let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    session.run("create table ran (a int)");
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+    let before = cluster.baseline();
+    let text = "insert into ran values (1) returning repeat('x', 250000)";
+    let texts = [gate::WAIT, text, text, text, text, text, text, "select 1 / 0"];
+    let options = r#"{"mode": "sequential"}"#;
+    let batch = Batch::launch_with(&mut session, &texts, options);
+    wait_at_gate(&mut session, 1);
+    let (pids, _) = take_all_segments(&mut holder);
+    locker.run(LOCK_LOG);
+    let mark = cluster.log_mark();
+    gate.open();
+    let seen = format!("select status from pg_background_monitor('{}', false, '0')", batch.parent);
+    let ends = ["succeeded"; 7].into_iter().chain(["failed"]).collect::<Vec<_>>();
+    wait_until("the end of the jobs", || session.rows(&seen) == ends);
+    assert_eq!(session.value("select count(*) from ran"), "6");
+    // Nobody is stuck in it.
+    assert_eq!(session.rows(&format!("select now from pg_background_stop('{}')", batch.parent)), ends);
+    locker.run("rollback");
+    let written =
+        format!("select status from pg_background_log where uuid_parent = '{}' order by uuid_child", batch.parent);
+    wait_until("the final rows", || session.rows(&written) == ends);
+    let lost = batch.column(&mut session, "result is null")[1..7].iter().filter(|lost| *lost == "t").count();
+    assert!((1..6).contains(&lost), "{lost} of 6 results are lost");
+    let ended: Vec<_> = cluster.log_since(mark).into_iter().filter(|line| line.text.contains("exited")).collect();
+    assert!(ended.is_empty(), "no worker has died of it: {ended:?}");
+    for pid in pids {
+        assert_eq!(holder.result(pid, "n int"), ["7"]);
+    }
+    drop(holder);
+    Batch::launch(&mut session, &["select 2"]).succeed(&mut session);
+    drop((session, locker));
     settle(&cluster);
     cluster.assert_sound(&before);
 }

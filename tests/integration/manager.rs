@@ -3,7 +3,7 @@
 use crate::gate;
 use pg_background_mgr_tests::cluster::is_alive;
 use pg_background_mgr_tests::wait::{poll, PATIENCE};
-use pg_background_mgr_tests::{literal, wait_until, Cluster, Session};
+use pg_background_mgr_tests::{literal, wait_until, Cluster, Session, Stop};
 
 /// The states of a job that has ended.
 pub const ENDED: &str = "('succeeded', 'failed', 'stopped', 'lost')";
@@ -19,6 +19,13 @@ pub const PEAK: &str = "create table peak (n int)";
 /// Runs for ever and goes on when it is cancelled.
 pub const STUBBORN: &str = "do $$ begin loop begin perform pg_sleep(600); \
     exception when query_canceled then null; end; end loop; end $$";
+
+/// What is said of jobs that a server which has gone down did not begin, and of those that it may have begun.
+pub const NEVER_STARTED: &str = "the server went down before the job started";
+pub const UNKNOWN: &str = "the server went down while the job was running or about to start; its outcome is unknown";
+
+/// Keeps everybody from the log until the end of the transaction, also from reading it.
+pub const LOCK_LOG: &str = "begin; lock table pg_background_log in access exclusive mode";
 
 /// The uuid of nothing.
 pub const NOBODY: &str = "01234567-89ab-cdef-0123-456789abcdef";
@@ -197,6 +204,27 @@ pub fn set_server(cluster: &Cluster, session: &mut Session, name: &str, value: &
     cluster.reload();
     let query = format!("show {name}");
     wait_until("the server's new setting", || session.value(&query) == value);
+}
+
+/// Has what did not succeed run again; gives the jobs.
+#[track_caller]
+pub fn retry(session: &mut Session, uuid: &str) -> Vec<String> {
+    session.rows(&format!("select uuid_child from pg_background_retry('{uuid}') order by 1"))
+}
+
+/// Stops a job, or the jobs of a batch; gives their states after it.
+#[track_caller]
+pub fn stop(session: &mut Session, uuid: &str) -> Vec<String> {
+    session.rows(&format!("select now from pg_background_stop('{uuid}')"))
+}
+
+/// Ends all processes as they are, so that none lets go of a lock that another would get before it ends, too, and starts the
+/// server again.
+#[track_caller]
+pub fn crash(cluster: &Cluster) -> Session {
+    cluster.stop(Stop::Immediate);
+    cluster.start();
+    cluster.session("postgres")
 }
 
 /// Loads the extension's library into a session, and with it its settings.

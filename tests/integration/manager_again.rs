@@ -1,8 +1,10 @@
 //! Jobs that are run again, by a retry or for their next attempt, and what happens meanwhile.
 
 use crate::gate::{self, Gate};
-use crate::manager::{array, drain, times, wait_at_gate, Batch, NOBODY};
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session, Stop};
+use crate::manager::{
+    array, crash, drain, retry, stop, times, wait_at_gate, Batch, LOCK_LOG, NEVER_STARTED, NOBODY, UNKNOWN,
+};
+use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -28,30 +30,12 @@ pub fn cases() -> Vec<Case> {
 /// Runs when the table `wanted` has a row, and says so.
 const WANTS: &str = "insert into ran select 1 / (select count(*) from wanted)";
 const TABLES: &str = "create table ran (a int); create table wanted (a int)";
-const NEVER_STARTED: &str = "the server went down before the job started";
 
 fn cluster(max_workers: &str) -> (Cluster, Session) {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", max_workers)]);
     let mut session = cluster.session("postgres");
     session.run(TABLES);
     (cluster, session)
-}
-
-/// Ends all processes as they are.
-fn crash(cluster: &Cluster) -> Session {
-    cluster.stop(Stop::Immediate);
-    cluster.start();
-    cluster.session("postgres")
-}
-
-#[track_caller]
-fn retry(session: &mut Session, uuid: &str) -> Vec<String> {
-    session.rows(&format!("select uuid_child from pg_background_retry('{uuid}') order by 1"))
-}
-
-#[track_caller]
-fn stop(session: &mut Session, uuid: &str) -> Vec<String> {
-    session.rows(&format!("select now from pg_background_stop('{uuid}')"))
 }
 
 /// What a follower is told of a batch now, in the order of its jobs.
@@ -178,11 +162,10 @@ fn a_retry_that_was_written_and_not_begun_has_not_started() {
     assert_eq!(session.rows(&written), ["queued", "queued"]);
     let mut session = crash(&cluster);
     drop(gate);
-    let unknown = "the server went down while the job was running or about to start; its outcome is unknown";
     for _ in 0..2 {
         assert_eq!(batch.states(&mut session), ["lost", "lost"]);
-        assert_eq!(batch.column(&mut session, "message"), [unknown, NEVER_STARTED]);
-        assert_eq!(now(&mut session, &batch, "message"), [unknown, NEVER_STARTED]);
+        assert_eq!(batch.column(&mut session, "message"), [UNKNOWN, NEVER_STARTED]);
+        assert_eq!(now(&mut session, &batch, "message"), [UNKNOWN, NEVER_STARTED]);
         Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
     }
     assert_eq!(retry(&mut session, &batch.parent), batch.children);
@@ -359,7 +342,7 @@ fn what_cannot_be_looked_up_is_not_said_to_be_unknown() {
     session.run("insert into wanted values (1)");
     wait_forgotten(&mut session, &batch.children[0]);
     let mut holder = cluster.session("postgres");
-    holder.run("begin; lock table pg_background_log in access exclusive mode");
+    holder.run(LOCK_LOG);
     session.run("set statement_timeout = '20s'");
     let calls = |uuid: &str| {
         let calls = ["monitor", "stop", "retry"].map(|name| format!("select * from pg_background_{name}('{uuid}'"));

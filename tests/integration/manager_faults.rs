@@ -1,8 +1,10 @@
 //! Somebody dies or is told to stop while there are jobs, and the log tells the truth afterwards.
 
 use crate::gate::{self, Gate};
-use crate::manager::{array, counts, drain, log, times, wait_at_gate, wait_gone, Batch};
-use crate::stage::terminate;
+use crate::manager::{
+    array, counts, crash, drain, log, retry, times, wait_at_gate, wait_gone, Batch, NEVER_STARTED, UNKNOWN,
+};
+use crate::stage::{terminate, Paused};
 use pg_background_mgr_tests::cluster::{signal_process, HARD_LIMIT};
 use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Session, Signal, Stop};
 
@@ -36,15 +38,12 @@ pub fn cases() -> Vec<Case> {
         case!(a_terminated_launcher_leaves_its_batch),
         case!(a_launch_cancelled_at_random_is_all_or_nothing),
         private_case!(a_killed_launcher_loses_its_jobs),
+        private_case!(a_launcher_terminated_while_it_waits_for_a_place_leaves_nothing),
         // Others take what there is.
         private_case!(jobs_wait_while_others_have_all_processes),
         private_case!(one_free_process_drains_the_queue),
     ]
 }
-
-/// What the log says of jobs that never started, and of those that ran.
-const NEVER_STARTED: &str = "the server went down before the job started";
-const UNKNOWN: (&str, &str) = ("the server went down while the job was running", "its outcome is unknown");
 
 /// A cluster with room for two jobs, a role `weak`, and a table that jobs write.
 fn cluster(settings: &[(&str, &str)]) -> Cluster {
@@ -84,8 +83,7 @@ fn assert_lost(cluster: &Cluster, ended: &Batch, open: &Batch, running: &str) {
     assert_eq!(states[..2], times(running, 2));
     assert_eq!(states[2..], times("lost", 3));
     let told = open.column(&mut weak, "message");
-    let is_unknown = |line: &String| line.starts_with(UNKNOWN.0) && line.ends_with(UNKNOWN.1);
-    assert!(told[..2].iter().all(|line| is_unknown(line) == (running == "lost")), "{told:?}");
+    assert!(told[..2].iter().all(|line| (line == UNKNOWN) == (running == "lost")), "{told:?}");
     assert_eq!(told[2..], times(NEVER_STARTED, 3));
     assert_eq!(ended.states(&mut weak), ["succeeded", "failed"]);
     for mut session in [weak, cluster.session("postgres")] {
@@ -216,7 +214,7 @@ fn lost_jobs_stay_lost_over_restarts() {
     cluster.restart();
     let mut session = cluster.session("postgres");
     assert_eq!(scene.open.column(&mut session, "status || ': ' || message"), told);
-    assert!(told[0].starts_with(&format!("lost: {}", UNKNOWN.0)), "{told:?}");
+    assert_eq!(told[0], format!("lost: {UNKNOWN}"));
     assert_eq!(told[4], format!("lost: {NEVER_STARTED}"));
     assert_eq!(session.value("select pg_background_prune('0')"), "8");
 }
@@ -227,8 +225,7 @@ fn lost_jobs_are_run_again_when_asked_for() {
     cluster.stop(Stop::Immediate);
     cluster.start();
     let mut session = cluster.client("postgres").user("weak").connect();
-    let again = session.rows(&format!("select uuid_child from pg_background_retry('{}')", scene.open.parent));
-    assert_eq!(again.len(), 5);
+    assert_eq!(retry(&mut session, &scene.open.parent).len(), 5);
     scene.open.succeed(&mut session);
     assert_eq!(session.rows("select a, count(*) from ran group by a order by a"), ["0|1", "1|5"]);
 }
@@ -577,4 +574,30 @@ fn one_free_process_drains_the_queue() {
     batch.succeed(&mut session);
     assert_eq!(session.value("select count(*) from ran"), "100");
     assert_eq!(log(&mut session, &batch.children[99], "attempts"), "1");
+}
+
+/// Only a worker of another role is there, which is asked to make room and takes its time.
+fn a_launcher_terminated_while_it_waits_for_a_place_leaves_nothing() {
+    let cluster = cluster(&[("pg_background_mgr.max_workers", "1"), ("pg_background_mgr.worker_idle_timeout", "1h")]);
+    let mut session = cluster.session("postgres");
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+    let idle = "select pid from pg_stat_activity where backend_type = 'pg_background' and state = 'idle'";
+    wait_until("the worker is idle", || !session.rows(idle).is_empty());
+    let paused = Paused::new(session.value(idle).parse().expect("a process id"));
+    let mut launcher = cluster.client("postgres").user("weak").connect();
+    launcher.send("select * from pg_background_launch_num('insert into ran values (1)', p_monitor => false)");
+    let waits = format!(
+        "select state = 'active' and wait_event_type = 'Extension' from pg_stat_activity where pid = {}",
+        launcher.pid()
+    );
+    wait_until("the launcher waits", || session.rows(&waits) == ["t"]);
+    terminate(&mut session, launcher.pid());
+    wait_gone(launcher.pid());
+    drop(paused);
+    assert_eq!(session.value("select count(*) from pg_background_jobs where status <> 'succeeded'"), "0");
+    let mut session = crash(&cluster);
+    assert_eq!(counts(&mut session, "true"), ["succeeded 1"], "what was not accepted is not lost");
+    let mut weak = cluster.client("postgres").user("weak").connect();
+    Batch::launch(&mut weak, &["insert into ran values (2)"]).succeed(&mut weak);
+    assert_eq!(session.rows("table ran"), ["2"]);
 }

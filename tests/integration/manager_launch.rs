@@ -25,6 +25,8 @@ pub fn cases() -> Vec<Case> {
         case!(the_rows_of_the_log_are_there_when_it_returns),
         // Arguments that make no sense.
         case!(null_arguments_launch_nothing_by_mistake),
+        case!(an_array_is_taken_element_by_element),
+        case!(of_keys_that_are_given_twice_the_last_one_counts),
         case!(null_and_empty_texts_are_refused_by_their_number),
         case!(a_batch_without_jobs_is_refused),
         case!(jobs_that_are_no_json_array_are_refused),
@@ -287,22 +289,34 @@ fn null_arguments_launch_nothing_by_mistake(db: &Db) {
         assert_refused(&mut session, argument, "22004", &[]);
     }
     assert_nothing_launched(&mut session);
-    // A null for what has a default is an error or the default.
-    for arguments in
-        ["'select 1', p_monitor => null", "'select 1', p_exec_type => null", "'select 1', p_options => null"]
-    {
-        let before = session.number("select count(*) from log_background");
-        let reply = session.ask(&format!("select * from pg_background_launch_num({arguments})"));
-        let launched = match reply.error {
-            Some(error) => {
-                assert!(["22004", "22023"].contains(&error.sqlstate().as_str()), "{arguments}: {error}");
-                0
-            }
-            None => 1,
-        };
-        assert_eq!(session.number("select count(*) from log_background"), before + launched, "{arguments}");
+    // A null for what has a default.
+    for argument in ["'select 1', p_monitor => null", "'select 1', p_exec_type => null"] {
+        assert_refused(&mut session, argument, "22004", &[]);
     }
-    drain(&mut session);
+    assert_nothing_launched(&mut session);
+    Batch::call(&mut session, "pg_background_launch_num('select 1', p_options => null)").succeed(&mut session);
+}
+
+fn an_array_is_taken_element_by_element(db: &Db) {
+    let mut session = db.session();
+    let array = "array[['select 1 as a', 'select 2 as a'], ['select 3 as a', 'select 4 as a']]";
+    let batch = Batch::call(&mut session, &format!("pg_background_launch_num({array})"));
+    batch.succeed(&mut session);
+    assert_eq!(batch.column(&mut session, "result::jsonb -> 0 ->> 'a'"), ["1", "2", "3", "4"]);
+    // Also one that does not begin at 1.
+    let batch = Batch::call(&mut session, "pg_background_launch_num('[7:8]={select 5 as a,select 6 as a}'::text[])");
+    batch.succeed(&mut session);
+    assert_eq!(batch.column(&mut session, "result::jsonb -> 0 ->> 'a'"), ["5", "6"]);
+}
+
+fn of_keys_that_are_given_twice_the_last_one_counts(db: &Db) {
+    let mut session = db.session();
+    let jobs = r#"[{"query": "select 1 / 0", "query": "select 2 as a"}]"#;
+    let call =
+        format!(r#"pg_background_launch_num({}::jsonb, p_options => '{{"name": "x", "name": "y"}}')"#, literal(jobs));
+    let batch = Batch::call(&mut session, &call);
+    batch.succeed(&mut session);
+    assert_eq!(batch.log(&mut session, 0, "name || query"), "yselect 2 as a");
 }
 
 fn null_and_empty_texts_are_refused_by_their_number(db: &Db) {

@@ -35,7 +35,7 @@ pub fn cases() -> Vec<Case> {
         // Its size.
         case!(old_rows_are_pruned),
         case!(only_what_has_ended_is_pruned),
-        case!(a_null_age_is_refused),
+        case!(a_bad_age_is_refused),
         case!(others_prune_their_own_rows),
         private_case!(old_rows_go_by_themselves),
         private_case!(any_number_of_old_rows_goes_by_itself),
@@ -437,9 +437,14 @@ fn only_what_has_ended_is_pruned(db: &Db) {
     assert_eq!(counts(&mut session, "true"), ["succeeded 2"]);
 }
 
-fn a_null_age_is_refused(db: &Db) {
+fn a_bad_age_is_refused(db: &Db) {
     let mut session = db.session();
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
     assert_eq!(session.error("select pg_background_prune(null)").sqlstate(), "22004");
+    // Who writes it means the past, and would lose everything.
+    let error = session.error("select pg_background_prune('-1 day')");
+    assert_eq!(error.brief(), ("22023".to_owned(), "age must not be negative".to_owned()));
+    assert_eq!(session.value("select count(*) from log_background"), "1");
 }
 
 fn others_prune_their_own_rows(db: &Db) {

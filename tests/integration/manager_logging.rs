@@ -1,7 +1,7 @@
 //! That each job is in the log, whatever it does, also while the log is locked.
 
 use crate::gate::{self, Gate};
-use crate::manager::{cell, drain, times, wait_at_gate, Batch};
+use crate::manager::{cell, drain, times, wait_at_gate, Batch, LOCK_LOG};
 use pg_background_mgr_tests::lab::lab;
 use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Stop};
 
@@ -273,8 +273,6 @@ fn session_replication_role_does_not_disturb_the_log(db: &Db) {
 }
 
 /// The names of the table that is behind the view.
-const LOCK: &str = "begin; lock table pg_background_log in access exclusive mode";
-
 fn a_locked_log_does_not_fail_a_job(db: &Db) {
     let (mut session, mut locker, mut watcher, gate) =
         (db.session(), db.session(), db.session(), Gate::close(db.session()));
@@ -283,7 +281,7 @@ fn a_locked_log_does_not_fail_a_job(db: &Db) {
     let failing = format!("{}; select 1 / 0", gate::WAIT);
     let batch = Batch::launch(&mut session, &[&text, &failing]);
     wait_at_gate(&mut session, 2);
-    locker.run(LOCK);
+    locker.run(LOCK_LOG);
     gate.open();
     wait_until("the job's work", || watcher.value("select count(*) from ran") == "1");
     locker.run("rollback");
@@ -301,7 +299,7 @@ fn a_locked_log_does_not_hide_states(db: &Db) {
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let batch = Batch::launch(&mut session, &texts);
     wait_at_gate(&mut session, 2);
-    locker.run(LOCK);
+    locker.run(LOCK_LOG);
     // The log itself cannot be read; what the server knows without it can.
     session.run("set statement_timeout = '20s'");
     let now = format!("select status from pg_background_monitor('{}', false, '0') order by 1", batch.parent);
@@ -367,7 +365,7 @@ fn a_locked_log_does_not_hold_up_jobs_for_ever(db: &Db) {
     let text = format!("{}; insert into ran values (1)", gate::WAIT);
     let batch = Batch::launch_with(&mut session, &times(&text, 6), r#"{"max_workers": 2}"#);
     wait_at_gate(&mut session, 2);
-    locker.run(LOCK);
+    locker.run(LOCK_LOG);
     gate.open();
     wait_until("the jobs' work", || watcher.value("select count(*) from ran") == "6");
     // Nobody waits for the lock but those who read.

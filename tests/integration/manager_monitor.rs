@@ -19,7 +19,9 @@ pub fn cases() -> Vec<Case> {
         // How long it waits.
         case!(a_timeout_of_zero_does_not_wait),
         case!(a_timeout_ends_the_wait),
-        case!(a_bad_timeout_is_refused),
+        case!(a_negative_timeout_is_none),
+        case!(a_timeout_without_end_is_waited_for).since(17),
+        case!(nulls_are_what_is_not_given),
         case!(a_follower_can_be_cancelled),
         case!(a_follower_has_its_statement_timeout),
         case!(a_batch_is_followed_from_another_session),
@@ -195,14 +197,47 @@ fn a_timeout_ends_the_wait(db: &Db) {
     batch.succeed(&mut session);
 }
 
-fn a_bad_timeout_is_refused(db: &Db) {
+fn a_negative_timeout_is_none(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    session.run("set statement_timeout = '20s'");
+    let batch = half_way(&mut session);
+    for timeout in ["-1 s", "-1 month", "0"] {
+        let rows =
+            session.rows(&format!("select status from pg_background_monitor('{}', false, '{timeout}')", batch.parent));
+        assert_eq!(rows, ["succeeded", "running", "queued", "queued"], "{timeout}");
+    }
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+fn nulls_are_what_is_not_given(db: &Db) {
     let mut session = db.session();
-    let batch = Batch::launch(&mut session, &["select 1"]);
-    batch.wait(&mut session);
-    let call = format!("select * from pg_background_monitor('{}', false, '-1 s')", batch.parent);
-    let reply = session.ask(&call);
-    // An error, or no wait.
-    assert!(reply.error.is_none_or(|error| error.sqlstate() == "22023"));
+    session.run("set statement_timeout = '20s'");
+    let batch = Batch::launch(&mut session, &["select pg_sleep(0.1)"]);
+    session.notices();
+    let call = format!("select status from pg_background_monitor('{}', null, null)", batch.parent);
+    assert_eq!(session.rows(&call), ["succeeded"]);
+    assert!(!session.notices().is_empty());
+    for argument in ["null::text", "null::uuid"] {
+        let all = session.rows(&format!("select uuid_child from pg_background_monitor({argument}, null, null)"));
+        assert!(all.contains(&batch.children[0]), "{argument}: {all:?}");
+    }
+}
+
+fn a_timeout_without_end_is_waited_for(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let mut watcher = db.session();
+    session.run("set statement_timeout = '30s'");
+    let batch = half_way(&mut session);
+    let call = format!("select status from pg_background_monitor('{}', false, 'infinity')", batch.parent);
+    session.send(&call);
+    wait_until("the follower", || watcher.value(&waiting(&session)) == "1");
+    gate.open();
+    let reply = session.finish(&call);
+    assert!(reply.error.is_none(), "{:?}", reply.error);
+    let now =
+        |timeout: &str| format!("select status from pg_background_monitor('{}', false, '{timeout}')", batch.parent);
+    assert_eq!(session.rows(&now("-infinity")), ["succeeded"; 4]);
 }
 
 fn a_follower_can_be_cancelled(db: &Db) {

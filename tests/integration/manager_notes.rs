@@ -1,7 +1,7 @@
 //! What the log could not be told before the server went down is known all the same.
 
 use crate::gate::{self, Gate};
-use crate::manager::{drain, wait_at_gate, Batch};
+use crate::manager::{crash, drain, load, set_server, wait_at_gate, Batch, LOCK_LOG, NEVER_STARTED, UNKNOWN};
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session, Stop};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -16,13 +16,10 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_shutdown_under_a_locked_log_forgets_nothing),
         private_case!(a_note_goes_when_the_log_says_more),
         private_case!(who_may_read_the_data_directory_may_read_the_files),
+        private_case!(a_standby_does_not_show_what_it_was_copied_with),
+        private_case!(what_the_log_would_not_keep_does_not_come_back),
     ]
 }
-
-/// The table behind the view; nobody writes it then.
-const LOCK: &str = "begin; lock table pg_background_log in access exclusive mode";
-const UNKNOWN: &str = "the server went down while the job was running or about to start; its outcome is unknown";
-const NEVER_STARTED: &str = "the server went down before the job started";
 
 fn begin() -> (Cluster, Session) {
     let cluster = Cluster::start_with_extension(&[]);
@@ -32,13 +29,6 @@ fn begin() -> (Cluster, Session) {
          select pg_background_grant('weak')",
     );
     (cluster, session)
-}
-
-/// Ends all processes as they are: none lets go of a lock that another would get before it ends, too.
-fn crash(cluster: &Cluster) -> Session {
-    cluster.stop(Stop::Immediate);
-    cluster.start();
-    cluster.session("postgres")
 }
 
 /// Files beside the log.
@@ -74,7 +64,7 @@ fn work_committed_under_a_locked_log_is_known_after_a_crash() {
     let text = format!("{}; insert into ran values (1)", gate::WAIT);
     let batch = Batch::launch(&mut session, &[&text]);
     wait_at_gate(&mut session, 1);
-    locker.run(LOCK);
+    locker.run(LOCK_LOG);
     gate.open();
     wait_until("the job's work", || session.value("select count(*) from ran") == "1");
     let mut session = crash(&cluster);
@@ -105,7 +95,7 @@ fn work_committed_under_a_locked_log_is_known_after_a_crash() {
 fn a_batch_that_is_in_no_table_is_known_with_its_ends_after_a_crash() {
     let (cluster, mut session) = begin();
     let mut locker = cluster.session("postgres");
-    locker.run(LOCK);
+    locker.run(LOCK_LOG);
     let texts = ["insert into ran values (1)", "select 1 / 0", "vacuum small", "select pg_sleep(600)", "select 5"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
     let now = format!("select status from pg_background_monitor('{}', false, '0') order by uuid_child", batch.parent);
@@ -134,7 +124,7 @@ fn a_job_begun_under_a_locked_log_is_not_said_to_have_never_started() {
     let texts = [gate::WAIT, "insert into ran values (2); select pg_sleep(600)", "select 3"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
     wait_at_gate(&mut session, 1);
-    locker.run(LOCK);
+    locker.run(LOCK_LOG);
     gate.open();
     wait_until("the second job", || {
         session.value("select count(*) from pg_stat_activity where wait_event = 'PgSleep'") == "1"
@@ -154,7 +144,7 @@ fn work_that_was_not_committed_is_not_taken_for_done() {
          for each row execute function hold()",
     );
     let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
-    locker.run(LOCK);
+    locker.run(LOCK_LOG);
     // Also where only a savepoint has written anything.
     let texts = ["insert into ran values (1)", "begin; savepoint a; insert into ran values (2); commit"];
     let batch = Batch::launch(&mut session, &texts);
@@ -185,7 +175,7 @@ fn a_shutdown_under_a_locked_log_forgets_nothing() {
     for how in [Stop::Fast, Stop::Immediate] {
         let (cluster, mut session) = begin();
         let mut locker = cluster.session("postgres");
-        locker.run(LOCK);
+        locker.run(LOCK_LOG);
         let batch = Batch::launch(&mut session, &["insert into ran values (1)"]);
         wait_until("the job's work", || session.value("select count(*) from ran") == "1");
         cluster.stop(how);
@@ -203,7 +193,7 @@ fn a_note_goes_when_the_log_says_more() {
         format!(r#"["{text}", {{"query": "{}; select 1 / 0", "max_attempts": 2, "retry_delay": "10ms"}}]"#, gate::WAIT);
     let first = Batch::launch_json(&mut session, &jobs);
     wait_at_gate(&mut session, 2);
-    locker.run(LOCK);
+    locker.run(LOCK_LOG);
     let second = Batch::launch(&mut session, &["insert into ran values (2)", "select 1 / 0", "vacuum small"]);
     gate.open();
     wait_until("the jobs' work", || session.value("select count(*) from ran") == "2");
@@ -228,7 +218,7 @@ fn who_may_read_the_data_directory_may_read_the_files() {
         let mut session = cluster.session("postgres");
         session.run("create extension pg_background_mgr; create table ran (a int)");
         let mut locker = cluster.session("postgres");
-        locker.run(LOCK);
+        locker.run(LOCK_LOG);
         let batch = Batch::launch(&mut session, &["insert into ran values (1)"]);
         let followed = format!("select status from pg_background_monitor('{}', false)", batch.parent);
         assert_eq!(session.rows(&followed), ["succeeded"]);
@@ -238,4 +228,64 @@ fn who_may_read_the_data_directory_may_read_the_files() {
         assert_eq!(files.len(), 2, "the batch, and a note: {files:?}");
         files.iter().for_each(|file| assert_eq!(mode(&directory.join(file)), of_file, "{file}"));
     }
+}
+
+/// A server that goes down with a batch that is in no table.
+fn leave_behind(cluster: &Cluster) -> Batch {
+    let mut session = cluster.session("postgres");
+    load(&mut session);
+    set_server(cluster, &mut session, "pg_background_mgr.max_workers", "1");
+    session.run("create database other");
+    let mut other = cluster.session("other");
+    other.run("create extension pg_background_mgr");
+    let _gate = Gate::close(cluster.session("other"));
+    Batch::launch(&mut other, &[gate::WAIT]);
+    wait_at_gate(&mut other, 1);
+    let batch = Batch::launch(&mut session, &["insert into ran values (1)"]);
+    assert_eq!(written(&mut session, &batch), [""; 0]);
+    cluster.stop(Stop::Immediate);
+    batch
+}
+
+fn a_standby_does_not_show_what_it_was_copied_with() {
+    let (primary, session) = begin();
+    drop(session);
+    let batch = leave_behind(&primary);
+    // A copy is made of one that is down in good order.
+    primary.configure(&[("pg_background_mgr.max_workers", "0")]);
+    primary.start();
+    let standby = Cluster::start_standby(&primary);
+    assert_eq!(files(&standby).len(), 1);
+    let (mut session, mut copy) = (primary.session("postgres"), standby.session("postgres"));
+    assert_eq!(batch.states(&mut session), ["lost"]);
+    assert_eq!(batch.states(&mut copy), [""; 0]);
+    assert_eq!(copy.value("select count(*) from pg_background_jobs"), "0");
+    assert_eq!(copy.error(&format!("select * from pg_background_monitor('{}')", batch.parent)).sqlstate(), "42704");
+    // What is in the primary's log is in that of the standby.
+    set_server(&primary, &mut session, "pg_background_mgr.max_workers", "2");
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+    wait_until("no files", || files(&primary).is_empty());
+    wait_until("its row", || !written(&mut copy, &batch).is_empty());
+    copy.run("select pg_promote()");
+    wait_until("the end of recovery", || !copy.holds("select pg_is_in_recovery()"));
+    assert_eq!(batch.states(&mut copy), ["lost"]);
+    set_server(&standby, &mut copy, "pg_background_mgr.max_workers", "2");
+    Batch::launch(&mut copy, &["select 1"]).succeed(&mut copy);
+    wait_until("no files", || files(&standby).is_empty());
+    assert_eq!(batch.column(&mut copy, "status || ' ' || message"), [format!("lost {NEVER_STARTED}")]);
+}
+
+fn what_the_log_would_not_keep_does_not_come_back() {
+    let (cluster, session) = begin();
+    drop(session);
+    let batch = leave_behind(&cluster);
+    cluster.configure(&[("pg_background_mgr.log_retention", "2s")]);
+    let launched = std::time::Instant::now();
+    wait_until("its time", || launched.elapsed() > std::time::Duration::from_secs(3));
+    cluster.start();
+    let mut session = cluster.session("postgres");
+    assert_eq!(batch.states(&mut session), [""; 0]);
+    Batch::launch(&mut session, &["select 1"]).wait(&mut session);
+    wait_until("no files", || files(&cluster).is_empty());
+    assert_eq!(written(&mut session, &batch), [""; 0]);
 }

@@ -1,7 +1,7 @@
 //! Options of `pg_background_launch_num`: order, number of workers, what an error does, time limits, attempts.
 
 use crate::gate::{self, Gate};
-use crate::manager::{times, wait_at_gate, Batch, COUNTED, PEAK};
+use crate::manager::{times, wait_at_gate, Batch, COUNTED, PEAK, STUBBORN};
 use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db};
 
 pub fn cases() -> Vec<Case> {
@@ -23,6 +23,8 @@ pub fn cases() -> Vec<Case> {
         case!(a_time_limit_is_given_in_seconds_or_as_an_interval),
         case!(a_time_limit_that_is_not_reached_does_nothing),
         case!(a_time_limit_cannot_be_caught_by_the_job),
+        case!(an_attempt_that_catches_its_time_limit_is_followed_by_others),
+        case!(a_time_limit_counts_what_is_deferred_to_the_commit),
         case!(a_jobs_own_values_win),
         case!(a_failed_job_is_tried_as_often_as_asked),
         case!(a_job_that_succeeds_later_has_succeeded),
@@ -242,13 +244,53 @@ fn a_time_limit_that_is_not_reached_does_nothing(db: &Db) {
 fn a_time_limit_cannot_be_caught_by_the_job(db: &Db) {
     let mut session = db.session();
     // It ends, one way or the other, and is no success; the next job runs.
-    let batch = Batch::launch_with(
-        &mut session,
-        &[crate::manager::STUBBORN, "select 1"],
-        r#"{"timeout": 0.2, "mode": "sequential"}"#,
-    );
+    let batch = Batch::launch_with(&mut session, &[STUBBORN, "select 1"], r#"{"timeout": 0.2, "mode": "sequential"}"#);
     let states = batch.finish(&mut session);
     assert_eq!(states, ["failed", "succeeded"]);
+}
+
+/// Such an attempt takes its worker along.
+fn an_attempt_that_catches_its_time_limit_is_followed_by_others(db: &Db) {
+    let mut session = db.session();
+    session.run("create sequence tries; create table ran (a int)");
+    let text =
+        "insert into ran values (1); do $$ begin if nextval('tries') < 3 then loop begin perform pg_sleep(600); \
+                exception when query_canceled then null; end; end loop; end if; end $$";
+    let batch = Batch::launch_with(&mut session, &[text], r#"{"timeout": 0.3, "max_attempts": 5}"#);
+    batch.succeed(&mut session);
+    assert_eq!(batch.log(&mut session, 0, "attempts"), "3");
+    assert_eq!(session.rows("table ran"), ["1"]);
+    let batch = Batch::launch_with(&mut session, &[STUBBORN], r#"{"timeout": 0.2, "max_attempts": 2}"#);
+    assert_eq!(batch.finish(&mut session), ["failed"]);
+    assert_eq!(
+        batch.log(&mut session, 0, "concat_ws(' ', attempts, sqlstate, message)"),
+        format!("2 57014 {TOO_LATE}")
+    );
+}
+
+fn a_time_limit_counts_what_is_deferred_to_the_commit(db: &Db) {
+    let mut session = db.session();
+    session.run(
+        "create table deferred (seconds float); \
+         create function wait() returns trigger language plpgsql as \
+         $$ begin perform pg_sleep(new.seconds); return null; end $$; \
+         create constraint trigger wait after insert on deferred deferrable initially deferred \
+         for each row execute function wait()",
+    );
+    let late = [
+        "insert into deferred values (600)",
+        "begin; insert into deferred values (600); commit",
+        "begin; insert into deferred values (600); commit; select 1",
+    ];
+    let batch = Batch::launch_with(&mut session, &late, r#"{"timeout": 0.3}"#);
+    assert_eq!(batch.finish(&mut session), ["failed"; 3]);
+    assert_eq!(batch.column(&mut session, "sqlstate || ' ' || message"), [format!("57014 {TOO_LATE}").as_str(); 3]);
+    assert_eq!(session.value("select count(*) from deferred"), "0");
+    let in_time = ["insert into deferred values (0.05)", "begin; insert into deferred values (0.05); commit"];
+    Batch::launch_with(&mut session, &in_time, r#"{"timeout": 30}"#).succeed(&mut session);
+    // The limit of a statement is over with it, as for any client.
+    session.run("set statement_timeout = '0.2s'");
+    Batch::launch(&mut session, &["insert into deferred values (0.5)"]).succeed(&mut db.session());
 }
 
 fn a_jobs_own_values_win(db: &Db) {

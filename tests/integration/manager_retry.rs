@@ -1,7 +1,7 @@
 //! `pg_background_retry`.
 
 use crate::gate::{self, Gate};
-use crate::manager::{log, times, wait_at_gate, Batch, NOBODY};
+use crate::manager::{log, retry, stop, times, wait_at_gate, Batch, NOBODY};
 use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session, Stop};
 
 pub fn cases() -> Vec<Case> {
@@ -30,16 +30,6 @@ pub fn cases() -> Vec<Case> {
         case!(unknown_jobs_are_not_run_again),
         private_case!(jobs_are_not_run_again_on_a_standby),
     ]
-}
-
-#[track_caller]
-fn stop(session: &mut Session, uuid: &str) {
-    session.run(&format!("select * from pg_background_stop('{uuid}')"));
-}
-
-#[track_caller]
-fn retry(session: &mut Session, uuid: &str) -> Vec<String> {
-    session.rows(&format!("select uuid_child from pg_background_retry('{uuid}')"))
 }
 
 fn what_did_not_succeed_is_run_again(db: &Db) {

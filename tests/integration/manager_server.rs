@@ -15,6 +15,7 @@ pub fn cases() -> Vec<Case> {
         // What goes away.
         private_case!(the_extension_is_dropped_with_jobs_in_every_state),
         private_case!(the_extension_is_dropped_and_made_again_at_once),
+        private_case!(jobs_outlive_an_extension_that_is_made_again),
         private_case!(a_database_with_idle_workers_is_dropped),
         private_case!(a_database_with_running_jobs_is_not_dropped),
         private_case!(a_database_dropped_by_force_takes_its_jobs_along).since(13),
@@ -218,6 +219,37 @@ fn the_extension_is_dropped_and_made_again_at_once() {
     wait_until("nothing of the others is left", || {
         session.value("select count(*) from pg_background_jobs where status in ('queued', 'running')") == "0"
     });
+}
+
+/// In one transaction: no worker sees that it was gone, and their rows are.
+fn jobs_outlive_an_extension_that_is_made_again() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
+    let (mut session, mut admin) = (cluster.session("postgres"), cluster.session("postgres"));
+    session.run("create table ran (a int)");
+    for held_work in ["insert into ran values (1)", "vacuum ran", "select 1 / 0"] {
+        let gate = Gate::close(cluster.session("postgres"));
+        let held = format!("{}; {held_work}", gate::WAIT);
+        let texts = [
+            if held_work.starts_with("vacuum") { gate::WAIT } else { &held },
+            "insert into ran values (2)",
+            "select 1 / 0",
+            "vacuum ran",
+        ];
+        let batch = Batch::launch_with(&mut session, &texts, r#"{"name": "the name"}"#);
+        wait_at_gate(&mut session, 1);
+        admin.run("begin; drop extension pg_background_mgr; create extension pg_background_mgr; commit");
+        assert_eq!(batch.states(&mut session), ["running", "queued", "queued", "queued"], "{held_work}");
+        gate.open();
+        let first = if held_work == "select 1 / 0" { "failed" } else { "succeeded" };
+        let ends = [first, "succeeded", "failed", "succeeded"];
+        assert_eq!(batch.finish(&mut session), ends, "{held_work}");
+        let written = format!(
+            "select status from pg_background_log where uuid_parent = '{}' and batch_name = 'the name' order by uuid_child",
+            batch.parent
+        );
+        wait_until("the rows of all", || session.rows(&written) == ends);
+    }
+    assert_eq!(session.rows("select a, count(*) from ran group by a order by a"), ["1|1", "2|3"]);
 }
 
 /// A database `other` with the extension, in a cluster whose idle workers would stay for an hour.

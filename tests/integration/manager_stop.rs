@@ -364,10 +364,13 @@ fn a_job_that_catches_its_cancel_is_terminated_after_the_grace(db: &Db) {
 
 fn a_grace_of_nothing_terminates_at_once(db: &Db) {
     let mut session = db.session();
-    let batch = Batch::launch(&mut session, &[STUBBORN]);
-    wait_asleep(&mut session, &batch.children[0]);
-    session.run(&format!("select pg_background_stop('{}', '0')", batch.parent));
-    assert_eq!(batch.finish(&mut session), ["stopped"]);
+    // A negative one is none.
+    for grace in ["0", "-1 s"] {
+        let batch = Batch::launch(&mut session, &[STUBBORN]);
+        wait_asleep(&mut session, &batch.children[0]);
+        session.run(&format!("select pg_background_stop('{}', '{grace}')", batch.parent));
+        assert_eq!(batch.finish(&mut session), ["stopped"], "{grace}");
+    }
 }
 
 fn a_stop_does_not_wait_longer_than_it_must(db: &Db) {
@@ -403,6 +406,8 @@ fn bad_arguments_are_refused(db: &Db) {
         ("''".to_owned(), &["22P02"]),
         ("null::text".to_owned(), &["22004"]),
         ("null::uuid".to_owned(), &["22004"]),
+        (format!("'{NOBODY}', null"), &["22004"]),
+        (format!("'{NOBODY}'::uuid, null"), &["22004"]),
     ] {
         let error = session.error(&format!("select * from pg_background_stop({arguments})"));
         assert!(states.contains(&error.sqlstate().as_str()), "{arguments}: {error}");

@@ -3,7 +3,7 @@
 use super::{hold, table};
 use crate::ffi::typed_rows::Cell;
 use crate::ffi::{area, spi, transaction};
-use crate::job::registry::{self, JobView, Place};
+use crate::job::registry::{self, JobView, Place, Recorded};
 use crate::job::spool::Spooled;
 
 /// How many rows go into the log with one statement, and about how many bytes of text.
@@ -29,13 +29,16 @@ struct Job {
     /// How it is run: a JSON object.
     options: Option<Vec<u8>>,
     attempts: u32,
+    is_begun: bool,
 }
 
-/// Writes the rows of a batch; gives the transaction that did. Of its jobs none has been launched again: that is possible
+/// Writes the rows of a batch: of its jobs that have no final row. None of them has been launched again: that is possible
 /// only when they are written. Inside [`super::in_own_transaction`].
-pub fn record(place: Place, uuid: &[u8; 16]) -> u32 {
-    hold(true);
-    let jobs = area::read(|memory| registry::jobs_of(memory, place, uuid));
+pub fn record(place: Place, uuid: &[u8; 16]) -> Recorded {
+    let log = hold(true);
+    let mut jobs = area::read(|memory| registry::jobs_of(memory, place, uuid));
+    // Of a batch that is recorded again, for the log was dropped and made again.
+    jobs.retain(|job| !job.now.is_logged);
     if let Some(first) = jobs.first() {
         let JobView { batch, owner_name, client, batch_name, queued_at, .. } = first.clone();
         let batch = Batch {
@@ -54,10 +57,11 @@ pub fn record(place: Place, uuid: &[u8; 16]) -> u32 {
             query: job.query,
             options: job.manner.to_options(),
             attempts: job.now.attempts,
+            is_begun: job.is_begun,
         });
         insert(&batch, jobs, "");
     }
-    transaction::current_id()
+    Recorded { log, by: transaction::current_id() }
 }
 
 /// Writes the rows of a batch that a server accepted that has died, unless they are there: those of this launch or of one
@@ -79,6 +83,7 @@ pub(super) fn recover(batch: &Spooled) {
         query: job.query.clone(),
         options: job.options.clone(),
         attempts: job.attempts,
+        is_begun: false,
     });
     insert(&head, jobs, " WHERE l.queued_at OPERATOR(pg_catalog.<) excluded.queued_at");
 }
@@ -89,13 +94,15 @@ fn insert(batch: &Batch, jobs: impl Iterator<Item = Job>, which: &str) {
         b"INSERT INTO ".as_slice(),
         &table(),
         b" AS l (status, epoch, uuid_parent, owner, login, user_name, ip_client, batch_name, queued_at, uuid_child, name, \
-          query, options, attempts) \
+          query, options, attempts, is_started) \
           SELECT 'queued', $1, $2, $3::pg_catalog.oid, $4::pg_catalog.oid, $5::pg_catalog.name, $6::pg_catalog.inet, $7, $8, \
-          j.uuid::pg_catalog.uuid, j.name, j.query, j.options::pg_catalog.jsonb, j.attempts::pg_catalog.int4 \
+          j.uuid::pg_catalog.uuid, j.name, j.query, j.options::pg_catalog.jsonb, j.attempts::pg_catalog.int4, \
+          j.is_started::pg_catalog.bool \
           FROM ROWS FROM (pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11), \
-          pg_catalog.unnest($12), pg_catalog.unnest($13)) AS j (uuid, name, query, options, attempts) \
+          pg_catalog.unnest($12), pg_catalog.unnest($13), pg_catalog.unnest($14)) \
+          AS j (uuid, name, query, options, attempts, is_started) \
           ON CONFLICT (uuid_child) DO UPDATE SET status = 'queued', epoch = excluded.epoch, \
-          is_started = false, queued_at = excluded.queued_at, attempts = excluded.attempts, start_time_exec = NULL, \
+          is_started = excluded.is_started, queued_at = excluded.queued_at, attempts = excluded.attempts, start_time_exec = NULL, \
           end_time_exec = NULL, result = NULL, row_count = NULL, command_tag = NULL, sqlstate = NULL, message = NULL, \
           detail = NULL, hint = NULL, context = NULL",
         which.as_bytes(),
@@ -105,12 +112,13 @@ fn insert(batch: &Batch, jobs: impl Iterator<Item = Job>, which: &str) {
     while jobs.peek().is_some() {
         let (rows, bytes) = PORTION;
         let mut left = bytes;
-        let mut columns: [Vec<Option<Vec<u8>>>; 5] = Default::default();
+        let mut columns: [Vec<Option<Vec<u8>>>; 6] = Default::default();
         while let Some(job) = jobs.next_if(|_| columns[0].len() < rows && left > 0) {
             left = left.saturating_sub(job.query.len());
             let uuid = uuid::Uuid::from_bytes(job.uuid).hyphenated().to_string().into_bytes();
             let attempts = job.attempts.to_string().into_bytes();
-            let row = [Some(uuid), job.name, Some(job.query), job.options, Some(attempts)];
+            let is_begun = if job.is_begun { b"t" } else { b"f" };
+            let row = [Some(uuid), job.name, Some(job.query), job.options, Some(attempts), Some(is_begun.into())];
             columns.iter_mut().zip(row).for_each(|(column, value)| column.push(value));
         }
         let head = [

@@ -2,9 +2,10 @@
 
 use super::{accepted, hold, table, with_plans, write, FinalRow};
 use crate::ffi::typed_rows::Cell;
-use crate::ffi::{area, session, spi};
+use crate::ffi::{area, process, session, spi, transaction};
+use crate::guc;
 use crate::job::note::{self, Note};
-use crate::job::spool;
+use crate::job::spool::{self, Spooled};
 
 /// Notes that a job was begun of which the log does not say so.
 pub fn note_begun(uuid: [u8; 16], owner: u32) {
@@ -25,9 +26,27 @@ fn keep(note: &Note) {
     }
 }
 
+/// Is a batch so young that the log would still have it? A copy of the data directory has files of batches whose rows came
+/// into its table later, and may have been deleted from there since.
+fn is_kept(batch: &Spooled) -> bool {
+    let oldest = guc::log_retention().map(|seconds| process::now().saturating_sub(seconds.saturating_mul(1_000_000)));
+    oldest.is_none_or(|oldest| batch.queued_at >= oldest)
+}
+
+/// The jobs of this database that are in files, for the server that accepted them has died, each in the last of its
+/// launches. A standby has no files of its own: those that it was copied with tell of its primary, as its table does.
+pub fn launches_left() -> Vec<Spooled> {
+    if transaction::in_recovery() {
+        return Vec::new();
+    }
+    let mut left = spool::launches_left(area::epoch(), session::database());
+    left.retain(is_kept);
+    left
+}
+
 /// The files of batches and jobs whose rows are written.
 pub struct Folded {
-    batches: Vec<spool::Spooled>,
+    batches: Vec<Spooled>,
     notes: Vec<Note>,
 }
 
@@ -48,7 +67,7 @@ pub fn fold_left_behind(database: u32) -> Folded {
         return folded;
     }
     hold(true);
-    folded.batches.iter().for_each(accepted::recover);
+    folded.batches.iter().filter(|batch| is_kept(batch)).for_each(accepted::recover);
     folded.notes.iter().for_each(fold_note);
     folded
 }

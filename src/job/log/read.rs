@@ -1,12 +1,11 @@
 //! What the log says of jobs, as things are now.
 
-use super::{find, number, parse_uuid, relation, table};
+use super::{find, launches_left, number, parse_uuid, relation, table};
 use crate::error::Error;
 use crate::ffi::typed_rows::Cell;
-use crate::ffi::{area, lock, role, session, spi, transaction};
+use crate::ffi::{area, lock, role, spi, transaction};
 use crate::job::note::{self, Note};
 use crate::job::registry::State;
-use crate::job::spool::{self, Spooled};
 use std::collections::{HashMap, HashSet};
 
 /// A job as the log has it.
@@ -44,9 +43,9 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
         Some(spi::query(&sql, &[Cell::Uuid(*uuid)], true))
     });
     let rows = rows.ok_or(Error::LogLocked)?;
-    let mut left = Left::default();
+    let mut notes = note::Left::default();
     let mut launches = HashMap::new();
-    let mut states: Vec<Known> = rows
+    let states: Vec<Known> = rows
         .into_iter()
         .filter_map(|row| {
             let mut row = row.into_iter();
@@ -56,24 +55,38 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
             let (epoch, queued_at): (i64, i64) = (number(row.next()?), number(row.next()?));
             launches.insert(uuid, queued_at);
             let is_left = state == State::Queued.name().as_bytes() && epoch != area::epoch();
-            let state = if is_left { left.state(epoch, &uuid) } else { state };
+            let state = if is_left { state_left(&mut notes, epoch, &uuid) } else { state };
             Some(Known { uuid, state, owner, login, pid })
         })
         .collect();
-    let mut later = HashMap::new();
-    for batch in spooled() {
+    let mut left = Vec::new();
+    for batch in launches_left() {
         for job in batch.jobs.iter().filter(|job| *uuid == batch.uuid || *uuid == job.uuid) {
-            if is_last(&launches, &job.uuid, batch.queued_at) {
-                let state = left.state(batch.epoch, &job.uuid);
-                let known = Known { uuid: job.uuid, state, owner: batch.owner, login: batch.login, pid: None };
-                later.insert(job.uuid, known);
-            }
+            let state = state_left(&mut notes, batch.epoch, &job.uuid);
+            let known = Known { uuid: job.uuid, state, owner: batch.owner, login: batch.login, pid: None };
+            left.push((batch.queued_at, known));
         }
     }
-    states.retain(|known| !later.contains_key(&known.uuid));
-    states.extend(later.into_values());
-    states.sort_by_key(|known| known.uuid);
-    Ok(states)
+    Ok(with_left(states, left, |known| known.uuid, || launches))
+}
+
+/// Jobs as the log has them, and those of files instead that were launched later; in the order of their uuids. `launches`:
+/// when those of the log were launched last.
+fn with_left<T>(
+    mut logged: Vec<T>,
+    mut left: Vec<(i64, T)>,
+    uuid: impl Fn(&T) -> [u8; 16],
+    launches: impl FnOnce() -> HashMap<[u8; 16], i64>,
+) -> Vec<T> {
+    if !left.is_empty() {
+        let launches = launches();
+        left.retain(|(queued_at, job)| launches.get(&uuid(job)).is_none_or(|logged| logged < queued_at));
+        let later: HashSet<[u8; 16]> = left.iter().map(|(_, job)| uuid(job)).collect();
+        logged.retain(|job| !later.contains(&uuid(job)));
+        logged.extend(left.into_iter().map(|(_, job)| job));
+    }
+    logged.sort_by_key(uuid);
+    logged
 }
 
 /// When a job was queued, in microseconds since 2000-01-01 00:00 UTC: the server counts so, but gives seconds since 1970.
@@ -81,34 +94,12 @@ const QUEUED_AT: &[u8] = b"pg_catalog.round((pg_catalog.date_part('epoch'::pg_ca
      OPERATOR(pg_catalog.-) 946684800::pg_catalog.float8) OPERATOR(pg_catalog.*) 1000000::pg_catalog.float8)\
      ::pg_catalog.int8";
 
-/// Is a launch in a file later than the one in the log, by job?
-fn is_last(logged: &HashMap<[u8; 16], i64>, job: &[u8; 16], queued_at: i64) -> bool {
-    logged.get(job).is_none_or(|logged| *logged < queued_at)
-}
-
-/// Batches of this database that are not in the log, for the server that accepted them has died.
-fn spooled() -> Vec<Spooled> {
-    spool::launches_left(area::epoch(), session::database())
-}
-
-/// Jobs that a server which has died left behind.
-#[derive(Default)]
-struct Left {
-    /// What it had noted of them, by epoch and job.
-    notes: Option<HashMap<(i64, [u8; 16]), Note>>,
-}
-
-impl Left {
-    /// What has become of one. A standby says queued of what nobody runs there: there is nothing to wait for.
-    fn state(&mut self, epoch: i64, uuid: &[u8; 16]) -> Vec<u8> {
-        let notes = self.notes.get_or_insert_with(|| {
-            let notes = note::left_behind(area::epoch(), session::database());
-            notes.into_iter().map(|note| ((note.epoch, note.uuid), note)).collect()
-        });
-        let note = notes.get(&(epoch, *uuid)).filter(|_| !transaction::in_recovery()).cloned();
-        let end = note.and_then(Note::into_end);
-        end.map_or(b"lost".to_vec(), |end| end.state.name().into())
-    }
+/// What has become of a job that a server which has died left behind. A standby says queued of what nobody runs there: there
+/// is nothing to wait for.
+fn state_left(notes: &mut note::Left, epoch: i64, uuid: &[u8; 16]) -> Vec<u8> {
+    let note = if transaction::in_recovery() { None } else { notes.of(epoch, uuid).cloned() };
+    let end = note.and_then(Note::into_end);
+    end.map_or(b"lost".to_vec(), |end| end.state.name().into())
 }
 
 /// A job that is to run once more.
@@ -139,7 +130,7 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
         role::as_cluster_owner(|| spi::query(&sql, std::slice::from_ref(&list), true))
     };
     let rows = query(b"uuid_child, query, name, attempts, batch_name, options", is_repeatable.as_bytes());
-    let mut found: Vec<Repeat> = rows
+    let found: Vec<Repeat> = rows
         .into_iter()
         .filter_map(|row| {
             let mut row = row.into_iter();
@@ -155,7 +146,7 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
         .collect();
     let wanted: HashSet<&[u8; 16]> = jobs.iter().collect();
     let mut left = Vec::new();
-    for batch in spooled() {
+    for batch in launches_left() {
         let jobs = batch.jobs.into_iter().filter(|job| wanted.contains(&job.uuid));
         left.extend(jobs.map(|job| (batch.queued_at, job)).map(|(queued_at, job)| {
             (
@@ -171,20 +162,15 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
             )
         }));
     }
-    if !left.is_empty() {
+    let launches = || {
         let rows = query(&[b"uuid_child, ".as_slice(), QUEUED_AT].concat(), b"").into_iter();
         let launch = |row: spi::Row| {
             let mut row = row.into_iter();
             Some((parse_uuid(row.next()?)?, number(row.next()?)))
         };
-        let logged: HashMap<[u8; 16], i64> = rows.filter_map(launch).collect();
-        left.retain(|(queued_at, job)| is_last(&logged, &job.uuid, *queued_at));
-        let later: HashSet<[u8; 16]> = left.iter().map(|(_, job)| job.uuid).collect();
-        found.retain(|job| !later.contains(&job.uuid));
-        found.extend(left.into_iter().map(|(_, job)| job));
-    }
-    found.sort_by_key(|job| job.uuid);
-    found
+        rows.filter_map(launch).collect()
+    };
+    with_left(found, left, |job| job.uuid, launches)
 }
 
 /// The rows of `pg_background_monitor`, and their parameters.

@@ -2,7 +2,7 @@
 
 use super::lists::{batches, batches_of_uuid, bucket, index_of, job, job_mut, jobs, keys};
 use super::record::{Batch, Job, Key, Place, Root, State, Text, AGAIN};
-use super::{root, stopper, watch};
+use super::{outcome, root, stopper, watch};
 use crate::error::{self, Error};
 use crate::ffi::area::Memory;
 use crate::ffi::{process, session};
@@ -103,7 +103,10 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
     }
     let key = key(memory, new.database, new.login)?;
     let Some(place) = memory.allocate(bytes) else {
-        forget_key(memory, key);
+        // Somebody else may have forgotten it.
+        if let Some(key) = find_key(memory, new.database, new.login) {
+            forget_key(memory, key);
+        }
         return Err(Error::SharedMemory);
     };
     let jobs_at = place + size_of::<Batch>() as u64;
@@ -223,7 +226,7 @@ pub fn take_back_batch(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> bo
     // By now it may have been done, and forgotten.
     let is_untouched = batches_of_uuid(memory, uuid).any(|at| at == place) && {
         let batch = memory.get::<Batch>(place);
-        (batch.workers, batch.writer, batch.is_recorded) == (0, 0, 0) && batch.queued == batch.jobs
+        (batch.workers, batch.writer, batch.recorded_in) == (0, 0, 0) && batch.queued == batch.jobs
     };
     if is_untouched {
         remove(memory, place);
@@ -236,8 +239,7 @@ pub(super) fn remove(memory: &mut Memory, place: Place) {
     watch::wake(memory, place);
     unlink(memory, place);
     let batch = *memory.get::<Batch>(place);
-    let outcomes: Vec<Place> = jobs(memory, place).iter().map(|job| job.outcome).filter(|at| *at != 0).collect();
-    outcomes.into_iter().for_each(|at| memory.free(at));
+    outcome::forget(memory, place);
     stopper::forget(memory, place);
     watch::forget(memory, place);
     let bucket = bucket(&batch.uuid);

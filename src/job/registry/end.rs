@@ -1,6 +1,7 @@
 //! How jobs end, and their batches: what came of a job, who stopped it, its final row, and when all of it is forgotten.
 
 use super::order::push;
+use super::outcome::{self, Kept};
 use super::record::{Batch, Job, Key, Life, Place, Reason, Slot, State};
 use super::{batch, lists, room, slot_mut, slots, stopper, watch};
 use crate::ffi::area::Memory;
@@ -15,8 +16,8 @@ pub enum Finish<'a> {
     Logged(State),
     /// Its final row is to be written from this.
     Unlogged(State, &'a [u8]),
-    /// It is to be tried again, not before (microseconds).
-    Again(i64),
+    /// It is to be tried again, when its delay is over.
+    Again,
 }
 
 /// A job that has ended and has no final row yet.
@@ -41,18 +42,32 @@ pub fn deafen(memory: &mut Memory, index: usize) {
     }
 }
 
+/// The final row of a job that has come to its end.
+enum Row {
+    Written,
+    /// It is to be written from this; from nothing = the job's record says why, or nobody knows any more.
+    Due(Option<Kept>),
+}
+
 /// Ends an attempt. The job was begun by this worker.
 pub fn finish(memory: &mut Memory, index: usize, place: Place, job_index: u32, finish: &Finish) {
+    let kept = match finish {
+        Finish::Unlogged(_, outcome) => outcome::keep(memory, outcome),
+        _ => None,
+    };
     let Some(own) = slots(memory).get(index).copied() else { return };
     leave_busy(memory, index, own);
     match finish {
         // Who wanted it stopped came while its attempt was written down: there is none after it.
-        Finish::Again(_) if lists::job(memory, place, job_index).is_stopping != 0 => {
-            end(memory, place, job_index, State::Stopped, Some(&[]));
+        Finish::Again if lists::job(memory, place, job_index).is_stopping != 0 => {
+            end(memory, place, job_index, State::Stopped, Row::Due(None));
         }
-        Finish::Again(not_before) => push(memory, place, job_index, *not_before),
-        Finish::Logged(state) => end(memory, place, job_index, *state, None),
-        Finish::Unlogged(state, outcome) => end(memory, place, job_index, *state, Some(outcome)),
+        Finish::Again => {
+            let delay = lists::job(memory, place, job_index).retry_delay.saturating_mul(1000);
+            push(memory, place, job_index, process::now().saturating_add(delay));
+        }
+        Finish::Logged(state) => end(memory, place, job_index, *state, Row::Written),
+        Finish::Unlogged(state, _) => end(memory, place, job_index, *state, Row::Due(kept)),
     }
     let failed = matches!(finish, Finish::Logged(State::Failed) | Finish::Unlogged(State::Failed, _));
     if failed && memory.get::<Batch>(place).stops_on_error != 0 {
@@ -71,24 +86,21 @@ fn leave_busy(memory: &mut Memory, index: usize, own: Slot) {
     }
 }
 
-/// A job has come to its end. None = its final row is written; nothing in it = the job's record says why.
-fn end(memory: &mut Memory, place: Place, index: u32, state: State, outcome: Option<&[u8]>) {
+/// A job has come to its end.
+fn end(memory: &mut Memory, place: Place, index: u32, state: State, row: Row) {
     let job = lists::job_mut(memory, place, index);
     job.state = state as u8;
     job.slot = 0;
     job.ended = process::now();
-    job.is_logged = u8::from(outcome.is_none());
-    let batch = memory.get_mut::<Batch>(place);
-    match outcome {
-        None => batch.logged += 1,
-        Some(_) => batch::count_unlogged(memory, place, 1),
-    }
-    // Last: the server raises when it has no more segments, and the job has ended all the same.
-    let Some(bytes) = outcome.filter(|bytes| !bytes.is_empty()) else { return };
-    if let Some(at) = memory.allocate(bytes.len()) {
-        memory.slice_mut::<u8>(at, bytes.len()).copy_from_slice(bytes);
-        let job = lists::job_mut(memory, place, index);
-        (job.outcome, job.outcome_bytes) = (at, bytes.len() as u64);
+    job.is_logged = u8::from(matches!(row, Row::Written));
+    match row {
+        Row::Written => memory.get_mut::<Batch>(place).logged += 1,
+        Row::Due(kept) => {
+            batch::count_unlogged(memory, place, 1);
+            if let Some(kept) = kept {
+                outcome::give(memory, place, index, kept);
+            }
+        }
     }
 }
 
@@ -122,18 +134,30 @@ fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason)
 
 /// Stops a job in the name of a role: a queued one is out of the queue, one that runs is cancelled. Gives what it was;
 /// `Running` = somebody will see to it.
-pub fn stop(memory: &mut Memory, place: Place, index: u32, role: &[u8]) -> State {
+pub fn stop(memory: &mut Memory, place: Place, index: u32, uuid: &[u8; 16], role: &[u8]) -> State {
+    let is_there = |memory: &Memory| lists::batches_of_uuid(memory, uuid).any(|at| at == place);
+    if !is_there(memory) {
+        return State::Stopped;
+    }
+    let state = State::from_byte(lists::job(memory, place, index).state);
+    if state.is_final() {
+        return state;
+    }
+    let stopper = stopper::number(memory, place, role);
+    // Without memory for it, all may have ended in the meantime, and be forgotten.
+    if stopper == 0 && !is_there(memory) {
+        return State::Stopped;
+    }
     let job = *lists::job(memory, place, index);
     let state = State::from_byte(job.state);
     match state {
         State::Queued => {
-            lists::job_mut(memory, place, index).stopper = stopper::number(memory, place, role);
+            lists::job_mut(memory, place, index).stopper = stopper;
             stop_if_queued(memory, place, index, Reason::Stopped);
         }
         State::Running => {
             let is_deaf = slots(memory).get((job.slot as usize).wrapping_sub(1)).is_none_or(|slot| slot.is_deaf != 0);
             if job.is_stopping == 0 {
-                let stopper = stopper::number(memory, place, role);
                 let job = lists::job_mut(memory, place, index);
                 (job.is_stopping, job.reason, job.stopper) = (1, Reason::Cancelled as u8, stopper);
             }
@@ -166,7 +190,7 @@ pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
             pid: Some(job.pid).filter(|pid| *pid != 0),
             started: job.started,
             ended: job.ended,
-            outcome: (job.outcome != 0).then(|| memory.slice(job.outcome, job.outcome_bytes as usize).to_vec()),
+            outcome: outcome::of_job(memory, job).map(<[u8]>::to_vec),
         })
         .collect()
 }
@@ -199,16 +223,27 @@ fn settle(memory: &mut Memory, place: Place, indexes: &[u32]) {
     memory.get_mut::<Batch>(place).logged += settled;
 }
 
-/// Every queued job of the key ends with this outcome: nobody can run it.
+/// Every queued job of the key, which has a worker, ends with this outcome: nobody can run it.
 pub(super) fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
-    let places: Vec<Place> = lists::batches_of_key(memory, key).collect();
-    for place in places {
+    let mut outcome = outcome;
+    'batches: loop {
+        let place = memory.get::<Key>(key).first;
+        if place == 0 {
+            return;
+        }
         for index in 0..memory.get::<Batch>(place).jobs {
             let job = lists::job(memory, place, index);
-            if job.state == State::Queued as u8 && job.slot == 0 {
-                memory.get_mut::<Batch>(place).queued -= 1;
-                end(memory, place, index, State::Failed, Some(outcome));
+            if job.state != State::Queued as u8 || job.slot != 0 {
+                continue;
             }
+            let kept = outcome::keep(memory, outcome);
+            if kept.is_none() && !outcome.is_empty() {
+                // From now on without it: what was seen may have changed.
+                outcome = &[];
+                continue 'batches;
+            }
+            memory.get_mut::<Batch>(place).queued -= 1;
+            end(memory, place, index, State::Failed, Row::Due(kept));
         }
         batch::unlink_if_done(memory, place);
         watch::wake(memory, place);
@@ -221,7 +256,14 @@ pub(super) fn abandon(memory: &mut Memory, index: usize, state: State, outcome: 
     let slot = index as u32 + 1;
     let place = own.batch;
     if own.life() == Life::Busy {
-        finish(memory, index, place, own.job, &Finish::Unlogged(state, outcome));
+        let job = lists::job(memory, place, own.job);
+        // What has ended its worker has ended this attempt only.
+        let end = if state == State::Failed && job.attempts < job.max_attempts {
+            Finish::Again
+        } else {
+            Finish::Unlogged(state, outcome)
+        };
+        finish(memory, index, place, own.job, &end);
     }
     if place != 0 {
         let claimed: Vec<u32> = (0..memory.get::<Batch>(place).jobs)

@@ -1,7 +1,7 @@
 //! What others see of it.
 
 use super::record::{Batch, Job, Key, Life, Place, Slot, State, AGAIN};
-use super::{lists, slots, stopper};
+use super::{lists, outcome, slots, stopper};
 use crate::ffi::area::Memory;
 use crate::ffi::session;
 use crate::job::manner::Manner;
@@ -17,8 +17,26 @@ pub struct Header {
     pub owner: u32,
     /// The role that its workers log in as.
     pub login: u32,
-    /// The transaction that wrote its first rows; none = they are not written.
-    pub recorded_by: Option<u32>,
+    /// None = its rows are not written.
+    pub recorded: Option<Recorded>,
+}
+
+/// Where the rows of a batch are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recorded {
+    /// The log: its oid.
+    pub log: u32,
+    /// The transaction that has written them.
+    pub by: u64,
+}
+
+/// Where the rows of the batch are, if they are written.
+pub fn recorded_in(memory: &Memory, place: Place) -> Option<Recorded> {
+    recorded(memory.get(place))
+}
+
+fn recorded(batch: &Batch) -> Option<Recorded> {
+    (batch.recorded_in != 0).then_some(Recorded { log: batch.recorded_in as u32, by: batch.recorded_by })
 }
 
 /// What changes of a job.
@@ -55,6 +73,8 @@ pub struct JobView {
     pub name: Option<Vec<u8>>,
     pub query: Vec<u8>,
     pub queued_at: i64,
+    /// Has it been begun, in an attempt that is over or not?
+    pub is_begun: bool,
     /// Its attempts are those of all launches.
     pub manner: Manner,
 }
@@ -117,7 +137,7 @@ fn header(memory: &Memory, record: &Batch) -> Header {
         database: record.database,
         owner: record.owner,
         login: login(memory, record),
-        recorded_by: (record.is_recorded != 0).then_some(record.recorded_by as u32),
+        recorded: recorded(record),
     }
 }
 
@@ -216,7 +236,7 @@ fn moment(memory: &Memory, place: Place, job: &Job, position: i64) -> Moment {
         pid: pid_of(job),
         queue_position: (state == State::Queued).then_some(position),
         progress: progress_of(memory, memory.get::<Batch>(place), job),
-        outcome: (job.outcome != 0).then(|| memory.slice(job.outcome, job.outcome_bytes as usize).to_vec()),
+        outcome: outcome::of_job(memory, job).map(<[u8]>::to_vec),
         reason: super::Reason::from_byte(job.reason),
         stopper: stopper::of_job(memory, place, job).map(|role| own_text(memory.get::<Batch>(place), role)),
     }
@@ -234,6 +254,7 @@ fn view(memory: &Memory, place: Place, record: &Batch, job: &Job, position: i64)
         name: text(job.name).or_else(|| text(record.name)),
         query: text(job.query).unwrap_or_default(),
         queued_at: record.created,
+        is_begun: job.started != 0,
         manner: Manner {
             sequential: record.is_sequential != 0,
             max_workers: Some(record.max_workers).filter(|workers| *workers != u32::MAX),
@@ -316,8 +337,6 @@ pub struct RunningJob {
     pub timeout: Option<i64>,
     pub attempt: u32,
     pub max_attempts: u32,
-    /// Milliseconds
-    pub retry_delay: i64,
     pub started: i64,
     /// Somebody wants it stopped: a role, if it is known.
     pub stopping: Option<Option<Vec<u8>>>,
@@ -335,7 +354,6 @@ impl RunningJob {
             timeout: Some(job.timeout).filter(|timeout| *timeout > 0),
             attempt: job.attempts,
             max_attempts: job.max_attempts,
-            retry_delay: job.retry_delay,
             started: job.started,
             stopping: (job.is_stopping != 0).then(|| stopper::of_job(memory, place, job).map(<[u8]>::to_vec)),
         }

@@ -10,6 +10,7 @@ mod end;
 mod lists;
 mod look;
 mod order;
+mod outcome;
 mod queue;
 mod record;
 mod room;
@@ -23,17 +24,17 @@ pub use direct::{close, give, has_errand, has_idle, has_job, join, offer, releas
 pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish};
 pub use lists::{ordinal_of, uuid_of};
 pub use look::{
-    accepted_at, find, headers, jobs_of, moments, of_batch, pulses, query_of, request, snapshot, uuid_of_job, Found,
-    Header, JobView, Moment, Pulse, RunningJob,
+    accepted_at, find, headers, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request, snapshot,
+    uuid_of_job, Found, Header, JobView, Moment, Pulse, Recorded, RunningJob,
 };
-pub use queue::{begin, claim, is_recorded, recorded, undo, uuid, uuid_of_first, uuids, withdraw, Claim, Task};
+pub use queue::{begin, claim, forget_rows, recorded, undo, uuid, uuid_of_first, uuids, withdraw, Claim, Task};
 pub use record::{Place, Reason, State, MESSAGE_BYTES};
 pub use room::{
     attendance, company, has_room_ahead, is_settling, is_stuck, make_room, plan, reserve, Attendance, Company, Start,
 };
 pub use slot::{
-    arrive, cannot_register, died, hand_over, idle, is_starved, is_stopping, may_go, may_leave, of_process, register,
-    report_progress, starts_again, stays_on, terminate_jobs, Arrival, Refusal,
+    arrive, cannot_register, died, give_up, hand_over, idle, is_starved, is_stopping, may_go, may_leave, of_process,
+    register, report_progress, starts_again, stays_on, terminate_jobs, Arrival, Refusal,
 };
 pub use watch::{awaited_by, is_listening, listen, unwatch, unwatch_all, watch, Follower};
 

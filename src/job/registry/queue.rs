@@ -6,7 +6,7 @@
 use super::order::{first_due, log_due, log_duty, next_due, next_held_up, next_turn, pop, vacancies};
 use super::record::{Batch, Key, Life, Place, State};
 use super::room::{self, Standing};
-use super::{batch, direct, end, lists, slot, slot_mut, slots, watch};
+use super::{batch, direct, end, lists, slot, slot_mut, slots, watch, Recorded};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 use crate::guc;
@@ -82,7 +82,7 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
             continue;
         }
         let record = memory.get::<Batch>(place);
-        if record.is_recorded == 0 {
+        if record.recorded_in == 0 {
             if record.writer != 0 {
                 continue;
             }
@@ -130,16 +130,16 @@ fn begin_to_write(memory: &mut Memory, index: usize, place: Place) {
 }
 
 /// The rows of the batch are in the table, or could not be written and are to be tried again not before `retry_at`.
-pub fn recorded(memory: &mut Memory, place: Place, uuid: &[u8; 16], by: Option<u32>, retry_at: i64) {
+pub fn recorded(memory: &mut Memory, place: Place, uuid: &[u8; 16], recorded: Option<Recorded>, retry_at: i64) {
     // It may have been forgotten with its database.
     if !lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
         return;
     }
     let batch = memory.get_mut::<Batch>(place);
     batch.writer = 0;
-    if let Some(by) = by {
-        batch.is_recorded = 1;
-        batch.recorded_by = by.into();
+    if let Some(Recorded { log, by }) = recorded {
+        batch.recorded_in = log.into();
+        batch.recorded_by = by;
         batch.recorded_at = process::now();
     } else {
         batch.retry_log_at = retry_at;
@@ -149,9 +149,15 @@ pub fn recorded(memory: &mut Memory, place: Place, uuid: &[u8; 16], by: Option<u
     batch::remove_if_done(memory, place);
 }
 
-/// Are the rows of the batch in the table?
-pub fn is_recorded(memory: &Memory, place: Place) -> bool {
-    memory.get::<Batch>(place).is_recorded != 0
+/// The log that has the rows of the batch is gone: they are to be written again.
+pub fn forget_rows(memory: &mut Memory, place: Place, uuid: &[u8; 16], log: u32) {
+    // It may have been forgotten with its database, or be recorded again by now.
+    if lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
+        let batch = memory.get_mut::<Batch>(place);
+        if batch.recorded_in == u64::from(log) {
+            batch.recorded_in = 0;
+        }
+    }
 }
 
 /// The uuid of the batch.

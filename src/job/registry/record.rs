@@ -71,7 +71,7 @@ pub const BUCKETS: usize = 1024;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Root {
-    /// Bytes that batches take.
+    /// Bytes that batches take, and what came of their jobs until that is logged.
     pub used: u64,
     /// The last batch's number.
     pub last_batch: u64,
@@ -167,15 +167,17 @@ pub struct Batch {
     pub stops_on_error: u8,
     /// May its jobs run?
     pub is_open: u8,
-    /// Are its rows in the table?
-    pub is_recorded: u8,
+    /// Is it among those of its key that have queued jobs?
+    pub is_in_key: u8,
     /// The slot of the worker that records it or writes its final rows now, + 1.
     pub writer: u32,
     /// Of its texts: that of its database.
     pub encoding: u32,
     /// A final row could not be written: not to be tried again before.
     pub retry_log_at: i64,
-    /// When its rows were written, and by which transaction: who has an older snapshot does not see them.
+    /// Its rows are in the table with this oid; 0 = they are not written.
+    pub recorded_in: u64,
+    /// When they were written, and by which transaction: who has an older snapshot does not see them.
     pub recorded_at: i64,
     pub recorded_by: u64,
     /// The request: where in the texts, and how long.
@@ -189,7 +191,6 @@ pub struct Batch {
     pub next_in_bucket: Place,
     pub previous_in_key: Place,
     pub next_in_key: Place,
-    pub is_in_key: u64,
     /// Who is to be woken when something changes.
     pub watchers: Place,
     /// Who has stopped jobs of it: the last one.

@@ -52,6 +52,12 @@ pub fn cannot_register(memory: &mut Memory, start: Start) {
         let batches: Vec<Place> = lists::batches_of_key(memory, slot.key).collect();
         batches.into_iter().for_each(|batch| watch::wake(memory, batch));
     }
+    give_up(memory, start);
+}
+
+/// Nobody is to come in this place, which was reserved.
+pub fn give_up(memory: &mut Memory, start: Start) {
+    let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
     leave_key(memory, start.slot);
     if slot.after != 0 {
         if let Some(before) = slot_mut(memory, slot.after as usize - 1) {

@@ -131,7 +131,15 @@ pub(super) fn accept(
         stops_on_error: spec.stop_on_error,
         jobs,
     };
-    let place = area::write(|memory| registry::add(memory, &new))?;
+    // Who waits for places may be ended meanwhile: before there is anything to take back.
+    let starts = if may_wait { Vec::new() } else { reserve(database, login, jobs.len())? };
+    let place = area::write(|memory| {
+        let added = registry::add(memory, &new);
+        if added.is_err() {
+            starts.iter().for_each(|start| registry::give_up(memory, *start));
+        }
+        added
+    })?;
     let spooled = Spooled {
         epoch: area::epoch(),
         database,
@@ -169,8 +177,9 @@ pub(super) fn accept(
     };
     let begun = report::on_error(
         || {
-            spool::write(&spooled).map_err(Error::Spooled)?;
-            begin((place, &uuid), database, login, jobs.len(), may_wait)
+            let written = spool::write(&spooled).map_err(Error::Spooled);
+            start(&starts, jobs.len(), written)?;
+            begin((place, &uuid), may_wait)
         },
         undo,
     );
@@ -184,32 +193,20 @@ fn is_visible() -> bool {
     xmin.is_some_and(|xmin| !transaction::is_own(xmin))
 }
 
-/// Opens the batch, and has workers started for it.
-fn begin(
-    (place, uuid): (Place, &[u8; 16]),
-    database: u32,
-    login: u32,
-    jobs: usize,
-    may_wait: bool,
-) -> Result<(), Error> {
-    if !may_wait {
-        let starts = reserve(database, login, jobs)?;
-        let mut registered = 0;
-        for start in &starts {
-            if !pool::register(*start) {
-                break;
-            }
-            registered += 1;
-        }
-        if registered < starts.len() {
-            // Those that came find nothing to do, and wait for other jobs.
-            area::write(|memory| {
-                starts.iter().skip(registered + 1).for_each(|start| registry::cannot_register(memory, *start));
-            });
-            let free = jobs - (starts.len() - registered);
-            return Err(Error::TooFewWorkers { wanted: jobs, free });
-        }
+/// Has the workers started that were reserved for these jobs, if that is of use.
+fn start(starts: &[Start], jobs: usize, is_of_use: Result<(), Error>) -> Result<(), Error> {
+    let count = if is_of_use.is_ok() { starts.iter().take_while(|start| pool::register(**start)).count() } else { 0 };
+    if count == starts.len() {
+        return is_of_use;
     }
+    // Those that came find nothing to do, and wait for other jobs. One that the server has refused is given up already.
+    area::write(|memory| starts.iter().skip(count).for_each(|start| registry::give_up(memory, *start)));
+    is_of_use?;
+    Err(Error::TooFewWorkers { wanted: jobs, free: jobs - (starts.len() - count) })
+}
+
+/// Opens the batch, and sees to it that somebody attends to it.
+fn begin((place, uuid): (Place, &[u8; 16]), may_wait: bool) -> Result<(), Error> {
     area::write(|memory| registry::open(memory, place));
     pool::start_workers();
     if !may_wait {

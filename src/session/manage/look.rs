@@ -6,7 +6,7 @@ use crate::ffi::{area, process, report, role, session, transaction};
 use crate::job::log;
 use crate::job::note::{self, Note};
 use crate::job::registry::{self, Found, Header, JobView, Moment, Pulse, State};
-use crate::job::spool::{self, Spooled};
+use crate::job::spool::Spooled;
 use std::cell::Cell as Variable;
 use std::collections::{HashMap, HashSet};
 
@@ -31,9 +31,14 @@ pub enum Among {
     Elsewhere,
 }
 
+/// Are the rows of the batch, which is of this database, in a log that is not there any more, as the extension was made again?
+pub fn has_lost_its_log(batch: &Header) -> bool {
+    batch.recorded.is_some_and(|rows| rows.log != log::number_of_log())
+}
+
 /// Are the rows of the batch in the log that the reader sees?
 pub fn is_recorded(batch: &Header) -> bool {
-    batch.recorded_by.is_some_and(transaction::is_visible)
+    batch.recorded.is_some_and(|rows| transaction::is_visible(rows.by)) && !has_lost_its_log(batch)
 }
 
 /// The numbers of the batches in the registry that the caller may see and that `among` lets pass.
@@ -74,8 +79,7 @@ fn look_at(uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobView> {
 #[derive(Debug, Default)]
 pub struct Sight {
     batches: HashMap<[u8; 16], HashMap<[u8; 16], Moment>>,
-    /// What servers that have died noted of jobs of this database, by epoch and job.
-    notes: Option<HashMap<(i64, [u8; 16]), Note>>,
+    left: note::Left,
 }
 
 impl Sight {
@@ -91,11 +95,7 @@ impl Sight {
 
     /// What a server that has died since noted of a job, if the caller may see it.
     pub fn note(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<Note> {
-        let notes = self.notes.get_or_insert_with(|| {
-            let left = note::left_behind(area::epoch(), session::database());
-            left.into_iter().map(|note| ((note.epoch, note.uuid), note)).collect()
-        });
-        notes.get(&(epoch, *uuid)).filter(|note| rights_on(note.owner)).cloned()
+        self.left.of(epoch, uuid).filter(|note| rights_on(note.owner)).cloned()
     }
 }
 
@@ -170,8 +170,7 @@ pub fn has_ended(uuid: &[u8; 16]) -> bool {
 
 /// Batches of this database that a server accepted that has died since, as far as the caller may see them.
 pub fn left_behind() -> Vec<Spooled> {
-    let left = spool::launches_left(area::epoch(), session::database());
-    left.into_iter().filter(|batch| rights_on(batch.owner)).collect()
+    log::launches_left().into_iter().filter(|batch| rights_on(batch.owner)).collect()
 }
 
 /// Jobs and their states.

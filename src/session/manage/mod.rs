@@ -9,7 +9,7 @@ mod stop;
 pub use accept::{launch_batch, ExecType};
 pub use ended::{prune, retry};
 pub use follow::{follow, report_progress, Following, Tells};
-pub use look::{has_ended, is_recorded, left_behind, look, read_jobs, states_of, Among, Sight};
+pub use look::{has_ended, has_lost_its_log, is_recorded, left_behind, look, read_jobs, states_of, Among, Sight};
 pub use stop::stop;
 
 use crate::error::{Error, Text};

@@ -48,9 +48,11 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
             for found in
                 registry::find(memory, uuid).into_iter().filter(|at| found.iter().any(|ok| ok.batch == at.batch))
             {
-                for index in registry::of_batch(memory, &found) {
-                    let was = registry::stop(memory, found.batch, index, &stopper);
-                    stopped.push((registry::uuid_of_job(memory, found.batch, index), was));
+                let jobs = registry::of_batch(memory, &found).into_iter();
+                let jobs: Vec<(u32, [u8; 16])> =
+                    jobs.map(|index| (index, registry::uuid_of_job(memory, found.batch, index))).collect();
+                for (index, uuid) in jobs {
+                    stopped.push((uuid, registry::stop(memory, found.batch, index, &uuid, &stopper)));
                 }
             }
             stopped

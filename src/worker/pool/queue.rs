@@ -103,10 +103,15 @@ impl Worker {
         if !self.is_within_limits() {
             return self.refuse();
         }
-        let uuids = area::read(|memory| registry::uuids(memory, claim));
+        let (uuids, recorded, uuid) = area::read(|memory| {
+            let place = claim.batch;
+            (registry::uuids(memory, claim), registry::recorded_in(memory, place), registry::uuid(memory, place))
+        });
         let checked = log::in_own_transaction(true, || {
             let is_same = Some(log::fingerprint(self.database, self.login)) == self.fingerprint;
-            (is_same, if is_same { log::mark_started(&uuids) } else { Vec::new() })
+            let rows =
+                recorded.filter(|_| is_same).map_or(Some(Vec::new()), |rows| log::mark_started(rows.log, &uuids));
+            (is_same, rows)
         });
         let places = match checked {
             // What this worker was when it logged in is not what it would be now: another one comes in its place.
@@ -116,7 +121,13 @@ impl Worker {
                 }
                 return false;
             }
-            Ok((true, places)) => places,
+            Ok((true, Some(places))) => places,
+            // The extension was dropped, and made again: they are recorded again before they run.
+            Ok((true, None)) => {
+                let log = recorded.map_or(0, |rows| rows.log);
+                area::write(|memory| registry::forget_rows(memory, claim.batch, &uuid, log));
+                return true;
+            }
             Err(_) => Vec::new(), // the log cannot be written now: the jobs run all the same
         };
         for (job, place) in claim.indexes.iter().zip(places.iter().map(Option::as_deref).chain(std::iter::repeat(None)))
@@ -145,8 +156,9 @@ impl Worker {
 
     /// One attempt of one job, to the row that tells of it.
     fn run_job(&mut self, batch: Place, index: u32, place: Option<&[u8]>) {
-        let (job, is_recorded) =
-            area::read(|memory| (RunningJob::read(memory, batch, index), registry::is_recorded(memory, batch)));
+        let (job, recorded) =
+            area::read(|memory| (RunningJob::read(memory, batch, index), registry::recorded_in(memory, batch)));
+        let log = recorded.map(|rows| rows.log);
         let Some((_, request)) = &self.request else { return };
         self.is_clean = false;
         set_job_text(&job.query);
@@ -174,12 +186,12 @@ impl Worker {
         let mut audience = Recorder {
             before_commit: |outcome: Outcome| {
                 let row = final_row(State::Succeeded, Some(process::now()), outcome);
-                if is_recorded && !transaction::is_read_only() {
-                    match log::write_with_job(&row) {
-                        None => is_written.set(true),
+                if let Some(log) = log.filter(|_| !transaction::is_read_only()) {
+                    match log::write_with_job(log, &row) {
+                        Ok(is_there) => is_written.set(is_there),
                         // A cancel is for the job, which has not been committed.
-                        Some(captured) if is_interrupt(&captured.report) => report::raise(*captured),
-                        Some(_) => {}
+                        Err(captured) if is_interrupt(&captured.report) => report::raise(*captured),
+                        Err(_) => {}
                     }
                 }
                 let commits = Some(transaction::current_id_if_any());
@@ -206,7 +218,7 @@ impl Worker {
                 let row = final_row(State::Succeeded, Some(process::now()), outcome);
                 let is_written = is_written.get() || {
                     decide(State::Succeeded, &row.end.outcome);
-                    is_recorded && self.write(&row, noted.get() != Noted::Nothing)
+                    self.write(log, &row, noted.get() != Noted::Nothing)
                 };
                 self.settle(&row, job.owner, is_written, noted.get());
                 return self.finish(batch, index, State::Succeeded, is_written, &row.end.outcome);
@@ -237,29 +249,29 @@ impl Worker {
             failed(&located(failure.report))
         };
         if state == State::Failed && job.attempt < job.max_attempts {
-            if is_recorded {
-                self.write(&final_row(State::Queued, None, outcome), false);
-            }
-            let not_before = process::now().saturating_add(job.retry_delay.saturating_mul(1000));
-            area::write(|memory| registry::finish(memory, self.index, batch, index, &Finish::Again(not_before)));
+            self.write(log, &final_row(State::Queued, None, outcome), false);
+            area::write(|memory| registry::finish(memory, self.index, batch, index, &Finish::Again));
             return interrupt::end_job();
         }
         decide(state, &outcome);
         let row = final_row(state, Some(process::now()), outcome);
-        let is_written = is_recorded && self.write(&row, noted.get() != Noted::Nothing);
+        let is_written = self.write(log, &row, noted.get() != Noted::Nothing);
         // It was not committed.
         let noted = if noted.get() == Noted::End { Noted::Perhaps } else { noted.get() };
         self.settle(&row, job.owner, is_written, noted);
         self.finish(batch, index, state, is_written, &row.end.outcome);
     }
 
-    /// Writes a row in a transaction of its own; `is_durable`: it is on disk then, whatever the settings.
-    fn write(&mut self, row: &FinalRow, is_durable: bool) -> bool {
+    /// Writes a row in a transaction of its own, in the log that has it, if one has; `is_durable`: it is on disk then, whatever
+    /// the settings.
+    fn write(&mut self, log: Option<u32>, row: &FinalRow, is_durable: bool) -> bool {
+        let Some(log) = log else { return false };
         area::write(|memory| registry::deafen(memory, self.index));
         let _concluding = Concluding::new();
         interrupt::end_job();
         // The job's settings are not the extension's.
-        self.reset() && log::in_own_transaction(is_durable, || log::write_rows(std::slice::from_ref(row))).is_ok()
+        let write = || log::write_rows(log, std::slice::from_ref(row));
+        self.reset() && log::in_own_transaction(is_durable, write).unwrap_or(false)
     }
 
     /// Sees to it that there is a note of the end if there is no row, and none if there is.
@@ -300,13 +312,19 @@ impl Worker {
 
     /// Writes final rows that are still to be written.
     pub(super) fn write_log(&mut self, place: Place) {
-        if !area::read(|memory| registry::is_recorded(memory, place)) {
+        let Some(recorded) = area::read(|memory| registry::recorded_in(memory, place)) else {
             return self.record(place);
-        }
+        };
         let (uuid, ended) = area::read(|memory| (registry::uuid(memory, place), registry::ended(memory, place)));
         let rows: Vec<FinalRow> = ended.iter().map(log::row_of).collect();
-        let written =
-            (self.is_clean || self.reset()) && log::in_own_transaction(true, || log::write_rows(&rows)).is_ok();
+        let outcome = (self.is_clean || self.reset())
+            .then(|| log::in_own_transaction(true, || log::write_rows(recorded.log, &rows)).ok())
+            .flatten();
+        if outcome == Some(false) {
+            area::write(|memory| registry::forget_rows(memory, place, &uuid, recorded.log));
+            return self.record(place);
+        }
+        let written = outcome.is_some();
         if !written && !self.is_extension_there() {
             return area::write(|memory| registry::forget_database(memory, self.database, self.index));
         }

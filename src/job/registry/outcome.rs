@@ -1,0 +1,47 @@
+//! What came of jobs, until the log has it.
+
+use super::lists;
+use super::record::{Job, Place, Root};
+use crate::ffi::area::Memory;
+
+/// An outcome that is no job's yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Kept {
+    place: Place,
+    bytes: u64,
+}
+
+/// Keeps an outcome for a job that ends now. None = it is empty, or there is no memory for it: then what the caller has seen
+/// may have changed ([`Memory::allocate`]).
+pub fn keep(memory: &mut Memory, outcome: &[u8]) -> Option<Kept> {
+    if outcome.is_empty() {
+        return None;
+    }
+    let place = memory.allocate(outcome.len())?;
+    memory.slice_mut::<u8>(place, outcome.len()).copy_from_slice(outcome);
+    let (root, bytes) = (memory.root(), outcome.len() as u64);
+    memory.get_mut::<Root>(root).used += bytes;
+    Some(Kept { place, bytes })
+}
+
+/// It is that of this job, which has none.
+pub fn give(memory: &mut Memory, batch: Place, index: u32, kept: Kept) {
+    let job = lists::job_mut(memory, batch, index);
+    (job.outcome, job.outcome_bytes) = (kept.place, kept.bytes);
+}
+
+/// That of a job.
+pub fn of_job<'a>(memory: &'a Memory, job: &Job) -> Option<&'a [u8]> {
+    (job.outcome != 0).then(|| memory.slice(job.outcome, job.outcome_bytes as usize))
+}
+
+/// Forgets those of a batch.
+pub fn forget(memory: &mut Memory, batch: Place) {
+    let jobs = lists::jobs(memory, batch).iter().filter(|job| job.outcome != 0);
+    let kept: Vec<(Place, u64)> = jobs.map(|job| (job.outcome, job.outcome_bytes)).collect();
+    let root = memory.root();
+    for (place, bytes) in kept {
+        memory.free(place);
+        memory.get_mut::<Root>(root).used -= bytes;
+    }
+}
