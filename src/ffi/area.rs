@@ -147,13 +147,32 @@ impl Drop for Held {
     }
 }
 
-/// Puts the resource owner back, also while unwinding.
-struct ResourceOwner(pg_sys::ResourceOwner);
+/// While this lives, errors can be caught also in a process that ends (elog.c, `errstart`), and what is made belongs to no
+/// transaction.
+struct Alone {
+    owner: pg_sys::ResourceOwner,
+    is_ending: bool,
+}
 
-impl Drop for ResourceOwner {
+impl Alone {
+    fn new() -> Self {
+        // SAFETY: variables of this process.
+        unsafe {
+            Alone {
+                owner: std::ptr::replace(&raw mut pg_sys::CurrentResourceOwner, std::ptr::null_mut()),
+                is_ending: std::ptr::replace(&raw mut pg_sys::proc_exit_inprogress, false),
+            }
+        }
+    }
+}
+
+impl Drop for Alone {
     fn drop(&mut self) {
-        // SAFETY: a variable of this process.
-        unsafe { pg_sys::CurrentResourceOwner = self.0 };
+        // SAFETY: variables of this process.
+        unsafe {
+            pg_sys::CurrentResourceOwner = self.owner;
+            pg_sys::proc_exit_inprogress = self.is_ending;
+        }
     }
 }
 
@@ -211,9 +230,7 @@ pub fn write<T>(body: impl FnOnce(&mut Memory) -> T) -> T {
     let area = attach(header);
     let _held = hold(header, pg_sys::LWLockMode::LW_EXCLUSIVE);
     let mut memory = Memory { header, area, root: header.root.load(Ordering::Acquire) };
-    let value = body(&mut memory);
-    header.root.store(memory.root, Ordering::Release);
-    value
+    body(&mut memory)
 }
 
 impl Memory {
@@ -224,6 +241,7 @@ impl Memory {
 
     pub fn set_root(&mut self, root: u64) {
         self.root = root;
+        self.header.root.store(root, Ordering::Release);
     }
 
     /// Takes zeroed bytes. None = the server has no memory for them, or no segment; then the lock was let go for a moment,
@@ -235,8 +253,7 @@ impl Memory {
         let holds = unsafe { (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) };
         // SAFETY: attached. A segment belongs to the process, so that none is left to a transaction by an error.
         let outcome = report::catch_call(|| unsafe {
-            let owner = std::ptr::replace(&raw mut pg_sys::CurrentResourceOwner, std::ptr::null_mut());
-            let _owner = ResourceOwner(owner);
+            let _alone = Alone::new();
             pg_sys::dsa_allocate_extended(self.area, bytes.max(8), flags as i32)
         });
         if outcome.is_err() {

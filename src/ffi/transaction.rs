@@ -1,6 +1,7 @@
 //! Transactions (xact.c, postgres.c).
 
-use crate::compat;
+use crate::compat::{self, callback};
+
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::c_int;
@@ -68,8 +69,32 @@ pub fn start_statement_timeout(left: Option<i64>) {
     }
 }
 
+/// Limits what is left of the transaction before its commit: so many milliseconds. Not the commit itself, which may wait for a
+/// standby (syncrep.c, `SyncRepWaitForLSN`).
+pub fn limit_deferred_work(milliseconds: i64) {
+    thread_local! {
+        static IS_REGISTERED: Cell<bool> = const { Cell::new(false) };
+    }
+    if !IS_REGISTERED.replace(true) {
+        // SAFETY: the function lives as long as the process.
+        unsafe { pg_sys::RegisterXactCallback(Some(before_commit), std::ptr::null_mut()) };
+    }
+    start_timeout(milliseconds);
+}
+
+callback! {
+    /// All that was deferred to the commit is done.
+    fn before_commit(event: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
+        if event == pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT && STATEMENT_TIMER.get() {
+            stop_statement_timeout();
+            // One that came in the last moment is for the job: it can still be undone.
+            super::interrupt::check();
+        }
+    }
+}
+
 /// Cancels after so many milliseconds, one at least, unless the statement timer runs already.
-pub fn start_timeout(milliseconds: i64) {
+fn start_timeout(milliseconds: i64) {
     if !STATEMENT_TIMER.replace(true) {
         // SAFETY: InitPostgres has registered the timer.
         unsafe { enable_timeout_after(STATEMENT_TIMEOUT, milliseconds.clamp(1, i64::from(i32::MAX)) as c_int) };

@@ -194,13 +194,15 @@ pub fn number_of_log() -> u32 {
         /// At which change of the catalogs.
         static KNOWN: cell::Cell<(u64, u32)> = const { cell::Cell::new((0, 0)) };
     }
+    // What this transaction has changed is told to nobody yet, and may be undone.
+    let changes_something = transaction::current_id_if_any() != 0;
     let changes = login::changes();
     let (at, known) = KNOWN.get();
-    if known != 0 && at == changes {
+    if known != 0 && at == changes && !changes_something {
         return known;
     }
     let (log, _) = relations();
-    KNOWN.set((changes, log));
+    KNOWN.set(if changes_something { (0, 0) } else { (changes, log) });
     log
 }
 

@@ -105,7 +105,7 @@ impl Transaction {
         if self.is_started {
             // What is deferred to the commit is work of the job, and of no statement.
             if let Some(left) = self.left() {
-                transaction::start_timeout(left);
+                transaction::limit_deferred_work(left);
             }
             transaction::finish_command();
             transaction::stop_statement_timeout();

@@ -17,6 +17,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_session_uses_the_segment_of_a_worker_that_is_gone_again),
         private_case!(five_hundred_launches_in_a_transaction_survive_its_abort),
         private_case!(failed_jobs_do_not_fill_the_memory_of_their_session),
+        private_case!(the_memory_of_a_result_does_not_grow_with_it),
     ]
 }
 
@@ -379,12 +380,50 @@ fn ten_thousand_jobs_in_a_session_do_not_fill_its_memory() {
                     select a into n from pg_background_result(pg_background_launch('select ' || i || ', repeat(''x'', 100)')) as (a int, b text); \
                     if n <> i then raise 'got % for %', n, i; end if; end loop; end $$";
     session.run(thousand);
-    let early = Holdings::of(session.pid());
+    let worker = || match cluster.workers().as_slice() {
+        [pid] => *pid,
+        others => panic!("not one worker: {others:?}"),
+    };
+    let pid = worker();
+    let early = (Holdings::of(session.pid()), Holdings::of(pid));
     for _ in 0..9 {
         session.run(thousand);
     }
-    Holdings::assert_flat(early, Holdings::of(session.pid()));
+    assert_eq!(worker(), pid);
+    Holdings::assert_flat(early.0, Holdings::of(session.pid()));
+    Holdings::assert_flat(early.1, Holdings::of(pid));
     drop(session);
+    cluster.assert_sound(&before);
+}
+
+/// 300 MB through 4 MB of `work_mem`, read while they come and when all are there.
+fn the_memory_of_a_result_does_not_grow_with_it() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
+    let before = cluster.baseline();
+    let (mut session, mut watcher) = (cluster.session("postgres"), cluster.session("postgres"));
+    let launch = |session: &mut Session, rows: u32| {
+        session.launch(&format!("select i, repeat(md5(i::text), 32) from generate_series(1, {rows}) i"))
+    };
+    let read = |session: &mut Session, pid: i32, rows: u32| {
+        let query = format!("select count(*), sum(length(b)) from pg_background_result({pid}) as (a int, b text)");
+        assert_eq!(session.rows(&query), [format!("{rows}|{}", u64::from(rows) * 1024)]);
+    };
+    let pid = launch(&mut session, 20_000);
+    read(&mut session, pid, 20_000);
+    let early = (Holdings::of(session.pid()), Holdings::of(pid));
+    for is_awaited in [true, false] {
+        let pid = launch(&mut session, 300_000);
+        if is_awaited {
+            let ended = format!("select wait_event from pg_stat_activity where pid = {pid} and state = 'idle'");
+            wait_until("the end of the job", || !watcher.rows(&ended).is_empty());
+        }
+        read(&mut session, pid, 300_000);
+        for (pid, early) in [(session.pid(), early.0), (pid, early.1)] {
+            let late = Holdings::of(pid);
+            assert!(late.memory < early.memory + 8192, "{is_awaited}: {early:?}, then {late:?}");
+        }
+    }
+    drop((session, watcher));
     cluster.assert_sound(&before);
 }
 

@@ -444,10 +444,20 @@ fn the_log_waits_for_no_standby() {
     assert_eq!(ended.finish(&mut session), ["succeeded", "failed"]);
     let running = Batch::launch(&mut session, &["select pg_sleep(600)"]);
     running.wait_state(&mut session, 0, "running");
+    // What a job commits does wait as it was told to, and a limit of its time is no reason not to.
+    session.run("set synchronous_commit = on");
+    let held = Batch::launch_with(&mut session, &["insert into ran values (2)"], r#"{"timeout": 0.2}"#);
+    let waits_on =
+        "select count(*) from pg_stat_activity where backend_type = 'pg_background' and wait_event = 'SyncRep' \
+                    and clock_timestamp() > xact_start + interval '0.6 s'";
+    wait_until("the job waits for its standby beyond its limit", || session.value(waits_on) == "1");
+    assert_eq!(held.states(&mut session), ["running"]);
     drop(session);
     cluster.stop(Stop::Fast);
     std::fs::remove_file(cluster.data().join("postgresql.auto.conf")).expect("the setting is gone");
     cluster.start();
     let mut session = cluster.session("postgres");
     assert_eq!(running.states(&mut session), ["stopped"]);
+    assert_eq!(held.states(&mut session), ["succeeded"], "it was committed here");
+    assert_eq!(session.value("select count(*) from ran where a = 2"), "1");
 }

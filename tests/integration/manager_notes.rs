@@ -18,6 +18,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(who_may_read_the_data_directory_may_read_the_files),
         private_case!(a_standby_does_not_show_what_it_was_copied_with),
         private_case!(what_the_log_would_not_keep_does_not_come_back),
+        private_case!(a_batch_that_cannot_be_written_down_is_refused),
     ]
 }
 
@@ -234,6 +235,8 @@ fn who_may_read_the_data_directory_may_read_the_files() {
 fn leave_behind(cluster: &Cluster) -> Batch {
     let mut session = cluster.session("postgres");
     load(&mut session);
+    // What must be on disk is brought there.
+    cluster.configure(&[("fsync", "on")]);
     set_server(cluster, &mut session, "pg_background_mgr.max_workers", "1");
     session.run("create database other");
     let mut other = cluster.session("other");
@@ -288,4 +291,24 @@ fn what_the_log_would_not_keep_does_not_come_back() {
     Batch::launch(&mut session, &["select 1"]).wait(&mut session);
     wait_until("no files", || files(&cluster).is_empty());
     assert_eq!(written(&mut session, &batch), [""; 0]);
+}
+
+fn a_batch_that_cannot_be_written_down_is_refused() {
+    let (cluster, mut session) = begin();
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+    let directory = cluster.data().join("pg_background_mgr");
+    fs::set_permissions(&directory, Permissions::from_mode(0o500)).expect("the directory");
+    for option in ["true", "false"] {
+        let call =
+            format!("select * from pg_background_launch_num('insert into ran values (1)', p_monitor => {option})");
+        let error = session.error(&call);
+        assert_eq!(error.sqlstate(), "58030", "{error}");
+        assert!(error.message().starts_with("could not write file of accepted jobs"), "{error}");
+    }
+    assert_eq!(session.value("select count(*) from log_background"), "1");
+    assert_eq!(session.value("select count(*) from pg_background_jobs"), "1");
+    fs::set_permissions(&directory, Permissions::from_mode(0o700)).expect("the directory");
+    wait_until("no files", || files(&cluster).is_empty());
+    Batch::launch(&mut session, &["insert into ran values (2)"]).succeed(&mut session);
+    assert_eq!(session.rows("table ran"), ["2"]);
 }

@@ -178,11 +178,12 @@ fn succeed(memory: &mut Memory, index: usize, but: Place) -> Option<Start> {
     if staying(memory) >= guc::cap() && !is_alone(memory, index) {
         return None;
     }
-    if !slots(memory).get(index).is_some_and(is_ceding) {
+    let is_free = |memory: &Memory| slots(memory).get(index).is_some_and(is_ceding);
+    if !is_free(memory) {
         return None; // somebody has its place already
     }
     let next = next_key(memory, index, but)?;
-    prepare(memory, next, Some(index))
+    is_free(memory).then(|| prepare(memory, next, Some(index))).flatten()
 }
 
 fn retire(memory: &mut Memory, index: usize) {

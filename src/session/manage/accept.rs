@@ -133,13 +133,7 @@ pub(super) fn accept(
     };
     // Who waits for places may be ended meanwhile: before there is anything to take back.
     let starts = if may_wait { Vec::new() } else { reserve(database, login, jobs.len())? };
-    let place = area::write(|memory| {
-        let added = registry::add(memory, &new);
-        if added.is_err() {
-            starts.iter().for_each(|start| registry::give_up(memory, *start));
-        }
-        added
-    })?;
+    let place = area::write(|memory| registry::add(memory, &new)).inspect_err(|_| give_up(&starts))?;
     let spooled = Spooled {
         epoch: area::epoch(),
         database,
@@ -177,8 +171,10 @@ pub(super) fn accept(
     };
     let begun = report::on_error(
         || {
-            let written = spool::write(&spooled).map_err(Error::Spooled);
-            start(&starts, jobs.len(), written)?;
+            spool::write(&spooled).map_err(Error::Spooled).inspect_err(|_| give_up(&starts))?;
+            if !may_wait {
+                start(starts, database, login, jobs.len())?;
+            }
             begin((place, &uuid), may_wait)
         },
         undo,
@@ -193,16 +189,30 @@ fn is_visible() -> bool {
     xmin.is_some_and(|xmin| !transaction::is_own(xmin))
 }
 
-/// Has the workers started that were reserved for these jobs, if that is of use.
-fn start(starts: &[Start], jobs: usize, is_of_use: Result<(), Error>) -> Result<(), Error> {
-    let count = if is_of_use.is_ok() { starts.iter().take_while(|start| pool::register(**start)).count() } else { 0 };
+/// Has the workers started that were reserved for these jobs, beside those that there are.
+///
+/// # Errors
+/// [`Error::TooFewWorkers`] (53000): others were faster, or the server has no processes for them.
+fn start(mut starts: Vec<Start>, database: u32, login: u32, jobs: usize) -> Result<(), Error> {
+    // Those that were idle then may have something to do by now.
+    let others = jobs - starts.len();
+    let more = area::write(|memory| registry::reserve(memory, database, login, others));
+    starts.extend(more.inspect_err(|_| give_up(&starts))?);
+    let count = starts.iter().take_while(|start| pool::register(**start)).count();
     if count == starts.len() {
-        return is_of_use;
+        return Ok(());
     }
-    // Those that came find nothing to do, and wait for other jobs. One that the server has refused is given up already.
-    area::write(|memory| starts.iter().skip(count).for_each(|start| registry::give_up(memory, *start)));
-    is_of_use?;
+    // Those that came find nothing to do, and wait for other jobs.
+    give_up(&starts[count..]);
     Err(Error::TooFewWorkers { wanted: jobs, free: jobs - (starts.len() - count) })
+}
+
+/// Nobody is to come in these places, which were reserved: others may have counted on them.
+fn give_up(starts: &[Start]) {
+    if !starts.is_empty() {
+        area::write(|memory| starts.iter().for_each(|start| registry::give_up(memory, *start)));
+        pool::start_workers();
+    }
 }
 
 /// Opens the batch, and sees to it that somebody attends to it.

@@ -25,7 +25,7 @@ thread_local! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Among {
     All,
-    /// Those whose rows the reader's snapshot does not have.
+    /// Those of this database whose rows the reader's snapshot does not have.
     Unrecorded,
     /// Those of other databases.
     Elsewhere,
@@ -48,7 +48,7 @@ fn batches(uuid: Option<&[u8; 16]>, among: Among) -> HashSet<u64> {
     let mut is_wanted = |batch: &Header| {
         let is_among = match among {
             Among::All => true,
-            Among::Unrecorded => !is_recorded(batch),
+            Among::Unrecorded => batch.database == session::database() && !is_recorded(batch),
             Among::Elsewhere => batch.database != session::database(),
         };
         is_among && *rights.entry(batch.owner).or_insert_with(|| rights_on(batch.owner))

@@ -44,18 +44,14 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
     let stopper = session::role_name(role::current()).unwrap_or_default();
     watched(uuid, |watch| {
         let stopped: Vec<([u8; 16], State)> = area::write(|memory| {
-            let mut stopped = Vec::new();
-            for found in
-                registry::find(memory, uuid).into_iter().filter(|at| found.iter().any(|ok| ok.batch == at.batch))
-            {
-                let jobs = registry::of_batch(memory, &found).into_iter();
-                let jobs: Vec<(u32, [u8; 16])> =
-                    jobs.map(|index| (index, registry::uuid_of_job(memory, found.batch, index))).collect();
-                for (index, uuid) in jobs {
-                    stopped.push((uuid, registry::stop(memory, found.batch, index, &uuid, &stopper)));
-                }
+            let is_allowed = |at: &Found| found.iter().any(|ok| ok.batch == at.batch);
+            let mut jobs = Vec::new();
+            for at in registry::find(memory, uuid).into_iter().filter(is_allowed) {
+                let indexes = registry::of_batch(memory, &at).into_iter();
+                jobs.extend(indexes.map(|index| (at.batch, index, registry::uuid_of_job(memory, at.batch, index))));
             }
-            stopped
+            let stop = |(place, index, uuid)| (uuid, registry::stop(memory, place, index, &uuid, &stopper));
+            jobs.into_iter().map(stop).collect()
         });
         pool::start_workers();
         let running: HashSet<[u8; 16]> =

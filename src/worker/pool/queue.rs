@@ -140,7 +140,7 @@ impl Worker {
                 interrupt::end_job(); // it was stopped in the meantime
             } else {
                 let began = Instant::now();
-                self.run_job(claim.batch, *job, place);
+                self.run_job(claim.batch, *job, place.zip(recorded.map(|rows| rows.log)));
                 self.is_short = began.elapsed() < SHORT;
                 if !self.reset() {
                     return false;
@@ -154,11 +154,12 @@ impl Worker {
         log::in_own_transaction(false, log::find).unwrap_or(true)
     }
 
-    /// One attempt of one job, to the row that tells of it.
-    fn run_job(&mut self, batch: Place, index: u32, place: Option<&[u8]>) {
+    /// One attempt of one job, to the row that tells of it. `marked`: where in which log a row says that it begins.
+    fn run_job(&mut self, batch: Place, index: u32, marked: Option<(&[u8], u32)>) {
         let (job, recorded) =
             area::read(|memory| (RunningJob::read(memory, batch, index), registry::recorded_in(memory, batch)));
         let log = recorded.map(|rows| rows.log);
+        let place = marked.filter(|(_, marked)| log == Some(*marked)).map(|(place, _)| place);
         let Some((_, request)) = &self.request else { return };
         self.is_clean = false;
         set_job_text(&job.query);
