@@ -30,6 +30,15 @@ pub fn cancel(pid: i32) {
     }
 }
 
+/// Bytes of memory that this process shares with no other; none = the system does not say (proc(5), `statm`).
+pub fn memory() -> Option<u64> {
+    const PAGE: u64 = 4096;
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = pages.split(' ').skip(1).map(|pages| pages.parse::<u64>().ok());
+    let (resident, shared) = (pages.next()??, pages.next()??);
+    Some(resident.saturating_sub(shared) * PAGE)
+}
+
 /// Now, in microseconds as the server counts them (timestamp.c).
 pub fn now() -> i64 {
     // SAFETY: reads the clock.

@@ -167,7 +167,9 @@ struct Worker {
     is_limited: bool,
     /// Whoever counts connections counts this one.
     is_counted: bool,
-    pruned: Instant,
+    /// When old rows were deleted; none = not yet.
+    pruned: Option<Instant>,
+    wear: Wear,
     /// Of the wait for a session's next job.
     patience: Patience,
 }
@@ -184,7 +186,8 @@ impl Worker {
             is_short: false,
             is_limited: true,
             is_counted: false,
-            pruned: Instant::now(),
+            pruned: None,
+            wear: Wear::default(),
             patience: Patience::new(),
         }
     }
@@ -333,6 +336,9 @@ impl Worker {
                     }
                 }
                 Task::Wait(_) if is_outdated && area::write(|memory| registry::close(memory, self.index)) => return,
+                Task::Run(ref claim) if self.wear.is_too_much(claim.indexes.len()) => {
+                    return area::write(|memory| registry::undo(memory, self.index, &task));
+                }
                 Task::Run(claim) => {
                     pool::start_workers();
                     if !self.run(&claim) {
@@ -362,10 +368,11 @@ impl Worker {
                 }
                 Task::Leave | Task::HandOver => return,
             }
-            if self.pruned.elapsed() > prune_every() && self.fingerprint.is_some() {
+            // Also of one that does not stay for long.
+            if self.pruned.is_none_or(|at| at.elapsed() > prune_every()) && self.fingerprint.is_some() {
                 // A log that cannot be written now is pruned another time.
                 if log::in_own_transaction(false, log::prune_old).unwrap_or(true) {
-                    self.pruned = Instant::now();
+                    self.pruned = Some(Instant::now());
                 }
             }
         }
@@ -392,6 +399,9 @@ impl Worker {
         if now >= over && area::write(is_over) {
             return false;
         }
+        if self.wear.is_too_much(1) && area::write(|memory| registry::close(memory, self.index)) {
+            return false;
+        }
         if !self.is_clean && !self.reset() {
             return false;
         }
@@ -416,7 +426,18 @@ impl Worker {
             return true;
         }
         interrupt::forget_cancel();
-        !(lock::is_database_wanted() && area::write(|memory| registry::close(memory, self.index)))
+        let is_to_go = lock::is_database_wanted() || self.is_outdated();
+        !(is_to_go && area::write(|memory| registry::close(memory, self.index)))
+    }
+
+    /// Would a worker that logs in now be another, or none? As the role, the database, their settings or the extension have
+    /// changed. Costs next to nothing while no catalog changes.
+    fn is_outdated(&self) -> bool {
+        let is_same = log::in_own_transaction(false, || match &self.fingerprint {
+            Some(fingerprint) => *fingerprint == log::fingerprint(self.database, self.login),
+            None => login::version(self.database, self.login) == direct::login_version(),
+        });
+        !is_same.unwrap_or(false)
     }
 
     /// Makes the session as it was after the login. False = it cannot be made so: the worker must go.
@@ -449,6 +470,30 @@ impl Worker {
                 Some(_) => latch::wait(Some(SUCCESSOR_CHECK)),
             }
         }
+    }
+}
+
+/// What jobs leave in a process that no reset takes back: caches, libraries, what procedural languages keep.
+#[derive(Default)]
+struct Wear {
+    /// Jobs since it was looked at.
+    jobs: usize,
+}
+
+impl Wear {
+    /// How much memory of its own a worker may have, in bytes.
+    const LIMIT: u64 = 64 << 20;
+    /// It is looked at once in so many jobs.
+    const EVERY: usize = 256;
+
+    /// Is another process to come in the place of this one? After so many jobs more.
+    fn is_too_much(&mut self, jobs: usize) -> bool {
+        self.jobs += jobs;
+        if self.jobs < Self::EVERY {
+            return false;
+        }
+        self.jobs = 0;
+        process::memory().is_some_and(|memory| memory > Self::LIMIT)
     }
 }
 

@@ -39,6 +39,7 @@ pub fn cases() -> Vec<Case> {
         case!(others_prune_their_own_rows),
         private_case!(old_rows_go_by_themselves),
         private_case!(any_number_of_old_rows_goes_by_itself),
+        private_case!(old_rows_go_although_no_worker_stays),
     ]
 }
 
@@ -487,6 +488,22 @@ fn any_number_of_old_rows_goes_by_itself() {
     let old = "select count(*) from pg_background_log where queued_at < now() - interval '1 h'";
     wait_until("the end of old rows", || session.value(old) == "0");
     assert_some_jobs(&mut session);
+}
+
+/// Each leaves when it has done what there is.
+fn old_rows_go_although_no_worker_stays() {
+    let cluster = Cluster::start_with_extension(&[
+        ("pg_background_mgr.worker_idle_timeout", "0"),
+        ("pg_background_mgr.log_retention", "1h"),
+    ]);
+    let mut session = cluster.session("postgres");
+    assert_some_jobs(&mut session);
+    session
+        .run("update pg_background_log set queued_at = now() - interval '2 h', end_time_exec = now() - interval '2 h'");
+    let old = "select count(*) from pg_background_log where queued_at < now() - interval '1 h'";
+    assert_eq!(session.value(old), "2");
+    assert_some_jobs(&mut session);
+    wait_until("the end of old rows", || session.value(old) == "0");
 }
 
 #[track_caller]

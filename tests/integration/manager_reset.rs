@@ -1,7 +1,8 @@
 //! The state that a job leaves in its process never reaches the next job there.
 
 use crate::gate::{self, Gate};
-use crate::manager::{cell, wait_at_gate, Batch};
+use crate::manager::{cell, times, wait_at_gate, Batch};
+use crate::warm;
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 
 pub fn cases() -> Vec<Case> {
@@ -27,6 +28,7 @@ pub fn cases() -> Vec<Case> {
         case!(a_failed_transaction_is_rolled_back),
         case!(locks_of_an_unfinished_transaction_are_released),
         case!(the_modes_of_a_transaction_are_reset),
+        private_case!(locks_of_an_unfinished_index_build_are_released),
         case!(temporary_replication_slots_are_dropped),
         case!(a_failed_job_leaves_nothing),
         case!(a_stopped_job_leaves_nothing),
@@ -36,6 +38,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(changed_defaults_reach_a_warm_worker),
         private_case!(changed_definitions_reach_a_warm_worker),
         private_case!(a_worker_does_not_grow_with_its_jobs),
+        private_case!(a_worker_that_has_grown_is_replaced),
     ]
 }
 
@@ -341,6 +344,43 @@ fn the_modes_of_a_transaction_are_reset(db: &Db) {
     }
 }
 
+/// They outlive the transactions of a build that does not block others.
+fn locks_of_an_unfinished_index_build_are_released() {
+    let cluster = one_worker();
+    let (mut session, mut blocker) = (cluster.session("postgres"), cluster.session("postgres"));
+    session.run("create table built (a int); insert into built values (1)");
+    let held = "select count(*) as v from pg_locks where pid = pg_backend_pid() and relation = 'built'::regclass";
+    let waits = "select pid from pg_stat_activity where backend_type = 'pg_background' and wait_event_type = 'Lock'";
+    let build = "create index concurrently on built (a)";
+    for is_of_session in [false, true] {
+        blocker.run("begin; insert into built values (2)");
+        let mut pid = String::new();
+        let wait = |session: &mut Session, pid: &mut String| {
+            wait_until("the build waits", || {
+                *pid = session.rows(waits).concat();
+                !pid.is_empty()
+            });
+        };
+        if is_of_session {
+            let job = session.launch(build);
+            wait(&mut session, &mut pid);
+            session.run(&format!("select pg_cancel_backend({job})"));
+            assert_eq!(warm::read(&mut session, job).error.expect("an error")[&'C'], "57014");
+            assert_eq!(
+                warm::run(&mut session, held),
+                (job, warm::Outcome { rows: vec!["(0)".into()], error: None, notices: vec![] })
+            );
+        } else {
+            let batch = Batch::launch(&mut session, &[build]);
+            wait(&mut session, &mut pid);
+            session.run(&format!("select pg_background_stop('{}')", batch.parent));
+            assert_eq!(batch.finish(&mut session), ["stopped"]);
+            assert_eq!(run(&mut session, held), ("0".to_owned(), pid.clone()));
+        }
+        blocker.run("rollback; begin; lock table built in access exclusive mode nowait; rollback");
+    }
+}
+
 fn temporary_replication_slots_are_dropped(db: &Db) {
     let mut session = db.session();
     let name = &db.name;
@@ -480,6 +520,33 @@ fn memory(pid: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a live process");
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("the resident set");
     line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
+}
+
+/// What a procedural language keeps of its functions is beyond any reset.
+fn a_worker_that_has_grown_is_replaced() {
+    let cluster = one_worker();
+    let mut session = cluster.session("postgres");
+    session.run(
+        "do $make$ begin for i in 1 .. 12 loop execute format('create function grow%s() returns int language plpgsql as \
+         $f$ declare x int := 0; begin %s return x; end $f$', i, repeat('x := x + 1; ', 3000)); end loop; end $make$",
+    );
+    let grow = (1..=12).map(|i| format!("grow{i}()")).collect::<Vec<_>>().join(", ");
+    let grow = format!("select {grow}, pg_backend_pid()");
+    // Of a session.
+    let (first, outcome) = warm::run(&mut session, &grow);
+    assert_eq!(outcome.error, None);
+    assert!(memory(&first.to_string()) > 64 * 1024, "the functions are large");
+    let mut jobs = 0;
+    while warm::run(&mut session, "select 1").0 == first {
+        jobs += 1;
+        assert!(jobs < 2000, "it stays for ever");
+    }
+    // Of the queue.
+    let texts: Vec<&str> = std::iter::once(grow.as_str()).chain(times("select 1", 1500)).collect();
+    let batch = Batch::launch(&mut session, &texts);
+    batch.succeed(&mut session);
+    let pids = format!("select count(distinct pid) from log_background where uuid_parent = '{}'", batch.parent);
+    assert!(session.number(&pids) > 1, "it stays for ever");
 }
 
 fn a_worker_does_not_grow_with_its_jobs() {

@@ -22,12 +22,60 @@ pub fn cases() -> Vec<Case> {
         case!(settings_that_are_not_committed_change_nothing_for_others),
         case!(the_extension_is_dropped_and_made_again),
         private_case!(a_new_configuration_holds),
+        private_case!(workers_leave_when_their_role_or_the_extension_changes),
         // Of whoever wants its process.
         private_case!(another_role_gets_the_processes),
         private_case!(the_worker_that_is_idle_for_longest_makes_room),
         private_case!(a_parallel_query_gets_its_workers),
         private_case!(servers_stop_at_once),
     ]
+}
+
+/// By themselves, though nobody has a job for them and none would be theirs.
+fn workers_leave_when_their_role_or_the_extension_changes() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
+    let mut admin = cluster.session("postgres");
+    admin.run("create role weak login; create role other; select pg_background_grant('weak'); create schema elsewhere");
+    // Of a session, and of the queue.
+    let workers = |user: &str| {
+        let mut session = cluster.client("postgres").user(user).connect();
+        let direct = warm(&mut session);
+        let mut gate = Gate::close(cluster.session("postgres"));
+        assert_eq!(session.launch(gate::WAIT), direct);
+        gate.wait_for(direct);
+        let batch = Batch::launch(&mut session, &["select 1"]);
+        batch.succeed(&mut session);
+        let queued = batch.log(&mut session, 0, "pid").parse().expect("a process id");
+        gate.open();
+        session.result(direct, "a text");
+        [direct, queued].map(|pid| {
+            rest(&mut session, pid);
+            pid
+        })
+    };
+    for change in [
+        "alter role weak nologin; alter role weak login",
+        "alter role weak set work_mem = '5MB'",
+        "alter database postgres set work_mem = '6MB'",
+        "revoke connect on database postgres from public",
+    ] {
+        let pids = workers("weak");
+        admin.run(change);
+        pids.into_iter().for_each(wait_gone);
+        admin.run("grant connect on database postgres to public");
+    }
+    let pids = workers("weak");
+    admin.run("select pg_background_revoke('weak'); drop owned by weak; drop role weak");
+    pids.into_iter().for_each(wait_gone);
+    // What concerns them not leaves them alone.
+    let [direct, queued] = workers("postgres");
+    admin.run("alter role other set work_mem = '7MB'; drop role other; create table ran (a int)");
+    assert!(is_alive(direct) && is_alive(queued));
+    // A worker of the queue is one of the extension that it found.
+    admin.run("drop extension pg_background_mgr");
+    wait_gone(queued);
+    admin.run("create extension pg_background_mgr");
+    Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
 }
 
 /// Runs `command` outside of a database that sessions have just left and idle workers have not.
