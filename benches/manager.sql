@@ -84,6 +84,7 @@ declare
     mapped float8;
     began timestamptz;
     batch uuid;
+    cut uuid;
     found int;
     steps text[] := '{}';
     amounts float8[] := '{}';
@@ -114,6 +115,16 @@ begin
         amounts := amounts || (bench.mapped() - mapped) / jobs - (select avg(octet_length(query)) from unnest(queries) as query);
     end if;
     commit;
+
+    if jobs = 10000 then
+        began := clock_timestamp();
+        select count(*), (array_agg(uuid_parent))[1] into found, cut from pg_background_launch_num(array_to_string(queries, ','));
+        steps := steps || text 'launch_num of one text, which is cut: ms';
+        amounts := amounts || extract(epoch from clock_timestamp() - began) * 1000;
+        assert found = jobs;
+        perform pg_background_stop(cut, '0');
+        commit;
+    end if;
 
     began := clock_timestamp();
     select count(*) into found from pg_background_monitor(batch, p_show_verbose => false, p_timeout => '0');

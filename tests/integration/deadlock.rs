@@ -15,6 +15,7 @@ pub fn cases() -> Vec<Case> {
         case!(a_concurrent_index_build_read_in_the_same_statement_is_a_deadlock),
         case!(a_concurrent_index_build_launched_from_a_committing_procedure_works),
         case!(a_deadlock_through_a_third_session),
+        case!(a_concurrent_index_build_through_a_third_session_is_a_deadlock),
         case!(a_deadlock_through_the_queue_for_a_lock),
         case!(a_deadlock_through_a_job_of_the_job),
         case!(a_deadlock_is_found_again_after_a_savepoint),
@@ -148,6 +149,28 @@ fn a_deadlock_through_a_third_session(db: &Db) {
     third.run("commit");
     assert_eq!(session.result(pid, "result text"), ["UPDATE 1"]);
     assert_eq!(session.rows("select * from t order by id"), ["1|2", "2|3"]);
+}
+
+/// The build waits for the end of the third session's transaction, which waits for a row of the first.
+fn a_concurrent_index_build_through_a_third_session_is_a_deadlock(db: &Db) {
+    let (mut session, mut third, mut watcher) = (db.session(), db.session(), db.session());
+    session.run("create table t (a int); create table u (id int primary key); insert into u values (1)");
+    third.run("begin; insert into t values (1)");
+    session.run("begin; update u set id = 1");
+    let blocked = "update u set id = 2";
+    third.send(blocked);
+    wait_blocked(&mut watcher, third.pid(), session.pid());
+    let text = "create index concurrently i on t (a)";
+    let pid = session.launch(text);
+    wait_blocked(&mut watcher, pid, third.pid());
+    assert_deadlock(&mut session, pid, text);
+    session.run("rollback");
+    assert!(third.finish(blocked).error.is_none());
+    third.run("commit");
+    // Who waits for it before has a snapshot that it waits for.
+    let valid = "select count(*) from pg_index where indrelid = 't'::regclass and indisvalid";
+    wait_until("the index", || session.value(valid) == "1");
+    assert_eq!(session.result(pid, "result text"), ["CREATE INDEX"]);
 }
 
 #[track_caller]

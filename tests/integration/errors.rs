@@ -8,6 +8,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         case!(violated_constraints_name_everything),
         case!(raised_fields_arrive_all),
+        case!(an_error_says_where_it_was_raised),
         case!(the_context_of_nested_functions_arrives),
         case!(positions_are_on_the_jobs_text),
         case!(positions_count_characters),
@@ -63,6 +64,19 @@ fn violated_constraints_name_everything(db: &Db) {
     let fields: Vec<_> = "CstnMD".chars().map(|letter| error.field(letter).unwrap_or_default()).collect();
     let message = "new row for relation \"q\" violates check constraint \"small\"";
     assert_eq!(fields, ["23514", "public", "q", "small", message, "Failing row contains (11)."]);
+}
+
+/// The place in the server's source, as for a client.
+fn an_error_says_where_it_was_raised(db: &Db) {
+    let mut session = db.session();
+    for text in ["select 1 / 0", "select * from nowhere", "selct", "do $$ begin raise 'x'; end $$"] {
+        let (own, job) = (session.error(text), session.job_error(text));
+        for letter in ['F', 'L', 'R'] {
+            let place = own.field(letter);
+            assert!(place.is_some(), "{text}: {own:?}");
+            assert_eq!(job.field(letter), place, "{text}: {letter}");
+        }
+    }
 }
 
 fn raised_fields_arrive_all(db: &Db) {

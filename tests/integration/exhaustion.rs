@@ -386,10 +386,11 @@ fn ten_thousand_jobs_in_a_session_do_not_fill_its_memory() {
     };
     let pid = worker();
     let early = (Holdings::of(session.pid()), Holdings::of(pid));
+    let segments = cluster.segments();
     for _ in 0..9 {
         session.run(thousand);
     }
-    assert_eq!(worker(), pid);
+    assert_eq!((worker(), cluster.segments()), (pid, segments), "one process, and the segments that there were");
     Holdings::assert_flat(early.0, Holdings::of(session.pid()));
     Holdings::assert_flat(early.1, Holdings::of(pid));
     drop(session);

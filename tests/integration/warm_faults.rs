@@ -2,6 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::wait_gone;
+use crate::stage::Paused;
 use crate::warm::{read, rest, run, run_warm, warm};
 use pg_background_mgr_tests::cluster::{signal_process, Baseline};
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session, Signal};
@@ -16,6 +17,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(terminations_at_random_never_give_a_wrong_result),
         private_case!(a_cancelled_wait_can_be_repeated),
         private_case!(a_terminated_launcher_leaves_its_worker_to_others),
+        private_case!(a_job_that_was_given_and_not_begun_runs_without_its_launcher),
         private_case!(a_killed_idle_worker_loses_nothing_but_the_servers_memory),
     ]
 }
@@ -218,6 +220,37 @@ fn a_terminated_launcher_leaves_its_worker_to_others() {
         rest(&mut session, pid);
         assert_eq!(session.value("select count(*) from ran"), number.to_string(), "the job runs on");
         assert_eq!(run_warm(&mut session, "select 1"), pid);
+    }
+    drop(session);
+    cluster.assert_sound(&before);
+}
+
+/// The worker is held up when it has been given the job, by a session that it has served and by one that it has not.
+fn a_job_that_was_given_and_not_begun_runs_without_its_launcher() {
+    let (cluster, before) = cluster();
+    let mut session = cluster.session("postgres");
+    session.run("create table ran (a int)");
+    let mut number = 0;
+    for is_known in [true, false] {
+        for is_terminated in [true, false] {
+            number += 1;
+            let mut launcher = cluster.session("postgres");
+            let pid = warm(if is_known { &mut launcher } else { &mut session });
+            let paused = Paused::new(pid);
+            assert_eq!(launcher.launch(&format!("insert into ran values ({number})")), pid);
+            let process = launcher.pid();
+            if is_terminated {
+                session.run(&format!("select pg_terminate_backend({process})"));
+            } else {
+                drop(launcher);
+            }
+            wait_gone(process);
+            assert_eq!(session.number("select count(*) from ran"), number - 1);
+            drop(paused);
+            wait_until("the job's work", || session.number("select count(*) from ran") == number);
+            rest(&mut session, pid);
+            assert_eq!(run_warm(&mut session, "select 1"), pid);
+        }
     }
     drop(session);
     cluster.assert_sound(&before);
