@@ -170,6 +170,8 @@ struct Worker {
     /// When old rows were deleted; none = not yet.
     pruned: Option<Instant>,
     wear: Wear,
+    /// When it looked last whether it is still what a new worker would be.
+    looked: Instant,
     /// Of the wait for a session's next job.
     patience: Patience,
 }
@@ -188,6 +190,7 @@ impl Worker {
             is_counted: false,
             pruned: None,
             wear: Wear::default(),
+            looked: Instant::now(),
             patience: Patience::new(),
         }
     }
@@ -431,8 +434,12 @@ impl Worker {
     }
 
     /// Would a worker that logs in now be another, or none? As the role, the database, their settings or the extension have
-    /// changed. Costs next to nothing while no catalog changes.
-    fn is_outdated(&self) -> bool {
+    /// changed. Looks no more often than an idle worker that nobody wakes.
+    fn is_outdated(&mut self) -> bool {
+        if self.looked.elapsed() < IDLE_CHECK {
+            return false;
+        }
+        self.looked = Instant::now();
         let is_same = log::in_own_transaction(false, || match &self.fingerprint {
             Some(fingerprint) => *fingerprint == log::fingerprint(self.database, self.login),
             None => login::version(self.database, self.login) == direct::login_version(),
