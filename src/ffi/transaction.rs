@@ -11,7 +11,7 @@ const STATEMENT_TIMEOUT: c_int = 3;
 
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" {
-    fn enable_timeout_after(id: c_int, delay_ms: c_int);
+    fn enable_timeout_at(id: c_int, time: i64);
     fn disable_timeout(id: c_int, keep_indicator: bool);
     fn disable_all_timeouts(keep_indicators: bool);
 }
@@ -95,9 +95,12 @@ callback! {
 
 /// Cancels after so many milliseconds, one at least, unless the statement timer runs already.
 fn start_timeout(milliseconds: i64) {
+    /// No timer is for longer.
+    const CENTURY: i64 = 100 * 366 * 24 * 60 * 60 * 1000;
     if !STATEMENT_TIMER.replace(true) {
+        let time = super::process::now() + milliseconds.clamp(1, CENTURY) * 1000;
         // SAFETY: InitPostgres has registered the timer.
-        unsafe { enable_timeout_after(STATEMENT_TIMEOUT, milliseconds.clamp(1, i64::from(i32::MAX)) as c_int) };
+        unsafe { enable_timeout_at(STATEMENT_TIMEOUT, time) };
     }
 }
 

@@ -210,8 +210,7 @@ impl Keys {
 
     /// A span of time in milliseconds: a number of seconds, or an interval.
     fn milliseconds(&mut self, key: &'static str) -> Result<Option<i64>, Error> {
-        // As the server's own limits of time.
-        const WANTED: &[u8] = b"It must be a number of seconds, or an interval, from 0 to 2147483.647 seconds.";
+        const WANTED: &[u8] = b"It must be a number of seconds, or an interval, and not negative.";
         let milliseconds = match self.take(key) {
             None => return Ok(None),
             Some(Value::Number(number)) => {
@@ -226,7 +225,7 @@ impl Keys {
             }
             Some(_) => return Err(self.bad(key, WANTED)),
         };
-        if !(0..=i64::from(i32::MAX)).contains(&milliseconds) {
+        if milliseconds < 0 {
             return Err(self.bad(key, WANTED));
         }
         Ok(Some(milliseconds))

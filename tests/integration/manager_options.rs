@@ -236,9 +236,12 @@ fn a_time_limit_is_given_in_seconds_or_as_an_interval(db: &Db) {
 
 fn a_time_limit_that_is_not_reached_does_nothing(db: &Db) {
     let mut session = db.session();
-    let options = r#"{"timeout": "1 hour"}"#;
-    let batch = Batch::launch_with(&mut session, &["select 1", "vacuum", "begin; select 2; commit"], options);
-    batch.succeed(&mut session);
+    // More milliseconds than an int4 can hold, more than there is time.
+    for limit in ["\"1 hour\"", "\"3 months\"", "\"300 years\"", "9e11"] {
+        let options = format!("{{\"timeout\": {limit}}}");
+        let batch = Batch::launch_with(&mut session, &["select 1", "vacuum", "begin; select 2; commit"], &options);
+        batch.succeed(&mut session);
+    }
 }
 
 fn a_time_limit_cannot_be_caught_by_the_job(db: &Db) {
