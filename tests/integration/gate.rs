@@ -21,6 +21,11 @@ impl Gate {
         Gate { session }
     }
 
+    /// The process that holds it closed.
+    pub fn pid(&self) -> i32 {
+        self.session.pid()
+    }
+
     /// Waits until a process waits at the gate.
     #[track_caller]
     pub fn wait_for(&mut self, pid: i32) {

@@ -60,7 +60,7 @@ fn cluster(settings: &[(&str, &str)]) -> Cluster {
 struct Scene {
     ended: Batch,
     open: Batch,
-    _gate: Gate,
+    gate: Gate,
     launcher: Session,
 }
 
@@ -72,7 +72,7 @@ fn set_scene(cluster: &Cluster) -> Scene {
     let text = format!("insert into ran values (1); {}", gate::WAIT);
     let open = Batch::launch(&mut session, &times(&text, 5));
     wait_at_gate(&mut session, 2);
-    Scene { ended, open, _gate: gate, launcher: session }
+    Scene { ended, open, gate, launcher: session }
 }
 
 /// At the first look after the next start, by somebody without rights: what ran and what waited is lost, and nothing else.
@@ -133,7 +133,13 @@ fn a_killed_worker_leaves_no_job_that_seems_to_run() {
 fn a_killed_postmaster_leaves_no_job_that_seems_to_run() {
     let cluster = cluster(&[]);
     let scene = set_scene(&cluster);
+    let workers = cluster.workers();
+    assert_eq!(workers.len(), 2);
+    // Processes end one by one: the gate is not to be open for those that are left.
+    let paused = Paused::new(scene.gate.pid());
     cluster.signal_postmaster(Signal::SIGKILL);
+    workers.into_iter().for_each(wait_gone);
+    drop(paused);
     cluster.wait_stopped();
     cluster.start();
     assert_lost(&cluster, &scene.ended, &scene.open, "lost");
