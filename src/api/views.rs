@@ -10,6 +10,7 @@ use crate::job::note::{End, Note};
 use crate::job::registry::Moment;
 use crate::protocol::Outcome;
 use crate::session::{self, Among, Sight};
+use std::collections::HashMap;
 
 /// `pg_background_live(only_unrecorded bool, only_elsewhere bool) RETURNS TABLE (…)`
 fn live(call: &Call) -> Result<Value, Error> {
@@ -21,10 +22,16 @@ fn live(call: &Call) -> Result<Value, Error> {
         (false, true) => Among::Elsewhere,
         (false, false) => Among::All,
     };
+    // The snapshot and the catalogs are asked once a batch, not once a job.
+    let mut asked = HashMap::new();
     for job in session::look(among) {
         let now = &job.now;
+        let batch = &job.batch;
+        let (is_recorded, has_lost_its_log) = *asked
+            .entry(batch.number)
+            .or_insert_with(|| (session::is_recorded(batch), session::has_lost_its_log(batch)));
         // Of other databases only what has not ended: nobody here sees their logs. The same of a log that is gone.
-        if now.is_logged && (job.batch.database != here || session::has_lost_its_log(&job.batch)) {
+        if now.is_logged && (job.batch.database != here || has_lost_its_log) {
             continue;
         }
         // It is in the encoding of its database.
@@ -33,7 +40,7 @@ fn live(call: &Call) -> Result<Value, Error> {
             Cell::Uuid(job.batch.uuid),
             Cell::Uuid(job.uuid),
             Cell::Text(state_of(now).into()),
-            Cell::Bool(session::is_recorded(&job.batch)),
+            Cell::Bool(is_recorded),
             Cell::BigInt(job.batch.database.into()),
             Cell::BigInt(job.batch.owner.into()),
             Cell::Text(job.owner_name.clone()),

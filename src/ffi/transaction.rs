@@ -1,7 +1,6 @@
 //! Transactions (xact.c, postgres.c).
 
 use crate::compat::{self, callback};
-
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::c_int;

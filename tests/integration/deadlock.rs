@@ -132,41 +132,55 @@ fn a_concurrent_index_build_launched_from_a_committing_procedure_works(db: &Db) 
     wait_until("the index", || session.value(valid) == "1");
 }
 
-fn a_deadlock_through_a_third_session(db: &Db) {
+/// The job waits for a third session, which waits for `own` of the session that waits for the job, with `blocked`. Ends with
+/// all of them let go: the session, and the job.
+#[track_caller]
+fn deadlock_through_a_third(
+    db: &Db,
+    setup: &str,
+    own: &str,
+    thirds: &str,
+    blocked: &str,
+    text: &str,
+) -> (Session, i32) {
     let (mut session, mut third, mut watcher) = (db.session(), db.session(), db.session());
-    session.run("create table t (id int primary key, n int); insert into t values (1, 0), (2, 0)");
-    session.run("begin; update t set n = 1 where id = 1");
-    third.run("begin; update t set n = 2 where id = 2");
-    let blocked = "update t set n = 2 where id = 1";
+    session.run(setup);
+    session.run(&format!("begin; {own}"));
+    third.run(&format!("begin; {thirds}"));
     third.send(blocked);
     wait_blocked(&mut watcher, third.pid(), session.pid());
-    let text = "update t set n = 3 where id = 2";
     let pid = session.launch(text);
     wait_blocked(&mut watcher, pid, third.pid());
     assert_deadlock(&mut session, pid, text);
     session.run("rollback");
     assert!(third.finish(blocked).error.is_none());
     third.run("commit");
+    (session, pid)
+}
+
+fn a_deadlock_through_a_third_session(db: &Db) {
+    let (mut session, pid) = deadlock_through_a_third(
+        db,
+        "create table t (id int primary key, n int); insert into t values (1, 0), (2, 0)",
+        "update t set n = 1 where id = 1",
+        "update t set n = 2 where id = 2",
+        "update t set n = 2 where id = 1",
+        "update t set n = 3 where id = 2",
+    );
     assert_eq!(session.result(pid, "result text"), ["UPDATE 1"]);
     assert_eq!(session.rows("select * from t order by id"), ["1|2", "2|3"]);
 }
 
 /// The build waits for the end of the third session's transaction, which waits for a row of the first.
 fn a_concurrent_index_build_through_a_third_session_is_a_deadlock(db: &Db) {
-    let (mut session, mut third, mut watcher) = (db.session(), db.session(), db.session());
-    session.run("create table t (a int); create table u (id int primary key); insert into u values (1)");
-    third.run("begin; insert into t values (1)");
-    session.run("begin; update u set id = 1");
-    let blocked = "update u set id = 2";
-    third.send(blocked);
-    wait_blocked(&mut watcher, third.pid(), session.pid());
-    let text = "create index concurrently i on t (a)";
-    let pid = session.launch(text);
-    wait_blocked(&mut watcher, pid, third.pid());
-    assert_deadlock(&mut session, pid, text);
-    session.run("rollback");
-    assert!(third.finish(blocked).error.is_none());
-    third.run("commit");
+    let (mut session, pid) = deadlock_through_a_third(
+        db,
+        "create table t (a int); create table u (id int primary key); insert into u values (1)",
+        "update u set id = 1",
+        "insert into t values (1)",
+        "update u set id = 2",
+        "create index concurrently i on t (a)",
+    );
     // Who waits for it before has a snapshot that it waits for.
     let valid = "select count(*) from pg_index where indrelid = 't'::regclass and indisvalid";
     wait_until("the index", || session.value(valid) == "1");

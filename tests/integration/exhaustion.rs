@@ -1,7 +1,7 @@
 //! There is not enough of something: processes, segments, memory.
 
 use crate::gate::{self, Gate};
-use crate::manager::{wait_at_gate, Batch, LOCK_LOG};
+use crate::manager::{stop, wait_at_gate, Batch, LOCK_LOG};
 use crate::stage::settle;
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, ServerError, Session};
 
@@ -158,11 +158,9 @@ fn jobs_end_without_a_free_segment_for_what_came_of_them() {
     wait_until("the end of the jobs", || session.rows(&seen) == ends);
     assert_eq!(session.value("select count(*) from ran"), "6");
     // Nobody is stuck in it.
-    assert_eq!(session.rows(&format!("select now from pg_background_stop('{}')", batch.parent)), ends);
+    assert_eq!(stop(&mut session, &batch.parent), ends);
     locker.run("rollback");
-    let written =
-        format!("select status from pg_background_log where uuid_parent = '{}' order by uuid_child", batch.parent);
-    wait_until("the final rows", || session.rows(&written) == ends);
+    wait_until("the final rows", || batch.written(&mut session) == ends);
     let lost = batch.column(&mut session, "result is null")[1..7].iter().filter(|lost| *lost == "t").count();
     assert!((1..6).contains(&lost), "{lost} of 6 results are lost");
     let ended: Vec<_> = cluster.log_since(mark).into_iter().filter(|line| line.text.contains("exited")).collect();

@@ -124,6 +124,15 @@ impl Batch {
         ))
     }
 
+    /// The states that the table has, whatever the view makes of it.
+    #[track_caller]
+    pub fn written(&self, session: &mut Session) -> Vec<String> {
+        session.rows(&format!(
+            "select status from pg_background_log where uuid_parent = '{}' order by uuid_child",
+            self.parent
+        ))
+    }
+
     /// An expression over the log, for one job.
     #[track_caller]
     pub fn log(&self, session: &mut Session, number: usize, expression: &str) -> String {

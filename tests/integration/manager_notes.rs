@@ -38,14 +38,6 @@ fn files(cluster: &Cluster) -> Vec<String> {
     entries.map(|entry| entry.expect("a file").file_name().into_string().expect("ASCII")).collect()
 }
 
-/// What the table has, whatever the view makes of it.
-fn written(session: &mut Session, batch: &Batch) -> Vec<String> {
-    session.rows(&format!(
-        "select status from pg_background_log where uuid_parent = '{}' order by uuid_child",
-        batch.parent
-    ))
-}
-
 /// The next worker makes rows of what was noted, which say the same, and forgets the notes.
 fn assert_same_as_rows(cluster: &Cluster, session: &mut Session, batch: &Batch, states: &[&str]) {
     let everything = "concat_ws('|', pid, start_time_exec, end_time_exec, attempts, result, row_count, command_tag, sqlstate, message)";
@@ -53,7 +45,7 @@ fn assert_same_as_rows(cluster: &Cluster, session: &mut Session, batch: &Batch, 
     let before = batch.column(session, everything);
     Batch::launch(session, &["select 'next'"]).succeed(session);
     let open = |state: &&str| if *state == "lost" { "queued".to_owned() } else { (*state).to_owned() };
-    assert_eq!(written(session, batch), states.iter().map(open).collect::<Vec<_>>());
+    assert_eq!(batch.written(session), states.iter().map(open).collect::<Vec<_>>());
     assert_eq!(batch.states(session), states);
     assert_eq!(batch.column(session, everything), before);
     wait_until("no files", || files(cluster).is_empty());
@@ -70,7 +62,7 @@ fn work_committed_under_a_locked_log_is_known_after_a_crash() {
     wait_until("the job's work", || session.value("select count(*) from ran") == "1");
     let mut session = crash(&cluster);
     assert_eq!(session.value("select count(*) from ran"), "1");
-    assert_eq!(written(&mut session, &batch), ["queued"]);
+    assert_eq!(batch.written(&mut session), ["queued"]);
     let told =
         "concat_ws('|', status, attempts, row_count, command_tag, start_time_exec < end_time_exec, pid > 0, message)";
     assert_eq!(batch.log(&mut session, 0, told), "succeeded|1|1|INSERT 0 1|t|t");
@@ -103,7 +95,7 @@ fn a_batch_that_is_in_no_table_is_known_with_its_ends_after_a_crash() {
     let states = ["succeeded", "failed", "succeeded", "running", "queued"];
     wait_until("the jobs", || session.rows(&now) == states);
     let mut session = crash(&cluster);
-    assert_eq!(written(&mut session, &batch), [""; 0]);
+    assert_eq!(batch.written(&mut session), [""; 0]);
     let states = ["succeeded", "failed", "succeeded", "lost", "lost"];
     assert_eq!(batch.states(&mut session), states);
     let messages = ["∅", "division by zero", "∅", UNKNOWN, NEVER_STARTED];
@@ -205,8 +197,8 @@ fn a_note_goes_when_the_log_says_more() {
     assert!(files(&cluster).iter().any(|file| file.ends_with(".note")));
     locker.run("rollback");
     wait_until("no files", || files(&cluster).is_empty());
-    assert_eq!(written(&mut session, &first), ["succeeded", "failed"]);
-    assert_eq!(written(&mut session, &second), ["succeeded", "failed", "succeeded"]);
+    assert_eq!(first.written(&mut session), ["succeeded", "failed"]);
+    assert_eq!(second.written(&mut session), ["succeeded", "failed", "succeeded"]);
     assert_eq!(first.column(&mut session, "attempts"), ["1", "2"]);
 }
 
@@ -245,7 +237,7 @@ fn leave_behind(cluster: &Cluster) -> Batch {
     Batch::launch(&mut other, &[gate::WAIT]);
     wait_at_gate(&mut other, 1);
     let batch = Batch::launch(&mut session, &["insert into ran values (1)"]);
-    assert_eq!(written(&mut session, &batch), [""; 0]);
+    assert_eq!(batch.written(&mut session), [""; 0]);
     cluster.stop(Stop::Immediate);
     batch
 }
@@ -268,7 +260,7 @@ fn a_standby_does_not_show_what_it_was_copied_with() {
     set_server(&primary, &mut session, "pg_background_mgr.max_workers", "2");
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
     wait_until("no files", || files(&primary).is_empty());
-    wait_until("its row", || !written(&mut copy, &batch).is_empty());
+    wait_until("its row", || !batch.written(&mut copy).is_empty());
     copy.run("select pg_promote()");
     wait_until("the end of recovery", || !copy.holds("select pg_is_in_recovery()"));
     assert_eq!(batch.states(&mut copy), ["lost"]);
@@ -290,7 +282,7 @@ fn what_the_log_would_not_keep_does_not_come_back() {
     assert_eq!(batch.states(&mut session), [""; 0]);
     Batch::launch(&mut session, &["select 1"]).wait(&mut session);
     wait_until("no files", || files(&cluster).is_empty());
-    assert_eq!(written(&mut session, &batch), [""; 0]);
+    assert_eq!(batch.written(&mut session), [""; 0]);
 }
 
 fn a_batch_that_cannot_be_written_down_is_refused() {

@@ -1,7 +1,7 @@
 //! The state that a job leaves in its process never reaches the next job there.
 
 use crate::gate::{self, Gate};
-use crate::manager::{cell, times, wait_at_gate, Batch};
+use crate::manager::{cell, stop, times, wait_at_gate, Batch};
 use crate::warm;
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 
@@ -373,7 +373,7 @@ fn locks_of_an_unfinished_index_build_are_released() {
         } else {
             let batch = Batch::launch(&mut session, &[build]);
             wait(&mut session, &mut pid);
-            session.run(&format!("select pg_background_stop('{}')", batch.parent));
+            stop(&mut session, &batch.parent);
             assert_eq!(batch.finish(&mut session), ["stopped"]);
             assert_eq!(run(&mut session, held), ("0".to_owned(), pid.clone()));
         }
@@ -531,7 +531,7 @@ fn a_worker_that_has_grown_is_replaced() {
          $f$ declare x int := 0; begin %s return x; end $f$', i, repeat('x := x + 1; ', 3000)); end loop; end $make$",
     );
     let grow = (1..=12).map(|i| format!("grow{i}()")).collect::<Vec<_>>().join(", ");
-    let grow = format!("select {grow}, pg_backend_pid()");
+    let grow = format!("select {grow}");
     // Of a session.
     let (first, outcome) = warm::run(&mut session, &grow);
     assert_eq!(outcome.error, None);

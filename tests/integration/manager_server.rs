@@ -243,11 +243,9 @@ fn jobs_outlive_an_extension_that_is_made_again() {
         let first = if held_work == "select 1 / 0" { "failed" } else { "succeeded" };
         let ends = [first, "succeeded", "failed", "succeeded"];
         assert_eq!(batch.finish(&mut session), ends, "{held_work}");
-        let written = format!(
-            "select status from pg_background_log where uuid_parent = '{}' and batch_name = 'the name' order by uuid_child",
-            batch.parent
-        );
-        wait_until("the rows of all", || session.rows(&written) == ends);
+        wait_until("the rows of all", || batch.written(&mut session) == ends);
+        let named = "select count(*) from pg_background_log where batch_name = 'the name'";
+        assert_eq!(session.value(named), "4");
     }
     assert_eq!(session.rows("select a, count(*) from ran group by a order by a"), ["1|1", "2|3"]);
 }

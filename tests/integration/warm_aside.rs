@@ -35,7 +35,7 @@ pub fn cases() -> Vec<Case> {
 fn workers_leave_when_their_role_or_the_extension_changes() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let mut admin = cluster.session("postgres");
-    admin.run("create role weak login; create role other; select pg_background_grant('weak'); create schema elsewhere");
+    admin.run("create role weak login; create role other; select pg_background_grant('weak')");
     // Of a session, and of the queue.
     let workers = |user: &str| {
         let mut session = cluster.client("postgres").user(user).connect();
