@@ -121,6 +121,8 @@ pub enum Error {
     NoSuchJob(Text),
     #[error("no job of \"{0}\" is to be run again")]
     NothingToRetry(Text),
+    #[error("the end of background job \"{0}\" is not in the log yet")]
+    NotLogged(Text),
     #[error("canceling job due to timeout")]
     JobTimeout,
     #[error("execution type must be \"async\" or \"sync\", not \"{0}\"")]
@@ -199,7 +201,7 @@ impl Error {
             SharedMemory => b"53200",
             TooFewWorkers { .. } | FewerAllowed { .. } | NoWorkers | Stuck => b"53000",
             InRecovery => b"25006",
-            NotCommitted | NothingToRetry(_) | FollowsItself | ForeignRelation(_) => b"55000",
+            NotCommitted | NothingToRetry(_) | NotLogged(_) | FollowsItself | ForeignRelation(_) => b"55000",
             Spooled(_) => b"58030",
             LogLocked => b"55P03",
             NoSuchJob(_) => b"42704",
@@ -265,6 +267,9 @@ impl Error {
                 }
                 Error::NotCommitted => "Commit the transaction that created the extension first.",
                 Error::NothingToRetry(_) => "Jobs that have failed, were stopped or lost are run again.",
+                Error::NotLogged(_) => {
+                    "Somebody has the log locked, or it cannot be written: the server log may tell why. Try again then."
+                }
                 Error::FollowsItself => "Follow them from outside of their batch, or say for how long: p_timeout.",
                 Error::Stuck => {
                     "All workers run jobs that wait for other jobs. Increase pg_background_mgr.max_workers, or launch \

@@ -12,6 +12,7 @@ pub fn cases() -> Vec<Case> {
         case!(what_succeeded_is_not_run_again),
         case!(what_was_stopped_just_now_is_run_again),
         private_case!(what_is_not_in_the_log_yet_is_there_all_the_same),
+        case!(a_job_whose_end_cannot_be_written_is_run_again_later),
         case!(a_job_is_run_again_beside_its_batch),
         case!(sessions_at_once_run_a_job_again_once),
         case!(a_job_that_is_run_again_keeps_its_uuid_and_its_settings),
@@ -243,7 +244,9 @@ fn the_options_hold_for_every_retry(db: &Db) {
     let expected = r#"{"mode": "sequential", "timeout": "86400000 ms", "max_workers": 3, "retry_delay": "2 ms", "max_attempts": 2}"#;
     for attempts in ["2", "4", "6", "8"] {
         assert_eq!(batch.finish(&mut session), ["failed", "failed"]);
-        wait_until("the rows are final", || batch.column(&mut session, "attempts") == [attempts, attempts]);
+        assert_eq!(batch.column(&mut session, "attempts"), [attempts, attempts]);
+        let rows = "select concat_ws(' ', status, attempts) from pg_background_log";
+        wait_until("the rows are final", || session.rows(rows) == times(&format!("failed {attempts}"), 2));
         assert_eq!(session.rows(kept), [expected, expected]);
         holder.run("begin; lock pg_background_log in share mode");
         retry(&mut session, &batch.parent);
@@ -399,6 +402,24 @@ fn what_was_stopped_just_now_is_run_again(db: &Db) {
 }
 
 /// No worker is free to write it.
+/// Nobody may take it for one that needs no retry.
+fn a_job_whose_end_cannot_be_written_is_run_again_later(db: &Db) {
+    let (mut session, mut holder) = (db.session(), db.session());
+    holder.run("begin; lock pg_background_log in share mode");
+    let batch = Batch::launch(&mut session, &["select 1 / 0", "select 2"]);
+    wait_until("both have ended", || batch.states(&mut session) == ["failed", "succeeded"]);
+    for uuid in [&batch.parent, &batch.children[0]] {
+        let error = session.error(&format!("select * from pg_background_retry('{uuid}')"));
+        let (failed, state) = (&batch.children[0], error.sqlstate());
+        assert_eq!(error.message(), format!("the end of background job \"{failed}\" is not in the log yet"));
+        assert_eq!(state, "55000");
+        assert!(error.hint().is_some_and(|hint| hint.contains("Try again")), "{error:?}");
+    }
+    holder.run("rollback");
+    wait_until("the end is written", || batch.written(&mut session) == ["failed", "succeeded"]);
+    assert_eq!(retry(&mut session, &batch.parent), batch.children[..1]);
+}
+
 fn what_is_not_in_the_log_yet_is_there_all_the_same() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));

@@ -6,16 +6,17 @@ use super::look::pulses;
 use super::{format_uuid, no_such_job};
 use crate::error::{Error, Text};
 use crate::ffi::{role, spi};
-use crate::job::registry::{self, NewJob};
+use crate::job::registry::{self, NewJob, State};
 use crate::job::spec::{BatchSpec, JobSpec};
 use crate::job::{catalog, log};
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 /// Launches the jobs of a batch that have failed, were stopped or lost once more, or one such job, in the manner of their
 /// first launch.
 ///
 /// # Errors
-/// [`Error::NoSuchJob`] (42704), [`Error::NothingToRetry`] (55000), those of [`super::launch_batch`].
+/// [`Error::NoSuchJob`] (42704), [`Error::NothingToRetry`] and [`Error::NotLogged`] (55000), those of
+/// [`super::launch_batch`].
 pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     let current = role::current();
     let is_there = !pulses(uuid, |owner| role::has_rights_of(current, owner)).is_empty();
@@ -29,12 +30,13 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         return Err(no_such_job(uuid));
     }
     // What has ended and is written only lingers there.
-    let live: HashSet<[u8; 16]> =
-        pulses(uuid, |_| true).into_iter().filter(|job| !job.is_logged).map(|job| job.uuid).collect();
+    let live: HashMap<[u8; 16], State> =
+        pulses(uuid, |_| true).into_iter().filter(|job| !job.is_logged).map(|job| (job.uuid, job.state)).collect();
     let wanted: Vec<[u8; 16]> = own
         .iter()
         .filter(|known| {
-            !live.contains(&known.uuid) && [b"failed".as_slice(), b"stopped", b"lost"].contains(&known.state.as_slice())
+            !live.contains_key(&known.uuid)
+                && [b"failed".as_slice(), b"stopped", b"lost"].contains(&known.state.as_slice())
         })
         .map(|known| known.uuid)
         .collect();
@@ -57,7 +59,11 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         })
         .collect();
     let (Some((spec, _)), Some(row)) = (manners.first(), rows.first()) else {
-        return Err(Error::NothingToRetry(Text::new(&format_uuid(uuid))));
+        let ended = live.iter().find(|(_, state)| matches!(state, State::Failed | State::Stopped));
+        return Err(match ended {
+            Some((job, _)) => Error::NotLogged(Text::new(&format_uuid(job))),
+            None => Error::NothingToRetry(Text::new(&format_uuid(uuid))),
+        });
     };
     let spec = BatchSpec { name: row.batch_name.clone(), ..spec.clone() };
     accept(registry::uuid_of(uuid, 0), &spec, &jobs, true, run_as)?;
