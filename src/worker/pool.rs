@@ -306,7 +306,7 @@ impl Worker {
 
     fn work(&mut self) {
         let mut idle_since = None;
-        let mut is_outdated = false;
+        let mut is_stale = false;
         loop {
             {
                 // There is nothing to cancel.
@@ -318,7 +318,7 @@ impl Worker {
             }
             if interrupt::take_stale() {
                 settings::reload();
-                is_outdated = has_been_client();
+                is_stale = has_been_client();
             }
             let now = process::now();
             let task = area::write(|memory| registry::claim(memory, self.index, now, self.is_short));
@@ -326,7 +326,7 @@ impl Worker {
                 idle_since = None;
             }
             let is_of_queue = matches!(task, Task::Run(_) | Task::Record(_) | Task::Log(_));
-            if is_of_queue && (is_outdated || !self.prepare_for_queue()) {
+            if is_of_queue && (is_stale || !self.prepare_for_queue()) {
                 return area::write(|memory| registry::undo(memory, self.index, &task));
             }
             match task {
@@ -338,7 +338,7 @@ impl Worker {
                         return;
                     }
                 }
-                Task::Wait(_) if is_outdated && area::write(|memory| registry::close(memory, self.index)) => return,
+                Task::Wait(_) if is_stale && area::write(|memory| registry::close(memory, self.index)) => return,
                 Task::Run(ref claim) if self.wear.is_too_much(claim.indexes.len()) => {
                     return area::write(|memory| registry::undo(memory, self.index, &task));
                 }

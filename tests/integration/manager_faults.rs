@@ -242,9 +242,7 @@ fn a_job_between_attempts_is_lost_too() {
     let batch = Batch::launch_with(&mut session, &["select 1 / 0"], r#"{"max_attempts": 2, "retry_delay": "1 h"}"#);
     wait_until("the first attempt", || batch.log(&mut session, 0, "status || ' ' || attempts") == "queued 1");
     drop(session);
-    cluster.stop(Stop::Immediate);
-    cluster.start();
-    let mut session = cluster.session("postgres");
+    let mut session = crash(&cluster);
     assert_eq!(batch.states(&mut session), ["lost"]);
 }
 

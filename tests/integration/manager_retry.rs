@@ -1,7 +1,7 @@
 //! `pg_background_retry`.
 
 use crate::gate::{self, Gate};
-use crate::manager::{log, retry, stop, times, wait_at_gate, Batch, NOBODY};
+use crate::manager::{crash, log, retry, stop, times, wait_at_gate, Batch, NOBODY};
 use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session, Stop};
 
 pub fn cases() -> Vec<Case> {
@@ -279,10 +279,8 @@ fn the_options_survive_crashes() {
         let in_log = format!("from pg_background_log where uuid_parent = '{}'", batch.parent);
         let count = if is_recorded { "4" } else { "0" };
         assert_eq!(session.value(&format!("select count(*) {in_log}")), count);
-        cluster.stop(Stop::Immediate);
-        cluster.start();
+        session = crash(&cluster);
         drop(gate);
-        session = cluster.session("postgres");
         assert_eq!(batch.states(&mut session), times("lost", 4));
         assert_eq!(retry(&mut session, &batch.parent), batch.children);
         assert_eq!(batch.finish(&mut session), ["succeeded", "succeeded", "succeeded", "failed"]);

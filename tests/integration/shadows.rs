@@ -1,9 +1,9 @@
 //! That nothing which others create is taken for what the extension's own SQL means.
 
 use crate::gate::{self, Gate};
-use crate::manager::{wait_at_gate, Batch};
+use crate::manager::{crash, wait_at_gate, Batch};
 use crate::privileges::{assert_all, assert_none, stranger, MEMBERS};
-use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session, Stop};
+use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -227,12 +227,6 @@ fn written(session: &mut Session, parent: &str) -> Vec<String> {
         !states.is_empty() && states.iter().all(|state| state != "queued")
     });
     session.rows(&query)
-}
-
-fn crash(cluster: &Cluster) -> Session {
-    cluster.stop(Stop::Immediate);
-    cluster.start();
-    cluster.session("postgres")
 }
 
 /// Whoever may create functions in the schema of the extension, which everybody could in `public` before 15.

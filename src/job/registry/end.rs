@@ -178,8 +178,9 @@ pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
     lists::jobs(memory, place)
         .iter()
         .zip(0..)
+        .skip(record.first_unlogged as usize)
         .filter(|(job, _)| State::from_byte(job.state).is_final() && job.is_logged == 0)
-        .take(LOG_LIMIT)
+        .take(LOG_LIMIT.min(record.unlogged as usize))
         .map(|(job, index)| Ended {
             index,
             uuid: lists::uuid_of(&record.uuid, job.ordinal),
@@ -220,7 +221,11 @@ fn settle(memory: &mut Memory, place: Place, indexes: &[u32]) {
         job.is_logged = job.is_logged.max(2);
     }
     batch::count_unlogged(memory, place, -(settled as i32));
-    memory.get_mut::<Batch>(place).logged += settled;
+    let first = memory.get::<Batch>(place).first_unlogged as usize;
+    let before = lists::jobs(memory, place).iter().skip(first).take_while(|job| job.is_logged != 0).count();
+    let record = memory.get_mut::<Batch>(place);
+    record.logged += settled;
+    record.first_unlogged += before as u32;
 }
 
 /// Every queued job of the key, which has a worker, ends with this outcome: nobody can run it.

@@ -163,6 +163,9 @@ pub struct Batch {
     pub again: u32,
     /// Of the last one, if there is one.
     pub last_again: u32,
+    /// Jobs before this one have their final rows.
+    pub first_unlogged: u32,
+    pub padding: u32,
     pub is_sequential: u8,
     pub stops_on_error: u8,
     /// May its jobs run?
