@@ -406,10 +406,14 @@ fn a_classic_job_that_waits_for_jobs_that_have_no_worker_fails() {
     for cap in [1, 2] {
         let cluster = cluster(cap, &[]);
         let inner = "select status from pg_background_launch_num('select 1', p_exec_type => 'sync')";
+        let text = format!("{}; {inner}", gate::WAIT);
         // In new processes, then in workers that are there.
         for round in 1..3 {
             let mut session = cluster.session("postgres");
-            let jobs: Vec<i32> = (0..cap).map(|_| session.launch(inner)).collect();
+            let mut gate = Gate::close(cluster.session("postgres"));
+            let jobs: Vec<i32> = (0..cap).map(|_| session.launch(&text)).collect();
+            jobs.iter().for_each(|pid| gate.wait_for(*pid));
+            gate.open();
             let told = jobs.into_iter().map(|pid| {
                 let reply = session.ask(&format!("select * from pg_background_result({pid}) as (state text)"));
                 reply.error.map_or("succeeded".to_owned(), |error| error.sqlstate())
