@@ -18,6 +18,8 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_job_is_stopped_while_its_failed_attempt_is_written),
         private_case!(a_job_that_is_tried_without_end_is_stopped),
         private_case!(jobs_behind_many_that_wait_for_an_attempt_run),
+        private_case!(batches_that_have_waited_come_before_later_ones),
+        private_case!(a_sequence_goes_on_when_the_job_that_waits_is_stopped),
         private_case!(an_attempt_comes_in_time_while_others_run),
         // Beside them.
         private_case!(a_job_that_ends_its_process_twice_ends_no_other),
@@ -269,6 +271,45 @@ fn jobs_behind_many_that_wait_for_an_attempt_run() {
     let launch = "select status from pg_background_launch_num(array['select 1'], p_exec_type => 'sync')";
     assert_eq!(session.rows(launch), ["succeeded"]);
     assert_eq!(session.value(waiting), "300");
+}
+
+fn batches_that_have_waited_come_before_later_ones() {
+    let (cluster, mut session) = cluster("1");
+    session.run("create table came (id serial, a int)");
+    let options = r#"{"mode": "sequential", "max_attempts": 2, "retry_delay": "1 s"}"#;
+    let mut waiting = Vec::new();
+    for number in 1..=3 {
+        let then = format!("insert into came (a) values ({number})");
+        waiting.push(Batch::launch_with(&mut session, &["select 1 / 0", &then], options));
+    }
+    for batch in &waiting {
+        wait_until("the first attempt", || batch.log(&mut session, 0, "attempts::text") != "0");
+    }
+    let tried = session.value("select clock_timestamp()");
+    let gate = Gate::close(cluster.session("postgres"));
+    let held = Batch::launch(&mut session, &[gate::WAIT]);
+    wait_at_gate(&mut session, 1);
+    let later = Batch::launch(&mut session, &["insert into came (a) values (4)"]);
+    let is_due = format!("select clock_timestamp() > timestamptz '{tried}' + interval '1 s'");
+    wait_until("their time has come", || session.value(&is_due) == "t");
+    gate.open();
+    held.succeed(&mut session);
+    later.succeed(&mut session);
+    assert_eq!(session.rows("select a from came order by id"), ["1", "2", "3", "4"]);
+}
+
+fn a_sequence_goes_on_when_the_job_that_waits_is_stopped() {
+    let (_cluster, mut session) = cluster("1");
+    session.run("set statement_timeout = '20s'");
+    let options = r#"{"mode": "sequential", "max_attempts": 2, "retry_delay": "1 hour"}"#;
+    let texts = ["select 1 / 0", "select 1 / 0", "insert into ran values (3)"];
+    let batch = Batch::launch_with(&mut session, &texts, options);
+    for job in 0..2 {
+        wait_until("its first attempt", || batch.log(&mut session, job, "status || attempts") == "queued1");
+        assert_eq!(stop(&mut session, &batch.children[job]), ["stopped"]);
+    }
+    assert_eq!(batch.finish(&mut session), ["stopped", "stopped", "succeeded"]);
+    assert_eq!(session.rows("table ran"), ["3"]);
 }
 
 /// The worker that has tried it does not stay until then, and nobody else asks for one.

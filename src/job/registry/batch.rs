@@ -2,7 +2,7 @@
 
 use super::lists::{batches, batches_of_uuid, bucket, index_of, job, job_mut, jobs, keys};
 use super::record::{Batch, Job, Key, Place, Root, State, Text, AGAIN};
-use super::{outcome, root, stopper, watch};
+use super::{line, outcome, root, stopper, watch};
 use crate::error::{self, Error};
 use crate::ffi::area::Memory;
 use crate::ffi::{process, session};
@@ -170,55 +170,10 @@ pub fn open(memory: &mut Memory, place: Place) {
         }
     }
     memory.get_mut::<Batch>(place).is_open = 1;
-    link(memory, place);
+    line::update(memory, place);
     // Who follows the uuid follows these jobs from now on.
     let places: Vec<Place> = batches_of_uuid(memory, &uuid).collect();
     places.into_iter().for_each(|place| watch::wake(memory, place));
-}
-
-/// Puts a batch behind those of its key that have queued jobs.
-pub fn link(memory: &mut Memory, place: Place) {
-    let batch = memory.get::<Batch>(place);
-    if batch.is_in_key != 0 || batch.queued == 0 || batch.is_open == 0 {
-        return;
-    }
-    let key_at = batch.key;
-    let key = memory.get_mut::<Key>(key_at);
-    let previous = key.last;
-    key.last = place;
-    if previous == 0 {
-        key.first = place;
-    } else {
-        memory.get_mut::<Batch>(previous).next_in_key = place;
-    }
-    let batch = memory.get_mut::<Batch>(place);
-    batch.is_in_key = 1;
-    batch.previous_in_key = previous;
-    batch.next_in_key = 0;
-}
-
-/// Takes a batch out of the list of its key if nothing of it is queued.
-pub fn unlink_if_done(memory: &mut Memory, place: Place) {
-    if memory.get::<Batch>(place).queued == 0 {
-        unlink(memory, place);
-    }
-}
-
-fn unlink(memory: &mut Memory, place: Place) {
-    let batch = memory.get_mut::<Batch>(place);
-    if batch.is_in_key == 0 {
-        return;
-    }
-    batch.is_in_key = 0;
-    let (key, previous, next) = (batch.key, batch.previous_in_key, batch.next_in_key);
-    match previous {
-        0 => memory.get_mut::<Key>(key).first = next,
-        _ => memory.get_mut::<Batch>(previous).next_in_key = next,
-    }
-    match next {
-        0 => memory.get_mut::<Key>(key).last = previous,
-        _ => memory.get_mut::<Batch>(next).previous_in_key = previous,
-    }
 }
 
 /// Forgets a batch that was accepted just now, if nobody has begun to see to it. False = it goes on.
@@ -237,7 +192,7 @@ pub fn take_back_batch(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> bo
 /// Forgets a batch.
 pub(super) fn remove(memory: &mut Memory, place: Place) {
     watch::wake(memory, place);
-    unlink(memory, place);
+    line::leave(memory, place);
     let batch = *memory.get::<Batch>(place);
     outcome::forget(memory, place);
     stopper::forget(memory, place);

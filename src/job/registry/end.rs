@@ -3,7 +3,7 @@
 use super::order::push;
 use super::outcome::{self, Kept};
 use super::record::{Batch, Job, Key, Life, Place, Reason, Slot, State};
-use super::{batch, lists, room, slot_mut, slots, stopper, watch};
+use super::{batch, line, lists, room, slot_mut, slots, stopper, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 
@@ -126,7 +126,8 @@ fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason)
     let database = batch.database;
     if !is_claimed {
         batch.queued -= 1;
-        batch::unlink_if_done(memory, place);
+        // Others of it may have waited for this one.
+        line::update(memory, place);
     }
     room::wake_writers(memory, database);
     true
@@ -232,10 +233,7 @@ fn settle(memory: &mut Memory, place: Place, indexes: &[u32]) {
 pub(super) fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
     let mut outcome = outcome;
     'batches: loop {
-        let place = memory.get::<Key>(key).first;
-        if place == 0 {
-            return;
-        }
+        let Some(place) = lists::queued_batches(memory, key).next() else { return };
         for index in 0..memory.get::<Batch>(place).jobs {
             let job = lists::job(memory, place, index);
             if job.state != State::Queued as u8 || job.slot != 0 {
@@ -250,7 +248,7 @@ pub(super) fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
             memory.get_mut::<Batch>(place).queued -= 1;
             end(memory, place, index, State::Failed, Row::Due(kept));
         }
-        batch::unlink_if_done(memory, place);
+        line::update(memory, place);
         watch::wake(memory, place);
     }
 }

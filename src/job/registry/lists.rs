@@ -19,11 +19,13 @@ pub fn batches(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
     })
 }
 
-/// Batches with queued jobs of a key, oldest first.
-pub fn batches_of_key(memory: &Memory, key: Place) -> impl Iterator<Item = Place> + '_ {
-    let first = memory.get::<Key>(key).first;
-    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
-        Some(memory.get::<Batch>(*at).next_in_key).filter(|next| *next != 0)
+/// Batches with queued jobs of a key: those that wait for a worker, oldest first, then those that wait for their time.
+pub fn queued_batches(memory: &Memory, key: Place) -> impl Iterator<Item = Place> + '_ {
+    let key = memory.get::<Key>(key);
+    [key.first, key.soonest].into_iter().flat_map(move |first| {
+        std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
+            Some(memory.get::<Batch>(*at).next_in_line).filter(|next| *next != 0)
+        })
     })
 }
 

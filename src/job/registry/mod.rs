@@ -7,6 +7,7 @@ mod ahead;
 mod batch;
 mod direct;
 mod end;
+mod line;
 mod lists;
 mod look;
 mod order;

@@ -1,7 +1,7 @@
 //! What is to be done next: the order of the jobs of a batch, how many could start now, which final rows are to be written.
 
 use super::record::{Batch, Key, Life, Place, Root, Slot, State};
-use super::{batch, lists, slots};
+use super::{line, lists, slots};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 
@@ -10,14 +10,6 @@ pub(super) fn vacancies(memory: &Memory, place: Place) -> u32 {
     let batch = memory.get::<Batch>(place);
     let limit = if batch.is_sequential != 0 { 1 } else { batch.max_workers };
     limit.saturating_sub(batch.workers)
-}
-
-/// Is there a job that may start now?
-pub(super) fn is_due(memory: &mut Memory, place: Place, now: i64) -> bool {
-    match peek(memory, place) {
-        Some(job) => lists::job(memory, place, job).not_before <= now,
-        None => false,
-    }
 }
 
 /// The job of the batch that comes next, whether its time has come or not. Jobs that wait for another attempt come first
@@ -92,7 +84,7 @@ pub(super) fn push(memory: &mut Memory, place: Place, index: u32, not_before: i6
         record.last_again = index + 1;
     }
     record.queued += 1;
-    batch::link(memory, place);
+    line::update(memory, place);
 }
 
 /// How long a job runs before those that its worker has claimed with it are free for others, in microseconds.
@@ -139,39 +131,37 @@ pub(super) fn next_held_up(memory: &Memory, key: Place) -> Option<i64> {
     due.min()
 }
 
-/// The batches of a key whose jobs may start now, oldest first: no more than anybody looks at. Those that wait for their
-/// time are passed over, however many there are.
-pub(super) fn first_due(memory: &mut Memory, key: Place, now: i64) -> Vec<Place> {
+/// The batches of a key from which a worker could take a job now, oldest first: no more than anybody looks at.
+pub(super) fn first_open(memory: &mut Memory, key: Place, now: i64) -> Vec<Place> {
     const ENOUGH: usize = 256;
-    let mut due = Vec::new();
+    line::come_due(memory, key, now);
+    let mut open = Vec::new();
     let mut next = memory.get::<Key>(key).first;
-    while next != 0 && due.len() < ENOUGH {
-        if is_due(memory, next, now) {
-            due.push(next);
+    while next != 0 && open.len() < ENOUGH {
+        let place = next;
+        next = memory.get::<Batch>(place).next_in_line;
+        let due = peek(memory, place).map(|job| lists::job(memory, place, job).not_before);
+        match due {
+            Some(due) if due > now => line::wait_until(memory, place, due),
+            Some(_) if vacancies(memory, place) > 0 => open.push(place),
+            _ => {}
         }
-        next = memory.get::<Batch>(next).next_in_key;
     }
-    due
+    open
 }
 
 /// When the next queued job of the key that waits for its time may start.
-pub(super) fn next_due(memory: &mut Memory, key: Place, now: i64) -> Option<i64> {
-    let places: Vec<Place> = lists::batches_of_key(memory, key).collect();
-    let due =
-        places.into_iter().filter_map(|place| peek(memory, place).map(|job| lists::job(memory, place, job).not_before));
-    let due: Vec<i64> = due.collect();
-    due.into_iter().filter(|due| *due > now).min()
+pub(super) fn next_due(memory: &Memory, key: Place) -> Option<i64> {
+    let soonest = memory.get::<Key>(key).soonest;
+    (soonest != 0).then(|| memory.get::<Batch>(soonest).due)
 }
 
 /// How many workers of a key could start a job now; counts no further than `enough`.
 pub(super) fn demand(memory: &mut Memory, key: Place, now: i64, enough: u32) -> u32 {
     let mut total = 0;
-    for place in first_due(memory, key, now) {
-        let room = vacancies(memory, place);
-        if room > 0 {
-            // Jobs that wait for another attempt may not be due; a worker too many finds out.
-            total += room.min(memory.get::<Batch>(place).queued);
-        }
+    for place in first_open(memory, key, now) {
+        // Jobs that wait for another attempt may not be due; a worker too many finds out.
+        total += vacancies(memory, place).min(memory.get::<Batch>(place).queued);
         if total >= enough {
             return enough;
         }
@@ -191,7 +181,7 @@ pub(super) fn has_work(memory: &Memory) -> bool {
 
 /// Is any job queued?
 pub(super) fn is_queued(memory: &Memory) -> bool {
-    lists::keys(memory).any(|key| memory.get::<Key>(key).first != 0)
+    lists::keys(memory).any(|key| memory.get::<Key>(key).has_queue())
 }
 
 /// The batches with final rows that are to be written.

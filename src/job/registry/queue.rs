@@ -3,10 +3,10 @@
 //! A worker claims a few jobs of one batch at a time, so that what is written before they start is written for all of
 //! them at once; each is begun on its own, and until then it can be stopped as any queued job.
 
-use super::order::{first_due, log_due, log_duty, next_due, next_held_up, next_turn, pop, vacancies};
+use super::order::{first_open, log_due, log_duty, next_due, next_held_up, next_turn, pop};
 use super::record::{Batch, Key, Life, Place, State};
 use super::room::{self, Standing};
-use super::{batch, direct, end, lists, slot, slot_mut, slots, watch, Recorded};
+use super::{batch, direct, end, line, lists, slot, slot_mut, slots, watch, Recorded};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 use crate::guc;
@@ -77,10 +77,7 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
     if room::gives_way(memory, index, now, QUANTUM) {
         return Task::HandOver;
     }
-    for place in first_due(memory, own.key, now) {
-        if vacancies(memory, place) == 0 {
-            continue;
-        }
+    for place in first_open(memory, own.key, now) {
         let record = memory.get::<Batch>(place);
         if record.recorded_in == 0 {
             if record.writer != 0 {
@@ -106,7 +103,7 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
         let record = memory.get_mut::<Batch>(place);
         record.workers += 1;
         record.queued -= indexes.len() as u32;
-        batch::unlink_if_done(memory, place);
+        line::update(memory, place);
         if let Some(own) = slot_mut(memory, index) {
             own.life = Life::Ready as u32;
             own.batch = place;
@@ -118,7 +115,7 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
     if room::is_wanted_elsewhere(memory, own.key, now) && room::live(memory) >= guc::cap() {
         return Task::HandOver;
     }
-    let due = [next_due(memory, own.key, now), next_held_up(memory, own.key)];
+    let due = [next_due(memory, own.key), next_held_up(memory, own.key)];
     Task::Wait(due.into_iter().flatten().min())
 }
 

@@ -62,6 +62,17 @@ impl Reason {
     }
 }
 
+/// What a batch waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Waits {
+    /// Nothing of it is queued.
+    NotAtAll,
+    ForWorker,
+    /// All that could come next waits for another attempt.
+    ForTime,
+}
+
 /// A place in the area; 0 = none.
 pub type Place = u64;
 
@@ -119,9 +130,12 @@ pub struct Key {
     pub database: u32,
     /// The role to log in as; 0 = no role: such workers write the log, and run nothing.
     pub login: u32,
-    /// Batches with queued jobs, oldest first.
+    /// Batches with queued jobs that wait for a worker, oldest first.
     pub first: Place,
     pub last: Place,
+    /// Those that wait for their time, soonest first.
+    pub soonest: Place,
+    pub latest: Place,
     /// Batches of the key, whatever their state.
     pub batches: u32,
     /// Slots of workers that come or are there.
@@ -132,6 +146,13 @@ pub struct Key {
     pub limit: u32,
     /// When it had a worker last.
     pub turn: u64,
+}
+
+impl Key {
+    /// Is anything of it queued?
+    pub fn has_queue(&self) -> bool {
+        self.first != 0 || self.soonest != 0
+    }
 }
 
 /// The jobs of one call. Behind it, in the same piece of memory, lie its jobs and their texts.
@@ -170,8 +191,8 @@ pub struct Batch {
     pub stops_on_error: u8,
     /// May its jobs run?
     pub is_open: u8,
-    /// Is it among those of its key that have queued jobs?
-    pub is_in_key: u8,
+    /// [`Waits`]: the list of its key that it is in.
+    pub waits: u8,
     /// The slot of the worker that records it or writes its final rows now, + 1.
     pub writer: u32,
     /// Of its texts: that of its database.
@@ -192,12 +213,23 @@ pub struct Batch {
     pub previous: Place,
     pub following: Place,
     pub next_in_bucket: Place,
-    pub previous_in_key: Place,
-    pub next_in_key: Place,
+    pub previous_in_line: Place,
+    pub next_in_line: Place,
+    /// When it waits for its time: until then.
+    pub due: i64,
     /// Who is to be woken when something changes.
     pub watchers: Place,
     /// Who has stopped jobs of it: the last one.
     pub stoppers: Place,
+}
+
+impl Batch {
+    pub fn waits(&self) -> Waits {
+        [Waits::ForWorker, Waits::ForTime]
+            .into_iter()
+            .find(|waits| *waits as u8 == self.waits)
+            .unwrap_or(Waits::NotAtAll)
+    }
 }
 
 /// Bytes in a batch's texts.

@@ -131,7 +131,7 @@ fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
     let mut best = None;
     for place in keys {
         let key = *memory.get::<Key>(place);
-        if key.login == 0 || key.first == 0 || key.limit != 0 && key.workers >= key.limit {
+        if key.login == 0 || !key.has_queue() || key.limit != 0 && key.workers >= key.limit {
             continue;
         }
         let coming = coming(memory, place);
@@ -298,7 +298,7 @@ fn unattended(memory: &mut Memory, now: i64) -> Option<Place> {
 fn in_time(memory: &mut Memory) -> Option<Place> {
     let with_queue = lists::keys(memory).find(|place| {
         let key = memory.get::<Key>(*place);
-        key.login != 0 && key.first != 0
+        key.login != 0 && key.has_queue()
     });
     if with_queue.is_some() {
         return with_queue;
@@ -467,7 +467,7 @@ pub fn attendance(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> Attenda
         Life::Busy | Life::Starting => true,
         Life::Serving if slot.is_read == 0 => true,
         Life::Ready if slot.batch != 0 => true,
-        _ => slot.key != 0 && memory.get::<Key>(slot.key).first != 0,
+        _ => slot.key != 0 && memory.get::<Key>(slot.key).has_queue(),
     };
     let there = || slots(memory).iter().filter(|slot| slot.has_handle != 0 && is_staying(slot));
     // By now it may have been done, and forgotten.

@@ -49,7 +49,7 @@ pub fn cannot_register(memory: &mut Memory, start: Start) {
         if slots(memory).iter().filter(|slot| room::is_staying(slot)).count() > 2 || order::is_work_awaited(memory) {
             room::make_room_for(memory, slot.key);
         }
-        let batches: Vec<Place> = lists::batches_of_key(memory, slot.key).collect();
+        let batches: Vec<Place> = lists::queued_batches(memory, slot.key).collect();
         batches.into_iter().for_each(|batch| watch::wake(memory, batch));
     }
     give_up(memory, start);
@@ -161,7 +161,7 @@ pub fn may_leave(memory: &mut Memory, index: usize) -> bool {
     if is_needed(memory, index) {
         return false;
     }
-    own.key == 0 || memory.get::<Key>(own.key).first == 0 || memory.get::<Key>(own.key).workers > 1
+    own.key == 0 || !memory.get::<Key>(own.key).has_queue() || memory.get::<Key>(own.key).workers > 1
 }
 
 /// The worker goes, and a worker of the key that wants one most takes its place.

@@ -1,0 +1,106 @@
+//! The batches of a key that have queued jobs, in two lists: those that wait for a worker, oldest first, and those that wait for
+//! their time, soonest first. Of these there may be very many, which nobody has to look through.
+
+use super::record::{Batch, Key, Place, Waits};
+use crate::ffi::area::Memory;
+
+/// Puts a batch where it belongs after a change: nowhere if nothing of it is queued, else behind those that wait for a worker,
+/// unless it is there. Whether it has to wait for its time is seen when somebody looks for work.
+pub fn update(memory: &mut Memory, place: Place) {
+    let batch = memory.get::<Batch>(place);
+    let (key, is_queued) = (batch.key, batch.queued > 0 && batch.is_open != 0);
+    if is_queued && batch.waits() == Waits::ForWorker {
+        return;
+    }
+    leave(memory, place);
+    if is_queued {
+        let last = memory.get::<Key>(key).last;
+        insert(memory, place, last, Waits::ForWorker);
+    }
+}
+
+/// The batch waits for its time: microseconds as the server counts them.
+pub fn wait_until(memory: &mut Memory, place: Place, due: i64) {
+    leave(memory, place);
+    let mut before = memory.get::<Key>(memory.get::<Batch>(place).key).latest;
+    // Delays are the same, mostly.
+    while before != 0 && memory.get::<Batch>(before).due > due {
+        before = memory.get::<Batch>(before).previous_in_line;
+    }
+    memory.get_mut::<Batch>(place).due = due;
+    insert(memory, place, before, Waits::ForTime);
+}
+
+/// Those whose time has come wait for a worker, among those that are as old.
+pub fn come_due(memory: &mut Memory, key: Place, now: i64) {
+    let mut due: Vec<(u64, Place)> = Vec::new();
+    let mut soonest = memory.get::<Key>(key).soonest;
+    while soonest != 0 && memory.get::<Batch>(soonest).due <= now {
+        let batch = memory.get::<Batch>(soonest);
+        due.push((batch.number, soonest));
+        soonest = batch.next_in_line;
+    }
+    due.sort_unstable();
+    let (mut before, mut next) = (0, memory.get::<Key>(key).first);
+    for (number, place) in due {
+        while next != 0 && memory.get::<Batch>(next).number < number {
+            before = next;
+            next = memory.get::<Batch>(next).next_in_line;
+        }
+        leave(memory, place);
+        insert(memory, place, before, Waits::ForWorker);
+        before = place;
+    }
+}
+
+/// Takes a batch out.
+pub fn leave(memory: &mut Memory, place: Place) {
+    let batch = memory.get_mut::<Batch>(place);
+    let waits = batch.waits();
+    batch.waits = Waits::NotAtAll as u8;
+    let (key, previous, next) = (batch.key, batch.previous_in_line, batch.next_in_line);
+    let Some((first, last)) = ends(memory.get_mut::<Key>(key), waits) else { return };
+    if previous == 0 {
+        *first = next;
+    }
+    if next == 0 {
+        *last = previous;
+    }
+    if previous != 0 {
+        memory.get_mut::<Batch>(previous).next_in_line = next;
+    }
+    if next != 0 {
+        memory.get_mut::<Batch>(next).previous_in_line = previous;
+    }
+}
+
+/// Puts a batch that is in no list behind `previous`; 0 = before all.
+fn insert(memory: &mut Memory, place: Place, previous: Place, waits: Waits) {
+    let key = memory.get::<Batch>(place).key;
+    let after = if previous == 0 { None } else { Some(memory.get::<Batch>(previous).next_in_line) };
+    let Some((first, last)) = ends(memory.get_mut::<Key>(key), waits) else { return };
+    let next = after.unwrap_or(*first);
+    if previous == 0 {
+        *first = place;
+    }
+    if next == 0 {
+        *last = place;
+    }
+    if previous != 0 {
+        memory.get_mut::<Batch>(previous).next_in_line = place;
+    }
+    if next != 0 {
+        memory.get_mut::<Batch>(next).previous_in_line = place;
+    }
+    let batch = memory.get_mut::<Batch>(place);
+    (batch.waits, batch.previous_in_line, batch.next_in_line) = (waits as u8, previous, next);
+}
+
+/// Where a list of a key begins, and where it ends.
+fn ends(key: &mut Key, waits: Waits) -> Option<(&mut Place, &mut Place)> {
+    match waits {
+        Waits::NotAtAll => None,
+        Waits::ForWorker => Some((&mut key.first, &mut key.last)),
+        Waits::ForTime => Some((&mut key.soonest, &mut key.latest)),
+    }
+}
