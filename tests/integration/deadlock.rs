@@ -132,17 +132,21 @@ fn a_concurrent_index_build_launched_from_a_committing_procedure_works(db: &Db) 
     wait_until("the index", || session.value(valid) == "1");
 }
 
-/// The job waits for a third session, which waits for `own` of the session that waits for the job, with `blocked`. Ends with
-/// all of them let go: the session, and the job.
+/// The job waits for a third session, which waits for the session that waits for the job.
+struct Triangle<'a> {
+    setup: &'a str,
+    /// What the session, and the third one, have done in a transaction that is open.
+    own: &'a str,
+    thirds: &'a str,
+    /// What the third one is to do, and what the job is.
+    blocked: &'a str,
+    text: &'a str,
+}
+
+/// All of them are let go at the end: the session, and the job.
 #[track_caller]
-fn deadlock_through_a_third(
-    db: &Db,
-    setup: &str,
-    own: &str,
-    thirds: &str,
-    blocked: &str,
-    text: &str,
-) -> (Session, i32) {
+fn assert_triangle(db: &Db, triangle: &Triangle) -> (Session, i32) {
+    let Triangle { setup, own, thirds, blocked, text } = *triangle;
     let (mut session, mut third, mut watcher) = (db.session(), db.session(), db.session());
     session.run(setup);
     session.run(&format!("begin; {own}"));
@@ -159,28 +163,28 @@ fn deadlock_through_a_third(
 }
 
 fn a_deadlock_through_a_third_session(db: &Db) {
-    let (mut session, pid) = deadlock_through_a_third(
-        db,
-        "create table t (id int primary key, n int); insert into t values (1, 0), (2, 0)",
-        "update t set n = 1 where id = 1",
-        "update t set n = 2 where id = 2",
-        "update t set n = 2 where id = 1",
-        "update t set n = 3 where id = 2",
-    );
+    let triangle = Triangle {
+        setup: "create table t (id int primary key, n int); insert into t values (1, 0), (2, 0)",
+        own: "update t set n = 1 where id = 1",
+        thirds: "update t set n = 2 where id = 2",
+        blocked: "update t set n = 2 where id = 1",
+        text: "update t set n = 3 where id = 2",
+    };
+    let (mut session, pid) = assert_triangle(db, &triangle);
     assert_eq!(session.result(pid, "result text"), ["UPDATE 1"]);
     assert_eq!(session.rows("select * from t order by id"), ["1|2", "2|3"]);
 }
 
 /// The build waits for the end of the third session's transaction, which waits for a row of the first.
 fn a_concurrent_index_build_through_a_third_session_is_a_deadlock(db: &Db) {
-    let (mut session, pid) = deadlock_through_a_third(
-        db,
-        "create table t (a int); create table u (id int primary key); insert into u values (1)",
-        "update u set id = 1",
-        "insert into t values (1)",
-        "update u set id = 2",
-        "create index concurrently i on t (a)",
-    );
+    let triangle = Triangle {
+        setup: "create table t (a int); create table u (id int primary key); insert into u values (1)",
+        own: "update u set id = 1",
+        thirds: "insert into t values (1)",
+        blocked: "update u set id = 2",
+        text: "create index concurrently i on t (a)",
+    };
+    let (mut session, pid) = assert_triangle(db, &triangle);
     // Who waits for it before has a snapshot that it waits for.
     let valid = "select count(*) from pg_index where indrelid = 't'::regclass and indisvalid";
     wait_until("the index", || session.value(valid) == "1");

@@ -4,6 +4,7 @@ use crate::gate::{self, Gate};
 use crate::manager::{stop, wait_at_gate, Batch, LOCK_LOG};
 use crate::stage::settle;
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, ServerError, Session};
+use std::collections::HashMap;
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -379,7 +380,7 @@ fn ten_thousand_jobs_in_a_session_do_not_fill_its_memory() {
                     if n <> i then raise 'got % for %', n, i; end if; end loop; end $$";
     session.run(thousand);
     // One, mostly; another when that is not back from its job in time.
-    let workers = || cluster.workers().into_iter().map(|pid| (pid, Holdings::of(pid))).collect::<Vec<_>>();
+    let workers = || cluster.workers().into_iter().map(|pid| (pid, Holdings::of(pid))).collect::<HashMap<_, _>>();
     let (early, early_workers) = (Holdings::of(session.pid()), workers());
     assert!(!early_workers.is_empty());
     let segments = cluster.segments().len();
@@ -388,10 +389,9 @@ fn ten_thousand_jobs_in_a_session_do_not_fill_its_memory() {
     }
     Holdings::assert_flat(early, Holdings::of(session.pid()));
     let late_workers = workers();
-    let stayed = early_workers.iter().flat_map(|early| late_workers.iter().map(move |late| (early, late)));
-    let stayed: Vec<_> = stayed.filter(|(early, late)| early.0 == late.0).collect();
+    let stayed: Vec<_> = early_workers.keys().filter(|pid| late_workers.contains_key(pid)).collect();
     assert!(!stayed.is_empty(), "no worker has stayed");
-    stayed.into_iter().for_each(|(early, late)| Holdings::assert_flat(early.1, late.1));
+    stayed.into_iter().for_each(|pid| Holdings::assert_flat(early_workers[pid], late_workers[pid]));
     assert!(cluster.segments().len() <= segments + late_workers.len(), "each launch makes a segment");
     drop(session);
     cluster.assert_sound(&before);

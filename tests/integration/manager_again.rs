@@ -160,8 +160,7 @@ fn a_retry_that_was_written_and_not_begun_has_not_started() {
     session.run("insert into wanted values (1)");
     assert_eq!(retry(&mut session, &batch.parent), batch.children);
     wait_at_gate(&mut session, 1);
-    let written = format!("select status from pg_background_log where uuid_parent = '{}'", batch.parent);
-    assert_eq!(session.rows(&written), ["queued", "queued"]);
+    assert_eq!(batch.written(&mut session), ["queued", "queued"]);
     let mut session = crash(&cluster);
     drop(gate);
     for _ in 0..2 {
@@ -236,8 +235,7 @@ fn a_job_is_stopped_while_its_failed_attempt_is_written() {
     assert_eq!(stop(&mut session, &batch.parent), ["stopped"]);
     holder.run("rollback");
     assert_eq!(batch.finish(&mut session), ["stopped"]);
-    let written = format!("select status from pg_background_log where uuid_parent = '{}'", batch.parent);
-    wait_until("the final row", || session.value(&written) == "stopped");
+    wait_until("the final row", || batch.written(&mut session) == ["stopped"]);
     let told = "concat_ws(' ', status, sqlstate, attempts, end_time_exec is not null)";
     assert_eq!(batch.log(&mut session, 0, told), "stopped 57014 1 t");
     assert_eq!(batch.log(&mut session, 0, "message like '%stopped by user \"postgres\"%'"), "t");

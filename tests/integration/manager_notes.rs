@@ -94,6 +94,9 @@ fn a_batch_that_is_in_no_table_is_known_with_its_ends_after_a_crash() {
     let now = format!("select status from pg_background_monitor('{}', false, '0') order by uuid_child", batch.parent);
     let states = ["succeeded", "failed", "succeeded", "running", "queued"];
     wait_until("the jobs", || session.rows(&now) == states);
+    // From then on it is noted that it has begun.
+    let sleeping = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    wait_until("the job's statement", || session.value(sleeping) == "1");
     let mut session = crash(&cluster);
     assert_eq!(batch.written(&mut session), [""; 0]);
     let states = ["succeeded", "failed", "succeeded", "lost", "lost"];

@@ -399,7 +399,6 @@ fn what_was_stopped_just_now_is_run_again(db: &Db) {
     batch.succeed(&mut session);
 }
 
-/// No worker is free to write it.
 /// Nobody may take it for one that needs no retry.
 fn a_job_whose_end_cannot_be_written_is_run_again_later(db: &Db) {
     let (mut session, mut holder) = (db.session(), db.session());
@@ -408,9 +407,8 @@ fn a_job_whose_end_cannot_be_written_is_run_again_later(db: &Db) {
     wait_until("both have ended", || batch.states(&mut session) == ["failed", "succeeded"]);
     for uuid in [&batch.parent, &batch.children[0]] {
         let error = session.error(&format!("select * from pg_background_retry('{uuid}')"));
-        let (failed, state) = (&batch.children[0], error.sqlstate());
-        assert_eq!(error.message(), format!("the end of background job \"{failed}\" is not in the log yet"));
-        assert_eq!(state, "55000");
+        let message = format!("the end of background job \"{}\" is not in the log yet", batch.children[0]);
+        assert_eq!((error.sqlstate(), error.message()), ("55000".to_owned(), message));
         assert!(error.hint().is_some_and(|hint| hint.contains("Try again")), "{error:?}");
     }
     holder.run("rollback");
@@ -418,6 +416,7 @@ fn a_job_whose_end_cannot_be_written_is_run_again_later(db: &Db) {
     assert_eq!(retry(&mut session, &batch.parent), batch.children[..1]);
 }
 
+/// No worker is free to write it.
 fn what_is_not_in_the_log_yet_is_there_all_the_same() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));

@@ -53,12 +53,35 @@ pub fn come_due(memory: &mut Memory, key: Place, now: i64) {
     }
 }
 
+/// When the next batch of the key that waits for its time may start.
+pub fn next_due(memory: &Memory, key: Place) -> Option<i64> {
+    let soonest = memory.get::<Key>(key).soonest;
+    (soonest != 0).then(|| memory.get::<Batch>(soonest).due)
+}
+
 /// Takes a batch out.
 pub fn leave(memory: &mut Memory, place: Place) {
     let batch = memory.get_mut::<Batch>(place);
     let waits = batch.waits();
     batch.waits = Waits::NotAtAll as u8;
     let (key, previous, next) = (batch.key, batch.previous_in_line, batch.next_in_line);
+    connect(memory, key, waits, previous, next);
+}
+
+/// Puts a batch that is in no list behind `previous`; 0 = before all.
+fn insert(memory: &mut Memory, place: Place, previous: Place, waits: Waits) {
+    let key = memory.get::<Batch>(place).key;
+    let next = match previous {
+        0 => ends(memory.get_mut::<Key>(key), waits).map_or(0, |(first, _)| *first),
+        _ => memory.get::<Batch>(previous).next_in_line,
+    };
+    memory.get_mut::<Batch>(place).waits = waits as u8;
+    connect(memory, key, waits, previous, place);
+    connect(memory, key, waits, place, next);
+}
+
+/// Makes two batches neighbours in a list of the key; 0 = its end.
+fn connect(memory: &mut Memory, key: Place, waits: Waits, previous: Place, next: Place) {
     let Some((first, last)) = ends(memory.get_mut::<Key>(key), waits) else { return };
     if previous == 0 {
         *first = next;
@@ -72,28 +95,6 @@ pub fn leave(memory: &mut Memory, place: Place) {
     if next != 0 {
         memory.get_mut::<Batch>(next).previous_in_line = previous;
     }
-}
-
-/// Puts a batch that is in no list behind `previous`; 0 = before all.
-fn insert(memory: &mut Memory, place: Place, previous: Place, waits: Waits) {
-    let key = memory.get::<Batch>(place).key;
-    let after = if previous == 0 { None } else { Some(memory.get::<Batch>(previous).next_in_line) };
-    let Some((first, last)) = ends(memory.get_mut::<Key>(key), waits) else { return };
-    let next = after.unwrap_or(*first);
-    if previous == 0 {
-        *first = place;
-    }
-    if next == 0 {
-        *last = place;
-    }
-    if previous != 0 {
-        memory.get_mut::<Batch>(previous).next_in_line = place;
-    }
-    if next != 0 {
-        memory.get_mut::<Batch>(next).previous_in_line = place;
-    }
-    let batch = memory.get_mut::<Batch>(place);
-    (batch.waits, batch.previous_in_line, batch.next_in_line) = (waits as u8, previous, next);
 }
 
 /// Where a list of a key begins, and where it ends.

@@ -3,40 +3,40 @@
 use super::record::{Batch, Job, Key, Place, Root, Text, BUCKETS};
 use crate::ffi::area::Memory;
 
+/// A list of records from its first one on.
+pub(super) fn chain(first: Place, next: impl Fn(Place) -> Place) -> impl Iterator<Item = Place> {
+    let some = |place: Place| Some(place).filter(|place| *place != 0);
+    std::iter::successors(some(first), move |place| some(next(*place)))
+}
+
+/// The record of where everything begins; none = nothing was ever here.
+fn root(memory: &Memory) -> Option<&Root> {
+    (memory.root() != 0).then(|| memory.get(memory.root()))
+}
+
 /// All keys.
 pub fn keys(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
-    let first = if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).keys };
-    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
-        Some(memory.get::<Key>(*at).next).filter(|next| *next != 0)
-    })
+    chain(root(memory).map_or(0, |root| root.keys), |key| memory.get::<Key>(key).next)
 }
 
 /// All batches, oldest first.
 pub fn batches(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
-    let first = if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).first };
-    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
-        Some(memory.get::<Batch>(*at).following).filter(|next| *next != 0)
-    })
+    chain(root(memory).map_or(0, |root| root.first), |batch| memory.get::<Batch>(batch).following)
 }
 
 /// Batches with queued jobs of a key: those that wait for a worker, oldest first, then those that wait for their time.
 pub fn queued_batches(memory: &Memory, key: Place) -> impl Iterator<Item = Place> + '_ {
     let key = memory.get::<Key>(key);
-    [key.first, key.soonest].into_iter().flat_map(move |first| {
-        std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
-            Some(memory.get::<Batch>(*at).next_in_line).filter(|next| *next != 0)
-        })
-    })
+    let lists = [key.first, key.soonest].into_iter();
+    lists.flat_map(|first| chain(first, |batch| memory.get::<Batch>(batch).next_in_line))
 }
 
 /// Batches whose uuid or whose jobs' uuids differ from this one in the last four bytes only.
 pub fn batches_of_uuid<'a>(memory: &'a Memory, uuid: &[u8; 16]) -> impl Iterator<Item = Place> + 'a {
-    let (stem, first) =
-        (stem(uuid), if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).buckets[bucket(uuid)] });
-    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
-        Some(memory.get::<Batch>(*at).next_in_bucket).filter(|next| *next != 0)
-    })
-    .filter(move |at| self::stem(&memory.get::<Batch>(*at).uuid) == stem)
+    let (stem, bucket) = (stem(uuid), bucket(uuid));
+    let first = root(memory).map_or(0, |root| root.buckets[bucket]);
+    chain(first, |batch| memory.get::<Batch>(batch).next_in_bucket)
+        .filter(move |batch| self::stem(&memory.get::<Batch>(*batch).uuid) == stem)
 }
 
 fn stem(uuid: &[u8; 16]) -> [u8; 12] {

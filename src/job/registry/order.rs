@@ -3,7 +3,9 @@
 use super::record::{Batch, Key, Life, Place, Root, Slot, State};
 use super::{line, lists, slots};
 use crate::ffi::area::Memory;
-use crate::ffi::process;
+
+/// More batches than anybody looks at who looks for work.
+pub(super) const ENOUGH: usize = 256;
 
 /// How many more workers may work on a batch.
 pub(super) fn vacancies(memory: &Memory, place: Place) -> u32 {
@@ -12,10 +14,9 @@ pub(super) fn vacancies(memory: &Memory, place: Place) -> u32 {
     limit.saturating_sub(batch.workers)
 }
 
-/// The job of the batch that comes next, whether its time has come or not. Jobs that wait for another attempt come first
-/// when they are due.
-fn peek(memory: &mut Memory, place: Place) -> Option<u32> {
-    let now = process::now();
+/// The job of the batch that comes next, whether its time has come or not, and when it comes. Jobs that wait for another
+/// attempt come first when they are due.
+fn peek(memory: &mut Memory, place: Place, now: i64) -> Option<(u32, i64)> {
     let again = loop {
         let first = memory.get::<Batch>(place).again;
         if first == 0 {
@@ -37,22 +38,19 @@ fn peek(memory: &mut Memory, place: Place) -> Option<u32> {
     memory.get_mut::<Batch>(place).next = next;
     match again {
         // In a sequential batch nothing overtakes a job that waits for another attempt.
-        Some((job, not_before)) if not_before <= now || next == count || is_sequential => Some(job),
-        _ if next < count => Some(next),
+        Some((job, not_before)) if not_before <= now || next == count || is_sequential => Some((job, not_before)),
+        _ if next < count => Some((next, lists::job(memory, place, next).not_before)),
         _ => None,
     }
 }
 
 /// Takes the next job that may start now.
 pub(super) fn pop(memory: &mut Memory, place: Place, now: i64) -> Option<u32> {
-    let index = peek(memory, place)?;
-    let job = *lists::job(memory, place, index);
-    if job.not_before > now {
-        return None;
-    }
+    let (index, _) = peek(memory, place, now).filter(|(_, due)| *due <= now)?;
+    let again = lists::job(memory, place, index).again;
     let record = memory.get_mut::<Batch>(place);
     if record.again == index + 1 {
-        record.again = job.again;
+        record.again = again;
         lists::job_mut(memory, place, index).again = 0;
     } else {
         record.next = index + 1;
@@ -131,18 +129,16 @@ pub(super) fn next_held_up(memory: &Memory, key: Place) -> Option<i64> {
     due.min()
 }
 
-/// The batches of a key from which a worker could take a job now, oldest first: no more than anybody looks at.
-pub(super) fn first_open(memory: &mut Memory, key: Place, now: i64) -> Vec<Place> {
-    const ENOUGH: usize = 256;
+/// The batches of a key from which a worker could take a job now, oldest first: `most` at most.
+pub(super) fn first_open(memory: &mut Memory, key: Place, now: i64, most: usize) -> Vec<Place> {
     line::come_due(memory, key, now);
     let mut open = Vec::new();
     let mut next = memory.get::<Key>(key).first;
-    while next != 0 && open.len() < ENOUGH {
+    while next != 0 && open.len() < most {
         let place = next;
         next = memory.get::<Batch>(place).next_in_line;
-        let due = peek(memory, place).map(|job| lists::job(memory, place, job).not_before);
-        match due {
-            Some(due) if due > now => line::wait_until(memory, place, due),
+        match peek(memory, place, now) {
+            Some((_, due)) if due > now => line::wait_until(memory, place, due),
             Some(_) if vacancies(memory, place) > 0 => open.push(place),
             _ => {}
         }
@@ -150,16 +146,11 @@ pub(super) fn first_open(memory: &mut Memory, key: Place, now: i64) -> Vec<Place
     open
 }
 
-/// When the next queued job of the key that waits for its time may start.
-pub(super) fn next_due(memory: &Memory, key: Place) -> Option<i64> {
-    let soonest = memory.get::<Key>(key).soonest;
-    (soonest != 0).then(|| memory.get::<Batch>(soonest).due)
-}
-
 /// How many workers of a key could start a job now; counts no further than `enough`.
 pub(super) fn demand(memory: &mut Memory, key: Place, now: i64, enough: u32) -> u32 {
     let mut total = 0;
-    for place in first_open(memory, key, now) {
+    // Each of them could have one worker at least.
+    for place in first_open(memory, key, now, ENOUGH.min(enough as usize)) {
         // Jobs that wait for another attempt may not be due; a worker too many finds out.
         total += vacancies(memory, place).min(memory.get::<Batch>(place).queued);
         if total >= enough {

@@ -3,7 +3,7 @@
 //! A worker claims a few jobs of one batch at a time, so that what is written before they start is written for all of
 //! them at once; each is begun on its own, and until then it can be stopped as any queued job.
 
-use super::order::{first_open, log_due, log_duty, next_due, next_held_up, next_turn, pop};
+use super::order::{first_open, log_due, log_duty, next_held_up, next_turn, pop, ENOUGH};
 use super::record::{Batch, Key, Life, Place, State};
 use super::room::{self, Standing};
 use super::{batch, direct, end, line, lists, slot, slot_mut, slots, watch, Recorded};
@@ -77,7 +77,7 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
     if room::gives_way(memory, index, now, QUANTUM) {
         return Task::HandOver;
     }
-    for place in first_open(memory, own.key, now) {
+    for place in first_open(memory, own.key, now, ENOUGH) {
         let record = memory.get::<Batch>(place);
         if record.recorded_in == 0 {
             if record.writer != 0 {
@@ -115,7 +115,7 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
     if room::is_wanted_elsewhere(memory, own.key, now) && room::live(memory) >= guc::cap() {
         return Task::HandOver;
     }
-    let due = [next_due(memory, own.key), next_held_up(memory, own.key)];
+    let due = [line::next_due(memory, own.key), next_held_up(memory, own.key)];
     Task::Wait(due.into_iter().flatten().min())
 }
 

@@ -1,5 +1,6 @@
 //! Who stopped jobs.
 
+use super::lists;
 use super::record::{Batch, Job, Place, Stopper};
 use crate::ffi::area::Memory;
 use crate::ffi::session;
@@ -38,10 +39,7 @@ pub fn forget(memory: &mut Memory, batch: Place) {
 
 /// The last one first.
 fn all(memory: &Memory, batch: Place) -> impl Iterator<Item = Place> + '_ {
-    let first = memory.get::<Batch>(batch).stoppers;
-    std::iter::successors(Some(first).filter(|at| *at != 0), |at| {
-        Some(memory.get::<Stopper>(*at).next).filter(|next| *next != 0)
-    })
+    lists::chain(memory.get::<Batch>(batch).stoppers, |stopper| memory.get::<Stopper>(stopper).next)
 }
 
 fn name(memory: &Memory, place: Place) -> &[u8] {

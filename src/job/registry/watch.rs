@@ -150,6 +150,5 @@ fn is_before(memory: &Memory, place: Place, running: &Job, ordinal: u32) -> bool
 }
 
 fn watchers<'a>(memory: &'a Memory, batch: &Batch) -> impl Iterator<Item = &'a Watcher> {
-    let at = |place: Place| (place != 0).then(|| memory.get::<Watcher>(place));
-    std::iter::successors(at(batch.watchers), move |watcher| at(watcher.next))
+    lists::chain(batch.watchers, |watcher| memory.get::<Watcher>(watcher).next).map(|watcher| memory.get(watcher))
 }
