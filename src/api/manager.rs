@@ -3,6 +3,7 @@
 use crate::error::{Error, Text};
 use crate::ffi::fmgr::{sql_function, Call, Value};
 use crate::ffi::typed_rows::{Cell, TypedRows};
+use crate::job::registry::State;
 use crate::job::spec::BatchSpec;
 use crate::session::{self, ExecType, Following, Tells};
 use std::time::Duration;
@@ -45,7 +46,7 @@ fn launch(call: &Call, spec: &BatchSpec, first: usize) -> Result<Value, Error> {
 /// Rows of `pid, status, uuid_parent, uuid_child`.
 fn give_states(mut rows: TypedRows, batch: &[u8; 16], jobs: &[[u8; 16]]) -> Result<Value, Error> {
     let parent = session::uuid_of(batch, 0);
-    for (job, (pid, state)) in jobs.iter().zip(session::states_of(&parent, jobs)) {
+    for (job, (pid, state)) in jobs.iter().zip(session::states_of(&parent, jobs, State::Succeeded)) {
         rows.put(&[pid.into(), Cell::Text(state), Cell::Uuid(parent), Cell::Uuid(*job)])?;
     }
     rows.finish();

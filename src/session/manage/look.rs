@@ -109,19 +109,19 @@ pub(super) fn pulses(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<Pulse> {
     area::read(|memory| registry::pulses(memory, uuid))
 }
 
-/// What jobs are doing: the process that runs them, and their state.
-pub fn states_of(batch: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Vec<u8>)> {
-    let live: HashMap<[u8; 16], Pulse> = pulses(batch, |_| true).into_iter().map(|pulse| (pulse.uuid, pulse)).collect();
-    // What is not there any more is in the log.
+/// What jobs are doing: the process that runs them, and their state. `uuid`: of their batch, or of the only one. `deleted`: of
+/// one that has been deleted from the log in the meantime.
+pub fn states_of(uuid: &[u8; 16], jobs: &[[u8; 16]], deleted: State) -> Vec<(Option<i32>, Vec<u8>)> {
+    let live: HashMap<[u8; 16], Pulse> = pulses(uuid, |_| true).into_iter().map(|pulse| (pulse.uuid, pulse)).collect();
+    // What is not there any more is in the log: that is read last.
     let logged: HashMap<[u8; 16], log::Known> = match jobs.iter().all(|job| live.contains_key(job)) {
         true => HashMap::new(),
-        false => log::states(batch).unwrap_or_default().into_iter().map(|known| (known.uuid, known)).collect(),
+        false => log::states(uuid).unwrap_or_default().into_iter().map(|known| (known.uuid, known)).collect(),
     };
     let state = |job| match (live.get(job), logged.get(job)) {
         (Some(pulse), _) => (pulse.pid, pulse.state.name().into()),
         (None, Some(known)) => (known.pid, known.state.clone()),
-        // Deleted from the log in the meantime.
-        (None, None) => (None, State::Succeeded.name().into()),
+        (None, None) => (None, deleted.name().into()),
     };
     jobs.iter().map(state).collect()
 }

@@ -1,13 +1,13 @@
 //! Stopping jobs, from any session.
 
 use super::follow::{watched, Watch};
-use super::look::{logged_states, pulses};
+use super::look::{logged_states, states_of};
 use super::no_such_job;
 use crate::error::Error;
 use crate::ffi::{area, role, session};
 use crate::job::pool;
 use crate::job::registry::{self, Found, Pulse, State};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// May the caller stop jobs of this owner, in a worker that has logged in as `login`? (signalfuncs.c, `pg_signal_backend`)
@@ -59,19 +59,12 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
         if !running.is_empty() {
             wait_for_end(watch, &running, grace);
         }
-        let now: HashMap<[u8; 16], Vec<u8>> = logged_states(uuid, |_| true).unwrap_or_default().into_iter().collect();
-        let live: HashMap<[u8; 16], State> =
-            pulses(uuid, |_| true).into_iter().map(|job| (job.uuid, job.state)).collect();
+        let uuids: Vec<[u8; 16]> = stopped.iter().map(|(uuid, _)| *uuid).collect();
+        let now = states_of(uuid, &uuids, State::Stopped);
         let mut answer: Vec<Stopped> = stopped
             .iter()
-            .map(|(uuid, was)| Stopped {
-                uuid: *uuid,
-                was: was.name().into(),
-                now: live.get(uuid).map_or_else(
-                    || now.get(uuid).cloned().unwrap_or_else(|| State::Stopped.name().into()),
-                    |state| state.name().into(),
-                ),
-            })
+            .zip(now)
+            .map(|((uuid, was), (_, now))| Stopped { uuid: *uuid, was: was.name().into(), now })
             .collect();
         let answered: HashSet<[u8; 16]> = answer.iter().map(|stopped| stopped.uuid).collect();
         for (uuid, state) in &in_log {
