@@ -3,7 +3,6 @@
 use crate::error::{Error, Text};
 use crate::ffi::fmgr::{sql_function, Call, Value};
 use crate::ffi::typed_rows::{Cell, TypedRows};
-use crate::job::registry::State;
 use crate::job::spec::BatchSpec;
 use crate::session::{self, ExecType, Following, Tells};
 use std::time::Duration;
@@ -36,18 +35,19 @@ fn launch(call: &Call, spec: &BatchSpec, first: usize) -> Result<Value, Error> {
     let exec_type = ExecType::parse(&call.text(first + 1).ok_or(Error::NullArgument("p_exec_type"))?)?;
     let rows = call.typed_rows()?;
     let batch = session::launch_batch(spec, may_wait)?;
-    if exec_type == ExecType::Sync {
-        session::follow(&batch, Following { tells: Tells::Progress, timeout: None })?;
-    }
     let jobs: Vec<[u8; 16]> = (1..=spec.jobs.len() as u32).map(|ordinal| session::uuid_of(&batch, ordinal)).collect();
-    give_states(rows, &batch, &jobs)
+    let look = || give_states(rows, &batch, &jobs);
+    match exec_type {
+        ExecType::Async => look(),
+        ExecType::Sync => session::follow(&batch, Following { tells: Tells::Progress, timeout: None }, look),
+    }
 }
 
 /// Rows of `pid, status, uuid_parent, uuid_child`.
 fn give_states(mut rows: TypedRows, batch: &[u8; 16], jobs: &[[u8; 16]]) -> Result<Value, Error> {
     let parent = session::uuid_of(batch, 0);
-    for (job, (pid, state)) in jobs.iter().zip(session::states_of(&parent, jobs, State::Succeeded)) {
-        rows.put(&[pid.into(), Cell::Text(state), Cell::Uuid(parent), Cell::Uuid(*job)])?;
+    for (job, (pid, state)) in jobs.iter().zip(session::states_of(&parent, jobs)) {
+        rows.put(&[pid.into(), state.into(), Cell::Uuid(parent), Cell::Uuid(*job)])?;
     }
     rows.finish();
     Ok(Value::Void)
@@ -69,11 +69,14 @@ fn monitor_uuid(call: &Call) -> Result<Value, Error> {
 
 fn monitor(call: &Call, uuid: Option<[u8; 16]>) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
-    if let Some(uuid) = &uuid {
-        let tells = if call.bool(1).unwrap_or(true) { Tells::Changes } else { Tells::Nothing };
-        session::follow(uuid, Following { tells, timeout: call.interval(2).map(duration) })?;
+    let mut look = || session::read_jobs(uuid.as_ref(), &mut rows);
+    match &uuid {
+        None => look()?,
+        Some(uuid) => {
+            let tells = if call.bool(1).unwrap_or(true) { Tells::Changes } else { Tells::Nothing };
+            session::follow(uuid, Following { tells, timeout: call.interval(2).map(duration) }, look)?;
+        }
     }
-    session::read_jobs(uuid.as_ref(), &mut rows)?;
     rows.finish();
     Ok(Value::Void)
 }
@@ -97,7 +100,7 @@ fn stop(call: &Call, uuid: [u8; 16]) -> Result<Value, Error> {
     let grace = call.interval(1).ok_or(Error::NullArgument("p_grace"))?;
     let mut rows = call.typed_rows()?;
     for stopped in session::stop(&uuid, duration(grace))? {
-        rows.put(&[Cell::Uuid(stopped.uuid), Cell::Text(stopped.was), Cell::Text(stopped.now)])?;
+        rows.put(&[Cell::Uuid(stopped.uuid), Cell::Text(stopped.was), stopped.now.into()])?;
     }
     rows.finish();
     Ok(Value::Void)

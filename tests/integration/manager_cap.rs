@@ -2,7 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, load, set_server, times, wait_at_gate, Batch, COUNTED, PEAK};
-use crate::stage::terminate;
+use crate::stage::{terminate, Paused};
 use pg_background_mgr_tests::lab::forced_parallel;
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, ServerError, Session, Stop};
 
@@ -33,6 +33,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_job_that_waits_for_jobs_that_have_no_worker_fails),
         private_case!(a_job_that_follows_jobs_that_have_no_worker_fails),
         private_case!(a_classic_job_that_waits_for_jobs_that_have_no_worker_fails),
+        private_case!(a_job_that_is_about_to_go_on_keeps_nobody_from_waiting),
         private_case!(a_job_that_was_ended_while_it_followed_is_forgotten),
         // From where none may be launched.
         case!(a_restricted_operation_does_not_launch),
@@ -435,6 +436,24 @@ fn wait_following(session: &mut Session, batch: &Batch) -> String {
     let waits = format!("select count(*) from pg_stat_activity where pid = {pid} and wait_event_type = 'Extension'");
     wait_until("the job follows", || session.value(&waits) == "1");
     pid
+}
+
+/// Its process gets no time to see that what it waited for has ended.
+fn a_job_that_is_about_to_go_on_keeps_nobody_from_waiting() {
+    let cluster = cluster(2, &[]);
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let inner =
+        |text: &str| format!("select status from pg_background_launch_num({}, p_exec_type => 'sync')", array(&[text]));
+    let first = Batch::launch(&mut session, &[&inner(gate::WAIT)]);
+    wait_at_gate(&mut session, 1);
+    let pid = wait_following(&mut session, &first);
+    let paused = Paused::new(pid.parse().expect("a number"));
+    gate.open();
+    let second = Batch::launch(&mut session, &[&inner("select 1")]);
+    wait_following(&mut session, &second);
+    drop(paused);
+    first.succeed(&mut session);
+    second.succeed(&mut session);
 }
 
 /// Who was ended while it waited does not wait any more.

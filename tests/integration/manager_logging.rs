@@ -1,7 +1,8 @@
 //! That each job is in the log, whatever it does, also while the log is locked.
 
 use crate::gate::{self, Gate};
-use crate::manager::{cell, drain, times, wait_at_gate, Batch, LOCK_LOG};
+use crate::manager::{array, cell, drain, times, wait_at_gate, Batch, LOCK_LOG};
+use crate::stage::Paused;
 use pg_background_mgr_tests::lab::lab;
 use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Stop};
 
@@ -26,6 +27,7 @@ pub fn cases() -> Vec<Case> {
         case!(a_locked_log_does_not_fail_a_job),
         case!(a_locked_log_does_not_hide_states),
         case!(a_locked_log_does_not_hold_up_jobs_for_ever),
+        private_case!(a_call_that_has_waited_knows_how_jobs_ended_whoever_has_the_log),
         private_case!(a_full_disk_does_not_fail_a_job),
         private_case!(the_log_waits_for_no_standby),
         // Who reads it when.
@@ -309,6 +311,40 @@ fn a_locked_log_does_not_hide_states(db: &Db) {
     assert_eq!(session.rows(&followed), ["failed", "succeeded"]);
     locker.run("rollback");
     assert_eq!(batch.finish(&mut session), ["succeeded", "failed"]);
+}
+
+/// Its process gets no time between the end of the job and the lock, and there is no room in the queue for what has ended.
+fn a_call_that_has_waited_knows_how_jobs_ended_whoever_has_the_log() {
+    let cluster = Cluster::start_with_extension(&[
+        ("pg_background_mgr.queue_memory_limit", "64kB"),
+        ("pg_background_mgr.worker_idle_timeout", "0"),
+    ]);
+    let session = || cluster.session("postgres");
+    let (mut session, mut watcher, mut locker) = (session(), session(), session());
+    let failing = array(&[&format!("{}; select 1 / 0", gate::WAIT)]);
+    let calls = [
+        format!("select status from pg_background_launch_num({failing}, p_exec_type => 'sync')"),
+        format!(
+            "select status from pg_background_monitor((select uuid_parent from pg_background_launch_num({failing})), false)"
+        ),
+    ];
+    for call in calls {
+        let gate = Gate::close(cluster.session("postgres"));
+        session.send(&call);
+        wait_at_gate(&mut watcher, 1);
+        let paused = Paused::new(session.pid());
+        gate.open();
+        let workers = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
+        wait_until("the job's row, and the end of its process", || watcher.value(workers) == "0");
+        let too_much = "select pg_background_launch_num(array[repeat('-', 100000)])";
+        assert_eq!(watcher.ask(too_much).error.expect("an error").sqlstate(), "53400");
+        locker.run(LOCK_LOG);
+        drop(paused);
+        let reply = session.finish(&call);
+        assert!(reply.error.is_none(), "{call}: {:?}", reply.error);
+        assert_eq!(reply.last_rows().expect("rows").text_rows(), ["failed"], "{call}");
+        locker.run("rollback");
+    }
 }
 
 /// No file of the cluster may grow beyond so many bytes: a full disk, for the files that are that large already.

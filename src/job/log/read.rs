@@ -67,7 +67,7 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
             left.push((batch.queued_at, known));
         }
     }
-    Ok(with_left(states, left, |known| known.uuid, || launches))
+    Ok(with_left(states, left, |known| known.uuid, &launches))
 }
 
 /// Jobs as the log has them, and those of files instead that were launched later; in the order of their uuids. `launches`:
@@ -76,10 +76,9 @@ fn with_left<T>(
     mut logged: Vec<T>,
     mut left: Vec<(i64, T)>,
     uuid: impl Fn(&T) -> [u8; 16],
-    launches: impl FnOnce() -> HashMap<[u8; 16], i64>,
+    launches: &HashMap<[u8; 16], i64>,
 ) -> Vec<T> {
     if !left.is_empty() {
-        let launches = launches();
         left.retain(|(queued_at, job)| launches.get(&uuid(job)).is_none_or(|logged| logged < queued_at));
         let later: HashSet<[u8; 16]> = left.iter().map(|(_, job)| uuid(job)).collect();
         logged.retain(|job| !later.contains(&uuid(job)));
@@ -113,64 +112,55 @@ pub struct Repeat {
     pub options: Option<Vec<u8>>,
 }
 
-/// Those of these jobs that did not succeed, in the order of their uuids.
+/// Those of these jobs that have not succeeded, as they were launched last; in the order of their uuids.
 pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
     let list = jobs.iter().map(|job| Some(uuid::Uuid::from_bytes(*job).hyphenated().to_string().into_bytes()));
-    let list = Cell::Texts(list.collect());
-    let epoch = area::epoch();
-    let of_jobs =
-        [&table(), b" WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[])".as_slice()].concat();
-    let is_repeatable = format!(
-        " AND (status OPERATOR(pg_catalog.=) ANY (ARRAY['failed', 'stopped']::pg_catalog.text[]) \
-          OR status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text \
-          AND epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8)"
-    );
-    let query = |columns: &[u8], condition: &[u8]| {
-        let sql = [b"SELECT ".as_slice(), columns, b" FROM ", &of_jobs, condition].concat();
-        role::as_cluster_owner(|| spi::query(&sql, std::slice::from_ref(&list), true))
-    };
-    let rows = query(b"uuid_child, query, name, attempts, batch_name, options", is_repeatable.as_bytes());
+    let sql = [
+        b"SELECT uuid_child, query, name, attempts, batch_name, options, status, epoch, ",
+        QUEUED_AT,
+        b" FROM ".as_slice(),
+        &table(),
+        b" WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[])",
+    ]
+    .concat();
+    let rows = role::as_cluster_owner(|| spi::query(&sql, &[Cell::Texts(list.collect())], true));
+    let mut launches = HashMap::new();
     let found: Vec<Repeat> = rows
         .into_iter()
         .filter_map(|row| {
             let mut row = row.into_iter();
-            Some(Repeat {
+            let job = Repeat {
                 uuid: parse_uuid(row.next()?)?,
                 query: row.next()??,
                 name: row.next()?,
                 attempts: number(row.next()?),
                 batch_name: row.next()?,
                 options: row.next()?,
-            })
+            };
+            let (state, epoch): (Vec<u8>, i64) = (row.next()??, number(row.next()?));
+            launches.insert(job.uuid, number(row.next()?));
+            // Somebody else may have launched it again since the caller looked.
+            let has_ended = [State::Failed, State::Stopped].iter().any(|end| state == end.name().as_bytes());
+            let is_left = state == State::Queued.name().as_bytes() && epoch != area::epoch();
+            (has_ended || is_left).then_some(job)
         })
         .collect();
     let wanted: HashSet<&[u8; 16]> = jobs.iter().collect();
     let mut left = Vec::new();
     for batch in launches_left() {
-        let jobs = batch.jobs.into_iter().filter(|job| wanted.contains(&job.uuid));
-        left.extend(jobs.map(|job| (batch.queued_at, job)).map(|(queued_at, job)| {
-            (
-                queued_at,
-                Repeat {
-                    uuid: job.uuid,
-                    query: job.query,
-                    name: job.name,
-                    attempts: job.attempts,
-                    batch_name: batch.name.clone(),
-                    options: job.options,
-                },
-            )
-        }));
+        for job in batch.jobs.into_iter().filter(|job| wanted.contains(&job.uuid)) {
+            let job = Repeat {
+                uuid: job.uuid,
+                query: job.query,
+                name: job.name,
+                attempts: job.attempts,
+                batch_name: batch.name.clone(),
+                options: job.options,
+            };
+            left.push((batch.queued_at, job));
+        }
     }
-    let launches = || {
-        let rows = query(&[b"uuid_child, ".as_slice(), QUEUED_AT].concat(), b"").into_iter();
-        let launch = |row: spi::Row| {
-            let mut row = row.into_iter();
-            Some((parse_uuid(row.next()?)?, number(row.next()?)))
-        };
-        rows.filter_map(launch).collect()
-    };
-    with_left(found, left, |job| job.uuid, launches)
+    with_left(found, left, |job| job.uuid, &launches)
 }
 
 /// The rows of `pg_background_monitor`, and their parameters.

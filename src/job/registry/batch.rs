@@ -277,16 +277,35 @@ pub(super) fn count_unlogged(memory: &mut Memory, place: Place, change: i32) {
     root.unlogged = root.unlogged + after - before;
 }
 
+/// May it be forgotten? Who watches it still wants to see how it ended.
 fn is_done(batch: &Batch) -> bool {
-    batch.logged == batch.jobs && batch.workers == 0 && batch.writer == 0
+    batch.logged == batch.jobs && batch.workers == 0 && batch.writer == 0 && batch.watchers == 0
 }
 
 pub(super) fn remove_if_done(memory: &mut Memory, place: Place) {
     let record = memory.get::<Batch>(place);
     if is_done(record) && record.recorded_at + LINGER <= process::now() {
         remove(memory, place);
-    } else if is_done(record) {
-        watch::wake(memory, place);
+    }
+}
+
+/// This process does not watch the jobs of the uuid any more.
+pub fn unwatch(memory: &mut Memory, uuid: &[u8; 16]) {
+    let places: Vec<Place> = batches_of_uuid(memory, uuid).collect();
+    unwatch_those(memory, places);
+}
+
+/// This process, which ends, watches nothing any more.
+pub fn unwatch_all(memory: &mut Memory) {
+    let places: Vec<Place> = batches(memory).collect();
+    unwatch_those(memory, places);
+}
+
+fn unwatch_those(memory: &mut Memory, places: Vec<Place>) {
+    for place in places {
+        if watch::leave(memory, place) {
+            remove_if_done(memory, place);
+        }
     }
 }
 

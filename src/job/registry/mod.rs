@@ -20,7 +20,7 @@ mod stopper;
 mod watch;
 
 pub use ahead::{add_ahead, dismiss_ahead, make_room_ahead, take_ahead};
-pub use batch::{add, open, take_back_batch, NewBatch, NewJob};
+pub use batch::{add, open, take_back_batch, unwatch, unwatch_all, NewBatch, NewJob};
 pub use direct::{close, give, has_errand, has_idle, has_job, join, offer, release, served, take_back, Newcomer, Seat};
 pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish};
 pub use lists::{ordinal_of, uuid_of};
@@ -37,7 +37,7 @@ pub use slot::{
     arrive, cannot_register, died, give_up, hand_over, idle, is_starved, is_stopping, may_go, may_leave, of_process,
     register, report_progress, starts_again, stays_on, terminate_jobs, Arrival, Refusal,
 };
-pub use watch::{awaited_by, is_listening, listen, unwatch, unwatch_all, watch, Follower};
+pub use watch::{awaited_by, is_listening, listen, unfollow, watch, Follower};
 
 use crate::error::Error;
 use crate::ffi::area::Memory;

@@ -36,34 +36,39 @@ fn hang(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Option<Fol
     true
 }
 
-/// Takes that back; a batch that is gone has taken its watchers along.
-pub fn unwatch(memory: &mut Memory, uuid: &[u8; 16]) {
-    let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
-    unwatch_those(memory, places);
-}
-
-/// Takes back all of this process, which ends.
-pub fn unwatch_all(memory: &mut Memory) {
-    let places: Vec<Place> = lists::batches(memory).collect();
-    unwatch_those(memory, places);
-}
-
-fn unwatch_those(memory: &mut Memory, places: Vec<Place>) {
+/// Takes that back, for one batch. False = this process has not watched it.
+pub(super) fn leave(memory: &mut Memory, place: Place) -> bool {
     let own = process::own();
+    let (mut kept, mut has_watched) = (0, false);
+    let mut at = std::mem::take(&mut memory.get_mut::<Batch>(place).watchers);
+    while at != 0 {
+        let watcher = *memory.get::<Watcher>(at);
+        if watcher.process == own {
+            memory.free(at);
+            has_watched = true;
+        } else {
+            memory.get_mut::<Watcher>(at).next = kept;
+            kept = at;
+        }
+        at = watcher.next;
+    }
+    memory.get_mut::<Batch>(place).watchers = kept;
+    has_watched
+}
+
+/// This process does not wait for the end any more, and goes on watching.
+pub fn unfollow(memory: &mut Memory, uuid: &[u8; 16]) {
+    let own = process::own();
+    let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
     for place in places {
-        let mut kept = 0;
-        let mut at = std::mem::take(&mut memory.get_mut::<Batch>(place).watchers);
+        let mut at = memory.get::<Batch>(place).watchers;
         while at != 0 {
-            let watcher = *memory.get::<Watcher>(at);
+            let watcher = memory.get_mut::<Watcher>(at);
             if watcher.process == own {
-                memory.free(at);
-            } else {
-                memory.get_mut::<Watcher>(at).next = kept;
-                kept = at;
+                (watcher.is_follower, watcher.is_worker) = (0, 0);
             }
             at = watcher.next;
         }
-        memory.get_mut::<Batch>(place).watchers = kept;
     }
 }
 
@@ -133,9 +138,23 @@ pub fn awaited_by(memory: &Memory, pid: i32) -> Vec<(i32, [u8; 16])> {
 
 /// How many workers there are whose job waits for the end of others.
 pub(super) fn waiting_workers(memory: &Memory) -> usize {
-    let batches = lists::batches(memory).map(|place| memory.get::<Batch>(place));
-    let waiting = batches.flat_map(|batch| watchers(memory, batch)).filter(|watcher| watcher.is_worker != 0);
-    waiting.map(|watcher| watcher.pid).collect::<HashSet<i32>>().len()
+    let mut waiting = HashSet::new();
+    for place in lists::batches(memory) {
+        let workers = watchers(memory, memory.get(place)).filter(|watcher| watcher.is_worker != 0);
+        // Who is about to see that it need not wait any more goes on.
+        waiting.extend(workers.filter(|watcher| !is_over(memory, place, watcher.ordinal)).map(|watcher| watcher.pid));
+    }
+    waiting.len()
+}
+
+/// Has the job with the ordinal ended, if it is one of the batch? 0 = have all?
+fn is_over(memory: &Memory, place: Place, ordinal: u32) -> bool {
+    if ordinal == 0 {
+        let batch = memory.get::<Batch>(place);
+        return batch.logged + batch.unlogged == batch.jobs;
+    }
+    let index = lists::index_of(memory, place, ordinal);
+    index.is_none_or(|index| State::from_byte(lists::job(memory, place, index).state).is_final())
 }
 
 /// Does this job, which runs, end before the one with the ordinal does? 0 = before all have ended.

@@ -10,7 +10,7 @@ use crate::job::{nesting, pool};
 use crate::protocol::Report;
 use crate::session::blocked::{self, Awaited, GIVE_WAY};
 use std::cell::Cell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -121,59 +121,68 @@ pub struct Following {
     pub timeout: Option<Duration>,
 }
 
-/// Follows a batch or a job until all has ended.
+/// Follows a batch or a job until all has ended; then looks, and what has ended is still in the registry: there is no need
+/// of the log, which somebody may have for himself.
 ///
 /// # Errors
-/// [`Error::NoSuchJob`] (42704), [`Error::Stuck`] (53000), [`Error::Deadlock`] (40P01), [`Error::FollowsItself`] (55000).
-pub fn follow(uuid: &[u8; 16], following: Following) -> Result<(), Error> {
+/// [`Error::NoSuchJob`] (42704), [`Error::Stuck`] (53000), [`Error::Deadlock`] (40P01), [`Error::FollowsItself`] (55000),
+/// those of `look`.
+pub fn follow<T>(uuid: &[u8; 16], following: Following, look: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     if pulses(uuid, rights_on).is_empty() {
         return match logged_states(uuid, |known| rights_on(known.owner))?.is_empty() {
             true => Err(no_such_job(uuid)),
-            false => Ok(()),
+            false => look(),
         };
     }
-    let deadline = following.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let is_worker = nesting::depth() > 0;
-    let mut patience = session::deadlock_timeout();
     watched_as(Some(Follower { pid: session::pid(), is_worker }), uuid, |watch| {
-        if following.timeout.is_none() {
-            check_itself()?;
-        }
-        let mut teller = Teller::new(*uuid, following.tells);
-        let mut look_at = Instant::now() + patience;
-        let mut insists = false;
-        let mut try_at = Instant::now() + RETRY;
-        loop {
-            let jobs = watch.jobs();
-            teller.tell(&jobs);
-            if Instant::now() >= try_at {
-                pool::start_workers();
-                try_at = Instant::now() + RETRY;
-            }
-            if Instant::now() >= look_at {
-                insists = check_blocked(insists)?;
-                // What was no deadlock so far may become one, but seldom does.
-                patience = (2 * patience).min(LONGEST_PATIENCE);
-                look_at = Instant::now() + if insists { GIVE_WAY } else { patience };
-            }
-            if jobs.iter().all(|job| job.state.is_final()) {
-                return wait_for_rows(watch, deadline);
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Ok(());
-            }
-            if is_worker && area::write(registry::is_stuck) {
-                return Err(Error::Stuck);
-            }
-            // Only a job that runs can wait for this session.
-            let look_at = jobs.iter().any(|job| job.state == State::Running).then_some(look_at);
-            // Others give processes back without telling, and a worker that goes does not tell whom it leaves stuck.
-            let is_queued = jobs.iter().any(|job| job.state == State::Queued);
-            let try_at = (is_queued && (is_worker || area::read(registry::is_starved))).then_some(try_at);
-            let until = look_at.into_iter().chain(deadline).chain(try_at).chain(teller.due()).min();
-            watch.wait(until.map(|until| until.saturating_duration_since(Instant::now())));
-        }
+        wait_for_end(watch, following, is_worker)?;
+        area::write(|memory| registry::unfollow(memory, uuid));
+        look()
     })
+}
+
+/// Waits until all jobs have ended, and for their rows. `is_worker`: this process runs a job itself.
+fn wait_for_end(watch: &mut Watch, following: Following, is_worker: bool) -> Result<(), Error> {
+    if following.timeout.is_none() {
+        check_itself()?;
+    }
+    let deadline = following.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let mut teller = Teller::new(following.tells);
+    let mut patience = session::deadlock_timeout();
+    let mut look_at = Instant::now() + patience;
+    let mut insists = false;
+    let mut try_at = Instant::now() + RETRY;
+    loop {
+        let jobs = watch.jobs();
+        teller.tell(&jobs);
+        if Instant::now() >= try_at {
+            pool::start_workers();
+            try_at = Instant::now() + RETRY;
+        }
+        if Instant::now() >= look_at {
+            insists = check_blocked(insists)?;
+            // What was no deadlock so far may become one, but seldom does.
+            patience = (2 * patience).min(LONGEST_PATIENCE);
+            look_at = Instant::now() + if insists { GIVE_WAY } else { patience };
+        }
+        if jobs.iter().all(|job| job.state.is_final()) {
+            return wait_for_rows(watch, deadline);
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Ok(());
+        }
+        if is_worker && area::write(registry::is_stuck) {
+            return Err(Error::Stuck);
+        }
+        // Only a job that runs can wait for this session.
+        let look_at = jobs.iter().any(|job| job.state == State::Running).then_some(look_at);
+        // Others give processes back without telling, and a worker that goes does not tell whom it leaves stuck.
+        let is_queued = jobs.iter().any(|job| job.state == State::Queued);
+        let try_at = (is_queued && (is_worker || area::read(registry::is_starved))).then_some(try_at);
+        let until = look_at.into_iter().chain(deadline).chain(try_at).chain(teller.due()).min();
+        watch.wait(until.map(|until| until.saturating_duration_since(Instant::now())));
+    }
 }
 
 /// The running jobs that this process waits for.
@@ -217,7 +226,6 @@ pub(super) fn wait_for_rows(watch: &mut Watch, deadline: Option<Instant>) -> Res
 
 /// Tells what changes.
 struct Teller {
-    uuid: [u8; 16],
     tells: Tells,
     seen: HashMap<[u8; 16], (State, u32)>,
     progress: HashMap<[u8; 16], (i32, Vec<u8>)>,
@@ -230,9 +238,8 @@ struct Teller {
 }
 
 impl Teller {
-    fn new(uuid: [u8; 16], tells: Tells) -> Self {
+    fn new(tells: Tells) -> Self {
         Teller {
-            uuid,
             tells,
             seen: HashMap::new(),
             progress: HashMap::new(),
@@ -265,9 +272,6 @@ impl Teller {
                 self.tell_state(&job.uuid, format!("{}{pid}", job.state.name()).as_bytes());
             }
         }
-        if self.seen.len() > jobs.len() {
-            self.tell_gone(jobs);
-        }
         let ended = self.seen.values().filter(|(state, _)| state.is_final()).count();
         let running = self.seen.values().filter(|(state, _)| *state == State::Running).count();
         let total = self.seen.len().max(1);
@@ -287,24 +291,6 @@ impl Teller {
     /// When there is something to tell although nothing may have changed.
     fn due(&self) -> Option<Instant> {
         self.is_due.then(|| self.told_at + TELL_EVERY)
-    }
-
-    /// What has ended and is written is not in the registry any more.
-    fn tell_gone(&mut self, jobs: &[Pulse]) {
-        let live: HashSet<[u8; 16]> = jobs.iter().map(|job| job.uuid).collect();
-        let is_open = |(uuid, (state, _)): (&[u8; 16], &(State, u32))| {
-            (!live.contains(uuid) && !state.is_final()).then_some(*uuid)
-        };
-        let gone: Vec<[u8; 16]> = self.seen.iter().filter_map(is_open).collect();
-        if gone.is_empty() {
-            return;
-        }
-        let states: HashMap<[u8; 16], Vec<u8>> =
-            logged_states(&self.uuid, |_| true).unwrap_or_default().into_iter().collect();
-        for uuid in gone {
-            self.tell_state(&uuid, states.get(&uuid).map(Vec::as_slice).unwrap_or_default());
-            self.seen.insert(uuid, (State::Succeeded, 0));
-        }
     }
 
     fn tell_state(&self, uuid: &[u8; 16], state: &[u8]) {

@@ -5,7 +5,7 @@ use crate::ffi::typed_rows::{Cell, TypedRows};
 use crate::ffi::{area, process, report, role, session, transaction};
 use crate::job::log;
 use crate::job::note::{self, Note};
-use crate::job::registry::{self, Found, Header, JobView, Moment, Pulse, State};
+use crate::job::registry::{self, Found, Header, JobView, Moment, Pulse};
 use crate::job::spool::Spooled;
 use std::cell::Cell as Variable;
 use std::collections::{HashMap, HashSet};
@@ -109,9 +109,9 @@ pub(super) fn pulses(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<Pulse> {
     area::read(|memory| registry::pulses(memory, uuid))
 }
 
-/// What jobs are doing: the process that runs them, and their state. `uuid`: of their batch, or of the only one. `deleted`: of
-/// one that has been deleted from the log in the meantime.
-pub fn states_of(uuid: &[u8; 16], jobs: &[[u8; 16]], deleted: State) -> Vec<(Option<i32>, Vec<u8>)> {
+/// What jobs are doing: the process that runs them, and their state; none = its row was deleted meanwhile, or it is in the log
+/// only, which somebody has for himself. `uuid`: of their batch, or of the only one.
+pub fn states_of(uuid: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Option<Vec<u8>>)> {
     let live: HashMap<[u8; 16], Pulse> = pulses(uuid, |_| true).into_iter().map(|pulse| (pulse.uuid, pulse)).collect();
     // What is not there any more is in the log: that is read last.
     let logged: HashMap<[u8; 16], log::Known> = match jobs.iter().all(|job| live.contains_key(job)) {
@@ -119,9 +119,9 @@ pub fn states_of(uuid: &[u8; 16], jobs: &[[u8; 16]], deleted: State) -> Vec<(Opt
         false => log::states(uuid).unwrap_or_default().into_iter().map(|known| (known.uuid, known)).collect(),
     };
     let state = |job| match (live.get(job), logged.get(job)) {
-        (Some(pulse), _) => (pulse.pid, pulse.state.name().into()),
-        (None, Some(known)) => (known.pid, known.state.clone()),
-        (None, None) => (None, deleted.name().into()),
+        (Some(pulse), _) => (pulse.pid, Some(pulse.state.name().into())),
+        (None, Some(known)) => (known.pid, Some(known.state.clone())),
+        (None, None) => (None, None),
     };
     jobs.iter().map(state).collect()
 }

@@ -22,7 +22,8 @@ fn may_stop(owner: u32, login: u32) -> bool {
 pub struct Stopped {
     pub uuid: [u8; 16],
     pub was: Vec<u8>,
-    pub now: Vec<u8>,
+    /// None = its row was deleted meanwhile.
+    pub now: Option<Vec<u8>>,
 }
 
 /// Stops a job, or all jobs of a batch: queued ones at once, running ones are cancelled, and their worker ended if they
@@ -60,7 +61,7 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
             wait_for_end(watch, &running, grace);
         }
         let uuids: Vec<[u8; 16]> = stopped.iter().map(|(uuid, _)| *uuid).collect();
-        let now = states_of(uuid, &uuids, State::Stopped);
+        let now = states_of(uuid, &uuids);
         let mut answer: Vec<Stopped> = stopped
             .iter()
             .zip(now)
@@ -69,7 +70,7 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
         let answered: HashSet<[u8; 16]> = answer.iter().map(|stopped| stopped.uuid).collect();
         for (uuid, state) in &in_log {
             if !answered.contains(uuid) {
-                answer.push(Stopped { uuid: *uuid, was: state.clone(), now: state.clone() });
+                answer.push(Stopped { uuid: *uuid, was: state.clone(), now: Some(state.clone()) });
             }
         }
         answer.sort_by_key(|stopped| stopped.uuid);
