@@ -25,6 +25,8 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: u32 = 10;
 /// What is not worth a pause.
 const SHORT_PAUSE: Duration = Duration::from_millis(1);
+/// The process itself may have been held up in its look.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// How often a line of progress that says little new is told.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -57,7 +59,7 @@ impl Watch<'_> {
 
     /// Waits for a change since the last look.
     pub(super) fn wait(&mut self, timeout: Option<Duration>) {
-        self.next = Instant::now() + PAUSE * self.looked.elapsed();
+        self.next = Instant::now() + (PAUSE * self.looked.elapsed()).min(LONGEST_PAUSE);
         if !area::read(|memory| registry::is_listening(memory, self.uuid)) {
             return;
         }
