@@ -13,6 +13,7 @@ pub fn cases() -> Vec<Case> {
         case!(what_was_stopped_just_now_is_run_again),
         private_case!(what_is_not_in_the_log_yet_is_there_all_the_same),
         case!(a_job_whose_end_cannot_be_written_is_run_again_later),
+        case!(what_the_log_says_has_failed_is_run_again),
         case!(a_job_is_run_again_beside_its_batch),
         case!(sessions_at_once_run_a_job_again_once),
         case!(a_job_that_is_run_again_keeps_its_uuid_and_its_settings),
@@ -362,6 +363,22 @@ fn a_job_is_run_again_beside_its_batch(db: &Db) {
     assert_eq!(session.rows(&stopped), expected);
     gate.open();
     assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
+}
+
+/// The log is asked all the time: between the job's row and the word of its worker there is next to no time.
+fn what_the_log_says_has_failed_is_run_again(db: &Db) {
+    let mut session = db.session();
+    session.run("create table retried (n int)");
+    for _ in 0..100 {
+        let batch = Batch::launch(&mut session, &["select 1 / 0"]);
+        session.run(&format!(
+            "do $$ begin loop perform from pg_background_log where uuid_child = '{0}' and status = 'failed'; \
+             exit when found; end loop; insert into retried select count(*) from pg_background_retry('{0}'); end $$",
+            batch.children[0]
+        ));
+        batch.wait(&mut session);
+    }
+    assert_eq!(session.rows("select count(*), sum(n) from retried"), ["100|100"]);
 }
 
 /// Each of them asks for the same jobs at the same time.

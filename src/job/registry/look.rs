@@ -284,8 +284,17 @@ pub struct Pulse {
     pub attempts: u32,
     pub pid: Option<i32>,
     pub is_logged: bool,
+    /// Its row says already how it ended, or is about to; it still seems to run.
+    is_concluding: bool,
     /// What the job says of itself: percent, and a message.
     pub progress: Option<(i32, Vec<u8>)>,
+}
+
+impl Pulse {
+    /// Is its final row still to be written, or has its worker just written it and will say so next?
+    pub fn is_row_due(&self) -> bool {
+        self.is_concluding || self.state.is_final() && !self.is_logged
+    }
 }
 
 /// What the job says of its progress.
@@ -308,6 +317,7 @@ pub fn pulses(memory: &Memory, uuid: &[u8; 16]) -> Vec<Pulse> {
                 attempts: job.attempts,
                 pid: pid_of(job),
                 is_logged: job.is_logged != 0,
+                is_concluding: slot_of(memory, job).is_some_and(|slot| slot.is_deaf != 0),
                 progress: progress_of(memory, record, job),
             });
         }

@@ -218,8 +218,7 @@ fn check_blocked(insists: bool) -> Result<bool, Error> {
 pub(super) fn wait_for_rows(watch: &mut Watch, deadline: Option<Instant>) -> Result<(), Error> {
     let patience = Instant::now() + Duration::from_secs(1);
     let until = deadline.map_or(patience, |deadline| deadline.min(patience));
-    let is_due = |job: &Pulse| job.state.is_final() && !job.is_logged;
-    while watch.jobs().iter().any(is_due) && Instant::now() < until {
+    while watch.jobs().iter().any(Pulse::is_row_due) && Instant::now() < until {
         pool::start_workers();
         watch.wait(Some(until.saturating_duration_since(Instant::now())));
     }
