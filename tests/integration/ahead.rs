@@ -237,16 +237,18 @@ fn a_process_that_could_not_be_started_is_replaced() {
                 begin perform from pg_background_result(pg_background_launch('insert into ran values (1)')) as (a text); \
                 exception when insufficient_resources then null; end; end loop; end $$";
     session.send(jobs);
-    for _ in 0..5 {
+    let wait_for_jobs = |other: &mut Session| {
         let ran = other.number("select count(*) from ran");
         wait_until("jobs in new processes", || other.number("select count(*) from ran") > ran + 10);
+    };
+    for _ in 0..5 {
+        wait_for_jobs(&mut other);
         let mark = cluster.log_mark();
         other.run(&cluster.limiting_processes("1"));
         cluster.wait_log(mark, "the refused fork", |line| line.text.contains("could not fork"));
         other.run(&cluster.limiting_processes(HARD_LIMIT));
     }
-    let ran = other.number("select count(*) from ran");
-    wait_until("jobs in new processes", || other.number("select count(*) from ran") > ran + 10);
+    wait_for_jobs(&mut other);
     other.run("insert into enough default values");
     assert!(session.finish(jobs).error.is_none());
     drop((session, other));

@@ -334,8 +334,8 @@ fn a_call_that_has_waited_knows_how_jobs_ended_whoever_has_the_log() {
         wait_at_gate(&mut watcher, 1);
         let paused = Paused::new(session.pid());
         gate.open();
-        let workers = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
-        wait_until("the job's row, and the end of its process", || watcher.value(workers) == "0");
+        // Its row is written then.
+        cluster.wait_no_workers();
         let too_much = "select pg_background_launch_num(array[repeat('-', 100000)])";
         assert_eq!(watcher.ask(too_much).error.expect("an error").sqlstate(), "53400");
         locker.run(LOCK_LOG);

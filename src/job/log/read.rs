@@ -54,8 +54,7 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
             let pid = row.next()?.map(|pid| number(Some(pid)));
             let (epoch, queued_at): (i64, i64) = (number(row.next()?), number(row.next()?));
             launches.insert(uuid, queued_at);
-            let is_left = state == State::Queued.name().as_bytes() && epoch != area::epoch();
-            let state = if is_left { state_left(&mut notes, epoch, &uuid) } else { state };
+            let state = if is_left(&state, epoch) { state_left(&mut notes, epoch, &uuid) } else { state };
             Some(Known { uuid, state, owner, login, pid })
         })
         .collect();
@@ -92,6 +91,11 @@ fn with_left<T>(
 const QUEUED_AT: &[u8] = b"pg_catalog.round((pg_catalog.date_part('epoch'::pg_catalog.text, queued_at) \
      OPERATOR(pg_catalog.-) 946684800::pg_catalog.float8) OPERATOR(pg_catalog.*) 1000000::pg_catalog.float8)\
      ::pg_catalog.int8";
+
+/// Has a server left the job behind that has died since?
+fn is_left(state: &[u8], epoch: i64) -> bool {
+    state == State::Queued.name().as_bytes() && epoch != area::epoch()
+}
 
 /// What has become of a job that a server which has died left behind. A standby says queued of what nobody runs there: there
 /// is nothing to wait for.
@@ -141,8 +145,7 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
             launches.insert(job.uuid, number(row.next()?));
             // Somebody else may have launched it again since the caller looked.
             let has_ended = [State::Failed, State::Stopped].iter().any(|end| state == end.name().as_bytes());
-            let is_left = state == State::Queued.name().as_bytes() && epoch != area::epoch();
-            (has_ended || is_left).then_some(job)
+            (has_ended || is_left(&state, epoch)).then_some(job)
         })
         .collect();
     let wanted: HashSet<&[u8; 16]> = jobs.iter().collect();

@@ -271,9 +271,10 @@ fn pid_of(job: &Job) -> Option<i32> {
     Some(job.pid).filter(|pid| *pid != 0 && job.state != State::Queued as u8)
 }
 
+/// The place of the worker that runs it.
 fn slot_of<'a>(memory: &'a Memory, job: &Job) -> Option<&'a Slot> {
     let slot = slots(memory).get((job.slot as usize).wrapping_sub(1))?;
-    (slot.life() == Life::Busy).then_some(slot)
+    (slot.life() == Life::Busy && job.state == State::Running as u8).then_some(slot)
 }
 
 /// The little of a job that changes.
@@ -299,7 +300,7 @@ impl Pulse {
 
 /// What the job says of its progress.
 fn progress_of(memory: &Memory, record: &Batch, job: &Job) -> Option<(i32, Vec<u8>)> {
-    let slot = slot_of(memory, job).filter(|slot| job.state == State::Running as u8 && slot.progress >= 0)?;
+    let slot = slot_of(memory, job).filter(|slot| slot.progress >= 0)?;
     let message = slot.message.get(..slot.message_bytes as usize).unwrap_or_default();
     Some((slot.progress, own_text(record, message)))
 }

@@ -58,18 +58,26 @@ pub(super) fn leave(memory: &mut Memory, place: Place) -> bool {
 
 /// This process does not wait for the end any more, and goes on watching.
 pub fn unfollow(memory: &mut Memory, uuid: &[u8; 16]) {
-    let own = process::own();
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
     for place in places {
-        let mut at = memory.get::<Batch>(place).watchers;
-        while at != 0 {
-            let watcher = memory.get_mut::<Watcher>(at);
-            if watcher.process == own {
-                (watcher.is_follower, watcher.is_worker) = (0, 0);
-            }
-            at = watcher.next;
-        }
+        each_own(memory, place, |watcher| (watcher.is_follower, watcher.is_worker) = (0, 0));
     }
+}
+
+/// Changes what this process has hung on a batch. False = nothing.
+fn each_own(memory: &mut Memory, place: Place, change: impl Fn(&mut Watcher)) -> bool {
+    let own = process::own();
+    let mut is_there = false;
+    let mut at = memory.get::<Batch>(place).watchers;
+    while at != 0 {
+        let watcher = memory.get_mut::<Watcher>(at);
+        if watcher.process == own {
+            change(watcher);
+            is_there = true;
+        }
+        at = watcher.next;
+    }
+    is_there
 }
 
 /// Forgets those of a batch.
@@ -85,21 +93,10 @@ pub(super) fn forget(memory: &mut Memory, place: Place) {
 /// The next change wakes this process again, also one of jobs that were launched again since, as a batch of their own.
 /// `follower` as for [`watch`]. False = there is no memory for that.
 pub fn listen(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
-    let own = process::own();
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
-    places.into_iter().all(|place| {
-        let mut is_watched = false;
-        let mut at = memory.get::<Batch>(place).watchers;
-        while at != 0 {
-            let watcher = memory.get_mut::<Watcher>(at);
-            if watcher.process == own {
-                watcher.is_listening = 1;
-                is_watched = true;
-            }
-            at = watcher.next;
-        }
-        is_watched || hang(memory, place, uuid, follower)
-    })
+    places
+        .into_iter()
+        .all(|place| each_own(memory, place, |watcher| watcher.is_listening = 1) || hang(memory, place, uuid, follower))
 }
 
 /// Has nothing woken this process since it looked last? Its latch may be reset by whatever else it waits for.

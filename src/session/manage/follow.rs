@@ -138,14 +138,15 @@ pub fn follow<T>(uuid: &[u8; 16], following: Following, look: impl FnOnce() -> R
     }
     let is_worker = nesting::depth() > 0;
     watched_as(Some(Follower { pid: session::pid(), is_worker }), uuid, |watch| {
-        wait_for_end(watch, following, is_worker)?;
+        wait_for_end(watch, following)?;
         area::write(|memory| registry::unfollow(memory, uuid));
         look()
     })
 }
 
-/// Waits until all jobs have ended, and for their rows. `is_worker`: this process runs a job itself.
-fn wait_for_end(watch: &mut Watch, following: Following, is_worker: bool) -> Result<(), Error> {
+/// Waits until all jobs have ended, and for their rows.
+fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
+    let is_worker = watch.follower.is_some_and(|follower| follower.is_worker);
     if following.timeout.is_none() {
         check_itself()?;
     }
