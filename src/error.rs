@@ -50,8 +50,6 @@ pub enum Error {
     SlotsExhausted,
     #[error("could not start background process")]
     NotStarted,
-    #[error("cannot start background processes without postmaster")]
-    PostmasterDied,
     #[error("PID {0} is not attached to this session")]
     NotAttached(i32),
     #[error("result of the job with PID {0} has already been read")]
@@ -213,7 +211,7 @@ impl Error {
             Shape { .. } | UnknownKey { .. } | BadValue { .. } => b"22023",
             SqlTooLong(_) | QueryTooLong { .. } | TooManyQueries | TooDeep => b"54000",
             RestrictedOperation | RestrictedRead | ForbiddenProcess(_) | NotOwner => b"42501",
-            SegmentsExhausted | SlotsExhausted | NotStarted | NotRun | PostmasterDied => b"53000",
+            SegmentsExhausted | SlotsExhausted | NotStarted | NotRun => b"53000",
             NotAttached(_) | RoleGone(_) => b"42704",
             AlreadyRead(_) | GivenUp(_) | BeingRead(_) => b"55000",
             WorkerLost(_) => b"08006",
@@ -284,7 +282,6 @@ impl Error {
                 Error::SlotsExhausted => "You may need to increase max_worker_processes.",
                 Error::NotStarted => "The server log may tell why.",
                 Error::NotRun => "The job has not begun. Launch it again.",
-                Error::PostmasterDied => "Kill all remaining database processes and restart the database.",
                 Error::NotAttached(_) => "A result can be read only in the session that launched the job.",
                 Error::AlreadyRead(_) | Error::GivenUp(_) => "Launch the job again to have its result again.",
                 Error::SetNotAccepted => "Call it in FROM with a column list, or in a select list.",

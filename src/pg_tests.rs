@@ -125,7 +125,6 @@ mod tests {
             Error::SegmentsExhausted,
             Error::SlotsExhausted,
             Error::NotStarted,
-            Error::PostmasterDied,
             Error::NotAttached(1),
             Error::AlreadyRead(1),
             Error::GivenUp(1),

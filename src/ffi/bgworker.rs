@@ -1,8 +1,12 @@
 //! Background workers (bgworker.c).
 
-use super::dsm;
+use super::{dsm, latch, process};
 use pgrx::pg_sys;
 use std::ffi::{c_char, CStr};
+use std::time::{Duration, Instant};
+
+/// How long a process waits for a worker to be started before it wakes the postmaster.
+const START_PATIENCE: Duration = Duration::from_millis(100);
 
 /// A registered worker: a slot and its generation, so that a later worker in the slot is never taken for it. The layout
 /// is the server's `struct BackgroundWorkerHandle`, the same in every version.
@@ -20,8 +24,6 @@ pub enum Start {
     Started(i32),
     /// It has ended already, or the server could not start it.
     Stopped,
-    /// The server is going down the hard way.
-    PostmasterDied,
 }
 
 fn copy_text<const N: usize>(text: &CStr) -> [c_char; N] {
@@ -107,22 +109,32 @@ impl Worker {
     }
 
     /// Waits until the server has started the worker, or given up. Interrupts are served meanwhile.
-    pub fn wait_for_start(mut self) -> Start {
-        let mut pid = 0;
-        // SAFETY: the handle is only read.
-        match unsafe { pg_sys::WaitForBackgroundWorkerStartup(self.as_raw(), &mut pid) } {
-            pg_sys::BgwHandleStatus::BGWH_STARTED => Start::Started(pid),
-            pg_sys::BgwHandleStatus::BGWH_POSTMASTER_DIED => Start::PostmasterDied,
-            _ => Start::Stopped,
+    pub fn wait_for_start(self) -> Start {
+        loop {
+            match self.status() {
+                (pg_sys::BgwHandleStatus::BGWH_STARTED, pid) => return Start::Started(pid),
+                (pg_sys::BgwHandleStatus::BGWH_NOT_YET_STARTED, _) => {}
+                _ => return Start::Stopped,
+            }
+            let began = Instant::now();
+            latch::wait_in(Some(START_PATIENCE), pg_sys::WaitEventIPC::WAIT_EVENT_BGWORKER_STARTUP);
+            if began.elapsed() >= START_PATIENCE {
+                process::wake_postmaster();
+            }
         }
     }
 
     /// Has the worker ended, or will it never start?
-    pub fn is_gone(mut self) -> bool {
+    pub fn is_gone(self) -> bool {
+        let (status, _) = self.status();
+        status != pg_sys::BgwHandleStatus::BGWH_STARTED && status != pg_sys::BgwHandleStatus::BGWH_NOT_YET_STARTED
+    }
+
+    /// What the server says of it, and its process id (bgworker.c, `GetBackgroundWorkerPid`).
+    fn status(mut self) -> (pg_sys::BgwHandleStatus::Type, i32) {
         let mut pid = 0;
         // SAFETY: the handle is only read.
-        let status = unsafe { pg_sys::GetBackgroundWorkerPid(self.as_raw(), &mut pid) };
-        status != pg_sys::BgwHandleStatus::BGWH_STARTED && status != pg_sys::BgwHandleStatus::BGWH_NOT_YET_STARTED
+        (unsafe { pg_sys::GetBackgroundWorkerPid(self.as_raw(), &mut pid) }, pid)
     }
 
     /// Asks the server to end the worker; one that has not started never will.

@@ -20,13 +20,24 @@ pub fn wake(process: u64) {
 /// Cancels what a worker runs, as pg_cancel_backend does. The caller holds the lock under which the worker would leave
 /// the job, so the number is that of a process that runs it.
 pub fn cancel(pid: i32) {
+    send(pid, pg_sys::SIGINT);
+}
+
+/// Has the postmaster look once more for workers that it is to start, or to say of that it cannot (postmaster.c, SIGUSR1).
+/// Before PostgreSQL 16 it sleeps for up to a minute when it could not fork a worker for a signal that came between its look
+/// at what is to be done and its sleep (`ServerLoop`).
+pub fn wake_postmaster() {
+    // SAFETY: a variable of this process.
+    send(unsafe { pg_sys::PostmasterPid }, pg_sys::SIGUSR1);
+}
+
+fn send(pid: i32, signal: u32) {
     extern "C" {
         fn kill(pid: i32, signal: i32) -> i32;
     }
-    const SIGINT: i32 = 2;
     if pid > 1 {
         // SAFETY: sends a signal to a process that lives, by contract.
-        unsafe { kill(pid, SIGINT) };
+        unsafe { kill(pid, signal as i32) };
     }
 }
 

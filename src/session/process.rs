@@ -71,6 +71,5 @@ pub fn started(channel: &Channel) -> Result<i32, Error> {
         Start::Started(pid) => Ok(pid),
         // It may have come and gone in the meantime: then it has left its number, and the reason.
         Start::Stopped => channel.pid().ok_or(Error::NotStarted),
-        Start::PostmasterDied => Err(Error::PostmasterDied),
     }
 }
