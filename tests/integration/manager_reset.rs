@@ -352,27 +352,24 @@ fn locks_of_an_unfinished_index_build_are_released() {
     let held = "select count(*) as v from pg_locks where pid = pg_backend_pid() and relation = 'built'::regclass";
     let waits = "select pid from pg_stat_activity where backend_type = 'pg_background' and wait_event_type = 'Lock'";
     let build = "create index concurrently on built (a)";
+    let (_, pid) = run(&mut session, held);
+    let worker: i32 = pid.parse().expect("a process id");
     for is_of_session in [false, true] {
         blocker.run("begin; insert into built values (2)");
-        let mut pid = String::new();
-        let wait = |session: &mut Session, pid: &mut String| {
-            wait_until("the build waits", || {
-                *pid = session.rows(waits).concat();
-                !pid.is_empty()
-            });
-        };
+        let wait = |session: &mut Session| wait_until("the build waits", || session.rows(waits) == [pid.as_str()]);
+        warm::rest(&mut session, worker);
         if is_of_session {
-            let job = session.launch(build);
-            wait(&mut session, &mut pid);
-            session.run(&format!("select pg_cancel_backend({job})"));
-            assert_eq!(warm::read(&mut session, job).error.expect("an error")[&'C'], "57014");
+            assert_eq!(session.launch(build), worker);
+            wait(&mut session);
+            session.run(&format!("select pg_cancel_backend({worker})"));
+            assert_eq!(warm::read(&mut session, worker).error.expect("an error")[&'C'], "57014");
             assert_eq!(
                 warm::run(&mut session, held),
-                (job, warm::Outcome { rows: vec!["(0)".into()], error: None, notices: vec![] })
+                (worker, warm::Outcome { rows: vec!["(0)".into()], error: None, notices: vec![] })
             );
         } else {
             let batch = Batch::launch(&mut session, &[build]);
-            wait(&mut session, &mut pid);
+            wait(&mut session);
             stop(&mut session, &batch.parent);
             assert_eq!(batch.finish(&mut session), ["stopped"]);
             assert_eq!(run(&mut session, held), ("0".to_owned(), pid.clone()));
