@@ -68,6 +68,10 @@ fn set_scene(cluster: &Cluster) -> Scene {
     let mut session = cluster.client("postgres").user("weak").connect();
     let ended = Batch::launch(&mut session, &["insert into ran values (0)", "select 1 / 0"]);
     ended.wait(&mut session);
+    // One that is between two short jobs would claim several of those that are to wait.
+    let busy = "select count(*) from pg_stat_activity where backend_type = 'pg_background' and usename = current_user \
+                and (state is distinct from 'idle' or wait_event_type is distinct from 'Extension')";
+    wait_until("the workers have nothing to do", || session.value(busy) == "0");
     let gate = Gate::close(cluster.session("postgres"));
     let text = format!("insert into ran values (1); {}", gate::WAIT);
     let open = Batch::launch(&mut session, &times(&text, 5));
