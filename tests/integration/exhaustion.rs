@@ -1,8 +1,8 @@
 //! There is not enough of something: processes, segments, memory.
 
 use crate::gate::{self, Gate};
-use crate::manager::{stop, wait_at_gate, Batch, LOCK_LOG};
-use crate::stage::settle;
+use crate::manager::{array, counts, drain, log, stop, times, wait_at_gate, wait_gone, Batch, LOCK_LOG};
+use crate::stage::{settle, terminate};
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, ServerError, Session};
 use std::collections::HashMap;
 
@@ -19,6 +19,8 @@ pub fn cases() -> Vec<Case> {
         private_case!(five_hundred_launches_in_a_transaction_survive_its_abort),
         private_case!(failed_jobs_do_not_fill_the_memory_of_their_session),
         private_case!(the_memory_of_a_result_does_not_grow_with_it),
+        private_case!(jobs_wait_while_others_have_all_processes),
+        private_case!(one_free_process_drains_the_queue),
     ]
 }
 
@@ -452,4 +454,59 @@ fn failed_jobs_do_not_fill_the_memory_of_their_session() {
     Holdings::assert_flat(early, Holdings::of(session.pid()));
     drop(session);
     cluster.assert_sound(&before);
+}
+
+/// Sleepers of the classic interface, as many as the server lets in.
+fn take_all_processes(session: &mut Session) -> Vec<i32> {
+    let mut pids = Vec::new();
+    loop {
+        let reply = session.ask("select pg_background_launch('select pg_sleep(600)')");
+        match reply.error {
+            None => pids.push(reply.last_rows().expect("a row").text_rows()[0].parse().expect("a process id")),
+            Some(error) => {
+                assert_eq!(error.sqlstate(), "53000");
+                return pids;
+            }
+        }
+    }
+}
+
+fn jobs_wait_while_others_have_all_processes() {
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "4")]);
+    let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
+    session.run("create table ran (a int)");
+    let pids = take_all_processes(&mut other);
+    assert!(pids.len() >= 3, "{pids:?}");
+    let call =
+        format!("select uuid_parent from pg_background_launch_num({})", array(&times("insert into ran values (1)", 5)));
+    session.send(&call);
+    let mut watcher = cluster.session("postgres");
+    let error =
+        watcher.error("select * from pg_background_launch_num('insert into ran values (2)', p_monitor => false)");
+    assert_eq!(error.sqlstate(), "53000");
+    // Whether it has its answer before there is a process depends on who writes the rows; nothing may have run.
+    assert_eq!(watcher.value("select count(*) from ran"), "0");
+    for pid in pids {
+        terminate(&mut watcher, pid);
+    }
+    let reply = session.finish(&call);
+    assert!(reply.error.is_none(), "{:?}", reply.error);
+    drain(&mut watcher);
+    assert_eq!(counts(&mut watcher, "true"), ["succeeded 5"]);
+    assert_eq!(watcher.value("select count(*) from ran"), "5");
+}
+
+fn one_free_process_drains_the_queue() {
+    // The sleepers count against the cap: one place in it is to be free, too.
+    let settings = [("max_worker_processes", "4"), ("pg_background_mgr.reserved_workers", "1")];
+    let cluster = Cluster::start_with_extension(&settings);
+    let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
+    session.run("create table ran (a int)");
+    let pids = take_all_processes(&mut other);
+    terminate(&mut other, pids[0]);
+    wait_gone(pids[0]);
+    let batch = Batch::launch(&mut session, &times("insert into ran values (1)", 100));
+    batch.succeed(&mut session);
+    assert_eq!(session.value("select count(*) from ran"), "100");
+    assert_eq!(log(&mut session, &batch.children[99], "attempts"), "1");
 }

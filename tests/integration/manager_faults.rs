@@ -2,9 +2,10 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{
-    array, counts, crash, drain, log, retry, times, wait_at_gate, wait_gone, Batch, NEVER_STARTED, UNKNOWN,
+    array, counts, crash, drain, retry, times, wait_at_gate, wait_gone, Batch, NEVER_STARTED, UNKNOWN,
 };
 use crate::stage::{terminate, Paused};
+use crate::warm;
 use pg_background_mgr_tests::cluster::{signal_process, HARD_LIMIT};
 use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Session, Signal, Stop};
 
@@ -39,9 +40,6 @@ pub fn cases() -> Vec<Case> {
         case!(a_launch_cancelled_at_random_is_all_or_nothing),
         private_case!(a_killed_launcher_loses_its_jobs),
         private_case!(a_launcher_terminated_while_it_waits_for_a_place_leaves_nothing),
-        // Others take what there is.
-        private_case!(jobs_wait_while_others_have_all_processes),
-        private_case!(one_free_process_drains_the_queue),
     ]
 }
 
@@ -69,9 +67,7 @@ fn set_scene(cluster: &Cluster) -> Scene {
     let ended = Batch::launch(&mut session, &["insert into ran values (0)", "select 1 / 0"]);
     ended.wait(&mut session);
     // One that is between two short jobs would claim several of those that are to wait.
-    let busy = "select count(*) from pg_stat_activity where backend_type = 'pg_background' and usename = current_user \
-                and (state is distinct from 'idle' or wait_event_type is distinct from 'Extension')";
-    wait_until("the workers have nothing to do", || session.value(busy) == "0");
+    warm::rest_all(&mut session);
     let gate = Gate::close(cluster.session("postgres"));
     let text = format!("insert into ran values (1); {}", gate::WAIT);
     let open = Batch::launch(&mut session, &times(&text, 5));
@@ -521,58 +517,6 @@ fn a_killed_launcher_loses_its_jobs() {
     signal_process(scene.launcher.pid(), Signal::SIGKILL);
     wait_restarted(&cluster, &mut watcher);
     assert_lost(&cluster, &scene.ended, &scene.open, "lost");
-}
-
-/// Sleepers of the classic interface, as many as the server lets in.
-fn take_all_processes(session: &mut Session) -> Vec<i32> {
-    let mut pids = Vec::new();
-    loop {
-        let reply = session.ask("select pg_background_launch('select pg_sleep(600)')");
-        match reply.error {
-            None => pids.push(reply.last_rows().expect("a row").text_rows()[0].parse().expect("a process id")),
-            Some(error) => {
-                assert_eq!(error.sqlstate(), "53000");
-                return pids;
-            }
-        }
-    }
-}
-
-fn jobs_wait_while_others_have_all_processes() {
-    let cluster = cluster(&[]);
-    let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
-    let pids = take_all_processes(&mut other);
-    assert!(pids.len() >= 3, "{pids:?}");
-    let call =
-        format!("select uuid_parent from pg_background_launch_num({})", array(&times("insert into ran values (1)", 5)));
-    session.send(&call);
-    let mut watcher = cluster.session("postgres");
-    let error =
-        watcher.error("select * from pg_background_launch_num('insert into ran values (2)', p_monitor => false)");
-    assert_eq!(error.sqlstate(), "53000");
-    // Whether it has its answer before there is a process depends on who writes the rows; nothing may have run.
-    assert_eq!(watcher.value("select count(*) from ran"), "0");
-    for pid in pids {
-        terminate(&mut watcher, pid);
-    }
-    let reply = session.finish(&call);
-    assert!(reply.error.is_none(), "{:?}", reply.error);
-    drain(&mut watcher);
-    assert_eq!(counts(&mut watcher, "true"), ["succeeded 5"]);
-    assert_eq!(watcher.value("select count(*) from ran"), "5");
-}
-
-fn one_free_process_drains_the_queue() {
-    // The sleepers count against the cap: one place in it is to be free, too.
-    let cluster = cluster(&[("pg_background_mgr.reserved_workers", "1")]);
-    let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
-    let pids = take_all_processes(&mut other);
-    terminate(&mut other, pids[0]);
-    wait_gone(pids[0]);
-    let batch = Batch::launch(&mut session, &times("insert into ran values (1)", 100));
-    batch.succeed(&mut session);
-    assert_eq!(session.value("select count(*) from ran"), "100");
-    assert_eq!(log(&mut session, &batch.children[99], "attempts"), "1");
 }
 
 /// Only a worker of another role is there, which is asked to make room and takes its time.

@@ -70,19 +70,30 @@ pub fn run(session: &mut Session, sql: &str) -> (i32, Outcome) {
     (pid, read(session, pid))
 }
 
+/// A worker in `pg_stat_activity` that has nothing to do.
+const RESTS: &str = "state = 'idle' and wait_event_type = 'Extension'";
+
 /// Waits until a worker has nothing to do, and whoever comes gets it.
 #[track_caller]
 pub fn rest(session: &mut Session, pid: i32) {
-    let rests = format!(
-        "select count(*) from pg_stat_activity where pid = {pid} and state = 'idle' and wait_event_type = 'Extension'"
-    );
+    let rests = format!("select count(*) from pg_stat_activity where pid = {pid} and {RESTS}");
     wait_until("the worker has nothing to do", || {
         assert!(is_alive(pid), "the worker has gone");
         session.value(&rests) == "1"
     });
 }
 
-/// The same after a job that nobody waits for.
+/// The same of all that have logged in as this session's role.
+#[track_caller]
+pub fn rest_all(session: &mut Session) {
+    let busy = format!(
+        "select count(*) from pg_stat_activity \
+         where backend_type = 'pg_background' and usename = current_user and ({RESTS}) is not true"
+    );
+    wait_until("the workers have nothing to do", || session.value(&busy) == "0");
+}
+
+/// [`rest`] after a job that nobody waits for.
 #[track_caller]
 pub fn rest_after(session: &mut Session, pid: i32, sql: &str) {
     let shown = format!("select count(*) from pg_stat_activity where pid = {pid} and query = {}", literal(sql));
