@@ -51,6 +51,7 @@ pub fn main() {
         match area::write(|memory| registry::arrive(memory, index, serial, session::pid())) {
             Arrival::LogIn { database, login } => break (database, login),
             Arrival::NotYet => latch::wait(Some(TURN_CHECK)),
+            Arrival::Later => latch::wait(Some(IDLE_CHECK)),
             Arrival::Nothing => return,
         }
     };
@@ -116,9 +117,14 @@ pub fn on_exit() {
     // Without a reason it was not refused, it just ended, or somebody ended it: another one may have more luck.
     let is_passing = is_interrupt(&report) || [0, sqlstate(b"55P03")].contains(&report.sqlstate);
     let is_refused = !LOGGED_IN.get() && !is_passing;
-    let refused = is_refused.then(|| match report.sqlstate == sqlstate(b"53300") {
-        true => Refusal::TooMany { is_alone: COUNTED_ALONE.get() },
-        false => Refusal::Login,
+    let refused = is_refused.then(|| {
+        if report.sqlstate == sqlstate(b"53300") {
+            Refusal::TooMany { is_alone: COUNTED_ALONE.get() }
+        } else if report.sqlstate == sqlstate(b"3D000") && report.detail.is_none() {
+            Refusal::NoDatabase // with a detail it may be renamed just now, or have lost its files
+        } else {
+            Refusal::Login
+        }
     });
     let report = if report.sqlstate == 0 { Report::from(Error::WorkerLost(session::pid())) } else { report };
     let (state, outcome) = match queue::take_decided() {

@@ -22,6 +22,8 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_database_is_renamed_while_jobs_wait),
         private_case!(a_database_with_idle_workers_is_a_template),
         private_case!(a_database_that_is_dropped_while_its_jobs_wait_harms_nobody),
+        private_case!(rows_of_a_database_without_a_worker_are_written),
+        private_case!(rows_of_a_database_that_refuses_workers_hold_up_no_others),
         case!(the_log_is_no_obstacle_to_a_drop_of_its_extension),
     ]
 }
@@ -309,6 +311,8 @@ fn a_database_dropped_by_force_takes_its_jobs_along() {
     wait_until("the end of the workers", || admin.value(WORKERS) == "0");
     let live = "select count(*) from pg_background_jobs where status in ('queued', 'running')";
     wait_until("nothing of it waits", || admin.value(live) == "0");
+    let left = "select count(*) from pg_background_live() where database not in (select oid from pg_database)";
+    wait_until("nothing of it is kept", || admin.value(left) == "0");
     Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
 }
 
@@ -358,17 +362,65 @@ fn a_database_with_idle_workers_is_a_template() {
 fn a_database_that_is_dropped_while_its_jobs_wait_harms_nobody() {
     let (cluster, mut admin, gate, held) = with_other_held_up();
     let mut session = cluster.session("other");
-    Batch::launch(&mut session, &times("insert into ran values (1)", 3));
+    let batch = Batch::launch(&mut session, &times("insert into ran values (1)", 3));
     let after = Batch::launch(&mut admin, &["select 1", "select 2"]);
     drop(session);
     wait_alone(&mut admin);
+    let mark = cluster.log_mark();
     admin.run("drop database other");
     gate.open();
     held.succeed(&mut admin);
     after.succeed(&mut admin);
-    let live = "select count(*) from pg_background_jobs where status in ('queued', 'running')";
-    wait_until("nothing of it waits", || admin.value(live) == "0");
+    wait_until("nothing of it is kept", || kept(&mut admin, &batch).is_empty());
     Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
+    let refused = cluster.log_since(mark).into_iter().filter(|line| line.kind == "FATAL").count();
+    assert_eq!(refused, 1);
+}
+
+/// The states of a batch's jobs as the server knows them without any log.
+fn kept(admin: &mut Session, batch: &Batch) -> Vec<String> {
+    admin.rows(&format!("select status from pg_background_live() where uuid_parent = '{}'", batch.parent))
+}
+
+/// A job of database postgres ends while its log is locked; then the one place for workers is another's. Gives the job, and
+/// who has the lock.
+fn end_unwritten(cluster: &Cluster, admin: &mut Session, elsewhere: &mut Session) -> (Batch, Session) {
+    let mut holder = cluster.session("postgres");
+    holder.run("begin; lock pg_background_log in share mode");
+    let batch = Batch::launch(admin, &["select 1"]);
+    wait_until("its end", || batch.states(admin) == ["succeeded"]);
+    Batch::launch(elsewhere, &["select 2"]).succeed(elsewhere);
+    (batch, holder)
+}
+
+fn rows_of_a_database_without_a_worker_are_written() {
+    let (cluster, mut admin, gate, held) = with_other_held_up();
+    gate.open();
+    held.succeed(&mut admin);
+    let (batch, mut holder) = end_unwritten(&cluster, &mut admin, &mut cluster.session("other"));
+    holder.run("rollback");
+    wait_until("its row is final", || batch.written(&mut admin) == ["succeeded"]);
+}
+
+fn rows_of_a_database_that_refuses_workers_hold_up_no_others() {
+    let (cluster, mut admin, gate, held) = with_other_held_up();
+    admin.run("create database third");
+    let mut third = cluster.session("third");
+    third.run("create extension pg_background_mgr");
+    let refused = Batch::launch(&mut cluster.session("other"), &["select 1", "select 2"]);
+    wait_alone(&mut admin);
+    admin.run("alter database other allow_connections false");
+    gate.open();
+    held.succeed(&mut admin);
+    wait_until("its jobs have failed", || kept(&mut admin, &refused) == ["failed", "failed"]);
+    let (batch, mut holder) = end_unwritten(&cluster, &mut admin, &mut third);
+    holder.run("rollback");
+    wait_until("the row of the other is final", || batch.written(&mut admin) == ["succeeded"]);
+    admin.run("alter database other allow_connections true");
+    let mut other = cluster.session("other");
+    wait_until("its rows are final, too", || refused.written(&mut other) == ["failed", "failed"]);
+    let message = refused.log(&mut other, 0, "message");
+    assert_eq!(message, r#"database "other" is not currently accepting connections"#);
 }
 
 fn the_log_is_no_obstacle_to_a_drop_of_its_extension(db: &Db) {

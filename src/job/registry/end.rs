@@ -1,6 +1,6 @@
 //! How jobs end, and their batches: what came of a job, who stopped it, its final row, and when all of it is forgotten.
 
-use super::order::push;
+use super::order::{self, push};
 use super::outcome::{self, Kept};
 use super::record::{Batch, Job, Key, Life, Place, Reason, Slot, State};
 use super::{batch, line, lists, room, slot_mut, slots, stopper, watch};
@@ -9,6 +9,8 @@ use crate::ffi::process;
 
 /// How many final rows are written in one transaction at most.
 const LOG_LIMIT: usize = 1000;
+/// When a worker is sent again to write final rows into a database that has refused one, in microseconds.
+const REFUSED_RETRY: i64 = 10_000_000;
 
 /// What came of an attempt.
 pub enum Finish<'a> {
@@ -229,6 +231,19 @@ fn settle(memory: &mut Memory, place: Place, indexes: &[u32]) {
     record.first_unlogged += before as u32;
 }
 
+/// No worker can log in to write the final rows of this database: they are not tried again for a while, in which those of
+/// others are written.
+pub(super) fn postpone_log(memory: &mut Memory, database: u32) {
+    let retry_at = process::now() + REFUSED_RETRY;
+    let unlogged: Vec<Place> = order::unlogged(memory).collect();
+    for place in unlogged {
+        let batch = memory.get_mut::<Batch>(place);
+        if batch.database == database {
+            batch.retry_log_at = retry_at;
+        }
+    }
+}
+
 /// Every queued job of the key, which has a worker, ends with this outcome: nobody can run it.
 pub(super) fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
     let mut outcome = outcome;
@@ -284,9 +299,9 @@ pub(super) fn abandon(memory: &mut Memory, index: usize, state: State, outcome: 
     }
 }
 
-/// Forgets every batch of a database that has no log any more: the extension is gone from it. By the worker in this slot,
-/// which writes none of them now; those that another one writes are forgotten when it is done, and those that are still
-/// being launched by who runs them.
+/// Forgets every batch of a database that has no log any more: the extension is gone from it, or the database itself is. By
+/// the worker in this slot, which writes none of them now; those that another one writes are forgotten when it is done, and
+/// those that are still being launched by who runs them.
 pub fn forget_database(memory: &mut Memory, database: u32, index: usize) {
     let is_meant = |batch: &Batch| batch.database == database && batch.is_open != 0;
     let places: Vec<Place> = lists::batches(memory).filter(|place| is_meant(memory.get::<Batch>(*place))).collect();

@@ -9,7 +9,6 @@ use super::room::{self, Standing};
 use super::{batch, direct, end, line, lists, slot, slot_mut, slots, watch, Recorded};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
-use crate::guc;
 
 /// How many jobs a worker claims at most.
 const CLAIM_LIMIT: u32 = 64;
@@ -72,7 +71,11 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
         return Task::Pause;
     }
     if key.login == 0 {
-        return log_due(memory, key.database).map_or(Task::Leave, |due| Task::Wait(Some(due)));
+        return match log_due(memory, key.database) {
+            None => Task::Leave,
+            Some(_) if room::is_wanted_elsewhere(memory, own.key, now) => Task::HandOver,
+            due => Task::Wait(due),
+        };
     }
     if room::gives_way(memory, index, now, QUANTUM) {
         return Task::HandOver;
@@ -112,7 +115,7 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
         memory.get_mut::<Key>(own.key).turn = turn;
         return Task::Run(Claim { batch: place, number, indexes });
     }
-    if room::is_wanted_elsewhere(memory, own.key, now) && room::live(memory) >= guc::cap() {
+    if room::is_wanted_elsewhere(memory, own.key, now) {
         return Task::HandOver;
     }
     let due = [line::next_due(memory, own.key), next_held_up(memory, own.key)];

@@ -92,10 +92,13 @@ pub(super) fn is_alone(memory: &Memory, index: usize) -> bool {
     !slots(memory).iter().enumerate().any(|(at, slot)| at != index && is_staying(slot))
 }
 
+/// Does it look for work, or will it at once?
+fn has_time(slot: &Slot) -> bool {
+    slot.is_unwanted == 0 && matches!(slot.life(), Life::Starting | Life::Ready | Life::Idle)
+}
+
 /// Would nobody else see to what is queued for later? A worker that is busy looks when it is done.
 pub(super) fn is_needed(memory: &Memory, index: usize) -> bool {
-    let has_time =
-        |slot: &Slot| slot.is_unwanted == 0 && matches!(slot.life(), Life::Starting | Life::Ready | Life::Idle);
     let others = slots(memory).iter().enumerate().filter(|(at, _)| *at != index);
     !others.into_iter().any(|(_, slot)| has_time(slot)) && order::has_work(memory)
 }
@@ -145,9 +148,9 @@ fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
     best.map(|(_, place)| place)
 }
 
-/// Does anybody else want a worker?
+/// Is the place of a worker of this key, which has nothing to do, wanted for another one?
 pub(super) fn is_wanted_elsewhere(memory: &mut Memory, key: Place, now: i64) -> bool {
-    hungriest(memory, now, key).is_some()
+    (hungriest(memory, now, key).is_some() || unattended_database(memory, now).is_some()) && live(memory) >= guc::cap()
 }
 
 /// Is the worker in this slot to make room for another role? Only when there is no other room.
@@ -281,16 +284,28 @@ pub fn plan(memory: &mut Memory) -> Vec<Start> {
     starts
 }
 
-/// The key of a worker that writes final rows in a database that has no worker.
+/// How long a job runs before its worker is not expected to look for something else soon, in microseconds.
+const LONG: i64 = 1_000_000;
+
+/// Does it run a job that has not run for long?
+fn is_busy_for_a_moment(memory: &Memory, slot: &Slot, now: i64) -> bool {
+    slot.life() == Life::Busy && lists::job(memory, slot.batch, slot.job).started + LONG > now
+}
+
+/// A database with final rows to write and no worker that will see to them.
+fn unattended_database(memory: &Memory, now: i64) -> Option<u32> {
+    let is_attended = |database: u32| {
+        let here = |slot: &&Slot| slot.key != 0 && memory.get::<Key>(slot.key).database == database;
+        slots(memory).iter().filter(here).any(|slot| has_time(slot) || is_busy_for_a_moment(memory, slot, now))
+    };
+    let unlogged = order::unlogged(memory).map(|place| memory.get::<Batch>(place));
+    let due = unlogged.filter(|batch| batch.writer == 0 && batch.retry_log_at <= now);
+    due.map(|batch| batch.database).find(|database| !is_attended(*database))
+}
+
+/// The key of a worker that writes final rows in such a database.
 fn unattended(memory: &mut Memory, now: i64) -> Option<Place> {
-    let databases: Vec<u32> = order::unlogged(memory)
-        .map(|place| memory.get::<Batch>(place))
-        .filter(|batch| batch.retry_log_at <= now)
-        .map(|batch| batch.database)
-        .collect();
-    let database = databases.into_iter().find(|database| {
-        !slots(memory).iter().any(|slot| slot.key != 0 && memory.get::<Key>(slot.key).database == *database)
-    })?;
+    let database = unattended_database(memory, now)?;
     batch::key(memory, database, 0).ok()
 }
 
@@ -303,8 +318,8 @@ fn in_time(memory: &mut Memory) -> Option<Place> {
     if with_queue.is_some() {
         return with_queue;
     }
-    let unlogged = order::unlogged(memory).next()?;
-    let database = memory.get::<Batch>(unlogged).database;
+    let unlogged = order::unlogged(memory).map(|place| memory.get::<Batch>(place));
+    let database = unlogged.min_by_key(|batch| batch.retry_log_at)?.database;
     batch::key(memory, database, 0).ok()
 }
 

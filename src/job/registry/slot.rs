@@ -17,6 +17,8 @@ pub enum Arrival {
     LogIn { database: u32, login: u32 },
     /// The one before it is not gone yet: ask again.
     NotYet,
+    /// What it would see to is not due: ask again after a while.
+    Later,
     /// There is nothing to do.
     Nothing,
 }
@@ -98,6 +100,10 @@ pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arriv
         }
         Life::Died => {
             let key = next_key(memory, index, 0);
+            if let Some(key) = key.filter(|key| is_early(memory, *key)) {
+                batch::forget_key(memory, key);
+                return Arrival::Later;
+            }
             let turn = order::next_turn(memory);
             let Some(key) = key else {
                 if let Some(slot) = slot_mut(memory, index) {
@@ -124,6 +130,12 @@ pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arriv
     slot.since = now;
     let key = memory.get::<Key>(slots(memory).get(index).map_or(0, |slot| slot.key));
     Arrival::LogIn { database: key.database, login: key.login }
+}
+
+/// Would a worker of this key come only to write final rows that cannot be written yet?
+fn is_early(memory: &Memory, key: Place) -> bool {
+    let key = memory.get::<Key>(key);
+    key.login == 0 && order::log_due(memory, key.database).is_some_and(|due| due > process::now())
 }
 
 /// The worker has nothing to do. False = it has again, or is to go: there are enough that have nothing to do.
@@ -218,6 +230,8 @@ pub enum Refusal {
     TooMany { is_alone: bool },
     /// It cannot log in.
     Login,
+    /// There is no such database any more.
+    NoDatabase,
 }
 
 /// The worker dies; what it leaves ends in this state. Gives its successor, if the server does not start it again.
@@ -242,9 +256,14 @@ pub fn died(
         }
         // Those that it was counted with have gone since, perhaps refused as well: the next one looks again.
         Some(Refusal::TooMany { is_alone: false }) | None => leave_key(memory, index),
-        Some(_) => {
+        Some(refusal) => {
             if own.key != 0 {
-                end::fail_queued(memory, own.key, outcome);
+                let Key { database, login, .. } = *memory.get::<Key>(own.key);
+                match refusal {
+                    Refusal::NoDatabase => end::forget_database(memory, database, index),
+                    _ if login == 0 => end::postpone_log(memory, database),
+                    _ => end::fail_queued(memory, own.key, outcome),
+                }
             }
             leave_key(memory, index);
         }
