@@ -17,6 +17,14 @@ pub fn check() {
     }
 }
 
+/// An error was caught. A cancel or a timeout that was one leaves unserved what else was pending, and unmarked (postgres.c,
+/// `ProcessInterrupts`): the next safe point looks again. Without that a DROP DATABASE waits for this process for good, which
+/// has not served its barrier.
+pub fn look_again() {
+    // SAFETY: a flag of this process; with nothing pending nothing is done.
+    unsafe { (&raw mut pg_sys::InterruptPending).write_volatile(1 as _) };
+}
+
 /// While this lives, a cancel stays pending; termination works.
 #[must_use = "cancels are held only while the guard lives"]
 pub struct CancelHeld(());

@@ -3,6 +3,7 @@
 //! A caught error has lost fields by the time pgrx hands it over, so a worker watches the server's own: a callback at
 //! the bottom of `error_context_stack` runs last for every report, when its context is complete, and copies it.
 
+use super::interrupt;
 use super::memory::{self, c_string, copy_c_string};
 use super::process_local::{slot, ProcessLocal, Slot};
 use crate::compat::callback;
@@ -208,7 +209,8 @@ pub fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Box<Captured>> {
             })
         })))
     };
-    pg_sys::PgTryBuilder::new(AssertUnwindSafe(|| Ok(body()))).catch_others(caught).execute()
+    let outcome = pg_sys::PgTryBuilder::new(AssertUnwindSafe(|| Ok(body()))).catch_others(caught).execute();
+    outcome.inspect_err(|_| interrupt::look_again())
 }
 
 /// As [`catch`], for a function that a statement calls: the report has the context up to the caller, who adds the rest
@@ -331,7 +333,7 @@ fn capture(errors: bool, notices: bool) {
     match captured {
         Some(captured) if captured.report.level >= ERROR => {
             LAST_ERROR.set(Some(captured));
-            super::interrupt::error_seen();
+            interrupt::error_seen();
         }
         Some(captured) => {
             if let Some(on_notice) = ON_NOTICE.get() {

@@ -1,7 +1,7 @@
 //! A worker that stays, or a session that uses one, is cancelled, terminated, killed.
 
 use crate::gate::{self, Gate};
-use crate::manager::wait_gone;
+use crate::manager::{wait_gone, Batch};
 use crate::stage::Paused;
 use crate::warm::{read, rest, run, run_warm, warm};
 use pg_background_mgr_tests::cluster::{signal_process, Baseline};
@@ -11,6 +11,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         private_case!(a_cancel_reaches_one_job_only),
         private_case!(a_cancel_of_an_idle_worker_reaches_no_job),
+        private_case!(a_cancelled_worker_holds_up_no_drop_of_a_database).since(15),
         private_case!(a_terminated_job_ends_as_in_a_new_process),
         private_case!(a_terminated_idle_worker_is_replaced),
         private_case!(a_worker_terminated_right_after_its_first_job_goes),
@@ -60,6 +61,39 @@ fn a_cancel_reaches_one_job_only() {
     }
     gate.open();
     drop((session, other));
+    cluster.assert_sound(&before);
+}
+
+/// Before a database is dropped every process lets go of its files, and says so. Here it is asked to in the moment in which
+/// its job is cancelled.
+fn a_cancelled_worker_holds_up_no_drop_of_a_database() {
+    let (cluster, before) = cluster();
+    let (mut session, mut other, mut admin) =
+        (cluster.session("postgres"), cluster.session("postgres"), cluster.session("postgres"));
+    let mut gate = Gate::close(cluster.session("postgres"));
+    let pid = warm(&mut session);
+    for is_queued in [false, true] {
+        other.run("create database passing");
+        let batch = is_queued.then(|| Batch::launch(&mut session, &[gate::WAIT]));
+        match batch {
+            Some(_) => gate.wait_for(pid),
+            None => launch_at_gate(&mut session, &mut gate, pid),
+        }
+        let paused = Paused::new(pid);
+        assert!(other.holds(&format!("select pg_cancel_backend({pid})")));
+        admin.send("drop database passing");
+        let waits = "select count(*) from pg_stat_activity where wait_event = 'ProcSignalBarrier'";
+        wait_until("the drop waits for the worker", || other.value(waits) == "1");
+        drop(paused);
+        let dropped = admin.finish("the drop");
+        assert!(dropped.error.is_none(), "{:?}", dropped.error);
+        match batch {
+            Some(batch) => assert_eq!(batch.finish(&mut session), ["failed"]),
+            None => assert_eq!(read(&mut session, pid).error.expect("an error")[&'C'], "57014"),
+        }
+        rest(&mut session, pid);
+    }
+    drop((session, gate));
     cluster.assert_sound(&before);
 }
 
