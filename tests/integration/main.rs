@@ -46,7 +46,8 @@ mod standby;
 // The README does what it says.
 mod readme;
 
-// A lock that holds jobs up, and jobs held at each stage of their lives; no cases.
+// Chance, a lock that holds jobs up, and jobs held at each stage of their lives; no cases.
+mod dice;
 mod gate;
 mod stage;
 
@@ -125,11 +126,14 @@ mod manager_reset;
 mod manager_faults;
 // Deaths at random.
 mod manager_crash;
+// Everything at random, in databases that come and go.
+mod manager_disorder;
 
 fn main() -> ExitCode {
     let groups = [
         // The longest first, so that the rest runs beside them.
         manager_crash::cases(),
+        manager_disorder::cases(),
         exhaustion::cases(),
         harness::cases(),
         client_text::cases(),

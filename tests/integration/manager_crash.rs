@@ -2,29 +2,15 @@
 //!
 //! `PGBM_CRASH_ROUNDS` says how often (40 if it is not set), `PGBM_CRASH_SEED` which moments; a failure names its seed.
 
+use crate::dice::{self, Dice};
 use crate::manager::{drain, Batch};
 use pg_background_mgr_tests::cluster::try_signal;
 use pg_background_mgr_tests::wait::poll;
 use pg_background_mgr_tests::{literal, private_case, wait_until, Case, Cluster, Session, Signal, Stop};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 pub fn cases() -> Vec<Case> {
     vec![private_case!(crashes_at_random_leave_no_lie)]
-}
-
-/// Random enough for moments.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        // Knuth's MMIX; the low bits are poor.
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
-
-fn variable(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -84,7 +70,8 @@ struct Run {
 }
 
 impl Run {
-    fn begin(seed: u64) -> Self {
+    fn begin() -> Self {
+        let (dice, seed) = Dice::new("PGBM_CRASH_SEED");
         let cluster = Cluster::start_with_extension(&[("max_worker_processes", "8")]);
         let mut session = cluster.session("postgres");
         session.run(
@@ -96,7 +83,7 @@ impl Run {
              create table checked (a int references checked_by deferrable initially deferred); grant insert on checked to weak",
         );
         drop(session);
-        Run { cluster, dice: Dice(seed), seed, next: 0 }
+        Run { cluster, dice, seed, next: 0 }
     }
 
     /// Loads the server, kills it in the middle, starts it again; the batches whose launch was answered.
@@ -218,15 +205,12 @@ impl Run {
 }
 
 fn crashes_at_random_leave_no_lie() {
-    let rounds = variable("PGBM_CRASH_ROUNDS").unwrap_or(40);
-    let seed = variable("PGBM_CRASH_SEED").unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
-        now.as_secs() ^ u64::from(now.subsec_nanos())
-    });
-    let mut run = Run::begin(seed);
+    let rounds = dice::number("PGBM_CRASH_ROUNDS").unwrap_or(40);
+    let mut run = Run::begin();
+    let seed = run.seed;
     let mut lost = 0;
     for round in 0..rounds {
-        let death = DEATHS[run.dice.below(3) as usize];
+        let death = run.dice.pick(&DEATHS);
         let because = format!("round {round}, {death:?}");
         let batches = run.crash(death);
         // The first look is of somebody without rights.

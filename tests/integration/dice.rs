@@ -1,0 +1,32 @@
+//! Chance that can be had again; no cases.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Random enough for moments. A failure names the seed.
+pub struct Dice(u64);
+
+impl Dice {
+    /// With the seed in this variable, or another one each time; gives it, too.
+    pub fn new(variable: &str) -> (Self, u64) {
+        let seed = number(variable).unwrap_or_else(|| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
+            now.as_secs() ^ u64::from(now.subsec_nanos())
+        });
+        (Dice(seed), seed)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        // Knuth's MMIX; the low bits are poor.
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+
+    pub fn pick<T: Clone>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len() as u64) as usize].clone()
+    }
+}
+
+/// A number in the environment.
+pub fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}

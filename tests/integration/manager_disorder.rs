@@ -1,0 +1,264 @@
+//! Many databases in disorder: everything that may happen to a server while jobs run, in random order, and what is left.
+//!
+//! `PGBM_DISORDER_ROUNDS` says how often (2 if it is not set), `PGBM_DISORDER_SEED` in which order; a failure names its
+//! seed.
+
+use crate::dice::{self, Dice};
+use crate::manager::{crash, load, set_server, Batch};
+use pg_background_mgr_tests::{literal, private_case, wait_until, Case, Cluster, Session};
+
+pub fn cases() -> Vec<Case> {
+    vec![private_case!(disorder_leaves_nothing_undone)]
+}
+
+/// These stay.
+const STAYING: [&str; 2] = ["postgres", "other"];
+/// This one is dropped and made again.
+const PASSING: &str = "passing";
+const ROLES: [&str; 2] = ["postgres", "weak"];
+const STEPS: u64 = 150;
+
+/// One cluster, and who holds what in it.
+struct Disorder {
+    cluster: Cluster,
+    dice: Dice,
+    seed: u64,
+    admin: Session,
+    /// Of the log of a database.
+    lockers: Vec<(&'static str, Session)>,
+    launched: Vec<(&'static str, Batch)>,
+    next: u64,
+    /// Nobody is let into [`PASSING`].
+    is_closed: bool,
+}
+
+const PREPARE: &str =
+    "create extension pg_background_mgr; create table ran (name text); create table small as select 1 as a; \
+     create sequence tries; select pg_background_grant('weak'); grant insert, select on ran to weak; \
+     grant usage on sequence tries to weak";
+
+impl Drop for Disorder {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("PGBM_DISORDER_SEED={}", self.seed);
+        }
+    }
+}
+
+impl Disorder {
+    fn begin() -> Self {
+        let (dice, seed) = Dice::new("PGBM_DISORDER_SEED");
+        let cluster = Cluster::start_new(&[("max_worker_processes", "7")]);
+        let mut admin = cluster.session("postgres");
+        admin.run("create role weak login");
+        for database in ["other", PASSING] {
+            admin.run(&format!("create database {database}"));
+        }
+        for database in STAYING.into_iter().chain([PASSING]) {
+            cluster.session(database).run(PREPARE);
+        }
+        load(&mut admin);
+        Disorder { cluster, dice, seed, admin, lockers: Vec::new(), launched: Vec::new(), next: 0, is_closed: false }
+    }
+
+    fn database(&mut self) -> &'static str {
+        let third = if self.is_closed { STAYING[1] } else { PASSING };
+        self.dice.pick(&[STAYING[0], STAYING[0], STAYING[1], third])
+    }
+
+    /// Of a role that may not be let in by itself.
+    fn session(&mut self, database: &str) -> Session {
+        let mut session = self.cluster.session(database);
+        session.run(&format!("set session authorization {}", self.dice.pick(&ROLES)));
+        session
+    }
+
+    /// Jobs that insert their name, once, if they succeed.
+    fn jobs(&mut self) -> String {
+        let count = 1 + self.dice.below(12);
+        let job = |_| {
+            self.next += 1;
+            let insert = format!("insert into ran values ('{}')", self.next);
+            let (text, options) = match self.dice.below(9) {
+                0 => (format!("{insert}; select 1 / 0"), ""),
+                1 => (format!("{insert}; select 1 / 0"), ", \"max_attempts\": 3, \"retry_delay\": 0.05"),
+                2 => (format!("{insert}; select 1 / (nextval('tries') % 2)"), ", \"max_attempts\": 4"),
+                3 => (format!("{insert}; select pg_sleep(0.05)"), ""),
+                4 => (format!("{insert}; select pg_sleep(600)"), ", \"timeout\": 0.1"),
+                5 => (format!("begin; {insert}; commit"), ""),
+                _ => (insert, ""),
+            };
+            format!("{{\"query\": \"{text}\", \"name\": \"{}\"{options}}}", self.next)
+        };
+        format!("[{}]", (0..count).map(job).collect::<Vec<_>>().join(", "))
+    }
+
+    fn launch(&mut self) {
+        let (database, jobs) = (self.database(), self.jobs());
+        let options = self.dice.pick(&["{}", r#"{"mode": "sequential"}"#, r#"{"max_workers": 2}"#]);
+        let mut session = self.session(database);
+        let call = format!("pg_background_launch_num({}::jsonb, p_options => {})", literal(&jobs), literal(options));
+        self.launched.push((database, Batch::call(&mut session, &call)));
+    }
+
+    /// What may be refused, in the state that the server is in.
+    fn try_with_batch(&mut self, call: &str) {
+        if self.launched.is_empty() {
+            return;
+        }
+        let (database, batch) = self.dice.pick(&self.launched);
+        if self.is_closed && database == PASSING {
+            return;
+        }
+        let mut session = self.cluster.session(database);
+        session.ask(&call.replace("{}", &format!("'{}'::uuid", batch.parent)));
+    }
+
+    fn lock(&mut self) {
+        let database = self.database();
+        if self.lockers.iter().all(|(locked, _)| *locked != database) {
+            let mut locker = self.cluster.session(database);
+            locker.run("begin; lock table pg_background_log in share mode");
+            self.lockers.push((database, locker));
+        }
+    }
+
+    fn unlock(&mut self) {
+        if !self.lockers.is_empty() {
+            let index = self.dice.below(self.lockers.len() as u64) as usize;
+            let (_, mut locker) = self.lockers.remove(index);
+            locker.run("rollback");
+        }
+    }
+
+    fn classic(&mut self) {
+        let database = self.database();
+        let mut session = self.session(database);
+        let sql = self.dice.pick(&["select 1", "select pg_sleep(0.02)", "select 1 / 0", "vacuum small"]);
+        // There may be no process.
+        let reply = session.ask(&format!("select pg_background_launch({})", literal(sql)));
+        let Some(pid) = reply.last_rows().and_then(|rows| rows.text_rows().first().cloned()) else { return };
+        let end = if self.dice.below(2) == 0 { "result" } else { "detach" };
+        session.ask(&format!("select pg_background_{end}({pid})"));
+    }
+
+    fn drop_database(&mut self) {
+        self.lockers.retain(|(database, _)| *database != PASSING);
+        // Its sessions may still be on their way out, and a job may run.
+        if self.admin.ask(&format!("drop database {PASSING}")).error.is_none() {
+            self.launched.retain(|(database, _)| *database != PASSING);
+            self.admin.run(&format!("create database {PASSING}"));
+            self.is_closed = false;
+            self.cluster.session(PASSING).run(PREPARE);
+        }
+    }
+
+    fn close(&mut self, is_closed: bool) {
+        self.is_closed = is_closed;
+        self.admin.run(&format!("alter database {PASSING} allow_connections {}", !is_closed));
+    }
+
+    fn crash(&mut self) {
+        self.lockers.clear();
+        self.admin = crash(&self.cluster);
+        load(&mut self.admin);
+    }
+
+    fn step(&mut self) {
+        match self.dice.below(53) / 2 {
+            0..=6 => self.launch(),
+            7 | 8 => self.lock(),
+            9..=11 => self.unlock(),
+            12 | 22 => {
+                let signal = self.dice.pick(&["terminate", "cancel"]);
+                let worker = format!(
+                    "select pg_{signal}_backend(pid) from pg_stat_activity \
+                     where backend_type = 'pg_background' order by random() limit 1"
+                );
+                self.admin.run(&worker);
+            }
+            13 => self.try_with_batch("select pg_background_stop({})"),
+            14 | 15 => self.try_with_batch("select pg_background_retry({})"),
+            16 => self.try_with_batch("select * from pg_background_monitor({}, false, interval '50 ms')"),
+            17 | 18 => self.classic(),
+            19 => {
+                let limit = self.dice.pick(&["1", "2", "4", "-1"]);
+                set_server(&self.cluster, &mut self.admin, "pg_background_mgr.max_workers", limit);
+            }
+            20 => {
+                let time = self.dice.pick(&["0", "10s"]);
+                set_server(&self.cluster, &mut self.admin, "pg_background_mgr.worker_idle_timeout", time);
+            }
+            21 => self.drop_database(),
+            23 => {
+                let change = self.dice.pick(&["nologin", "login", "connection limit 1", "connection limit -1"]);
+                self.admin.run(&format!("alter role weak {change}"));
+            }
+            24 | 25 => {
+                let is_closed = !self.is_closed && self.dice.below(2) == 0;
+                self.close(is_closed);
+            }
+            _ => self.crash(),
+        }
+    }
+
+    /// Lets everything come to its end, and looks what is there.
+    fn settle(&mut self, round: u64) {
+        let because = format!("round {round}");
+        self.lockers.clear();
+        self.close(false);
+        self.admin.run("alter role weak login connection limit -1");
+        set_server(&self.cluster, &mut self.admin, "pg_background_mgr.max_workers", "2");
+        // One that has nothing to do forgets what is done.
+        set_server(&self.cluster, &mut self.admin, "pg_background_mgr.worker_idle_timeout", "10s");
+        for database in STAYING.into_iter().chain([PASSING]) {
+            let mut session = self.cluster.session(database);
+            // Its worker sees to what a server that has died left, too.
+            Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+            let open = "select uuid_child from pg_background_log written join log_background using (uuid_child) \
+                        where written.status = 'queued' and log_background.status <> 'lost'";
+            wait_until(&format!("every row of {database} is final: {because}"), || session.rows(open).is_empty());
+            for (rule, query) in [
+                (
+                    "what succeeded has its effect, once",
+                    "select l.name, l.query, count(r.name) from log_background l left join ran r using (name) \
+                     where status = 'succeeded' and l.name is not null group by l.name, l.query having count(r.name) <> 1",
+                ),
+                (
+                    "what has not succeeded has none",
+                    "select name, status, message from log_background join ran using (name) where status <> 'succeeded'",
+                ),
+                (
+                    "there is no effect without a row",
+                    "select name from ran where not exists (select from log_background l where l.name = ran.name)",
+                ),
+                (
+                    "what is lost says so",
+                    "select name, message from log_background where status = 'lost' and message not like 'the server went down %'",
+                ),
+            ] {
+                assert_eq!(session.rows(query), [""; 0], "{rule}: {database}, {because}");
+            }
+            for (_, batch) in self.launched.iter().filter(|(launched, _)| *launched == database) {
+                let count = format!("select count(*) from log_background where uuid_parent = '{}'", batch.parent);
+                assert_eq!(session.number(&count), batch.children.len() as i64, "all are there: {because}");
+            }
+        }
+        self.launched.clear();
+        let gone = "select count(*) from pg_background_live() where database not in (select oid from pg_database)";
+        wait_until(&format!("nothing is kept of what is gone: {because}"), || self.admin.value(gone) == "0");
+        set_server(&self.cluster, &mut self.admin, "pg_background_mgr.worker_idle_timeout", "0");
+        let workers = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
+        wait_until(&format!("no worker is left: {because}"), || self.admin.value(workers) == "0");
+    }
+}
+
+fn disorder_leaves_nothing_undone() {
+    let mut disorder = Disorder::begin();
+    for round in 0..dice::number("PGBM_DISORDER_ROUNDS").unwrap_or(2) {
+        for _ in 0..STEPS {
+            disorder.step();
+        }
+        disorder.settle(round);
+    }
+}
