@@ -1,7 +1,7 @@
 //! Commands that work only alone, and plans with processes of their own, in a worker that has served others.
 
 use crate::oracle::assert_same_error;
-use crate::warm::{in_a_new_process, rest, rest_after, run, run_warm, warm, Outcome};
+use crate::warm::{in_a_new_process, rest, rest_after, run, run_warm, wait_free, warm, Outcome};
 use pg_background_mgr_tests::lab::forced_parallel;
 use pg_background_mgr_tests::{case, Case, Db, Session};
 
@@ -20,7 +20,7 @@ pub fn cases() -> Vec<Case> {
 /// The worker `pid` has nothing of `command` left, and is the next job's: a transaction of its own, committed by itself.
 #[track_caller]
 fn assert_serves_on(session: &mut Session, pid: i32, command: &str) {
-    assert_eq!(session.value(&format!("select count(*) from pg_locks where pid = {pid}")), "0", "after: {command}");
+    wait_free(session, pid);
     session.run("create table if not exists ran (a int); truncate ran");
     let text = "insert into ran values (1); select count(*) from ran";
     assert_eq!(session.launch(text), pid, "after: {command}");
