@@ -342,7 +342,10 @@ fn classic_jobs_are_not_held_up_by_a_full_queue() {
 fn a_launch_does_not_wait_for_classic_jobs_that_fill_the_cap() {
     let cluster = cluster(1, &[]);
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
-    let pid = other.launch("select pg_sleep(600)");
+    // It counts when its process has begun.
+    let mut gate = Gate::close(cluster.session("postgres"));
+    let pid = other.launch(gate::WAIT);
+    gate.wait_for(pid);
     let batch = Batch::launch(&mut session, &["select 1", "select 2"]);
     assert_eq!(batch.states(&mut session), times("queued", 2));
     terminate(&mut other, pid);
