@@ -3,22 +3,34 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Random enough for moments. A failure names the seed.
-pub struct Dice(u64);
+pub struct Dice {
+    state: u64,
+    seed: u64,
+    variable: &'static str,
+}
+
+impl Drop for Dice {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}={}", self.variable, self.seed);
+        }
+    }
+}
 
 impl Dice {
-    /// With the seed in this variable, or another one each time; gives it, too.
-    pub fn new(variable: &str) -> (Self, u64) {
+    /// With the seed in this variable, or another one each time.
+    pub fn new(variable: &'static str) -> Self {
         let seed = number(variable).unwrap_or_else(|| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
             now.as_secs() ^ u64::from(now.subsec_nanos())
         });
-        (Dice(seed), seed)
+        Dice { state: seed, seed, variable }
     }
 
     pub fn below(&mut self, limit: u64) -> u64 {
         // Knuth's MMIX; the low bits are poor.
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.state >> 33) % limit
     }
 
     pub fn pick<T: Clone>(&mut self, choices: &[T]) -> T {

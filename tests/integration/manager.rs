@@ -27,6 +27,16 @@ pub const UNKNOWN: &str = "the server went down while the job was running or abo
 /// Keeps everybody from the log until the end of the transaction, also from reading it.
 pub const LOCK_LOG: &str = "begin; lock table pg_background_log in access exclusive mode";
 
+/// Keeps everybody from writing the log, and lets them read it.
+pub const FREEZE_LOG: &str = "begin; lock table pg_background_log in share mode";
+
+/// How many workers there are in the server.
+pub const WORKERS: &str = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
+
+/// How many jobs the server knows of databases that are gone.
+pub const OF_THE_GONE: &str =
+    "select count(*) from pg_background_live() where database not in (select oid from pg_database)";
+
 /// The uuid of nothing.
 pub const NOBODY: &str = "01234567-89ab-cdef-0123-456789abcdef";
 

@@ -2,7 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{
-    array, crash, drain, retry, stop, times, wait_at_gate, Batch, LOCK_LOG, NEVER_STARTED, NOBODY, UNKNOWN,
+    array, crash, drain, retry, stop, times, wait_at_gate, Batch, FREEZE_LOG, LOCK_LOG, NEVER_STARTED, NOBODY, UNKNOWN,
 };
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session};
 
@@ -225,7 +225,7 @@ fn a_job_is_stopped_while_its_failed_attempt_is_written() {
     let text = format!("{}; select 1 / 0", gate::WAIT);
     let batch = Batch::launch_with(&mut session, &[&text], r#"{"max_attempts": 2, "retry_delay": "1 h"}"#);
     wait_at_gate(&mut session, 1);
-    holder.run("begin; lock table pg_background_log in share mode");
+    holder.run(FREEZE_LOG);
     gate.open();
     // It does not wait for long; whoever comes later finds the job queued.
     let writes = "select exists (select from pg_locks join pg_stat_activity using (pid) where not granted \

@@ -1,7 +1,7 @@
 //! How many workers there are at once, what waits in the queue, and from where none may be launched.
 
 use crate::gate::{self, Gate};
-use crate::manager::{array, counts, drain, load, set_server, times, wait_at_gate, Batch, COUNTED, PEAK};
+use crate::manager::{array, counts, drain, load, set_server, times, wait_at_gate, Batch, COUNTED, PEAK, WORKERS};
 use crate::stage::{terminate, Paused};
 use pg_background_mgr_tests::lab::forced_parallel;
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, ServerError, Session, Stop};
@@ -110,8 +110,6 @@ fn without_a_queue_all_of_the_cap_can_be_had_again_and_again() {
     }
     assert_eq!(counts(&mut session, "true"), ["succeeded 80"]);
 }
-
-const WORKERS: &str = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
 
 fn the_workers_never_exceed_the_cap() {
     let cluster = cluster(5, &[]);

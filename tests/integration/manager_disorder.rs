@@ -4,25 +4,25 @@
 //! seed.
 
 use crate::dice::{self, Dice};
-use crate::manager::{crash, load, set_server, Batch};
+use crate::manager::{crash, load, set_server, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS};
 use pg_background_mgr_tests::{literal, private_case, wait_until, Case, Cluster, Session};
 
 pub fn cases() -> Vec<Case> {
     vec![private_case!(disorder_leaves_nothing_undone)]
 }
 
-/// These stay.
-const STAYING: [&str; 2] = ["postgres", "other"];
 /// This one is dropped and made again.
 const PASSING: &str = "passing";
+const DATABASES: [&str; 3] = ["postgres", "other", PASSING];
 const ROLES: [&str; 2] = ["postgres", "weak"];
 const STEPS: u64 = 150;
+
+type Step = fn(&mut Disorder);
 
 /// One cluster, and who holds what in it.
 struct Disorder {
     cluster: Cluster,
     dice: Dice,
-    seed: u64,
     admin: Session,
     /// Of the log of a database.
     lockers: Vec<(&'static str, Session)>,
@@ -37,33 +37,25 @@ const PREPARE: &str =
      create sequence tries; select pg_background_grant('weak'); grant insert, select on ran to weak; \
      grant usage on sequence tries to weak";
 
-impl Drop for Disorder {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("PGBM_DISORDER_SEED={}", self.seed);
-        }
-    }
-}
-
 impl Disorder {
     fn begin() -> Self {
-        let (dice, seed) = Dice::new("PGBM_DISORDER_SEED");
+        let dice = Dice::new("PGBM_DISORDER_SEED");
         let cluster = Cluster::start_new(&[("max_worker_processes", "7")]);
         let mut admin = cluster.session("postgres");
         admin.run("create role weak login");
-        for database in ["other", PASSING] {
+        for database in &DATABASES[1..] {
             admin.run(&format!("create database {database}"));
         }
-        for database in STAYING.into_iter().chain([PASSING]) {
+        for database in DATABASES {
             cluster.session(database).run(PREPARE);
         }
         load(&mut admin);
-        Disorder { cluster, dice, seed, admin, lockers: Vec::new(), launched: Vec::new(), next: 0, is_closed: false }
+        Disorder { cluster, dice, admin, lockers: Vec::new(), launched: Vec::new(), next: 0, is_closed: false }
     }
 
     fn database(&mut self) -> &'static str {
-        let third = if self.is_closed { STAYING[1] } else { PASSING };
-        self.dice.pick(&[STAYING[0], STAYING[0], STAYING[1], third])
+        let [first, second, third] = DATABASES;
+        self.dice.pick(&[first, first, second, if self.is_closed { second } else { third }])
     }
 
     /// Of a role that may not be let in by itself.
@@ -118,7 +110,7 @@ impl Disorder {
         let database = self.database();
         if self.lockers.iter().all(|(locked, _)| *locked != database) {
             let mut locker = self.cluster.session(database);
-            locker.run("begin; lock table pg_background_log in share mode");
+            locker.run(FREEZE_LOG);
             self.lockers.push((database, locker));
         }
     }
@@ -164,41 +156,50 @@ impl Disorder {
         load(&mut self.admin);
     }
 
+    fn signal(&mut self) {
+        let signal = self.dice.pick(&["terminate", "cancel"]);
+        let worker = format!(
+            "select pg_{signal}_backend(pid) from pg_stat_activity \
+             where backend_type = 'pg_background' order by random() limit 1"
+        );
+        self.admin.run(&worker);
+    }
+
+    /// Something at random; the number says how often.
+    const KINDS: [(u64, Step); 13] = [
+        (14, Self::launch),
+        (4, Self::lock),
+        (6, Self::unlock),
+        (4, Self::signal),
+        (2, |this| this.try_with_batch("select pg_background_stop({})")),
+        (4, |this| this.try_with_batch("select pg_background_retry({})")),
+        (2, |this| this.try_with_batch("select * from pg_background_monitor({}, false, interval '50 ms')")),
+        (4, Self::classic),
+        (4, |this| {
+            let (name, values) =
+                this.dice.pick(&[("max_workers", &["1", "2", "4", "-1"][..]), ("worker_idle_timeout", &["0", "10s"])]);
+            let value = this.dice.pick(values);
+            set_server(&this.cluster, &mut this.admin, &format!("pg_background_mgr.{name}"), value);
+        }),
+        (2, Self::drop_database),
+        (2, |this| {
+            let change = this.dice.pick(&["nologin", "login", "connection limit 1", "connection limit -1"]);
+            this.admin.run(&format!("alter role weak {change}"));
+        }),
+        (4, |this| {
+            let is_closed = !this.is_closed && this.dice.below(2) == 0;
+            this.close(is_closed);
+        }),
+        (1, Self::crash),
+    ];
+
     fn step(&mut self) {
-        match self.dice.below(53) / 2 {
-            0..=6 => self.launch(),
-            7 | 8 => self.lock(),
-            9..=11 => self.unlock(),
-            12 | 22 => {
-                let signal = self.dice.pick(&["terminate", "cancel"]);
-                let worker = format!(
-                    "select pg_{signal}_backend(pid) from pg_stat_activity \
-                     where backend_type = 'pg_background' order by random() limit 1"
-                );
-                self.admin.run(&worker);
+        let mut rest = self.dice.below(Self::KINDS.iter().map(|(weight, _)| weight).sum());
+        for (weight, step) in Self::KINDS {
+            if rest < weight {
+                return step(self);
             }
-            13 => self.try_with_batch("select pg_background_stop({})"),
-            14 | 15 => self.try_with_batch("select pg_background_retry({})"),
-            16 => self.try_with_batch("select * from pg_background_monitor({}, false, interval '50 ms')"),
-            17 | 18 => self.classic(),
-            19 => {
-                let limit = self.dice.pick(&["1", "2", "4", "-1"]);
-                set_server(&self.cluster, &mut self.admin, "pg_background_mgr.max_workers", limit);
-            }
-            20 => {
-                let time = self.dice.pick(&["0", "10s"]);
-                set_server(&self.cluster, &mut self.admin, "pg_background_mgr.worker_idle_timeout", time);
-            }
-            21 => self.drop_database(),
-            23 => {
-                let change = self.dice.pick(&["nologin", "login", "connection limit 1", "connection limit -1"]);
-                self.admin.run(&format!("alter role weak {change}"));
-            }
-            24 | 25 => {
-                let is_closed = !self.is_closed && self.dice.below(2) == 0;
-                self.close(is_closed);
-            }
-            _ => self.crash(),
+            rest -= weight;
         }
     }
 
@@ -211,7 +212,7 @@ impl Disorder {
         set_server(&self.cluster, &mut self.admin, "pg_background_mgr.max_workers", "2");
         // One that has nothing to do forgets what is done.
         set_server(&self.cluster, &mut self.admin, "pg_background_mgr.worker_idle_timeout", "10s");
-        for database in STAYING.into_iter().chain([PASSING]) {
+        for database in DATABASES {
             let mut session = self.cluster.session(database);
             // Its worker sees to what a server that has died left, too.
             Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
@@ -245,11 +246,9 @@ impl Disorder {
             }
         }
         self.launched.clear();
-        let gone = "select count(*) from pg_background_live() where database not in (select oid from pg_database)";
-        wait_until(&format!("nothing is kept of what is gone: {because}"), || self.admin.value(gone) == "0");
+        wait_until(&format!("nothing is kept of what is gone: {because}"), || self.admin.value(OF_THE_GONE) == "0");
         set_server(&self.cluster, &mut self.admin, "pg_background_mgr.worker_idle_timeout", "0");
-        let workers = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
-        wait_until(&format!("no worker is left: {because}"), || self.admin.value(workers) == "0");
+        wait_until(&format!("no worker is left: {because}"), || self.admin.value(WORKERS) == "0");
     }
 }
 

@@ -1,7 +1,7 @@
 //! `pg_background_retry`.
 
 use crate::gate::{self, Gate};
-use crate::manager::{crash, log, retry, stop, times, wait_at_gate, Batch, NOBODY};
+use crate::manager::{crash, log, retry, stop, times, wait_at_gate, Batch, FREEZE_LOG, NOBODY};
 use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session, Stop};
 
 pub fn cases() -> Vec<Case> {
@@ -249,7 +249,7 @@ fn the_options_hold_for_every_retry(db: &Db) {
         let rows = "select concat_ws(' ', status, attempts) from pg_background_log";
         wait_until("the rows are final", || session.rows(rows) == times(&format!("failed {attempts}"), 2));
         assert_eq!(session.rows(kept), [expected, expected]);
-        holder.run("begin; lock pg_background_log in share mode");
+        holder.run(FREEZE_LOG);
         retry(&mut session, &batch.parent);
         wait_until("both have failed", || batch.states(&mut session) == ["failed", "failed"]);
         holder.run("rollback");
@@ -419,7 +419,7 @@ fn what_was_stopped_just_now_is_run_again(db: &Db) {
 /// Nobody may take it for one that needs no retry.
 fn a_job_whose_end_cannot_be_written_is_run_again_later(db: &Db) {
     let (mut session, mut holder) = (db.session(), db.session());
-    holder.run("begin; lock pg_background_log in share mode");
+    holder.run(FREEZE_LOG);
     let batch = Batch::launch(&mut session, &["select 1 / 0", "select 2"]);
     wait_until("both have ended", || batch.states(&mut session) == ["failed", "succeeded"]);
     for uuid in [&batch.parent, &batch.children[0]] {

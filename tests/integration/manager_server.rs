@@ -1,7 +1,9 @@
 //! One server for the jobs of all: fair turns, full queues, extensions and databases that are dropped.
 
 use crate::gate::{self, Gate};
-use crate::manager::{array, counts, drain, load, log, set_server, times, wait_at_gate, Batch};
+use crate::manager::{
+    array, counts, drain, load, log, set_server, times, wait_at_gate, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS,
+};
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 
 pub fn cases() -> Vec<Case> {
@@ -177,9 +179,6 @@ fn a_hundred_batches_of_twenty_sessions_run() {
     assert_eq!(admin.value("select count(*) from pg_background_batches where succeeded = 10"), "100");
 }
 
-/// How many background workers there are.
-const WORKERS: &str = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
-
 fn the_extension_is_dropped_with_jobs_in_every_state() {
     let cluster = Cluster::start_with_extension(&[
         ("pg_background_mgr.max_workers", "2"),
@@ -311,8 +310,7 @@ fn a_database_dropped_by_force_takes_its_jobs_along() {
     wait_until("the end of the workers", || admin.value(WORKERS) == "0");
     let live = "select count(*) from pg_background_jobs where status in ('queued', 'running')";
     wait_until("nothing of it waits", || admin.value(live) == "0");
-    let left = "select count(*) from pg_background_live() where database not in (select oid from pg_database)";
-    wait_until("nothing of it is kept", || admin.value(left) == "0");
+    wait_until("nothing of it is kept", || admin.value(OF_THE_GONE) == "0");
     Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
 }
 
@@ -386,7 +384,7 @@ fn kept(admin: &mut Session, batch: &Batch) -> Vec<String> {
 /// who has the lock.
 fn end_unwritten(cluster: &Cluster, admin: &mut Session, elsewhere: &mut Session) -> (Batch, Session) {
     let mut holder = cluster.session("postgres");
-    holder.run("begin; lock pg_background_log in share mode");
+    holder.run(FREEZE_LOG);
     let batch = Batch::launch(admin, &["select 1"]);
     wait_until("its end", || batch.states(admin) == ["succeeded"]);
     Batch::launch(elsewhere, &["select 2"]).succeed(elsewhere);

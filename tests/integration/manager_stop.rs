@@ -1,7 +1,7 @@
 //! `pg_background_stop`.
 
 use crate::gate::{self, Gate};
-use crate::manager::{array, counts, drain, times, wait_at_gate, Batch, NOBODY, STUBBORN};
+use crate::manager::{array, counts, drain, times, wait_at_gate, Batch, FREEZE_LOG, NOBODY, STUBBORN};
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 use std::time::{Duration, Instant};
 
@@ -145,7 +145,7 @@ fn a_stopped_job_says_who_stopped_it(db: &Db) {
     wait_at_gate(&mut admin, 1);
     // Nobody can write the log: it is known all the same.
     let mut holder = db.session();
-    holder.run("begin; lock pg_background_log in share mode");
+    holder.run(FREEZE_LOG);
     stop(&mut other, &batch.parent);
     let expected = [
         format!("57014|stopped by user \"{stopper}\""),
@@ -196,7 +196,7 @@ fn who_stopped_a_job_is_known_when_the_role_has_another_name(db: &Db) {
     let batch = Batch::launch_with(&mut session, &times(gate::WAIT, 2), r#"{"max_workers": 1}"#);
     wait_at_gate(&mut admin, 1);
     let mut holder = db.session();
-    holder.run("begin; lock pg_background_log in share mode");
+    holder.run(FREEZE_LOG);
     let mut other = db.client().user(&stopper).connect();
     stop(&mut other, &batch.parent);
     drop(other);

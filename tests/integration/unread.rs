@@ -77,7 +77,7 @@ fn a_million_rows_unread_hold_nothing_of_the_session(db: &Db) {
     session.run("create table t (a int)");
     let text = format!("select pg_advisory_lock(5); create temp table mine (a int); {MILLION}");
     let pid = launch_unread(&mut session, &mut watcher, &text);
-    wait_until("no lock", || watcher.rows(&format!("select * from pg_locks where pid = {pid}")).is_empty());
+    wait_free(&mut watcher, pid);
     session.run("set statement_timeout = '20s'");
     assert_eq!(session.value("select pg_advisory_lock(5) is null"), "f");
     assert_eq!(watcher.value("select count(*) from pg_class where relname = 'mine'"), "0");
