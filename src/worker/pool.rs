@@ -114,18 +114,7 @@ pub fn on_exit() {
     let is_late = interrupt::is_late();
     let report = if is_late { Report::from(Error::JobTimeout) } else { report };
     let state = if report.sqlstate == sqlstate(b"57P01") { State::Stopped } else { State::Failed };
-    // Without a reason it was not refused, it just ended, or somebody ended it: another one may have more luck.
-    let is_passing = is_interrupt(&report) || [0, sqlstate(b"55P03")].contains(&report.sqlstate);
-    let is_refused = !LOGGED_IN.get() && !is_passing;
-    let refused = is_refused.then(|| {
-        if report.sqlstate == sqlstate(b"53300") {
-            Refusal::TooMany { is_alone: COUNTED_ALONE.get() }
-        } else if report.sqlstate == sqlstate(b"3D000") && report.detail.is_none() {
-            Refusal::NoDatabase // with a detail it may be renamed just now, or have lost its files
-        } else {
-            Refusal::Login
-        }
-    });
+    let refused = refusal(&report);
     let report = if report.sqlstate == 0 { Report::from(Error::WorkerLost(session::pid())) } else { report };
     let (state, outcome) = match queue::take_decided() {
         Some((state, outcome)) => (state, to_bytes(&outcome)),
@@ -136,6 +125,21 @@ pub fn on_exit() {
     };
     if let Some(start) = area::write(|memory| registry::died(memory, index, state, &outcome, refused)) {
         succeed(index, start);
+    }
+}
+
+/// Why the server did not let this worker in. None = it did, or the worker just ended, or somebody ended it: another one may
+/// have more luck.
+fn refusal(report: &Report) -> Option<Refusal> {
+    let is = |code| report.sqlstate == sqlstate(code);
+    if LOGGED_IN.get() || is_interrupt(report) || report.sqlstate == 0 || is(b"55P03") {
+        None
+    } else if is(b"53300") {
+        Some(Refusal::TooMany { is_alone: COUNTED_ALONE.get() })
+    } else if is(b"3D000") && report.detail.is_none() {
+        Some(Refusal::NoDatabase) // with a detail it may be renamed just now, or have lost its files
+    } else {
+        Some(Refusal::Login)
     }
 }
 

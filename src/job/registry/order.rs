@@ -88,10 +88,14 @@ pub(super) fn push(memory: &mut Memory, place: Place, index: u32, not_before: i6
 /// How long a job runs before those that its worker has claimed with it are free for others, in microseconds.
 const HELD_UP: i64 = 20_000;
 
+/// Since when a busy worker runs its job.
+pub(super) fn busy_since(memory: &Memory, slot: &Slot) -> Option<i64> {
+    (slot.life() == Life::Busy).then(|| lists::job(memory, slot.batch, slot.job).started)
+}
+
 /// When the job of a busy worker has run for so long that others could run what was claimed with it.
 fn holds_up_from(memory: &Memory, slot: &Slot) -> Option<i64> {
-    let is_of_use = slot.life() == Life::Busy && vacancies(memory, slot.batch) > 0;
-    is_of_use.then(|| lists::job(memory, slot.batch, slot.job).started + HELD_UP)
+    busy_since(memory, slot).filter(|_| vacancies(memory, slot.batch) > 0).map(|started| started + HELD_UP)
 }
 
 /// The jobs that a busy worker has claimed and not begun.

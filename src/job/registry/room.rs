@@ -150,7 +150,7 @@ fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
 
 /// Is the place of a worker of this key, which has nothing to do, wanted for another one?
 pub(super) fn is_wanted_elsewhere(memory: &mut Memory, key: Place, now: i64) -> bool {
-    (hungriest(memory, now, key).is_some() || unattended_database(memory, now).is_some()) && live(memory) >= guc::cap()
+    live(memory) >= guc::cap() && (hungriest(memory, now, key).is_some() || unattended_database(memory, now).is_some())
 }
 
 /// Is the worker in this slot to make room for another role? Only when there is no other room.
@@ -287,16 +287,13 @@ pub fn plan(memory: &mut Memory) -> Vec<Start> {
 /// How long a job runs before its worker is not expected to look for something else soon, in microseconds.
 const LONG: i64 = 1_000_000;
 
-/// Does it run a job that has not run for long?
-fn is_busy_for_a_moment(memory: &Memory, slot: &Slot, now: i64) -> bool {
-    slot.life() == Life::Busy && lists::job(memory, slot.batch, slot.job).started + LONG > now
-}
-
 /// A database with final rows to write and no worker that will see to them.
 fn unattended_database(memory: &Memory, now: i64) -> Option<u32> {
+    let looks_soon =
+        |slot: &Slot| has_time(slot) || order::busy_since(memory, slot).is_some_and(|started| started + LONG > now);
     let is_attended = |database: u32| {
         let here = |slot: &&Slot| slot.key != 0 && memory.get::<Key>(slot.key).database == database;
-        slots(memory).iter().filter(here).any(|slot| has_time(slot) || is_busy_for_a_moment(memory, slot, now))
+        slots(memory).iter().filter(here).any(looks_soon)
     };
     let unlogged = order::unlogged(memory).map(|place| memory.get::<Batch>(place));
     let due = unlogged.filter(|batch| batch.writer == 0 && batch.retry_log_at <= now);

@@ -247,26 +247,8 @@ pub fn died(
         return None;
     }
     end::abandon(memory, index, state, outcome);
-    let others = if own.key == 0 { 0 } else { memory.get::<Key>(own.key).workers.saturating_sub(1) };
-    match refused {
-        // Those that there are go on.
-        Some(Refusal::TooMany { .. }) if others > 0 => {
-            leave_key(memory, index);
-            memory.get_mut::<Key>(own.key).limit = others;
-        }
-        // Those that it was counted with have gone since, perhaps refused as well: the next one looks again.
-        Some(Refusal::TooMany { is_alone: false }) | None => leave_key(memory, index),
-        Some(refusal) => {
-            if own.key != 0 {
-                let Key { database, login, .. } = *memory.get::<Key>(own.key);
-                match refusal {
-                    Refusal::NoDatabase => end::forget_database(memory, database, index),
-                    _ if login == 0 => end::postpone_log(memory, database),
-                    _ => end::fail_queued(memory, own.key, outcome),
-                }
-            }
-            leave_key(memory, index);
-        }
+    if own.key != 0 {
+        part(memory, index, own.key, outcome, refused);
     }
     let goes = own.is_unwanted != 0 || own.is_mortal != 0;
     if let Some(slot) = slot_mut(memory, index) {
@@ -282,6 +264,25 @@ pub fn died(
         return succeed(memory, index, 0);
     }
     None
+}
+
+/// A worker that dies and its key part; `refused`: what is queued there, or to be written, is for others to see to, or ends.
+fn part(memory: &mut Memory, index: usize, key: Place, outcome: &[u8], refused: Option<Refusal>) {
+    let Key { database, login, workers, .. } = *memory.get::<Key>(key);
+    let others = workers.saturating_sub(1);
+    match refused {
+        None => {}
+        // Those that there are go on; those that it was counted with and that have gone since were perhaps refused as well: the
+        // next one looks again.
+        Some(Refusal::TooMany { is_alone }) if others > 0 || !is_alone => {}
+        Some(Refusal::NoDatabase) => end::forget_database(memory, database, index),
+        Some(_) if login == 0 => end::postpone_log(memory, database),
+        Some(_) => end::fail_queued(memory, key, outcome),
+    }
+    leave_key(memory, index);
+    if matches!(refused, Some(Refusal::TooMany { .. })) && others > 0 {
+        memory.get_mut::<Key>(key).limit = others;
+    }
 }
 
 /// Ends the processes that run these jobs, if they still do.
