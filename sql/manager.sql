@@ -28,6 +28,7 @@ CREATE TABLE pg_background_log (
     epoch pg_catalog.int8 NOT NULL,
     owner pg_catalog.oid NOT NULL,
     login pg_catalog.oid NOT NULL,
+    database pg_catalog.oid NOT NULL,
     is_started pg_catalog.bool NOT NULL DEFAULT false
 ) WITH (fillfactor = 70);
 
@@ -46,6 +47,8 @@ COMMENT ON COLUMN pg_background_log.epoch IS
 'Which life of the server accepted the job: another number after each restart and each crash.';
 COMMENT ON COLUMN pg_background_log.login IS
 'Who launched the job: the role that its worker logs in as. Not the owner if SET ROLE was active.';
+COMMENT ON COLUMN pg_background_log.database IS
+'Which database accepted the job: not this one, if it was copied from that.';
 COMMENT ON COLUMN pg_background_log.is_started IS
 'Whether a worker was about to start the job: before that, it certainly did not run.';
 
@@ -76,7 +79,7 @@ LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10;
 COMMENT ON FUNCTION pg_background_spooled() IS
 'Jobs of this database that were accepted by a server that died before they could be written to the log. For the views.';
 
-CREATE FUNCTION pg_background_state(uuid_child pg_catalog.uuid, epoch pg_catalog.int8, is_started pg_catalog.bool)
+CREATE FUNCTION pg_background_state(uuid_child pg_catalog.uuid, epoch pg_catalog.int8, database pg_catalog.oid, is_started pg_catalog.bool)
 RETURNS TABLE (status pg_catalog.text, pid pg_catalog.int4, start_time_exec pg_catalog.timestamptz,
     end_time_exec pg_catalog.timestamptz, attempts pg_catalog.int4, queue_position pg_catalog.int8,
     progress pg_catalog.int4, progress_message pg_catalog.text, result pg_catalog.text, row_count pg_catalog.int8,
@@ -85,8 +88,8 @@ RETURNS TABLE (status pg_catalog.text, pid pg_catalog.int4, start_time_exec pg_c
 AS 'MODULE_PATHNAME', 'pg_background_state'
 LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1;
 
-COMMENT ON FUNCTION pg_background_state(pg_catalog.uuid, pg_catalog.int8, pg_catalog.bool) IS
-'What has become of a job whose row in the log is not final, as far as the caller may see it: what the server knows, or had noted before it died; a query sees all jobs of a batch at one moment. For the views.';
+COMMENT ON FUNCTION pg_background_state(pg_catalog.uuid, pg_catalog.int8, pg_catalog.oid, pg_catalog.bool) IS
+'What has become of a job whose row in the log is not final, as far as the caller may see it: what the server knows, or had noted before it died; a query sees all jobs of a batch at one moment. database: which one accepted it, NULL for this one. For the views.';
 
 -- Whoever may create objects in this schema, before the extension is in it or later, can have functions and operators of
 -- the same names here. So functions are called here alone, where they are bound for good, with arguments of exactly their
@@ -118,7 +121,7 @@ SELECT l.id, s.pid, s.status, l.ip_client, l.user_name, l.uuid_parent, l.uuid_ch
     s.start_time_exec, s.end_time_exec, l.name, l.batch_name, l.queued_at, COALESCE(s.attempts, l.attempts), s.row_count,
     s.command_tag, COALESCE(s.sqlstate, l.sqlstate), COALESCE(s.message, l.message), COALESCE(s.detail, l.detail),
     COALESCE(s.hint, l.hint), COALESCE(s.context, l.context), l.epoch, s.queue_position, s.progress, s.progress_message
-FROM pg_background_log AS l, LATERAL pg_background_state(l.uuid_child, l.epoch, l.is_started) AS s
+FROM pg_background_log AS l, LATERAL pg_background_state(l.uuid_child, l.epoch, l.database, l.is_started) AS s
 WHERE l.status = 'queued'
     AND (pg_catalog.pg_has_role(l.owner, 'USAGE') OR pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'))
     AND l.uuid_child NOT IN (SELECT u.uuid_child FROM unrecorded AS u)
@@ -135,7 +138,7 @@ SELECT NULL, s.pid, s.status, v.ip_client::pg_catalog.inet, v.user_name::pg_cata
     v.query, s.result, s.start_time_exec, s.end_time_exec, v.name, v.batch_name, v.queued_at, COALESCE(s.attempts, v.attempts),
     s.row_count, s.command_tag, s.sqlstate, s.message, s.detail, s.hint, s.context, v.epoch, s.queue_position, s.progress,
     s.progress_message
-FROM spooled AS v, LATERAL pg_background_state(v.uuid_child, v.epoch, false) AS s;
+FROM spooled AS v, LATERAL pg_background_state(v.uuid_child, v.epoch, NULL::pg_catalog.oid, false) AS s;
 
 COMMENT ON VIEW pg_background_all_jobs IS
 'Jobs of this database, as the log and the registry have them together. For the other views.';
@@ -152,9 +155,9 @@ CREATE RULE delete_log AS ON DELETE TO log_background DO INSTEAD
 COMMENT ON VIEW log_background IS
 'One row a job of pg_background_launch_num, with its true state: also right after a crash. Each role sees its own rows.';
 COMMENT ON COLUMN log_background.status IS
-'queued, running, succeeded, failed, stopped, or lost: the server died under it.';
+'queued, running, succeeded, failed, stopped, or lost: the server died under it, or it is a job of the database that this one was copied from.';
 COMMENT ON COLUMN log_background.message IS
-'Why the job did not succeed: its error; who stopped it; that another job of its batch failed; that the server went down.';
+'Why the job did not succeed: its error; who stopped it; that another job of its batch failed; that the server went down, or the database was copied.';
 COMMENT ON COLUMN log_background.result IS
 'Rows of the last statement that gave rows, as a JSON array of as many whole rows as fit in pg_background_mgr.log_result_limit; without rows, the command tags.';
 

@@ -92,25 +92,27 @@ fn spooled(call: &Call) -> Result<Value, Error> {
     Ok(Value::Void)
 }
 
-/// `pg_background_state(uuid_child uuid, epoch int8, is_started bool) RETURNS TABLE (…)`
+/// `pg_background_state(uuid_child uuid, epoch int8, database oid, is_started bool) RETURNS TABLE (…)`
 fn state(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
     if let (Some(uuid), Some(epoch)) = (call.uuid(0), call.int8(1)) {
-        let is_started = call.bool(2).unwrap_or(true);
+        let is_started = call.bool(3).unwrap_or(true);
+        if call.oid(2).is_some_and(|accepted_in| accepted_in != database()) {
+            rows.put(&lost("this database was copied from that of the job before the job ended"))?;
         // A standby does not know what its primary is doing.
-        if transaction::in_recovery() {
+        } else if transaction::in_recovery() {
             rows.put(&from_outcome("queued", &Outcome::default()))?;
         } else if epoch == area::epoch() {
             match call.with_memory_of_query(|sight: &mut Sight| sight.of(&uuid).map(from_moment)) {
                 Some(row) => rows.put(&row)?,
                 // It has ended since the reader's snapshot was taken.
                 None if session::has_ended(&uuid) => rows.put(&from_outcome("running", &Outcome::default()))?,
-                None => rows.put(&lost(is_started))?,
+                None => rows.put(&lost(went_down(is_started)))?,
             }
         } else {
             match call.with_memory_of_query(|sight: &mut Sight| sight.note(epoch, &uuid)).map(Note::into_end) {
                 Some(Some(end)) => rows.put(&from_end(&end))?,
-                note => rows.put(&lost(is_started || note.is_some()))?,
+                note => rows.put(&lost(went_down(is_started || note.is_some())))?,
             }
         }
     }
@@ -118,12 +120,15 @@ fn state(call: &Call) -> Result<Value, Error> {
     Ok(Value::Void)
 }
 
-fn lost(is_started: bool) -> Vec<Cell> {
-    let message = if is_started {
+fn went_down(is_started: bool) -> &'static str {
+    if is_started {
         "the server went down while the job was running or about to start; its outcome is unknown"
     } else {
         "the server went down before the job started"
-    };
+    }
+}
+
+fn lost(message: &str) -> Vec<Cell> {
     from_outcome("lost", &Outcome { message: Some(message.into()), ..Outcome::default() })
 }
 

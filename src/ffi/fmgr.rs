@@ -78,6 +78,11 @@ impl Call {
         self.argument(index).map(|datum| datum.value() as i32)
     }
 
+    /// An `oid` argument; none = NULL.
+    pub fn oid(&self, index: usize) -> Option<u32> {
+        self.argument(index).map(|datum| datum.value() as u32)
+    }
+
     /// An `int8` argument; none = NULL.
     pub fn int8(&self, index: usize) -> Option<i64> {
         self.argument(index).map(|datum| datum.value() as i64)

@@ -348,7 +348,7 @@ pub fn prune(older_than: i64, owner: Option<u32>, limit: Option<i64>) -> i64 {
     if !find() {
         return 0;
     }
-    let epoch = area::epoch();
+    let (epoch, database) = (area::epoch(), session::database());
     let of_owner =
         owner.map_or(String::new(), |owner| format!(" AND owner OPERATOR(pg_catalog.=) {owner}::pg_catalog.oid"));
     // What has ended before was queued before: there is an index on that, and no end of a job changes it.
@@ -356,7 +356,8 @@ pub fn prune(older_than: i64, owner: Option<u32>, limit: Option<i64>) -> i64 {
         " WHERE queued_at OPERATOR(pg_catalog.<) $1 \
           AND (status OPERATOR(pg_catalog.<>) 'queued'::pg_catalog.text AND end_time_exec OPERATOR(pg_catalog.<) $1 \
             OR status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text \
-            AND epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8){of_owner}"
+            AND (epoch OPERATOR(pg_catalog.<>) ({epoch})::pg_catalog.int8 \
+              OR database OPERATOR(pg_catalog.<>) {database}::pg_catalog.oid)){of_owner}"
     );
     let before = Cell::Timestamp(process::now().saturating_sub(older_than));
     let delete = [b"DELETE FROM ".as_slice(), &table()].concat();

@@ -480,8 +480,8 @@ fn any_number_of_old_rows_goes_by_itself() {
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
     session.run(
         "insert into pg_background_log (status, user_name, uuid_parent, uuid_child, query, queued_at, end_time_exec, \
-         attempts, epoch, owner, login) select status, user_name, uuid_parent, md5(i::text)::uuid, query, now() - interval '2 h', \
-         now() - interval '1 h', attempts, epoch, owner, login from pg_background_log, generate_series(1, 45000) as i",
+         attempts, epoch, database, owner, login) select status, user_name, uuid_parent, md5(i::text)::uuid, query, now() - interval '2 h', \
+         now() - interval '1 h', attempts, epoch, database, owner, login from pg_background_log, generate_series(1, 45000) as i",
     );
     set_server(&cluster, &mut session, "pg_background_mgr.log_retention", "10s");
     assert_some_jobs(&mut session);

@@ -365,8 +365,8 @@ fn a_full_disk_does_not_fail_a_job() {
     // More than a segment of the write-ahead log, which must still be written.
     session.run(
         "insert into pg_background_log \
-         (status, user_name, uuid_parent, uuid_child, query, queued_at, attempts, epoch, owner, login) \
-         select status, user_name, uuid_parent, md5(i::text)::uuid, query, queued_at, attempts, epoch, owner, login \
+         (status, user_name, uuid_parent, uuid_child, query, queued_at, attempts, epoch, database, owner, login) \
+         select status, user_name, uuid_parent, md5(i::text)::uuid, query, queued_at, attempts, epoch, database, owner, login \
          from pg_background_log, generate_series(1, 150000) as i",
     );
     let bytes = session.value("select pg_relation_size('pg_background_log')");

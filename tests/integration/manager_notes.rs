@@ -72,7 +72,7 @@ fn work_committed_under_a_locked_log_is_known_after_a_crash() {
     let followed = format!("select status from pg_background_monitor('{parent}', false)");
     assert_eq!(session.rows(&followed), ["succeeded"]);
     // It is nobody else's, however he asks.
-    let state = "select s.status, s.result from pg_background_state('{child}', {epoch}, true) as s"
+    let state = "select s.status, s.result from pg_background_state('{child}', {epoch}, null, true) as s"
         .replace("{child}", &batch.children[0])
         .replace("{epoch}", &batch.log(&mut session, 0, "epoch"));
     let mut weak = cluster.client("postgres").user("weak").connect();

@@ -2,7 +2,8 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{
-    array, counts, drain, load, log, set_server, times, wait_at_gate, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS,
+    array, counts, drain, load, log, retry, set_server, stop, times, wait_at_gate, Batch, FREEZE_LOG, OF_THE_GONE,
+    WORKERS,
 };
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 
@@ -23,6 +24,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_database_dropped_by_force_takes_its_jobs_along).since(13),
         private_case!(a_database_is_renamed_while_jobs_wait),
         private_case!(a_database_with_idle_workers_is_a_template),
+        private_case!(open_jobs_of_a_database_are_not_those_of_its_copy),
         private_case!(a_database_that_is_dropped_while_its_jobs_wait_harms_nobody),
         private_case!(rows_of_a_database_without_a_worker_are_written),
         private_case!(rows_of_a_database_that_refuses_workers_hold_up_no_others),
@@ -355,6 +357,40 @@ fn a_database_with_idle_workers_is_a_template() {
     Batch::launch(&mut copy, &["insert into ran values (2)"]).succeed(&mut copy);
     assert_eq!(copy.rows("select a from ran order by a"), ["1", "2"]);
     assert_eq!(cluster.session("other").rows("table ran"), ["1"]);
+}
+
+fn open_jobs_of_a_database_are_not_those_of_its_copy() {
+    let (cluster, mut admin) = with_other();
+    let mut session = cluster.session("other");
+    let batch = Batch::launch_json(
+        &mut session,
+        r#"[{"query": "insert into ran values (1 / (select count(*) from ran))", "max_attempts": 2, "retry_delay": 3600},
+            {"query": "select 1 / 0", "max_attempts": 2, "retry_delay": 3600}]"#,
+    );
+    wait_until("the first attempts' end", || batch.column(&mut session, "status || attempts") == ["queued1"; 2]);
+    drop(session);
+    wait_alone(&mut admin);
+    admin.run("create database copy template other");
+    let mut copy = cluster.session("copy");
+    let lost = "lost|this database was copied from that of the job before the job ended";
+    let shown = "concat_ws('|', status, message)";
+    assert_eq!(batch.column(&mut copy, shown), [lost; 2]);
+    assert_eq!(copy.rows("select lost, total from pg_background_batches"), ["2|2"]);
+    // One of them at a time.
+    let again = format!("select pg_background_retry('{}')", batch.parent);
+    assert_eq!(copy.error(&again).sqlstate(), "55000");
+    let mut session = cluster.session("other");
+    assert_eq!(batch.states(&mut session), ["queued"; 2]);
+    assert_eq!(stop(&mut session, &batch.parent), ["stopped"; 2]);
+    wait_until("the rows of the jobs", || batch.written(&mut session) == ["stopped"; 2]);
+    assert_eq!(batch.column(&mut copy, shown), [lost; 2]);
+    copy.run("insert into ran values (0)");
+    assert_eq!(retry(&mut copy, &batch.children[0]), batch.children[..1]);
+    assert_eq!(batch.finish(&mut copy), ["succeeded", "lost"]);
+    assert_eq!(copy.rows("table ran"), ["0", "1"]);
+    assert_eq!(batch.states(&mut session), ["stopped"; 2]);
+    // What it was copied with goes with what is old.
+    assert_eq!(copy.value("select pg_background_prune('0')"), "2");
 }
 
 fn a_database_that_is_dropped_while_its_jobs_wait_harms_nobody() {

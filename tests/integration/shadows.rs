@@ -189,7 +189,7 @@ fn namesakes(schema: &str) -> String {
         "pg_background_spooled(text)",
         "pg_background_spooled(variadic text[])",
         "pg_background_state(uuid, bigint)",
-        "pg_background_state(uuid, bigint, text)",
+        "pg_background_state(uuid, bigint, oid, text)",
     ];
     let create = |signature: &str| {
         format!(
@@ -206,7 +206,7 @@ fn rivals(schema: &str) -> String {
         + &[
             "pg_background_live(boolean, boolean, int default 0)",
             "pg_background_spooled(int default 0)",
-            "pg_background_state(uuid, bigint, boolean, int default 0)",
+            "pg_background_state(uuid, bigint, oid, boolean, int default 0)",
         ]
         .map(|signature| {
             format!(

@@ -2,7 +2,7 @@
 
 use super::{hold, table};
 use crate::ffi::typed_rows::Cell;
-use crate::ffi::{area, spi, transaction};
+use crate::ffi::{area, session, spi, transaction};
 use crate::job::registry::{self, JobView, Place, Recorded};
 use crate::job::spool::Spooled;
 
@@ -88,26 +88,28 @@ pub(super) fn recover(batch: &Spooled) {
     insert(&head, jobs, " WHERE l.queued_at OPERATOR(pg_catalog.<) excluded.queued_at");
 }
 
-/// A job that was launched before has a row, which is that of this launch from now on; `which`: of some only.
+/// A job that was launched before has a row, which is that of this launch from now on; `which`: of some only. All are of
+/// this database.
 fn insert(batch: &Batch, jobs: impl Iterator<Item = Job>, which: &str) {
     let sql = [
         b"INSERT INTO ".as_slice(),
         &table(),
-        b" AS l (status, epoch, uuid_parent, owner, login, user_name, ip_client, batch_name, queued_at, uuid_child, name, \
+        b" AS l (status, epoch, database, uuid_parent, owner, login, user_name, ip_client, batch_name, queued_at, uuid_child, name, \
           query, options, attempts, is_started) \
-          SELECT 'queued', $1, $2, $3::pg_catalog.oid, $4::pg_catalog.oid, $5::pg_catalog.name, $6::pg_catalog.inet, $7, $8, \
+          SELECT 'queued', $1, $15::pg_catalog.oid, $2, $3::pg_catalog.oid, $4::pg_catalog.oid, $5::pg_catalog.name, $6::pg_catalog.inet, $7, $8, \
           j.uuid::pg_catalog.uuid, j.name, j.query, j.options::pg_catalog.jsonb, j.attempts::pg_catalog.int4, \
           j.is_started::pg_catalog.bool \
           FROM ROWS FROM (pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11), \
           pg_catalog.unnest($12), pg_catalog.unnest($13), pg_catalog.unnest($14)) \
           AS j (uuid, name, query, options, attempts, is_started) \
-          ON CONFLICT (uuid_child) DO UPDATE SET status = 'queued', epoch = excluded.epoch, \
+          ON CONFLICT (uuid_child) DO UPDATE SET status = 'queued', epoch = excluded.epoch, database = excluded.database, \
           is_started = excluded.is_started, queued_at = excluded.queued_at, attempts = excluded.attempts, start_time_exec = NULL, \
           end_time_exec = NULL, result = NULL, row_count = NULL, command_tag = NULL, sqlstate = NULL, message = NULL, \
           detail = NULL, hint = NULL, context = NULL",
         which.as_bytes(),
     ]
     .concat();
+    let database = Cell::BigInt(session::database().into());
     let mut jobs = jobs.peekable();
     while jobs.peek().is_some() {
         let (rows, bytes) = PORTION;
@@ -131,7 +133,8 @@ fn insert(batch: &Batch, jobs: impl Iterator<Item = Job>, which: &str) {
             batch.name.into(),
             Cell::Timestamp(batch.queued_at),
         ];
-        let parameters: Vec<Cell> = head.into_iter().chain(columns.map(Cell::Texts)).collect();
+        let parameters: Vec<Cell> =
+            head.into_iter().chain(columns.map(Cell::Texts)).chain([database.clone()]).collect();
         spi::query(&sql, &parameters, false);
     }
 }

@@ -3,7 +3,7 @@
 use super::{find, launches_left, number, parse_uuid, relation, table};
 use crate::error::Error;
 use crate::ffi::typed_rows::Cell;
-use crate::ffi::{area, lock, role, spi, transaction};
+use crate::ffi::{area, lock, role, session, spi, transaction};
 use crate::job::note::{self, Note};
 use crate::job::registry::State;
 use std::collections::{HashMap, HashSet};
@@ -33,7 +33,7 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
             return None;
         }
         let sql = [
-            b"SELECT uuid_child, status, owner, login, pid, epoch, ",
+            b"SELECT uuid_child, status, owner, login, pid, epoch, database, ",
             QUEUED_AT,
             b" FROM ".as_slice(),
             &table(),
@@ -52,9 +52,9 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
             let (uuid, state) = (parse_uuid(row.next()?)?, row.next()??);
             let (owner, login) = (number(row.next()?), number(row.next()?));
             let pid = row.next()?.map(|pid| number(Some(pid)));
-            let (epoch, queued_at): (i64, i64) = (number(row.next()?), number(row.next()?));
-            launches.insert(uuid, queued_at);
-            let state = if is_left(&state, epoch) { state_left(&mut notes, epoch, &uuid) } else { state };
+            let (epoch, database) = (number(row.next()?), number(row.next()?));
+            launches.insert(uuid, number(row.next()?));
+            let state = if is_left(&state, epoch, database) { state_left(&mut notes, epoch, &uuid) } else { state };
             Some(Known { uuid, state, owner, login, pid })
         })
         .collect();
@@ -92,9 +92,9 @@ const QUEUED_AT: &[u8] = b"pg_catalog.round((pg_catalog.date_part('epoch'::pg_ca
      OPERATOR(pg_catalog.-) 946684800::pg_catalog.float8) OPERATOR(pg_catalog.*) 1000000::pg_catalog.float8)\
      ::pg_catalog.int8";
 
-/// Has a server left the job behind that has died since?
-fn is_left(state: &[u8], epoch: i64) -> bool {
-    state == State::Queued.name().as_bytes() && epoch != area::epoch()
+/// Has a server left the job behind that has died since, or the database that this one was copied from?
+fn is_left(state: &[u8], epoch: i64, database: u32) -> bool {
+    state == State::Queued.name().as_bytes() && (epoch != area::epoch() || database != session::database())
 }
 
 /// What has become of a job that a server which has died left behind. A standby says queued of what nobody runs there: there
@@ -120,7 +120,7 @@ pub struct Repeat {
 pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
     let list = jobs.iter().map(|job| Some(uuid::Uuid::from_bytes(*job).hyphenated().to_string().into_bytes()));
     let sql = [
-        b"SELECT uuid_child, query, name, attempts, batch_name, options, status, epoch, ",
+        b"SELECT uuid_child, query, name, attempts, batch_name, options, status, epoch, database, ",
         QUEUED_AT,
         b" FROM ".as_slice(),
         &table(),
@@ -141,11 +141,11 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
                 batch_name: row.next()?,
                 options: row.next()?,
             };
-            let (state, epoch): (Vec<u8>, i64) = (row.next()??, number(row.next()?));
+            let (state, epoch, database) = (row.next()??, number(row.next()?), number(row.next()?));
             launches.insert(job.uuid, number(row.next()?));
             // Somebody else may have launched it again since the caller looked.
             let has_ended = [State::Failed, State::Stopped].iter().any(|end| state == end.name().as_bytes());
-            (has_ended || is_left(&state, epoch)).then_some(job)
+            (has_ended || is_left(&state, epoch, database)).then_some(job)
         })
         .collect();
     let wanted: HashSet<&[u8; 16]> = jobs.iter().collect();
