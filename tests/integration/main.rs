@@ -85,6 +85,8 @@ mod ahead;
 mod faults;
 // Servers that go down while there are jobs.
 mod shutdown;
+// Sessions, jobs and their ends at random.
+mod disorder;
 
 // Batches, and how to look at them; no cases.
 mod manager;
@@ -134,6 +136,7 @@ fn main() -> ExitCode {
         // The longest first, so that the rest runs beside them.
         manager_crash::cases(),
         manager_disorder::cases(),
+        disorder::cases(),
         exhaustion::cases(),
         harness::cases(),
         client_text::cases(),

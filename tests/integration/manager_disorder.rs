@@ -4,8 +4,9 @@
 //! seed.
 
 use crate::dice::{self, Dice};
-use crate::manager::{crash, load, set_server, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS};
-use pg_background_mgr_tests::{literal, private_case, wait_until, Case, Cluster, Session};
+use crate::manager::{load, set_server, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS};
+use pg_background_mgr_tests::{literal, private_case, wait_until, Case, Cluster, Session, Stop};
+use std::collections::HashMap;
 
 pub fn cases() -> Vec<Case> {
     vec![private_case!(disorder_leaves_nothing_undone)]
@@ -14,7 +15,8 @@ pub fn cases() -> Vec<Case> {
 /// This one is dropped and made again.
 const PASSING: &str = "passing";
 const DATABASES: [&str; 3] = ["postgres", "other", PASSING];
-const ROLES: [&str; 2] = ["postgres", "weak"];
+/// The last one is dropped and made again.
+const ROLES: [&str; 3] = ["postgres", "weak", "guest"];
 const STEPS: u64 = 150;
 
 type Step = fn(&mut Disorder);
@@ -27,30 +29,57 @@ struct Disorder {
     /// Of the log of a database.
     lockers: Vec<(&'static str, Session)>,
     launched: Vec<(&'static str, Batch)>,
+    /// In the middle of these calls.
+    calling: Vec<(Session, String)>,
     next: u64,
+    /// Jobs of an extension that was dropped have names up to this one, by database.
+    forgotten: HashMap<&'static str, u64>,
     /// Nobody is let into [`PASSING`].
     is_closed: bool,
 }
 
 const PREPARE: &str =
     "create extension pg_background_mgr; create table ran (name text); create table small as select 1 as a; \
-     create sequence tries; select pg_background_grant('weak'); grant insert, select on ran to weak; \
-     grant usage on sequence tries to weak";
+     create sequence tries";
+
+fn prepare(cluster: &Cluster, database: &str) {
+    let mut session = cluster.session(database);
+    session.run(PREPARE);
+    prepare_roles(&mut session);
+}
+
+/// What they need in a database.
+fn prepare_roles(session: &mut Session) {
+    session.run(
+        "select pg_background_grant('weak'), pg_background_grant('guest'); grant insert, select on ran to weak, guest; \
+         grant usage on sequence tries to weak, guest",
+    );
+}
 
 impl Disorder {
     fn begin() -> Self {
         let dice = Dice::new("PGBM_DISORDER_SEED");
         let cluster = Cluster::start_new(&[("max_worker_processes", "7")]);
         let mut admin = cluster.session("postgres");
-        admin.run("create role weak login");
+        admin.run("create role weak login; create role guest login");
         for database in &DATABASES[1..] {
             admin.run(&format!("create database {database}"));
         }
         for database in DATABASES {
-            cluster.session(database).run(PREPARE);
+            prepare(&cluster, database);
         }
         load(&mut admin);
-        Disorder { cluster, dice, admin, lockers: Vec::new(), launched: Vec::new(), next: 0, is_closed: false }
+        Disorder {
+            cluster,
+            dice,
+            admin,
+            lockers: Vec::new(),
+            launched: Vec::new(),
+            calling: Vec::new(),
+            next: 0,
+            forgotten: HashMap::new(),
+            is_closed: false,
+        }
     }
 
     fn database(&mut self) -> &'static str {
@@ -71,13 +100,23 @@ impl Disorder {
         let job = |_| {
             self.next += 1;
             let insert = format!("insert into ran values ('{}')", self.next);
-            let (text, options) = match self.dice.below(9) {
+            let (text, options) = match self.dice.below(11) {
                 0 => (format!("{insert}; select 1 / 0"), ""),
                 1 => (format!("{insert}; select 1 / 0"), ", \"max_attempts\": 3, \"retry_delay\": 0.05"),
                 2 => (format!("{insert}; select 1 / (nextval('tries') % 2)"), ", \"max_attempts\": 4"),
                 3 => (format!("{insert}; select pg_sleep(0.05)"), ""),
                 4 => (format!("{insert}; select pg_sleep(600)"), ", \"timeout\": 0.1"),
                 5 => (format!("begin; {insert}; commit"), ""),
+                6 => (
+                    // Its name is another one each time that the job runs.
+                    format!(
+                        "{insert}; select count(*) from (select '{}.' || nextval('tries') as name) as n, lateral \
+                         pg_background_launch_num(jsonb_build_array(jsonb_build_object('query', \
+                         format('insert into ran values (%L)', n.name), 'name', n.name)))",
+                        self.next
+                    ),
+                    "",
+                ),
                 _ => (insert, ""),
             };
             format!("{{\"query\": \"{text}\", \"name\": \"{}\"{options}}}", self.next)
@@ -91,6 +130,119 @@ impl Disorder {
         let mut session = self.session(database);
         let call = format!("pg_background_launch_num({}::jsonb, p_options => {})", literal(&jobs), literal(options));
         self.launched.push((database, Batch::call(&mut session, &call)));
+    }
+
+    /// A launch that is cancelled, or whose transaction is rolled back.
+    fn launch_in_vain(&mut self, before: &str, after: &str) {
+        let (database, jobs) = (self.database(), self.jobs());
+        let mut session = self.session(database);
+        let before = before.replace("{}", &self.dice.below(12).to_string());
+        session.run(&before);
+        session.ask(&format!("select count(*) from pg_background_launch_num({}::jsonb)", literal(&jobs)));
+        session.ask(after);
+    }
+
+    fn begin_call(&mut self) {
+        let database = self.database();
+        let jobs = self.jobs();
+        let mut session = self.session(database);
+        session.run("set statement_timeout = '5s'");
+        let call = match self.dice.below(4) {
+            0 => format!(
+                "select count(*) from pg_background_launch_num({}::jsonb, p_exec_type => 'sync')",
+                literal(&jobs)
+            ),
+            1 => "select pg_background_launch('select pg_sleep(0.1)') from generate_series(1, 2)".to_owned(),
+            2 => "do $$ declare p int; begin for i in 1..30 loop p := pg_background_launch('select 1'); \
+                  perform pg_background_result(p); end loop; end $$"
+                .to_owned(),
+            _ => {
+                let here: Vec<_> = self.launched.iter().filter(|(launched, _)| *launched == database).collect();
+                let Some((_, batch)) = here.last() else { return };
+                format!("select count(*) from pg_background_monitor('{}'::uuid)", batch.parent)
+            }
+        };
+        session.send(&call);
+        self.calling.push((session, call));
+    }
+
+    fn end_call(&mut self) {
+        if self.calling.is_empty() {
+            return;
+        }
+        let index = self.dice.below(self.calling.len() as u64) as usize;
+        let (mut session, call) = self.calling.remove(index);
+        match self.dice.below(4) {
+            0 => session.canceller().cancel(),
+            1 => {
+                self.admin.run(&format!("select pg_terminate_backend({})", session.pid()));
+                return;
+            }
+            2 => return,
+            _ => {}
+        }
+        session.finish(&call);
+    }
+
+    fn drop_extension(&mut self) {
+        let database = self.database();
+        let mut session = self.cluster.session(database);
+        session.run("set lock_timeout = '500ms'");
+        if session.ask("drop extension pg_background_mgr").error.is_some() {
+            return;
+        }
+        self.forgotten.insert(database, self.next);
+        self.launched.retain(|(launched, _)| *launched != database);
+        session.run("create extension pg_background_mgr");
+        prepare_roles(&mut session);
+    }
+
+    fn rename_database(&mut self) {
+        self.lockers.retain(|(database, _)| *database != PASSING);
+        if self.admin.ask(&format!("alter database {PASSING} rename to elsewhere")).error.is_none() {
+            if self.dice.below(2) == 0 {
+                let mut session = self.session("postgres");
+                session.ask("select count(*) from pg_background_launch_num(array['select 1', 'select 2'])");
+            }
+            let back = format!("alter database elsewhere rename to {PASSING}");
+            wait_until("the name again", || self.admin.ask(&back).error.is_none());
+        }
+    }
+
+    fn drop_role(&mut self) {
+        if self.is_closed {
+            return;
+        }
+        for database in DATABASES {
+            self.cluster.session(database).ask("set lock_timeout = '500ms'; drop owned by guest");
+        }
+        if self.admin.ask("drop role guest").error.is_none() {
+            self.admin.run("create role guest login");
+        }
+        for database in DATABASES {
+            prepare_roles(&mut self.cluster.session(database));
+        }
+    }
+
+    /// Open jobs are not those of the copy.
+    fn copy_database(&mut self) {
+        if self.admin.ask("create database copy template other").error.is_none() {
+            let open = "select count(*) from log_background where status in ('queued', 'running')";
+            assert_eq!(self.cluster.session("copy").value(open), "0");
+            wait_until("the end of the copy", || self.admin.ask("drop database copy").error.is_none());
+        }
+    }
+
+    fn rewrite_log(&mut self) {
+        let database = self.database();
+        let sql = self.dice.pick(&[
+            "vacuum full pg_background_log",
+            "reindex table pg_background_log",
+            "vacuum freeze pg_background_log",
+        ]);
+        let mut session = self.cluster.session(database);
+        session.run("set lock_timeout = '500ms'");
+        session.ask(sql);
     }
 
     /// What may be refused, in the state that the server is in.
@@ -141,7 +293,7 @@ impl Disorder {
             self.launched.retain(|(database, _)| *database != PASSING);
             self.admin.run(&format!("create database {PASSING}"));
             self.is_closed = false;
-            self.cluster.session(PASSING).run(PREPARE);
+            prepare(&self.cluster, PASSING);
         }
     }
 
@@ -150,9 +302,12 @@ impl Disorder {
         self.admin.run(&format!("alter database {PASSING} allow_connections {}", !is_closed));
     }
 
-    fn crash(&mut self) {
+    fn go_down(&mut self, how: Stop) {
         self.lockers.clear();
-        self.admin = crash(&self.cluster);
+        self.calling.clear();
+        self.cluster.stop(how);
+        self.cluster.start();
+        self.admin = self.cluster.session("postgres");
         load(&mut self.admin);
     }
 
@@ -166,7 +321,7 @@ impl Disorder {
     }
 
     /// Something at random; the number says how often.
-    const KINDS: [(u64, Step); 13] = [
+    const KINDS: [(u64, Step); 23] = [
         (14, Self::launch),
         (4, Self::lock),
         (6, Self::unlock),
@@ -190,7 +345,17 @@ impl Disorder {
             let is_closed = !this.is_closed && this.dice.below(2) == 0;
             this.close(is_closed);
         }),
-        (1, Self::crash),
+        (1, |this| this.go_down(Stop::Immediate)),
+        (1, |this| this.go_down(Stop::Fast)),
+        (4, |this| this.launch_in_vain("set statement_timeout = '{}ms'", "")),
+        (2, |this| this.launch_in_vain("begin", "rollback")),
+        (6, Self::begin_call),
+        (5, Self::end_call),
+        (2, Self::drop_extension),
+        (2, Self::rename_database),
+        (2, Self::drop_role),
+        (1, Self::copy_database),
+        (2, Self::rewrite_log),
     ];
 
     fn step(&mut self) {
@@ -207,12 +372,14 @@ impl Disorder {
     fn settle(&mut self, round: u64) {
         let because = format!("round {round}");
         self.lockers.clear();
+        self.calling.clear();
         self.close(false);
         self.admin.run("alter role weak login connection limit -1");
         set_server(&self.cluster, &mut self.admin, "pg_background_mgr.max_workers", "2");
         // One that has nothing to do forgets what is done.
         set_server(&self.cluster, &mut self.admin, "pg_background_mgr.worker_idle_timeout", "10s");
         for database in DATABASES {
+            let forgotten = self.forgotten.get(database).copied().unwrap_or(0);
             let mut session = self.cluster.session(database);
             // Its worker sees to what a server that has died left, too.
             Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
@@ -231,7 +398,10 @@ impl Disorder {
                 ),
                 (
                     "there is no effect without a row",
-                    "select name from ran where not exists (select from log_background l where l.name = ran.name)",
+                    &format!(
+                        "select name from ran where not exists (select from log_background l where l.name = ran.name) \
+                         and split_part(name, '.', 1)::bigint > {forgotten}"
+                    ),
                 ),
                 (
                     "what is lost says so",
