@@ -448,7 +448,7 @@ fn a_job_that_is_about_to_go_on_keeps_nobody_from_waiting() {
     let first = Batch::launch(&mut session, &[&inner(gate::WAIT)]);
     wait_at_gate(&mut session, 1);
     let pid = wait_following(&mut session, &first);
-    let paused = Paused::new(pid.parse().expect("a number"));
+    let paused = Paused::at_rest(pid.parse().expect("a number"), &mut session);
     gate.open();
     let second = Batch::launch(&mut session, &[&inner("select 1")]);
     wait_following(&mut session, &second);

@@ -526,7 +526,8 @@ fn a_launcher_terminated_while_it_waits_for_a_place_leaves_nothing() {
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
     let idle = "select pid from pg_stat_activity where backend_type = 'pg_background' and state = 'idle'";
     wait_until("the worker is idle", || !session.rows(idle).is_empty());
-    let paused = Paused::new(session.value(idle).parse().expect("a process id"));
+    let worker = session.value(idle).parse().expect("a process id");
+    let paused = Paused::at_rest(worker, &mut session);
     let mut launcher = cluster.client("postgres").user("weak").connect();
     launcher.send("select * from pg_background_launch_num('insert into ran values (1)', p_monitor => false)");
     let waits = format!(

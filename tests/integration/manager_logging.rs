@@ -332,7 +332,7 @@ fn a_call_that_has_waited_knows_how_jobs_ended_whoever_has_the_log() {
         let gate = Gate::close(cluster.session("postgres"));
         session.send(&call);
         wait_at_gate(&mut watcher, 1);
-        let paused = Paused::new(session.pid());
+        let paused = Paused::at_rest(session.pid(), &mut watcher);
         gate.open();
         // Its row is written then.
         cluster.wait_no_workers();

@@ -2,7 +2,7 @@
 
 use crate::gate::{self, Gate};
 use pg_background_mgr_tests::cluster::signal_process;
-use pg_background_mgr_tests::{literal, wait_until, Cluster, Session, Signal};
+use pg_background_mgr_tests::{literal, wait_for, wait_until, Cluster, Session, Signal};
 use std::fs;
 
 /// Where a job is when something happens.
@@ -54,6 +54,16 @@ impl Paused {
     pub fn new(pid: i32) -> Self {
         signal_process(pid, Signal::SIGSTOP);
         Paused(pid)
+    }
+
+    /// Stops it while it waits for somebody to wake it: it has no lock of the server's memory then, which all would wait for.
+    #[track_caller]
+    pub fn at_rest(pid: i32, watcher: &mut Session) -> Self {
+        let rests = format!("select wait_event_type in ('Extension', 'IPC') from pg_stat_activity where pid = {pid}");
+        wait_for("the process waits", || {
+            let paused = Paused::new(pid);
+            (watcher.rows(&rests) == ["t"]).then_some(paused)
+        })
     }
 }
 

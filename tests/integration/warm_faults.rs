@@ -270,7 +270,7 @@ fn a_job_that_was_given_and_not_begun_runs_without_its_launcher() {
             number += 1;
             let mut launcher = cluster.session("postgres");
             let pid = warm(if is_known { &mut launcher } else { &mut session });
-            let paused = Paused::new(pid);
+            let paused = Paused::at_rest(pid, &mut session);
             assert_eq!(launcher.launch(&format!("insert into ran values ({number})")), pid);
             let process = launcher.pid();
             if is_terminated {
