@@ -1,7 +1,7 @@
 //! The stages of a job's life, and how to hold one there; no cases.
 
 use crate::gate::{self, Gate};
-use pg_background_mgr_tests::cluster::signal_process;
+use pg_background_mgr_tests::cluster::{signal_process, try_signal};
 use pg_background_mgr_tests::{literal, wait_for, wait_until, Cluster, Session, Signal};
 use std::fs;
 
@@ -69,10 +69,8 @@ impl Paused {
 
 impl Drop for Paused {
     fn drop(&mut self) {
-        // It may have been killed in the meantime.
-        if pg_background_mgr_tests::cluster::is_alive(self.0) {
-            signal_process(self.0, Signal::SIGCONT);
-        }
+        // It may have been killed in the meantime, and be gone.
+        let _ = try_signal(self.0, Signal::SIGCONT);
     }
 }
 
