@@ -5,7 +5,8 @@
 //! seed.
 
 use crate::dice::{self, Dice};
-use pg_background_mgr_tests::{literal, private_case, Case, Cluster, Session};
+use crate::manager::signal_a_worker;
+use pg_background_mgr_tests::{literal, private_case, Case, Cluster, Reply, Session};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -19,6 +20,13 @@ const SEED: &str = "PGBM_DISORDER_SEED";
 
 /// Rows, or an SQLSTATE.
 type End = Result<Vec<String>, String>;
+
+fn end_of(reply: &Reply) -> End {
+    match &reply.error {
+        Some(error) => Err(error.sqlstate().to_string()),
+        None => Ok(reply.last_rows().map(|rows| rows.text_rows()).unwrap_or_default()),
+    }
+}
 
 /// What a job does, and how it ends if it is let alone.
 struct Work {
@@ -137,14 +145,6 @@ impl<'a> User<'a> {
         (count > 0).then(|| self.jobs.remove(self.dice.below(count) as usize))
     }
 
-    fn ask(&mut self, sql: &str) -> End {
-        let reply = self.session.ask(sql);
-        match &reply.error {
-            Some(error) => Err(error.sqlstate().to_string()),
-            None => Ok(reply.last_rows().map(|rows| rows.text_rows()).unwrap_or_default()),
-        }
-    }
-
     /// What a job ended with.
     fn judge(&mut self, job: &Job, end: End) {
         let number = job.work.has_effect.then_some(job.number);
@@ -163,13 +163,13 @@ impl<'a> User<'a> {
     }
 
     fn read(&mut self, job: &Job) {
-        let end = self.ask(&job.reading());
+        let end = end_of(&self.session.ask(&job.reading()));
         self.judge(job, end);
     }
 
     /// Reads a job that was read before, maybe to its end.
     fn read_again(&mut self, job: &Job) {
-        let end = self.ask(&job.reading());
+        let end = end_of(&self.session.ask(&job.reading()));
         if end != Err("55000".to_owned()) {
             self.judge(job, end);
         }
@@ -182,7 +182,8 @@ impl<'a> User<'a> {
     }
 
     fn read_with_columns_that_do_not_fit(&mut self, job: &Job) {
-        let end = self.ask(&format!("select * from public.pg_background_result({}) as (p point, q point)", job.pid));
+        let wrong = format!("select * from public.pg_background_result({}) as (p point, q point)", job.pid);
+        let end = end_of(&self.session.ask(&wrong));
         match end.as_ref().expect_err("an error").as_str() {
             "42804" => self.read(job),
             _ => self.judge(job, end),
@@ -192,14 +193,14 @@ impl<'a> User<'a> {
     fn read_and_cancel(&mut self, job: &Job) {
         self.session.send(&job.reading());
         self.session.canceller().cancel();
-        let reply = self.session.finish(&job.reading());
+        let end = end_of(&self.session.finish(&job.reading()));
         // The request may come after the answer: it has come now.
         self.session.ask("select 1");
-        match reply.error {
-            None => self.judge(job, Ok(reply.last_rows().expect("rows").text_rows())),
-            // Of the reading, or of the job.
-            Some(error) if error.sqlstate() == "57014" => self.read_again(job),
-            Some(error) => self.judge(job, Err(error.sqlstate().to_string())),
+        // Of the reading, or of the job.
+        if end == Err("57014".to_owned()) {
+            self.read_again(job);
+        } else {
+            self.judge(job, end);
         }
     }
 
@@ -251,20 +252,17 @@ impl<'a> User<'a> {
 fn disturb(cluster: &Cluster, is_over: &AtomicBool) {
     let (mut dice, mut admin) = (Dice::new(SEED), cluster.session("postgres"));
     while !is_over.load(Ordering::Relaxed) {
-        let sql = match dice.below(8) {
-            kind @ (0 | 1) => format!(
-                "select pg_{}_backend(pid) from pg_stat_activity where backend_type = 'pg_background' \
-                 order by random() limit 1",
-                if kind == 0 { "cancel" } else { "terminate" }
-            ),
+        match dice.below(8) {
+            0 | 1 => signal_a_worker(&mut admin, &mut dice),
             2 => {
                 let timeout = dice.pick(&["0", "100ms", "10s"]);
                 cluster.configure(&[("pg_background_mgr.worker_idle_timeout", timeout)]);
-                "select pg_reload_conf()".to_owned()
+                cluster.reload();
             }
-            _ => format!("select pg_sleep({})", dice.pick(&["0.01", "0.1", "0.3"])),
-        };
-        admin.run(&sql);
+            _ => {
+                admin.run(&format!("select pg_sleep({})", dice.pick(&["0.01", "0.1", "0.3"])));
+            }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Batches of `pg_background_launch_num`, and how to look at them; no cases.
 
+use crate::dice::Dice;
 use crate::gate;
 use pg_background_mgr_tests::cluster::is_alive;
 use pg_background_mgr_tests::wait::{poll, PATIENCE};
@@ -244,6 +245,16 @@ pub fn crash(cluster: &Cluster) -> Session {
     cluster.stop(Stop::Immediate);
     cluster.start();
     cluster.session("postgres")
+}
+
+/// Cancels or ends some worker, if there is one.
+#[track_caller]
+pub fn signal_a_worker(session: &mut Session, dice: &mut Dice) {
+    let signal = dice.pick(&["terminate", "cancel"]);
+    session.run(&format!(
+        "select pg_{signal}_backend(pid) from pg_stat_activity \
+         where backend_type = 'pg_background' order by random() limit 1"
+    ));
 }
 
 /// Loads the extension's library into a session, and with it its settings.

@@ -4,7 +4,7 @@
 //! seed.
 
 use crate::dice::{self, Dice};
-use crate::manager::{load, set_server, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS};
+use crate::manager::{load, set_server, signal_a_worker, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS};
 use pg_background_mgr_tests::{literal, private_case, wait_until, Case, Cluster, Session, Stop};
 use std::collections::HashMap;
 
@@ -173,15 +173,18 @@ impl Disorder {
         let index = self.dice.below(self.calling.len() as u64) as usize;
         let (mut session, call) = self.calling.remove(index);
         match self.dice.below(4) {
-            0 => session.canceller().cancel(),
+            // It leaves in the middle.
+            0 => {}
             1 => {
                 self.admin.run(&format!("select pg_terminate_backend({})", session.pid()));
-                return;
             }
-            2 => return,
-            _ => {}
+            kind => {
+                if kind == 2 {
+                    session.canceller().cancel();
+                }
+                session.finish(&call);
+            }
         }
-        session.finish(&call);
     }
 
     fn drop_extension(&mut self) {
@@ -311,21 +314,12 @@ impl Disorder {
         load(&mut self.admin);
     }
 
-    fn signal(&mut self) {
-        let signal = self.dice.pick(&["terminate", "cancel"]);
-        let worker = format!(
-            "select pg_{signal}_backend(pid) from pg_stat_activity \
-             where backend_type = 'pg_background' order by random() limit 1"
-        );
-        self.admin.run(&worker);
-    }
-
     /// Something at random; the number says how often.
     const KINDS: [(u64, Step); 23] = [
         (14, Self::launch),
         (4, Self::lock),
         (6, Self::unlock),
-        (4, Self::signal),
+        (4, |this| signal_a_worker(&mut this.admin, &mut this.dice)),
         (2, |this| this.try_with_batch("select pg_background_stop({})")),
         (4, |this| this.try_with_batch("select pg_background_retry({})")),
         (2, |this| this.try_with_batch("select * from pg_background_monitor({}, false, interval '50 ms')")),
