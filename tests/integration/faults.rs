@@ -62,7 +62,8 @@ fn a_terminated_launcher_leaves_a_job_that_was_launched() {
     });
 }
 
-fn wait_restarted(cluster: &Cluster, watcher: &mut Session) {
+/// Waits until the server has ended this session, with all others, and is there again.
+pub fn wait_restarted(cluster: &Cluster, watcher: &mut Session) {
     wait_closed(watcher);
     cluster.wait_ready();
 }

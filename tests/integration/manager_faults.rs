@@ -1,5 +1,6 @@
 //! Somebody dies or is told to stop while there are jobs, and the log tells the truth afterwards.
 
+use crate::faults::wait_restarted;
 use crate::gate::{self, Gate};
 use crate::manager::{
     array, counts, crash, drain, retry, times, wait_at_gate, wait_gone, Batch, NEVER_STARTED, UNKNOWN,
@@ -107,11 +108,6 @@ fn assert_lost(cluster: &Cluster, ended: &Batch, open: &Batch, running: &str) {
     let mut session = cluster.session("postgres");
     assert_eq!(session.rows("select a, count(*) from ran group by a order by a"), ["0|1", "2|2"]);
     assert_eq!(open.states(&mut session), states);
-}
-
-fn wait_restarted(cluster: &Cluster, watcher: &mut Session) {
-    wait_until("the end of the session", || watcher.is_closed());
-    cluster.wait_ready();
 }
 
 /// A worker that runs a job.
