@@ -22,7 +22,10 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     let is_there = !pulses(uuid, |owner| role::has_rights_of(current, owner)).is_empty();
     if is_there {
         // What has just been stopped is to be launched, too.
-        watched(uuid, |watch| wait_for_rows(watch, None))?;
+        watched(uuid, |watch| {
+            wait_for_rows(watch, None);
+            Ok(())
+        })?;
     }
     let states = log::states(uuid)?;
     let own: Vec<_> = states.into_iter().filter(|known| role::has_rights_of(current, known.owner)).collect();

@@ -170,7 +170,8 @@ fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
             look_at = Instant::now() + if insists { GIVE_WAY } else { patience };
         }
         if jobs.iter().all(|job| job.state.is_final()) {
-            return wait_for_rows(watch, deadline);
+            wait_for_rows(watch, deadline);
+            return Ok(());
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Ok(());
@@ -216,14 +217,13 @@ fn check_blocked(insists: bool) -> Result<bool, Error> {
 
 /// Waits until the final rows of jobs that have ended are in the log, for that is where they are read; not longer than
 /// it takes to see that they cannot be written now.
-pub(super) fn wait_for_rows(watch: &mut Watch, deadline: Option<Instant>) -> Result<(), Error> {
+pub(super) fn wait_for_rows(watch: &mut Watch, deadline: Option<Instant>) {
     let patience = Instant::now() + Duration::from_secs(1);
     let until = deadline.map_or(patience, |deadline| deadline.min(patience));
     while watch.jobs().iter().any(Pulse::is_row_due) && Instant::now() < until {
         pool::start_workers();
         watch.wait(Some(until.saturating_duration_since(Instant::now())));
     }
-    Ok(())
 }
 
 /// Tells what changes.
