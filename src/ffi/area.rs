@@ -15,7 +15,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// The layout is part of the name: two versions of the library may be loaded in one server.
-const NAME: &std::ffi::CStr = c"pg_background_mgr registry 2";
+const NAME: &std::ffi::CStr = c"pg_background_mgr registry 3";
 const TRANCHE: &std::ffi::CStr = c"pg_background_mgr";
 /// `AddinShmemInitLock` among the server's individual locks (lwlocknames.h), the same in 12 to 18.
 const ADDIN_SHMEM_INIT_LOCK: usize = 21;

@@ -124,6 +124,11 @@ impl Worker {
         }
     }
 
+    /// Is the server still to start it?
+    pub fn is_to_start(self) -> bool {
+        self.status().0 == pg_sys::BgwHandleStatus::BGWH_NOT_YET_STARTED
+    }
+
     /// Has the worker ended, or will it never start?
     pub fn is_gone(self) -> bool {
         let (status, _) = self.status();

@@ -31,6 +31,14 @@ pub fn wake_postmaster() {
     send(unsafe { pg_sys::PostmasterPid }, pg_sys::SIGUSR1);
 }
 
+/// Is the server shutting down? The postmaster writes so before it tells anybody (postmaster.c, `pmdie`; miscinit.c,
+/// `LOCK_FILE_LINE_PM_STATUS`), in the data directory, which is where every process of the server is.
+pub fn is_server_stopping() -> bool {
+    const STATUS_LINE: usize = 7;
+    let file = std::fs::read_to_string("postmaster.pid").unwrap_or_default();
+    file.lines().nth(STATUS_LINE).is_some_and(|status| status.trim_end() == "stopping")
+}
+
 fn send(pid: i32, signal: u32) {
     extern "C" {
         fn kill(pid: i32, signal: i32) -> i32;

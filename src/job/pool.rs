@@ -1,36 +1,54 @@
 //! Having workers started.
 
-use super::registry::{self, Start};
+use super::registry::{self, Late, Start};
 use super::{LIBRARY, POOL_FUNCTION, WORKER_KIND};
-use crate::ffi::area;
+use crate::error::Error;
 use crate::ffi::bgworker::{Registration, Worker};
 use crate::ffi::dsm::Handle;
-use crate::ffi::{exit, latch};
+use crate::ffi::{area, exit, latch, process};
+use crate::protocol::{to_bytes, Outcome};
 use std::time::Duration;
-
-/// How long the server waits before it starts a worker again that has died, in seconds: for what is still queued.
-const RESTART_AFTER: i32 = 1;
 
 /// A process that is to go takes a millisecond or two; if something holds it up, the worker is started another time.
 const GOING_CHECK: Duration = Duration::from_millis(1);
 const GOING_CHECKS: u32 = 100;
 
-/// Starts the workers that are wanted now and that there is room for.
+/// Starts the workers that are wanted now and that there is room for, and sees to those that the server has not started.
 pub fn start_workers() {
-    let starts = area::write(registry::plan);
+    let (starts, late) = area::write(|memory| (registry::plan(memory), registry::look_late(memory)));
     for start in starts {
         register(start);
+    }
+    match late {
+        Late::Nothing => {}
+        Late::Wake => process::wake_postmaster(),
+        Late::Ask(serial) => {
+            let registration = registration(registry::PROBE, serial, None);
+            if let Some(worker) = Worker::register(LIBRARY, WORKER_KIND, &registration) {
+                area::write(|memory| registry::register_probe(memory, serial, worker));
+            }
+        }
+        // Then it starts nothing, either.
+        Late::Refused(_) if process::is_server_stopping() => {}
+        Late::Refused(asked_at) => {
+            let outcome = to_bytes(&Outcome::failed(&Error::NotStarted.into()));
+            area::write(|memory| registry::refuse_jobs(memory, asked_at, &outcome));
+        }
+    }
+}
+
+fn registration(place: usize, serial: u64, restart_after: Option<i32>) -> Registration {
+    Registration {
+        function: POOL_FUNCTION,
+        argument: Handle::NONE,
+        words: [area::epoch() as u64, place as u64, serial],
+        restart_after,
     }
 }
 
 /// Registers a worker for its place. False = the server has no process for it.
 pub fn register(start: Start) -> bool {
-    let registration = Registration {
-        function: POOL_FUNCTION,
-        argument: Handle::NONE,
-        words: [area::epoch() as u64, start.slot as u64, start.serial],
-        restart_after: Some(RESTART_AFTER),
-    };
+    let registration = registration(start.slot, start.serial, Some(registry::RESTART_AFTER));
     let ask = || Worker::register(LIBRARY, WORKER_KIND, &registration);
     let worker = ask().or_else(|| ask_again(ask));
     area::write(|memory| match worker {

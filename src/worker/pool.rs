@@ -13,7 +13,7 @@ use crate::ffi::report;
 use crate::ffi::{area, bgworker, client, exit, guc as settings, lock, login, process, reset, session, statement};
 use crate::guc;
 use crate::job::log;
-use crate::job::registry::{self, Arrival, Company, Newcomer, Refusal, Start, State, Task};
+use crate::job::registry::{self, Arrival, Coming, Company, Newcomer, Refusal, Start, State, Task};
 use crate::job::{pool, spool, table};
 use crate::protocol::{sqlstate, to_bytes, Report, Request};
 use std::cell::Cell;
@@ -23,7 +23,9 @@ use std::time::{Duration, Instant};
 const IDLE_CHECK: Duration = Duration::from_millis(500);
 /// How often a worker that goes tries again to have another one started.
 const SUCCESSOR_CHECK: Duration = Duration::from_millis(50);
-/// How often a worker looks whether the one before it is gone.
+/// How long a worker that goes waits until the server has started another one, or has said that it cannot.
+const SUCCESSOR_PATIENCE: Duration = Duration::from_millis(300);
+/// How often a worker looks whether the one before it is gone, or the one after it there.
 const TURN_CHECK: Duration = Duration::from_millis(1);
 /// How long the last worker of a role waits for those to go that are too many.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
@@ -47,6 +49,9 @@ pub fn main() {
     exit::skip_destructors();
     interrupt::take_signals();
     let index = index as usize;
+    if index == registry::PROBE {
+        return area::write(|memory| registry::probe_came(memory, serial));
+    }
     let (database, login) = loop {
         match area::write(|memory| registry::arrive(memory, index, serial, session::pid())) {
             Arrival::LogIn { database, login } => break (database, login),
@@ -124,7 +129,10 @@ pub fn on_exit() {
         None => (state, to_bytes(&queue::failed(&report))),
     };
     if let Some(start) = area::write(|memory| registry::died(memory, index, state, &outcome, refused)) {
-        succeed(index, start);
+        if succeed(index, start) {
+            area::read(|memory| registry::dismiss(memory, index));
+            await_successor(start);
+        }
     }
 }
 
@@ -150,6 +158,21 @@ fn succeed(index: usize, start: Start) -> bool {
         area::write(|memory| registry::stays_on(memory, index));
     }
     is_succeeded
+}
+
+/// Waits until the server has started the worker. False = it has not in time, or no job waits for that any more.
+fn await_successor(start: Start) -> bool {
+    let began = Instant::now();
+    loop {
+        match area::write(|memory| registry::coming(memory, start)) {
+            Coming::Comes => return true,
+            Coming::Awaited if began.elapsed() < SUCCESSOR_PATIENCE => {}
+            Coming::Awaited | Coming::Useless => return false,
+        }
+        pool::start_workers();
+        let _held = CancelHeld::new();
+        latch::wait(Some(TURN_CHECK));
+    }
 }
 
 /// A job that a session has given to this worker, which goes before it has begun it, is told so.
@@ -379,6 +402,7 @@ impl Worker {
                         return;
                     }
                 }
+                Task::HandOver if !self.is_taken_over() => {}
                 Task::Leave | Task::HandOver => return,
             }
             // Also of one that does not stay for long.
@@ -469,6 +493,17 @@ impl Worker {
         self.is_clean
     }
 
+    /// Somebody else is to have the place of this worker, which stays until the server has started that one. False = it has
+    /// not, and this one goes on.
+    fn is_taken_over(&self) -> bool {
+        let Some(start) = area::write(|memory| registry::reserve_successor(memory, self.index)) else { return true };
+        if !pool::register(start) || await_successor(start) {
+            return true;
+        }
+        area::write(|memory| registry::recall(memory, self.index, start));
+        false
+    }
+
     /// Goes, and sees to it that what is queued is not forgotten.
     fn leave(&mut self) {
         if PLACE.take().is_none() {
@@ -478,7 +513,10 @@ impl Worker {
         loop {
             match area::write(|memory| registry::hand_over(memory, self.index)) {
                 None => return pool::start_workers(),
-                Some(start) if succeed(self.index, start) => return,
+                Some(start) if succeed(self.index, start) => {
+                    await_successor(start);
+                    return;
+                }
                 Some(_) if area::read(|memory| registry::starts_again(memory, self.index)) => return pool::die(),
                 Some(_) if interrupt::is_ending() || area::read(|memory| registry::may_go(memory, self.index)) => {
                     return

@@ -126,6 +126,8 @@ mod manager_update;
 mod manager_reset;
 // Deaths of all kinds.
 mod manager_faults;
+// A server that cannot fork.
+mod manager_forks;
 // Deaths at random.
 mod manager_crash;
 // Everything at random, in databases that come and go.
@@ -190,6 +192,7 @@ fn main() -> ExitCode {
         manager_update::cases(),
         manager_reset::cases(),
         manager_faults::cases(),
+        manager_forks::cases(),
     ];
     case::run(groups.into_iter().flatten().collect())
 }

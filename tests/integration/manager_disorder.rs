@@ -5,6 +5,7 @@
 
 use crate::dice::{self, Dice};
 use crate::manager::{load, set_server, signal_a_worker, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS};
+use pg_background_mgr_tests::cluster::HARD_LIMIT;
 use pg_background_mgr_tests::{literal, private_case, wait_until, Case, Cluster, Session, Stop};
 use std::collections::HashMap;
 
@@ -187,6 +188,22 @@ impl Disorder {
         }
     }
 
+    /// For a while the server cannot fork.
+    fn refuse_forks(&mut self) {
+        let (database, jobs) = (self.database(), self.jobs());
+        let mut session = self.session(database);
+        self.admin.run(&self.cluster.limiting_processes("1"));
+        if self.dice.below(2) == 0 {
+            signal_a_worker(&mut self.admin, &mut self.dice);
+        }
+        let batch = Batch::call(&mut session, &format!("pg_background_launch_num({}::jsonb)", literal(&jobs)));
+        if self.dice.below(2) == 0 {
+            session.ask(&format!("select * from pg_background_monitor('{}', false, interval '1 s')", batch.parent));
+        }
+        self.launched.push((database, batch));
+        self.admin.run(&self.cluster.limiting_processes(HARD_LIMIT));
+    }
+
     fn drop_extension(&mut self) {
         let database = self.database();
         let mut session = self.cluster.session(database);
@@ -315,7 +332,7 @@ impl Disorder {
     }
 
     /// Something at random; the number says how often.
-    const KINDS: [(u64, Step); 23] = [
+    const KINDS: [(u64, Step); 24] = [
         (14, Self::launch),
         (4, Self::lock),
         (6, Self::unlock),
@@ -350,6 +367,7 @@ impl Disorder {
         (2, Self::drop_role),
         (1, Self::copy_database),
         (2, Self::rewrite_log),
+        (4, Self::refuse_forks),
     ];
 
     fn step(&mut self) {

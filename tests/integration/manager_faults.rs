@@ -7,7 +7,7 @@ use crate::manager::{
 };
 use crate::stage::{terminate, Paused};
 use crate::warm;
-use pg_background_mgr_tests::cluster::{signal_process, HARD_LIMIT};
+use pg_background_mgr_tests::cluster::signal_process;
 use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Session, Signal, Stop};
 
 pub fn cases() -> Vec<Case> {
@@ -34,7 +34,6 @@ pub fn cases() -> Vec<Case> {
         case!(a_job_that_ends_its_own_process_is_stopped),
         case!(a_terminated_worker_is_not_tried_again),
         case!(workers_terminated_at_random_lose_no_job),
-        private_case!(a_refused_fork_does_not_hang_the_queue),
         // The launcher goes.
         case!(a_launcher_that_goes_leaves_its_batch),
         case!(a_terminated_launcher_leaves_its_batch),
@@ -423,28 +422,6 @@ fn workers_terminated_at_random_lose_no_job(db: &Db) {
         batch.parent
     );
     assert!(session.rows(&why).iter().all(|state| state == "57P01"));
-}
-
-fn a_refused_fork_does_not_hang_the_queue() {
-    let cluster = cluster(&[]);
-    let (mut session, mut watcher) = (cluster.session("postgres"), cluster.session("postgres"));
-    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
-    // The warm worker must not do the work.
-    session.run("select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'pg_background'");
-    cluster.wait_no_workers();
-    let mark = cluster.log_mark();
-    watcher.run(&cluster.limiting_processes("1"));
-    let call = format!("select * from pg_background_launch_num({})", array(&times("insert into ran values (1)", 3)));
-    session.send(&call);
-    cluster.wait_log(mark, "the refused fork", |line| line.text.contains("could not fork"));
-    watcher.run(&cluster.limiting_processes(HARD_LIMIT));
-    // Its jobs wait for another.
-    let reply = session.finish(&call);
-    assert!(reply.error.is_none(), "{:?}", reply.error);
-    drain(&mut watcher);
-    assert_eq!(counts(&mut watcher, "query like 'insert%'"), ["succeeded 3"]);
-    assert_eq!(watcher.value("select count(*) from ran"), "3");
-    Batch::launch(&mut watcher, &times("select 1", 5)).succeed(&mut watcher);
 }
 
 fn a_launcher_that_goes_leaves_its_batch(db: &Db) {

@@ -59,6 +59,11 @@ pub fn finish(memory: &mut Memory, index: usize, place: Place, job_index: u32, f
     };
     let Some(own) = slots(memory).get(index).copied() else { return };
     leave_busy(memory, index, own);
+    conclude(memory, place, job_index, finish, kept);
+}
+
+/// An attempt is over; `kept`: what came of it.
+fn conclude(memory: &mut Memory, place: Place, job_index: u32, finish: &Finish, kept: Option<Kept>) {
     match finish {
         // Who wanted it stopped came while its attempt was written down: there is none after it.
         Finish::Again if lists::job(memory, place, job_index).is_stopping != 0 => {
@@ -265,6 +270,32 @@ pub(super) fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
         }
         line::update(memory, place);
         watch::wake(memory, place);
+    }
+}
+
+/// No worker of the key can be started: what one would begin now has had an attempt that failed with this outcome.
+pub(super) fn refuse(memory: &mut Memory, key: Place, outcome: &[u8]) {
+    // What is put back is not due any more.
+    let now = process::now() - 1;
+    loop {
+        // Without memory for it, jobs end without it.
+        let kept = outcome::keep(memory, outcome);
+        // What was seen may have changed then.
+        let is_there = lists::keys(memory).any(|at| at == key);
+        let next = is_there.then(|| order::first_open(memory, key, now, 1).first().copied()).flatten();
+        let Some((place, index)) = next.and_then(|place| Some((place, order::pop(memory, place, now)?))) else {
+            return outcome::drop(memory, kept);
+        };
+        memory.get_mut::<Batch>(place).queued -= 1;
+        line::update(memory, place);
+        let job = lists::job_mut(memory, place, index);
+        job.attempts += 1;
+        if job.attempts < job.max_attempts {
+            outcome::drop(memory, kept);
+            conclude(memory, place, index, &Finish::Again, None);
+        } else {
+            conclude(memory, place, index, &Finish::Unlogged(State::Failed, outcome), kept);
+        }
     }
 }
 

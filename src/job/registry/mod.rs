@@ -12,6 +12,7 @@ mod lists;
 mod look;
 mod order;
 mod outcome;
+mod probe;
 mod queue;
 mod record;
 mod room;
@@ -28,14 +29,18 @@ pub use look::{
     accepted_at, find, headers, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request, snapshot,
     uuid_of_job, Found, Header, JobView, Moment, Pulse, Recorded, RunningJob,
 };
+pub use probe::{
+    coming, look_late, may_lack_workers, probe_came, refuse_jobs, register_probe, Coming, Late, PROBE, RESTART_AFTER,
+};
 pub use queue::{begin, claim, forget_rows, recorded, undo, uuid, uuid_of_first, uuids, withdraw, Claim, Task};
 pub use record::{Place, Reason, State, MESSAGE_BYTES};
 pub use room::{
     attendance, company, has_room_ahead, is_settling, is_stuck, make_room, plan, reserve, Attendance, Company, Start,
 };
 pub use slot::{
-    arrive, cannot_register, died, give_up, hand_over, idle, is_starved, is_stopping, may_go, may_leave, of_process,
-    register, report_progress, starts_again, stays_on, terminate_jobs, Arrival, Refusal,
+    arrive, cannot_register, died, dismiss, give_up, hand_over, idle, is_starved, is_stopping, may_go, may_leave,
+    of_process, recall, register, report_progress, reserve_successor, starts_again, stays_on, terminate_jobs, Arrival,
+    Refusal,
 };
 pub use watch::{awaited_by, is_listening, listen, unfollow, watch, Follower};
 

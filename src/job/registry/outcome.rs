@@ -24,6 +24,14 @@ pub fn keep(memory: &mut Memory, outcome: &[u8]) -> Option<Kept> {
     Some(Kept { place, bytes })
 }
 
+/// It is to be no job's.
+pub fn drop(memory: &mut Memory, kept: Option<Kept>) {
+    let Some(Kept { place, bytes }) = kept else { return };
+    let root = memory.root();
+    memory.free(place);
+    memory.get_mut::<Root>(root).used -= bytes;
+}
+
 /// It is that of this job, which has none.
 pub fn give(memory: &mut Memory, batch: Place, index: u32, kept: Kept) {
     let job = lists::job_mut(memory, batch, index);
@@ -38,10 +46,6 @@ pub fn of_job<'a>(memory: &'a Memory, job: &Job) -> Option<&'a [u8]> {
 /// Forgets those of a batch.
 pub fn forget(memory: &mut Memory, batch: Place) {
     let jobs = lists::jobs(memory, batch).iter().filter(|job| job.outcome != 0);
-    let kept: Vec<(Place, u64)> = jobs.map(|job| (job.outcome, job.outcome_bytes)).collect();
-    let root = memory.root();
-    for (place, bytes) in kept {
-        memory.free(place);
-        memory.get_mut::<Root>(root).used -= bytes;
-    }
+    let kept: Vec<Kept> = jobs.map(|job| Kept { place: job.outcome, bytes: job.outcome_bytes }).collect();
+    kept.into_iter().for_each(|kept| drop(memory, Some(kept)));
 }

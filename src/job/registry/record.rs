@@ -104,6 +104,7 @@ pub struct Root {
     pub swept_at: i64,
     /// Processes that wait for their first job.
     pub ahead: [Ahead; AHEAD],
+    pub probe: Probe,
     /// Batches by the hash of their uuid.
     pub buckets: [Place; BUCKETS],
 }
@@ -120,6 +121,19 @@ pub struct Ahead {
     pub handle: [u64; 2],
     /// It was told to go.
     pub is_unwanted: u64,
+}
+
+/// A process that was asked for only to see whether the server can start one.
+#[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Probe {
+    /// Its number; 0 = there is none.
+    pub serial: u64,
+    pub handle: [u64; 2],
+    pub has_handle: u64,
+    pub asked_at: i64,
+    /// The server has started it.
+    pub has_come: u64,
 }
 
 /// Who can run what: workers of a key run jobs of the key. Lives as long as it has batches or workers.

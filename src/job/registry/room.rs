@@ -5,7 +5,7 @@
 
 use super::order::{self, demand};
 use super::record::{Batch, Key, Life, Place, Root, Slot, AHEAD};
-use super::{ahead, batch, lists, root, slot_mut, slots, watch};
+use super::{ahead, batch, lists, probe, root, slot_mut, slots, watch};
 use crate::error::Error;
 use crate::ffi::area::{self, Memory};
 use crate::ffi::bgworker::Worker;
@@ -129,7 +129,7 @@ fn coming(memory: &Memory, key: Place) -> u32 {
 }
 
 /// The key that wants a worker most: whose role has the fewest, and whose last turn is longest ago.
-fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
+pub(super) fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
     let keys: Vec<Place> = lists::keys(memory).filter(|place| *place != but).collect();
     let mut best = None;
     for place in keys {
@@ -467,7 +467,7 @@ pub fn company(memory: &mut Memory, index: usize) -> Company {
 pub enum Attendance {
     /// Workers that will look at it, or nothing of it is queued.
     Sure,
-    /// Workers that have nothing to do with it, and may find no process for another.
+    /// Workers that are still to be started, or that have nothing to do with it and may find no process for another.
     Unsure,
     Nobody,
 }
@@ -475,6 +475,11 @@ pub enum Attendance {
 /// Who sees to this batch?
 pub fn attendance(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> Attendance {
     reclaim(memory);
+    // By now it may have been done, and forgotten.
+    if !lists::batches_of_uuid(memory, uuid).any(|at| at == place && memory.get::<Batch>(place).queued > 0) {
+        return Attendance::Sure;
+    }
+    let awaits_start = probe::awaits_start(memory, memory.get::<Batch>(place).key, process::now());
     let will_look = |slot: &Slot| match slot.life() {
         Life::Busy | Life::Starting => true,
         Life::Serving if slot.is_read == 0 => true,
@@ -482,9 +487,7 @@ pub fn attendance(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> Attenda
         _ => slot.key != 0 && memory.get::<Key>(slot.key).has_queue(),
     };
     let there = || slots(memory).iter().filter(|slot| slot.has_handle != 0 && is_staying(slot));
-    // By now it may have been done, and forgotten.
-    let is_queued = lists::batches_of_uuid(memory, uuid).any(|at| at == place && memory.get::<Batch>(place).queued > 0);
-    if !is_queued || there().any(will_look) {
+    if !awaits_start && there().any(will_look) {
         Attendance::Sure
     } else if there().next().is_some() {
         Attendance::Unsure

@@ -2,7 +2,7 @@
 
 use super::order::{self, demand};
 use super::record::{Key, Life, Place, Root, Slot, State, MESSAGE_BYTES};
-use super::room::{has_idle_room, is_alone, is_ceding, is_needed, next_key, prepare, staying, Start};
+use super::room::{has_idle_room, hungriest, is_alone, is_ceding, is_needed, next_key, prepare, staying, Start};
 use super::{batch, end, lists, room, slot_mut, slots, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::Worker;
@@ -91,7 +91,7 @@ pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arriv
         Life::Starting => {
             let before = slots(memory).get((slot.after as usize).wrapping_sub(1)).copied();
             if before.is_some_and(|before| {
-                before.life() == Life::Leaving
+                before.life() != Life::Free
                     && before.is_succeeded != 0
                     && !(before.has_handle != 0 && Worker::from_words(before.handle).is_gone())
             }) {
@@ -184,6 +184,30 @@ pub fn hand_over(memory: &mut Memory, index: usize) -> Option<Start> {
     succeed(memory, index, own.key)
 }
 
+/// Reserves a place for a worker of the key that wants one most, which begins when this one is gone. None = this one goes as
+/// if nobody wanted its place.
+pub fn reserve_successor(memory: &mut Memory, index: usize) -> Option<Start> {
+    if staying(memory) > guc::cap() {
+        return None;
+    }
+    let own = slots(memory).get(index).copied()?;
+    let next = hungriest(memory, process::now(), own.key)?;
+    prepare(memory, next, Some(index))
+}
+
+/// The worker keeps its place, as its successor does not come: the server need not start that one any more.
+pub fn recall(memory: &mut Memory, index: usize, start: Start) {
+    let slot = slots(memory).get(start.slot).filter(|slot| slot.serial == start.serial && slot.has_handle != 0);
+    if let Some(slot) = slot {
+        Worker::from_words(slot.handle).terminate();
+    }
+    give_up(memory, start);
+    // It has a turn before it tries again.
+    if let Some(own) = slot_mut(memory, index) {
+        own.since = process::now();
+    }
+}
+
 /// Reserves a place for a worker that begins when this one, which goes, is gone.
 fn succeed(memory: &mut Memory, index: usize, but: Place) -> Option<Start> {
     // The last one always has a successor, which waits for room.
@@ -234,7 +258,15 @@ pub enum Refusal {
     NoDatabase,
 }
 
-/// The worker dies; what it leaves ends in this state. Gives its successor, if the server does not start it again.
+/// The worker has a successor: the server is not to start it again when it has died.
+pub fn dismiss(memory: &Memory, index: usize) {
+    if let Some(slot) = slots(memory).get(index).filter(|slot| slot.has_handle != 0) {
+        Worker::from_words(slot.handle).terminate();
+    }
+}
+
+/// The worker dies; what it leaves ends in this state. Gives its successor: none = the server starts it again, or nobody is
+/// wanted in its place.
 pub fn died(
     memory: &mut Memory,
     index: usize,
@@ -250,12 +282,18 @@ pub fn died(
     if own.key != 0 {
         part(memory, index, own.key, outcome, refused);
     }
-    let goes = own.is_unwanted != 0 || own.is_mortal != 0;
+    let now = process::now();
+    // What may happen again at once, and for ever, has the server wait a second first.
+    let goes = own.is_unwanted != 0
+        || own.is_mortal != 0
+        || own.is_succeeded != 0
+        || matches!(own.life(), Life::Busy | Life::Serving);
     if let Some(slot) = slot_mut(memory, index) {
         slot.life = if goes { Life::Leaving } else { Life::Died } as u32;
         slot.batch = 0;
         slot.process = 0;
         slot.pid = 0;
+        slot.since = now;
         // The process that comes in this place has mapped no segment, and logs in anew.
         (slot.errand, slot.segment, slot.version) = (0, 0, 0);
         (slot.is_unread, slot.is_read) = (0, 0);

@@ -183,7 +183,7 @@ fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
         let look_at = jobs.iter().any(|job| job.state == State::Running).then_some(look_at);
         // Others give processes back without telling, and a worker that goes does not tell whom it leaves stuck.
         let is_queued = jobs.iter().any(|job| job.state == State::Queued);
-        let try_at = (is_queued && (is_worker || area::read(registry::is_starved))).then_some(try_at);
+        let try_at = (is_queued && (is_worker || area::read(registry::may_lack_workers))).then_some(try_at);
         let until = look_at.into_iter().chain(deadline).chain(try_at).chain(teller.due()).min();
         watch.wait(until.map(|until| until.saturating_duration_since(Instant::now())));
     }
