@@ -17,6 +17,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(what_a_terminated_worker_leaves_fails),
         private_case!(what_a_dead_worker_leaves_fails),
         private_case!(a_worker_that_cannot_make_room_goes_on),
+        private_case!(a_refusal_of_before_says_nothing),
         private_case!(what_nobody_knows_of_waits),
         private_case!(a_start_that_takes_its_time_is_none_that_was_refused),
     ]
@@ -274,6 +275,29 @@ fn a_worker_that_cannot_make_room_goes_on() {
         assert_eq!(scene.ran(), "200");
         scene.end();
     }
+}
+
+/// Of a launch after it.
+fn a_refusal_of_before_says_nothing() {
+    let mut scene = Scene::set(&[]);
+    scene.refuse();
+    let first = Batch::launch(&mut scene.session, &[INSERT]);
+    assert_eq!(first.column(&mut scene.watcher, END), [REFUSED]);
+    // One that asks the server, and does not hear its answer.
+    let paused = Paused::new(scene.cluster.postmaster());
+    let call = format!("select * from pg_background_launch_num({})", array(&[INSERT]));
+    scene.session.send(&call);
+    let queued = "select count(*) from log_background where status = 'queued'";
+    wait_until("a launch that waits", || scene.watcher.value(queued) == "1");
+    scene.watcher.run(&format!("select pg_cancel_backend({})", scene.session.pid()));
+    assert_eq!(scene.session.finish(&call).error.map(|error| error.sqlstate().to_owned()), Some("57014".to_owned()));
+    let mark = scene.cluster.log_mark();
+    drop(paused);
+    scene.cluster.wait_log(mark, "the refused fork", |line| line.text.contains("could not fork"));
+    scene.allow();
+    Batch::launch(&mut scene.session, &[INSERT]).succeed(&mut scene.session);
+    assert_eq!(scene.ran(), "1");
+    scene.end();
 }
 
 /// No place is free to ask the server for one more process.

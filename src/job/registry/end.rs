@@ -273,17 +273,17 @@ pub(super) fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
     }
 }
 
-/// No worker of the key can be started: what one would begin now has had an attempt that failed with this outcome.
-pub(super) fn refuse(memory: &mut Memory, key: Place, outcome: &[u8]) {
-    // What is put back is not due any more.
-    let now = process::now() - 1;
+/// No worker of the key could be started at this time: what one would have begun then has had an attempt that failed with this
+/// outcome.
+pub(super) fn refuse(memory: &mut Memory, key: Place, at: i64, outcome: &[u8]) {
     loop {
         // Without memory for it, jobs end without it.
         let kept = outcome::keep(memory, outcome);
         // What was seen may have changed then.
         let is_there = lists::keys(memory).any(|at| at == key);
-        let next = is_there.then(|| order::first_open(memory, key, now, 1).first().copied()).flatten();
-        let Some((place, index)) = next.and_then(|place| Some((place, order::pop(memory, place, now)?))) else {
+        let next = is_there.then(|| order::first_open(memory, key, at, 1).first().copied()).flatten();
+        let next = next.filter(|place| memory.get::<Batch>(*place).created <= at);
+        let Some((place, index)) = next.and_then(|place| Some((place, order::pop(memory, place, at)?))) else {
             return outcome::drop(memory, kept);
         };
         memory.get_mut::<Batch>(place).queued -= 1;

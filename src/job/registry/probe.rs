@@ -86,11 +86,11 @@ pub fn probe_came(memory: &mut Memory, serial: u64) {
     }
 }
 
-/// The server cannot start workers: what waits for one that was late at this time has had an attempt that failed with this
-/// outcome.
+/// The server could not start workers at this time: what waited for one that was late then has had an attempt that failed with
+/// this outcome.
 pub fn refuse_jobs(memory: &mut Memory, asked_at: i64, outcome: &[u8]) {
     for key in late_keys(memory, asked_at) {
-        end::refuse(memory, key, outcome);
+        end::refuse(memory, key, asked_at, outcome);
     }
 }
 
