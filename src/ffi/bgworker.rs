@@ -52,6 +52,19 @@ pub fn told() -> [u64; WORDS] {
     }
 }
 
+/// Waits until `pg_stat_activity` shows this worker as one. The postmaster notes its process id after the fork, and the process
+/// may be faster; until then it has no `backend_type` (postmaster.c, `do_start_bgworker`; bgworker.c,
+/// `GetBackgroundWorkerTypeByPid`). Not longer than a second, and serves no interrupts.
+pub fn wait_until_shown() {
+    const CHECK: Duration = Duration::from_millis(1);
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let began = Instant::now();
+    // SAFETY: reads the server's list of workers.
+    while unsafe { pg_sys::GetBackgroundWorkerTypeByPid(pg_sys::MyProcPid) }.is_null() && began.elapsed() < PATIENCE {
+        latch::pause(CHECK);
+    }
+}
+
 /// How a worker is registered.
 pub struct Registration {
     pub function: &'static CStr,

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Text};
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
-use crate::ffi::{client, guc, report, reset, role, session, spi, statement, transaction};
+use crate::ffi::{bgworker, client, guc, report, reset, role, session, spi, statement, transaction};
 use crate::job::catalog;
 use crate::protocol::{Report, Request, Setting};
 use std::cell::Cell;
@@ -101,7 +101,11 @@ pub fn check_connection_limits(request: &Request) -> Result<(), Error> {
     let number = |sql: String| spi::select(&sql).first().and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
     role::as_cluster_owner(|| {
         let exceeded = |limit: Option<i64>, count: String| match limit {
-            Some(limit) if limit >= 0 => number(count).is_some_and(|count: i64| count > limit),
+            Some(limit) if limit >= 0 => {
+                // Of several that come at once, the last one that is shown sees all.
+                bgworker::wait_until_shown();
+                number(count).is_some_and(|count: i64| count > limit)
+            }
             _ => false,
         };
         if exceeded(number(catalog::limit_of_role(request.login)), catalog::connections_of_role(request.login)) {
