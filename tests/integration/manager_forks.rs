@@ -46,9 +46,9 @@ impl Scene {
         Scene { before, watcher, session, weak, cluster }
     }
 
-    /// From now on the server cannot fork, and has no worker that is there already, but these.
+    /// Ends the workers that are there already, but these.
     #[track_caller]
-    fn refuse_but(&mut self, workers: &[String]) {
+    fn dismiss_but(&mut self, workers: &[String]) {
         let others = format!(
             "select pg_terminate_backend(pid) from pg_stat_activity \
              where backend_type = 'pg_background' and pid <> all ('{{{}}}')",
@@ -56,6 +56,12 @@ impl Scene {
         );
         self.watcher.run(&others);
         wait_until("the end of other workers", || self.cluster.workers().len() == workers.len());
+    }
+
+    /// From now on the server cannot fork, and has no workers but these.
+    #[track_caller]
+    fn refuse_but(&mut self, workers: &[String]) {
+        self.dismiss_but(workers);
         self.watcher.run(&self.cluster.limiting_processes("1"));
     }
 
@@ -315,8 +321,7 @@ fn what_nobody_knows_of_waits() {
 /// The server has not refused it.
 fn a_start_that_takes_its_time_is_none_that_was_refused() {
     let mut scene = Scene::set(&[]);
-    scene.refuse();
-    scene.allow();
+    scene.dismiss_but(&[]);
     let paused = Paused::new(scene.cluster.postmaster());
     scene.session.send(&format!("select * from pg_background_launch_num({})", array(&times(INSERT, 3))));
     let age = "select coalesce(max(clock_timestamp() - queued_at), '0') > '0.5 s' from log_background where status = 'queued'";

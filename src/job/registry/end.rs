@@ -284,14 +284,14 @@ pub(super) fn refuse(memory: &mut Memory, key: Place, at: i64, outcome: &[u8]) {
         let next = is_there.then(|| order::first_open(memory, key, at, 1).first().copied()).flatten();
         let next = next.filter(|place| memory.get::<Batch>(*place).created <= at);
         let Some((place, index)) = next.and_then(|place| Some((place, order::pop(memory, place, at)?))) else {
-            return outcome::drop(memory, kept);
+            return outcome::discard(memory, kept);
         };
         memory.get_mut::<Batch>(place).queued -= 1;
         line::update(memory, place);
         let job = lists::job_mut(memory, place, index);
         job.attempts += 1;
         if job.attempts < job.max_attempts {
-            outcome::drop(memory, kept);
+            outcome::discard(memory, kept);
             conclude(memory, place, index, &Finish::Again, None);
         } else {
             conclude(memory, place, index, &Finish::Unlogged(State::Failed, outcome), kept);

@@ -25,7 +25,7 @@ pub fn keep(memory: &mut Memory, outcome: &[u8]) -> Option<Kept> {
 }
 
 /// It is to be no job's.
-pub fn drop(memory: &mut Memory, kept: Option<Kept>) {
+pub fn discard(memory: &mut Memory, kept: Option<Kept>) {
     let Some(Kept { place, bytes }) = kept else { return };
     let root = memory.root();
     memory.free(place);
@@ -47,5 +47,5 @@ pub fn of_job<'a>(memory: &'a Memory, job: &Job) -> Option<&'a [u8]> {
 pub fn forget(memory: &mut Memory, batch: Place) {
     let jobs = lists::jobs(memory, batch).iter().filter(|job| job.outcome != 0);
     let kept: Vec<Kept> = jobs.map(|job| Kept { place: job.outcome, bytes: job.outcome_bytes }).collect();
-    kept.into_iter().for_each(|kept| drop(memory, Some(kept)));
+    kept.into_iter().for_each(|kept| discard(memory, Some(kept)));
 }

@@ -197,9 +197,8 @@ pub fn reserve_successor(memory: &mut Memory, index: usize) -> Option<Start> {
 
 /// The worker keeps its place, as its successor does not come: the server need not start that one any more.
 pub fn recall(memory: &mut Memory, index: usize, start: Start) {
-    let slot = slots(memory).get(start.slot).filter(|slot| slot.serial == start.serial && slot.has_handle != 0);
-    if let Some(slot) = slot {
-        Worker::from_words(slot.handle).terminate();
+    if slots(memory).get(start.slot).is_some_and(|slot| slot.serial == start.serial) {
+        dismiss(memory, start.slot);
     }
     give_up(memory, start);
     // It has a turn before it tries again.
@@ -258,7 +257,7 @@ pub enum Refusal {
     NoDatabase,
 }
 
-/// The worker has a successor: the server is not to start it again when it has died.
+/// The server is not to start the worker in this place, or not again.
 pub fn dismiss(memory: &Memory, index: usize) {
     if let Some(slot) = slots(memory).get(index).filter(|slot| slot.has_handle != 0) {
         Worker::from_words(slot.handle).terminate();
