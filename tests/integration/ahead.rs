@@ -2,7 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{wait_at_gate, wait_gone, Batch};
-use pg_background_mgr_tests::cluster::{signal_process, try_signal, Baseline, HARD_LIMIT};
+use pg_background_mgr_tests::cluster::{signal_process, try_signal, Baseline};
 use pg_background_mgr_tests::log::LogMark;
 use pg_background_mgr_tests::session::literal;
 use pg_background_mgr_tests::{private_case, wait_for, wait_until, Case, Cluster, Session, Signal, Stop};
@@ -244,9 +244,9 @@ fn a_process_that_could_not_be_started_is_replaced() {
     for _ in 0..5 {
         wait_for_jobs(&mut other);
         let mark = cluster.log_mark();
-        other.run(&cluster.limiting_processes("1"));
+        cluster.refuse_forks(&mut other);
         cluster.wait_log(mark, "the refused fork", |line| line.text.contains("could not fork"));
-        other.run(&cluster.limiting_processes(HARD_LIMIT));
+        cluster.allow_forks(&mut other);
     }
     wait_for_jobs(&mut other);
     other.run("insert into enough default values");

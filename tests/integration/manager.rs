@@ -34,6 +34,10 @@ pub const FREEZE_LOG: &str = "begin; lock table pg_background_log in share mode"
 /// How many workers there are in the server.
 pub const WORKERS: &str = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
 
+/// How many of them run a job that sleeps.
+pub const SLEEPING: &str =
+    "select count(*) from pg_stat_activity where backend_type = 'pg_background' and wait_event = 'PgSleep'";
+
 /// How many jobs the server knows of databases that are gone.
 pub const OF_THE_GONE: &str =
     "select count(*) from pg_background_live() where database not in (select oid from pg_database)";

@@ -5,7 +5,6 @@
 
 use crate::dice::{self, Dice};
 use crate::manager::{load, set_server, signal_a_worker, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS};
-use pg_background_mgr_tests::cluster::HARD_LIMIT;
 use pg_background_mgr_tests::{literal, private_case, wait_until, Case, Cluster, Session, Stop};
 use std::collections::HashMap;
 
@@ -192,7 +191,7 @@ impl Disorder {
     fn refuse_forks(&mut self) {
         let (database, jobs) = (self.database(), self.jobs());
         let mut session = self.session(database);
-        self.admin.run(&self.cluster.limiting_processes("1"));
+        self.cluster.refuse_forks(&mut self.admin);
         if self.dice.below(2) == 0 {
             signal_a_worker(&mut self.admin, &mut self.dice);
         }
@@ -201,7 +200,7 @@ impl Disorder {
             session.ask(&format!("select * from pg_background_monitor('{}', false, interval '1 s')", batch.parent));
         }
         self.launched.push((database, batch));
-        self.admin.run(&self.cluster.limiting_processes(HARD_LIMIT));
+        self.cluster.allow_forks(&mut self.admin);
     }
 
     fn drop_extension(&mut self) {

@@ -3,7 +3,8 @@
 use crate::faults::wait_restarted;
 use crate::gate::{self, Gate};
 use crate::manager::{
-    array, counts, crash, drain, retry, times, wait_at_gate, wait_gone, Batch, NEVER_STARTED, UNKNOWN,
+    array, counts, crash, drain, retry, times, wait_at_gate, wait_gone, Batch, NEVER_STARTED, SLEEPING, STUBBORN,
+    UNKNOWN,
 };
 use crate::stage::{terminate, Paused};
 use crate::warm;
@@ -157,8 +158,7 @@ fn assert_shutdown(how: Stop) {
     let ended = Batch::launch(&mut session, &["insert into ran values (0)", "select 1 / 0"]);
     ended.wait(&mut session);
     let open = Batch::launch(&mut session, &times("insert into ran values (1); select pg_sleep(600)", 5));
-    let sleeping = "select count(*) from pg_stat_activity where usename = 'weak' and wait_event = 'PgSleep'";
-    wait_until("two jobs sleep", || session.value(sleeping) == "2");
+    wait_until("two jobs sleep", || session.value(SLEEPING) == "2");
     cluster.signal_postmaster(if how == Stop::Fast { Signal::SIGINT } else { Signal::SIGTERM });
     drop(session);
     cluster.wait_stopped();
@@ -302,10 +302,8 @@ fn a_launch_answered_before_a_crash_is_in_the_log() {
 fn a_shutdown_does_not_wait_for_stubborn_jobs() {
     let cluster = cluster(&[]);
     let mut session = cluster.session("postgres");
-    let batch = Batch::launch(&mut session, &times(crate::manager::STUBBORN, 3));
-    let sleeping =
-        "select count(*) from pg_stat_activity where backend_type = 'pg_background' and wait_event = 'PgSleep'";
-    wait_until("two jobs sleep", || session.value(sleeping) == "2");
+    let batch = Batch::launch(&mut session, &times(STUBBORN, 3));
+    wait_until("two jobs sleep", || session.value(SLEEPING) == "2");
     cluster.stop(Stop::Fast);
     cluster.start();
     let states = batch.states(&mut cluster.session("postgres"));

@@ -3,7 +3,7 @@
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, retry, times, wait_at_gate, Batch};
 use crate::stage::Paused;
-use pg_background_mgr_tests::cluster::{Baseline, HARD_LIMIT};
+use pg_background_mgr_tests::cluster::Baseline;
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session};
 
 pub fn cases() -> Vec<Case> {
@@ -62,7 +62,7 @@ impl Scene {
     #[track_caller]
     fn refuse_but(&mut self, workers: &[String]) {
         self.dismiss_but(workers);
-        self.watcher.run(&self.cluster.limiting_processes("1"));
+        self.cluster.refuse_forks(&mut self.watcher);
     }
 
     #[track_caller]
@@ -73,7 +73,7 @@ impl Scene {
     /// It can again.
     #[track_caller]
     fn allow(&mut self) {
-        self.watcher.run(&self.cluster.limiting_processes(HARD_LIMIT));
+        self.cluster.allow_forks(&mut self.watcher);
     }
 
     /// It can again, the rows of all jobs are in the log, and the next jobs run; nothing is left.

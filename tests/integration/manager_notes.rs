@@ -1,7 +1,7 @@
 //! What the log could not be told before the server went down is known all the same.
 
 use crate::gate::{self, Gate};
-use crate::manager::{crash, drain, load, set_server, wait_at_gate, Batch, LOCK_LOG, NEVER_STARTED, UNKNOWN};
+use crate::manager::{crash, drain, load, set_server, wait_at_gate, Batch, LOCK_LOG, NEVER_STARTED, SLEEPING, UNKNOWN};
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session, Stop};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -95,8 +95,7 @@ fn a_batch_that_is_in_no_table_is_known_with_its_ends_after_a_crash() {
     let states = ["succeeded", "failed", "succeeded", "running", "queued"];
     wait_until("the jobs", || session.rows(&now) == states);
     // From then on it is noted that it has begun.
-    let sleeping = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
-    wait_until("the job's statement", || session.value(sleeping) == "1");
+    wait_until("the job's statement", || session.value(SLEEPING) == "1");
     let mut session = crash(&cluster);
     assert_eq!(batch.written(&mut session), [""; 0]);
     let states = ["succeeded", "failed", "succeeded", "lost", "lost"];
@@ -122,9 +121,7 @@ fn a_job_begun_under_a_locked_log_is_not_said_to_have_never_started() {
     wait_at_gate(&mut session, 1);
     locker.run(LOCK_LOG);
     gate.open();
-    wait_until("the second job", || {
-        session.value("select count(*) from pg_stat_activity where wait_event = 'PgSleep'") == "1"
-    });
+    wait_until("the second job", || session.value(SLEEPING) == "1");
     let mut session = crash(&cluster);
     assert_eq!(batch.column(&mut session, "message"), ["∅", UNKNOWN, NEVER_STARTED]);
     assert_same_as_rows(&cluster, &mut session, &batch, &["succeeded", "lost", "lost"]);

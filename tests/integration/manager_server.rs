@@ -3,7 +3,7 @@
 use crate::gate::{self, Gate};
 use crate::manager::{
     array, counts, drain, load, log, retry, set_server, stop, times, wait_at_gate, Batch, FREEZE_LOG, OF_THE_GONE,
-    WORKERS,
+    SLEEPING, WORKERS,
 };
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 
@@ -287,12 +287,11 @@ fn a_database_with_running_jobs_is_not_dropped() {
     let mut session = cluster.session("other");
     let batch = Batch::launch(&mut session, &["select pg_sleep(600)"]);
     batch.wait_state(&mut session, 0, "running");
-    let sleeping = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
-    wait_until("the job sleeps", || admin.value(sleeping) == "1");
+    wait_until("the job sleeps", || admin.value(SLEEPING) == "1");
     drop((session, gate));
     wait_alone(&mut admin);
     assert_eq!(admin.error("drop database other").sqlstate(), "55006");
-    assert_eq!(admin.value(sleeping), "1");
+    assert_eq!(admin.value(SLEEPING), "1");
     let mut session = cluster.session("other");
     session.run(&format!("select * from pg_background_stop('{}')", batch.parent));
     assert_eq!(batch.finish(&mut session), ["stopped"]);
@@ -306,8 +305,7 @@ fn a_database_dropped_by_force_takes_its_jobs_along() {
     let mut session = cluster.session("other");
     let options = r#"{"max_workers": 2}"#;
     Batch::launch_with(&mut session, &times("select pg_sleep(600)", 5), options);
-    let sleeping = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
-    wait_until("two jobs sleep", || admin.value(sleeping) == "2");
+    wait_until("two jobs sleep", || admin.value(SLEEPING) == "2");
     wait_until("the drop", || admin.ask("drop database other with (force)").error.is_none());
     wait_until("the end of the workers", || admin.value(WORKERS) == "0");
     let live = "select count(*) from pg_background_jobs where status in ('queued', 'running')";

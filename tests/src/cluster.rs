@@ -243,11 +243,25 @@ impl Cluster {
         signal_process(self.postmaster(), signal);
     }
 
-    /// The command that limits how many processes the server's account may have, as far as the postmaster is concerned; for
-    /// a session that may run programs.
+    /// From now on the server cannot fork; for a session that may run programs.
     #[track_caller]
-    pub fn limiting_processes(&self, limit: &str) -> String {
-        format!("copy (select where false) to program 'prlimit --pid {} --nproc={limit}:'", self.postmaster())
+    pub fn refuse_forks(&self, session: &mut Session) {
+        self.limit_processes(session, "1");
+    }
+
+    /// It can again.
+    #[track_caller]
+    pub fn allow_forks(&self, session: &mut Session) {
+        self.limit_processes(session, "$(prlimit --pid $PPID --nproc --noheadings --output HARD | tr -d [:blank:])");
+    }
+
+    /// Limits how many processes the server's account may have, as far as the postmaster is concerned.
+    #[track_caller]
+    fn limit_processes(&self, session: &mut Session, limit: &str) {
+        session.run(&format!(
+            "copy (select where false) to program 'prlimit --pid {} --nproc={limit}:'",
+            self.postmaster()
+        ));
     }
 
     /// The postmaster's process id.
@@ -455,9 +469,6 @@ fn remove_shared_memory(data: &Path) {
         let _ = lab().outside("ipcrm").arg("-m").arg(segment).output();
     }
 }
-
-/// As much as it may have had before [`Cluster::limiting_processes`].
-pub const HARD_LIMIT: &str = "$(prlimit --pid $PPID --nproc --noheadings --output HARD | tr -d [:blank:])";
 
 /// Sends a signal to a process of a cluster.
 #[track_caller]
