@@ -69,6 +69,31 @@ pub fn take_decided() -> Option<(State, Outcome)> {
     decided.commits.is_none_or(transaction::is_committed).then_some((decided.state, decided.outcome))
 }
 
+/// Rolls back an attempt that did not succeed, and tells how it ended. `stopping`: somebody has it stopped, perhaps known by name.
+fn undone(mut failure: Captured, stopping: Option<Option<Vec<u8>>>, attempt: u32) -> (State, Outcome) {
+    let is_late = interrupt::is_late();
+    let state = if stopping.is_some() || interrupt::is_ending() { State::Stopped } else { State::Failed };
+    if is_late && state == State::Failed && failure.report.sqlstate == sqlstate(b"57014") {
+        let context = failure.report.context.take();
+        failure.report = Report { context, ..Error::JobTimeout.into() };
+    }
+    report::log(&failure);
+    transaction::recover();
+    let outcome = if let Some(stopper) = stopping {
+        let stopped = log::stopped(Reason::Cancelled, stopper.as_deref(), attempt);
+        Outcome { context: failure.report.context.clone(), ..stopped }
+    } else if state == State::Stopped {
+        Outcome {
+            sqlstate: sqlstate(b"57P01"),
+            message: Some(b"terminating background worker due to administrator command".to_vec()),
+            ..Outcome::default()
+        }
+    } else {
+        failed(&located(failure.report))
+    };
+    (state, outcome)
+}
+
 impl Worker {
     /// Runs the jobs of a claim. False = the worker is to go.
     pub(super) fn run(&mut self, claim: &Claim) -> bool {
@@ -227,28 +252,8 @@ impl Worker {
             Ok(Err(error)) => Captured::from(Report::from(error)),
             Err(captured) => *captured,
         };
-        let is_late = interrupt::is_late();
         let stopping = area::read(|memory| RunningJob::read(memory, batch, index)).stopping;
-        let mut failure = failure;
-        let state = if stopping.is_some() || interrupt::is_ending() { State::Stopped } else { State::Failed };
-        if is_late && state == State::Failed && failure.report.sqlstate == sqlstate(b"57014") {
-            let context = failure.report.context.take();
-            failure.report = Report { context, ..Error::JobTimeout.into() };
-        }
-        report::log(&failure);
-        transaction::recover();
-        let outcome = if let Some(stopper) = stopping {
-            let stopped = log::stopped(Reason::Cancelled, stopper.as_deref(), job.attempt);
-            Outcome { context: failure.report.context.clone(), ..stopped }
-        } else if state == State::Stopped {
-            Outcome {
-                sqlstate: sqlstate(b"57P01"),
-                message: Some(b"terminating background worker due to administrator command".to_vec()),
-                ..Outcome::default()
-            }
-        } else {
-            failed(&located(failure.report))
-        };
+        let (state, outcome) = undone(failure, stopping, job.attempt);
         if state == State::Failed && job.attempt < job.max_attempts {
             self.write(log, &final_row(State::Queued, None, outcome), false);
             area::write(|memory| registry::finish(memory, self.index, batch, index, &Finish::Again));
