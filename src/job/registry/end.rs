@@ -280,7 +280,7 @@ pub(super) fn refuse(memory: &mut Memory, key: Place, at: i64, outcome: &[u8]) {
         // Without memory for it, jobs end without it.
         let kept = outcome::keep(memory, outcome);
         // What was seen may have changed then.
-        let is_there = lists::keys(memory).any(|at| at == key);
+        let is_there = lists::keys(memory).any(|there| there == key);
         let next = is_there.then(|| order::first_open(memory, key, at, 1).first().copied()).flatten();
         let next = next.filter(|place| memory.get::<Batch>(*place).created <= at);
         let Some((place, index)) = next.and_then(|place| Some((place, order::pop(memory, place, at)?))) else {

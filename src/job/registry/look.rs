@@ -349,8 +349,6 @@ pub struct RunningJob {
     pub attempt: u32,
     pub max_attempts: u32,
     pub started: i64,
-    /// Somebody wants it stopped: a role, if it is known.
-    pub stopping: Option<Option<Vec<u8>>>,
 }
 
 impl RunningJob {
@@ -366,7 +364,12 @@ impl RunningJob {
             attempt: job.attempts,
             max_attempts: job.max_attempts,
             started: job.started,
-            stopping: (job.is_stopping != 0).then(|| stopper::of_job(memory, place, job).map(<[u8]>::to_vec)),
         }
     }
+}
+
+/// Who wants the job stopped that runs: a role, if it is known. None = nobody.
+pub fn stopping(memory: &Memory, place: Place, index: u32) -> Option<Option<Vec<u8>>> {
+    let job = lists::job(memory, place, index);
+    (job.is_stopping != 0).then(|| stopper::of_job(memory, place, job).map(<[u8]>::to_vec))
 }

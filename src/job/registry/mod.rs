@@ -26,7 +26,7 @@ pub use direct::{close, give, has_errand, has_idle, has_job, join, offer, releas
 pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish};
 pub use lists::{ordinal_of, uuid_of};
 pub use look::{
-    accepted_at, find, headers, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request, snapshot,
+    accepted_at, find, headers, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request, snapshot, stopping,
     uuid_of_job, Found, Header, JobView, Moment, Pulse, Recorded, RunningJob,
 };
 pub use probe::{

@@ -252,7 +252,7 @@ impl Worker {
             Ok(Err(error)) => Captured::from(Report::from(error)),
             Err(captured) => *captured,
         };
-        let stopping = area::read(|memory| RunningJob::read(memory, batch, index)).stopping;
+        let stopping = area::read(|memory| registry::stopping(memory, batch, index));
         let (state, outcome) = undone(failure, stopping, job.attempt);
         if state == State::Failed && job.attempt < job.max_attempts {
             self.write(log, &final_row(State::Queued, None, outcome), false);
