@@ -6,6 +6,7 @@
 use super::blocked::{self, Awaited, GIVE_WAY};
 use crate::error::Error;
 use crate::ffi::fmgr::{Rows, Value};
+use crate::ffi::interrupt;
 use crate::ffi::latch::{self, Patience};
 use crate::ffi::report::{self, Log};
 use crate::ffi::role;
@@ -128,6 +129,8 @@ impl Reading {
 
     /// Waits for the next frame.
     fn next(&mut self) -> Result<(), Error> {
+        // There may be none to wait for: until the rows are the caller's, a cancel loses nothing.
+        interrupt::check();
         if let Some(kept) = &mut self.job.kept {
             if let Some(frame) = kept.pop()? {
                 self.current = Current::Kept(frame);

@@ -10,6 +10,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_million_rows_read_as_text_are_read_again_after_each_cancel),
         private_case!(a_column_list_that_changes_between_reads_works),
         private_case!(a_cancel_while_kept_rows_are_read_keeps_them),
+        private_case!(a_cancel_of_a_read_that_waits_for_nothing_keeps_the_rows),
         private_case!(a_session_ends_with_a_result_put_back),
         private_case!(a_terminated_session_ends_with_a_result_put_back),
         private_case!(a_result_put_back_is_given_up),
@@ -169,6 +170,28 @@ fn a_cancel_while_kept_rows_are_read_keeps_them() {
         job.reader.run("reset statement_timeout");
         job.let_go(place);
         job.assert_whole(TYPED);
+    }
+    cluster.assert_sound(&before);
+    assert_no_temporary_files(&cluster);
+}
+
+/// All rows are there already: they were put back when the last one did not fit.
+fn a_cancel_of_a_read_that_waits_for_nothing_keeps_the_rows() {
+    let cluster = Cluster::start_with_extension(&[]);
+    let before = cluster.baseline();
+    for work_mem in ["64kB", "1GB"] {
+        let mut reader = cluster.session("postgres");
+        reader.run(&format!("set work_mem = '{work_mem}'"));
+        let last = "case when i = 1000000 then 'long' else 'x' end";
+        let pid = reader.launch(&format!("select {last} from generate_series(1, 1000000) i"));
+        let read = |column: &str| format!("select count(*) from pg_background_result({pid}) as (a {column})");
+        assert_eq!(reader.error(&read("varchar(3)")).sqlstate(), "22001");
+        reader.run("set statement_timeout = '20ms'");
+        for _ in 0..3 {
+            assert_eq!(reader.error(&read("text")).sqlstate(), "57014");
+        }
+        reader.run("reset statement_timeout");
+        assert_eq!(reader.rows(&read("text")), ["1000000"]);
     }
     cluster.assert_sound(&before);
     assert_no_temporary_files(&cluster);
