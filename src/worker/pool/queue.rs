@@ -83,11 +83,7 @@ fn undone(mut failure: Captured, stopping: Option<Option<Vec<u8>>>, attempt: u32
         let stopped = log::stopped(Reason::Cancelled, stopper.as_deref(), attempt);
         Outcome { context: failure.report.context.clone(), ..stopped }
     } else if state == State::Stopped {
-        Outcome {
-            sqlstate: sqlstate(b"57P01"),
-            message: Some(b"terminating background worker due to administrator command".to_vec()),
-            ..Outcome::default()
-        }
+        failed(&Report { context: failure.report.context, ..Error::Terminated.into() })
     } else {
         failed(&located(failure.report))
     };
