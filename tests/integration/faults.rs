@@ -386,8 +386,7 @@ fn a_database_is_not_dropped_under_a_job() {
     let launcher = session.pid();
     drop(session);
     wait_until("the end of the launcher", || !is_alive(launcher));
-    let sleeps = format!("select wait_event = 'PgSleep' from pg_stat_activity where pid = {pid}");
-    wait_until("the job sleeps", || admin.rows(&sleeps) == ["t"]);
+    admin.wait_asleep(pid);
     assert_eq!(admin.error("drop database other").sqlstate(), "55006");
     admin.run(&format!("select pg_terminate_backend({pid})"));
     wait_until("the end of the job", || !is_alive(pid));

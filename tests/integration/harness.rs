@@ -64,8 +64,7 @@ fn a_cancel_request_reaches_the_session() {
     let mut session = cluster.session("postgres");
     let mut other = cluster.session("postgres");
     session.send("select pg_sleep(600)");
-    let sleeps = format!("select wait_event = 'PgSleep' from pg_stat_activity where pid = {}", session.pid());
-    wait_until("the session sleeps", || other.rows(&sleeps) == ["t"]);
+    other.wait_asleep(session.pid());
     session.canceller().cancel();
     assert_eq!(session.finish("the sleep").error.expect("an error").sqlstate(), "57014");
 }

@@ -138,9 +138,7 @@ fn a_job_is_cancelled_by_pg_cancel_backend(db: &Db) {
     session.run("create table t (a int)");
     let pid = session.launch("insert into t values (1); select pg_sleep(100)");
     let mut other = db.session();
-    wait_until("the job sleeps", || {
-        other.rows(&format!("select wait_event from pg_stat_activity where pid = {pid}")) == ["PgSleep"]
-    });
+    other.wait_asleep(pid);
     assert!(other.holds(&format!("select pg_cancel_backend({pid})")));
     let error = session.result_error(pid);
     assert_eq!(error.brief(), ("57014".to_owned(), "canceling statement due to user request".to_owned()));
@@ -151,9 +149,7 @@ fn a_job_is_ended_by_pg_terminate_backend(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
     let pid = session.launch("insert into t values (1); select pg_sleep(100)");
-    wait_until("the job sleeps", || {
-        session.rows(&format!("select wait_event from pg_stat_activity where pid = {pid}")) == ["PgSleep"]
-    });
+    session.wait_asleep(pid);
     assert!(session.holds(&format!("select pg_terminate_backend({pid})")));
     let error = session.result_error(pid);
     assert_eq!((error.severity(), error.sqlstate()), ("ERROR".to_owned(), "57P01".to_owned()));

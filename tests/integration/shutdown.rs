@@ -172,8 +172,7 @@ fn a_job_that_catches_its_cancel_does_not_stop_a_shutdown() {
                     exception when query_canceled then raise notice 'still here'; end; end loop; end $$";
     let pid = session.launch(stubborn);
     let mut watcher = cluster.session("postgres");
-    let sleeps = format!("select wait_event = 'PgSleep' from pg_stat_activity where pid = {pid}");
-    wait_until("the job sleeps", || watcher.rows(&sleeps) == ["t"]);
+    watcher.wait_asleep(pid);
     session.send(&format!("select pg_background_result({pid})"));
     watcher.run(&format!("select pg_cancel_backend({pid})"));
     assert_eq!(session.next_notice().message(), "still here");

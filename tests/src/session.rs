@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::reply::{Column, Reply, ServerError, Statement};
-use crate::wait::PATIENCE;
+use crate::wait::{wait_until, PATIENCE};
 
 /// Quotes `text` as an SQL literal, whatever standard_conforming_strings is.
 pub fn literal(text: &str) -> String {
@@ -326,6 +326,13 @@ impl Session {
     pub fn job_error(&mut self, sql: &str) -> ServerError {
         let pid = self.launch(sql);
         self.result_error(pid)
+    }
+
+    /// Waits until another session, or a job, is in `pg_sleep`.
+    #[track_caller]
+    pub fn wait_asleep(&mut self, pid: i32) {
+        let query = format!("select wait_event from pg_stat_activity where pid = {pid}");
+        wait_until("a process that sleeps", || self.rows(&query) == ["PgSleep"]);
     }
 
     /// Whether the server has ended this session; looks without waiting for more than what has arrived.
