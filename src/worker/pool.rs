@@ -123,7 +123,7 @@ pub fn on_exit() {
     let report = if report.sqlstate == 0 { Report::from(Error::WorkerLost(session::pid())) } else { report };
     let (state, outcome) = match queue::take_decided() {
         Some((state, outcome)) => (state, to_bytes(&outcome)),
-        None if state == State::Stopped && area::read(|memory| registry::is_stopping(memory, index)) => {
+        None if state == State::Stopped && area::read(|memory| registry::stopping(memory, index).is_some()) => {
             (state, Vec::new()) // the job's record says who stopped it
         }
         None => (state, to_bytes(&queue::failed(&report))),

@@ -367,9 +367,3 @@ impl RunningJob {
         }
     }
 }
-
-/// Who wants the job stopped that runs: a role, if it is known. None = nobody.
-pub fn stopping(memory: &Memory, place: Place, index: u32) -> Option<Option<Vec<u8>>> {
-    let job = lists::job(memory, place, index);
-    (job.is_stopping != 0).then(|| stopper::of_job(memory, place, job).map(<[u8]>::to_vec))
-}

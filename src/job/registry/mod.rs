@@ -26,7 +26,7 @@ pub use direct::{close, give, has_errand, has_idle, has_job, join, offer, releas
 pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish};
 pub use lists::{ordinal_of, uuid_of};
 pub use look::{
-    accepted_at, find, headers, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request, snapshot, stopping,
+    accepted_at, find, headers, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request, snapshot,
     uuid_of_job, Found, Header, JobView, Moment, Pulse, Recorded, RunningJob,
 };
 pub use probe::{
@@ -38,8 +38,8 @@ pub use room::{
     attendance, company, has_room_ahead, is_settling, is_stuck, make_room, plan, reserve, Attendance, Company, Start,
 };
 pub use slot::{
-    arrive, cannot_register, died, dismiss, give_up, hand_over, idle, is_starved, is_stopping, may_go, may_leave,
-    of_process, recall, register, report_progress, reserve_successor, starts_again, stays_on, terminate_jobs, Arrival,
+    arrive, cannot_register, died, dismiss, give_up, hand_over, idle, is_starved, may_go, may_leave, of_process,
+    recall, register, report_progress, reserve_successor, starts_again, stays_on, stopping, terminate_jobs, Arrival,
     Refusal,
 };
 pub use watch::{awaited_by, is_listening, listen, unfollow, watch, Follower};

@@ -3,7 +3,7 @@
 use super::order::{self, demand};
 use super::record::{Key, Life, Place, Root, Slot, State, MESSAGE_BYTES};
 use super::room::{has_idle_room, hungriest, is_alone, is_ceding, is_needed, next_key, prepare, staying, Start};
-use super::{batch, end, lists, room, slot_mut, slots, watch};
+use super::{batch, end, lists, room, slot_mut, slots, stopper, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::Worker;
 use crate::ffi::process;
@@ -362,9 +362,9 @@ pub fn report_progress(memory: &mut Memory, index: usize, percent: i32, message:
     }
 }
 
-/// Is the job that runs in this place to be stopped?
-pub fn is_stopping(memory: &Memory, index: usize) -> bool {
-    slots(memory).get(index).is_some_and(|slot| {
-        slot.life() == Life::Busy && slot.batch != 0 && lists::job(memory, slot.batch, slot.job).is_stopping != 0
-    })
+/// Who wants the job stopped that runs in this place: a role, if it is known. None = nobody.
+pub fn stopping(memory: &Memory, index: usize) -> Option<Option<Vec<u8>>> {
+    let slot = slots(memory).get(index).filter(|slot| slot.life() == Life::Busy && slot.batch != 0)?;
+    let job = lists::job(memory, slot.batch, slot.job);
+    (job.is_stopping != 0).then(|| stopper::of_job(memory, slot.batch, job).map(<[u8]>::to_vec))
 }

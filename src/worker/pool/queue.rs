@@ -81,7 +81,7 @@ fn undone(mut failure: Captured, stopping: Option<Option<Vec<u8>>>, attempt: u32
     transaction::recover();
     let outcome = if let Some(stopper) = stopping {
         let stopped = log::stopped(Reason::Cancelled, stopper.as_deref(), attempt);
-        Outcome { context: failure.report.context.clone(), ..stopped }
+        Outcome { context: failure.report.context, ..stopped }
     } else if state == State::Stopped {
         failed(&Report { context: failure.report.context, ..Error::Terminated.into() })
     } else {
@@ -248,7 +248,7 @@ impl Worker {
             Ok(Err(error)) => Captured::from(Report::from(error)),
             Err(captured) => *captured,
         };
-        let stopping = area::read(|memory| registry::stopping(memory, batch, index));
+        let stopping = area::read(|memory| registry::stopping(memory, self.index));
         let (state, outcome) = undone(failure, stopping, job.attempt);
         if state == State::Failed && job.attempt < job.max_attempts {
             self.write(log, &final_row(State::Queued, None, outcome), false);
