@@ -2,7 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, times, wait_at_gate, Batch, FREEZE_LOG, NOBODY, STUBBORN};
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
+use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Session};
 use std::time::{Duration, Instant};
 
 pub fn cases() -> Vec<Case> {
@@ -339,11 +339,9 @@ fn ten_thousand_queued_jobs_are_stopped_at_once() {
 /// Waits until the job is in its sleep.
 #[track_caller]
 fn wait_asleep(session: &mut Session, child: &str) {
-    let query = format!(
-        "select count(*) from pg_stat_activity a join pg_background_jobs j on j.pid = a.pid \
-         where j.uuid_child = '{child}' and a.wait_event = 'PgSleep'"
-    );
-    wait_until("the job sleeps", || session.value(&query) == "1");
+    let query = format!("select pid from pg_background_jobs where uuid_child = '{child}' and status = 'running'");
+    let pid = wait_for("the job's process", || session.rows(&query).pop());
+    session.wait_asleep(pid.parse().expect("a process"));
 }
 
 fn a_job_that_catches_its_cancel_is_terminated_after_the_grace(db: &Db) {

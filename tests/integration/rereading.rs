@@ -154,6 +154,16 @@ fn a_column_list_that_changes_between_reads_works() {
     assert_no_temporary_files(&cluster);
 }
 
+/// Each of these takes longer than it may.
+#[track_caller]
+fn assert_no_time_for(reader: &mut Session, reads: &[String]) {
+    reader.run("set statement_timeout = '20ms'");
+    for read in reads {
+        assert_eq!(reader.error(read).sqlstate(), "57014");
+    }
+    reader.run("reset statement_timeout");
+}
+
 /// The second cancel comes while the reader is busy with what the first one left.
 fn a_cancel_while_kept_rows_are_read_keeps_them() {
     let cluster = Cluster::start_with_extension(&[]);
@@ -162,12 +172,8 @@ fn a_cancel_while_kept_rows_are_read_keeps_them() {
         let mut job = Halting::launch(&cluster, work_mem, 300_000, 1);
         let place = job.places[0];
         job.cancel_at(place, TYPED);
-        job.reader.run("set statement_timeout = '20ms'");
-        for columns in [TYPED, AS_TEXT, TYPED] {
-            let read = job.read(columns);
-            assert_eq!(job.reader.error(&read).sqlstate(), "57014");
-        }
-        job.reader.run("reset statement_timeout");
+        let reads = [TYPED, AS_TEXT, TYPED].map(|columns| job.read(columns));
+        assert_no_time_for(&mut job.reader, &reads);
         job.let_go(place);
         job.assert_whole(TYPED);
     }
@@ -186,11 +192,7 @@ fn a_cancel_of_a_read_that_waits_for_nothing_keeps_the_rows() {
         let pid = reader.launch(&format!("select {last} from generate_series(1, 1000000) i"));
         let read = |column: &str| format!("select count(*) from pg_background_result({pid}) as (a {column})");
         assert_eq!(reader.error(&read("varchar(3)")).sqlstate(), "22001");
-        reader.run("set statement_timeout = '20ms'");
-        for _ in 0..3 {
-            assert_eq!(reader.error(&read("text")).sqlstate(), "57014");
-        }
-        reader.run("reset statement_timeout");
+        assert_no_time_for(&mut reader, &[read("text"), read("text"), read("text")]);
         assert_eq!(reader.rows(&read("text")), ["1000000"]);
     }
     cluster.assert_sound(&before);
