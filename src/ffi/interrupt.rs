@@ -86,11 +86,14 @@ signal_handler! {
     fn on_terminate() {
         // SAFETY: flags of this process that its handlers may set; the latch is its own.
         unsafe {
+            let is_in_job = IN_JOB.load(Ordering::Relaxed);
+            // Then a second termination is none for the job: it has not noticed the first.
+            let is_unnoticed = is_in_job && (&raw const pg_sys::QueryCancelPending).read_volatile() != 0;
             if IN_SESSION.load(Ordering::Relaxed)
-                || IS_ENDING.swap(true, Ordering::Relaxed) && !IS_CONCLUDING.load(Ordering::Relaxed)
+                || IS_ENDING.swap(true, Ordering::Relaxed) && !is_unnoticed && !IS_CONCLUDING.load(Ordering::Relaxed)
             {
                 (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
-            } else if IN_JOB.load(Ordering::Relaxed) {
+            } else if is_in_job {
                 (&raw mut pg_sys::QueryCancelPending).write_volatile(1 as _);
             }
             (&raw mut pg_sys::InterruptPending).write_volatile(1 as _);

@@ -2,8 +2,8 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{wait_at_gate, wait_gone, Batch};
+use crate::stage::assert_nothing_fatal;
 use pg_background_mgr_tests::cluster::{signal_process, try_signal, Baseline};
-use pg_background_mgr_tests::log::LogMark;
 use pg_background_mgr_tests::session::literal;
 use pg_background_mgr_tests::{private_case, wait_for, wait_until, Case, Cluster, Session, Signal, Stop};
 
@@ -74,12 +74,6 @@ fn stopped_ahead(cluster: &Cluster, session: &mut Session) -> i32 {
         let _ = try_signal(pid, Signal::SIGCONT);
         None
     })
-}
-
-#[track_caller]
-fn assert_nothing_fatal(cluster: &Cluster, mark: LogMark) {
-    let logged = cluster.log_since(mark);
-    assert!(logged.iter().all(|line| !line.text.contains("FATAL")), "{logged:?}");
 }
 
 fn is_stopped(pid: i32) -> bool {

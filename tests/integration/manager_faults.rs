@@ -6,7 +6,7 @@ use crate::manager::{
     array, counts, crash, drain, retry, times, wait_at_gate, wait_gone, Batch, NEVER_STARTED, SLEEPING, STUBBORN,
     UNKNOWN,
 };
-use crate::stage::{terminate, Paused};
+use crate::stage::{assert_nothing_fatal, terminate, Paused};
 use crate::warm;
 use pg_background_mgr_tests::cluster::signal_process;
 use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Session, Signal, Stop};
@@ -28,6 +28,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_killed_idle_worker_loses_nothing),
         private_case!(a_launch_answered_before_a_crash_is_in_the_log),
         private_case!(a_shutdown_does_not_wait_for_stubborn_jobs),
+        private_case!(a_server_that_insists_does_not_outrun_the_first_termination),
         // A worker goes.
         case!(a_terminated_worker_stops_its_job_only),
         case!(a_cancelled_worker_fails_its_job_only),
@@ -308,6 +309,33 @@ fn a_shutdown_does_not_wait_for_stubborn_jobs() {
     cluster.start();
     let states = batch.states(&mut cluster.session("postgres"));
     assert!(states.iter().all(|state| ["lost", "stopped"].contains(&state.as_str())), "{states:?}");
+}
+
+/// As in a smart shutdown whose last session goes before the job, which looks for signals a few times a second, has noticed.
+fn a_server_that_insists_does_not_outrun_the_first_termination() {
+    let cluster = cluster(&[]);
+    let mut session = cluster.session("postgres");
+    let text = "do $$ declare long text := repeat('x', 100000000); begin \
+                perform pg_background_report_progress(1); loop perform md5(long); end loop; end $$";
+    let mark = cluster.log_mark();
+    let batch = Batch::launch(&mut session, &[text]);
+    let progress =
+        format!("select pid from pg_background_jobs where uuid_child = '{}' and progress = 1", batch.children[0]);
+    let pid = wait_for("the loop", || session.rows(&progress).pop()).parse().expect("a process");
+    for _ in 0..2 {
+        signal_process(pid, Signal::SIGTERM);
+        wait_until("the signal has been taken", || !has_pending(pid, Signal::SIGTERM));
+    }
+    assert_eq!(batch.finish(&mut session), ["stopped"]);
+    wait_gone(pid);
+    assert_nothing_fatal(&cluster, mark);
+}
+
+/// Whether a signal has been sent to a process that has not taken it yet.
+fn has_pending(pid: i32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let sets = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+    sets.filter_map(|set| u64::from_str_radix(set.trim(), 16).ok()).any(|set| set >> (signal as u64 - 1) & 1 == 1)
 }
 
 /// The process that waits at the gate for a job.

@@ -2,6 +2,7 @@
 
 use crate::gate::{self, Gate};
 use pg_background_mgr_tests::cluster::{signal_process, try_signal};
+use pg_background_mgr_tests::log::LogMark;
 use pg_background_mgr_tests::{literal, wait_for, wait_until, Cluster, Session, Signal};
 use std::fs;
 
@@ -104,6 +105,13 @@ pub fn settle(cluster: &Cluster) {
 pub fn terminate(session: &mut Session, pid: i32) {
     let terminate = format!("select pg_terminate_backend(pid) from pg_stat_activity where pid = {pid}");
     wait_until("the termination of a process", || session.rows(&terminate) == ["t"]);
+}
+
+/// No process has been ended by an error since.
+#[track_caller]
+pub fn assert_nothing_fatal(cluster: &Cluster, mark: LogMark) {
+    let logged = cluster.log_since(mark);
+    assert!(logged.iter().all(|line| line.kind != "FATAL"), "{logged:?}");
 }
 
 /// How many jobs have committed since the last call, once all have ended.
