@@ -6,10 +6,10 @@ use crate::ffi::session::database;
 use crate::ffi::typed_rows::Cell;
 use crate::ffi::{area, transaction};
 use crate::job::log;
-use crate::job::note::{End, Note};
+use crate::job::note::End;
 use crate::job::registry::Moment;
 use crate::protocol::Outcome;
-use crate::session::{self, Among, Sight};
+use crate::session::{self, Among, Sight, Standing};
 use std::collections::HashMap;
 
 /// `pg_background_live(only_unrecorded bool, only_elsewhere bool) RETURNS TABLE (…)`
@@ -24,7 +24,7 @@ fn live(call: &Call) -> Result<Value, Error> {
     };
     // The snapshot and the catalogs are asked once a batch, not once a job.
     let mut asked = HashMap::new();
-    for job in session::look(among) {
+    for job in call.with_memory_of_query(|sight: &mut Sight| sight.look(among)) {
         let now = &job.now;
         let batch = &job.batch;
         let (is_recorded, has_lost_its_log) = *asked
@@ -35,11 +35,24 @@ fn live(call: &Call) -> Result<Value, Error> {
             continue;
         }
         // It is in the encoding of its database.
-        let outcome = if job.batch.database == here { log::outcome_of(now) } else { Outcome::default() };
+        let outcome = || match job.batch.database == here {
+            true => session::visible(now.owner, now.state, log::outcome_of(now)),
+            false => Outcome::default(),
+        };
+        // The query is to see what came of a job beside its row, which it does not see.
+        let in_log = (among == Among::Unrecorded && session::is_in_log_only(now)).then(|| session::end_of(&job.uuid));
+        let end = in_log.flatten().unwrap_or_else(|| End {
+            state: now.state,
+            pid: now.pid,
+            started: now.started,
+            ended: now.ended,
+            attempts: now.attempts,
+            outcome: outcome(),
+        });
         let first = [
             Cell::Uuid(job.batch.uuid),
             Cell::Uuid(job.uuid),
-            Cell::Text(state_of(now).into()),
+            Cell::Text(end.state.name().into()),
             Cell::Bool(is_recorded),
             Cell::BigInt(job.batch.database.into()),
             Cell::BigInt(job.batch.owner.into()),
@@ -49,13 +62,13 @@ fn live(call: &Call) -> Result<Value, Error> {
             job.name.clone().into(),
             Cell::Text(job.query.clone()),
             Cell::Timestamp(job.queued_at),
-            Cell::timestamp(now.started),
-            Cell::timestamp(now.ended.filter(|_| !is_ahead(now))),
-            Cell::Int(now.attempts as i32),
-            now.pid.into(),
+            Cell::timestamp(end.started),
+            Cell::timestamp(end.ended),
+            Cell::Int(end.attempts as i32),
+            end.pid.into(),
         ];
         let last = [Cell::BigInt(epoch), job.manner.to_options().into()];
-        rows.put(&[&first[..], &place_cells(now), &last, &log::outcome_cells(&outcome)].concat())?;
+        rows.put(&[&first[..], &place_cells(now), &last, &log::outcome_cells(&end.outcome)].concat())?;
     }
     rows.finish();
     Ok(Value::Void)
@@ -103,16 +116,21 @@ fn state(call: &Call) -> Result<Value, Error> {
         } else if transaction::in_recovery() {
             rows.put(&from_outcome("queued", &Outcome::default()))?;
         } else if epoch == area::epoch() {
-            match call.with_memory_of_query(|sight: &mut Sight| sight.of(&uuid).map(from_moment)) {
-                Some(row) => rows.put(&row)?,
-                // It has ended since the reader's snapshot was taken.
-                None if session::has_ended(&uuid) => rows.put(&from_outcome("running", &Outcome::default()))?,
-                None => rows.put(&lost(went_down(is_started)))?,
+            match call.with_memory_of_query(|sight: &mut Sight| sight.standing(&uuid)) {
+                Standing::Live(job) => rows.put(&from_moment(&job))?,
+                Standing::Ended(end) => rows.put(&from_end(&end))?,
+                Standing::Lost => rows.put(&lost(went_down(is_started)))?,
+                Standing::Gone => {}
             }
         } else {
-            match call.with_memory_of_query(|sight: &mut Sight| sight.note(epoch, &uuid)).map(Note::into_end) {
-                Some(Some(end)) => rows.put(&from_end(&end))?,
-                note => rows.put(&lost(went_down(is_started || note.is_some())))?,
+            let note = call.with_memory_of_query(|sight: &mut Sight| sight.note(epoch, &uuid));
+            let is_begun = is_started || note.is_some();
+            match note.and_then(|note| Some((note.owner, note.into_end()?))) {
+                Some((owner, end)) => {
+                    let outcome = session::visible(owner, end.state, end.outcome);
+                    rows.put(&from_end(&End { outcome, ..end }))?;
+                }
+                None => rows.put(&lost(went_down(is_begun)))?,
             }
         }
     }
@@ -132,7 +150,7 @@ fn lost(message: &str) -> Vec<Cell> {
     from_outcome("lost", &Outcome { message: Some(message.into()), ..Outcome::default() })
 }
 
-/// Of a job whose row could not be written before the server went down.
+/// Of a job whose final row the reader does not see.
 fn from_end(end: &End) -> Vec<Cell> {
     [&log::end_cells(end)[..], &[const { Cell::Null }; 3], &log::outcome_cells(&end.outcome)].concat()
 }
@@ -142,30 +160,16 @@ fn from_outcome(status: &str, outcome: &Outcome) -> Vec<Cell> {
     [&[status], &[const { Cell::Null }; 7][..], &log::outcome_cells(outcome)].concat()
 }
 
-/// A job whose final row is written, which the reader's snapshot does not show, was still running when that was taken:
-/// so work and record are seen together, or not at all.
-fn state_of(job: &Moment) -> &'static str {
-    if is_ahead(job) {
-        "running"
-    } else {
-        job.state.name()
-    }
-}
-
-/// Is the registry ahead of the reader's snapshot?
-fn is_ahead(job: &Moment) -> bool {
-    job.is_logged && !job.is_late
-}
-
 fn from_moment(job: &Moment) -> Vec<Cell> {
     let first = [
-        Cell::Text(state_of(job).into()),
+        Cell::Text(job.state.name().into()),
         job.pid.into(),
         Cell::timestamp(job.started),
-        Cell::timestamp(job.ended.filter(|_| !is_ahead(job))),
+        Cell::timestamp(job.ended),
         Cell::Int(job.attempts as i32),
     ];
-    [&first[..], &place_cells(job), &log::outcome_cells(&log::outcome_of(job))].concat()
+    let outcome = session::visible(job.owner, job.state, log::outcome_of(job));
+    [&first[..], &place_cells(job), &log::outcome_cells(&outcome)].concat()
 }
 
 sql_function!(pg_background_live, pg_finfo_pg_background_live, live);

@@ -137,18 +137,12 @@ impl Call {
         self.argument(index).and_then(|datum| unsafe { super::memory::copy_c_string(datum.cast_mut_ptr()) })
     }
 
-    /// Works with what an earlier call of this expression in this query has left here; at the first, with a new value. A
-    /// function asks for one type only.
+    /// Works with what an earlier call in this query, of any function, has left here for this type; at the first, with a new
+    /// value. `work` runs no function that asks for the same type.
     pub fn with_memory_of_query<T: Default + 'static, R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
-        // SAFETY: the server passes a valid call, and leaves this pointer to the function (fmgr.h); what it points to goes with
-        // the memory of the query. A call of an expression is not made within another one of it.
-        unsafe {
-            let info = (*self.0).flinfo;
-            if (*info).fn_extra.is_null() {
-                (*info).fn_extra = super::memory::keep_in((*info).fn_mcxt, T::default()).cast();
-            }
-            work(&mut *(*info).fn_extra.cast::<T>())
-        }
+        // SAFETY: the server passes a valid call. Functions that give sets have the memory of the whole query as that of their
+        // expression (execSRF.c, `ExecInitTableFunctionResult`, `ExecInitFunctionResultSet`); it outlives the call.
+        unsafe { work(&mut *super::memory::value_of((*(*self.0).flinfo).fn_mcxt)) }
     }
 
     /// Prepares the call to return a set of rows with the columns of its own declaration.

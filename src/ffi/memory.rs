@@ -1,9 +1,10 @@
 //! Memory contexts (mcxt.c).
 
+use super::process_local::{slot, ProcessLocal, Slot};
 use crate::compat::callback;
 use pgrx::pg_sys;
-use std::any::Any;
-use std::ffi::CStr;
+use std::any::{Any, TypeId};
+use std::ffi::{c_void, CStr};
 
 /// A memory context of our own that lives until it is dropped or the process ends.
 pub struct Context(pg_sys::MemoryContext);
@@ -115,6 +116,42 @@ pub(super) unsafe fn keep_in<T: 'static>(context: pg_sys::MemoryContext, value: 
         pg_sys::MemoryContextRegisterResetCallback(context, callback);
         (&raw mut **kept).cast()
     }
+}
+
+/// A value that belongs to a memory context, and is found by it.
+struct Found<T: 'static> {
+    context: usize,
+    value: T,
+}
+
+thread_local! {
+    /// Where the values of contexts are: by context and type.
+    static FOUND: Slot<Vec<((usize, TypeId), *mut c_void)>> = const { slot(Vec::new()) };
+}
+
+impl<T: 'static> Drop for Found<T> {
+    fn drop(&mut self) {
+        let key = (self.context, TypeId::of::<T>());
+        FOUND.with_borrow_mut(|found| found.retain(|(at, _)| *at != key));
+    }
+}
+
+/// Gives the value of this type that a context has; at the first call, a new one. It goes with the context.
+///
+/// # Safety
+/// The context is valid; the value is not used any more when the context goes.
+pub(super) unsafe fn value_of<T: Default + 'static>(context: pg_sys::MemoryContext) -> *mut T {
+    let key = (context as usize, TypeId::of::<T>());
+    let found = FOUND.with_borrow(|found| found.iter().find(|(at, _)| *at == key).map(|(_, value)| *value));
+    if let Some(value) = found {
+        return value.cast();
+    }
+    // SAFETY: by contract; the drop of what is kept, with its context, removes it from where it is found.
+    let kept = unsafe { keep_in(context, Found { context: key.0, value: T::default() }) };
+    // SAFETY: a valid place.
+    let value = unsafe { &raw mut (*kept).value };
+    FOUND.with_borrow_mut(|found| found.push((key, value.cast())));
+    value
 }
 
 /// Copies bytes into the current context and ends them with a zero.

@@ -9,7 +9,7 @@ mod read;
 
 pub use accepted::record;
 pub use left::{fold_left_behind, launches_left, note_begun, note_end};
-pub use read::{is_readable, jobs_query, states, to_repeat, Known};
+pub use read::{fate, is_readable, jobs_query, states, to_repeat, Fate, Known};
 
 use super::catalog;
 use super::note::End;
@@ -388,7 +388,6 @@ fn parse_uuid(text: Option<Vec<u8>>) -> Option<[u8; 16]> {
 pub fn outcome_of(job: &Moment) -> Outcome {
     match (&job.outcome, job.state) {
         (Some(bytes), _) => decode(bytes).unwrap_or_default(),
-        // One whose row is written with more is no more than that here, for as long as a reader does not see the row.
         (None, State::Stopped) => stopped(job.reason, job.stopper.as_deref(), job.attempts),
         (None, _) => Outcome::default(),
     }

@@ -110,6 +110,8 @@ mod manager_notes;
 mod manager_monitor;
 // The views, and progress that jobs report.
 mod manager_views;
+// What is said of jobs while they run and end, seen at every moment and with old snapshots.
+mod manager_states;
 // Stopping jobs.
 mod manager_stop;
 // Running jobs again.
@@ -183,6 +185,7 @@ fn main() -> ExitCode {
         manager_notes::cases(),
         manager_monitor::cases(),
         manager_views::cases(),
+        manager_states::cases(),
         manager_stop::cases(),
         manager_retry::cases(),
         manager_again::cases(),

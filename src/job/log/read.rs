@@ -4,8 +4,9 @@ use super::{find, launches_left, number, parse_uuid, relation, table};
 use crate::error::Error;
 use crate::ffi::typed_rows::Cell;
 use crate::ffi::{area, lock, role, session, spi, transaction};
-use crate::job::note::{self, Note};
+use crate::job::note::{self, End, Note};
 use crate::job::registry::State;
+use crate::protocol::{sqlstate, Outcome};
 use std::collections::{HashMap, HashSet};
 
 /// A job as the log has it.
@@ -33,9 +34,9 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
             return None;
         }
         let sql = [
-            b"SELECT uuid_child, status, owner, login, pid, epoch, database, ",
-            QUEUED_AT,
-            b" FROM ".as_slice(),
+            b"SELECT uuid_child, status, owner, login, pid, epoch, database, ".as_slice(),
+            &microseconds("queued_at"),
+            b" FROM ",
             &table(),
             b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1",
         ]
@@ -69,6 +70,68 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
     Ok(with_left(states, left, |known| known.uuid, &launches))
 }
 
+/// What the log says of a job, as things are now.
+pub enum Fate {
+    /// It has no row.
+    Gone,
+    /// It has not ended. The role whose rights it has.
+    Open {
+        owner: u32,
+    },
+    Ended {
+        owner: u32,
+        end: Box<End>,
+    },
+}
+
+/// What the log says of a job, as things are now, whatever the snapshot of the caller. None = somebody has the log for himself.
+pub fn fate(uuid: &[u8; 16]) -> Option<Fate> {
+    let row = role::as_cluster_owner(|| {
+        if !is_readable() {
+            return None;
+        }
+        let sql = [
+            b"SELECT owner, status, pid, ".as_slice(),
+            &microseconds("start_time_exec"),
+            b", ",
+            &microseconds("end_time_exec"),
+            b", attempts, result, row_count, command_tag, sqlstate, message, detail, hint, context FROM ",
+            &table(),
+            b" WHERE uuid_child OPERATOR(pg_catalog.=) $1",
+        ]
+        .concat();
+        Some(spi::query(&sql, &[Cell::Uuid(*uuid)], true).pop())
+    })?;
+    Some(row.map_or(Fate::Gone, fate_of))
+}
+
+fn fate_of(row: spi::Row) -> Fate {
+    let mut row = row.into_iter();
+    let mut next = || row.next().flatten();
+    let owner = number(next());
+    let name = next().unwrap_or_default();
+    let state = State::ALL.into_iter().find(|state| state.is_final() && state.name().as_bytes() == name);
+    let Some(state) = state else { return Fate::Open { owner } };
+    let end = End {
+        state,
+        pid: next().map(|pid| number(Some(pid))),
+        started: next().map(|at| number(Some(at))),
+        ended: next().map(|at| number(Some(at))),
+        attempts: number(next()),
+        outcome: Outcome {
+            result: next(),
+            row_count: next().map(|count| number(Some(count))),
+            command_tag: next(),
+            sqlstate: next().and_then(|code| code.try_into().ok()).map_or(0, |code| sqlstate(&code)),
+            message: next(),
+            detail: next(),
+            hint: next(),
+            context: next(),
+        },
+    };
+    Fate::Ended { owner, end: Box::new(end) }
+}
+
 /// Jobs as the log has them, and those of files instead that were launched later; in the order of their uuids. `launches`:
 /// when those of the log were launched last.
 fn with_left<T>(
@@ -87,10 +150,15 @@ fn with_left<T>(
     logged
 }
 
-/// When a job was queued, in microseconds since 2000-01-01 00:00 UTC: the server counts so, but gives seconds since 1970.
-const QUEUED_AT: &[u8] = b"pg_catalog.round((pg_catalog.date_part('epoch'::pg_catalog.text, queued_at) \
-     OPERATOR(pg_catalog.-) 946684800::pg_catalog.float8) OPERATOR(pg_catalog.*) 1000000::pg_catalog.float8)\
-     ::pg_catalog.int8";
+/// A time in microseconds since 2000-01-01 00:00 UTC: the server counts so, but gives seconds since 1970.
+fn microseconds(column: &str) -> Vec<u8> {
+    format!(
+        "pg_catalog.round((pg_catalog.date_part('epoch'::pg_catalog.text, {column}) \
+         OPERATOR(pg_catalog.-) 946684800::pg_catalog.float8) OPERATOR(pg_catalog.*) 1000000::pg_catalog.float8)\
+         ::pg_catalog.int8"
+    )
+    .into_bytes()
+}
 
 /// Has a server left the job behind that has died since, or the database that this one was copied from?
 fn is_left(state: &[u8], epoch: i64, database: u32) -> bool {
@@ -120,9 +188,9 @@ pub struct Repeat {
 pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
     let list = jobs.iter().map(|job| Some(uuid::Uuid::from_bytes(*job).hyphenated().to_string().into_bytes()));
     let sql = [
-        b"SELECT uuid_child, query, name, attempts, batch_name, options, status, epoch, database, ",
-        QUEUED_AT,
-        b" FROM ".as_slice(),
+        b"SELECT uuid_child, query, name, attempts, batch_name, options, status, epoch, database, ".as_slice(),
+        &microseconds("queued_at"),
+        b" FROM ",
         &table(),
         b" WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[])",
     ]

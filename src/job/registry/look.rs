@@ -42,10 +42,11 @@ fn recorded(batch: &Batch) -> Option<Recorded> {
 /// What changes of a job.
 #[derive(Debug, Clone)]
 pub struct Moment {
+    /// The role whose rights it has.
+    pub owner: u32,
     pub state: State,
+    /// Its final row is written.
     pub is_logged: bool,
-    /// It became known as ended before its final row was written.
-    pub is_late: bool,
     pub started: Option<i64>,
     pub ended: Option<i64>,
     pub attempts: u32,
@@ -151,9 +152,35 @@ pub fn headers(memory: &Memory, uuid: Option<&[u8; 16]>) -> Vec<Header> {
     }
 }
 
+/// The attempts that run at one moment: the number of their batch, the ordinal of their job, and which attempt it is.
+#[derive(Debug, Clone, Default)]
+pub struct Running(HashSet<(u64, u32, u32)>);
+
+impl Running {
+    fn has(&self, record: &Batch, job: &Job) -> bool {
+        self.0.contains(&(record.number, job.ordinal, job.attempts))
+    }
+}
+
+/// The attempts that run now: one for each busy worker.
+pub fn running(memory: &Memory) -> Running {
+    let busy = slots(memory).iter().filter(|slot| slot.life() == Life::Busy && slot.batch != 0);
+    let attempts = busy.map(|slot| {
+        let job = lists::job(memory, slot.batch, slot.job);
+        (memory.get::<Batch>(slot.batch).number, job.ordinal, job.attempts)
+    });
+    Running(attempts.collect())
+}
+
 /// The jobs of batches, in the order in which they were accepted: of those whose numbers `is_wanted` lets pass, what
-/// `look` makes of each. Queue positions count all; batches that are not wanted cost next to nothing.
-fn walk<T>(memory: &Memory, is_wanted: impl Fn(u64) -> bool, look: impl Fn(Place, &Batch, &Job, i64) -> T) -> Vec<T> {
+/// `look` makes of each. Queue positions count all; batches that are not wanted cost next to nothing. `running`: attempts that
+/// have begun since these ran are still queued.
+fn walk<T>(
+    memory: &Memory,
+    is_wanted: impl Fn(u64) -> bool,
+    running: Option<&Running>,
+    look: impl Fn(Place, &Batch, &Job, i64) -> T,
+) -> Vec<T> {
     let mut seen = Vec::new();
     let mut position = 0;
     for place in lists::batches(memory) {
@@ -166,20 +193,26 @@ fn walk<T>(memory: &Memory, is_wanted: impl Fn(u64) -> bool, look: impl Fn(Place
             continue;
         }
         for job in lists::jobs(memory, place).iter().filter(|job| is_here(job)) {
+            let mut job = *job;
+            if job.state == State::Running as u8 && running.is_some_and(|running| !running.has(record, &job)) {
+                job.state = State::Queued as u8;
+                job.attempts = job.attempts.saturating_sub(1);
+            }
             if job.state == State::Queued as u8 {
                 position += 1;
             }
-            seen.push(look(place, record, job, position));
+            seen.push(look(place, record, &job, position));
         }
     }
     seen
 }
 
-/// Everything of the jobs of these batches.
-pub fn snapshot(memory: &Memory, batches: &HashSet<u64>) -> Vec<JobView> {
+/// Everything of the jobs of these batches; `running`: when these attempts ran, as far as it can still be told.
+pub fn snapshot(memory: &Memory, batches: &HashSet<u64>, running: Option<&Running>) -> Vec<JobView> {
     walk(
         memory,
         |number| batches.contains(&number),
+        running,
         |place, record, job, position| view(memory, place, record, job, position),
     )
 }
@@ -193,14 +226,15 @@ pub fn accepted_at(memory: &Memory, place: Place) -> i64 {
 pub fn jobs_of(memory: &Memory, place: Place, uuid: &[u8; 16]) -> Vec<JobView> {
     let is_there = lists::batches_of_uuid(memory, uuid).any(|at| at == place);
     let number = is_there.then(|| memory.get::<Batch>(place).number);
-    snapshot(memory, &number.into_iter().collect())
+    snapshot(memory, &number.into_iter().collect(), None)
 }
 
-/// What the jobs of these batches are doing, by their uuids.
-pub fn moments(memory: &Memory, batches: &HashSet<u64>) -> HashMap<[u8; 16], Moment> {
+/// What the jobs of these batches are doing, by their uuids; `running`: as for [`snapshot`].
+pub fn moments(memory: &Memory, batches: &HashSet<u64>, running: &Running) -> HashMap<[u8; 16], Moment> {
     let seen = walk(
         memory,
         |number| batches.contains(&number),
+        Some(running),
         |place, record, job, position| {
             (lists::uuid_of(&record.uuid, job.ordinal), moment(memory, place, job, position))
         },
@@ -227,9 +261,9 @@ fn own_text(record: &Batch, bytes: &[u8]) -> Vec<u8> {
 fn moment(memory: &Memory, place: Place, job: &Job, position: i64) -> Moment {
     let state = State::from_byte(job.state);
     Moment {
+        owner: memory.get::<Batch>(place).owner,
         state,
         is_logged: job.is_logged != 0,
-        is_late: job.is_logged == 2,
         started: Some(job.started).filter(|at| *at != 0 && state != State::Queued),
         ended: Some(job.ended).filter(|at| *at != 0 && state.is_final()),
         attempts: job.attempts,

@@ -26,8 +26,8 @@ pub use direct::{close, give, has_errand, has_idle, has_job, join, offer, releas
 pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish};
 pub use lists::{ordinal_of, uuid_of};
 pub use look::{
-    accepted_at, find, headers, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request, snapshot,
-    uuid_of_job, Found, Header, JobView, Moment, Pulse, Recorded, RunningJob,
+    accepted_at, find, headers, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request, running, snapshot,
+    uuid_of_job, Found, Header, JobView, Moment, Pulse, Recorded, Running, RunningJob,
 };
 pub use probe::{
     coming, look_late, may_lack_workers, probe_came, refuse_jobs, register_probe, Coming, Late, PROBE, RESTART_AFTER,

@@ -3,10 +3,11 @@
 use crate::error::Error;
 use crate::ffi::typed_rows::{Cell, TypedRows};
 use crate::ffi::{area, process, report, role, session, transaction};
-use crate::job::log;
-use crate::job::note::{self, Note};
-use crate::job::registry::{self, Found, Header, JobView, Moment, Pulse};
+use crate::job::log::{self, Fate};
+use crate::job::note::{self, End, Note};
+use crate::job::registry::{self, Found, Header, JobView, Moment, Pulse, State};
 use crate::job::spool::Spooled;
+use crate::protocol::Outcome;
 use std::cell::Cell as Variable;
 use std::collections::{HashMap, HashSet};
 
@@ -14,6 +15,17 @@ use std::collections::{HashMap, HashSet};
 pub(super) fn rights_on(owner: u32) -> bool {
     let current = role::current();
     role::has_rights_of(current, owner) || role::reads_all_stats(current)
+}
+
+/// What the caller may see of what came of a job of this owner. Who reads statistics only sees neither its rows nor what an error
+/// says of them.
+pub fn visible(owner: u32, state: State, outcome: Outcome) -> Outcome {
+    if role::has_rights_of(role::current(), owner) {
+        return outcome;
+    }
+    // Of a job that was stopped, the extension itself says by whom.
+    let message = outcome.message.filter(|_| state == State::Stopped);
+    Outcome { result: None, message, detail: None, hint: None, context: None, ..outcome }
 }
 
 thread_local! {
@@ -57,40 +69,54 @@ fn batches(uuid: Option<&[u8; 16]>, among: Among) -> HashSet<u64> {
     headers.into_iter().filter(|batch| is_wanted(batch)).map(|batch| batch.number).collect()
 }
 
-/// Jobs in the registry that the caller may see.
-pub fn look(among: Among) -> Vec<JobView> {
-    look_at(FOCUS.get().as_ref(), among)
-}
-
-/// `uuid` = only this job, or those of this batch.
-fn look_at(uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobView> {
-    let wanted = batches(uuid, among);
-    if wanted.is_empty() {
-        return Vec::new();
-    }
-    let mut jobs = area::read(|memory| registry::snapshot(memory, &wanted));
-    if uuid.is_some_and(|uuid| uuid.last_chunk::<4>() != Some(&[0; 4])) {
-        jobs.retain(|job| Some(&job.uuid) == uuid);
-    }
-    jobs
-}
-
-/// What one query sees of the registry: each batch as it was when the query first came to one of its jobs.
+/// What one query sees of the registry: each batch as it was when the query first came to one of its jobs, but no job as
+/// running that did not run when the query first looked at all. So never more jobs run than there are workers.
 #[derive(Debug, Default)]
 pub struct Sight {
+    running: Option<registry::Running>,
     batches: HashMap<[u8; 16], HashMap<[u8; 16], Moment>>,
     left: note::Left,
 }
 
 impl Sight {
+    /// Jobs in the registry that the caller may see.
+    pub fn look(&mut self, among: Among) -> Vec<JobView> {
+        self.look_at(FOCUS.get().as_ref(), among)
+    }
+
+    /// `uuid` = only this job, or those of this batch.
+    fn look_at(&mut self, uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobView> {
+        let wanted = batches(uuid, among);
+        if wanted.is_empty() {
+            return Vec::new();
+        }
+        let mut jobs = area::read(|memory| {
+            let running = self.running.get_or_insert_with(|| registry::running(memory));
+            registry::snapshot(memory, &wanted, Some(running))
+        });
+        if uuid.is_some_and(|uuid| uuid.last_chunk::<4>() != Some(&[0; 4])) {
+            jobs.retain(|job| Some(&job.uuid) == uuid);
+        }
+        jobs
+    }
+
     /// What a job is doing, if it is in the registry and the caller may see it.
     pub fn of(&mut self, uuid: &[u8; 16]) -> Option<&Moment> {
         let batch = registry::uuid_of(uuid, 0);
-        let jobs = self.batches.entry(batch).or_insert_with(|| {
+        let Sight { running, batches: seen, .. } = self;
+        let jobs = seen.entry(batch).or_insert_with(|| {
             let wanted = batches(Some(&batch), Among::All);
-            area::read(|memory| registry::moments(memory, &wanted))
+            area::read(|memory| {
+                let running = running.get_or_insert_with(|| registry::running(memory));
+                registry::moments(memory, &wanted, running)
+            })
         });
         jobs.get(uuid)
+    }
+
+    /// Forgets a batch: it has changed since.
+    fn forget(&mut self, uuid: &[u8; 16]) {
+        self.batches.remove(&registry::uuid_of(uuid, 0));
     }
 
     /// What a server that has died since noted of a job, if the caller may see it.
@@ -140,9 +166,9 @@ pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Er
     }
     // Somebody has the log for himself: what has not ended is known all the same.
     let present = process::now();
-    for job in look_at(uuid, Among::All) {
+    for job in Sight::default().look_at(uuid, Among::All) {
         let now = &job.now;
-        let outcome = log::outcome_of(now);
+        let outcome = visible(now.owner, now.state, log::outcome_of(now));
         rows.put(&[
             now.pid.into(),
             Cell::Text(now.state.name().into()),
@@ -161,11 +187,55 @@ pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Er
     Ok(())
 }
 
-/// Is the end of a job in the log, as things are now? What is gone from there has ended, too, and what the caller may not see
-/// looks no other.
-pub fn has_ended(uuid: &[u8; 16]) -> bool {
-    let states = logged_states(uuid, |known| rights_on(known.owner)).unwrap_or_default();
-    states.iter().all(|(_, state)| state != b"queued" && state != b"lost")
+/// How a job is whose row the snapshot of the query shows as queued.
+pub enum Standing {
+    /// As the server knows it.
+    Live(Moment),
+    /// As the log has it by now.
+    Ended(End),
+    /// The server that accepted it has not run it to its end, and does not know it any more.
+    Lost,
+    /// Its row was deleted since, or is not for the caller to see.
+    Gone,
+}
+
+/// How often a job is looked for that is launched again while it is looked for.
+const LOOKS: usize = 10;
+
+impl Sight {
+    /// How a job of this server is whose row the snapshot of the query shows as queued.
+    pub fn standing(&mut self, uuid: &[u8; 16]) -> Standing {
+        for _ in 0..LOOKS {
+            let live = self.of(uuid).cloned();
+            if let Some(job) = live.as_ref().filter(|job| !is_in_log_only(job)) {
+                return Standing::Live(job.clone());
+            }
+            match (log::fate(uuid), live) {
+                (Some(Fate::Ended { owner, end }), _) if rights_on(owner) => return Standing::Ended(seen(owner, *end)),
+                (_, Some(job)) => return Standing::Live(job),
+                (Some(Fate::Open { owner }), None) if rights_on(owner) => self.forget(uuid),
+                _ => return Standing::Gone,
+            }
+        }
+        Standing::Lost
+    }
+}
+
+/// Is what came of a job, which has ended, nowhere but in its row?
+pub fn is_in_log_only(job: &Moment) -> bool {
+    job.is_logged && job.outcome.is_none()
+}
+
+/// How a job ended, as far as the log has it by now and the caller may see it.
+pub fn end_of(uuid: &[u8; 16]) -> Option<End> {
+    match log::fate(uuid) {
+        Some(Fate::Ended { owner, end }) if rights_on(owner) => Some(seen(owner, *end)),
+        _ => None,
+    }
+}
+
+fn seen(owner: u32, end: End) -> End {
+    End { outcome: visible(owner, end.state, end.outcome), ..end }
 }
 
 /// Batches of this database that a server accepted that has died since, as far as the caller may see them.

@@ -9,7 +9,10 @@ mod stop;
 pub use accept::{launch_batch, ExecType};
 pub use ended::{prune, retry};
 pub use follow::{follow, report_progress, Following, Tells};
-pub use look::{has_ended, has_lost_its_log, is_recorded, left_behind, look, read_jobs, states_of, Among, Sight};
+pub use look::{
+    end_of, has_lost_its_log, is_in_log_only, is_recorded, left_behind, read_jobs, states_of, visible, Among, Sight,
+    Standing,
+};
 pub use stop::stop;
 
 use crate::error::{Error, Text};
