@@ -11,13 +11,14 @@ pub fn wait(timeout: Option<Duration>) {
     wait_in(timeout, pg_sys::PG_WAIT_EXTENSION);
 }
 
-/// The same as the wait event `event` (wait_event.h).
+/// Waits like [`wait`], with `event` as the wait event (wait_event.h).
 pub fn wait_in(timeout: Option<Duration>, event: u32) {
     let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
     if timeout.is_some() {
         events |= pg_sys::WL_TIMEOUT;
     }
-    let milliseconds = timeout.map_or(-1, |timeout| timeout.as_millis().clamp(1, i32::MAX as u128) as i64);
+    // Rounded up: a wait that ends before its time is followed by another one.
+    let milliseconds = timeout.map_or(-1, |timeout| timeout.as_micros().div_ceil(1000).clamp(1, i32::MAX as u128) as i64);
     // SAFETY: MyLatch is this process's own.
     unsafe {
         pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, milliseconds as _, event);

@@ -19,14 +19,21 @@ use crate::protocol::{sqlstate, to_bytes, Report, Request};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// How often an idle worker looks whether its database is wanted.
+/// How often an idle worker looks whether its database is wanted, and whether there is something to do that nobody tells.
 const IDLE_CHECK: Duration = Duration::from_millis(500);
+/// How often one that has been idle for [`LONG_IDLE`] does so. DROP DATABASE waits five seconds for others to leave
+/// (procarray.c, `CountOtherDBBackends`).
+const LONG_IDLE_CHECK: Duration = Duration::from_secs(2);
+const LONG_IDLE: Duration = Duration::from_secs(2);
 /// How often a worker that goes tries again to have another one started.
 const SUCCESSOR_CHECK: Duration = Duration::from_millis(50);
 /// How long a worker that goes waits until the server has started another one, or has said that it cannot.
 const SUCCESSOR_PATIENCE: Duration = Duration::from_millis(300);
-/// How often a worker looks whether the one before it is gone, or the one after it there.
+/// How often a worker looks whether the one before it is gone, or the one after it there, at first.
 const TURN_CHECK: Duration = Duration::from_millis(1);
+/// How often it does so when that takes longer than [`LONG_TURN`].
+const LONG_TURN_CHECK: Duration = Duration::from_millis(50);
+const LONG_TURN: Duration = Duration::from_millis(200);
 /// How long the last worker of a role waits for those to go that are too many.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
 /// Longest time between two looks for old rows.
@@ -52,10 +59,12 @@ pub fn main() {
     if index == registry::PROBE {
         return area::write(|memory| registry::probe_came(memory, serial));
     }
+    let began = Instant::now();
     let (database, login) = loop {
         match area::write(|memory| registry::arrive(memory, index, serial, session::pid())) {
             Arrival::LogIn { database, login } => break (database, login),
-            Arrival::NotYet => latch::wait(Some(TURN_CHECK)),
+            Arrival::NotYet if began.elapsed() < LONG_TURN => latch::wait(Some(TURN_CHECK)),
+            Arrival::NotYet => latch::wait(Some(LONG_TURN_CHECK)),
             Arrival::Later => latch::wait(Some(IDLE_CHECK)),
             Arrival::Nothing => return,
         }
@@ -339,7 +348,7 @@ impl Worker {
 
     fn work(&mut self) {
         let mut idle_since = None;
-        let mut is_stale = false;
+        let (mut is_stale, mut is_paused) = (false, false);
         loop {
             {
                 // There is nothing to cancel.
@@ -358,6 +367,7 @@ impl Worker {
             if !matches!(task, Task::Wait(_)) {
                 idle_since = None;
             }
+            let was_paused = std::mem::replace(&mut is_paused, matches!(task, Task::Pause));
             let is_of_queue = matches!(task, Task::Run(_) | Task::Record(_) | Task::Log(_));
             if is_of_queue && (is_stale || !self.prepare_for_queue()) {
                 return area::write(|memory| registry::undo(memory, self.index, &task));
@@ -393,9 +403,14 @@ impl Worker {
                     if !self.is_clean && !self.reset() {
                         return;
                     }
+                    if !was_paused {
+                        self.become_idle();
+                    }
                     {
                         let _held = CancelHeld::new();
-                        latch::wait(Some(IDLE_CHECK));
+                        // A cap of none changes with the configuration, of which the server tells its processes. Of jobs of
+                        // the classic interface that fill the cap nobody tells that they have ended.
+                        latch::wait(Some(if guc::cap() == 0 { LONG_IDLE_CHECK } else { IDLE_CHECK }));
                     }
                     interrupt::forget_cancel();
                     if lock::is_database_wanted() && area::write(|memory| registry::close(memory, self.index)) {
@@ -429,9 +444,15 @@ impl Worker {
         is_reset
     }
 
+    /// Shows that this worker has nothing to do, which counts as no connection.
+    fn become_idle(&mut self) {
+        statement::announce_idle();
+        self.is_counted = false;
+    }
+
     /// Waits for work. False = the worker is to go.
     fn wait(&mut self, now: i64, since: i64, due: Option<i64>) -> bool {
-        let over = since + guc::worker_idle_timeout();
+        let over = since.saturating_add(guc::worker_idle_timeout());
         let is_over = |memory: &mut _| registry::may_leave(memory, self.index) && registry::close(memory, self.index);
         if now >= over && area::write(is_over) {
             return false;
@@ -443,15 +464,16 @@ impl Worker {
             return false;
         }
         if now == since {
-            statement::announce_idle();
-            self.is_counted = false;
+            self.become_idle();
         }
         pool::start_workers();
         if !area::write(|memory| registry::idle(memory, self.index)) {
             return true; // there is something to do again
         }
-        let until = due.into_iter().chain([over.max(now + 1000)]).min().unwrap_or(over);
-        let pause = Duration::from_micros(u64::try_from(until - now).unwrap_or(1)).min(IDLE_CHECK);
+        // A time that has come and with it nothing to do is nothing to wait for.
+        let until = due.into_iter().chain([over]).filter(|until| *until > now).min();
+        let check = if now - since < LONG_IDLE.as_micros() as i64 { IDLE_CHECK } else { LONG_IDLE_CHECK };
+        let pause = until.map_or(check, |until| Duration::from_micros(until.abs_diff(now)).min(check));
         {
             // A cancel that comes now is for nothing that runs.
             let _held = CancelHeld::new();

@@ -128,6 +128,8 @@ mod manager_update;
 mod manager_reset;
 // Deaths of all kinds.
 mod manager_faults;
+// Workers that wait.
+mod manager_idle;
 // A server that cannot fork.
 mod manager_forks;
 // Deaths at random.
@@ -195,6 +197,7 @@ fn main() -> ExitCode {
         manager_update::cases(),
         manager_reset::cases(),
         manager_faults::cases(),
+        manager_idle::cases(),
         manager_forks::cases(),
     ];
     case::run(groups.into_iter().flatten().collect())

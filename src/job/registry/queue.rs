@@ -3,17 +3,21 @@
 //! A worker claims a few jobs of one batch at a time, so that what is written before they start is written for all of
 //! them at once; each is begun on its own, and until then it can be stopped as any queued job.
 
-use super::order::{first_open, log_due, log_duty, next_held_up, next_turn, pop, ENOUGH};
+use super::order::{self, first_open, log_due, log_duty, next_held_up, next_turn, pop, ENOUGH};
 use super::record::{Batch, Key, Life, Place, State};
 use super::room::{self, Standing};
-use super::{batch, direct, end, line, lists, slot, slot_mut, slots, watch, Recorded};
+use super::{batch, direct, end, line, lists, probe, slot, slot_mut, slots, watch, Recorded};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
+use std::collections::HashSet;
 
 /// How many jobs a worker claims at most.
 const CLAIM_LIMIT: u32 = 64;
 /// How long a worker of a role stays when another role has none, in microseconds.
 const QUANTUM: i64 = 100_000;
+
+/// How often a worker that has nothing to do looks for what nobody tells it, in microseconds.
+const LOOK_EVERY: i64 = 500_000;
 
 /// What a worker does next.
 pub enum Task {
@@ -74,7 +78,8 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
         return match log_due(memory, key.database) {
             None => Task::Leave,
             Some(_) if room::is_wanted_elsewhere(memory, own.key, now) => Task::HandOver,
-            due => Task::Wait(due),
+            // One that another worker writes now may have to be tried again.
+            Some(due) => Task::Wait(Some(due.max(now + LOOK_EVERY))),
         };
     }
     if room::gives_way(memory, index, now, QUANTUM) {
@@ -118,8 +123,20 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
     if room::is_wanted_elsewhere(memory, own.key, now) {
         return Task::HandOver;
     }
-    let due = [line::next_due(memory, own.key), next_held_up(memory, own.key)];
-    Task::Wait(due.into_iter().flatten().min())
+    Task::Wait(next_look(memory, own.key, now))
+}
+
+/// When a worker of the key that has nothing to do looks again, if nobody wakes it before.
+fn next_look(memory: &Memory, key: Place, now: i64) -> Option<i64> {
+    let idle: HashSet<Place> =
+        slots(memory).iter().filter(|slot| slot.life() == Life::Idle).map(|slot| slot.key).collect();
+    // Jobs of a key whose workers are busy or gone need one that has time to see to them.
+    let unattended = lists::keys(memory).filter(|other| *other != key && !idle.contains(other));
+    let due = unattended.chain([key]).filter_map(|key| line::next_due(memory, key));
+    // Of these nobody tells when there is something to do.
+    let is_untold = order::unlogged(memory).next().is_some()
+        || probe::may_lack_workers(memory) && order::has_work(memory);
+    due.chain(next_held_up(memory, key)).chain(is_untold.then_some(now + LOOK_EVERY)).min()
 }
 
 fn begin_to_write(memory: &mut Memory, index: usize, place: Place) {

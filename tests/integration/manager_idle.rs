@@ -1,0 +1,162 @@
+//! Workers that wait sleep, and show that they have nothing to do.
+
+use crate::gate::{self, Gate};
+use crate::manager::{array, counts, load, set_server, times, wait_at_gate, Batch, LOCK_LOG, WORKERS};
+use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        private_case!(a_worker_that_waits_for_a_delayed_attempt_sleeps).alone(),
+        private_case!(a_worker_that_waits_for_a_delayed_attempt_of_another_role_sleeps).alone(),
+        private_case!(a_worker_that_waits_while_others_work_sleeps).alone(),
+        private_case!(a_paused_queue_shows_no_job_and_goes_on_after_a_reload).alone(),
+    ]
+}
+
+/// A cluster whose workers have been idle for long after a tenth of a second.
+fn cluster() -> Cluster {
+    Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "100ms")])
+}
+
+/// How often a process has gone to sleep since it was started.
+fn sleeps(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.and_then(|count| count.trim().parse().ok()).expect("a count")
+}
+
+/// The only worker, when it has been idle for longer than it would be without anything to wait for.
+#[track_caller]
+fn idle_worker(session: &mut Session) -> i32 {
+    let query = "select pid from pg_stat_activity where backend_type = 'pg_background' and state = 'idle' \
+                 and state_change < clock_timestamp() - interval '300 ms'";
+    wait_until("a worker that is idle for long", || {
+        session.value(WORKERS) == "1" && session.rows(query).len() == 1
+    });
+    session.number(query) as i32
+}
+
+/// Checks that a worker stays asleep while a session does three thousand things.
+#[track_caller]
+fn assert_sleeps(session: &mut Session, pid: i32, what: &str) {
+    let before = sleeps(pid);
+    for _ in 0..3000 {
+        session.run("select 1");
+    }
+    let count = sleeps(pid) - before;
+    // It looks whether its database is wanted, each two seconds.
+    assert!(count < 20, "{what}: the worker has gone to sleep {count} times");
+}
+
+fn a_worker_that_waits_for_a_delayed_attempt_sleeps() {
+    let cluster = cluster();
+    let mut session = cluster.session("postgres");
+    for (delays, workers) in [
+        (&["1 hour"][..], 1),
+        (&["280000 years"], 1),
+        (&["1 hour", "3 hours", "2 hours", "10 days"], 1),
+        (&["1 hour", "1 hour"], 0),
+    ] {
+        let jobs: Vec<String> = delays
+            .iter()
+            .map(|delay| format!(r#"{{"query": "select 1/0", "max_attempts": 5, "retry_delay": "{delay}"}}"#))
+            .collect();
+        let jobs = format!("[{}]", jobs.join(", "));
+        let options = if workers == 0 { r#"{"mode": "sequential"}"# } else { "{}" };
+        let batch =
+            Batch::call(&mut session, &format!("pg_background_launch_num('{jobs}'::jsonb, p_options => '{options}')"));
+        wait_until("the first attempt", || batch.log(&mut session, 0, "attempts") == "1");
+        let pid = idle_worker(&mut session);
+        assert_sleeps(&mut session, pid, &format!("{delays:?}"));
+        // As well after it has read the configuration again.
+        load(&mut session);
+        let timeout = if session.value("show pg_background_mgr.worker_idle_timeout") == "0" { "100ms" } else { "0" };
+        set_server(&cluster, &mut session, "pg_background_mgr.worker_idle_timeout", timeout);
+        let pid = idle_worker(&mut session);
+        assert_sleeps(&mut session, pid, &format!("{delays:?}, after a reload"));
+        // And after it has run something else meanwhile.
+        Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+        let pid = idle_worker(&mut session);
+        assert_sleeps(&mut session, pid, &format!("{delays:?}, after another job"));
+        session.run(&format!("select pg_background_stop('{}')", batch.parent));
+        wait_until("no worker", || session.value(WORKERS) == "0");
+    }
+}
+
+/// The worker of that role has gone; another one sees to its time.
+fn a_worker_that_waits_for_a_delayed_attempt_of_another_role_sleeps() {
+    let cluster = cluster();
+    let mut session = cluster.session("postgres");
+    session.run("create role weak login; select pg_background_grant('weak')");
+    let mut weak = cluster.client("postgres").user("weak").connect();
+    let options = r#"{"max_attempts": 2, "retry_delay": "1 hour"}"#;
+    let theirs = Batch::launch_with(&mut weak, &["select 1/0"], options);
+    let own = Batch::launch_with(&mut session, &["select 1/0"], options);
+    for batch in [&own, &theirs] {
+        wait_until("the first attempt", || batch.log(&mut session, 0, "attempts") == "1");
+    }
+    let mut one = || {
+        session.run(
+            "select pg_terminate_backend(pid) from pg_stat_activity \
+             where backend_type = 'pg_background' and usename = 'weak'",
+        );
+        session.value(WORKERS) == "1"
+    };
+    wait_until("the end of a worker", &mut one);
+    let pid = idle_worker(&mut session);
+    assert_sleeps(&mut session, pid, "of another role");
+    assert_eq!(theirs.states(&mut session), ["queued"]);
+}
+
+/// One that is idle beside workers with long jobs, and cannot go as nobody else would see to what is queued.
+fn a_worker_that_waits_while_others_work_sleeps() {
+    let cluster = cluster();
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let jobs = format!(r#"["{}", "{}"]"#, gate::WAIT, gate::WAIT);
+    let held = Batch::call(
+        &mut session,
+        &format!("pg_background_launch_num('{jobs}'::jsonb, p_options => '{{\"max_workers\": 1}}')"),
+    );
+    wait_at_gate(&mut session, 1);
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+    let idle = "select pid from pg_stat_activity where backend_type = 'pg_background' and state = 'idle' \
+                and state_change < clock_timestamp() - interval '300 ms'";
+    wait_until("an idle worker", || session.rows(idle).len() == 1);
+    let pid = session.number(idle) as i32;
+    assert_sleeps(&mut session, pid, "beside others");
+    gate.open();
+    held.succeed(&mut session);
+}
+
+fn a_paused_queue_shows_no_job_and_goes_on_after_a_reload() {
+    let cluster = cluster();
+    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    load(&mut session);
+    let calls = [times(gate::WAIT, 2), times("select pg_sleep(0.01)", 30)].concat();
+    let call = format!("pg_background_launch_num({}, p_options => '{{\"max_workers\": 2}}')", array(&calls));
+    let batch = Batch::call(&mut session, &call);
+    wait_at_gate(&mut session, 2);
+    set_server(&cluster, &mut session, "pg_background_mgr.max_workers", "0");
+    gate.open();
+    let shown = "select state, coalesce(query, '') from pg_stat_activity where backend_type = 'pg_background'";
+    wait_until("a worker that waits", || session.rows(shown) == ["idle|"]);
+    assert_eq!(counts(&mut session, "true"), ["queued 30", "succeeded 2"]);
+    assert_eq!(session.rows("select status from pg_background_jobs where status = 'running'"), [""; 0]);
+    let pid = idle_worker(&mut session);
+    assert_sleeps(&mut session, pid, "paused");
+    assert_eq!(session.rows(shown), ["idle|"]);
+    set_server(&cluster, &mut session, "pg_background_mgr.max_workers", "-1");
+    batch.succeed(&mut session);
+    // One that cannot write what it has to wakes now and then, and no more.
+    let (mut locker, last) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let batch = Batch::launch(&mut session, &[gate::WAIT]);
+    wait_at_gate(&mut session, 1);
+    locker.run(LOCK_LOG);
+    last.open();
+    let idle = "select pid from pg_stat_activity where backend_type = 'pg_background' and state = 'idle'";
+    wait_until("an idle worker", || session.rows(idle).len() == 1);
+    let pid = session.number(idle) as i32;
+    assert_sleeps(&mut session, pid, "with a locked log");
+    locker.run("rollback");
+    batch.succeed(&mut session);
+}
