@@ -7,11 +7,13 @@ use crate::ffi::bgworker::{Registration, Worker};
 use crate::ffi::dsm::Handle;
 use crate::ffi::{area, exit, latch, process};
 use crate::protocol::{to_bytes, Outcome};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A process that is to go takes a millisecond or two; if something holds it up, the worker is started another time.
 const GOING_CHECK: Duration = Duration::from_millis(1);
 const GOING_CHECKS: u32 = 100;
+/// How long a worker that ends waits for a process for the one after it, while other workers end.
+const GOING_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Starts the workers that are wanted now and that there is room for, and sees to those that the server has not started.
 pub fn start_workers() {
@@ -48,9 +50,51 @@ fn registration(place: usize, serial: u64, restart_after: Option<i32>) -> Regist
 
 /// Registers a worker for its place. False = the server has no process for it.
 pub fn register(start: Start) -> bool {
+    register_with(start, ask_again)
+}
+
+/// Registers a worker that comes after the one in the place `index`, which ends. While others of the pool end, too, there will
+/// be a process for it: waits for that.
+pub fn register_after(index: usize, start: Start) -> bool {
+    let began = Instant::now();
+    register_with(start, |ask| loop {
+        let is_patient = began.elapsed() < GOING_PATIENCE && area::write(|memory| registry::is_one_going(memory, index));
+        if !is_patient {
+            return ask_again(ask);
+        }
+        latch::pause(GOING_CHECK);
+        if let Some(worker) = ask() {
+            return Some(worker);
+        }
+    })
+}
+
+/// Registers a worker that comes after one which goes on until there is a process for it. False = there is none yet; `patience`
+/// = how long that one has time. Interrupts are not served meanwhile.
+pub fn try_register(start: Start, patience: Duration) -> bool {
+    let began = Instant::now();
+    loop {
+        if let Some(worker) = ask(start) {
+            area::write(|memory| registry::register(memory, start, worker));
+            return true;
+        }
+        if began.elapsed() >= patience {
+            area::write(|memory| registry::give_up(memory, start));
+            return false;
+        }
+        latch::pause(GOING_CHECK);
+    }
+}
+
+fn ask(start: Start) -> Option<Worker> {
     let registration = registration(start.slot, start.serial, Some(registry::RESTART_AFTER));
-    let ask = || Worker::register(LIBRARY, WORKER_KIND, &registration);
-    let worker = ask().or_else(|| ask_again(ask));
+    Worker::register(LIBRARY, WORKER_KIND, &registration)
+}
+
+/// `again`: what to do when the server has no process for it.
+fn register_with(start: Start, again: impl FnOnce(&dyn Fn() -> Option<Worker>) -> Option<Worker>) -> bool {
+    let ask = || ask(start);
+    let worker = ask().or_else(|| again(&ask));
     area::write(|memory| match worker {
         Some(worker) => registry::register(memory, start, worker),
         None => registry::cannot_register(memory, start),
@@ -60,7 +104,7 @@ pub fn register(start: Start) -> bool {
 
 /// Asks for a process while one is on its way out, or can be sent away as it was started ahead of its job. Interrupts are not
 /// served: whatever wants the worker has been promised already.
-fn ask_again(ask: impl Fn() -> Option<Worker>) -> Option<Worker> {
+fn ask_again(ask: &dyn Fn() -> Option<Worker>) -> Option<Worker> {
     // When somebody has waited in vain, others do not: not each claim of a job is to take so long.
     let is_patient = !area::read(registry::is_starved);
     for _ in 0..GOING_CHECKS {

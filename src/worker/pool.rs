@@ -13,7 +13,9 @@ use crate::ffi::report;
 use crate::ffi::{area, bgworker, client, exit, guc as settings, lock, login, process, reset, session, statement};
 use crate::guc;
 use crate::job::log;
-use crate::job::registry::{self, Arrival, Coming, Company, Newcomer, Refusal, Start, State, Task};
+use crate::job::registry::{
+    self, Arrival, Coming, Company, Newcomer, Refusal, Seeker, Start, State, Succession, Task,
+};
 use crate::job::{pool, spool, table};
 use crate::protocol::{sqlstate, to_bytes, Report, Request};
 use std::cell::Cell;
@@ -36,6 +38,10 @@ const LONG_TURN_CHECK: Duration = Duration::from_millis(50);
 const LONG_TURN: Duration = Duration::from_millis(200);
 /// How long the last worker of a role waits for those to go that are too many.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a worker that makes room for another role waits for a process at a time, if it has nothing to do itself.
+const PROCESS_CHECK: Duration = Duration::from_millis(20);
+/// How long it tries to get one. Then it goes without: its own process is free when it has gone.
+const PROCESS_PATIENCE: Duration = Duration::from_millis(500);
 /// Longest time between two looks for old rows.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
@@ -162,7 +168,7 @@ fn refusal(report: &Report) -> Option<Refusal> {
 
 /// Has a worker started in the place of this one, which goes. False = the server starts this one again.
 fn succeed(index: usize, start: Start) -> bool {
-    let is_succeeded = pool::register(start);
+    let is_succeeded = pool::register_after(index, start);
     if !is_succeeded {
         area::write(|memory| registry::stays_on(memory, index));
     }
@@ -216,6 +222,10 @@ struct Worker {
     looked: Instant,
     /// Of the wait for a session's next job.
     patience: Patience,
+    /// There was no process for a worker in its place: it runs a job of its own before it tries again.
+    keeps_turn: bool,
+    /// Since when there has been none.
+    unsucceeded_since: Option<Instant>,
 }
 
 impl Worker {
@@ -234,6 +244,8 @@ impl Worker {
             wear: Wear::default(),
             looked: Instant::now(),
             patience: Patience::new(),
+            keeps_turn: false,
+            unsucceeded_since: None,
         }
     }
 
@@ -363,7 +375,9 @@ impl Worker {
                 is_stale = has_been_client();
             }
             let now = process::now();
-            let task = area::write(|memory| registry::claim(memory, self.index, now, self.is_short));
+            let seeker = Seeker { index: self.index, many: self.is_short, keeps_turn: self.keeps_turn };
+            let task = area::write(|memory| registry::claim(memory, seeker, now));
+            self.keeps_turn = false;
             if !matches!(task, Task::Wait(_)) {
                 idle_since = None;
             }
@@ -515,11 +529,23 @@ impl Worker {
         self.is_clean
     }
 
-    /// Somebody else is to have the place of this worker, which stays until the server has started that one. False = it has
-    /// not, and this one goes on.
-    fn is_taken_over(&self) -> bool {
-        let Some(start) = area::write(|memory| registry::reserve_successor(memory, self.index)) else { return true };
-        if !pool::register(start) || await_successor(start) {
+    /// Has another worker take the place of this one, which stays until the server has started that one. False = it has not,
+    /// and this one goes on.
+    fn is_taken_over(&mut self) -> bool {
+        let start = match area::write(|memory| registry::reserve_successor(memory, self.index)) {
+            Succession::By(start) => start,
+            Succession::Leave => return true,
+            Succession::Stay => return false,
+        };
+        let has_work = area::write(|memory| registry::has_own_work(memory, self.index));
+        if !pool::try_register(start, if has_work { Duration::ZERO } else { PROCESS_CHECK }) {
+            // Mostly another worker is just making room, too, and its process is free in a moment.
+            self.keeps_turn = true;
+            let since = *self.unsucceeded_since.get_or_insert_with(Instant::now);
+            return since.elapsed() > PROCESS_PATIENCE;
+        }
+        self.unsucceeded_since = None;
+        if await_successor(start) {
             return true;
         }
         area::write(|memory| registry::recall(memory, self.index, start));

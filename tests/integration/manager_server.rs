@@ -2,9 +2,10 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{
-    array, counts, drain, load, log, retry, set_server, stop, times, wait_at_gate, Batch, FREEZE_LOG, OF_THE_GONE,
-    SLEEPING, WORKERS,
+    array, counts, drain, load, log, retry, set_server, stop, times, wait_at_gate, Batch, COUNTED, FREEZE_LOG,
+    OF_THE_GONE, PEAK, SLEEPING, WORKERS,
 };
+use pg_background_mgr_tests::log::LogMark;
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 
 pub fn cases() -> Vec<Case> {
@@ -12,6 +13,9 @@ pub fn cases() -> Vec<Case> {
         // Its share of the server.
         private_case!(roles_take_turns),
         private_case!(one_batch_after_the_other_does_not_starve_a_role),
+        private_case!(many_roles_take_turns_without_a_failed_process),
+        private_case!(hundreds_of_roles_have_one_job_each),
+        private_case!(a_place_that_is_left_is_taken_without_a_launch),
         private_case!(a_full_queue_refuses_the_whole_call),
         private_case!(a_full_queue_is_free_again),
         private_case!(a_hundred_batches_of_twenty_sessions_run),
@@ -76,6 +80,77 @@ fn one_batch_after_the_other_does_not_starve_a_role() {
         modest.value(&ended) == "succeeded"
     });
     drain(&mut admin);
+}
+
+/// Roles that may launch, and a session for each.
+fn many_roles(cluster: &Cluster, count: usize) -> Vec<Session> {
+    let mut admin = cluster.session("postgres");
+    admin.run(&format!("{PEAK}; grant insert on peak to public"));
+    let role = |number: usize| {
+        admin.run(&format!("create role tenant{number} login; select pg_background_grant('tenant{number}')"));
+        cluster.client("postgres").user(&format!("tenant{number}")).connect()
+    };
+    (0..count).map(role).collect()
+}
+
+/// Checks that no process has ended as one that failed.
+#[track_caller]
+fn assert_no_failed_process(cluster: &Cluster, mark: LogMark) {
+    let ended: Vec<_> =
+        cluster.log_since(mark).into_iter().filter(|line| line.text.contains("exited with exit code")).collect();
+    assert!(ended.is_empty(), "{} processes: {:?}", ended.len(), ended.first());
+}
+
+/// All but one process of the server may be workers, so that one at a time makes room for another role.
+fn many_roles_take_turns_without_a_failed_process() {
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "10")]);
+    let mut admin = cluster.session("postgres");
+    let mut tenants = many_roles(&cluster, 14);
+    let mark = cluster.log_mark();
+    let job = format!("{COUNTED}; select pg_sleep(0.02)");
+    let batches: Vec<Batch> = tenants.iter_mut().map(|tenant| Batch::launch(tenant, &times(&job, 10))).collect();
+    batches.iter().for_each(|batch| batch.succeed(&mut admin));
+    let (ran, peak) = (admin.number("select count(*) from peak"), admin.number("select max(n) from peak"));
+    assert!(ran == 140 && peak <= 8, "{ran} jobs, {peak} at once");
+    assert_no_failed_process(&cluster, mark);
+}
+
+fn hundreds_of_roles_have_one_job_each() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "3"), ("max_worker_processes", "5")]);
+    let mut admin = cluster.session("postgres");
+    admin.run(&format!("{PEAK}; grant insert on peak to public"));
+    admin.run(
+        "do $$ begin for i in 1 .. 300 loop execute format('create role tenant%s login', i);          perform pg_background_grant(format('tenant%s', i)); end loop; end $$",
+    );
+    let mark = cluster.log_mark();
+    admin.run(&format!(
+        "do $do$ begin for i in 1 .. 300 loop execute format('set session authorization tenant%s', i);          perform pg_background_launch_num(array[$${COUNTED}$$]); reset session authorization; end loop; end $do$"
+    ));
+    drain(&mut admin);
+    assert_eq!(counts(&mut admin, "true"), ["succeeded 300"]);
+    let (ran, peak) = (admin.number("select count(*) from peak"), admin.number("select max(n) from peak"));
+    assert!(ran == 300 && peak <= 3, "{ran} jobs, {peak} at once");
+    assert_no_failed_process(&cluster, mark);
+}
+
+/// There are no more processes than workers, so that a worker can have no other one started before it has gone.
+fn a_place_that_is_left_is_taken_without_a_launch() {
+    let cluster = Cluster::start_with_extension(&[
+        ("max_worker_processes", "3"),
+        ("pg_background_mgr.reserved_workers", "0"),
+        ("pg_background_mgr.max_workers", "2"),
+    ]);
+    let (mut admin, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let held = Batch::launch(&mut admin, &[gate::WAIT]);
+    wait_at_gate(&mut admin, 1);
+    let mut tenants = many_roles(&cluster, 3);
+    let batches: Vec<Batch> = tenants.iter_mut().map(|tenant| Batch::launch(tenant, &times(COUNTED, 3))).collect();
+    for batch in &batches {
+        batch.succeed(&mut admin);
+    }
+    assert_eq!(admin.value("select max(n) from peak"), "1", "the other worker waits");
+    gate.open();
+    held.succeed(&mut admin);
 }
 
 const FULL: &str = "53400";

@@ -32,15 +32,15 @@ pub use look::{
 pub use probe::{
     coming, look_late, may_lack_workers, probe_came, refuse_jobs, register_probe, Coming, Late, PROBE, RESTART_AFTER,
 };
-pub use queue::{begin, claim, forget_rows, recorded, undo, uuid, uuid_of_first, uuids, withdraw, Claim, Task};
+pub use queue::{begin, claim, forget_rows, recorded, undo, uuid, uuid_of_first, uuids, withdraw, Claim, Seeker, Task};
 pub use record::{Place, Reason, State, MESSAGE_BYTES};
 pub use room::{
-    attendance, company, has_room_ahead, is_settling, is_stuck, make_room, plan, reserve, Attendance, Company, Start,
+    attendance, company, has_room_ahead, is_one_going, is_settling, is_stuck, make_room, plan, reserve, Attendance, Company, Start,
 };
 pub use slot::{
-    arrive, cannot_register, died, dismiss, give_up, hand_over, idle, is_starved, may_go, may_leave, of_process,
+    arrive, cannot_register, died, dismiss, give_up, hand_over, has_own_work, idle, is_starved, may_go, may_leave, of_process,
     recall, register, report_progress, reserve_successor, starts_again, stays_on, stopping, terminate_jobs, Arrival,
-    Refusal,
+    Refusal, Succession,
 };
 pub use watch::{awaited_by, is_listening, listen, unfollow, watch, Follower};
 

@@ -46,9 +46,20 @@ pub struct Claim {
     pub indexes: Vec<u32>,
 }
 
-/// What the worker in this slot does next. `many`: its jobs are so short that it is to claim several.
-pub fn claim(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
-    let task = next_task(memory, index, now, many);
+/// How a worker looks for work.
+#[derive(Debug, Clone, Copy)]
+pub struct Seeker {
+    pub index: usize,
+    /// Its jobs are so short that it is to claim several.
+    pub many: bool,
+    /// The server has no process for another worker just now: it makes room for one only if it has nothing to do itself.
+    pub keeps_turn: bool,
+}
+
+/// What the worker does next.
+pub fn claim(memory: &mut Memory, seeker: Seeker, now: i64) -> Task {
+    let Seeker { index, .. } = seeker;
+    let task = next_task(memory, seeker, now);
     if matches!(task, Task::Leave | Task::HandOver) {
         // No session gives it a job any more that it would take along.
         slot::ready(memory, index);
@@ -56,7 +67,8 @@ pub fn claim(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
     task
 }
 
-fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
+fn next_task(memory: &mut Memory, seeker: Seeker, now: i64) -> Task {
+    let Seeker { index, many, keeps_turn } = seeker;
     if let Some(segment) = direct::begin(memory, index) {
         return Task::Serve(segment);
     }
@@ -82,7 +94,7 @@ fn next_task(memory: &mut Memory, index: usize, now: i64, many: bool) -> Task {
             Some(due) => Task::Wait(Some(due.max(now + LOOK_EVERY))),
         };
     }
-    if room::gives_way(memory, index, now, QUANTUM) {
+    if !keeps_turn && room::gives_way(memory, index, now, QUANTUM) {
         return Task::HandOver;
     }
     for place in first_open(memory, own.key, now, ENOUGH) {

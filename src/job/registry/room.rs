@@ -11,6 +11,7 @@ use crate::ffi::area::{self, Memory};
 use crate::ffi::bgworker::Worker;
 use crate::ffi::process;
 use crate::guc;
+use std::collections::HashMap;
 
 /// A worker that is to be registered.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +34,12 @@ fn reclaim(memory: &mut Memory) {
             *slot = Slot { serial: slot.serial, ..bytemuck::Zeroable::zeroed() };
         }
     }
+}
+
+/// Is another worker on its way out, so that there will be a process more in a moment? `index`: the one that asks.
+pub fn is_one_going(memory: &mut Memory, index: usize) -> bool {
+    reclaim(memory);
+    slots(memory).iter().enumerate().any(|(at, slot)| at != index && slot.life() == Life::Leaving && slot.has_handle != 0)
 }
 
 /// How many workers of the extension there are in the whole server, or will be.
@@ -113,36 +120,48 @@ fn free_places(memory: &mut Memory, database: u32, login: u32) -> usize {
     free + idle.count()
 }
 
-fn workers_of_role(memory: &Memory, login: u32) -> u32 {
-    lists::keys(memory)
-        .map(|place| memory.get::<Key>(place))
-        .filter(|key| key.login == login)
-        .map(|key| key.workers)
-        .sum()
+/// How many workers roles have, and how many of each key will look for work soon. Of those that there are, which are few: there
+/// may be very many keys.
+#[derive(Default)]
+struct Shares {
+    of_role: HashMap<u32, u32>,
+    coming: HashMap<Place, u32>,
 }
 
-/// Workers of a key that will look for work soon.
-fn coming(memory: &Memory, key: Place) -> u32 {
-    let is_coming =
-        |slot: &&Slot| slot.key == key && slot.batch == 0 && matches!(slot.life(), Life::Starting | Life::Ready);
-    slots(memory).iter().filter(is_coming).count() as u32
+impl Shares {
+    fn count(memory: &Memory) -> Self {
+        let mut shares = Shares::default();
+        for slot in slots(memory).iter().filter(|slot| slot.key != 0) {
+            *shares.of_role.entry(memory.get::<Key>(slot.key).login).or_default() += 1;
+            if slot.batch == 0 && matches!(slot.life(), Life::Starting | Life::Ready) {
+                *shares.coming.entry(slot.key).or_default() += 1;
+            }
+        }
+        shares
+    }
+
+    fn of_role(&self, login: u32) -> u32 {
+        self.of_role.get(&login).copied().unwrap_or(0)
+    }
 }
 
 /// The key that wants a worker most: whose role has the fewest, and whose last turn is longest ago.
 pub(super) fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
     let keys: Vec<Place> = lists::keys(memory).filter(|place| *place != but).collect();
+    let shares = Shares::count(memory);
     let mut best = None;
     for place in keys {
         let key = *memory.get::<Key>(place);
         if key.login == 0 || !key.has_queue() || key.limit != 0 && key.workers >= key.limit {
             continue;
         }
-        let coming = coming(memory, place);
+        let rank = (shares.of_role(key.login), key.workers, key.turn);
+        if best.is_some_and(|(least, _)| rank >= least) {
+            continue;
+        }
+        let coming = shares.coming.get(&place).copied().unwrap_or(0);
         if demand(memory, place, now, coming + 1) > coming {
-            let rank = (workers_of_role(memory, key.login), key.workers, key.turn);
-            if best.is_none_or(|(least, _)| rank < least) {
-                best = Some((rank, place));
-            }
+            best = Some((rank, place));
         }
     }
     best.map(|(_, place)| place)
@@ -164,7 +183,8 @@ pub(super) fn gives_way(memory: &mut Memory, index: usize, now: i64, quantum: i6
     let (my_share, their_share) = if mine.login == theirs.login {
         (mine.workers, theirs.workers)
     } else {
-        (workers_of_role(memory, mine.login), workers_of_role(memory, theirs.login))
+        let shares = Shares::count(memory);
+        (shares.of_role(mine.login), shares.of_role(theirs.login))
     };
     // With one worker for two roles, they take turns.
     their_share + 1 < my_share || their_share == 0 && (my_share > 1 || now - own.since > quantum)

@@ -184,15 +184,35 @@ pub fn hand_over(memory: &mut Memory, index: usize) -> Option<Start> {
     succeed(memory, index, own.key)
 }
 
-/// Reserves a place for a worker of the key that wants one most, which begins when this one is gone. None = this one goes as
-/// if nobody wanted its place.
-pub fn reserve_successor(memory: &mut Memory, index: usize) -> Option<Start> {
+/// What becomes of a worker whose place is wanted for another one.
+#[derive(Debug, Clone, Copy)]
+pub enum Succession {
+    /// This worker is to come in its place.
+    By(Start),
+    /// It goes as if nobody wanted its place.
+    Leave,
+    /// Nobody wants its place any more.
+    Stay,
+}
+
+/// Reserves a place for a worker of the key that wants one most, which begins when this one is gone.
+pub fn reserve_successor(memory: &mut Memory, index: usize) -> Succession {
+    let Some(own) = slots(memory).get(index).copied() else { return Succession::Leave };
     if staying(memory) > guc::cap() {
-        return None;
+        return Succession::Leave;
     }
-    let own = slots(memory).get(index).copied()?;
-    let next = hungriest(memory, process::now(), own.key)?;
-    prepare(memory, next, Some(index))
+    let now = process::now();
+    match hungriest(memory, now, own.key) {
+        Some(next) => prepare(memory, next, Some(index)).map_or(Succession::Stay, Succession::By),
+        None if room::is_wanted_elsewhere(memory, own.key, now) => Succession::Leave,
+        None => Succession::Stay,
+    }
+}
+
+/// Could this worker start a job of its own key now?
+pub fn has_own_work(memory: &mut Memory, index: usize) -> bool {
+    let key = slots(memory).get(index).map_or(0, |own| own.key);
+    key != 0 && demand(memory, key, process::now(), 1) > 0
 }
 
 /// The worker keeps its place, as its successor does not come: the server need not start that one any more.
