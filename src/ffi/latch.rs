@@ -18,7 +18,8 @@ pub fn wait_in(timeout: Option<Duration>, event: u32) {
         events |= pg_sys::WL_TIMEOUT;
     }
     // Rounded up: a wait that ends before its time is followed by another one.
-    let milliseconds = timeout.map_or(-1, |timeout| timeout.as_micros().div_ceil(1000).clamp(1, i32::MAX as u128) as i64);
+    let milliseconds =
+        timeout.map_or(-1, |timeout| timeout.as_micros().div_ceil(1000).clamp(1, i32::MAX as u128) as i64);
     // SAFETY: MyLatch is this process's own.
     unsafe {
         pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, milliseconds as _, event);

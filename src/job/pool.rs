@@ -58,7 +58,8 @@ pub fn register(start: Start) -> bool {
 pub fn register_after(index: usize, start: Start) -> bool {
     let began = Instant::now();
     register_with(start, |ask| loop {
-        let is_patient = began.elapsed() < GOING_PATIENCE && area::write(|memory| registry::is_one_going(memory, index));
+        let is_patient =
+            began.elapsed() < GOING_PATIENCE && area::write(|memory| registry::is_one_going(memory, index));
         if !is_patient {
             return ask_again(ask);
         }

@@ -13,9 +13,7 @@ use crate::ffi::report;
 use crate::ffi::{area, bgworker, client, exit, guc as settings, lock, login, process, reset, session, statement};
 use crate::guc;
 use crate::job::log;
-use crate::job::registry::{
-    self, Arrival, Coming, Company, Newcomer, Refusal, Seeker, Start, State, Succession, Task,
-};
+use crate::job::registry::{self, Arrival, Coming, Company, Newcomer, Refusal, Seeker, Start, State, Succession, Task};
 use crate::job::{pool, spool, table};
 use crate::protocol::{sqlstate, to_bytes, Report, Request};
 use std::cell::Cell;

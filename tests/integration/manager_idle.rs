@@ -30,9 +30,7 @@ fn sleeps(pid: i32) -> u64 {
 fn idle_worker(session: &mut Session) -> i32 {
     let query = "select pid from pg_stat_activity where backend_type = 'pg_background' and state = 'idle' \
                  and state_change < clock_timestamp() - interval '300 ms'";
-    wait_until("a worker that is idle for long", || {
-        session.value(WORKERS) == "1" && session.rows(query).len() == 1
-    });
+    wait_until("a worker that is idle for long", || session.value(WORKERS) == "1" && session.rows(query).len() == 1);
     session.number(query) as i32
 }
 

@@ -116,7 +116,8 @@ fn many_roles_take_turns_without_a_failed_process() {
 }
 
 fn hundreds_of_roles_have_one_job_each() {
-    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "3"), ("max_worker_processes", "5")]);
+    let cluster =
+        Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "3"), ("max_worker_processes", "5")]);
     let mut admin = cluster.session("postgres");
     admin.run(&format!("{PEAK}; grant insert on peak to public"));
     admin.run(

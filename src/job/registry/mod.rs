@@ -35,12 +35,13 @@ pub use probe::{
 pub use queue::{begin, claim, forget_rows, recorded, undo, uuid, uuid_of_first, uuids, withdraw, Claim, Seeker, Task};
 pub use record::{Place, Reason, State, MESSAGE_BYTES};
 pub use room::{
-    attendance, company, has_room_ahead, is_one_going, is_settling, is_stuck, make_room, plan, reserve, Attendance, Company, Start,
+    attendance, company, has_room_ahead, is_one_going, is_settling, is_stuck, make_room, plan, reserve, Attendance,
+    Company, Start,
 };
 pub use slot::{
-    arrive, cannot_register, died, dismiss, give_up, hand_over, has_own_work, idle, is_starved, may_go, may_leave, of_process,
-    recall, register, report_progress, reserve_successor, starts_again, stays_on, stopping, terminate_jobs, Arrival,
-    Refusal, Succession,
+    arrive, cannot_register, died, dismiss, give_up, hand_over, has_own_work, idle, is_starved, may_go, may_leave,
+    of_process, recall, register, report_progress, reserve_successor, starts_again, stays_on, stopping, terminate_jobs,
+    Arrival, Refusal, Succession,
 };
 pub use watch::{awaited_by, is_listening, listen, unfollow, watch, Follower};
 

@@ -146,8 +146,8 @@ fn next_look(memory: &Memory, key: Place, now: i64) -> Option<i64> {
     let unattended = lists::keys(memory).filter(|other| *other != key && !idle.contains(other));
     let due = unattended.chain([key]).filter_map(|key| line::next_due(memory, key));
     // Of these nobody tells when there is something to do.
-    let is_untold = order::unlogged(memory).next().is_some()
-        || probe::may_lack_workers(memory) && order::has_work(memory);
+    let is_untold =
+        order::unlogged(memory).next().is_some() || probe::may_lack_workers(memory) && order::has_work(memory);
     due.chain(next_held_up(memory, key)).chain(is_untold.then_some(now + LOOK_EVERY)).min()
 }
 

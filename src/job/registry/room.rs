@@ -39,7 +39,10 @@ fn reclaim(memory: &mut Memory) {
 /// Is another worker on its way out, so that there will be a process more in a moment? `index`: the one that asks.
 pub fn is_one_going(memory: &mut Memory, index: usize) -> bool {
     reclaim(memory);
-    slots(memory).iter().enumerate().any(|(at, slot)| at != index && slot.life() == Life::Leaving && slot.has_handle != 0)
+    slots(memory)
+        .iter()
+        .enumerate()
+        .any(|(at, slot)| at != index && slot.life() == Life::Leaving && slot.has_handle != 0)
 }
 
 /// How many workers of the extension there are in the whole server, or will be.
