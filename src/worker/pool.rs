@@ -465,8 +465,7 @@ impl Worker {
     /// Waits for work. False = the worker is to go.
     fn wait(&mut self, now: i64, since: i64, due: Option<i64>) -> bool {
         let over = since.saturating_add(guc::worker_idle_timeout());
-        let is_over = |memory: &mut _| registry::may_leave(memory, self.index) && registry::close(memory, self.index);
-        if now >= over && area::write(is_over) {
+        if now >= over && area::write(|memory| registry::leave_idle(memory, self.index)) {
             return false;
         }
         if self.wear.is_too_much(1) && area::write(|memory| registry::close(memory, self.index)) {

@@ -2,7 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, load, set_server, times, wait_at_gate, Batch, LOCK_LOG, WORKERS};
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session};
+use pg_background_mgr_tests::{private_case, wait_for, wait_until, Case, Cluster, Session};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -18,30 +18,32 @@ fn cluster() -> Cluster {
     Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "100ms")])
 }
 
-/// How often a process has gone to sleep since it was started.
-fn sleeps(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+/// How often a process has gone to sleep since it was started; none = it has gone.
+fn sleeps(pid: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-    line.and_then(|count| count.trim().parse().ok()).expect("a count")
+    Some(line.and_then(|count| count.trim().parse().ok()).expect("a count"))
 }
 
-/// The only worker, when it has been idle for longer than it would be without anything to wait for.
-#[track_caller]
-fn idle_worker(session: &mut Session) -> i32 {
-    let query = "select pid from pg_stat_activity where backend_type = 'pg_background' and state = 'idle' \
-                 and state_change < clock_timestamp() - interval '300 ms'";
-    wait_until("a worker that is idle for long", || session.value(WORKERS) == "1" && session.rows(query).len() == 1);
-    session.number(query) as i32
-}
+/// Idle workers that would have gone if they had nothing to wait for.
+const IDLE: &str = "select pid from pg_stat_activity where backend_type = 'pg_background' and state = 'idle' \
+                    and state_change < clock_timestamp() - interval '700 ms'";
 
-/// Checks that a worker stays asleep while a session does three thousand things.
+/// Checks that the only idle worker, of `workers`, stays asleep while a session does three thousand things.
 #[track_caller]
-fn assert_sleeps(session: &mut Session, pid: i32, what: &str) {
-    let before = sleeps(pid);
-    for _ in 0..3000 {
-        session.run("select 1");
-    }
-    let count = sleeps(pid) - before;
+fn assert_sleeps(session: &mut Session, workers: usize, what: &str) {
+    let count = wait_for("an idle worker that stays", || {
+        if session.value(WORKERS) != workers.to_string() {
+            return None;
+        }
+        let [pid] = <[String; 1]>::try_from(session.rows(IDLE)).ok()?;
+        let before = sleeps(&pid)?;
+        for _ in 0..3000 {
+            session.run("select 1");
+        }
+        // One that has read the configuration again may have gone for that; another one comes.
+        Some(sleeps(&pid)? - before)
+    });
     // It looks whether its database is wanted, each two seconds.
     assert!(count < 20, "{what}: the worker has gone to sleep {count} times");
 }
@@ -64,18 +66,15 @@ fn a_worker_that_waits_for_a_delayed_attempt_sleeps() {
         let batch =
             Batch::call(&mut session, &format!("pg_background_launch_num('{jobs}'::jsonb, p_options => '{options}')"));
         wait_until("the first attempt", || batch.log(&mut session, 0, "attempts") == "1");
-        let pid = idle_worker(&mut session);
-        assert_sleeps(&mut session, pid, &format!("{delays:?}"));
+        assert_sleeps(&mut session, 1, &format!("{delays:?}"));
         // As well after it has read the configuration again.
         load(&mut session);
         let timeout = if session.value("show pg_background_mgr.worker_idle_timeout") == "0" { "100ms" } else { "0" };
         set_server(&cluster, &mut session, "pg_background_mgr.worker_idle_timeout", timeout);
-        let pid = idle_worker(&mut session);
-        assert_sleeps(&mut session, pid, &format!("{delays:?}, after a reload"));
+        assert_sleeps(&mut session, 1, &format!("{delays:?}, after a reload"));
         // And after it has run something else meanwhile.
         Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
-        let pid = idle_worker(&mut session);
-        assert_sleeps(&mut session, pid, &format!("{delays:?}, after another job"));
+        assert_sleeps(&mut session, 1, &format!("{delays:?}, after another job"));
         session.run(&format!("select pg_background_stop('{}')", batch.parent));
         wait_until("no worker", || session.value(WORKERS) == "0");
     }
@@ -101,8 +100,7 @@ fn a_worker_that_waits_for_a_delayed_attempt_of_another_role_sleeps() {
         session.value(WORKERS) == "1"
     };
     wait_until("the end of a worker", &mut one);
-    let pid = idle_worker(&mut session);
-    assert_sleeps(&mut session, pid, "of another role");
+    assert_sleeps(&mut session, 1, "of another role");
     assert_eq!(theirs.states(&mut session), ["queued"]);
 }
 
@@ -117,11 +115,7 @@ fn a_worker_that_waits_while_others_work_sleeps() {
     );
     wait_at_gate(&mut session, 1);
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
-    let idle = "select pid from pg_stat_activity where backend_type = 'pg_background' and state = 'idle' \
-                and state_change < clock_timestamp() - interval '300 ms'";
-    wait_until("an idle worker", || session.rows(idle).len() == 1);
-    let pid = session.number(idle) as i32;
-    assert_sleeps(&mut session, pid, "beside others");
+    assert_sleeps(&mut session, 2, "beside others");
     gate.open();
     held.succeed(&mut session);
 }
@@ -140,8 +134,7 @@ fn a_paused_queue_shows_no_job_and_goes_on_after_a_reload() {
     wait_until("a worker that waits", || session.rows(shown) == ["idle|"]);
     assert_eq!(counts(&mut session, "true"), ["queued 30", "succeeded 2"]);
     assert_eq!(session.rows("select status from pg_background_jobs where status = 'running'"), [""; 0]);
-    let pid = idle_worker(&mut session);
-    assert_sleeps(&mut session, pid, "paused");
+    assert_sleeps(&mut session, 1, "paused");
     assert_eq!(session.rows(shown), ["idle|"]);
     set_server(&cluster, &mut session, "pg_background_mgr.max_workers", "-1");
     batch.succeed(&mut session);
@@ -151,10 +144,7 @@ fn a_paused_queue_shows_no_job_and_goes_on_after_a_reload() {
     wait_at_gate(&mut session, 1);
     locker.run(LOCK_LOG);
     last.open();
-    let idle = "select pid from pg_stat_activity where backend_type = 'pg_background' and state = 'idle'";
-    wait_until("an idle worker", || session.rows(idle).len() == 1);
-    let pid = session.number(idle) as i32;
-    assert_sleeps(&mut session, pid, "with a locked log");
+    assert_sleeps(&mut session, 1, "with a locked log");
     locker.run("rollback");
     batch.succeed(&mut session);
 }

@@ -39,7 +39,7 @@ pub use room::{
     Company, Start,
 };
 pub use slot::{
-    arrive, cannot_register, died, dismiss, give_up, hand_over, has_own_work, idle, is_starved, may_go, may_leave,
+    arrive, cannot_register, died, dismiss, give_up, hand_over, has_own_work, idle, is_starved, leave_idle, may_go,
     of_process, recall, register, report_progress, reserve_successor, starts_again, stays_on, stopping, terminate_jobs,
     Arrival, Refusal, Succession,
 };

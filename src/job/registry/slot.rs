@@ -3,7 +3,7 @@
 use super::order::{self, demand};
 use super::record::{Key, Life, Place, Root, Slot, State, MESSAGE_BYTES};
 use super::room::{has_idle_room, hungriest, is_alone, is_ceding, is_needed, next_key, prepare, staying, Start};
-use super::{batch, end, lists, room, slot_mut, slots, stopper, watch};
+use super::{batch, direct, end, lists, room, slot_mut, slots, stopper, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::Worker;
 use crate::ffi::process;
@@ -167,13 +167,18 @@ pub(super) fn ready(memory: &mut Memory, index: usize) {
     }
 }
 
-/// May a worker go whose time is over? Not while it alone has time for what is queued.
-pub fn may_leave(memory: &mut Memory, index: usize) -> bool {
+/// A worker whose idle time is over goes. False = it stays: it alone has time for what is queued, or has been given a job.
+pub fn leave_idle(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
-    if is_needed(memory, index) {
+    let is_last = own.key != 0 && memory.get::<Key>(own.key).has_queue() && memory.get::<Key>(own.key).workers <= 1;
+    if is_last || is_needed(memory, index) || !direct::close(memory, index) {
         return false;
     }
-    own.key == 0 || !memory.get::<Key>(own.key).has_queue() || memory.get::<Key>(own.key).workers > 1
+    // Another one that looks now does not count on it.
+    if let Some(own) = slot_mut(memory, index) {
+        own.is_unwanted = 1;
+    }
+    true
 }
 
 /// The worker goes, and a worker of the key that wants one most takes its place.
