@@ -106,6 +106,10 @@ pub enum Error {
     NoWorkers,
     #[error("cannot launch background jobs during recovery")]
     InRecovery,
+    #[error("cannot stop background jobs during recovery")]
+    StopInRecovery,
+    #[error("permission denied to stop or retry background jobs of a superuser")]
+    OfSuperuser,
     #[error("the log of pg_background_mgr is not visible to background jobs yet")]
     NotCommitted,
     #[error("could not write file of accepted jobs: {0}")]
@@ -198,7 +202,7 @@ impl Error {
             QueueFull { .. } => b"53400",
             SharedMemory => b"53200",
             TooFewWorkers { .. } | FewerAllowed { .. } | NoWorkers | Stuck => b"53000",
-            InRecovery => b"25006",
+            InRecovery | StopInRecovery => b"25006",
             NotCommitted | NothingToRetry(_) | NotLogged(_) | FollowsItself | ForeignRelation(_) => b"55000",
             Spooled(_) => b"58030",
             LogLocked => b"55P03",
@@ -210,7 +214,7 @@ impl Error {
             EmptySql | NoQuery | EmptyQuery(_) | QueueTooSmall(_) | QueueTooLarge => b"22023",
             Shape { .. } | UnknownKey { .. } | BadValue { .. } => b"22023",
             SqlTooLong(_) | QueryTooLong { .. } | TooManyQueries | TooDeep => b"54000",
-            RestrictedOperation | RestrictedRead | ForbiddenProcess(_) | NotOwner => b"42501",
+            RestrictedOperation | RestrictedRead | ForbiddenProcess(_) | NotOwner | OfSuperuser => b"42501",
             SegmentsExhausted | SlotsExhausted | NotStarted | NotRun => b"53000",
             NotAttached(_) | RoleGone(_) => b"42704",
             AlreadyRead(_) | GivenUp(_) | BeingRead(_) => b"55000",
@@ -242,8 +246,12 @@ impl Error {
             Error::FewerAllowed { allowed, .. } => format!("The options allow the batch {allowed} workers."),
             Error::TooManyQueries => format!("It may have {MAX_PIECES}."),
             Error::BadValue { wanted, .. } => wanted.to_string(),
-            Error::TooDeep => format!("Jobs may launch jobs {MAX_NESTING} levels deep."),
+            Error::TooDeep => format!("{MAX_NESTING} jobs that have launched each other still run."),
             Error::Deadlock { detail } => detail.to_string(),
+            Error::OfSuperuser => {
+                "Only roles with the SUPERUSER attribute may stop or retry jobs of roles with the SUPERUSER attribute."
+                    .into()
+            }
             Error::OpenBlock => "Its work was rolled back, as when a client disconnects.".into(),
             Error::WorkerLost(_) => "The worker ended before it reported how the job ended.".into(),
             _ => return None,

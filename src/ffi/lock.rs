@@ -40,6 +40,37 @@ pub fn is_database_wanted() -> bool {
     }
 }
 
+/// The lock of a key, among those that transactions do not release (lock.h; the type is nobody else's).
+fn tag_of_key(key: u64) -> pg_sys::LOCKTAG {
+    pg_sys::LOCKTAG {
+        locktag_field1: (key >> 32) as u32,
+        locktag_field2: key as u32,
+        locktag_field3: 0,
+        locktag_field4: 0,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_USERLOCK as u8,
+        locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+    }
+}
+
+/// Takes the lock of a random key until the session ends or is reset.
+pub fn take_key(key: u64) {
+    // SAFETY: a complete lock tag; nobody else has this key, so there is nothing to wait for.
+    unsafe { pg_sys::LockAcquire(&tag_of_key(key), pg_sys::ExclusiveLock as i32, true, true) };
+}
+
+/// Returns whether another session has the lock of a key.
+pub fn is_key_taken(key: u64) -> bool {
+    let (tag, mode) = (tag_of_key(key), pg_sys::ShareLock as i32);
+    // SAFETY: a complete lock tag; the lock is taken without waiting, and released at once.
+    unsafe {
+        if pg_sys::LockAcquire(&tag, mode, true, true) == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+            return true;
+        }
+        pg_sys::LockRelease(&tag, mode, true);
+    }
+    false
+}
+
 /// Takes the lock that reading a table needs, if nobody is in the way.
 pub fn try_to_read(table: &[u8]) -> bool {
     let sql = [

@@ -62,5 +62,6 @@ pub fn is_login(login: u32) -> bool {
             && pg_sys::GetUserId() == login
             && pg_sys::GetOuterUserId() == login
             && pg_sys::GetCurrentRoleId() == pg_sys::Oid::INVALID
+            && !pg_sys::InLocalUserIdChange()
     }
 }

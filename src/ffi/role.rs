@@ -11,6 +11,8 @@ pub struct Identity {
     pub login: u32,
     /// The role to set after that: oid.
     pub role: Option<u32>,
+    /// It is that of a local change, which the job must not leave: see [`confine`].
+    pub is_confined: bool,
 }
 
 /// The identity of the caller: the definer inside a SECURITY DEFINER function; else the session's user, with its SET
@@ -20,14 +22,48 @@ pub fn effective() -> Identity {
     unsafe {
         let user = pg_sys::GetUserId();
         if pg_sys::InLocalUserIdChange() || user != pg_sys::GetOuterUserId() {
-            return Identity { login: oid_to_u32(user), role: None };
+            return Identity { login: oid_to_u32(user), role: None, is_confined: true };
         }
         let role = pg_sys::GetCurrentRoleId();
         Identity {
             login: oid_to_u32(pg_sys::GetSessionUserId()),
             role: (role != pg_sys::Oid::INVALID).then(|| oid_to_u32(role)),
+            is_confined: false,
         }
     }
+}
+
+/// Makes the server refuse every change of the role and of the session's user, as inside a SECURITY DEFINER function (guc.c,
+/// `GUC_NOT_WHILE_SEC_REST`), until [`release`]. Outside of a transaction: each one that begins later, also in a procedure,
+/// keeps what it finds, and an abort goes back to that (xact.c, `StartTransaction`, `AbortTransaction`).
+pub fn confine() {
+    // A server with assertions checks that nothing is set outside of a transaction, and would end.
+    if super::guc::value(b"debug_assertions").as_deref() != Some(b"on") {
+        set_context(pg_sys::SECURITY_LOCAL_USERID_CHANGE as c_int);
+    }
+}
+
+/// Ends what [`confine`] began. Outside of a transaction.
+pub fn release() {
+    set_context(0);
+}
+
+/// Sets the security context of this process, and leaves the user as it is.
+fn set_context(context: c_int) {
+    let (mut user, mut before) = (pg_sys::Oid::INVALID, 0);
+    // SAFETY: variables of this process.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut before);
+        if before != context {
+            pg_sys::SetUserIdAndSecContext(user, context);
+        }
+    }
+}
+
+/// Returns the role that was set: oid; 0 = none.
+pub fn set_role() -> u32 {
+    // SAFETY: reads a variable of this process.
+    oid_to_u32(unsafe { pg_sys::GetCurrentRoleId() })
 }
 
 /// Must nothing outlive the current operation? (index expressions, REFRESH MATERIALIZED VIEW, ANALYZE)

@@ -13,7 +13,12 @@ pub struct Manner {
     pub max_attempts: u32,
     /// Milliseconds
     pub retry_delay: i64,
+    /// It was launched with the rights of a definer, which it must not leave.
+    pub is_confined: bool,
 }
+
+/// The key of [`Manner::is_confined`], which is none of `p_options`.
+pub const CONFINED: &str = "confined";
 
 impl Manner {
     /// In the words of `p_options`; none = nothing was said.
@@ -26,6 +31,7 @@ impl Manner {
             ("timeout", self.timeout.map(milliseconds)),
             ("max_attempts", (self.max_attempts > 1).then(|| self.max_attempts.into())),
             ("retry_delay", (self.retry_delay > 0).then(|| milliseconds(self.retry_delay))),
+            (CONFINED, self.is_confined.then(|| true.into())),
         ];
         let map: Map<String, Value> =
             said.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();

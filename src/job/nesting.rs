@@ -1,17 +1,42 @@
-//! How deep this process is in jobs that launch jobs.
+//! Jobs that launch jobs: which of those above a job still run.
+//!
+//! A job that launches another one takes a lock of its session, under a random key, and hands the key down. The lock goes
+//! with the job, however it ends, so a key whose lock is free is that of a job that has ended.
 
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::{area, lock};
 use std::cell::Cell;
 
 thread_local! {
-    static DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// This process runs a job.
+    static IS_JOB: Cell<bool> = const { Cell::new(false) };
+    /// The jobs above the one that runs here, as they were when it was launched.
+    static ABOVE: Slot<Vec<u64>> = const { slot(Vec::new()) };
+    /// The key of the job that runs here; none = it has not launched anything.
+    static OWN: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// The number of jobs that this process is inside of; 0 in a client's session.
-pub fn depth() -> u32 {
-    DEPTH.get()
+/// Tells that this process runs another job from now on, with these jobs above it. The locks of the last one are free.
+pub fn begin_job(ancestors: &[u64]) {
+    IS_JOB.set(true);
+    ABOVE.set(ancestors.to_vec());
+    OWN.set(None);
 }
 
-/// Worker: the process runs a job with this many above it.
-pub fn set_depth(depth: u32) {
-    DEPTH.set(depth);
+/// Returns whether this process runs jobs, and is no client's.
+pub fn is_job() -> bool {
+    IS_JOB.get()
+}
+
+/// Returns the jobs that run above one that is launched now, this one among them; none in a client's session.
+pub fn ancestors() -> Vec<u64> {
+    if !IS_JOB.get() {
+        return Vec::new();
+    }
+    let own = OWN.get().unwrap_or_else(|| u64::from_ne_bytes(area::random_bytes()));
+    // At each launch: the job may have given up all locks of its session since the last one.
+    lock::take_key(own);
+    OWN.set(Some(own));
+    let above = ABOVE.with_borrow(Vec::clone);
+    above.into_iter().filter(|key| lock::is_key_taken(*key)).chain([own]).collect()
 }

@@ -1,6 +1,7 @@
 //! What is asked of a batch: its jobs, checked, from each form in which a caller can write them.
 
 use super::cut;
+use super::manner::CONFINED;
 use crate::error::{Error, Place, Text};
 use crate::ffi::interval;
 use crate::protocol::MAX_SQL_BYTES;
@@ -29,6 +30,8 @@ pub struct BatchSpec {
     pub max_workers: Option<u32>,
     /// When a job has failed for good, those that wait are not started.
     pub stop_on_error: bool,
+    /// Its jobs must not set a role, whoever launches them.
+    pub is_confined: bool,
     pub jobs: Vec<JobSpec>,
 }
 
@@ -52,7 +55,10 @@ impl BatchSpec {
     /// # Errors
     /// Those of the options (22023): somebody has changed them.
     pub fn from_kept(options: Option<&[u8]>) -> Result<(Self, JobSpec), Error> {
-        from_options(options)
+        let mut map = object(options)?;
+        let is_confined = map.remove(CONFINED) == Some(Value::Bool(true));
+        let (batch, job) = from_object(map)?;
+        Ok((BatchSpec { is_confined, ..batch }, job))
     }
 
     /// The jobs of an array of texts.
@@ -111,19 +117,27 @@ const QUERY: &str = "query";
 
 /// The batch without jobs, and what its jobs have when they do not say.
 fn from_options(options: Option<&[u8]>) -> Result<(BatchSpec, JobSpec), Error> {
+    from_object(object(options)?)
+}
+
+/// The options, unchecked.
+fn object(options: Option<&[u8]>) -> Result<Map<String, Value>, Error> {
+    match options.map(parse) {
+        None | Some(Ok(Value::Null)) => Ok(Map::new()),
+        Some(Ok(Value::Object(map))) => Ok(map),
+        Some(_) => Err(Error::Shape { place: Place::Options, wanted: "a JSON object" }),
+    }
+}
+
+fn from_object(map: Map<String, Value>) -> Result<(BatchSpec, JobSpec), Error> {
     const KEYS: &[&str] = &[NAME, MODE, MAX_WORKERS, ON_ERROR, TIMEOUT, MAX_ATTEMPTS, RETRY_DELAY];
-    let place = Place::Options;
-    let map = match options.map(parse) {
-        None | Some(Ok(Value::Null)) => Map::new(),
-        Some(Ok(Value::Object(map))) => map,
-        Some(_) => return Err(Error::Shape { place, wanted: "a JSON object" }),
-    };
-    let mut keys = Keys::new(place, map, KEYS)?;
+    let mut keys = Keys::new(Place::Options, map, KEYS)?;
     let batch = BatchSpec {
         name: keys.text(NAME)?,
         sequential: keys.choice(MODE, ["parallel", "sequential"], "It must be \"parallel\" or \"sequential\".")?,
         max_workers: keys.count(MAX_WORKERS)?,
         stop_on_error: keys.choice(ON_ERROR, ["continue", "stop"], "It must be \"continue\" or \"stop\".")?,
+        is_confined: false,
         jobs: Vec::new(),
     };
     let plain = JobSpec { query: Vec::new(), name: None, timeout: None, max_attempts: 1, retry_delay: 0 };

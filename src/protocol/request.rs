@@ -8,8 +8,8 @@ pub const MAX_SQL_BYTES: usize = 64 * 1024 * 1024;
 /// Largest result queue in bytes. What does not fit is kept by the worker, so more buys nothing.
 pub const MAX_QUEUE_BYTES: usize = 256 * 1024 * 1024;
 
-/// How deep jobs may launch jobs. Each level holds a worker, and servers have few.
-pub const MAX_NESTING: u32 = 16;
+/// How many jobs that have launched each other may run. Each of them holds a worker, and servers have few.
+pub const MAX_NESTING: usize = 16;
 
 /// Packs a five character SQLSTATE as the server's `MAKE_SQLSTATE` does (elog.h): six bits a character.
 pub const fn sqlstate(code: &[u8; 5]) -> i32 {
@@ -34,10 +34,12 @@ pub struct Request {
     pub database: u32,
     /// Role to log in as: oid.
     pub login: u32,
-    /// `SET ROLE` of the launcher: name.
-    pub role: Option<Vec<u8>>,
-    /// How many jobs are above this one; 0 = launched by a client.
-    pub nesting: u32,
+    /// `SET ROLE` of the launcher: oid.
+    pub role: Option<u32>,
+    /// The launcher had the rights of another role than its session (SECURITY DEFINER): the job must not set a role.
+    pub is_confined: bool,
+    /// The jobs that ran above this one when it was launched: the keys of their locks. Empty = launched by a client.
+    pub ancestors: Vec<u64>,
     /// Settings of the launcher's session, in the order in which they are applied.
     pub settings: Vec<Setting>,
     /// When the launcher's session read the configuration last (microseconds since 2000).
@@ -76,8 +78,9 @@ mod tests {
         let request = Request {
             database: 5,
             login: 10,
-            role: Some(b"caf\xe9".to_vec()),
-            nesting: 2,
+            role: Some(16384),
+            is_confined: true,
+            ancestors: vec![1, u64::MAX],
             settings: vec![Setting {
                 name: b"work_mem".to_vec(),
                 value: b"9MB".to_vec(),

@@ -16,8 +16,8 @@ pub fn request() -> Result<Request, Error> {
     if let Some(kind) = session::forbidden_kind() {
         return Err(Error::ForbiddenProcess(kind));
     }
-    let nesting = nesting::depth();
-    if nesting >= MAX_NESTING {
+    let ancestors = nesting::ancestors();
+    if ancestors.len() >= MAX_NESTING {
         return Err(Error::TooDeep);
     }
     let identity = role::effective();
@@ -25,12 +25,15 @@ pub fn request() -> Result<Request, Error> {
     // A setting of a library means something only where the library is loaded.
     let libraries = settings.iter().any(guc::is_of_library).then(guc::loaded_libraries);
     // A role that was dropped while it is set leaves its session without rights; without it the job would have more.
-    let role_name = |role| session::role_name(role).ok_or(Error::RoleGone(role));
+    if let Some(role) = identity.role.filter(|role| session::role_name(*role).is_none()) {
+        return Err(Error::RoleGone(role));
+    }
     Ok(Request {
         database: session::database(),
         login: identity.login,
-        role: identity.role.map(role_name).transpose()?,
-        nesting: nesting + 1,
+        role: identity.role,
+        is_confined: identity.is_confined,
+        ancestors,
         settings,
         configured: guc::configured(),
         libraries,

@@ -24,6 +24,7 @@ pub fn prepare_session(on_message: fn(client::Message)) {
 
 /// Makes the session as it was after the login, whatever a job has left in it. False = it could not be made so.
 pub fn reset_session() -> bool {
+    role::release();
     let outcome = report::catch(|| {
         transaction::start_command();
         reset::session();
@@ -46,8 +47,22 @@ pub fn catch_up(request: &Request) -> bool {
     !(is_behind && has_been_client())
 }
 
-/// Takes over what the launcher's session has set. A transaction is open.
-pub fn become_session(request: &Request) {
+/// Takes over what the launcher's session has set, in a transaction of its own.
+///
+/// # Errors
+/// [`Error::RoleGone`] (42704)
+pub fn become_session(request: &Request) -> Result<(), Error> {
+    transaction::start_command();
+    take_over(request)?;
+    transaction::finish_command();
+    if request.is_confined {
+        role::confine();
+    }
+    client::speak_database_encoding();
+    Ok(())
+}
+
+fn take_over(request: &Request) -> Result<(), Error> {
     if let Some(libraries) = &request.libraries {
         guc::load_libraries(libraries.clone());
     }
@@ -55,12 +70,19 @@ pub fn become_session(request: &Request) {
         request.settings.iter().partition(|setting| guc::is_of_client(setting));
     become_client(&of_client);
     of_session.into_iter().for_each(guc::restore);
-    match &request.role {
-        Some(role) => guc::set_role(role),
+    match request.role {
+        Some(role) => {
+            // It may have another name than at the launch, and another role its name.
+            guc::set_role(&session::role_name(role).ok_or(Error::RoleGone(role))?);
+            if role::set_role() != role {
+                return Err(Error::RoleGone(role));
+            }
+        }
         // ALTER ROLE and ALTER DATABASE can set one at login, which is not in effect where the job was launched.
         None if role::is_set() => guc::set_role(b"none"),
         None => {}
     }
+    Ok(())
 }
 
 /// What a client sets when it connects is what RESET goes back to, so it stays when a session is reset between two jobs.

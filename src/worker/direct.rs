@@ -197,15 +197,14 @@ fn run(channel: Channel, is_new: bool) {
     let outcome = REQUEST.with_borrow(|(_, request)| {
         // What it was given it runs.
         catch_up(request);
-        nesting::set_depth(request.nesting);
+        nesting::begin_job(&request.ancestors);
         report::catch(|| {
-            transaction::start_command();
             if is_new {
+                transaction::start_command();
                 check_connection_limits(request)?;
+                transaction::finish_command();
             }
-            become_session(request);
-            transaction::finish_command();
-            client::speak_database_encoding();
+            become_session(request)?;
             executor::run(sql, &mut outbox::Reader, None)
         })
     });

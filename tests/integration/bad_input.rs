@@ -173,7 +173,7 @@ fn jobs_nested_too_deeply_are_refused(db: &Db) {
     );
     let error = session.job_error("call dig(1)");
     assert_error(&error, "54000", "background jobs are nested too deeply", None);
-    assert_eq!(error.detail().as_deref(), Some("Jobs may launch jobs 16 levels deep."));
+    assert_eq!(error.detail().as_deref(), Some("16 jobs that have launched each other still run."));
     assert_eq!(session.value("select max(depth) from reached"), "16");
     assert_eq!(session.job("select 1", "n int"), ["1"]);
 }

@@ -63,6 +63,8 @@ mod privileges;
 mod shadows;
 // How people use the classic interface: each usage that articles and courses show.
 mod seeds;
+// Jobs that launch jobs.
+mod chains;
 // Arguments that make no sense.
 mod bad_input;
 // Results that are read again after what interrupted the first reading.
@@ -169,6 +171,7 @@ fn main() -> ExitCode {
         shadows::cases(),
         seeds::cases(),
         bad_input::cases(),
+        chains::cases(),
         rereading::cases(),
         warm::cases(),
         warm_reset::cases(),

@@ -41,6 +41,7 @@ pub struct NewBatch<'a> {
     pub is_sequential: bool,
     pub max_workers: Option<u32>,
     pub stops_on_error: bool,
+    pub is_confined: bool,
     pub jobs: &'a [NewJob<'a>],
 }
 
@@ -140,6 +141,7 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
         queued: jobs.len() as u32,
         is_sequential: u8::from(new.is_sequential),
         stops_on_error: u8::from(new.stops_on_error),
+        is_confined: u32::from(new.is_confined),
         request,
         name,
         owner_name,

@@ -296,6 +296,7 @@ fn view(memory: &Memory, place: Place, record: &Batch, job: &Job, position: i64)
             timeout: Some(job.timeout).filter(|timeout| *timeout > 0),
             max_attempts: job.max_attempts,
             retry_delay: job.retry_delay,
+            is_confined: record.is_confined != 0,
         },
     }
 }

@@ -200,7 +200,8 @@ pub struct Batch {
     pub last_again: u32,
     /// Jobs before this one have their final rows.
     pub first_unlogged: u32,
-    pub padding: u32,
+    /// Its jobs must not set a role.
+    pub is_confined: u32,
     pub is_sequential: u8,
     pub stops_on_error: u8,
     /// May its jobs run?

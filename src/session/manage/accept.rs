@@ -104,6 +104,7 @@ pub(super) fn accept(
         // Nor is the asking session's login: RESET ROLE leads to it.
         request = Request { login: owner, role: None, settings: Vec::new(), libraries: None, ..request };
     }
+    request.is_confined |= spec.is_confined;
     let allowed = if spec.sequential { 1 } else { spec.max_workers.map_or(usize::MAX, |workers| workers as usize) };
     if !may_wait && jobs.len() > allowed {
         return Err(Error::FewerAllowed { wanted: jobs.len(), allowed });
@@ -129,6 +130,7 @@ pub(super) fn accept(
         is_sequential: spec.sequential,
         max_workers: spec.max_workers,
         stops_on_error: spec.stop_on_error,
+        is_confined: request.is_confined,
         jobs,
     };
     // Who waits for places may be ended meanwhile: before there is anything to take back.
@@ -157,6 +159,7 @@ pub(super) fn accept(
                     timeout: job.timeout,
                     max_attempts: job.max_attempts - job.attempts,
                     retry_delay: job.retry_delay,
+                    is_confined: request.is_confined,
                 }
                 .to_options(),
                 attempts: job.attempts,

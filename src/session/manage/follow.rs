@@ -136,7 +136,7 @@ pub fn follow<T>(uuid: &[u8; 16], following: Following, look: impl FnOnce() -> R
             false => look(),
         };
     }
-    let is_worker = nesting::depth() > 0;
+    let is_worker = nesting::is_job();
     watched_as(Some(Follower { pid: session::pid(), is_worker }), uuid, |watch| {
         wait_for_end(watch, following)?;
         area::write(|memory| registry::unfollow(memory, uuid));

@@ -187,7 +187,7 @@ impl Worker {
         report::send_notices_to(recorder::notice);
         client::send_messages_to(recorder::message);
         recorder::reset();
-        nesting::set_depth(request.nesting);
+        nesting::begin_job(&request.ancestors);
         let Ok(sql) = CString::new(job.query.clone()) else { return };
         let sql = statement::announce_kept(sql);
         let deadline =
@@ -227,10 +227,7 @@ impl Worker {
             },
         };
         let outcome = report::catch(|| {
-            transaction::start_command();
-            become_session(request);
-            transaction::finish_command();
-            client::speak_database_encoding();
+            become_session(request)?;
             executor::run(sql, &mut audience, deadline)
         });
         let failure = match outcome {
