@@ -2,6 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{cell, counts, drain, times, wait_at_gate, Batch};
+use pg_background_mgr_tests::lab::lab;
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 
 pub fn cases() -> Vec<Case> {
@@ -22,6 +23,7 @@ pub fn cases() -> Vec<Case> {
         case!(a_definers_function_launches_for_its_owner_only),
         case!(a_retry_does_not_lend_the_login_of_who_asks),
         case!(jobs_in_a_superusers_login_are_not_stopped_by_others),
+        case!(members_of_a_superuser_do_not_stop_or_retry_its_jobs),
         case!(what_one_may_not_see_looks_as_what_is_not_there),
         // Roles that change while their jobs wait.
         private_case!(jobs_of_a_dropped_role_fail),
@@ -369,6 +371,39 @@ fn jobs_in_a_superusers_login_are_not_stopped_by_others(db: &Db) {
         }
         admin.run("reset session authorization");
     }
+}
+
+/// A member that inherits has the rights of a superuser's tables, and is none.
+fn members_of_a_superuser_do_not_stop_or_retry_its_jobs(db: &Db) {
+    let (boss, clerk, plain) =
+        (db.role("boss", "login superuser"), db.role("clerk", "login inherit"), db.role("plain", "login"));
+    let options = if lab().version >= 16 { " with inherit true, set false" } else { "" };
+    db.session().run(&format!("grant {boss} to {clerk}{options}; grant {plain} to {clerk}{options}"));
+    let (mut admin, mut member) = (db.client().user(&boss).connect(), db.client().user(&clerk).connect());
+    let of_superuser = |error: pg_background_mgr_tests::ServerError| {
+        let message = "permission denied to stop or retry background jobs of a superuser";
+        assert_eq!(error.brief(), ("42501".to_owned(), message.to_owned()));
+    };
+    let batch = Batch::launch(&mut admin, &["select pg_sleep(600)", "select 1 / 0"]);
+    batch.wait_state(&mut admin, 0, "running");
+    let (stop, retry) = (
+        format!("select now from pg_background_stop('{}')", batch.parent),
+        format!("select pg_background_retry('{}')", batch.parent),
+    );
+    of_superuser(member.error(&stop));
+    assert_eq!(admin.rows(&format!("select now from pg_background_stop('{}')", batch.children[0])), ["stopped"]);
+    drain(&mut admin);
+    of_superuser(member.error(&stop));
+    of_superuser(member.error(&retry));
+    assert_eq!(admin.rows(&retry).len(), 2);
+    assert_eq!(db.session().rows(&stop).len(), 2);
+    // Of a role that is no superuser it may both.
+    let mut other = db.client().user(&plain).connect();
+    let batch = Batch::launch(&mut other, &["select pg_sleep(600)"]);
+    assert_eq!(member.rows(&format!("select now from pg_background_stop('{}')", batch.parent)), ["stopped"]);
+    drain(&mut admin);
+    assert_eq!(member.rows(&format!("select pg_background_retry('{}')", batch.parent)).len(), 1);
+    assert_eq!(other.rows(&format!("select now from pg_background_stop('{}')", batch.parent)), ["stopped"]);
 }
 
 fn what_one_may_not_see_looks_as_what_is_not_there(db: &Db) {

@@ -3,7 +3,11 @@
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster};
 
 pub fn cases() -> Vec<Case> {
-    vec![private_case!(jobs_run_on_a_standby), private_case!(jobs_write_after_promotion)]
+    vec![
+        private_case!(jobs_run_on_a_standby),
+        private_case!(jobs_write_after_promotion),
+        private_case!(jobs_of_the_primary_are_not_stopped_on_a_standby),
+    ]
 }
 
 fn pair() -> (Cluster, Cluster) {
@@ -46,4 +50,23 @@ fn jobs_write_after_promotion() {
     assert_eq!(session.job("vacuum t", "result text"), ["VACUUM"]);
     drop(session);
     standby.wait_no_workers();
+}
+
+/// Whatever the log of the primary says: what a standby does not know it does not answer.
+fn jobs_of_the_primary_are_not_stopped_on_a_standby() {
+    let (primary, standby) = pair();
+    let mut session = primary.session("postgres");
+    let job = session.value("select uuid_child from pg_background_launch_num(array['select pg_sleep(600)'])");
+    let mut reader = standby.session("postgres");
+    let row = format!("select count(*) from log_background where uuid_child = '{job}'");
+    wait_until("the row on the standby", || reader.value(&row) == "1");
+    for uuid in [job.as_str(), "00000000-0000-8000-8000-000000000000"] {
+        let error = reader.error(&format!("select * from pg_background_stop('{uuid}')"));
+        assert_eq!(error.brief(), ("25006".to_owned(), "cannot stop background jobs during recovery".to_owned()));
+        let error = reader.error(&format!("select * from pg_background_retry('{uuid}')"));
+        assert_eq!(error.brief(), ("25006".to_owned(), "cannot launch background jobs during recovery".to_owned()));
+    }
+    let error = reader.error("select pg_background_launch_num('select 1')");
+    assert_eq!(error.brief(), ("25006".to_owned(), "cannot launch background jobs during recovery".to_owned()));
+    assert_eq!(session.value(&format!("select now from pg_background_stop('{job}')")), "stopped");
 }

@@ -3,9 +3,9 @@
 use super::accept::{accept, Identity};
 use super::follow::{wait_for_rows, watched};
 use super::look::pulses;
-use super::{format_uuid, no_such_job};
+use super::{format_uuid, no_such_job, reaches_superusers};
 use crate::error::{Error, Text};
-use crate::ffi::{role, spi};
+use crate::ffi::{role, spi, transaction};
 use crate::job::registry::{self, NewJob, State};
 use crate::job::spec::{BatchSpec, JobSpec};
 use crate::job::{catalog, log};
@@ -15,9 +15,12 @@ use std::collections::HashMap;
 /// first launch.
 ///
 /// # Errors
-/// [`Error::NoSuchJob`] (42704), [`Error::NothingToRetry`] and [`Error::NotLogged`] (55000), those of
+/// [`Error::NoSuchJob`] (42704), [`Error::OfSuperuser`] (42501), [`Error::NothingToRetry`] and [`Error::NotLogged`] (55000), those of
 /// [`super::launch_batch`].
 pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
+    if transaction::in_recovery() {
+        return Err(Error::InRecovery);
+    }
     let current = role::current();
     let is_there = !pulses(uuid, |owner| role::has_rights_of(current, owner)).is_empty();
     if is_there {
@@ -31,6 +34,9 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     let own: Vec<_> = states.into_iter().filter(|known| role::has_rights_of(current, known.owner)).collect();
     if own.is_empty() && !is_there {
         return Err(no_such_job(uuid));
+    }
+    if own.iter().any(|known| !reaches_superusers(known.owner, known.login)) {
+        return Err(Error::OfSuperuser);
     }
     // What has ended and is written only lingers there.
     let live: HashMap<[u8; 16], State> =

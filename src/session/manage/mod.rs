@@ -16,11 +16,21 @@ pub use look::{
 pub use stop::stop;
 
 use crate::error::{Error, Text};
+use crate::ffi::role;
 use crate::job::registry;
 use uuid::Uuid;
 
 fn no_such_job(uuid: &[u8; 16]) -> Error {
     Error::NoSuchJob(Text::new(&format_uuid(uuid)))
+}
+
+/// Returns whether the caller may stop or retry jobs of this owner, launched by `login`, as far as superusers are concerned:
+/// membership is not enough for those of a superuser (signalfuncs.c, `pg_signal_backend`). Who launched them, may.
+fn reaches_superusers(owner: u32, login: u32) -> bool {
+    let current = role::current();
+    !(role::is_superuser(owner) || role::is_superuser(login))
+        || role::is_superuser(current)
+        || (owner, login) == (current, role::effective().login)
 }
 
 /// A uuid as text.

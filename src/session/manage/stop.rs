@@ -1,20 +1,26 @@
 //! Stopping jobs, from any session.
 
 use super::follow::{watched, Watch};
-use super::look::{logged_states, states_of};
-use super::no_such_job;
+use super::look::{logged_states, pulses, states_of};
+use super::{no_such_job, reaches_superusers};
 use crate::error::Error;
-use crate::ffi::{area, role, session};
+use crate::ffi::{area, role, session, transaction};
 use crate::job::pool;
 use crate::job::registry::{self, Found, Pulse, State};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// May the caller stop jobs of this owner, in a worker that has logged in as `login`? (signalfuncs.c, `pg_signal_backend`)
+/// Returns whether the caller may stop jobs of this owner, in a worker that has logged in as `login` (signalfuncs.c,
+/// `pg_signal_backend`).
 fn may_stop(owner: u32, login: u32) -> bool {
     let current = role::current();
-    let is_of_superuser = || role::is_superuser(owner) || role::is_superuser(login);
-    role::has_rights_of(current, owner) || role::signals_backends(current) && !is_of_superuser()
+    (role::has_rights_of(current, owner) || role::signals_backends(current)) && reaches_superusers(owner, login)
+}
+
+/// Returns whether the caller has the rights of the owner of a job, or of a batch.
+fn has_rights_on(uuid: &[u8; 16]) -> bool {
+    let may = |owner| role::has_rights_of(role::current(), owner);
+    !pulses(uuid, may).is_empty() || logged_states(uuid, |known| may(known.owner)).is_ok_and(|jobs| !jobs.is_empty())
 }
 
 /// What became of a job that was to be stopped.
@@ -30,8 +36,11 @@ pub struct Stopped {
 /// outlive `grace`.
 ///
 /// # Errors
-/// [`Error::NoSuchJob`] (42704), also for those of others.
+/// [`Error::NoSuchJob`] (42704), also for those of others; [`Error::OfSuperuser`] (42501); [`Error::StopInRecovery`] (25006).
 pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
+    if transaction::in_recovery() {
+        return Err(Error::StopInRecovery);
+    }
     let in_log = logged_states(uuid, |known| may_stop(known.owner, known.login));
     let found: Vec<Found> = area::read(|memory| registry::find(memory, uuid))
         .into_iter()
@@ -40,7 +49,10 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
     // What the server knows can be stopped whoever has the log.
     let in_log = if found.is_empty() { in_log? } else { in_log.unwrap_or_default() };
     if found.is_empty() && in_log.is_empty() {
-        return Err(no_such_job(uuid));
+        return Err(match has_rights_on(uuid) {
+            true => Error::OfSuperuser,
+            false => no_such_job(uuid),
+        });
     }
     let stopper = session::role_name(role::current()).unwrap_or_default();
     watched(uuid, |watch| {
