@@ -28,6 +28,7 @@ pub mod interrupt;
 pub mod interval;
 pub mod json;
 pub mod latch;
+pub mod library;
 pub mod lock;
 pub mod login;
 pub mod memory;

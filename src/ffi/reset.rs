@@ -10,6 +10,13 @@ mod server {
     unsafe extern "C-unwind" {
         pub fn Async_UnlistenAll();
         pub fn ResetSequenceCaches();
+        pub fn replorigin_session_reset();
+        pub fn get_backup_status() -> u32;
+    }
+    extern "C" {
+        pub static mut replorigin_session_origin: u16;
+        pub static mut replorigin_session_origin_lsn: u64;
+        pub static mut replorigin_session_origin_timestamp: i64;
     }
 }
 
@@ -37,9 +44,31 @@ pub fn session() {
         guc::set_role(b"none");
     }
     compat::process::cleanup_replication_slots();
+    forget_replication_origin();
     reseed();
     // SAFETY: pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };
+}
+
+/// Ends the use of a replication origin, which marks all that the session writes as replicated (origin.c,
+/// `pg_replication_origin_session_reset`).
+fn forget_replication_origin() {
+    // SAFETY: variables of this process; the function fails only if there is none.
+    unsafe {
+        if server::replorigin_session_origin != 0 {
+            server::replorigin_session_reset();
+            server::replorigin_session_origin = 0;
+            server::replorigin_session_origin_lsn = 0;
+            server::replorigin_session_origin_timestamp = 0;
+        }
+    }
+}
+
+/// Returns whether the job has left what only the end of the process takes back: a base backup that is not finished
+/// (xlogfuncs.c), or something in a library.
+pub fn is_spent() -> bool {
+    // SAFETY: reads a variable of this process.
+    unsafe { server::get_backup_status() != 0 || super::library::may_keep_state() }
 }
 
 /// `setseed` makes what follows foreseeable; a fresh session has a seed that nobody knows.

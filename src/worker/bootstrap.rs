@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Text};
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
-use crate::ffi::{bgworker, client, guc, report, reset, role, session, spi, statement, transaction};
+use crate::ffi::{bgworker, client, guc, library, report, reset, role, session, spi, statement, transaction};
 use crate::job::catalog;
 use crate::protocol::{Report, Request, Setting};
 use std::cell::Cell;
@@ -20,6 +20,7 @@ pub fn prepare_session(on_message: fn(client::Message)) {
     statement::init();
     client::pretend(on_message);
     session::load_session_libraries();
+    library::remember();
 }
 
 /// Makes the session as it was after the login, whatever a job has left in it. False = it could not be made so.

@@ -208,6 +208,7 @@ fn run(channel: Channel, is_new: bool) {
             executor::run(sql, &mut outbox::Reader, None)
         })
     });
+    pool::retire_if_spent();
     conclude(outcome);
     statement::announce_idle();
     if is_new && !pool::may_stay() {

@@ -115,10 +115,18 @@ pub fn stay(database: u32, login: u32) {
     worker.leave();
 }
 
+/// Has no session give this worker another job, if the last one has left what cannot be reset. Before the session knows that
+/// it is done.
+pub fn retire_if_spent() {
+    if let Some(index) = PLACE.get().filter(|_| reset::is_spent()) {
+        area::write(|memory| registry::retire(memory, index));
+    }
+}
+
 /// May a process that runs a job of its own stay? No session would give another to one whose login it cannot tell from what
 /// a new one would be: each is to log in anew.
 pub fn may_stay() -> bool {
-    guc::idle_limit() > 0 && direct::login_version() != 0 && !interrupt::is_dying()
+    guc::idle_limit() > 0 && direct::login_version() != 0 && !interrupt::is_dying() && !reset::is_spent()
 }
 
 /// What this worker leaves when it ends before its time. To be registered before the process connects.
@@ -448,7 +456,7 @@ impl Worker {
         let is_reset = {
             let _held = CancelHeld::new();
             self.is_clean = false;
-            self.reset()
+            self.reset() && !reset::is_spent()
         };
         if is_reset {
             area::write(|memory| registry::served(memory, self.index));

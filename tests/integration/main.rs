@@ -63,6 +63,8 @@ mod privileges;
 mod shadows;
 // How people use the classic interface: each usage that articles and courses show.
 mod seeds;
+// What a job leaves that no reset takes back.
+mod warm_connections;
 // Jobs that launch jobs.
 mod chains;
 // Arguments that make no sense.
@@ -172,6 +174,7 @@ fn main() -> ExitCode {
         seeds::cases(),
         bad_input::cases(),
         chains::cases(),
+        warm_connections::cases(),
         rereading::cases(),
         warm::cases(),
         warm_reset::cases(),

@@ -166,6 +166,13 @@ pub fn take_back(memory: &mut Memory, index: usize) -> Option<u32> {
     Some(std::mem::take(&mut slot.errand)).filter(|segment| *segment != 0)
 }
 
+/// The worker goes when it has done its job: nobody gives it another.
+pub fn retire(memory: &mut Memory, index: usize) {
+    if let Some(slot) = slot_mut(memory, index) {
+        slot.is_unwanted = 1;
+    }
+}
+
 /// Has the worker been given a job that it has not begun?
 pub fn has_errand(memory: &Memory, index: usize) -> bool {
     slots(memory).get(index).is_some_and(|slot| slot.errand != 0)

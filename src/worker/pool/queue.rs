@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::ffi::interrupt::Concluding;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured};
-use crate::ffi::{area, client, interrupt, process, session, statement, transaction};
+use crate::ffi::{area, client, interrupt, process, reset, session, statement, transaction};
 use crate::job::log::{self, FinalRow};
 use crate::job::note::{self, End};
 use crate::job::registry::{self, Claim, Finish, Place, Reason, RunningJob, State};
@@ -163,7 +163,7 @@ impl Worker {
                 let began = Instant::now();
                 self.run_job(claim.batch, *job, place.zip(recorded.map(|rows| rows.log)));
                 self.is_short = began.elapsed() < SHORT;
-                if !self.reset() {
+                if !self.reset() || reset::is_spent() {
                     return false;
                 }
             }
