@@ -38,6 +38,9 @@ pub enum Error {
     QueueTooLarge,
     #[error("cannot launch a background job within a security-restricted operation")]
     RestrictedOperation,
+    /// In a worker of a subscription, as the owner of the table.
+    #[error("cannot launch a background job within a security-restricted operation")]
+    RestrictedApply,
     #[error("cannot read or give up the result of a background job within a security-restricted operation")]
     RestrictedRead,
     #[error("cannot launch a background job from {0}")]
@@ -92,6 +95,8 @@ pub enum Error {
     TempFileLimit(usize),
     #[error("role with OID {0} does not exist")]
     RoleGone(u32),
+    #[error("role \"{0}\" does not exist")]
+    NoRole(Text),
     #[error("permission denied to change who may use pg_background_mgr")]
     NotOwner,
     #[error("background job queue is full")]
@@ -214,9 +219,11 @@ impl Error {
             EmptySql | NoQuery | EmptyQuery(_) | QueueTooSmall(_) | QueueTooLarge => b"22023",
             Shape { .. } | UnknownKey { .. } | BadValue { .. } => b"22023",
             SqlTooLong(_) | QueryTooLong { .. } | TooManyQueries | TooDeep => b"54000",
-            RestrictedOperation | RestrictedRead | ForbiddenProcess(_) | NotOwner | OfSuperuser => b"42501",
+            RestrictedOperation | RestrictedApply | RestrictedRead | ForbiddenProcess(_) | NotOwner | OfSuperuser => {
+                b"42501"
+            }
             SegmentsExhausted | SlotsExhausted | NotStarted | NotRun => b"53000",
-            NotAttached(_) | RoleGone(_) => b"42704",
+            NotAttached(_) | RoleGone(_) | NoRole(_) => b"42704",
             AlreadyRead(_) | GivenUp(_) | BeingRead(_) => b"55000",
             WorkerLost(_) => b"08006",
             Terminated => b"57P01",
@@ -280,6 +287,11 @@ impl Error {
                 Error::Stuck => {
                     "All workers run jobs that wait for other jobs. Increase pg_background_mgr.max_workers, or launch \
                      without waiting."
+                }
+                Error::NoRole(_) => "Create a role for those who are to use it, and grant that to them.",
+                Error::RestrictedApply => {
+                    "Changes are applied as the owner of the table. Create or alter the subscription WITH \
+                     (run_as_owner = true) to let triggers launch jobs as its owner."
                 }
                 Error::UnknownKey { keys, .. } => return Some(format!("Known keys are {}.", keys.join(", "))),
                 Error::SqlTooLong(_) | Error::QueryTooLong { .. } => {

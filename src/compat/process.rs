@@ -33,6 +33,21 @@ pub fn is_walsender() -> bool {
     unsafe { am_walsender }
 }
 
+/// Returns whether this process applies changes of a subscription as the owner of each table, which it does from 16 on unless
+/// the subscription says `run_as_owner` (worker.c, usercontext.c).
+pub fn applies_as_table_owner() -> bool {
+    #[cfg(feature = "__ge16")]
+    {
+        extern "C" {
+            fn IsLogicalWorker() -> bool;
+        }
+        // SAFETY: reads one variable (worker.c) and cannot raise.
+        unsafe { IsLogicalWorker() }
+    }
+    #[cfg(not(feature = "__ge16"))]
+    false
+}
+
 /// Installs a signal handler.
 ///
 /// # Safety

@@ -1,5 +1,6 @@
 //! Facts about this process and its session (globals.c, miscinit.c).
 
+pub use crate::compat::process::applies_as_table_owner;
 use crate::compat::{oid_to_u32, process};
 use pgrx::pg_sys;
 use std::ffi::CStr;

@@ -11,7 +11,10 @@ use crate::protocol::{Request, MAX_NESTING};
 /// 42501, 54000, 42704: the caller must not launch.
 pub fn request() -> Result<Request, Error> {
     if role::in_restricted_operation() {
-        return Err(Error::RestrictedOperation);
+        return Err(match session::applies_as_table_owner() {
+            true => Error::RestrictedApply,
+            false => Error::RestrictedOperation,
+        });
     }
     if let Some(kind) = session::forbidden_kind() {
         return Err(Error::ForbiddenProcess(kind));

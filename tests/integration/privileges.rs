@@ -17,6 +17,7 @@ pub fn cases() -> Vec<Case> {
         case!(a_null_role_is_refused),
         case!(role_names_that_need_quoting_work),
         case!(a_role_name_beyond_ascii_works_in_a_latin1_database),
+        case!(public_is_no_role),
         case!(the_extension_works_in_a_schema_of_its_own),
         case!(the_extension_works_in_a_schema_whose_name_needs_quoting),
     ]
@@ -347,4 +348,16 @@ fn the_extension_works_in_a_schema_of_its_own(db: &Db) {
 
 fn the_extension_works_in_a_schema_whose_name_needs_quoting(db: &Db) {
     assert_works_in_schema(db, "\"Odd \"\"schema\"\"; ünï\"");
+}
+
+/// GRANT would take it as the keyword, also in quotes.
+fn public_is_no_role(db: &Db) {
+    let mut session = db.session();
+    let before = "select proacl::text from pg_proc where proname like 'pg_background%' order by oid";
+    let privileges = session.rows(before);
+    for function in ["grant", "revoke"] {
+        let error = session.error(&format!("select pg_background_{function}('public')"));
+        assert_eq!(error.brief(), ("42704".to_owned(), "role \"public\" does not exist".to_owned()));
+    }
+    assert_eq!(session.rows(before), privileges);
 }

@@ -1,6 +1,6 @@
 //! From where no job may be launched.
 
-use pg_background_mgr_tests::lab::forced_parallel;
+use pg_background_mgr_tests::lab::{forced_parallel, lab};
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 
 pub fn cases() -> Vec<Case> {
@@ -13,6 +13,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(autovacuum_does_not_launch),
         case!(a_parallel_worker_does_not_launch),
         case!(a_walsender_does_not_launch),
+        private_case!(a_subscription_launches_as_its_owner_only),
     ]
 }
 
@@ -143,4 +144,36 @@ fn a_walsender_does_not_launch(db: &Db) {
     let mut session = db.client().parameter("replication", "database").connect();
     let error = session.error("select pg_background_launch('select 1')");
     assert_eq!(error.brief(), ("42501".to_owned(), "cannot launch a background job from a walsender".to_owned()));
+}
+
+/// From 16 on changes are applied as the owner of the table, which must not launch.
+fn a_subscription_launches_as_its_owner_only() {
+    let publisher = Cluster::start_new(&[("wal_level", "logical")]);
+    let subscriber = Cluster::start_with_extension(&[]);
+    let mut source = publisher.session("postgres");
+    source.run("create table t (a int primary key); create publication p for table t");
+    let place = source.value("select split_part(current_setting('unix_socket_directories'), ',', 1)");
+    let mut session = subscriber.session("postgres");
+    session.run(
+        "create role app; select pg_background_grant('app'); create table ran (a int); \
+         create table t (a int primary key); alter table t owner to app; \
+         create function start_job() returns trigger language plpgsql as $$ begin \
+         perform public.pg_background_launch('insert into public.ran values (1)'); return new; end $$; \
+         create trigger start_job after insert on t for each row execute function start_job(); \
+         alter table t enable always trigger start_job",
+    );
+    let mark = subscriber.log_mark();
+    session
+        .run(&format!("create subscription s connection 'host={place} user=postgres dbname=postgres' publication p"));
+    source.run("insert into t values (1)");
+    if lab().version >= 16 {
+        let line = subscriber.wait_log(mark, "the refusal", |line| line.sqlstate == "42501");
+        assert_eq!(line.text, RESTRICTED);
+        let hint = "Changes are applied as the owner of the table. Create or alter the subscription WITH \
+                    (run_as_owner = true) to let triggers launch jobs as its owner.";
+        subscriber.wait_log(mark, "the hint", |line| line.kind == "HINT" && line.text == hint);
+        session.run("alter subscription s set (run_as_owner = true)");
+    }
+    wait_until("the job's row", || session.value("select count(*) from ran") == "1");
+    session.run("drop subscription s");
 }
