@@ -63,20 +63,27 @@ twin_dir() { printf '%s\n' "$PGBM_HOME/pg-test/$1"; }
 # Major version of the server that pg_config $1 belongs to.
 version_of() {
     local text
-    text=$("$1" --version) || die "cannot run $1"
+    [ -x "$1" ] || die "no pg_config at '$1'; name that of your server: PG_CONFIG=/usr/lib/postgresql/17/bin/pg_config"
+    text=$("$1" --version 2>/dev/null) || die "cannot run $1"
     sed -nE 's/^PostgreSQL ([0-9]+).*/\1/p' <<<"$text"
+}
+
+# The headers of the server that pg_config $1 of version $2 belongs to must be there.
+check_headers() {
+    local headers
+    headers=$("$1" --includedir-server)
+    [ -f "$headers/postgres.h" ] ||
+        die "no server headers in $headers; on Debian they are in the package postgresql-server-dev-$2"
 }
 
 # Sets the environment in which cargo builds for PostgreSQL $1. With a pg_config as $2 it is that server's headers, else the
 # private server's.
 build_environment() {
-    local version=$1 pg_config=${2:-} headers
+    local version=$1 pg_config=${2:-}
     export PGRX_HOME=$PGBM_HOME/pgrx/$version
     mkdir -p "$PGRX_HOME"
     if [ -n "$pg_config" ]; then
-        headers=$("$pg_config" --includedir-server)
-        [ -f "$headers/postgres.h" ] ||
-            die "no server headers in $headers; on Debian they are in the package postgresql-server-dev-$version"
+        check_headers "$pg_config" "$version"
         # pgrx's build script runs again whenever this variable changes: such builds get a directory apart.
         export PGRX_PG_CONFIG_PATH=$pg_config CARGO_TARGET_DIR=$PGBM_TARGET/pg$version-system
         return
