@@ -4,7 +4,7 @@ use crate::error::{Error, Text};
 use crate::ffi::fmgr::{sql_function, Call, Value};
 use crate::ffi::typed_rows::{Cell, TypedRows};
 use crate::job::spec::BatchSpec;
-use crate::session::{self, ExecType, Following, Tells};
+use crate::session::{self, ExecType, Following};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -39,7 +39,7 @@ fn launch(call: &Call, spec: &BatchSpec, first: usize) -> Result<Value, Error> {
     let look = || give_states(rows, &batch, &jobs);
     match exec_type {
         ExecType::Async => look(),
-        ExecType::Sync => session::follow(&batch, Following { tells: Tells::Progress, timeout: None }, look),
+        ExecType::Sync => session::follow(&batch, Following { is_verbose: true, timeout: None }, look),
     }
 }
 
@@ -73,8 +73,8 @@ fn monitor(call: &Call, uuid: Option<[u8; 16]>) -> Result<Value, Error> {
     match &uuid {
         None => look()?,
         Some(uuid) => {
-            let tells = if call.bool(1).unwrap_or(true) { Tells::Changes } else { Tells::Nothing };
-            session::follow(uuid, Following { tells, timeout: call.interval(2).map(duration) }, look)?;
+            let is_verbose = call.bool(1).unwrap_or(true);
+            session::follow(uuid, Following { is_verbose, timeout: call.interval(2).map(duration) }, look)?;
         }
     }
     rows.finish();

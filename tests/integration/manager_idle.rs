@@ -19,7 +19,7 @@ fn cluster() -> Cluster {
 }
 
 /// How often a process has gone to sleep since it was started; none = it has gone.
-fn sleeps(pid: &str) -> Option<u64> {
+pub fn sleeps(pid: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
     Some(line.and_then(|count| count.trim().parse().ok()).expect("a count"))

@@ -1,7 +1,8 @@
 //! `pg_background_monitor`: what it gives, how long it waits, what it tells meanwhile, what it costs.
 
 use crate::gate::{self, Gate};
-use crate::manager::{half_way, times, wait_at_gate, Batch, NOBODY};
+use crate::manager::{array, half_way, times, wait_at_gate, Batch, NOBODY};
+use crate::manager_idle::sleeps;
 use pg_background_mgr_tests::{case, literal, wait_until, Case, Db, Session};
 use std::time::{Duration, Instant};
 
@@ -30,10 +31,12 @@ pub fn cases() -> Vec<Case> {
         case!(jobs_are_followed_through_their_attempts),
         case!(an_index_built_concurrently_ends_although_it_is_followed),
         // What it tells meanwhile.
-        case!(changes_are_told_as_notices),
+        case!(each_end_of_a_few_jobs_is_told),
+        case!(many_jobs_are_told_of_at_most_once_a_second),
         case!(a_quiet_monitor_tells_nothing),
         // What it costs.
         case!(a_follower_costs_nothing_while_nothing_changes).alone(),
+        case!(a_follower_of_many_jobs_is_not_woken_by_each).alone(),
         case!(a_change_is_seen_at_once).alone(),
     ]
 }
@@ -320,26 +323,96 @@ fn an_index_built_concurrently_ends_although_it_is_followed(db: &Db) {
     assert_eq!(watcher.value("select count(*) from pg_index where indrelid = 't'::regclass and indisvalid"), "2");
 }
 
-fn changes_are_told_as_notices(db: &Db) {
+fn each_end_of_a_few_jobs_is_told(db: &Db) {
     let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
-    let batch = half_way(&mut session);
+    let jobs = format!(
+        r#"[{{"query": "{}", "name": "first"}}, "select  1\n/ 0", {{"query": "select '{}'"}},
+            {{"query": "select 1 / (nextval('tries') - 1)", "max_attempts": 2}}, "select pg_sleep(600)"]"#,
+        gate::WAIT,
+        "x".repeat(100)
+    );
+    session.run("create sequence tries");
+    let options = r#"{"mode": "sequential", "name": "all"}"#;
+    let batch = Batch::call(
+        &mut session,
+        &format!("pg_background_launch_num({}::jsonb, p_options => '{options}')", literal(&jobs)),
+    );
+    wait_at_gate(&mut watcher, 1);
     let query = format!("select * from pg_background_monitor('{}')", batch.parent);
     session.send(&query);
     let waits = waiting(&session);
     wait_until("the monitor waits", || watcher.value(&waits) == "1");
     gate.open();
+    batch.wait_state(&mut watcher, 4, "running");
+    watcher.run(&format!("select pg_background_stop('{}')", batch.children[4]));
     let reply = session.finish(&query);
     assert!(reply.error.is_none());
-    let told = session.notices();
-    assert!(told.len() >= 3, "three jobs ended meanwhile: {told:?}");
-    assert!(told.iter().all(|notice| notice.severity() == "NOTICE"), "{told:?}");
-    let whole: Vec<String> = told.iter().map(|notice| notice.to_string()).collect();
-    let whole = whole.join("\n");
-    // Each is told by what can be used to look further.
-    for child in &batch.children[1..] {
-        assert!(whole.contains(child.as_str()), "{child}:\n{whole}");
-    }
-    assert!(whole.contains("4/4"), "{whole}");
+    let notices = session.notices();
+    assert!(notices.iter().all(|notice| notice.severity() == "NOTICE"), "{notices:?}");
+    let told: Vec<String> = notices.iter().map(pg_background_mgr_tests::ServerError::message).collect();
+    let of_job = |start: &str, end: &str| {
+        let count = told.iter().filter(|line| line.starts_with(start) && line.ends_with(end)).count();
+        assert_eq!(count, 1, "{start} ... {end}: {told:#?}");
+    };
+    of_job("job 1 \"first\" succeeded after ", " s");
+    of_job("job 2 (select 1 / 0) failed after ", " s: division by zero");
+    of_job(&format!("job 3 (select '{}...) succeeded after ", "x".repeat(52)), " s");
+    of_job("job 4 (select 1 / (nextval('tries') - 1)) succeeded after ", " s");
+    of_job("job 5 (select pg_sleep(600)) stopped after ", " s: stopped by user \"postgres\"");
+    let last = "progress: [####################] 5/5 jobs ended (100%), 1 failed, 1 stopped";
+    assert_eq!(told.last().map(String::as_str), Some(last), "{told:#?}");
+    // What had ended before is told as well.
+    session.run(&query);
+    let again: Vec<String> = session.notices().iter().map(pg_background_mgr_tests::ServerError::message).collect();
+    assert_eq!(again[again.len() - 6..], told[told.len() - 6..]);
+}
+
+fn many_jobs_are_told_of_at_most_once_a_second(db: &Db) {
+    let mut session = db.session();
+    let texts = times("select pg_sleep(0.02)", 100);
+    let began = Instant::now();
+    let call = format!("pg_background_launch_num({}, p_exec_type => 'sync')", array(&texts));
+    let sync = Batch::call(&mut session, &call);
+    let seconds = began.elapsed().as_secs() as usize;
+    let told = session.notice_texts();
+    assert!((1..=seconds + 1).contains(&told.len()), "in {seconds} s: {told:#?}");
+    assert_eq!(
+        told.last().map(String::as_str),
+        Some("NOTICE: progress: [####################] 100/100 jobs ended (100%)")
+    );
+    assert_eq!(sync.states(&mut session), times("succeeded", 100));
+    // As well for one that follows from elsewhere, and waits no longer than it is told to.
+    let (mut watcher, gate) = (db.session(), Gate::close(db.session()));
+    let batch = Batch::launch_with(&mut session, &times(gate::WAIT, 6), r#"{"mode": "sequential"}"#);
+    wait_at_gate(&mut session, 1);
+    watcher.run(&format!("select * from pg_background_monitor('{}', p_timeout => '0.1 s')", batch.parent));
+    assert_eq!(watcher.notice_texts(), ["NOTICE: progress: [--------------------] 0/6 jobs ended (0%), 1 running"]);
+    gate.open();
+    batch.succeed(&mut session);
+}
+
+/// Ends of jobs wake those that follow their batch neither one by one nor all at once.
+fn a_follower_of_many_jobs_is_not_woken_by_each(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let texts = [vec![gate::WAIT], times("select 1", 2000)].concat();
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
+    wait_at_gate(&mut session, 1);
+    let mut watcher = db.session();
+    let query = format!("select status from pg_background_monitor('{}', false)", batch.parent);
+    watcher.send(&query);
+    let waits = waiting(&watcher);
+    wait_until("the monitor waits", || session.value(&waits) == "1");
+    let before = sleeps(&watcher.pid().to_string()).expect("a session");
+    let began = Instant::now();
+    gate.open();
+    let ended =
+        format!("select count(*) from log_background where uuid_parent = '{}' and status = 'succeeded'", batch.parent);
+    wait_until("the end of the jobs", || session.value(&ended) == "2001");
+    assert_eq!(watcher.finish(&query).last_rows().expect("rows").text_rows(), times("succeeded", 2001));
+    let count = sleeps(&watcher.pid().to_string()).expect("a session") - before;
+    let seconds = began.elapsed().as_secs();
+    // Each second, and at the end, when it waits for locks and for the rows.
+    assert!(count < 50 + 5 * seconds, "woken {count} times in {seconds} s");
 }
 
 fn a_quiet_monitor_tells_nothing(db: &Db) {

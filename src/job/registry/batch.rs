@@ -175,7 +175,7 @@ pub fn open(memory: &mut Memory, place: Place) {
     line::update(memory, place);
     // Who follows the uuid follows these jobs from now on.
     let places: Vec<Place> = batches_of_uuid(memory, &uuid).collect();
-    places.into_iter().for_each(|place| watch::wake(memory, place));
+    places.into_iter().for_each(|place| watch::wake_all(memory, place));
 }
 
 /// Forgets a batch that was accepted just now, if nobody has begun to see to it. False = it goes on.
@@ -193,7 +193,7 @@ pub fn take_back_batch(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> bo
 
 /// Forgets a batch.
 pub(super) fn remove(memory: &mut Memory, place: Place) {
-    watch::wake(memory, place);
+    watch::wake_all(memory, place);
     line::leave(memory, place);
     let batch = *memory.get::<Batch>(place);
     outcome::forget(memory, place);

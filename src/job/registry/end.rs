@@ -12,10 +12,13 @@ const LOG_LIMIT: usize = 1000;
 /// When a worker is sent again to write final rows into a database that has refused one, in microseconds.
 const REFUSED_RETRY: i64 = 10_000_000;
 
+/// Of so many jobs of a batch each is told when it has ended, and what came of it.
+pub const FEW: u32 = 5;
+
 /// What came of an attempt.
 pub enum Finish<'a> {
-    /// Its final row is written.
-    Logged(State),
+    /// Its final row is written, and says this.
+    Logged(State, &'a [u8]),
     /// Its final row is to be written from this.
     Unlogged(State, &'a [u8]),
     /// It is to be tried again, when its delay is over.
@@ -46,7 +49,8 @@ pub fn deafen(memory: &mut Memory, index: usize) {
 
 /// The final row of a job that has come to its end.
 enum Row {
-    Written,
+    /// What it says, if those that follow the job are told.
+    Written(Option<Kept>),
     /// It is to be written from this; from nothing = the job's record says why, or nobody knows any more.
     Due(Option<Kept>),
 }
@@ -55,6 +59,10 @@ enum Row {
 pub fn finish(memory: &mut Memory, index: usize, place: Place, job_index: u32, finish: &Finish) {
     let kept = match finish {
         Finish::Unlogged(_, outcome) => outcome::keep(memory, outcome),
+        // Sessions that follow it are told why.
+        Finish::Logged(State::Failed | State::Stopped, outcome) if memory.get::<Batch>(place).jobs <= FEW => {
+            outcome::keep(memory, outcome)
+        }
         _ => None,
     };
     let Some(own) = slots(memory).get(index).copied() else { return };
@@ -73,10 +81,10 @@ fn conclude(memory: &mut Memory, place: Place, job_index: u32, finish: &Finish, 
             let delay = lists::job(memory, place, job_index).retry_delay.saturating_mul(1000);
             push(memory, place, job_index, process::now().saturating_add(delay));
         }
-        Finish::Logged(state) => end(memory, place, job_index, *state, Row::Written),
+        Finish::Logged(state, _) => end(memory, place, job_index, *state, Row::Written(kept)),
         Finish::Unlogged(state, _) => end(memory, place, job_index, *state, Row::Due(kept)),
     }
-    let failed = matches!(finish, Finish::Logged(State::Failed) | Finish::Unlogged(State::Failed, _));
+    let failed = matches!(finish, Finish::Logged(State::Failed, _) | Finish::Unlogged(State::Failed, _));
     if failed && memory.get::<Batch>(place).stops_on_error != 0 {
         stop_queued(memory, place, Reason::OtherFailed);
     }
@@ -99,15 +107,14 @@ fn end(memory: &mut Memory, place: Place, index: u32, state: State, row: Row) {
     job.state = state as u8;
     job.slot = 0;
     job.ended = process::now();
-    job.is_logged = u8::from(matches!(row, Row::Written));
+    job.is_logged = u8::from(matches!(row, Row::Written(_)));
     match row {
-        Row::Written => memory.get_mut::<Batch>(place).logged += 1,
-        Row::Due(kept) => {
-            batch::count_unlogged(memory, place, 1);
-            if let Some(kept) = kept {
-                outcome::give(memory, place, index, kept);
-            }
-        }
+        Row::Written(_) => memory.get_mut::<Batch>(place).logged += 1,
+        Row::Due(_) => batch::count_unlogged(memory, place, 1),
+    }
+    let (Row::Written(kept) | Row::Due(kept)) = row;
+    if let Some(kept) = kept {
+        outcome::give(memory, place, index, kept);
     }
 }
 

@@ -25,7 +25,7 @@ pub use batch::{add, open, take_back_batch, unwatch, unwatch_all, NewBatch, NewJ
 pub use direct::{
     close, give, has_errand, has_idle, has_job, join, offer, release, retire, served, take_back, Newcomer, Seat,
 };
-pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish};
+pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish, FEW};
 pub use lists::{ordinal_of, uuid_of};
 pub use look::{
     accepted_at, find, headers, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request, running, snapshot,
@@ -35,7 +35,7 @@ pub use probe::{
     coming, look_late, may_lack_workers, probe_came, refuse_jobs, register_probe, Coming, Late, PROBE, RESTART_AFTER,
 };
 pub use queue::{begin, claim, forget_rows, recorded, undo, uuid, uuid_of_first, uuids, withdraw, Claim, Seeker, Task};
-pub use record::{Place, Reason, State, MESSAGE_BYTES};
+pub use record::{Hears, Place, Reason, State, MESSAGE_BYTES};
 pub use room::{
     attendance, company, has_room_ahead, is_one_going, is_settling, is_stuck, make_room, plan, reserve, Attendance,
     Company, Start,

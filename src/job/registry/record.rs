@@ -78,6 +78,17 @@ pub type Place = u64;
 
 pub const BUCKETS: usize = 1024;
 
+/// What wakes a session that follows jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Hears {
+    /// Nothing: it was woken already.
+    Nothing,
+    EachChange,
+    /// That what it follows has ended. Many jobs of many followers would wake many processes otherwise.
+    TheEnd,
+}
+
 /// Where everything begins.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -398,8 +409,8 @@ pub struct Stopper {
 pub struct Watcher {
     pub next: Place,
     pub process: u64,
-    /// Has it looked since it was woken?
-    pub is_listening: u32,
+    /// What wakes it, [`Hears`]; it has looked since it was woken.
+    pub hears: u32,
     pub pid: i32,
     /// The job that it waits for, as [`Job::ordinal`]; 0 = all of the batch.
     pub ordinal: u32,

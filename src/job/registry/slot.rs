@@ -52,7 +52,7 @@ pub fn cannot_register(memory: &mut Memory, start: Start) {
             room::make_room_for(memory, slot.key);
         }
         let batches: Vec<Place> = lists::queued_batches(memory, slot.key).collect();
-        batches.into_iter().for_each(|batch| watch::wake(memory, batch));
+        batches.into_iter().for_each(|batch| watch::wake_all(memory, batch));
     }
     give_up(memory, start);
 }

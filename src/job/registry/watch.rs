@@ -1,6 +1,6 @@
 //! Who waits for changes of a batch.
 
-use super::record::{Batch, Job, Life, Place, State, Watcher};
+use super::record::{Batch, Hears, Job, Life, Place, State, Watcher};
 use super::{lists, slots};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
@@ -18,15 +18,15 @@ pub struct Follower {
 /// whose uuid it is. False = there is no memory for that.
 pub fn watch(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
-    places.into_iter().all(|place| hang(memory, place, uuid, follower))
+    places.into_iter().all(|place| hang(memory, place, uuid, follower, Hears::EachChange))
 }
 
-fn hang(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
+fn hang(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Option<Follower>, hears: Hears) -> bool {
     let Some(watcher) = memory.allocate(size_of::<Watcher>()) else { return false };
     *memory.get_mut::<Watcher>(watcher) = Watcher {
         next: memory.get::<Batch>(place).watchers,
         process: process::own(),
-        is_listening: 1,
+        hears: hears as u32,
         pid: follower.map_or(0, |follower| follower.pid),
         ordinal: lists::ordinal_of(uuid),
         is_follower: follower.is_some().into(),
@@ -90,28 +90,43 @@ pub(super) fn forget(memory: &mut Memory, place: Place) {
     }
 }
 
-/// The next change wakes this process again, also one of jobs that were launched again since, as a batch of their own.
+/// The next change, or the end, wakes this process again, also of jobs that were launched again since, as a batch of their own.
 /// `follower` as for [`watch`]. False = there is no memory for that.
-pub fn listen(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
+pub fn listen(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, hears: Hears) -> bool {
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
-    places
-        .into_iter()
-        .all(|place| each_own(memory, place, |watcher| watcher.is_listening = 1) || hang(memory, place, uuid, follower))
+    places.into_iter().all(|place| {
+        each_own(memory, place, |watcher| watcher.hears = hears as u32) || hang(memory, place, uuid, follower, hears)
+    })
 }
 
 /// Has nothing woken this process since it looked last? Its latch may be reset by whatever else it waits for.
 pub fn is_listening(memory: &Memory, uuid: &[u8; 16]) -> bool {
     let own = process::own();
     let batches = lists::batches_of_uuid(memory, uuid).map(|place| memory.get::<Batch>(place));
-    batches.flat_map(|batch| watchers(memory, batch)).all(|watcher| watcher.process != own || watcher.is_listening != 0)
+    batches
+        .flat_map(|batch| watchers(memory, batch))
+        .all(|watcher| watcher.process != own || watcher.hears != Hears::Nothing as u32)
 }
 
-/// Wakes all that watch a batch and have looked since they were woken.
+/// Wakes those that watch a batch, have looked since they were woken, and hear of such a change: all, or those whose jobs have
+/// ended.
 pub fn wake(memory: &mut Memory, place: Place) {
+    wake_if(memory, place, |memory, watcher| {
+        watcher.hears != Hears::TheEnd as u32 || is_over(memory, place, watcher.ordinal)
+    });
+}
+
+/// Wakes all that watch a batch and have looked since they were woken: each is to look for itself.
+pub fn wake_all(memory: &mut Memory, place: Place) {
+    wake_if(memory, place, |_, _| true);
+}
+
+fn wake_if(memory: &mut Memory, place: Place, is_meant: impl Fn(&Memory, &Watcher) -> bool) {
     let mut at = memory.get::<Batch>(place).watchers;
     while at != 0 {
-        let watcher = memory.get_mut::<Watcher>(at);
-        if std::mem::take(&mut watcher.is_listening) != 0 {
+        let watcher = *memory.get::<Watcher>(at);
+        if watcher.hears != Hears::Nothing as u32 && is_meant(memory, &watcher) {
+            memory.get_mut::<Watcher>(at).hears = Hears::Nothing as u32;
             process::wake(watcher.process);
         }
         at = watcher.next;

@@ -1,18 +1,17 @@
 //! How far jobs are: following a batch, telling what changes in it, and what a job says of itself.
 
-use super::look::{logged_states, pulses, rights_on};
+use super::look::{logged_states, pulses, rights_on, visible, Among, Sight};
 use super::no_such_job;
 use crate::error::Error;
 use crate::ffi::report::{self, Log};
 use crate::ffi::{area, exit, latch, session};
-use crate::job::registry::{self, Follower, Pulse, State};
-use crate::job::{nesting, pool};
+use crate::job::registry::{self, Follower, Hears, JobView, Pulse, State};
+use crate::job::{log, nesting, pool};
 use crate::protocol::Report;
 use crate::session::blocked::{self, Awaited, GIVE_WAY};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
-use uuid::Uuid;
 
 /// How often a session that follows queued jobs tries to have workers started that there was no process for.
 const RETRY: Duration = Duration::from_millis(500);
@@ -28,8 +27,14 @@ const SHORT_PAUSE: Duration = Duration::from_millis(1);
 /// The process itself may have been held up in its look.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// How often a line of progress that says little new is told.
+/// How often progress is told at most.
 const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a session that follows more than a few jobs looks at them. Only their end wakes it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How much of a job's query names it in a notice, in bytes.
+const QUERY_BYTES: usize = 60;
 
 /// Who waits for changes of a batch.
 pub(super) struct Watch<'a> {
@@ -38,7 +43,9 @@ pub(super) struct Watch<'a> {
     looked: Instant,
     next: Instant,
     follower: Option<Follower>,
-    /// Every change wakes this process; false = there was no memory for that.
+    /// What wakes this process.
+    hears: Hears,
+    /// It does; false = there was no memory for that.
     is_heard: bool,
 }
 
@@ -53,13 +60,20 @@ impl Watch<'_> {
             latch::wait(Some(pause));
         }
         self.looked = Instant::now();
-        self.is_heard = area::write(|memory| registry::listen(memory, self.uuid, self.follower));
+        self.is_heard = area::write(|memory| registry::listen(memory, self.uuid, self.follower, self.hears));
         area::read(|memory| registry::pulses(memory, self.uuid))
     }
 
-    /// Waits for a change since the last look.
+    /// Waits for a change since the last look, or for the end.
     pub(super) fn wait(&mut self, timeout: Option<Duration>) {
-        self.next = Instant::now() + (PAUSE * self.looked.elapsed()).min(LONGEST_PAUSE);
+        let pause = (PAUSE * self.looked.elapsed()).min(LONGEST_PAUSE);
+        let timeout = match self.hears {
+            Hears::TheEnd => Some(timeout.unwrap_or(LOOK_EVERY).min(LOOK_EVERY).max(pause)),
+            _ => {
+                self.next = Instant::now() + pause;
+                timeout
+            }
+        };
         if !area::read(|memory| registry::is_listening(memory, self.uuid)) {
             return;
         }
@@ -92,7 +106,7 @@ fn watched_as<T>(
         return Err(Error::SharedMemory);
     }
     let now = Instant::now();
-    let mut watch = Watch { uuid, looked: now, next: now, follower, is_heard: true };
+    let mut watch = Watch { uuid, looked: now, next: now, follower, hears: Hears::EachChange, is_heard: true };
     let outcome = report::on_error(|| body(&mut watch), done);
     done();
     outcome
@@ -105,20 +119,11 @@ fn unwatch_all() {
     }
 }
 
-/// What is told while a batch is followed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tells {
-    Nothing,
-    /// How far it is.
-    Progress,
-    /// Each change, and how far it is.
-    Changes,
-}
-
 /// How to follow a batch or a job.
 #[derive(Debug, Clone, Copy)]
 pub struct Following {
-    pub tells: Tells,
+    /// Notices tell how far it is, and of a few jobs how each has ended.
+    pub is_verbose: bool,
     /// Longest wait; none = until all jobs have ended.
     pub timeout: Option<Duration>,
 }
@@ -151,7 +156,7 @@ fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
         check_itself()?;
     }
     let deadline = following.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let mut teller = Teller::new(following.tells);
+    let mut teller = Teller::new(watch.uuid, following.is_verbose);
     let mut patience = session::deadlock_timeout();
     let mut look_at = Instant::now() + patience;
     let mut insists = false;
@@ -170,17 +175,22 @@ fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
             look_at = Instant::now() + if insists { GIVE_WAY } else { patience };
         }
         if jobs.iter().all(|job| job.state.is_final()) {
+            teller.tell_progress(&jobs);
+            watch.hears = Hears::EachChange;
             wait_for_rows(watch, deadline);
             return Ok(());
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            teller.tell_progress(&jobs);
             return Ok(());
         }
+        watch.hears = if jobs.len() <= registry::FEW as usize { Hears::EachChange } else { Hears::TheEnd };
         if is_worker && area::write(registry::is_stuck) {
             return Err(Error::Stuck);
         }
-        // Only a job that runs can wait for this session.
-        let look_at = jobs.iter().any(|job| job.state == State::Running).then_some(look_at);
+        // Only a job that runs can wait for this session. Of one that begins, not all who follow it are woken.
+        let may_run = watch.hears == Hears::TheEnd || jobs.iter().any(|job| job.state == State::Running);
+        let look_at = may_run.then_some(look_at);
         // Others give processes back without telling, and a worker that goes does not tell whom it leaves stuck.
         let is_queued = jobs.iter().any(|job| job.state == State::Queued);
         let try_at = (is_queued && (is_worker || area::read(registry::may_lack_workers))).then_some(try_at);
@@ -226,80 +236,137 @@ pub(super) fn wait_for_rows(watch: &mut Watch, deadline: Option<Instant>) {
     }
 }
 
-/// Tells what changes.
-struct Teller {
-    tells: Tells,
+/// Tells how jobs end, and how far they are.
+struct Teller<'a> {
+    uuid: &'a [u8; 16],
+    is_verbose: bool,
+    /// Of a few jobs: what was told of each.
     seen: HashMap<[u8; 16], (State, u32)>,
-    progress: HashMap<[u8; 16], (i32, Vec<u8>)>,
+    reported: HashMap<[u8; 16], (i32, Vec<u8>)>,
+    /// The last line of progress, and when it was told, or when there was nothing to tell.
     told: String,
-    /// The percentage in it, and when it was told.
-    told_percent: Option<usize>,
     told_at: Instant,
     /// There is another line, to be told later.
     is_due: bool,
 }
 
-impl Teller {
-    fn new(tells: Tells) -> Self {
+impl<'a> Teller<'a> {
+    fn new(uuid: &'a [u8; 16], is_verbose: bool) -> Self {
         Teller {
-            tells,
+            uuid,
+            is_verbose,
             seen: HashMap::new(),
-            progress: HashMap::new(),
+            reported: HashMap::new(),
             told: String::new(),
-            told_percent: None,
             told_at: Instant::now(),
             is_due: false,
         }
     }
 
-    /// A notice for each job whose state is another one than before, and a line of progress.
+    /// A notice for each of a few jobs that has ended since the last look, and now and then a line of progress.
     fn tell(&mut self, jobs: &[Pulse]) {
-        if self.tells == Tells::Nothing {
+        if !self.is_verbose {
             return;
         }
+        if jobs.len() <= registry::FEW as usize {
+            self.tell_each(jobs);
+        }
+        self.is_due = jobs.iter().any(|job| !job.state.is_final()) && progress(jobs) != self.told;
+        if self.is_due && self.told_at.elapsed() >= TELL_EVERY {
+            self.tell_progress(jobs);
+        }
+    }
+
+    fn tell_each(&mut self, jobs: &[Pulse]) {
         let is_first = self.seen.is_empty();
+        let mut changed = Vec::new();
         for job in jobs {
             let now = (job.state, job.attempts);
-            let before = self.seen.insert(job.uuid, now);
-            if let Some((percent, message)) = &job.progress {
-                let told = self.progress.insert(job.uuid, (*percent, message.clone()));
-                if told.as_ref() != job.progress.as_ref() {
-                    let text = [format!("{percent}% ").as_bytes(), message].concat();
-                    self.tell_state(&job.uuid, text.trim_ascii_end());
-                }
-            }
-            if before != Some(now) && !(is_first && job.state == State::Queued) {
-                let pid = job.pid.filter(|_| job.state == State::Running);
-                let pid = pid.map_or(String::new(), |pid| format!(" (PID {pid})"));
-                self.tell_state(&job.uuid, format!("{}{pid}", job.state.name()).as_bytes());
+            let is_new = self.seen.insert(job.uuid, now) != Some(now);
+            let is_retried = job.state == State::Queued && job.attempts > 0;
+            let is_reported = job
+                .progress
+                .as_ref()
+                .is_some_and(|report| self.reported.insert(job.uuid, report.clone()).as_ref() != Some(report));
+            if is_reported || is_new && (job.state.is_final() || is_retried && !is_first) {
+                changed.push(job);
             }
         }
-        let ended = self.seen.values().filter(|(state, _)| state.is_final()).count();
-        let running = self.seen.values().filter(|(state, _)| *state == State::Running).count();
-        let total = self.seen.len().max(1);
-        let percent = 100 * ended / total;
-        let line = format!("progress: {ended}/{total} jobs ended ({percent}%), {running} running");
-        let is_much = total <= 100 || ended == total || self.told_percent != Some(percent);
-        let is_new = line != self.told;
-        self.is_due = is_new && !is_much && self.told_at.elapsed() < TELL_EVERY;
-        if is_new && !self.is_due {
+        if changed.is_empty() {
+            return;
+        }
+        let views = Sight::default().look_at(Some(self.uuid), Among::All);
+        for job in changed {
+            if let Some(view) = views.iter().find(|view| view.uuid == job.uuid) {
+                notice(&line_of(job, view));
+            }
+        }
+    }
+
+    /// A line of progress, if it says anything new.
+    fn tell_progress(&mut self, jobs: &[Pulse]) {
+        let line = progress(jobs);
+        if self.is_verbose && line != self.told {
             notice(line.as_bytes());
             self.told = line;
-            self.told_percent = Some(percent);
             self.told_at = Instant::now();
         }
+        self.is_due = false;
     }
 
     /// When there is something to tell although nothing may have changed.
     fn due(&self) -> Option<Instant> {
         self.is_due.then(|| self.told_at + TELL_EVERY)
     }
+}
 
-    fn tell_state(&self, uuid: &[u8; 16], state: &[u8]) {
-        if self.tells == Tells::Changes {
-            notice(&[format!("job {}: ", Uuid::from_bytes(*uuid).hyphenated()).as_bytes(), state].concat());
+/// How far jobs are, with a bar as that of `pg_background_batches`.
+fn progress(jobs: &[Pulse]) -> String {
+    const WIDTH: usize = 20;
+    let count = |state| jobs.iter().filter(|job| job.state == state).count();
+    let (total, ended) = (jobs.len(), jobs.iter().filter(|job| job.state.is_final()).count());
+    let full = WIDTH * ended / total.max(1);
+    let bar = ["#".repeat(full), "-".repeat(WIDTH - full)].concat();
+    let mut line = format!("progress: [{bar}] {ended}/{total} jobs ended ({}%)", 100 * ended / total.max(1));
+    for state in [State::Failed, State::Stopped, State::Running] {
+        match count(state) {
+            0 => {}
+            count => line += &format!(", {count} {}", state.name()),
         }
     }
+    line
+}
+
+/// What is told of a job: its number, its name or its query, how it has ended and after how long, and why.
+fn line_of(job: &Pulse, view: &JobView) -> Vec<u8> {
+    let name = view.name.as_ref().filter(|name| Some(*name) != view.batch_name.as_ref()).map_or_else(
+        || {
+            let words = view.query.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+            let query = words.collect::<Vec<_>>().join(&b' ');
+            let start = session::clip(&query, QUERY_BYTES);
+            let more = if start.len() < query.len() { "..." } else { "" };
+            [b"(", start, more.as_bytes(), b")"].concat()
+        },
+        |name| [b"\"", name.as_slice(), b"\""].concat(),
+    );
+    let mut line = [format!("job {} ", registry::ordinal_of(&job.uuid)).as_bytes(), &name, b" "].concat();
+    let now = &view.now;
+    if !job.state.is_final() {
+        match &job.progress {
+            Some((percent, message)) => line.extend([format!("is at {percent}% ").as_bytes(), message].concat()),
+            None => line.extend(format!("failed in attempt {}, and is queued again", job.attempts).as_bytes()),
+        }
+        return line.trim_ascii_end().to_vec();
+    }
+    line.extend(job.state.name().as_bytes());
+    if let Some((started, ended)) = now.started.zip(now.ended) {
+        line.extend(format!(" after {:.3} s", ended.saturating_sub(started) as f64 / 1e6).as_bytes());
+    }
+    let outcome = visible(now.owner, job.state, log::outcome_of(now));
+    if let Some(message) = outcome.message.filter(|_| job.state != State::Succeeded) {
+        line.extend([b": ", message.as_slice()].concat());
+    }
+    line
 }
 
 fn notice(message: &[u8]) {

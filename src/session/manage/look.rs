@@ -85,7 +85,7 @@ impl Sight {
     }
 
     /// `uuid` = only this job, or those of this batch.
-    fn look_at(&mut self, uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobView> {
+    pub(super) fn look_at(&mut self, uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobView> {
         let wanted = batches(uuid, among);
         if wanted.is_empty() {
             return Vec::new();

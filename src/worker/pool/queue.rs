@@ -284,7 +284,7 @@ impl Worker {
 
     fn finish(&self, batch: Place, index: u32, state: State, is_written: bool, outcome: &Outcome) {
         let bytes = to_bytes(outcome);
-        let finish = if is_written { Finish::Logged(state) } else { Finish::Unlogged(state, &bytes) };
+        let finish = if is_written { Finish::Logged(state, &bytes) } else { Finish::Unlogged(state, &bytes) };
         area::write(|memory| registry::finish(memory, self.index, batch, index, &finish));
         DECIDED.set(None);
         interrupt::end_job();
