@@ -199,6 +199,11 @@ fn bytes(text: String) -> Vec<u8> {
     text.chars().map(|character| character as u8).collect()
 }
 
+/// Where the server's dynamic shared memory comes from.
+pub const SHARED_MEMORY_HINT: &str =
+    "The server has no room for more dynamic shared memory, which is in /dev/shm on Linux. \
+                                      In a container you may need to make that larger (Docker: --shm-size).";
+
 impl Error {
     /// The SQLSTATE, packed.
     pub fn sqlstate(&self) -> i32 {
@@ -271,6 +276,7 @@ impl Error {
                 Error::QueueFull { .. } => {
                     "Wait until jobs have ended, or increase pg_background_mgr.queue_memory_limit."
                 }
+                Error::SharedMemory => return Some(SHARED_MEMORY_HINT.into()),
                 Error::TooFewWorkers { .. } | Error::FewerAllowed { .. } => {
                     "With p_monitor true, jobs wait in a queue until workers are free."
                 }

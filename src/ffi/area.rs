@@ -7,15 +7,18 @@
 //! What lies in the area is plain data ([`Pod`]); references to it are offsets, and are looked at under one lock only.
 
 use super::memory::Switch;
+use super::process_local::{slot, ProcessLocal, Slot};
 use super::{process, report};
 use crate::compat::area::create_dsa;
+use crate::error::Error;
+use crate::protocol::Report;
 use bytemuck::Pod;
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// The layout is part of the name: two versions of the library may be loaded in one server.
-const NAME: &std::ffi::CStr = c"pg_background_mgr registry 3";
+const NAME: &std::ffi::CStr = c"pg_background_mgr registry 4";
 const TRANCHE: &std::ffi::CStr = c"pg_background_mgr";
 /// `AddinShmemInitLock` among the server's individual locks (lwlocknames.h), the same in 12 to 18.
 const ADDIN_SHMEM_INIT_LOCK: usize = 21;
@@ -35,13 +38,30 @@ struct Header {
     handle: AtomicU32,
     /// Where the owner of the area begins: set once.
     root: AtomicU64,
+    /// How many segments of their own there are, and how many have been given back.
+    own_segments: AtomicU32,
+    released: AtomicU32,
     lock: pg_sys::LWLock,
 }
 
 thread_local! {
     static HEADER: Cell<Option<&'static Header>> = const { Cell::new(None) };
     static AREA: Cell<*mut pg_sys::dsa_area> = const { Cell::new(std::ptr::null_mut()) };
+    /// The segments of their own that this process has mapped: their handles and their addresses.
+    static MAPPED: Slot<Vec<(u32, *mut pg_sys::dsm_segment)>> = const { slot(Vec::new()) };
+    /// They stay mapped; and how many had been given back when they were mapped.
+    static KEEPS: Cell<bool> = const { Cell::new(false) };
+    static RELEASED: Cell<u32> = const { Cell::new(0) };
 }
+
+/// What is as large as this has a segment of its own, which goes back to the system with it: the area keeps what it has for good
+/// (dsa.c, `dsa_free` of a large object).
+pub const LARGE: usize = 256 * 1024;
+/// How many of these there may be. The server's number of segments is bounded; without one it is in the area.
+const OWN_SEGMENTS: u32 = 32;
+/// References into such a segment: this bit, its handle, and the offset. Those of the area are lower (dsa.h, `DSA_MAX_SEGMENTS`).
+const OWN: u64 = 1 << 63;
+const OFFSET_BITS: u32 = 31;
 
 /// Runs `body` under the lock that guards the making of shared structures.
 pub(super) fn with_init_lock<T>(body: impl FnOnce() -> T) -> T {
@@ -183,32 +203,98 @@ pub struct Memory {
     root: u64,
 }
 
-/// Attaches to the area, and makes it if nobody has.
-fn attach(header: &'static Header) -> *mut pg_sys::dsa_area {
-    if !AREA.get().is_null() {
+/// Attaches to the area; `makes`: and makes it if nobody has. Null = it is not there, or there is no memory for it.
+fn attach(header: &'static Header, makes: bool) -> *mut pg_sys::dsa_area {
+    if !AREA.get().is_null() || !makes && header.handle.load(Ordering::Acquire) == 0 {
         return AREA.get();
     }
     let _switch = Switch::to_process_lifetime();
-    let _held = hold(header, pg_sys::LWLockMode::LW_EXCLUSIVE);
+    // SAFETY: variables of this process.
+    let holds = unsafe { (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) };
+    let held = hold(header, pg_sys::LWLockMode::LW_EXCLUSIVE);
     // SAFETY: under the lock; the mapping is pinned, so it belongs to the process and not to its transaction.
-    let area = unsafe {
-        match header.handle.load(Ordering::Acquire) {
-            0 => {
-                let area = create_dsa(header.tranche.load(Ordering::Relaxed) as i32);
+    let area = match header.handle.load(Ordering::Acquire) {
+        0 => {
+            let made = report::catch_call(|| unsafe {
+                let _alone = Alone::new();
+                create_dsa(header.tranche.load(Ordering::Relaxed) as i32)
+            });
+            let Ok(area) = made else {
+                // SAFETY: as after any error; our lock is the only one.
+                unsafe {
+                    (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) = holds;
+                    pg_sys::LWLockReleaseAll();
+                }
+                std::mem::forget(held);
+                return std::ptr::null_mut();
+            };
+            // SAFETY: just made.
+            unsafe {
                 pg_sys::dsa_pin(area);
                 pg_sys::dsa_pin_mapping(area);
                 header.handle.store(pg_sys::dsa_get_handle(area), Ordering::Release);
-                area
             }
-            handle => {
-                let area = pg_sys::dsa_attach(handle);
-                pg_sys::dsa_pin_mapping(area);
-                area
-            }
+            area
         }
+        // SAFETY: the area is there, and pinned.
+        handle => unsafe {
+            let area = pg_sys::dsa_attach(handle);
+            pg_sys::dsa_pin_mapping(area);
+            area
+        },
     };
     AREA.set(area);
     area
+}
+
+/// While this lives, what has a segment of its own stays mapped from one look to the next. Without it an idle process would
+/// hold memory that is of no use any more.
+pub struct Mapped(());
+
+impl Mapped {
+    pub fn new() -> Self {
+        KEEPS.set(true);
+        Mapped(())
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        KEEPS.set(false);
+        unmap(|_| true);
+    }
+}
+
+/// Unmaps segments of their own.
+fn unmap(is_meant: impl Fn(u32) -> bool) {
+    let meant = MAPPED.with_borrow_mut(|mapped| {
+        let (meant, kept) = std::mem::take(mapped).into_iter().partition::<Vec<_>, _>(|(handle, _)| is_meant(*handle));
+        *mapped = kept;
+        meant
+    });
+    for (_, segment) in meant {
+        // SAFETY: mapped by this process, and no reference into it is left: those live as long as a look.
+        unsafe { pg_sys::dsm_detach(segment) };
+    }
+}
+
+/// Unmaps those that may have been given back since this process mapped them.
+fn unmap_released(header: &Header) {
+    let released = header.released.load(Ordering::Acquire);
+    if RELEASED.replace(released) != released {
+        unmap(|_| true);
+    }
+}
+
+/// Unmaps what was mapped for a look, at its end.
+struct Look;
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        if !KEEPS.get() && MAPPED.with_borrow(|mapped| !mapped.is_empty()) {
+            unmap(|_| true);
+        }
+    }
 }
 
 fn hold(header: &'static Header, mode: pg_sys::LWLockMode::Type) -> Held {
@@ -216,21 +302,53 @@ fn hold(header: &'static Header, mode: pg_sys::LWLockMode::Type) -> Held {
     unsafe { Held::acquire((&raw const header.lock).cast_mut(), mode) }
 }
 
-/// Looks at the area. `body` must not raise on purpose, and must not wait.
+/// Looks at the area, of which there may be none. `body` must not raise on purpose, and must not wait.
 pub fn read<T>(body: impl FnOnce(&Memory) -> T) -> T {
     let header = header();
-    let area = attach(header);
+    let area = attach(header, false);
     let _held = hold(header, pg_sys::LWLockMode::LW_SHARED);
+    let _look = Look;
+    unmap_released(header);
+    if area.is_null() {
+        return body(&Memory { header, area, root: 0 });
+    }
     body(&Memory { header, area, root: header.root.load(Ordering::Acquire) })
 }
 
-/// Changes the area. `body` must not wait; should it raise, what it has changed so far stays changed.
+/// Changes the area; without memory for it nothing is there, and nothing can be allocated. `body` must not wait; should it raise,
+/// what it has changed so far stays changed.
 pub fn write<T>(body: impl FnOnce(&mut Memory) -> T) -> T {
     let header = header();
-    let area = attach(header);
+    let area = attach(header, true);
     let _held = hold(header, pg_sys::LWLockMode::LW_EXCLUSIVE);
-    let mut memory = Memory { header, area, root: header.root.load(Ordering::Acquire) };
+    let _look = Look;
+    unmap_released(header);
+    let root = if area.is_null() { 0 } else { header.root.load(Ordering::Acquire) };
+    let mut memory = Memory { header, area, root };
     body(&mut memory)
+}
+
+/// The segment of such a reference.
+fn handle_of(pointer: u64) -> u32 {
+    ((pointer & !OWN) >> OFFSET_BITS) as u32
+}
+
+/// Where a segment of its own lies in this process.
+fn map(handle: u32) -> *mut u8 {
+    let mapped = MAPPED.with_borrow(|mapped| mapped.iter().find(|(at, _)| *at == handle).map(|(_, segment)| *segment));
+    let segment = mapped.unwrap_or_else(|| {
+        let _switch = Switch::to_process_lifetime();
+        let _alone = Alone::new();
+        // SAFETY: what is referred to is there. The mapping belongs to the process, for there is no resource owner.
+        let segment = unsafe { pg_sys::dsm_attach(handle) };
+        if segment.is_null() {
+            report::emit(&Report::from(Error::SharedMemory), report::Log::Here);
+        }
+        MAPPED.with_borrow_mut(|mapped| mapped.push((handle, segment)));
+        segment
+    });
+    // SAFETY: mapped.
+    unsafe { pg_sys::dsm_segment_address(segment).cast() }
 }
 
 impl Memory {
@@ -247,14 +365,50 @@ impl Memory {
     /// Takes zeroed bytes. None = the server has no memory for them, or no segment; then the lock was let go for a moment,
     /// and what the caller has seen may have changed.
     pub fn allocate(&mut self, bytes: usize) -> Option<u64> {
+        if self.area.is_null() {
+            return None;
+        }
+        let has_own = (LARGE..1 << OFFSET_BITS).contains(&bytes)
+            && self.header.own_segments.load(Ordering::Acquire) < OWN_SEGMENTS;
+        if let Some(pointer) = has_own.then(|| self.allocate_segment(bytes)).flatten() {
+            return Some(pointer);
+        }
         let flags = pg_sys::DSA_ALLOC_HUGE | pg_sys::DSA_ALLOC_NO_OOM | pg_sys::DSA_ALLOC_ZERO;
+        let area = self.area;
+        // SAFETY: attached. A segment belongs to the process, so that none is left to a transaction by an error.
+        let pointer = self.catching(|| unsafe { pg_sys::dsa_allocate_extended(area, bytes.max(8), flags as i32) });
+        pointer.filter(|pointer| *pointer != 0)
+    }
+
+    /// Takes zeroed bytes in a segment of their own. None = as [`allocate`](Self::allocate).
+    fn allocate_segment(&mut self, bytes: usize) -> Option<u64> {
+        // SAFETY: pinned, so that it outlives the mapping.
+        let segment = self.catching(|| unsafe {
+            let segment = pg_sys::dsm_create(bytes, pg_sys::DSM_CREATE_NULL_IF_MAXSEGMENTS as i32);
+            if !segment.is_null() {
+                pg_sys::dsm_pin_segment(segment);
+                pg_sys::dsm_segment_address(segment).cast::<u8>().write_bytes(0, bytes);
+            }
+            segment
+        })?;
+        if segment.is_null() {
+            return None;
+        }
+        self.header.own_segments.fetch_add(1, Ordering::AcqRel);
+        // SAFETY: mapped.
+        let handle = unsafe { pg_sys::dsm_segment_handle(segment) };
+        MAPPED.with_borrow_mut(|mapped| mapped.push((handle, segment)));
+        Some(OWN | u64::from(handle) << OFFSET_BITS)
+    }
+
+    /// Takes memory. None = it raised: then the lock was let go for a moment.
+    fn catching<T>(&mut self, take: impl FnOnce() -> T) -> Option<T> {
         let _switch = Switch::to_process_lifetime();
         // SAFETY: variables of this process.
         let holds = unsafe { (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) };
-        // SAFETY: attached. A segment belongs to the process, so that none is left to a transaction by an error.
-        let outcome = report::catch_call(|| unsafe {
+        let outcome = report::catch_call(|| {
             let _alone = Alone::new();
-            pg_sys::dsa_allocate_extended(self.area, bytes.max(8), flags as i32)
+            take()
         });
         if outcome.is_err() {
             // An area that cannot grow raises with its own locks held, which have no names (dsa.c, `make_new_segment`).
@@ -267,16 +421,30 @@ impl Memory {
             std::mem::forget(hold(self.header, pg_sys::LWLockMode::LW_EXCLUSIVE));
             self.root = self.header.root.load(Ordering::Acquire);
         }
-        outcome.ok().filter(|pointer| *pointer != 0)
+        outcome.ok()
     }
 
     /// Gives bytes back. Nothing may refer to them any more.
     pub fn free(&mut self, pointer: u64) {
+        if pointer & OWN != 0 {
+            let handle = handle_of(pointer);
+            // SAFETY: pinned when it was made. Processes that have it mapped unmap it when they look next.
+            unsafe { pg_sys::dsm_unpin_segment(handle) };
+            unmap(|mapped| mapped == handle);
+            self.header.own_segments.fetch_sub(1, Ordering::AcqRel);
+            self.header.released.fetch_add(1, Ordering::AcqRel);
+            return;
+        }
         // SAFETY: by contract the pointer came from `allocate`.
         unsafe { pg_sys::dsa_free(self.area, pointer) };
     }
 
     fn address(&self, pointer: u64) -> *mut u8 {
+        if pointer & OWN != 0 {
+            let offset = (pointer & ((1 << OFFSET_BITS) - 1)) as usize;
+            // SAFETY: within the segment.
+            return unsafe { map(handle_of(pointer)).add(offset) };
+        }
         // SAFETY: attached; pointers come from `allocate`.
         unsafe { pg_sys::dsa_get_address(self.area, pointer).cast() }
     }

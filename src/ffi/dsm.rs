@@ -3,6 +3,9 @@
 //! A segment begins with words that both sides read and write as atomics; behind them lie areas of bytes that one side
 //! writes before it tells the other.
 
+use super::report;
+use crate::error::SHARED_MEMORY_HINT;
+use crate::protocol::sqlstate;
 use pgrx::pg_sys;
 use std::sync::atomic::AtomicU64;
 
@@ -48,8 +51,22 @@ impl Segment {
     /// segment left (its number is bounded: dsm.c, `dsm_postmaster_startup`).
     pub fn create(length: usize) -> Option<Self> {
         // SAFETY: no special state is needed; the mapping is pinned at once, so that it outlives the transaction.
+        let created =
+            report::catch_call(|| unsafe { pg_sys::dsm_create(length, pg_sys::DSM_CREATE_NULL_IF_MAXSEGMENTS as i32) });
+        let segment = match created {
+            Ok(segment) => segment,
+            Err(captured) => {
+                let mut captured = *captured;
+                // With dynamic_shared_memory_type = mmap another error may hide the first one (dsm_impl.c, `dsm_impl_mmap`).
+                if [sqlstate(b"53100"), sqlstate(b"53200"), sqlstate(b"58P01")].contains(&captured.report.sqlstate) {
+                    captured.report.hint.get_or_insert_with(|| SHARED_MEMORY_HINT.into());
+                }
+                report::raise(captured);
+                return None;
+            }
+        };
+        // SAFETY: created just now.
         let segment = unsafe {
-            let segment = pg_sys::dsm_create(length, pg_sys::DSM_CREATE_NULL_IF_MAXSEGMENTS as i32);
             if segment.is_null() {
                 return None;
             }

@@ -132,6 +132,8 @@ mod manager_update;
 mod manager_reset;
 // Deaths of all kinds.
 mod manager_faults;
+// Memory that the queue shares, and too little of it.
+mod shared_memory;
 // Workers that wait.
 mod manager_idle;
 // A server that cannot fork.
@@ -204,6 +206,7 @@ fn main() -> ExitCode {
         manager_reset::cases(),
         manager_faults::cases(),
         manager_idle::cases(),
+        shared_memory::cases(),
         manager_forks::cases(),
     ];
     case::run(groups.into_iter().flatten().collect())

@@ -71,6 +71,8 @@ pub struct Cluster {
     place: PathBuf,
     /// The server program; a relative path is one in the installation that is tested.
     program: PathBuf,
+    /// How much dynamic shared memory there is for it, in kilobytes.
+    shared_memory: Option<u32>,
     server: Mutex<Option<Child>>,
 }
 
@@ -105,7 +107,12 @@ impl Cluster {
     /// A new cluster that does not run yet.
     #[track_caller]
     pub fn create(settings: &[(&str, &str)]) -> Self {
-        let cluster = Cluster { place: lab().place(), program: PathBuf::from("postgres"), server: Mutex::new(None) };
+        let cluster = Cluster {
+            place: lab().place(),
+            program: PathBuf::from("postgres"),
+            shared_memory: None,
+            server: Mutex::new(None),
+        };
         lab().populate(&cluster.data());
         let place = cluster.place.display();
         let configuration = format!(
@@ -138,7 +145,12 @@ impl Cluster {
     #[track_caller]
     pub fn start_standby(primary: &Cluster) -> Self {
         primary.stop(Stop::Fast);
-        let standby = Cluster { place: lab().place(), program: PathBuf::from("postgres"), server: Mutex::new(None) };
+        let standby = Cluster {
+            place: lab().place(),
+            program: PathBuf::from("postgres"),
+            shared_memory: None,
+            server: Mutex::new(None),
+        };
         lab().copy(&primary.data(), &standby.data());
         primary.start();
         standby.configure(&[
@@ -149,6 +161,14 @@ impl Cluster {
         lab().append(&standby.data().join("standby.signal"), "");
         standby.start();
         standby
+    }
+
+    /// From its next start on, the server has so many kilobytes of dynamic shared memory. False = the tests cannot do that: they
+    /// do not run as root.
+    #[must_use]
+    pub fn limit_shared_memory(&mut self, kilobytes: u32) -> bool {
+        self.shared_memory = Some(kilobytes);
+        nix::unistd::geteuid().is_root()
     }
 
     /// Adds settings to the configuration file; the server sees them when it starts or reloads.
@@ -190,7 +210,10 @@ impl Cluster {
     #[track_caller]
     pub fn launch(&self) {
         let log = fs::OpenOptions::new().append(true).create(true).open(self.log_path()).expect("the server's log");
-        let mut command = lab().command(&self.program);
+        let bounded = self.shared_memory.and_then(|kilobytes| {
+            lab().command_with_file_system(&self.program, &self.data().join("pg_dynshmem"), kilobytes)
+        });
+        let mut command = bounded.unwrap_or_else(|| lab().command(&self.program));
         command.arg("-D").arg(self.data()).stdout(Stdio::null()).stderr(log);
         // An interrupt at the terminal is for the test program, which then ends the servers in order.
         let child =

@@ -164,6 +164,22 @@ impl Lab {
         command
     }
 
+    /// As [`command`](Self::command); `directory` is a file system of so many kilobytes for it, which nobody else sees. None =
+    /// only root can make one.
+    pub(crate) fn command_with_file_system(&self, program: &Path, directory: &Path, kilobytes: u32) -> Option<Command> {
+        const SCRIPT: &str = "mount -t tmpfs -o size=$1k,uid=$2,gid=$3,mode=700 tmpfs \"$4\" || exit; \
+                              user=$2 group=$3; shift 4; exec setpriv --reuid $user --regid $group --clear-groups \"$@\"";
+        let user = self.account.as_ref()?;
+        let inner = self.command(program);
+        let mut command = Command::new("unshare");
+        command.env_clear().current_dir(&self.root).stdin(Stdio::null());
+        command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.args(["--mount", "sh", "-c", SCRIPT, "sh"]);
+        command.args([kilobytes, user.uid.as_raw(), user.gid.as_raw()].map(|number| number.to_string()));
+        command.arg(directory).arg(inner.get_program());
+        Some(command)
+    }
+
     /// Runs `command`; its output.
     ///
     /// # Panics

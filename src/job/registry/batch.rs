@@ -4,7 +4,7 @@ use super::lists::{batches, batches_of_uuid, bucket, index_of, job, job_mut, job
 use super::record::{Batch, Job, Key, Place, Root, State, Text, AGAIN};
 use super::{line, outcome, root, stopper, watch};
 use crate::error::{self, Error};
-use crate::ffi::area::Memory;
+use crate::ffi::area::{Memory, LARGE};
 use crate::ffi::{process, session};
 use crate::guc;
 
@@ -102,8 +102,15 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
     if used + bytes as u64 > limit {
         return Err(Error::QueueFull { wanted: bytes as u64, free: limit.saturating_sub(used), limit });
     }
-    let key = key(memory, new.database, new.login)?;
-    let Some(place) = memory.allocate(bytes) else {
+    let mut key = self::key(memory, new.database, new.login)?;
+    let mut place = memory.allocate(bytes);
+    if place.is_none() {
+        // What is done and lingers makes room; somebody else may have forgotten the key.
+        sweep(memory, true);
+        key = self::key(memory, new.database, new.login)?;
+        place = memory.allocate(bytes);
+    }
+    let Some(place) = place else {
         // Somebody else may have forgotten it.
         if let Some(key) = find_key(memory, new.database, new.login) {
             forget_key(memory, key);
@@ -282,6 +289,13 @@ pub(super) fn count_unlogged(memory: &mut Memory, place: Place, change: i32) {
 /// May it be forgotten? Who watches it still wants to see how it ended.
 fn is_done(batch: &Batch) -> bool {
     batch.logged == batch.jobs && batch.workers == 0 && batch.writer == 0 && batch.watchers == 0
+}
+
+/// Is there a large batch that has ended, and is still to be forgotten? Whoever watches it will have looked soon.
+pub(super) fn is_large_one_done(memory: &Memory) -> bool {
+    batches(memory)
+        .map(|place| memory.get::<Batch>(place))
+        .any(|batch| batch.bytes >= LARGE as u64 && batch.logged == batch.jobs)
 }
 
 pub(super) fn remove_if_done(memory: &mut Memory, place: Place) {

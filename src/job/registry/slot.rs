@@ -150,7 +150,8 @@ pub fn idle(memory: &mut Memory, index: usize) -> bool {
     {
         return false;
     }
-    let is_one_too_many = own.life() != Life::Idle && !is_needed(memory, index) && !has_idle_room(memory);
+    let is_one_too_many =
+        own.life() != Life::Idle && !is_needed(memory, index) && !keeps_memory(memory, index) && !has_idle_room(memory);
     let Some(slot) = slot_mut(memory, index) else { return true };
     if is_one_too_many {
         slot.is_unwanted = 1;
@@ -167,11 +168,17 @@ pub(super) fn ready(memory: &mut Memory, index: usize) {
     }
 }
 
+/// Is it the last one, and is there still a large batch that readers may look at? It gives back that one's memory.
+fn keeps_memory(memory: &Memory, index: usize) -> bool {
+    let mut others = slots(memory).iter().enumerate().filter(|(at, _)| *at != index);
+    !others.any(|(_, slot)| room::is_staying(slot) && slot.is_unwanted == 0) && batch::is_large_one_done(memory)
+}
+
 /// A worker whose idle time is over goes. False = it stays: it alone has time for what is queued, or has been given a job.
 pub fn leave_idle(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
     let is_last = own.key != 0 && memory.get::<Key>(own.key).has_queue() && memory.get::<Key>(own.key).workers <= 1;
-    if is_last || is_needed(memory, index) || !direct::close(memory, index) {
+    if is_last || keeps_memory(memory, index) || is_needed(memory, index) || !direct::close(memory, index) {
         return false;
     }
     // Another one that looks now does not count on it.

@@ -93,6 +93,7 @@ fn undone(mut failure: Captured, stopping: Option<Option<Vec<u8>>>, attempt: u32
 impl Worker {
     /// Runs the jobs of a claim. False = the worker is to go.
     pub(super) fn run(&mut self, claim: &Claim) -> bool {
+        let _mapped = area::Mapped::new();
         let goes_on = self.run_claim(claim);
         if PLACE.get().is_some() {
             area::write(|memory| registry::withdraw(memory, self.index, claim));
