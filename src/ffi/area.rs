@@ -212,9 +212,10 @@ fn attach(header: &'static Header, makes: bool) -> *mut pg_sys::dsa_area {
     // SAFETY: variables of this process.
     let holds = unsafe { (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) };
     let held = hold(header, pg_sys::LWLockMode::LW_EXCLUSIVE);
-    // SAFETY: under the lock; the mapping is pinned, so it belongs to the process and not to its transaction.
+    // A mapping is pinned, so it belongs to the process and not to its transaction.
     let area = match header.handle.load(Ordering::Acquire) {
         0 => {
+            // SAFETY: under the lock; memory contexts are those of the process.
             let made = report::catch_call(|| unsafe {
                 let _alone = Alone::new();
                 create_dsa(header.tranche.load(Ordering::Relaxed) as i32)
