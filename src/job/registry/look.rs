@@ -57,6 +57,8 @@ pub struct Moment {
     pub progress: Option<(i32, Vec<u8>)>,
     /// What came of it, until that is in the log.
     pub outcome: Option<Vec<u8>>,
+    /// What its row says, which was written with the end of the job: for those that are told of it.
+    pub written: Option<Vec<u8>>,
     pub reason: super::Reason,
     /// Who stopped it: a role.
     pub stopper: Option<Vec<u8>>,
@@ -260,6 +262,7 @@ fn own_text(record: &Batch, bytes: &[u8]) -> Vec<u8> {
 
 fn moment(memory: &Memory, place: Place, job: &Job, position: i64) -> Moment {
     let state = State::from_byte(job.state);
+    let (kept, is_written) = (outcome::of_job(memory, job).map(<[u8]>::to_vec), job.is_logged == 1);
     Moment {
         owner: memory.get::<Batch>(place).owner,
         state,
@@ -270,7 +273,8 @@ fn moment(memory: &Memory, place: Place, job: &Job, position: i64) -> Moment {
         pid: pid_of(job),
         queue_position: (state == State::Queued).then_some(position),
         progress: progress_of(memory, memory.get::<Batch>(place), job),
-        outcome: outcome::of_job(memory, job).map(<[u8]>::to_vec),
+        outcome: kept.clone().filter(|_| !is_written),
+        written: kept.filter(|_| is_written),
         reason: super::Reason::from_byte(job.reason),
         stopper: stopper::of_job(memory, place, job).map(|role| own_text(memory.get::<Batch>(place), role)),
     }

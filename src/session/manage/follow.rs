@@ -7,7 +7,7 @@ use crate::ffi::report::{self, Log};
 use crate::ffi::{area, exit, latch, session};
 use crate::job::registry::{self, Follower, Hears, JobView, Pulse, State};
 use crate::job::{log, nesting, pool};
-use crate::protocol::Report;
+use crate::protocol::{decode, Report};
 use crate::session::blocked::{self, Awaited, GIVE_WAY};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -362,7 +362,8 @@ fn line_of(job: &Pulse, view: &JobView) -> Vec<u8> {
     if let Some((started, ended)) = now.started.zip(now.ended) {
         line.extend(format!(" after {:.3} s", ended.saturating_sub(started) as f64 / 1e6).as_bytes());
     }
-    let outcome = visible(now.owner, job.state, log::outcome_of(now));
+    let written = now.written.as_deref().and_then(|bytes| decode(bytes).ok());
+    let outcome = visible(now.owner, job.state, written.unwrap_or_else(|| log::outcome_of(now)));
     if let Some(message) = outcome.message.filter(|_| job.state != State::Succeeded) {
         line.extend([b": ", message.as_slice()].concat());
     }
