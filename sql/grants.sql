@@ -8,7 +8,7 @@ REVOKE ALL ON FUNCTION pg_background_grant(pg_catalog.name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION pg_background_revoke(pg_catalog.name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION pg_background_live(pg_catalog.bool, pg_catalog.bool) FROM PUBLIC;
 REVOKE ALL ON FUNCTION pg_background_spooled() FROM PUBLIC;
-REVOKE ALL ON FUNCTION pg_background_state(pg_catalog.uuid, pg_catalog.int8, pg_catalog.oid, pg_catalog.bool) FROM PUBLIC;
+REVOKE ALL ON FUNCTION pg_background_state(pg_catalog.uuid, pg_catalog.int8, pg_catalog.oid, pg_catalog.bool, pg_catalog.bool) FROM PUBLIC;
 REVOKE ALL ON FUNCTION pg_background_launch_num(pg_catalog.text, pg_catalog.text, pg_catalog.bool, pg_catalog.text, pg_catalog.jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION pg_background_launch_num(pg_catalog.text[], pg_catalog.bool, pg_catalog.text, pg_catalog.jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION pg_background_launch_num(pg_catalog.jsonb, pg_catalog.bool, pg_catalog.text, pg_catalog.jsonb) FROM PUBLIC;

@@ -64,7 +64,7 @@ RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, status p
     sqlstate pg_catalog.text, message pg_catalog.text, detail pg_catalog.text, hint pg_catalog.text,
     context pg_catalog.text)
 AS 'MODULE_PATHNAME', 'pg_background_live'
-LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1000;
+LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1000;
 
 COMMENT ON FUNCTION pg_background_live(pg_catalog.bool, pg_catalog.bool) IS
 'Jobs of all databases that have not ended, or whose end is not in the log yet, as far as the caller may see them: all, those whose rows are not in the log, or those of other databases. For the views.';
@@ -74,21 +74,22 @@ RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, owner pg
     ip_client pg_catalog.text, batch_name pg_catalog.text, name pg_catalog.text, query pg_catalog.text,
     queued_at pg_catalog.timestamptz, epoch pg_catalog.int8, options pg_catalog.text, attempts pg_catalog.int4)
 AS 'MODULE_PATHNAME', 'pg_background_spooled'
-LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 10;
+LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 10;
 
 COMMENT ON FUNCTION pg_background_spooled() IS
 'Jobs of this database that were accepted by a server that died before they could be written to the log. For the views.';
 
-CREATE FUNCTION pg_background_state(uuid_child pg_catalog.uuid, epoch pg_catalog.int8, database pg_catalog.oid, is_started pg_catalog.bool)
+CREATE FUNCTION pg_background_state(uuid_child pg_catalog.uuid, epoch pg_catalog.int8, database pg_catalog.oid, is_started pg_catalog.bool,
+    is_running pg_catalog.bool)
 RETURNS TABLE (status pg_catalog.text, pid pg_catalog.int4, start_time_exec pg_catalog.timestamptz,
     end_time_exec pg_catalog.timestamptz, attempts pg_catalog.int4, queue_position pg_catalog.int8,
     progress pg_catalog.int4, progress_message pg_catalog.text, result pg_catalog.text, row_count pg_catalog.int8,
     command_tag pg_catalog.text, sqlstate pg_catalog.text, message pg_catalog.text, detail pg_catalog.text,
     hint pg_catalog.text, context pg_catalog.text)
 AS 'MODULE_PATHNAME', 'pg_background_state'
-LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 1;
+LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1;
 
-COMMENT ON FUNCTION pg_background_state(pg_catalog.uuid, pg_catalog.int8, pg_catalog.oid, pg_catalog.bool) IS
+COMMENT ON FUNCTION pg_background_state(pg_catalog.uuid, pg_catalog.int8, pg_catalog.oid, pg_catalog.bool, pg_catalog.bool) IS
 'What has become of a job whose row in the log is not final, as far as the caller may see it: what the server knows, or had noted before it died; a query sees all jobs of a batch at one moment. database: which one accepted it, NULL for this one. For the views.';
 
 -- Whoever may create objects in this schema, before the extension is in it or later, can have functions and operators of
@@ -117,11 +118,11 @@ WHERE l.status <> 'queued'
     AND l.uuid_child NOT IN (SELECT u.uuid_child FROM unrecorded AS u)
     AND l.uuid_child NOT IN (SELECT v.uuid_child FROM spooled AS v)
 UNION ALL
-SELECT l.id, s.pid, s.status, l.ip_client, l.user_name, l.uuid_parent, l.uuid_child, l.query, s.result,
-    s.start_time_exec, s.end_time_exec, l.name, l.batch_name, l.queued_at, COALESCE(s.attempts, l.attempts), s.row_count,
+SELECT l.id, COALESCE(s.pid, CASE WHEN s.status = 'lost' THEN l.pid END), s.status, l.ip_client, l.user_name, l.uuid_parent,
+    l.uuid_child, l.query, s.result, COALESCE(s.start_time_exec, CASE WHEN s.status = 'lost' THEN l.start_time_exec END), s.end_time_exec, l.name, l.batch_name, l.queued_at, COALESCE(s.attempts, l.attempts), s.row_count,
     s.command_tag, COALESCE(s.sqlstate, l.sqlstate), COALESCE(s.message, l.message), COALESCE(s.detail, l.detail),
     COALESCE(s.hint, l.hint), COALESCE(s.context, l.context), l.epoch, s.queue_position, s.progress, s.progress_message
-FROM pg_background_log AS l, LATERAL pg_background_state(l.uuid_child, l.epoch, l.database, l.is_started) AS s
+FROM pg_background_log AS l, LATERAL pg_background_state(l.uuid_child, l.epoch, l.database, l.is_started, l.start_time_exec IS NOT NULL) AS s
 WHERE l.status = 'queued'
     AND (pg_catalog.pg_has_role(l.owner, 'USAGE') OR pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'))
     AND l.uuid_child NOT IN (SELECT u.uuid_child FROM unrecorded AS u)
@@ -138,7 +139,7 @@ SELECT NULL, s.pid, s.status, v.ip_client::pg_catalog.inet, v.user_name::pg_cata
     v.query, s.result, s.start_time_exec, s.end_time_exec, v.name, v.batch_name, v.queued_at, COALESCE(s.attempts, v.attempts),
     s.row_count, s.command_tag, s.sqlstate, s.message, s.detail, s.hint, s.context, v.epoch, s.queue_position, s.progress,
     s.progress_message
-FROM spooled AS v, LATERAL pg_background_state(v.uuid_child, v.epoch, NULL::pg_catalog.oid, false) AS s;
+FROM spooled AS v, LATERAL pg_background_state(v.uuid_child, v.epoch, NULL::pg_catalog.oid, false, false) AS s;
 
 COMMENT ON VIEW pg_background_all_jobs IS
 'Jobs of this database, as the log and the registry have them together. For the other views.';

@@ -5,8 +5,9 @@ use crate::ffi::fmgr::{sql_function, Call, Value};
 use crate::ffi::session::database;
 use crate::ffi::typed_rows::Cell;
 use crate::ffi::{area, transaction};
+use crate::job::attempt::Attempt;
 use crate::job::log;
-use crate::job::note::End;
+use crate::job::note::{End, Trace};
 use crate::job::registry::Moment;
 use crate::protocol::Outcome;
 use crate::session::{self, Among, Sight, Standing};
@@ -105,11 +106,15 @@ fn spooled(call: &Call) -> Result<Value, Error> {
     Ok(Value::Void)
 }
 
-/// `pg_background_state(uuid_child uuid, epoch int8, database oid, is_started bool) RETURNS TABLE (…)`
+/// `pg_background_state(uuid_child uuid, epoch int8, database oid, is_started bool, is_running bool) RETURNS TABLE (…)`
 fn state(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
     if let (Some(uuid), Some(epoch)) = (call.uuid(0), call.int8(1)) {
-        let is_started = call.bool(3).unwrap_or(true);
+        let start = match (call.bool(3).unwrap_or(true), call.bool(4).unwrap_or(false)) {
+            (false, _) => Start::Never,
+            (true, false) => Start::Perhaps,
+            (true, true) => Start::Certain,
+        };
         if call.oid(2).is_some_and(|accepted_in| accepted_in != database()) {
             rows.put(&lost("this database was copied from that of the job before the job ended"))?;
         // A standby does not know what its primary is doing.
@@ -119,18 +124,14 @@ fn state(call: &Call) -> Result<Value, Error> {
             match call.with_memory_of_query(|sight: &mut Sight| sight.standing(&uuid)) {
                 Standing::Live(job) => rows.put(&from_moment(&job))?,
                 Standing::Ended(end) => rows.put(&from_end(&end))?,
-                Standing::Lost => rows.put(&lost(went_down(is_started)))?,
+                Standing::Lost => rows.put(&lost(went_down(start)))?,
                 Standing::Gone => {}
             }
         } else {
-            let note = call.with_memory_of_query(|sight: &mut Sight| sight.note(epoch, &uuid));
-            let is_begun = is_started || note.is_some();
-            match note.and_then(|note| Some((note.owner, note.into_end()?))) {
-                Some((owner, end)) => {
-                    let outcome = session::visible(owner, end.state, end.outcome);
-                    rows.put(&from_end(&End { outcome, ..end }))?;
-                }
-                None => rows.put(&lost(went_down(is_begun)))?,
+            match call.with_memory_of_query(|sight: &mut Sight| sight.trace(epoch, &uuid)) {
+                Some(Trace { end: Some(end), .. }) => rows.put(&from_end(&end))?,
+                Some(Trace { attempt, end: None }) => rows.put(&lost_in(&attempt))?,
+                None => rows.put(&lost(went_down(start)))?,
             }
         }
     }
@@ -138,16 +139,34 @@ fn state(call: &Call) -> Result<Value, Error> {
     Ok(Value::Void)
 }
 
-fn went_down(is_started: bool) -> &'static str {
-    if is_started {
-        "the server went down while the job was running or about to start; its outcome is unknown"
-    } else {
-        "the server went down before the job started"
+/// What is known of the start of a job that a server had not run to its end when it died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    Never,
+    /// A worker was about to start it.
+    Perhaps,
+    Certain,
+}
+
+fn went_down(start: Start) -> &'static str {
+    match start {
+        Start::Never => "the server went down before the job started",
+        Start::Perhaps => "the server went down while the job was running or about to start; its outcome is unknown",
+        Start::Certain => "the server went down while the job was running; its outcome is unknown",
     }
 }
 
 fn lost(message: &str) -> Vec<Cell> {
     from_outcome("lost", &Outcome { message: Some(message.into()), ..Outcome::default() })
+}
+
+/// Of a job that was lost in this attempt.
+fn lost_in(attempt: &Attempt) -> Vec<Cell> {
+    let mut row = lost(went_down(Start::Certain));
+    row[1] = Cell::Int(attempt.pid);
+    row[2] = Cell::Timestamp(attempt.started);
+    row[4] = Cell::Int(attempt.attempts as i32);
+    row
 }
 
 /// Of a job whose final row the reader does not see.

@@ -19,12 +19,7 @@ pub fn sync(path: &Path) -> io::Result<()> {
 /// directory is made if it is not there. When this returns the file is on disk. Who may read both is who may read the data
 /// directory: the server's processes have a umask for that (postmaster.c, `checkDataDir`).
 pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    match fs::create_dir(directory) {
-        Ok(()) => sync(Path::new("."))?,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
-    }
+    let directory = make_directory_of(path)?;
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(UNFINISHED);
     let unfinished = Path::new(&unfinished);
@@ -37,6 +32,22 @@ pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(unfinished);
     })?;
     sync(directory)
+}
+
+/// Creates an empty file of such a directory, in the place of one of the same name; it is not brought to disk.
+pub fn create(path: &Path) -> io::Result<File> {
+    make_directory_of(path)?;
+    File::create(path)
+}
+
+fn make_directory_of(path: &Path) -> io::Result<&Path> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    match fs::create_dir(directory) {
+        Ok(()) => sync(Path::new("."))?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    Ok(directory)
 }
 
 /// What the names of files end with that [`put`] writes and has not finished.

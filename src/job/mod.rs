@@ -1,5 +1,6 @@
 //! What both processes share: how a job lies in shared memory, and what is asked of the catalogs about it.
 
+pub mod attempt;
 pub mod backlog;
 pub mod catalog;
 pub mod channel;

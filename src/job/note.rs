@@ -3,6 +3,7 @@
 //! The registry knows it for as long as the server lives. After a crash such a file tells that a job was begun, or how it
 //! ended: also of one whose work is committed without its row.
 
+use super::attempt::{self, Attempt};
 use super::registry::State;
 use super::spool;
 use crate::ffi::{area, file, session, transaction};
@@ -19,9 +20,7 @@ const NOTE: &str = ".note";
 pub struct Note {
     pub epoch: i64,
     pub database: u32,
-    pub uuid: [u8; 16],
-    /// The role whose rights the job has.
-    pub owner: u32,
+    pub attempt: Attempt,
     /// How it ended; with a transaction, if that was committed.
     end: Option<(End, Option<u64>)>,
 }
@@ -38,9 +37,9 @@ pub struct End {
 }
 
 impl Note {
-    /// Says no more than that the job was begun.
-    pub fn begun(epoch: i64, database: u32, uuid: [u8; 16], owner: u32) -> Self {
-        Note { epoch, database, uuid, owner, end: None }
+    /// Says no more than that the attempt was begun.
+    pub fn begun(epoch: i64, database: u32, attempt: Attempt) -> Self {
+        Note { epoch, database, attempt, end: None }
     }
 
     /// Says how it ended: if `transaction` was committed, or in any case.
@@ -51,28 +50,47 @@ impl Note {
     /// Writes it down; when this returns it is on disk, and what the job has committed as well.
     pub fn write(&self) -> io::Result<()> {
         transaction::flush_commits();
-        file::put(&spool::path(self.epoch, self.database, &self.uuid, NOTE), &to_bytes(self))
+        file::put(&spool::path(self.epoch, self.database, &self.attempt.uuid, NOTE), &to_bytes(self))
     }
 
     /// How the job ended, if that is known. Inside a transaction.
-    pub fn into_end(self) -> Option<End> {
-        let (end, transaction) = self.end?;
+    pub fn end(&self) -> Option<&End> {
+        let (end, transaction) = self.end.as_ref()?;
         transaction.is_none_or(transaction::was_committed).then_some(end)
     }
 }
 
-/// What servers that have died noted of jobs of this database; read when it is asked for first.
+/// What a server that has died left of a job that it had begun.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    /// The last attempt that is known.
+    pub attempt: Attempt,
+    pub end: Option<End>,
+}
+
+/// What servers that have died left of jobs of this database; read when it is asked for first.
 #[derive(Debug, Default)]
-pub struct Left(Option<HashMap<(i64, [u8; 16]), Note>>);
+pub struct Left(Option<HashMap<(i64, [u8; 16]), (Attempt, Option<Note>)>>);
 
 impl Left {
-    /// The note of a job that a server of this epoch ran.
-    pub fn of(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<&Note> {
-        let notes = self.0.get_or_insert_with(|| {
-            let left = left_behind(area::epoch(), session::database());
-            left.into_iter().map(|note| ((note.epoch, note.uuid), note)).collect()
+    /// What a server of this epoch left of a job. Inside a transaction.
+    pub fn of(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<Trace> {
+        let left = self.0.get_or_insert_with(|| {
+            let (own, database) = (area::epoch(), session::database());
+            let running = attempt::left_behind(own, database).into_iter();
+            let mut left: HashMap<_, _> =
+                running.map(|(epoch, attempt)| ((epoch, attempt.uuid), (attempt, None))).collect();
+            for note in left_behind(own, database) {
+                let of_job = left.entry((note.epoch, note.attempt.uuid)).or_insert((note.attempt, None));
+                if of_job.0.attempts < note.attempt.attempts {
+                    of_job.0 = note.attempt;
+                }
+                of_job.1 = Some(note);
+            }
+            left
         });
-        notes.get(&(epoch, *uuid))
+        let (attempt, note) = left.get(&(epoch, *uuid))?;
+        Some(Trace { attempt: *attempt, end: note.as_ref().and_then(Note::end).cloned() })
     }
 }
 

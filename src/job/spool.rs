@@ -91,6 +91,17 @@ pub fn launches_left(epoch: i64, database: u32) -> Vec<Spooled> {
 
 /// The files of a kind for this database, of servers that have died since.
 pub(super) fn files_left<T: DeserializeOwned>(epoch: i64, database: u32, kind: &str) -> Vec<T> {
+    paths_left(epoch, database, kind).iter().filter_map(|path| decode(&fs::read(path).ok()?).ok()).collect()
+}
+
+/// Removes them.
+pub(super) fn remove_left(epoch: i64, database: u32, kind: &str) {
+    for path in paths_left(epoch, database, kind) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+fn paths_left(epoch: i64, database: u32, kind: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(DIRECTORY) else { return Vec::new() };
     let own = format!("{epoch:016x}");
     let database = database.to_string();
@@ -102,7 +113,7 @@ pub(super) fn files_left<T: DeserializeOwned>(epoch: i64, database: u32, kind: &
             let is_wanted = parts.next()? != own
                 && parts.next()? == database
                 && parts.next()?.split_at_checked(32).is_some_and(|(_, ending)| ending == kind);
-            is_wanted.then(|| decode(&fs::read(entry.path()).ok()?).ok()).flatten()
+            is_wanted.then(|| entry.path())
         })
         .collect()
 }

@@ -21,8 +21,10 @@ pub const PEAK: &str = "create table peak (n int)";
 pub const STUBBORN: &str = "do $$ begin loop begin perform pg_sleep(600); \
     exception when query_canceled then null; end; end loop; end $$";
 
-/// What is said of jobs that a server which has gone down did not begin, and of those that it may have begun.
+/// What is said of jobs that a server which has gone down did not begin, of those that it had begun, and of those that it may have
+/// begun.
 pub const NEVER_STARTED: &str = "the server went down before the job started";
+pub const RUNNING: &str = "the server went down while the job was running; its outcome is unknown";
 pub const UNKNOWN: &str = "the server went down while the job was running or about to start; its outcome is unknown";
 
 /// Keeps everybody from the log until the end of the transaction, also from reading it.

@@ -2,7 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{
-    array, crash, drain, retry, stop, times, wait_at_gate, Batch, FREEZE_LOG, LOCK_LOG, NEVER_STARTED, NOBODY, UNKNOWN,
+    array, crash, drain, retry, stop, times, wait_at_gate, Batch, FREEZE_LOG, LOCK_LOG, NEVER_STARTED, NOBODY, RUNNING,
 };
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session};
 
@@ -166,8 +166,8 @@ fn a_retry_that_was_written_and_not_begun_has_not_started() {
     drop(gate);
     for _ in 0..2 {
         assert_eq!(batch.states(&mut session), ["lost", "lost"]);
-        assert_eq!(batch.column(&mut session, "message"), [UNKNOWN, NEVER_STARTED]);
-        assert_eq!(now(&mut session, &batch, "message"), [UNKNOWN, NEVER_STARTED]);
+        assert_eq!(batch.column(&mut session, "message"), [RUNNING, NEVER_STARTED]);
+        assert_eq!(now(&mut session, &batch, "message"), [RUNNING, NEVER_STARTED]);
         Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
     }
     assert_eq!(retry(&mut session, &batch.parent), batch.children);

@@ -3,8 +3,8 @@
 use crate::faults::wait_restarted;
 use crate::gate::{self, Gate};
 use crate::manager::{
-    array, counts, crash, drain, retry, times, wait_at_gate, wait_gone, Batch, NEVER_STARTED, SLEEPING, STUBBORN,
-    UNKNOWN,
+    array, counts, crash, drain, retry, times, wait_at_gate, wait_gone, Batch, NEVER_STARTED, RUNNING, SLEEPING,
+    STUBBORN,
 };
 use crate::stage::{assert_nothing_fatal, terminate, Paused};
 use crate::warm;
@@ -85,7 +85,7 @@ fn assert_lost(cluster: &Cluster, ended: &Batch, open: &Batch, running: &str) {
     assert_eq!(states[..2], times(running, 2));
     assert_eq!(states[2..], times("lost", 3));
     let told = open.column(&mut weak, "message");
-    assert!(told[..2].iter().all(|line| (line == UNKNOWN) == (running == "lost")), "{told:?}");
+    assert!(told[..2].iter().all(|line| (line == RUNNING) == (running == "lost")), "{told:?}");
     assert_eq!(told[2..], times(NEVER_STARTED, 3));
     assert_eq!(ended.states(&mut weak), ["succeeded", "failed"]);
     for mut session in [weak, cluster.session("postgres")] {
@@ -216,7 +216,7 @@ fn lost_jobs_stay_lost_over_restarts() {
     cluster.restart();
     let mut session = cluster.session("postgres");
     assert_eq!(scene.open.column(&mut session, "status || ': ' || message"), told);
-    assert_eq!(told[0], format!("lost: {UNKNOWN}"));
+    assert_eq!(told[0], format!("lost: {RUNNING}"));
     assert_eq!(told[4], format!("lost: {NEVER_STARTED}"));
     assert_eq!(session.value("select pg_background_prune('0')"), "8");
 }

@@ -413,7 +413,7 @@ fn what_one_may_not_see_looks_as_what_is_not_there(db: &Db) {
     let batch = Batch::launch(&mut session, &["select pg_sleep(600)"]);
     batch.wait_state(&mut session, 0, "running");
     let epoch = batch.log(&mut session, 0, "epoch");
-    let state = |uuid: &str| format!("select * from public.pg_background_state('{uuid}', {epoch}, null, true)");
+    let state = |uuid: &str| format!("select * from public.pg_background_state('{uuid}', {epoch}, null, true, false)");
     let mut other = db.client().user(&stranger).connect();
     let of_nobody = other.rows(&state(crate::manager::NOBODY));
     assert_eq!(other.rows(&state(&batch.children[0])), of_nobody);

@@ -4,7 +4,7 @@ use super::{find, launches_left, number, parse_uuid, relation, table};
 use crate::error::Error;
 use crate::ffi::typed_rows::Cell;
 use crate::ffi::{area, lock, role, session, spi, transaction};
-use crate::job::note::{self, End, Note};
+use crate::job::note::{self, End};
 use crate::job::registry::State;
 use crate::protocol::{sqlstate, Outcome};
 use std::collections::{HashMap, HashSet};
@@ -168,9 +168,8 @@ fn is_left(state: &[u8], epoch: i64, database: u32) -> bool {
 /// What has become of a job that a server which has died left behind. A standby says queued of what nobody runs there: there
 /// is nothing to wait for.
 fn state_left(notes: &mut note::Left, epoch: i64, uuid: &[u8; 16]) -> Vec<u8> {
-    let note = if transaction::in_recovery() { None } else { notes.of(epoch, uuid).cloned() };
-    let end = note.and_then(Note::into_end);
-    end.map_or(b"lost".to_vec(), |end| end.state.name().into())
+    let trace = if transaction::in_recovery() { None } else { notes.of(epoch, uuid) };
+    trace.and_then(|trace| trace.end).map_or(b"lost".to_vec(), |end| end.state.name().into())
 }
 
 /// A job that is to run once more.
@@ -196,12 +195,13 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
     ]
     .concat();
     let rows = role::as_cluster_owner(|| spi::query(&sql, &[Cell::Texts(list.collect())], true));
+    let mut notes = note::Left::default();
     let mut launches = HashMap::new();
     let found: Vec<Repeat> = rows
         .into_iter()
         .filter_map(|row| {
             let mut row = row.into_iter();
-            let job = Repeat {
+            let mut job = Repeat {
                 uuid: parse_uuid(row.next()?)?,
                 query: row.next()??,
                 name: row.next()?,
@@ -213,7 +213,11 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
             launches.insert(job.uuid, number(row.next()?));
             // Somebody else may have launched it again since the caller looked.
             let has_ended = [State::Failed, State::Stopped].iter().any(|end| state == end.name().as_bytes());
-            (has_ended || is_left(&state, epoch, database)).then_some(job)
+            let is_left = is_left(&state, epoch, database);
+            if let Some(trace) = is_left.then(|| notes.of(epoch, &job.uuid)).flatten() {
+                job.attempts = job.attempts.max(trace.attempt.attempts);
+            }
+            (has_ended || is_left).then_some(job)
         })
         .collect();
     let wanted: HashSet<&[u8; 16]> = jobs.iter().collect();

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::ffi::typed_rows::{Cell, TypedRows};
 use crate::ffi::{area, process, report, role, session, transaction};
 use crate::job::log::{self, Fate};
-use crate::job::note::{self, End, Note};
+use crate::job::note::{self, End, Trace};
 use crate::job::registry::{self, Found, Header, JobView, Moment, Pulse, State};
 use crate::job::spool::Spooled;
 use crate::protocol::Outcome;
@@ -119,9 +119,10 @@ impl Sight {
         self.batches.remove(&registry::uuid_of(uuid, 0));
     }
 
-    /// What a server that has died since noted of a job, if the caller may see it.
-    pub fn note(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<Note> {
-        self.left.of(epoch, uuid).filter(|note| rights_on(note.owner)).cloned()
+    /// What a server that has died since left of a job that it had begun, if the caller may see it.
+    pub fn trace(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<Trace> {
+        let Trace { attempt, end } = self.left.of(epoch, uuid).filter(|trace| rights_on(trace.attempt.owner))?;
+        Some(Trace { attempt, end: end.map(|end| seen(attempt.owner, end)) })
     }
 }
 

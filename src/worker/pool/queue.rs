@@ -6,6 +6,7 @@ use crate::ffi::interrupt::Concluding;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured};
 use crate::ffi::{area, client, interrupt, process, reset, session, statement, transaction};
+use crate::job::attempt::{self, Attempt};
 use crate::job::log::{self, FinalRow};
 use crate::job::note::{self, End};
 use crate::job::registry::{self, Claim, Finish, Place, Reason, RunningJob, State};
@@ -200,9 +201,17 @@ impl Worker {
             FinalRow { uuid: job.uuid, place, end }
         };
         DECIDED.set(None);
+        let attempt = Attempt {
+            uuid: job.uuid,
+            owner: job.owner,
+            pid: session::pid(),
+            started: job.started,
+            attempts: job.attempt,
+        };
         if place.is_none() {
-            log::note_begun(job.uuid, job.owner);
+            log::note_begun(attempt);
         }
+        attempt::set(Some(&attempt));
         // An attempt before this one may have left one.
         let noted = Cell::new(if place.is_none() || job.attempt > 1 { Noted::Perhaps } else { Noted::Nothing });
         let is_written = Cell::new(false);
@@ -222,7 +231,7 @@ impl Worker {
                     transaction::force_sync_commit(); // before the note goes
                 } else if !is_written.get() && commits != Some(0) {
                     noted.set(Noted::End);
-                    log::note_end(&row, job.owner, Some(transaction::make_known()));
+                    log::note_end(&row, attempt, Some(transaction::make_known()));
                 }
                 DECIDED.set(Some(Decided { state: State::Succeeded, outcome: row.end.outcome, commits }));
             },
@@ -240,7 +249,7 @@ impl Worker {
                     decide(State::Succeeded, &row.end.outcome);
                     self.write(log, &row, noted.get() != Noted::Nothing)
                 };
-                self.settle(&row, job.owner, is_written, noted.get());
+                self.settle(&row, attempt, is_written, noted.get());
                 return self.finish(batch, index, State::Succeeded, is_written, &row.end.outcome);
             }
             Ok(Err(error)) => Captured::from(Report::from(error)),
@@ -251,6 +260,7 @@ impl Worker {
         if state == State::Failed && job.attempt < job.max_attempts {
             self.write(log, &final_row(State::Queued, None, outcome), false);
             area::write(|memory| registry::finish(memory, self.index, batch, index, &Finish::Again));
+            attempt::set(None);
             return interrupt::end_job();
         }
         decide(state, &outcome);
@@ -258,7 +268,7 @@ impl Worker {
         let is_written = self.write(log, &row, noted.get() != Noted::Nothing);
         // It was not committed.
         let noted = if noted.get() == Noted::End { Noted::Perhaps } else { noted.get() };
-        self.settle(&row, job.owner, is_written, noted);
+        self.settle(&row, attempt, is_written, noted);
         self.finish(batch, index, state, is_written, &row.end.outcome);
     }
 
@@ -275,11 +285,11 @@ impl Worker {
     }
 
     /// Sees to it that there is a note of the end if there is no row, and none if there is.
-    fn settle(&self, row: &FinalRow, owner: u32, is_written: bool, noted: Noted) {
+    fn settle(&self, row: &FinalRow, attempt: Attempt, is_written: bool, noted: Noted) {
         match (is_written, noted) {
             (true, Noted::Nothing) | (false, Noted::End) => {}
             (true, _) => note::remove(area::epoch(), self.database, &row.uuid),
-            (false, _) => log::note_end(row, owner, None),
+            (false, _) => log::note_end(row, attempt, None),
         }
     }
 
@@ -287,6 +297,7 @@ impl Worker {
         let bytes = to_bytes(outcome);
         let finish = if is_written { Finish::Logged(state, &bytes) } else { Finish::Unlogged(state, &bytes) };
         area::write(|memory| registry::finish(memory, self.index, batch, index, &finish));
+        attempt::set(None);
         DECIDED.set(None);
         interrupt::end_job();
     }
