@@ -19,6 +19,7 @@ CREATE TABLE pg_background_log (
     queued_at pg_catalog.timestamptz NOT NULL,
     attempts pg_catalog.int4 NOT NULL,
     row_count pg_catalog.int8,
+    result_truncated pg_catalog.bool,
     command_tag pg_catalog.text,
     sqlstate pg_catalog.text,
     message pg_catalog.text,
@@ -60,7 +61,8 @@ RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, status p
     batch_name pg_catalog.text, name pg_catalog.text, query pg_catalog.text, queued_at pg_catalog.timestamptz,
     start_time_exec pg_catalog.timestamptz, end_time_exec pg_catalog.timestamptz, attempts pg_catalog.int4,
     pid pg_catalog.int4, queue_position pg_catalog.int8, progress pg_catalog.int4, progress_message pg_catalog.text,
-    epoch pg_catalog.int8, options pg_catalog.text, result pg_catalog.text, row_count pg_catalog.int8, command_tag pg_catalog.text,
+    epoch pg_catalog.int8, options pg_catalog.text, result pg_catalog.text, row_count pg_catalog.int8,
+    result_truncated pg_catalog.bool, command_tag pg_catalog.text,
     sqlstate pg_catalog.text, message pg_catalog.text, detail pg_catalog.text, hint pg_catalog.text,
     context pg_catalog.text)
 AS 'MODULE_PATHNAME', 'pg_background_live'
@@ -84,7 +86,8 @@ CREATE FUNCTION pg_background_state(uuid_child pg_catalog.uuid, epoch pg_catalog
 RETURNS TABLE (status pg_catalog.text, pid pg_catalog.int4, start_time_exec pg_catalog.timestamptz,
     end_time_exec pg_catalog.timestamptz, attempts pg_catalog.int4, queue_position pg_catalog.int8,
     progress pg_catalog.int4, progress_message pg_catalog.text, result pg_catalog.text, row_count pg_catalog.int8,
-    command_tag pg_catalog.text, sqlstate pg_catalog.text, message pg_catalog.text, detail pg_catalog.text,
+    result_truncated pg_catalog.bool, command_tag pg_catalog.text, sqlstate pg_catalog.text, message pg_catalog.text,
+    detail pg_catalog.text,
     hint pg_catalog.text, context pg_catalog.text)
 AS 'MODULE_PATHNAME', 'pg_background_state'
 LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1;
@@ -98,6 +101,7 @@ COMMENT ON FUNCTION pg_background_state(pg_catalog.uuid, pg_catalog.int8, pg_cat
 
 -- What users read. A view shows its owner's table; who may see a row is asked for the caller. What the registry has and
 -- the reader's snapshot of the table has not is taken from there: a batch that was accepted just now, or launched again.
+-- Who reads statistics only sees neither rows nor what errors say: the functions keep that to themselves, too.
 -- NOT IN is a hash table whatever the planner guesses; a join may be a loop when the statistics are from before.
 
 CREATE VIEW pg_background_all_jobs WITH (security_barrier) AS
@@ -108,10 +112,14 @@ spooled AS MATERIALIZED (
     WHERE v.uuid_child NOT IN (SELECT u.uuid_child FROM unrecorded AS u)
         AND NOT EXISTS (SELECT FROM pg_background_log AS l WHERE l.uuid_child = v.uuid_child AND l.queued_at >= v.queued_at)
 )
-SELECT l.id, l.pid, l.status, l.ip_client, l.user_name, l.uuid_parent, l.uuid_child, l.query, l.result,
-    l.start_time_exec, l.end_time_exec, l.name, l.batch_name, l.queued_at, l.attempts, l.row_count, l.command_tag,
-    l.sqlstate, l.message, l.detail, l.hint, l.context, l.epoch, NULL::pg_catalog.int8 AS queue_position,
-    NULL::pg_catalog.int4 AS progress, NULL::pg_catalog.text AS progress_message
+SELECT l.id, l.pid, l.status, l.ip_client, l.user_name, l.uuid_parent, l.uuid_child, l.query,
+    CASE WHEN pg_catalog.pg_has_role(l.owner, 'USAGE') THEN l.result END AS result, l.start_time_exec, l.end_time_exec,
+    l.name, l.batch_name, l.queued_at, l.attempts, l.row_count, l.result_truncated, l.command_tag, l.sqlstate,
+    CASE WHEN l.status = 'stopped' OR pg_catalog.pg_has_role(l.owner, 'USAGE') THEN l.message END AS message,
+    CASE WHEN pg_catalog.pg_has_role(l.owner, 'USAGE') THEN l.detail END AS detail,
+    CASE WHEN pg_catalog.pg_has_role(l.owner, 'USAGE') THEN l.hint END AS hint,
+    CASE WHEN pg_catalog.pg_has_role(l.owner, 'USAGE') THEN l.context END AS context, l.epoch,
+    NULL::pg_catalog.int8 AS queue_position, NULL::pg_catalog.int4 AS progress, NULL::pg_catalog.text AS progress_message
 FROM pg_background_log AS l
 WHERE l.status <> 'queued'
     AND (pg_catalog.pg_has_role(l.owner, 'USAGE') OR pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'))
@@ -119,9 +127,15 @@ WHERE l.status <> 'queued'
     AND l.uuid_child NOT IN (SELECT v.uuid_child FROM spooled AS v)
 UNION ALL
 SELECT l.id, COALESCE(s.pid, CASE WHEN s.status = 'lost' THEN l.pid END), s.status, l.ip_client, l.user_name, l.uuid_parent,
-    l.uuid_child, l.query, s.result, COALESCE(s.start_time_exec, CASE WHEN s.status = 'lost' THEN l.start_time_exec END), s.end_time_exec, l.name, l.batch_name, l.queued_at, COALESCE(s.attempts, l.attempts), s.row_count,
-    s.command_tag, COALESCE(s.sqlstate, l.sqlstate), COALESCE(s.message, l.message), COALESCE(s.detail, l.detail),
-    COALESCE(s.hint, l.hint), COALESCE(s.context, l.context), l.epoch, s.queue_position, s.progress, s.progress_message
+    l.uuid_child, l.query, s.result,
+    COALESCE(s.start_time_exec, CASE WHEN s.status = 'lost' THEN l.start_time_exec END), s.end_time_exec, l.name,
+    l.batch_name, l.queued_at, COALESCE(s.attempts, l.attempts), s.row_count, s.result_truncated, s.command_tag,
+    COALESCE(s.sqlstate, l.sqlstate),
+    COALESCE(s.message, CASE WHEN pg_catalog.pg_has_role(l.owner, 'USAGE') THEN l.message END),
+    COALESCE(s.detail, CASE WHEN pg_catalog.pg_has_role(l.owner, 'USAGE') THEN l.detail END),
+    COALESCE(s.hint, CASE WHEN pg_catalog.pg_has_role(l.owner, 'USAGE') THEN l.hint END),
+    COALESCE(s.context, CASE WHEN pg_catalog.pg_has_role(l.owner, 'USAGE') THEN l.context END), l.epoch, s.queue_position,
+    s.progress, s.progress_message
 FROM pg_background_log AS l, LATERAL pg_background_state(l.uuid_child, l.epoch, l.database, l.is_started, l.start_time_exec IS NOT NULL) AS s
 WHERE l.status = 'queued'
     AND (pg_catalog.pg_has_role(l.owner, 'USAGE') OR pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'))
@@ -130,15 +144,15 @@ WHERE l.status = 'queued'
 UNION ALL
 SELECT NULL, u.pid, u.status, u.ip_client::pg_catalog.inet, u.user_name::pg_catalog.name, u.uuid_parent, u.uuid_child,
     u.query, u.result, u.start_time_exec, u.end_time_exec, u.name, u.batch_name, u.queued_at, u.attempts, u.row_count,
-    u.command_tag, u.sqlstate, u.message, u.detail, u.hint, u.context, u.epoch, u.queue_position, u.progress,
+    u.result_truncated, u.command_tag, u.sqlstate, u.message, u.detail, u.hint, u.context, u.epoch, u.queue_position, u.progress,
     u.progress_message
 FROM unrecorded AS u
 WHERE u.database = (SELECT d.oid::pg_catalog.int8 FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())
 UNION ALL
 SELECT NULL, s.pid, s.status, v.ip_client::pg_catalog.inet, v.user_name::pg_catalog.name, v.uuid_parent, v.uuid_child,
     v.query, s.result, s.start_time_exec, s.end_time_exec, v.name, v.batch_name, v.queued_at, COALESCE(s.attempts, v.attempts),
-    s.row_count, s.command_tag, s.sqlstate, s.message, s.detail, s.hint, s.context, v.epoch, s.queue_position, s.progress,
-    s.progress_message
+    s.row_count, s.result_truncated, s.command_tag, s.sqlstate, s.message, s.detail, s.hint, s.context, v.epoch,
+    s.queue_position, s.progress, s.progress_message
 FROM spooled AS v, LATERAL pg_background_state(v.uuid_child, v.epoch, NULL::pg_catalog.oid, false, false) AS s;
 
 COMMENT ON VIEW pg_background_all_jobs IS
@@ -146,21 +160,23 @@ COMMENT ON VIEW pg_background_all_jobs IS
 
 CREATE VIEW log_background WITH (security_barrier) AS
 SELECT j.id, j.pid, j.status, j.ip_client, j.user_name, j.uuid_parent, j.uuid_child, j.query, j.result, j.start_time_exec,
-    j.end_time_exec, j.name, j.queued_at, j.attempts, j.row_count, j.command_tag, j.sqlstate, j.message, j.detail, j.hint,
-    j.context, j.epoch
+    j.end_time_exec, j.name, j.queued_at, j.attempts, j.row_count, j.result_truncated, j.command_tag, j.sqlstate,
+    j.message, j.detail, j.hint, j.context, j.epoch
 FROM pg_background_all_jobs AS j;
 
 CREATE RULE delete_log AS ON DELETE TO log_background DO INSTEAD
     DELETE FROM pg_background_log WHERE uuid_child = OLD.uuid_child;
 
 COMMENT ON VIEW log_background IS
-'One row a job of pg_background_launch_num, with its true state: also right after a crash. Each role sees its own rows.';
+'One row a job of pg_background_launch_num, with its true state: also right after a crash. Each role sees its own rows; members of pg_read_all_stats see all, without results and what errors say.';
 COMMENT ON COLUMN log_background.status IS
 'queued, running, succeeded, failed, stopped, or lost: the server died under it, or it is a job of the database that this one was copied from.';
 COMMENT ON COLUMN log_background.message IS
 'Why the job did not succeed: its error; who stopped it; that another job of its batch failed; that the server went down, or the database was copied.';
 COMMENT ON COLUMN log_background.result IS
 'Rows of the last statement that gave rows, as a JSON array of as many whole rows as fit in pg_background_mgr.log_result_limit; without rows, the command tags.';
+COMMENT ON COLUMN log_background.result_truncated IS
+'Whether the log has only the beginning of the rows, or of a text of the error.';
 
 CREATE VIEW pg_background_jobs WITH (security_barrier) AS
 SELECT j.uuid_parent, j.uuid_child, j.name, j.user_name, j.database, j.status, j.queue_position, j.pid,

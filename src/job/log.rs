@@ -62,11 +62,12 @@ pub fn end_cells(end: &End) -> [Cell; 5] {
     ]
 }
 
-/// What came of a job, as cells: result, row_count, command_tag, sqlstate, message, detail, hint, context.
-pub fn outcome_cells(outcome: &Outcome) -> [Cell; 8] {
+/// What came of a job, as cells: result, row_count, result_truncated, command_tag, sqlstate, message, detail, hint, context.
+pub fn outcome_cells(outcome: &Outcome) -> [Cell; 9] {
     [
         outcome.result.clone().into(),
         outcome.row_count.into(),
+        Cell::Bool(outcome.is_truncated),
         outcome.command_tag.clone().into(),
         outcome.sqlstate_text().into(),
         outcome.message.clone().into(),
@@ -80,13 +81,15 @@ pub fn outcome_cells(outcome: &Outcome) -> [Cell; 8] {
 fn types() -> Vec<Cell> {
     let text = || Cell::Text(Vec::new());
     let (time, int) = (Cell::Timestamp(0), Cell::Int(0));
-    let first = [Cell::Uuid([0; 16]), text(), int.clone(), time.clone(), time, int, text(), Cell::BigInt(0)];
+    let first =
+        [Cell::Uuid([0; 16]), text(), int.clone(), time.clone(), time, int, text(), Cell::BigInt(0), Cell::Bool(false)];
     first.into_iter().chain(std::iter::repeat_with(text).take(6)).collect()
 }
 
 const SET_FINAL: &str =
     "SET is_started = true, status = $2, pid = $3, start_time_exec = $4, end_time_exec = $5, attempts = $6, result = $7, \
-     row_count = $8, command_tag = $9, sqlstate = $10, message = $11, detail = $12, hint = $13, context = $14 \
+     row_count = $8, result_truncated = $9, command_tag = $10, sqlstate = $11, message = $12, detail = $13, hint = $14, \
+     context = $15 \
      WHERE uuid_child OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text";
 
 struct Plans {
@@ -135,7 +138,7 @@ fn with_plans<T>(body: impl FnOnce(&Plans) -> T) -> T {
         let set = format!(" {SET_FINAL}");
         let plans = Plans {
             by_place: prepare(
-                &[update, &table, set.as_bytes(), b" AND ctid OPERATOR(pg_catalog.=) $15::pg_catalog.tid RETURNING 1"],
+                &[update, &table, set.as_bytes(), b" AND ctid OPERATOR(pg_catalog.=) $16::pg_catalog.tid RETURNING 1"],
                 true,
             ),
             by_uuid: prepare(&[update, &table, set.as_bytes(), b" RETURNING 1"], false),

@@ -68,9 +68,12 @@ pub struct Trace {
     pub end: Option<End>,
 }
 
+/// By epoch and job.
+type Traces = HashMap<(i64, [u8; 16]), (Attempt, Option<Note>)>;
+
 /// What servers that have died left of jobs of this database; read when it is asked for first.
 #[derive(Debug, Default)]
-pub struct Left(Option<HashMap<(i64, [u8; 16]), (Attempt, Option<Note>)>>);
+pub struct Left(Option<Traces>);
 
 impl Left {
     /// What a server of this epoch left of a job. Inside a transaction.
@@ -78,7 +81,7 @@ impl Left {
         let left = self.0.get_or_insert_with(|| {
             let (own, database) = (area::epoch(), session::database());
             let running = attempt::left_behind(own, database).into_iter();
-            let mut left: HashMap<_, _> =
+            let mut left: Traces =
                 running.map(|(epoch, attempt)| ((epoch, attempt.uuid), (attempt, None))).collect();
             for note in left_behind(own, database) {
                 let of_job = left.entry((note.epoch, note.attempt.uuid)).or_insert((note.attempt, None));

@@ -10,6 +10,8 @@ pub struct Outcome {
     pub result: Option<Vec<u8>>,
     /// Rows returned or affected by the last statement.
     pub row_count: Option<i64>,
+    /// The result, or a text of the error, is not whole.
+    pub is_truncated: bool,
     /// Tag of the last statement.
     pub command_tag: Option<Vec<u8>>,
     /// Why it failed, packed; 0 = it did not.

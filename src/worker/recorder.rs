@@ -93,11 +93,13 @@ pub fn outcome(tags: &[Vec<u8>]) -> Outcome {
     let kept = KEPT.with_borrow_mut(Option::take);
     let counted = tags.last().and_then(|tag| count_in(tag));
     let row_count = counted.or(kept.as_ref().map(|kept| kept.rows));
+    let is_truncated = kept.as_ref().is_some_and(|kept| kept.is_full);
     let result = match kept {
         Some(kept) => kept.into_json(),
         None => tags.join(&b"\n"[..]),
     };
-    Outcome { result: Some(result), row_count, command_tag: tags.last().cloned(), ..Outcome::default() }
+    let command_tag = tags.last().cloned();
+    Outcome { result: Some(result), row_count, is_truncated, command_tag, ..Outcome::default() }
 }
 
 /// The number at the end of a command tag.

@@ -4,7 +4,7 @@ use crate::faults::wait_restarted;
 use crate::gate::{self, Gate};
 use crate::manager::{
     array, counts, crash, drain, retry, times, wait_at_gate, wait_gone, Batch, NEVER_STARTED, RUNNING, SLEEPING,
-    STUBBORN,
+    STUBBORN, UNKNOWN,
 };
 use crate::stage::{assert_nothing_fatal, terminate, Paused};
 use crate::warm;
@@ -24,6 +24,8 @@ pub fn cases() -> Vec<Case> {
         private_case!(lost_jobs_stay_lost_over_restarts),
         private_case!(lost_jobs_are_run_again_when_asked_for),
         private_case!(a_job_between_attempts_is_lost_too),
+        private_case!(a_lost_job_says_which_attempt_was_lost),
+        private_case!(jobs_that_a_worker_had_not_begun_are_told_from_the_one_that_it_ran),
         private_case!(what_had_ended_stays_as_it_was),
         private_case!(a_killed_idle_worker_loses_nothing),
         private_case!(a_launch_answered_before_a_crash_is_in_the_log),
@@ -240,6 +242,56 @@ fn a_job_between_attempts_is_lost_too() {
     drop(session);
     let mut session = crash(&cluster);
     assert_eq!(batch.states(&mut session), ["lost"]);
+}
+
+/// Each says which process ran it, since when and in which attempt, so that the server's log leads to the one that did it.
+fn a_lost_job_says_which_attempt_was_lost() {
+    let cluster = cluster(&[]);
+    let (mut session, _gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    session.run("create sequence tries");
+    // Its first attempt fails.
+    let again = format!("select 1 / (nextval('tries') - 1); {}", gate::WAIT);
+    let options = r#"{"max_attempts": 2, "retry_delay": 0}"#;
+    let batch = Batch::launch_with(&mut session, &[again.as_str(), gate::WAIT, "select 3"], options);
+    wait_at_gate(&mut session, 2);
+    let attempts = batch.column(&mut session, "concat_ws('|', status, attempts, pid, start_time_exec)");
+    assert!(attempts[0].starts_with("running|2|") && attempts[1].starts_with("running|1|"), "{attempts:?}");
+    assert_eq!(attempts[2], "queued|0");
+    let pids = batch.column(&mut session, "pid");
+    signal_process(pids[1].parse().expect("a process id"), Signal::SIGKILL);
+    wait_restarted(&cluster, &mut session);
+    let told = "concat_ws('|', status, attempts, pid, start_time_exec, message)";
+    let lost = |attempt: &str, message: &str| format!("{}|{message}", attempt.replace("running|", "lost|"));
+    let expected = [lost(&attempts[0], RUNNING), lost(&attempts[1], RUNNING), format!("lost|0|{NEVER_STARTED}")];
+    let mut session = cluster.session("postgres");
+    assert_eq!(batch.column(&mut session, told), expected);
+    // The next worker writes it down, and the server after this one knows it, too.
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+    assert_eq!(batch.column(&mut session, told), expected);
+    drop(session);
+    let mut session = crash(&cluster);
+    assert_eq!(batch.column(&mut session, told), expected);
+    assert_eq!(retry(&mut session, &batch.parent).len(), 3);
+    batch.succeed(&mut session);
+    assert_eq!(batch.column(&mut session, "attempts"), ["3", "2", "1"]);
+}
+
+fn jobs_that_a_worker_had_not_begun_are_told_from_the_one_that_it_ran() {
+    let cluster = cluster(&[]);
+    let (mut session, _gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    // A worker that has run short jobs takes several at once.
+    let mut texts = times("select 1", 81);
+    texts[40] = gate::WAIT;
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"max_workers": 1}"#);
+    wait_at_gate(&mut session, 1);
+    let pid = batch.log(&mut session, 40, "pid");
+    drop(session);
+    let mut session = crash(&cluster);
+    let told = batch.column(&mut session, "concat_ws('|', status, attempts, pid, message)");
+    assert_eq!(told[..40], batch.column(&mut session, "concat_ws('|', 'succeeded', 1, pid)")[..40]);
+    assert_eq!(told[40], format!("lost|1|{pid}|{RUNNING}"));
+    let not_begun = [format!("lost|0|{UNKNOWN}"), format!("lost|0|{NEVER_STARTED}")];
+    assert!(told[41..].iter().all(|line| not_begun.contains(line)), "{told:?}");
 }
 
 fn what_had_ended_stays_as_it_was() {

@@ -1,7 +1,7 @@
 //! `log_background`: what it says of each job, who changes it, and its size.
 
 use crate::gate::{self, Gate};
-use crate::manager::{cell, counts, drain, log, set_server, times, wait_at_gate, Batch};
+use crate::manager::{cell, counts, drain, log, set_server, times, wait_at_gate, Batch, FREEZE_LOG};
 use pg_background_mgr_tests::{case, literal, private_case, wait_for, wait_until, Case, Cluster, Db, Session};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 
@@ -16,6 +16,7 @@ pub fn cases() -> Vec<Case> {
         case!(columns_of_one_name_are_all_kept),
         case!(a_long_result_is_cut_between_rows),
         case!(a_row_that_does_not_fit_is_left_out),
+        case!(what_is_cut_says_so),
         case!(the_limit_of_results_is_the_superusers),
         case!(a_million_rows_do_not_fill_the_log),
         case!(a_job_that_failed_is_shown_with_its_error),
@@ -181,6 +182,42 @@ fn a_row_that_does_not_fit_is_left_out(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, "result || ' ' || row_count"), "[] 1");
     // What comes after it would look as if it came next.
     assert_eq!(batch.log(&mut session, 1, "(result::jsonb = '[{\"t\": \"y\"}]') || ' ' || row_count"), "true 3");
+}
+
+/// Also as long as the log cannot be written.
+fn what_is_cut_says_so(db: &Db) {
+    let (mut session, mut locker) = (db.session(), db.session());
+    session.run("set pg_background_mgr.log_result_limit = '1kB'");
+    let texts = [
+        "select i from generate_series(1, 1000) as i",
+        "select 1",
+        "copy (select repeat('x', 2000)) to stdout",
+        "select 2 where false",
+        "do $$ begin raise exception '%', repeat('m', 70000); end $$",
+        "do $$ begin raise exception 'm' using detail = repeat('d', 70000); end $$",
+        "do $$ begin raise exception 'm' using hint = repeat('h', 70000); end $$",
+        "select 1 / 0",
+        "vacuum pg_namespace",
+    ];
+    let cut = ["t", "f", "t", "f", "t", "t", "t", "f", "f"];
+    for lock in [None, Some(FREEZE_LOG)] {
+        if let Some(lock) = lock {
+            locker.run(lock);
+        }
+        let batch = Batch::launch(&mut session, &texts);
+        batch.wait(&mut session);
+        assert_eq!(batch.column(&mut session, "result_truncated"), cut, "{lock:?}");
+        if lock.is_some() {
+            assert_eq!(batch.written(&mut session), [""; 0]);
+            locker.run("rollback");
+            wait_until("the rows", || {
+                batch.written(&mut session).iter().filter(|state| *state != "queued").count() == 9
+            });
+            assert_eq!(batch.column(&mut session, "result_truncated"), cut, "written later");
+        }
+        let longest = "greatest(length(message), length(detail), length(hint), length(context)) <= 65536";
+        assert!(batch.column(&mut session, longest).iter().all(|is_short| is_short != "f"));
+    }
 }
 
 fn the_limit_of_results_is_the_superusers(db: &Db) {

@@ -1,7 +1,7 @@
 //! Whose jobs one sees and runs: row security, grants, roles that change while their jobs wait.
 
 use crate::gate::{self, Gate};
-use crate::manager::{cell, counts, drain, times, wait_at_gate, Batch};
+use crate::manager::{cell, counts, drain, times, wait_at_gate, Batch, FREEZE_LOG, LOCK_LOG};
 use pg_background_mgr_tests::lab::lab;
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 
@@ -11,6 +11,7 @@ pub fn cases() -> Vec<Case> {
         case!(each_role_sees_its_own_jobs),
         case!(members_see_the_jobs_of_their_roles),
         case!(superusers_and_statistics_readers_see_all),
+        case!(statistics_readers_see_no_results),
         case!(what_is_seen_follows_the_current_role),
         case!(functions_in_a_query_do_not_leak_rows),
         // Who may use it.
@@ -147,6 +148,63 @@ fn superusers_and_statistics_readers_see_all(db: &Db) {
     let error = session.error(&format!("select * from pg_background_stop('{}')", roles.batches[0].parent));
     assert!(["42501", "42704"].contains(&error.sqlstate().as_str()), "{error}");
     roles.end();
+}
+
+/// Wherever it is kept: neither rows of a job nor what its error says, which quotes them.
+fn statistics_readers_see_no_results(db: &Db) {
+    let (owner, reader) = (db.role("owner", "login"), db.role("reader", "login"));
+    let mut admin = db.session();
+    admin.run(&format!("grant pg_read_all_stats to {reader}"));
+    let mut session = db.client().user(&owner).connect();
+    let mut other = db.client().user(&reader).connect();
+    let mut locker = db.session();
+    let raise = "do $$ begin raise exception 'secret message' using detail = 'secret detail', hint = 'secret hint', errcode = 'SEC01'; end $$";
+    let again =
+        "do $$ begin raise exception 'secret attempt' using detail = 'secret detail', errcode = 'SEC02'; end $$";
+    let jobs = format!(
+        r#"[{{"query": "select 'secret result' as s"}}, {{"query": {raise}}}, "select pg_sleep(600)",
+            {{"query": {again}, "max_attempts": 2, "retry_delay": "1 h"}}, "select pg_sleep(600)"]"#,
+        raise = format_args!("{raise:?}"),
+        again = format_args!("{again:?}"),
+    );
+    let told = "string_agg(concat_ws('|', status, sqlstate, message, row_count, attempts), ' ' order by uuid_child)";
+    let data =
+        "count(result), count(detail), count(hint), count(context), count(*) filter (where log::text like '%secret%' \
+                and query not like '%secret%')";
+    for lock in [None, Some(FREEZE_LOG)] {
+        if let Some(lock) = lock {
+            locker.run(lock);
+        }
+        let batch = Batch::launch_json(&mut session, &jobs);
+        let states = "select string_agg(status, ' ' order by uuid_child) from pg_background_monitor('{}', false, '0')";
+        let states = states.replace("{}", &batch.parent);
+        wait_until("a job of each kind", || session.value(&states) == "succeeded failed running queued running");
+        assert_eq!(crate::manager::stop(&mut session, &batch.children[2]), ["stopped"]);
+        let of_batch = format!("from log_background as log where uuid_parent = '{}'", batch.parent);
+        let seen = other.value(&format!("select {told} {of_batch}"));
+        let of_owner = session.value(&format!("select {told} {of_batch}"));
+        let stopped = format!("stopped|57014|stopped by user \"{owner}\"|1");
+        assert!(seen.contains("failed|SEC01|1") && seen.contains(&stopped), "{seen}");
+        assert!(of_owner.contains("failed|SEC01|secret message|1"), "{of_owner}");
+        assert_eq!(other.rows(&format!("select {data} {of_batch}")), ["0|0|0|0|0"], "{lock:?}");
+        let shown = session.value(&format!("select {data} {of_batch}"));
+        assert_eq!(shown.split('|').next(), Some("1"), "{shown}");
+        for source in ["pg_background_jobs", "pg_background_monitor()"] {
+            let query =
+                format!("select count(result), count(message) from {source} where uuid_parent = '{}'", batch.parent);
+            assert_eq!(other.rows(&query), ["0|1"], "{source}, {lock:?}");
+        }
+        session.run(&format!("select pg_background_stop('{}')", batch.parent));
+        locker.run("rollback");
+        drain(&mut session);
+    }
+    // From the server alone.
+    locker.run(LOCK_LOG);
+    let batch = Batch::launch(&mut session, &["select 'secret' as s", raise]);
+    let query = format!("select status, result, message from pg_background_monitor('{}', false)", batch.parent);
+    assert_eq!(other.rows(&query), ["succeeded|∅|∅", "failed|∅|∅"]);
+    assert_eq!(session.rows(&query), ["succeeded|[{\"s\":\"secret\"}]|∅", "failed|∅|secret message"]);
+    locker.run("rollback");
 }
 
 fn what_is_seen_follows_the_current_role(db: &Db) {

@@ -2,6 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{stop, times, wait_at_gate, Batch, ENDED};
+use pg_background_mgr_tests::lab::forced_parallel;
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 use std::collections::{HashMap, HashSet};
 
@@ -12,6 +13,7 @@ pub fn cases() -> Vec<Case> {
         case!(an_old_snapshot_shows_how_jobs_have_ended),
         case!(a_row_that_was_deleted_is_not_seen_to_run),
         case!(what_was_stopped_is_stopped_for_everybody),
+        case!(views_are_read_beside_a_parallel_plan),
     ]
 }
 
@@ -225,4 +227,30 @@ fn what_was_stopped_is_stopped_for_everybody(db: &Db) {
     });
     assert_eq!(old.value("select count(*) from log_background where status = 'stopped'"), "300");
     gate.open();
+}
+
+/// Reading a row as it is now takes a snapshot, which a process that leads parallel workers may not.
+fn views_are_read_beside_a_parallel_plan(db: &Db) {
+    let (mut session, mut old, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    session.run("create table big as select g as a from generate_series(1, 1000) as g; analyze big");
+    let batch = Batch::launch(&mut session, &[gate::WAIT]);
+    wait_at_gate(&mut session, 1);
+    old.run(&format!(
+        "begin isolation level repeatable read; set local {} = on; set local parallel_setup_cost = 0; \
+         set local parallel_tuple_cost = 0; set local min_parallel_table_scan_size = 0",
+        forced_parallel()
+    ));
+    assert_eq!(batch.states(&mut old), ["running"]);
+    gate.open();
+    batch.succeed(&mut session);
+    let known = format!("select count(*) from pg_background_live() where uuid_parent = '{}'", batch.parent);
+    wait_until("the server has forgotten it", || session.value(&known) == "0");
+    assert!(old.rows("explain (costs off) select count(*) from big").concat().contains("Gather"));
+    for view in ["log_background", "pg_background_jobs", "pg_background_batches"] {
+        assert_eq!(
+            old.rows(&format!("select (select count(*) from big), (select count(*) from {view}), (select min(v::text) is not null from {view} as v)")),
+            ["1000|1|t"],
+            "{view}"
+        );
+    }
 }

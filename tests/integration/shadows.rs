@@ -206,7 +206,7 @@ fn rivals(schema: &str) -> String {
         + &[
             "pg_background_live(boolean, boolean, int default 0)",
             "pg_background_spooled(int default 0)",
-            "pg_background_state(uuid, bigint, oid, boolean, int default 0)",
+            "pg_background_state(uuid, bigint, oid, boolean, boolean, int default 0)",
         ]
         .map(|signature| {
             format!(

@@ -104,7 +104,7 @@ fn insert(batch: &Batch, jobs: impl Iterator<Item = Job>, which: &str) {
           AS j (uuid, name, query, options, attempts, is_started) \
           ON CONFLICT (uuid_child) DO UPDATE SET status = 'queued', epoch = excluded.epoch, database = excluded.database, \
           is_started = excluded.is_started, queued_at = excluded.queued_at, attempts = excluded.attempts, start_time_exec = NULL, \
-          end_time_exec = NULL, result = NULL, row_count = NULL, command_tag = NULL, sqlstate = NULL, message = NULL, \
+          end_time_exec = NULL, result = NULL, row_count = NULL, result_truncated = NULL, command_tag = NULL, sqlstate = NULL, message = NULL, \
           detail = NULL, hint = NULL, context = NULL",
         which.as_bytes(),
     ]

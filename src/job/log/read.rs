@@ -95,7 +95,7 @@ pub fn fate(uuid: &[u8; 16]) -> Option<Fate> {
             &microseconds("start_time_exec"),
             b", ",
             &microseconds("end_time_exec"),
-            b", attempts, result, row_count, command_tag, sqlstate, message, detail, hint, context FROM ",
+            b", attempts, result, row_count, result_truncated, command_tag, sqlstate, message, detail, hint, context FROM ",
             &table(),
             b" WHERE uuid_child OPERATOR(pg_catalog.=) $1",
         ]
@@ -121,6 +121,7 @@ fn fate_of(row: spi::Row) -> Fate {
         outcome: Outcome {
             result: next(),
             row_count: next().map(|count| number(Some(count))),
+            is_truncated: next().is_some_and(|is_truncated| is_truncated == b"t"),
             command_tag: next(),
             sqlstate: next().and_then(|code| code.try_into().ok()).map_or(0, |code| sqlstate(&code)),
             message: next(),

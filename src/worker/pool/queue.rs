@@ -52,16 +52,14 @@ fn decide(state: State, outcome: &Outcome) {
 /// Of a job that failed. Whoever reads the log reads all of it: no text is longer than so many bytes.
 pub fn failed(report: &Report) -> Outcome {
     const TEXT_BYTES: usize = 64 * 1024;
-    let clip = |text: Option<Vec<u8>>| text.map(|text| session::clip(&text, TEXT_BYTES).to_vec());
-    let Outcome { message, detail, hint, context, .. } = Outcome::failed(report);
-    let texts = Outcome {
-        message: clip(message),
-        detail: clip(detail),
-        hint: clip(hint),
-        context: clip(context),
-        ..Outcome::default()
-    };
-    Outcome { sqlstate: report.sqlstate, ..texts }
+    let mut outcome = Outcome::failed(report);
+    let Outcome { message, detail, hint, context, is_truncated, .. } = &mut outcome;
+    for text in [message, detail, hint, context].into_iter().flatten() {
+        let whole = session::clip(text, TEXT_BYTES).len();
+        *is_truncated |= whole < text.len();
+        text.truncate(whole);
+    }
+    outcome
 }
 
 /// How the job ended, if a transaction decides it and was committed.
