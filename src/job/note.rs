@@ -81,8 +81,7 @@ impl Left {
         let left = self.0.get_or_insert_with(|| {
             let (own, database) = (area::epoch(), session::database());
             let running = attempt::left_behind(own, database).into_iter();
-            let mut left: Traces =
-                running.map(|(epoch, attempt)| ((epoch, attempt.uuid), (attempt, None))).collect();
+            let mut left: Traces = running.map(|(epoch, attempt)| ((epoch, attempt.uuid), (attempt, None))).collect();
             for note in left_behind(own, database) {
                 let of_job = left.entry((note.epoch, note.attempt.uuid)).or_insert((note.attempt, None));
                 if of_job.0.attempts < note.attempt.attempts {
