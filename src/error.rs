@@ -228,8 +228,8 @@ impl Error {
                 b"42501"
             }
             SegmentsExhausted | SlotsExhausted | NotStarted | NotRun => b"53000",
-            NotAttached(_) | RoleGone(_) | NoRole(_) => b"42704",
-            AlreadyRead(_) | GivenUp(_) | BeingRead(_) => b"55000",
+            NotAttached(_) | AlreadyRead(_) | GivenUp(_) | RoleGone(_) | NoRole(_) => b"42704",
+            BeingRead(_) => b"55000",
             WorkerLost(_) => b"08006",
             Terminated => b"57P01",
             SetNotAccepted | CopyIn | BinaryCopyOut => b"0A000",
@@ -308,7 +308,9 @@ impl Error {
                 Error::SlotsExhausted => "You may need to increase max_worker_processes.",
                 Error::NotStarted => "The server log may tell why.",
                 Error::NotRun => "The job has not begun. Launch it again.",
-                Error::NotAttached(_) => "A result can be read only in the session that launched the job.",
+                Error::NotAttached(_) => {
+                    "A result can be read only in the session that launched the job, and by the role that did."
+                }
                 Error::AlreadyRead(_) | Error::GivenUp(_) => "Launch the job again to have its result again.",
                 Error::SetNotAccepted => "Call it in FROM with a column list, or in a select list.",
                 Error::Declaration => "You may need to run ALTER EXTENSION pg_background_mgr UPDATE.",

@@ -1,6 +1,6 @@
 //! The settings `pg_background_mgr.*`.
 
-use crate::ffi::guc::{define_int, IntSetting, Scope, Unit};
+use crate::ffi::guc::{define_int, reserve_prefix, IntSetting, Scope, Unit};
 
 /// Workers of the extension in the whole server; -1 = as many as `max_worker_processes` and `reserved_workers` leave.
 static MAX_WORKERS: IntSetting = IntSetting::new(-1);
@@ -70,6 +70,7 @@ pub fn define() {
         Scope::Server,
         Unit::Seconds,
     );
+    reserve_prefix(c"pg_background_mgr");
 }
 
 /// How many workers of the extension there may be in the whole server.

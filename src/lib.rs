@@ -40,6 +40,7 @@ pgrx::extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["man
 pub extern "C-unwind" fn _PG_init() {
     ffi::report::filter_log();
     guc::define();
+    compat::utility::after_discard_all(job::table::clear);
 }
 
 #[cfg(any(test, feature = "pg_test"))]

@@ -27,3 +27,18 @@ pub unsafe fn restore_setting(name: *const c_char, value: *const c_char, setting
         pg_sys::set_config_option_ext(name, value, context, source, role, action, true, level, true)
     };
 }
+
+/// Tells the server that settings whose names begin with this prefix are this library's: those that it has not defined are
+/// refused from now on, and forgotten with a warning if they are there already (guc.c). Before 15 there is only the warning.
+pub fn reserve_prefix(prefix: &'static std::ffi::CStr) {
+    #[cfg(not(feature = "__ge15"))]
+    // SAFETY: a C string that lives as long as the library.
+    unsafe {
+        pg_sys::EmitWarningsOnPlaceholders(prefix.as_ptr())
+    };
+    #[cfg(feature = "__ge15")]
+    // SAFETY: as above.
+    unsafe {
+        pg_sys::MarkGUCPrefixReserved(prefix.as_ptr())
+    };
+}

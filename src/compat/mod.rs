@@ -8,6 +8,7 @@ pub mod area;
 pub mod exec;
 pub mod guc;
 pub mod process;
+pub mod utility;
 pub mod wire;
 
 pub use abi::*;

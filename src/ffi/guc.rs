@@ -1,5 +1,6 @@
 //! Settings (guc.c).
 
+pub use crate::compat::guc::reserve_prefix;
 use crate::compat::guc::{restore_setting, SERIALIZED_WITH_ROLE};
 use crate::protocol::Setting;
 use pgrx::pg_sys;

@@ -96,6 +96,15 @@ pub fn has_rights_of(member: u32, role: u32) -> bool {
     unsafe { pg_sys::has_privs_of_role(member.into(), role.into()) }
 }
 
+/// May the code that runs now use what belongs to this role? It runs as this role, or with its rights. Where the server
+/// lends code the rights of another (a SECURITY DEFINER function, a trigger of ON DELETE CASCADE), only as this role itself:
+/// membership is for sessions, not for what they call.
+pub fn may_act_as(role: u32) -> bool {
+    let current = current();
+    // SAFETY: reads a variable of this process.
+    current == role || !unsafe { pg_sys::InLocalUserIdChange() } && has_rights_of(current, role)
+}
+
 /// Has the role the rights of `pg_read_all_stats`? (pg_authid.dat)
 pub fn reads_all_stats(role: u32) -> bool {
     has_rights_of(role, 3375)

@@ -17,6 +17,8 @@ use std::collections::{HashMap, VecDeque};
 /// A job whose result can still be read.
 pub struct Job {
     pub pid: i32,
+    /// The role that was in effect when it was launched: oid. Its result belongs to that role.
+    pub role: u32,
     pub channel: Channel,
     pub receiver: Receiver,
     /// Bytes of the queue.
@@ -106,9 +108,9 @@ const REMEMBERED: usize = 1024;
 #[derive(Default)]
 struct Table {
     jobs: HashMap<i32, Job>,
-    /// Those that are being read.
-    reading: Vec<(i32, Channel)>,
-    gone: VecDeque<(i32, Gone)>,
+    /// Those that are being read, and whose they are.
+    reading: Vec<(i32, u32, Channel)>,
+    gone: VecDeque<(i32, u32, Gone)>,
     spares: Vec<Spare>,
     /// To a process that was started ahead of its job.
     ahead: Option<Spare>,
@@ -128,14 +130,14 @@ pub fn insert(job: Job) {
             TABLE.with_borrow(|table| {
                 let unread = table.jobs.values().map(|job| job.channel);
                 unread
-                    .chain(table.reading.iter().map(|(_, channel)| *channel))
+                    .chain(table.reading.iter().map(|(_, _, channel)| *channel))
                     .for_each(|channel| release(channel, false));
                 table.ahead.iter().for_each(|ahead| ahead.channel.give_up());
             });
         });
     }
     let replaced = TABLE.with_borrow_mut(|table| {
-        table.gone.retain(|(pid, _)| *pid != job.pid);
+        table.gone.retain(|(pid, ..)| *pid != job.pid);
         table.jobs.insert(job.pid, job)
     });
     if let Some(replaced) = replaced {
@@ -143,22 +145,26 @@ pub fn insert(job: Job) {
     }
 }
 
-/// Takes a job out to work with it.
+/// Takes a job out to work with it. `may_act_as`: whether the caller may use what belongs to a role; to others the job does not
+/// exist.
 ///
 /// # Errors
-/// [`Error::NotAttached`] (42704); [`Error::AlreadyRead`], [`Error::GivenUp`], [`Error::BeingRead`] (55000).
-pub fn take(pid: i32) -> Result<Job, Error> {
+/// [`Error::NotAttached`], [`Error::AlreadyRead`], [`Error::GivenUp`] (42704); [`Error::BeingRead`] (55000).
+pub fn take(pid: i32, may_act_as: impl Fn(u32) -> bool) -> Result<Job, Error> {
     TABLE.with_borrow_mut(|table| {
+        if table.jobs.get(&pid).is_some_and(|job| !may_act_as(job.role)) {
+            return Err(Error::NotAttached(pid));
+        }
         if let Some(job) = table.jobs.remove(&pid) {
-            table.reading.push((pid, job.channel));
+            table.reading.push((pid, job.role, job.channel));
             return Ok(job);
         }
-        if table.reading.iter().any(|(reading, _)| *reading == pid) {
+        if table.reading.iter().any(|(reading, role, _)| *reading == pid && may_act_as(*role)) {
             return Err(Error::BeingRead(pid));
         }
-        Err(match table.gone.iter().find(|(gone, _)| *gone == pid) {
-            Some((_, Gone::Read)) => Error::AlreadyRead(pid),
-            Some((_, Gone::GivenUp)) => Error::GivenUp(pid),
+        Err(match table.gone.iter().find(|(gone, role, _)| *gone == pid && may_act_as(*role)) {
+            Some((_, _, Gone::Read)) => Error::AlreadyRead(pid),
+            Some((_, _, Gone::GivenUp)) => Error::GivenUp(pid),
             None => Error::NotAttached(pid),
         })
     })
@@ -167,7 +173,7 @@ pub fn take(pid: i32) -> Result<Job, Error> {
 /// Puts a job back: its result can be read again.
 pub fn put_back(job: Job) {
     TABLE.with_borrow_mut(|table| {
-        table.reading.retain(|(pid, _)| *pid != job.pid);
+        table.reading.retain(|(pid, ..)| *pid != job.pid);
         table.jobs.insert(job.pid, job);
     });
 }
@@ -175,11 +181,11 @@ pub fn put_back(job: Job) {
 /// Ends a job that was taken. `is_whole`: its result was received to the end, so that its channel can take another job.
 pub fn finish(job: Job, gone: Gone, is_whole: bool) {
     TABLE.with_borrow_mut(|table| {
-        table.reading.retain(|(pid, _)| *pid != job.pid);
+        table.reading.retain(|(pid, ..)| *pid != job.pid);
         if table.gone.len() == REMEMBERED {
             table.gone.pop_front();
         }
-        table.gone.push_back((job.pid, gone));
+        table.gone.push_back((job.pid, job.role, gone));
     });
     if !is_whole || job.queue_bytes > SPARE_QUEUE_BYTES || job.channel.room() > SPARE_QUEUE_BYTES {
         return job.close();
@@ -236,7 +242,7 @@ pub fn put_back_spare(spare: Spare) {
     keep(|spares| spares.insert(0, spare));
 }
 
-/// Gives everything up: this process begins another session.
+/// Gives everything up: this process begins another session, or its client has discarded all that it had.
 pub fn clear() {
     let table = TABLE.with_borrow_mut(std::mem::take);
     table.jobs.into_values().for_each(Job::close);

@@ -4,7 +4,7 @@ use super::{ahead, process};
 use crate::error::Error;
 use crate::ffi::bgworker::Worker;
 use crate::ffi::shm_mq::Receiver;
-use crate::ffi::{area, login, report, session, shm_mq};
+use crate::ffi::{area, login, report, role, session, shm_mq};
 use crate::job::channel::Channel;
 use crate::job::registry;
 use crate::job::table::{self, Job, Spare};
@@ -96,7 +96,16 @@ fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
 
 fn remember(pid: i32, channel: Channel, receiver: Receiver, queue_bytes: usize, sql: &[u8]) -> i32 {
     let sql = session::clip(sql, SQL_HEAD_BYTES).to_vec();
-    table::insert(Job { pid, channel, receiver, queue_bytes, sql, description: None, kept: None });
+    table::insert(Job {
+        pid,
+        role: role::current(),
+        channel,
+        receiver,
+        queue_bytes,
+        sql,
+        description: None,
+        kept: None,
+    });
     pid
 }
 

@@ -35,13 +35,13 @@ pub fn detach(pid: i32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes a job of this session. Not for what runs with the rights of another in the middle of a command, as the function of an
-/// index does while its table is analyzed.
+/// Takes a job of this session, if it belongs to the role that runs, or to one whose rights that has. Not for what runs with the
+/// rights of another in the middle of a command, as the function of an index does while its table is analyzed.
 fn take(pid: i32) -> Result<Job, Error> {
     if role::in_restricted_operation() {
         return Err(Error::RestrictedRead);
     }
-    table::take(pid)
+    table::take(pid, role::may_act_as)
 }
 
 /// Waits for the result of a job and gives its rows; gives its notices as they come.

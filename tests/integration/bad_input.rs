@@ -99,7 +99,7 @@ fn queue_sizes_within_bounds_work(db: &Db) {
 
 #[track_caller]
 fn assert_not_attached(session: &mut Session, pid: i32) {
-    let hint = "A result can be read only in the session that launched the job.";
+    let hint = "A result can be read only in the session that launched the job, and by the role that did.";
     for call in [
         format!("select pg_background_result({pid})"),
         format!("select * from pg_background_result({pid}) as (a int)"),
@@ -141,7 +141,7 @@ fn assert_gone(session: &mut Session, pid: i32, how: &str) {
         format!("select * from pg_background_result({pid}) as (a int)"),
         format!("select pg_background_detach({pid})"),
     ] {
-        assert_error(&session.error(&call), "55000", &message, AGAIN);
+        assert_error(&session.error(&call), "42704", &message, AGAIN);
     }
 }
 

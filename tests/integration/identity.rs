@@ -1,6 +1,6 @@
 //! Whose rights a job has.
 
-use pg_background_mgr_tests::{case, literal, Case, Db, Reply, Session};
+use pg_background_mgr_tests::{case, literal, wait_until, Case, Db, Reply, Session};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -35,6 +35,10 @@ pub fn cases() -> Vec<Case> {
         case!(a_definers_job_works_as_others_do),
         case!(a_role_that_is_renamed_stays_the_jobs),
         case!(a_role_that_is_gone_when_its_job_begins_is_refused),
+        case!(a_definers_result_is_not_its_callers),
+        case!(a_result_is_not_read_by_a_trigger_of_another_role),
+        case!(a_result_is_not_read_after_set_role_or_set_session_authorization),
+        case!(a_role_that_inherits_reads_the_results_of_its_group),
     ]
 }
 
@@ -59,10 +63,14 @@ const ESCAPES: [&str; 14] = [
     "do $$ begin execute 'set role {target}'; exception when others then execute 'set role none'; end $$",
 ];
 
-/// The rows and the error of `sql`, launched by `launcher`: an expression with `$1` in place of the text.
+/// The rows and the error of `sql`, launched by `launcher`: an expression with `$1` in place of the text. The result of a
+/// definer's job is read with the rights of the definer.
 fn ask_job(session: &mut Session, launcher: &str, sql: &str) -> Reply {
     let pid = session.value(&format!("select {}", launcher.replace("$1", &literal(sql))));
-    session.ask(&format!("select * from pg_background_result({pid}) as (a text, b text, c text)"))
+    match launcher.strip_prefix("launch_").and_then(|rest| rest.strip_suffix("($1)")) {
+        Some(how) => session.ask(&format!("select * from read_{how}({pid})")),
+        None => session.ask(&format!("select * from pg_background_result({pid}) as (a text, b text, c text)")),
+    }
 }
 
 #[track_caller]
@@ -95,12 +103,22 @@ fn assert_confined(session: &mut Session, launcher: &str, allowed: &[&str], targ
 
 const PLAIN: &str = "pg_background_launch($1)";
 
-/// A function that launches its argument with the rights of `owner`; as a launcher for [`ask_job`].
+/// A function that reads a result with the rights of `owner`.
+fn reader(db: &Db, name: &str, owner: &str) {
+    db.session().run(&format!(
+        "create function {name}(int) returns table (a text, b text, c text) language sql security definer as \
+         'select * from public.pg_background_result($1) as (a text, b text, c text)'; alter function {name} owner to {owner}"
+    ));
+}
+
+/// A function that launches its argument with the rights of `owner`; as a launcher for [`ask_job`]. Another one reads the
+/// result.
 fn definer(db: &Db, owner: &str) -> String {
     db.session().run(&format!(
         "create function launch_as_{owner}(text) returns int language plpgsql security definer as \
          $$ begin return pg_background_launch($1); end $$; alter function launch_as_{owner} owner to {owner}"
     ));
+    reader(db, &format!("read_as_{owner}"), owner);
     format!("launch_as_{owner}($1)")
 }
 
@@ -224,8 +242,8 @@ fn a_security_definer_function_of_a_superuser_launches_as_the_superuser(db: &Db)
     assert_eq!(who(&mut session, &launcher), "postgres|postgres|none");
     // What the caller launches itself stays its own, before and after.
     assert_eq!(who(&mut session, PLAIN), format!("{user}|{user}|none"));
-    let pid = session.value("select launch_as_postgres('create table made (a int); select 1')");
-    assert_eq!(session.result(pid.parse().expect("a number"), "n int"), ["1"]);
+    let pid = session.number("select launch_as_postgres('create table made (a int); select 1, 2, 3')");
+    assert_eq!(session.rows(&format!("select * from read_as_postgres({pid})")), ["1|2|3"]);
     assert_eq!(db.session().value("select tableowner from pg_tables where tablename = 'made'"), "postgres");
 }
 
@@ -414,6 +432,7 @@ fn a_launch_after_a_rollback_in_a_procedure_has_the_role_in_effect(db: &Db) {
     let mut identities = |session: &mut Session| -> Vec<String> {
         let pids = admin.rows("select pid from pids order by place");
         admin.run("delete from pids");
+        // Jobs of the group among them, whose rights the user has.
         let mut read = |pid: &String| session.result(pid.parse().expect("a process id"), "a text, b text, c text");
         pids.iter().map(|pid| read(pid).concat()).collect()
     };
@@ -423,6 +442,7 @@ fn a_launch_after_a_rollback_in_a_procedure_has_the_role_in_effect(db: &Db) {
     assert_eq!(identities(&mut session), [&*plain, &plain, &plain, &as_group, &plain]);
     session.run(&format!("set role {group}"));
     session.run("call launching()");
+    session.run("reset role");
     assert_eq!(identities(&mut session), [as_group.as_str(); 5]);
 }
 
@@ -486,6 +506,7 @@ fn settings_of_a_definers_function_hold_in_its_job(db: &Db) {
          set log_min_duration_statement = '2h' set search_path = pg_catalog as \
          $$ begin return public.pg_background_launch($1); end $$",
     );
+    reader(db, "read_quietly", "postgres");
     let mut session = db.client().user(&user).connect();
     let text =
         "select current_setting('log_min_duration_statement'), current_setting('search_path'), current_user::text";
@@ -502,6 +523,7 @@ fn a_weaker_caller_sets_nothing_in_a_superusers_job(db: &Db) {
         "create function launch_strongly(text) returns int language sql security definer as \
          'select pg_background_launch($1)'; alter function launch_strongly owner to {strong}"
     ));
+    reader(db, "read_strongly", &strong);
     let mut session = db.client().user(&user).connect();
     session.run("set plpgsql.variable_conflict = 'use_column'");
     let text = "do $$ begin null; end $$; select current_setting('plpgsql.variable_conflict'), '', ''";
@@ -686,4 +708,104 @@ fn a_role_that_is_gone_when_its_job_begins_is_refused(db: &Db) {
     gate.open();
     assert_eq!(ended(db, &last), format!("failed|role with OID {oid} does not exist"));
     admin.run(&format!("drop role {group}"));
+}
+
+/// To others it is the answer of a process id that means nothing.
+#[track_caller]
+fn assert_not_attached(session: &mut Session, pid: i64) {
+    let expected = ("42704".to_owned(), format!("PID {pid} is not attached to this session"));
+    for call in ["select pg_background_result", "select * from pg_background_detach"] {
+        assert_eq!(session.error(&format!("{call}({pid})")).brief(), expected);
+    }
+}
+
+fn a_definers_result_is_not_its_callers(db: &Db) {
+    let user = db.role("user", "login");
+    definer(db, "postgres");
+    let mut session = db.client().user(&user).connect();
+    let pid = session.number("select launch_as_postgres('select 1, 2, rolpassword from pg_authid limit 1')");
+    assert_not_attached(&mut session, pid);
+    assert_eq!(session.rows(&format!("select a, b from read_as_postgres({pid})")), ["1|2"]);
+    // Nor is it told that there was one.
+    assert_not_attached(&mut session, pid);
+    let again = session.error(&format!("select * from read_as_postgres({pid})"));
+    assert_eq!(again.brief(), ("42704".to_owned(), format!("result of the job with PID {pid} has already been read")));
+    // And the other way round: what a definer's function calls is the definer, and nobody else.
+    let own = session.number("select pg_background_launch('select 1, 2, 3')");
+    let error = session.error(&format!("select * from read_as_postgres({own})"));
+    assert_eq!(error.brief(), ("42704".to_owned(), format!("PID {own} is not attached to this session")));
+    assert_eq!(session.rows(&format!("select pg_background_result({own})")), ["(1,2,3)"]);
+}
+
+/// ON DELETE CASCADE runs as the owner of the table that refers, without being restricted otherwise.
+fn a_result_is_not_read_by_a_trigger_of_another_role(db: &Db) {
+    let thief = db.role("thief", "login");
+    let mut session = db.session();
+    session.run(&format!(
+        "create table pk (id int primary key); insert into pk values (1), (2); grant references, select on pk to {thief}; \
+         create schema lair authorization {thief}"
+    ));
+    db.client().user(&thief).connect().run(
+        "create table lair.fk (id int references public.pk on delete cascade); insert into lair.fk values (1), (2); \
+         create table lair.loot (who text, loot text, sqlstate text); \
+         create function lair.steal() returns trigger language plpgsql as $$ declare p int; r text; begin \
+         for p in select pid from pg_stat_activity loop \
+         begin select x.t into r from public.pg_background_result(p) as x (t text); \
+         insert into lair.loot values (session_user || ' as ' || current_user, r, null); \
+         exception when others then insert into lair.loot values (p, null, sqlstate); end; \
+         begin perform public.pg_background_detach(p); \
+         insert into lair.loot values ('detached', p, null); exception when others then null; end; \
+         end loop; return old; end $$; \
+         create trigger steal before delete on lair.fk for each row execute function lair.steal()",
+    );
+    let pid = session.launch("select 'secret'::text");
+    wait_until("the end of the job", || {
+        session.rows(&format!("select state from pg_stat_activity where pid = {pid}")) == ["idle"]
+    });
+    session.run("delete from pk where id = 1");
+    assert_eq!(session.rows("select * from lair.loot where loot is not null"), [""; 0]);
+    assert_eq!(session.rows("select distinct sqlstate from lair.loot"), ["42704"]);
+    assert_eq!(session.result(pid, "t text"), ["secret"]);
+    // Nor is it told that there was one.
+    session.run("delete from lair.loot; delete from pk where id = 2");
+    assert_eq!(session.rows("select distinct sqlstate from lair.loot"), ["42704"]);
+}
+
+fn a_result_is_not_read_after_set_role_or_set_session_authorization(db: &Db) {
+    let weak = db.role("weak", "login");
+    let mut session = db.session();
+    for (become_weak, back) in [
+        ("set role", "reset role"),
+        ("begin; set local role", "commit"),
+        ("set session authorization", "reset session authorization"),
+    ] {
+        let pid = session.number("select pg_background_launch('select 7')");
+        session.run(&format!("{become_weak} {weak}"));
+        let error = session.error(&format!("select pg_background_result({pid})"));
+        assert_eq!(error.brief(), ("42704".to_owned(), format!("PID {pid} is not attached to this session")));
+        session.run(back);
+        assert_eq!(session.rows(&format!("select pg_background_result({pid})")), ["(7)"], "{become_weak}");
+        // A superuser reads what was launched as another role.
+        session.run(&format!("{become_weak} {weak}"));
+        let pid = session.number("select pg_background_launch('select 8')");
+        session.run(back);
+        assert_eq!(session.rows(&format!("select pg_background_result({pid})")), ["(8)"], "{become_weak}");
+    }
+}
+
+fn a_role_that_inherits_reads_the_results_of_its_group(db: &Db) {
+    let (heir, stranger) = (db.role("heir", "login"), db.role("stranger", "login noinherit"));
+    let group = db.role("group", "nologin");
+    db.session().run(&format!("grant {group} to {heir}, {stranger}"));
+    for (user, reads) in [(&heir, true), (&stranger, false)] {
+        let mut session = db.client().user(user).connect();
+        session.run(&format!("set role {group}"));
+        let pid = session.number("select pg_background_launch('select 7')");
+        session.run("reset role");
+        if !reads {
+            assert_not_attached(&mut session, pid);
+            session.run(&format!("set role {group}"));
+        }
+        assert_eq!(session.rows(&format!("select pg_background_result({pid})")), ["(7)"]);
+    }
 }

@@ -55,7 +55,7 @@ fn a_security_definer_function_of_a_role_that_cannot_log_in_is_refused(db: &Db) 
     let (user, owner) = (db.role("user", "login"), db.role("owner", "nologin"));
     admin.run(&format!(
         "create function launch_as(text) returns int language sql security definer as \
-         'select pg_background_launch($1)'; alter function launch_as owner to {owner}"
+         'select pg_background_launch($1)'; alter function launch_as owner to {owner}; grant {owner} to {user}"
     ));
     let message = format!("role \"{owner}\" is not permitted to log in");
     for mut session in [db.client().user(&user).connect(), db.session()] {
@@ -189,7 +189,7 @@ fn jobs_count_against_the_connection_limit_of_their_definer(db: &Db) {
     let (user, owner) = (db.role("user", "login connection limit 1"), db.role("owner", "login connection limit 1"));
     admin.run(&format!(
         "create function launch_as(text) returns int language sql security definer as \
-         'select pg_background_launch($1)'; alter function launch_as owner to {owner}"
+         'select pg_background_launch($1)'; alter function launch_as owner to {owner}; grant {owner} to {user}"
     ));
     let mut session = db.client().user(&user).connect();
     let mut gate = Gate::close(db.session());

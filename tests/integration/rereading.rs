@@ -81,7 +81,7 @@ impl Halting {
         let read = self.read(columns);
         let rows = self.rows;
         assert_eq!(self.reader.rows(&read), [format!("{rows}|{}|t", rows * (rows + 1) / 2)]);
-        assert_eq!(self.reader.error(&read).sqlstate(), "55000", "it has been read now");
+        assert_eq!(self.reader.error(&read).sqlstate(), "42704", "it has been read now");
     }
 }
 
@@ -277,7 +277,7 @@ fn an_error_in_the_statement_that_reads_has_read() {
     let pid = session.launch("select i from generate_series(1, 100000) i");
     let query = format!("select 1 / (a - 50000) from pg_background_result({pid}) as (a int)");
     assert_eq!(session.error(&query).sqlstate(), "22012");
-    assert_eq!(session.error(&query).sqlstate(), "55000");
+    assert_eq!(session.error(&query).sqlstate(), "42704");
     drop(session);
     cluster.assert_sound(&before);
     assert_no_temporary_files(&cluster);

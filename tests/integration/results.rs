@@ -45,7 +45,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-const STATE_READ: &str = "55000";
+const STATE_READ: &str = "42704";
 
 fn already_read(pid: i32) -> (String, String) {
     (STATE_READ.to_owned(), format!("result of the job with PID {pid} has already been read"))

@@ -28,6 +28,8 @@ pub fn cases() -> Vec<Case> {
         case!(the_seed_of_random_stays_in_the_job),
         case!(temp_tables_work_within_the_text),
         case!(temp_tables_end_with_the_job),
+        case!(settings_of_the_extension_that_do_not_exist_are_refused).since(15),
+        case!(a_bad_value_from_before_the_library_was_loaded_is_a_warning),
         case!(the_launchers_temp_tables_are_not_there),
         case!(a_temp_table_on_commit_drop_works),
         case!(sequences_of_the_session_are_the_jobs_own),
@@ -302,4 +304,30 @@ fn settings_of_diagnosis_do_no_harm(db: &Db) {
     let mut session = db.session();
     session.run("set client_min_messages = debug5");
     assert_eq!(session.job("select 5", "n int"), ["5"]);
+}
+
+fn settings_of_the_extension_that_do_not_exist_are_refused(db: &Db) {
+    let mut session = db.session();
+    // Before the library is loaded nobody knows.
+    session.run("set pg_background_mgr.nosuch = 1");
+    session.notices();
+    session.run("load 'pg_background_mgr'");
+    let expected = "WARNING: invalid configuration parameter name \"pg_background_mgr.nosuch\", removing it";
+    assert_eq!(session.notice_texts(), [expected]);
+    for name in ["nosuch", "max_worker"] {
+        let error = session.error(&format!("set pg_background_mgr.{name} = 1"));
+        let message = format!("invalid configuration parameter name \"pg_background_mgr.{name}\"");
+        assert_eq!(error.brief(), ("42602".to_owned(), message));
+    }
+    assert_eq!(session.value("show pg_background_mgr.max_workers"), "-1");
+}
+
+fn a_bad_value_from_before_the_library_was_loaded_is_a_warning(db: &Db) {
+    let mut session = db.session();
+    session.run("set pg_background_mgr.log_result_limit = 'much'");
+    session.notices();
+    assert_eq!(session.job("select 7", "n int"), ["7"]);
+    let expected = "WARNING: invalid value for parameter \"pg_background_mgr.log_result_limit\": \"much\"";
+    assert_eq!(session.notice_texts(), [expected]);
+    assert_eq!(session.value("show pg_background_mgr.log_result_limit"), "64kB");
 }

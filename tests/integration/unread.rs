@@ -22,6 +22,8 @@ pub fn cases() -> Vec<Case> {
         case!(a_read_cancelled_in_the_middle_is_started_again),
         case!(a_converting_read_cancelled_in_the_middle_is_started_again),
         case!(statements_after_the_unread_rows_are_executed),
+        case!(discard_all_gives_unread_results_up),
+        case!(discard_all_that_fails_gives_nothing_up),
     ]
 }
 
@@ -246,4 +248,33 @@ fn a_converting_read_cancelled_in_the_middle_is_started_again(db: &Db) {
         assert_eq!(error.sqlstate(), "42804");
     }
     assert_eq!(count(&mut session, pid), WHOLE);
+}
+
+/// As a pooler does before another client gets the session.
+fn discard_all_gives_unread_results_up(db: &Db) {
+    let (mut session, mut watcher) = (db.session(), db.session());
+    session.run("create table t (a int)");
+    let large = launch_unread(&mut session, &mut watcher, MILLION);
+    let small = launch_unread(&mut session, &mut watcher, "select 7");
+    let read = session.launch("select 8");
+    session.result(read, "n int");
+    session.run("discard all");
+    for pid in [large, small, read] {
+        assert_eq!(session.result_error(pid).sqlstate(), "42704");
+        let error = session.error(&format!("select pg_background_detach({pid})"));
+        assert_eq!(error.brief(), ("42704".to_owned(), format!("PID {pid} is not attached to this session")));
+    }
+    wait_until("the end of the process", || !is_alive(large));
+    // What a job discards is its own.
+    assert_eq!(session.job("discard all", "tag text"), ["DISCARD ALL"]);
+    assert_eq!(session.job("select 9", "n int"), ["9"]);
+}
+
+fn discard_all_that_fails_gives_nothing_up(db: &Db) {
+    let mut session = db.session();
+    let pid = session.launch("select 7");
+    session.run("begin");
+    assert_eq!(session.error("discard all").sqlstate(), "25001");
+    session.run("rollback; discard plans; discard temp; discard sequences; close all; deallocate all; reset all");
+    assert_eq!(session.result(pid, "n int"), ["7"]);
 }

@@ -127,7 +127,7 @@ fn a_terminated_job_ends_as_in_a_new_process() {
         assert!(other.holds(&format!("select pg_terminate_backend({launched})")));
         let outcome = read(&mut session, launched);
         wait_gone(launched);
-        assert_eq!(session.error(&format!("select pg_background_result({launched})")).sqlstate(), "55000");
+        assert_eq!(session.error(&format!("select pg_background_result({launched})")).sqlstate(), "42704");
         seen.push(outcome);
         assert_eq!(session.job("select 1", "n int"), ["1"]);
         let pid = warm(&mut session);
