@@ -50,6 +50,8 @@ mod readme;
 mod dice;
 mod gate;
 mod stage;
+// The functions and views of the extension, as the catalogs have them; no cases.
+mod functions;
 
 // Whose rights a job has.
 mod identity;
@@ -142,6 +144,8 @@ mod manager_forks;
 mod manager_crash;
 // Everything at random, in databases that come and go.
 mod manager_disorder;
+// Every function with arguments that make no sense, at random.
+mod odd_arguments;
 
 fn main() -> ExitCode {
     let groups = [
@@ -150,6 +154,7 @@ fn main() -> ExitCode {
         manager_disorder::cases(),
         disorder::cases(),
         exhaustion::cases(),
+        odd_arguments::cases(),
         harness::cases(),
         client_text::cases(),
         transactions::cases(),

@@ -1,0 +1,108 @@
+//! The functions and views of the extension, as the catalogs have them; no cases.
+
+use pg_background_mgr_tests::{literal, Session};
+
+/// A function or a procedure.
+#[derive(Debug, Clone)]
+pub struct Function {
+    /// With its schema.
+    pub name: String,
+    pub is_procedure: bool,
+    /// Gives rows that have no columns of their own: a call names them.
+    pub is_record: bool,
+    /// The types of its arguments.
+    pub types: Vec<String>,
+    /// How many of them may be left out.
+    pub defaults: usize,
+}
+
+impl Function {
+    /// Whether a uuid, or the text of one, is its first argument.
+    pub fn takes_uuid(&self) -> bool {
+        matches!(self.types.first().map(String::as_str), Some("uuid" | "uuid[]"))
+    }
+
+    /// A call with these arguments, SQL expressions of its types.
+    pub fn call(&self, arguments: &[String]) -> String {
+        format!("{}({})", self.name, arguments.join(", "))
+    }
+
+    /// A statement that calls it with these arguments.
+    pub fn statement(&self, arguments: &[String]) -> String {
+        let call = self.call(arguments);
+        match (self.is_procedure, self.is_record) {
+            (true, _) => format!("call {call}"),
+            (false, true) => format!("select * from {call} as (a text)"),
+            (false, false) => format!("select * from {call}"),
+        }
+    }
+
+    /// An argument of each type, none of which makes the server do anything.
+    pub fn harmless_arguments(&self) -> Vec<String> {
+        self.types.iter().map(|kind| harmless(kind)).collect()
+    }
+}
+
+/// A value of a type.
+fn harmless(kind: &str) -> String {
+    match kind {
+        "text" | "\"char\"" | "name" => format!("{}::{kind}", literal(crate::manager::NOBODY)),
+        "uuid" => format!("'{}'::uuid", crate::manager::NOBODY),
+        "\"any\"" => "1".to_owned(),
+        "boolean" => "false".to_owned(),
+        "integer" | "bigint" | "smallint" | "oid" => format!("1::{kind}"),
+        "interval" => "'0'::interval".to_owned(),
+        "text[]" => "array['select 1']".to_owned(),
+        "jsonb" => "'[\"select 1\"]'::jsonb".to_owned(),
+        other => format!("null::{other}"),
+    }
+}
+
+/// The members of the extension in a catalog, by its name.
+fn members(catalog: &str) -> String {
+    format!(
+        "pg_depend d join {catalog} m on d.classid = '{catalog}'::regclass and d.objid = m.oid \
+         and d.deptype = 'e' and d.refclassid = 'pg_extension'::regclass \
+         and d.refobjid = (select oid from pg_extension where extname = 'pg_background_mgr')"
+    )
+}
+
+/// All that the session's role may call.
+#[track_caller]
+pub fn functions(session: &mut Session) -> Vec<Function> {
+    let rows = session.rows(&format!(
+        "select format('%I.%I', n.nspname, m.proname), m.prokind = 'p', \
+         m.prorettype = 'record'::regtype and m.proallargtypes is null and m.prokind = 'f', m.pronargdefaults, \
+         array_to_string(array(select format_type(t, null) from unnest(m.proargtypes) with ordinality as u (t, i) \
+         order by i), ';') from {} join pg_namespace n on n.oid = m.pronamespace \
+         where has_function_privilege(m.oid, 'execute') and has_schema_privilege(n.oid, 'usage') order by m.oid",
+        members("pg_proc")
+    ));
+    let function = |row: &String| {
+        let parts: Vec<&str> = row.split('|').collect();
+        let [name, is_procedure, is_record, defaults, types] = parts[..] else { panic!("five columns: {row}") };
+        Function {
+            name: name.to_owned(),
+            is_procedure: is_procedure == "t",
+            is_record: is_record == "t",
+            types: types.split(';').filter(|kind| !kind.is_empty()).map(str::to_owned).collect(),
+            defaults: defaults.parse().expect("a number"),
+        }
+    };
+    let found: Vec<Function> = rows.iter().map(function).collect();
+    assert!(found.len() > 10, "the functions of the extension: {found:?}");
+    found
+}
+
+/// All relations that the session's role may read, with their schemas.
+#[track_caller]
+pub fn relations(session: &mut Session) -> Vec<String> {
+    let found = session.rows(&format!(
+        "select format('%I.%I', n.nspname, m.relname) from {} join pg_namespace n on n.oid = m.relnamespace \
+         where m.relkind in ('r', 'v', 'm', 'S') and has_table_privilege(m.oid, 'select') \
+         and has_schema_privilege(n.oid, 'usage') order by m.oid",
+        members("pg_class")
+    ));
+    assert!(found.len() > 1, "the views of the extension: {found:?}");
+    found
+}
