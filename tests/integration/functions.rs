@@ -17,11 +17,6 @@ pub struct Function {
 }
 
 impl Function {
-    /// Whether a uuid, or the text of one, is its first argument.
-    pub fn takes_uuid(&self) -> bool {
-        matches!(self.types.first().map(String::as_str), Some("uuid" | "uuid[]"))
-    }
-
     /// A call with these arguments, SQL expressions of its types.
     pub fn call(&self, arguments: &[String]) -> String {
         format!("{}({})", self.name, arguments.join(", "))
@@ -37,24 +32,22 @@ impl Function {
         }
     }
 
-    /// An argument of each type, none of which makes the server do anything.
-    pub fn harmless_arguments(&self) -> Vec<String> {
-        self.types.iter().map(|kind| harmless(kind)).collect()
-    }
-}
-
-/// A value of a type.
-fn harmless(kind: &str) -> String {
-    match kind {
-        "text" | "\"char\"" | "name" => format!("{}::{kind}", literal(crate::manager::NOBODY)),
-        "uuid" => format!("'{}'::uuid", crate::manager::NOBODY),
-        "\"any\"" => "1".to_owned(),
-        "boolean" => "false".to_owned(),
-        "integer" | "bigint" | "smallint" | "oid" => format!("1::{kind}"),
-        "interval" => "'0'::interval".to_owned(),
-        "text[]" => "array['select 1']".to_owned(),
-        "jsonb" => "'[\"select 1\"]'::jsonb".to_owned(),
-        other => format!("null::{other}"),
+    /// The arguments that may not be left out, or one: texts are `text`, uuids are `uuid`, integers are `pid`.
+    pub fn least_arguments(&self, text: &str, uuid: &str, pid: i32) -> Vec<String> {
+        let least = (self.types.len() - self.defaults).max(self.types.len().min(1));
+        let value = |kind: &String| match kind.as_str() {
+            "text" | "name" => format!("{}::{kind}", literal(text)),
+            "uuid" => format!("'{uuid}'::uuid"),
+            "uuid[]" => format!("array['{uuid}'::uuid]"),
+            "boolean" => "false".to_owned(),
+            "integer" | "bigint" | "\"any\"" => pid.to_string(),
+            "oid" => "1::oid".to_owned(),
+            "interval" => "'0'::interval".to_owned(),
+            "text[]" => format!("array[{}]", literal(text)),
+            "jsonb" => format!("jsonb_build_array({}::text)", literal(text)),
+            other => format!("null::{other}"),
+        };
+        self.types[..least].iter().map(value).collect()
     }
 }
 

@@ -146,6 +146,12 @@ mod manager_crash;
 mod manager_disorder;
 // Every function with arguments that make no sense, at random.
 mod odd_arguments;
+// Every function where it must not launch or must not tell.
+mod every_function;
+// Every setting of the server in a job, and who has those of the extension.
+mod every_setting;
+// Texts, servers and batches at the ends of what is possible.
+mod limits;
 
 fn main() -> ExitCode {
     let groups = [
@@ -155,6 +161,9 @@ fn main() -> ExitCode {
         disorder::cases(),
         exhaustion::cases(),
         odd_arguments::cases(),
+        every_function::cases(),
+        every_setting::cases(),
+        limits::cases(),
         harness::cases(),
         client_text::cases(),
         transactions::cases(),

@@ -1,0 +1,124 @@
+//! Settings at the ends of their ranges: those of the server in a job, those of the extension under load and by those who
+//! may not set them.
+
+use crate::manager::{drain, load, times, Batch};
+use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        private_case!(a_job_has_each_value_of_each_setting),
+        private_case!(the_extensions_settings_change_under_load),
+        case!(a_plain_roles_values_do_not_hold),
+    ]
+}
+
+/// Each setting that a session may change, with its least and greatest value, or all that it may have.
+const VALUES: &str = "select quote_literal(name) || ';' || quote_literal(v) from pg_settings, unnest(case vartype \
+    when 'enum' then enumvals when 'bool' then array['on', 'off'] else array[min_val, max_val] end) as v \
+    where context in ('user', 'superuser') and vartype <> 'string' \
+    and name not in ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable') order by name, v";
+
+fn a_job_has_each_value_of_each_setting() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
+    let mark = cluster.log_mark();
+    let (mut session, mut admin) = (cluster.session("postgres"), cluster.session("postgres"));
+    let mut launched = Vec::new();
+    for row in admin.rows(VALUES) {
+        let (name, value) = row.split_once(';').expect("a name and a value");
+        // Some are not for this build or this machine.
+        if session.ask(&format!("select set_config({name}, {value}, false)")).error.is_none() {
+            let show = format!("select current_setting({name}) as v");
+            let own = session.value(&show);
+            assert_eq!(session.job(&show, "v text"), [own.clone()], "{row}");
+            let batch = Batch::launch(&mut session, &[&show]);
+            launched.push((row.clone(), own, batch));
+            session.run(&format!("reset {}", name.trim_matches('\'')));
+        }
+    }
+    assert!(launched.len() > 200, "{} values", launched.len());
+    drain(&mut admin);
+    for (row, own, batch) in launched {
+        assert_eq!(batch.log(&mut admin, 0, &crate::manager::cell("v")), own, "{row}");
+    }
+    let died = cluster.log_since(mark).into_iter().find(|line| line.text.contains("terminated by signal"));
+    assert_eq!(died, None);
+}
+
+fn the_extensions_settings_change_under_load() {
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "10")]);
+    let (mut session, mut admin) = (cluster.session("postgres"), cluster.session("postgres"));
+    load(&mut admin);
+    admin.run("create table ran (a int)");
+    let settings = "select name || ';' || v from pg_settings, unnest(array[min_val, max_val, boot_val]) as v \
+                    where name like 'pg\\_background\\_mgr.%' and vartype = 'integer' and context = 'sighup' \
+                    and not (name ~ 'reserved' and v = max_val) and not (name ~ 'max_workers$' and v = min_val) \
+                    order by name";
+    let values = admin.rows(settings);
+    assert!(values.len() >= 12, "{values:?}");
+    let mut set = |name: &str, value: &str| {
+        admin.run(&format!("alter system set {name} = '{value}'"));
+        admin.run("select pg_reload_conf()");
+        let shown = format!("select setting from pg_settings where name = '{name}'");
+        wait_until("the setting", || admin.value(&shown) == value);
+    };
+    let change = |row: &String| {
+        let batch = Batch::launch(&mut session, &times("insert into ran values (1)", 40));
+        let (name, value) = row.split_once(';').expect("a name and a value");
+        set(name, value);
+        batch
+    };
+    let batches: Vec<Batch> = values.iter().map(change).collect();
+    batches.iter().for_each(|batch| batch.succeed(&mut session));
+    let count = session.number("select count(*) from ran");
+    assert_eq!(count, 40 * batches.len() as i64);
+    // A limit below what is in use refuses, and says so.
+    set("pg_background_mgr.queue_memory_limit", "64");
+    let error = session.error("select pg_background_launch_num(array_fill(repeat('x', 10000), array[100]))");
+    assert_eq!(error.brief(), ("53400".to_owned(), "background job queue is full".to_owned()));
+    assert_eq!(session.job("select 42", "n int"), ["42"]);
+}
+
+fn a_plain_roles_values_do_not_hold(db: &Db) {
+    let user = db.role("user", "login");
+    let mut admin = db.session();
+    load(&mut admin);
+    let settings = admin.rows(
+        "select name || ';' || setting || ';' || min_val from pg_settings \
+         where name like 'pg\\_background\\_mgr.%' and context in ('superuser', 'sighup')",
+    );
+    assert!(settings.len() >= 6, "{settings:?}");
+    for row in settings {
+        let parts: Vec<&str> = row.split(';').collect();
+        let [name, setting, least] = parts[..] else { panic!("three columns: {row}") };
+        let least = if setting == least { "77" } else { least };
+        let shown = format!("select setting from pg_settings where name = '{name}'");
+        // Before the library is loaded the name is nobody's.
+        let client = db.client().user(&user);
+        let mut sessions = vec![client.clone().parameter("options", &format!("-c {name}={least}")).connect()];
+        for set in [
+            format!("set {name} = {least}"),
+            format!("select set_config('{name}', '{least}', false)"),
+            format!("begin; set local {name} = {least}"),
+            format!(
+                "create or replace function pg_temp.f() returns text language sql set {name} = {least} as 'select 1'"
+            ),
+        ] {
+            let mut session = client.connect();
+            session.ask(&set);
+            sessions.push(session);
+        }
+        let mut session = client.connect();
+        session.ask(&format!("alter role {user} set {name} = {least}"));
+        sessions.push(client.connect());
+        session.ask(&format!("alter role {user} reset {name}"));
+        for mut session in sessions {
+            session.ask("rollback");
+            load(&mut session);
+            assert_ne!(session.value(&shown), least, "{name}");
+            let job = format!("select pg_background_report_progress(0); {shown}");
+            assert_ne!(session.job(&job, "v text"), [least], "{name}");
+            // Now it is known whose it is.
+            assert!(session.ask(&format!("set {name} = {least}")).error.is_some(), "{name}");
+        }
+    }
+}
