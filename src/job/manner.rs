@@ -2,6 +2,9 @@
 
 use serde_json::{Map, Value};
 
+/// Milliseconds
+const DAY: i64 = 24 * 60 * 60 * 1000;
+
 /// What a job and its batch were launched with, names apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Manner {
@@ -23,7 +26,11 @@ pub const CONFINED: &str = "confined";
 impl Manner {
     /// In the words of `p_options`; none = nothing was said.
     pub fn to_options(self) -> Option<Vec<u8>> {
-        let milliseconds = |value: i64| Value::from(format!("{value} ms"));
+        // Servers before 15 read no more than 2147483647 of a unit.
+        let milliseconds = |value: i64| match i32::try_from(value) {
+            Ok(value) => Value::from(format!("{value} ms")),
+            Err(_) => Value::from(format!("{} days {} ms", value / DAY, value % DAY)),
+        };
         let said = [
             ("mode", self.sequential.then(|| "sequential".into())),
             ("max_workers", self.max_workers.map(Value::from)),
