@@ -121,6 +121,8 @@ pub enum Error {
     Spooled(std::io::Error),
     #[error("the log of pg_background_mgr is locked")]
     LogLocked,
+    #[error("the log of pg_background_mgr could run code of its owner")]
+    LogAltered,
     /// Its oid.
     #[error("relation with OID {0} is not part of extension \"pg_background_mgr\"")]
     ForeignRelation(u32),
@@ -213,7 +215,9 @@ impl Error {
             SharedMemory => b"53200",
             TooFewWorkers { .. } | FewerAllowed { .. } | NoWorkers | Stuck => b"53000",
             InRecovery | StopInRecovery => b"25006",
-            NotCommitted | NothingToRetry(_) | NotLogged(_) | FollowsItself | ForeignRelation(_) => b"55000",
+            NotCommitted | NothingToRetry(_) | NotLogged(_) | FollowsItself | ForeignRelation(_) | LogAltered => {
+                b"55000"
+            }
             Spooled(_) => b"58030",
             LogLocked => b"55P03",
             NoSuchJob(_) => b"42704",
@@ -288,6 +292,9 @@ impl Error {
                 Error::NothingToRetry(_) => "Jobs that have failed, were stopped or lost are run again.",
                 Error::NotLogged(_) => {
                     "Somebody has the log locked, or it cannot be written: the server log may tell why. Try again then."
+                }
+                Error::LogAltered => {
+                    "Give the table pg_background_log to a superuser, and drop its rules, children and ALWAYS triggers."
                 }
                 Error::FollowsItself => "Follow them from outside of their batch, or say for how long: p_timeout.",
                 Error::Stuck => {

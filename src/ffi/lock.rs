@@ -100,6 +100,30 @@ pub fn try_to_write(table: u32, waits: bool) -> bool {
     }
 }
 
+/// Returns whether a table may run code of a role that is not a superuser when it is written: its owner is none, or
+/// it has a rule, a child, or a trigger that runs also in a replica's session, which only its owner can make. The caller holds
+/// a lock on it, so none of this can change.
+pub fn runs_code_of_others(table: u32) -> bool {
+    // SAFETY: inside a transaction; the entry of the relation cache is valid until it is closed.
+    unsafe {
+        let relation = pg_sys::RelationIdGetRelation(table.into());
+        if relation.is_null() {
+            return false;
+        }
+        let form = (*relation).rd_rel;
+        let triggers = (*relation).trigdesc;
+        let count = if triggers.is_null() { 0 } else { (*triggers).numtriggers };
+        let always = (0..count).map(|index| &*(*triggers).triggers.add(index as usize));
+        let mut always = always.filter(|trigger| !trigger.tgisinternal && trigger.tgenabled as u8 != b'O');
+        let runs = !pg_sys::superuser_arg((*form).relowner)
+            || (*form).relhassubclass
+            || (*form).relhasrules
+            || always.any(|trigger| trigger.tgenabled as u8 != b'D');
+        pg_sys::RelationClose(relation);
+        runs
+    }
+}
+
 /// Takes the lock that a sequence needs to be used. False = somebody else has one.
 pub fn try_to_use(sequence: u32) -> bool {
     // SAFETY: inside a transaction, which the lock belongs to.

@@ -181,8 +181,17 @@ fn hold(waits: bool) -> u32 {
     if !is_held {
         report::emit(&Report::from(Error::LogLocked), Log::Here);
     }
+    refuse_code_of_others(table);
     RELATIONS.set(Some((table, sequence)));
     table
+}
+
+/// Raises [`Error::LogAltered`] (55000) if writing the log would run code of an owner that is not a superuser. A lock on it is
+/// held.
+fn refuse_code_of_others(table: u32) {
+    if table != 0 && lock::runs_code_of_others(table) {
+        report::emit(&Report::from(Error::LogAltered), Log::Here);
+    }
 }
 
 /// The log, and the sequence of its column `id`: oids; 0 = it is not there.
@@ -350,6 +359,12 @@ pub fn prune_old() -> bool {
 pub fn prune(older_than: i64, owner: Option<u32>, limit: Option<i64>) -> i64 {
     if !find() {
         return 0;
+    }
+    let (table_oid, _) = relations();
+    if table_oid != 0 {
+        // Of its indexes somebody may have locks: they are waited for below.
+        let _ = lock::try_to_write(table_oid, true);
+        refuse_code_of_others(table_oid);
     }
     let (epoch, database) = (area::epoch(), session::database());
     let of_owner =

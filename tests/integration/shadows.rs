@@ -12,6 +12,8 @@ pub fn cases() -> Vec<Case> {
         case!(objects_first_in_a_jobs_search_path_have_no_effect),
         case!(the_schema_of_the_extension_does_not_decide_its_types),
         case!(a_function_that_is_in_the_way_is_not_taken_over),
+        case!(triggers_on_the_log_do_not_run_with_the_rights_it_is_written_with),
+        case!(an_owner_of_the_log_has_no_code_run_with_the_rights_it_is_written_with),
         private_case!(namesakes_of_the_extensions_functions_are_not_called),
         private_case!(objects_first_in_the_search_path_have_no_effect_on_what_a_crash_left),
         private_case!(a_table_under_the_logs_name_is_not_written),
@@ -345,4 +347,70 @@ fn a_table_under_the_logs_name_is_not_written() {
     assert_eq!(ended(&mut session, &parent), "failed");
     assert_eq!(session.value("select hidden.pg_background_prune('0')"), "3");
     assert_no_superuser(&mut session);
+}
+
+/// A job of the superuser; its state at the end, and whether the role has become a superuser.
+#[track_caller]
+fn run_beside(session: &mut Session, role: &str) -> (String, String) {
+    let launched =
+        "select string_agg(status, ' ') from pg_background_launch_num(array['select 1'], p_exec_type => 'sync')";
+    let status = session.value(launched);
+    (status, session.value(&format!("select rolsuper from pg_roles where rolname = '{role}'")))
+}
+
+/// A function in a schema of the role's own that makes the role a superuser, if it runs with the rights for that.
+fn escalation(role: &str) -> String {
+    format!(
+        "create function {role}.escalate() returns trigger language plpgsql as \
+         $$ begin execute 'alter role {role} superuser'; return coalesce(new, old); end $$"
+    )
+}
+
+fn triggers_on_the_log_do_not_run_with_the_rights_it_is_written_with(db: &Db) {
+    let role = db.role("mallory", "login");
+    let mut admin = db.session();
+    admin
+        .run(&format!("create schema {role} authorization {role}; grant all on all tables in schema public to {role}"));
+    let mut mallory = db.client().user(&role).connect();
+    mallory.run(&escalation(&role));
+    for (name, when) in [("early", "before"), ("late", "after")] {
+        for each in ["row", "statement"] {
+            mallory.run(&format!(
+                "create trigger {name}_{each} {when} insert or update or delete on public.pg_background_log \
+                 for each {each} execute function {role}.escalate()"
+            ));
+        }
+    }
+    let key = "create table referrer (job uuid references public.pg_background_log (uuid_child))";
+    mallory.run(&format!("set search_path = {role}; {key}"));
+    assert_eq!(run_beside(&mut admin, &role), ("succeeded".into(), "f".into()));
+    assert_eq!(admin.value("select count(*) from pg_background_log where status = 'succeeded'"), "1");
+    mallory.run("insert into referrer select uuid_child from public.pg_background_launch_num(array['select 1'], p_exec_type => 'sync')");
+    assert_eq!(admin.value("select pg_background_prune('0')"), "2");
+    assert_eq!(admin.value(&format!("select rolsuper from pg_roles where rolname = '{role}'")), "f");
+    admin.run(&format!("drop owned by {role} cascade"));
+}
+
+fn an_owner_of_the_log_has_no_code_run_with_the_rights_it_is_written_with(db: &Db) {
+    let role = db.role("owner", "login");
+    let mut admin = db.session();
+    admin.run(&format!("create schema {role} authorization {role}; alter table pg_background_log owner to {role}"));
+    let mut owner = db.client().user(&role).connect();
+    owner.run(&escalation(&role));
+    owner.run(&format!(
+        "create trigger escalate before insert or update on public.pg_background_log for each row \
+         execute function {role}.escalate(); \
+         alter table public.pg_background_log enable always trigger escalate"
+    ));
+    // The job runs; its row waits until the log is a superuser's and has no such trigger.
+    assert_eq!(run_beside(&mut admin, &role), ("succeeded".into(), "f".into()));
+    assert_eq!(admin.error("select pg_background_prune('0')").sqlstate(), "55000");
+    admin.run("alter table pg_background_log owner to postgres");
+    assert_eq!(run_beside(&mut admin, &role), ("succeeded".into(), "f".into()));
+    assert_eq!(admin.value("select count(*) from pg_background_log"), "0");
+    admin.run("drop trigger escalate on pg_background_log");
+    wait_until("the rows are written", || {
+        admin.value("select count(*) from pg_background_log where status = 'succeeded'") == "2"
+    });
+    admin.run(&format!("drop owned by {role} cascade"));
 }
