@@ -218,14 +218,14 @@ pub fn announce_ready() {
     unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, std::ptr::null()) };
 }
 
-/// Tells everybody that this worker has nothing to do: the text of the last job is not shown any more.
+/// Tells everybody that this worker has nothing to do; as of an idle session, the last text stays shown.
 pub fn announce_idle() {
     // SAFETY: writes this process's own state, outside of a transaction.
     unsafe {
         pg_sys::debug_query_string = std::ptr::null();
         exec::report_statistics();
         crate::compat::process::set_ps_display(c"idle");
-        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, c"".as_ptr());
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
     }
 }
 
