@@ -29,7 +29,7 @@ fn a_job_has_each_value_of_each_setting() {
         if session.ask(&format!("select set_config({name}, {value}, false)")).error.is_none() {
             let show = format!("select current_setting({name}) as v");
             let own = session.value(&show);
-            assert_eq!(session.job(&show, "v text"), [own.clone()], "{row}");
+            assert_eq!(session.job(&show, "v text"), std::slice::from_ref(&own), "{row}");
             let batch = Batch::launch(&mut session, &[&show]);
             launched.push((row.clone(), own, batch));
             session.run(&format!("reset {}", name.trim_matches('\'')));

@@ -184,7 +184,7 @@ impl<'a> User<'a> {
         for _ in 0..number {
             dice.below(2);
         }
-        let role = if number % 2 == 0 { "postgres" } else { "plain" };
+        let role = if number.is_multiple_of(2) { "postgres" } else { "plain" };
         let mut session = connect(cluster, role);
         let (functions, relations) = (functions(&mut session), relations(&mut session));
         User { cluster, role, dice, session, jobs, functions, relations, pids: Vec::new() }
