@@ -349,7 +349,9 @@ fn each_end_of_a_few_jobs_is_told(db: &Db) {
     assert!(reply.error.is_none());
     let notices = session.notices();
     assert!(notices.iter().all(|notice| notice.severity() == "NOTICE"), "{notices:?}");
-    let told: Vec<String> = notices.iter().map(pg_background_mgr_tests::ServerError::message).collect();
+    let mut told: Vec<String> = notices.iter().map(pg_background_mgr_tests::ServerError::message).collect();
+    // An attempt that follows at once may be over before the next look.
+    told.retain(|line| !line.ends_with("is queued again"));
     let of_job = |start: &str, end: &str| {
         let count = told.iter().filter(|line| line.starts_with(start) && line.ends_with(end)).count();
         assert_eq!(count, 1, "{start} ... {end}: {told:#?}");
