@@ -13,7 +13,7 @@ pub fn cases() -> Vec<Case> {
         // Its share of the server.
         private_case!(roles_take_turns),
         private_case!(one_batch_after_the_other_does_not_starve_a_role),
-        private_case!(many_roles_take_turns_without_a_failed_process),
+        private_case!(many_roles_take_turns_without_a_failed_process).alone(),
         private_case!(hundreds_of_roles_have_one_job_each),
         private_case!(a_place_that_is_left_is_taken_without_a_launch),
         private_case!(a_full_queue_refuses_the_whole_call),
