@@ -6,8 +6,9 @@ use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db,
 
 pub fn cases() -> Vec<Case> {
     vec![
-        private_case!(a_chain_of_launches_goes_on),
-        case!(a_chain_in_the_queue_goes_on),
+        // Before PostgreSQL 16 a chain may stand still for a minute or more: open, see docs/design.md.
+        private_case!(a_chain_of_launches_goes_on).since(16),
+        case!(a_chain_in_the_queue_goes_on).since(16),
         case!(a_chain_of_retries_goes_on),
         case!(a_job_that_lives_on_counts),
     ]
