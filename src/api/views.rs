@@ -139,7 +139,7 @@ fn state(call: &Call) -> Result<Value, Error> {
     Ok(Value::Void)
 }
 
-/// What is known of the start of a job that a server had not run to its end when it died.
+/// Holds what is known of the start of a job that a server had not run to its end when it died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Start {
     Never,

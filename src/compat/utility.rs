@@ -10,7 +10,8 @@ thread_local! {
     static AFTER_DISCARD_ALL: Cell<Option<fn()>> = const { Cell::new(None) };
 }
 
-/// Calls `body` in this process after each DISCARD ALL that has succeeded. To be called once, when the library is loaded.
+/// Calls `body` in this process after each DISCARD ALL that has succeeded. To be called once, when the library is
+/// loaded.
 pub fn after_discard_all(body: fn()) {
     AFTER_DISCARD_ALL.set(Some(body));
     // SAFETY: a variable of this process; the hook is a function of this library, which is never unloaded.
@@ -28,7 +29,7 @@ callback! {
     }
 }
 
-/// Is the command DISCARD ALL?
+/// Returns whether the command is DISCARD ALL.
 ///
 /// # Safety
 /// `statement` is a planned utility command.
@@ -41,7 +42,8 @@ unsafe fn is_discard_all(statement: *const pg_sys::PlannedStmt) -> bool {
     }
 }
 
-/// Defines the hook. It has no guard: an error of the server passes through its frame, which holds nothing to be dropped, and
+/// Defines the hook. It has no guard: an error of the server passes through its frame, which holds nothing to be
+/// dropped, and
 /// keeps all its fields.
 macro_rules! utility_hook {
     ($abi:literal, $($argument:ident: $type:ty),*) => {

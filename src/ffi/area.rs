@@ -54,7 +54,8 @@ thread_local! {
     static RELEASED: Cell<u32> = const { Cell::new(0) };
 }
 
-/// What is as large as this has a segment of its own, which goes back to the system with it: the area keeps what it has for good
+/// An allocation as large as this has a segment of its own, which goes back to the system with it: the area keeps
+/// what it has for good
 /// (dsa.c, `dsa_free` of a large object).
 pub const LARGE: usize = 256 * 1024;
 /// How many of these there may be. The server's number of segments is bounded; without one it is in the area.
@@ -248,7 +249,8 @@ fn attach(header: &'static Header, makes: bool) -> *mut pg_sys::dsa_area {
     area
 }
 
-/// While this lives, what has a segment of its own stays mapped from one look to the next. Without it an idle process would
+/// While this lives, what has a segment of its own stays mapped from one look to the next. Without it an idle process
+/// would
 /// hold memory that is of no use any more.
 pub struct Mapped(());
 
@@ -316,7 +318,8 @@ pub fn read<T>(body: impl FnOnce(&Memory) -> T) -> T {
     body(&Memory { header, area, root: header.root.load(Ordering::Acquire) })
 }
 
-/// Changes the area; without memory for it nothing is there, and nothing can be allocated. `body` must not wait; should it raise,
+/// Changes the area; without memory for it nothing is there, and nothing can be allocated. `body` must not wait;
+/// should it raise,
 /// what it has changed so far stays changed.
 pub fn write<T>(body: impl FnOnce(&mut Memory) -> T) -> T {
     let header = header();

@@ -6,7 +6,8 @@ use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::CStr;
 
-/// Libraries of the server that keep nothing of a session but caches and settings, and settings are reset. Conversions of
+/// Libraries of the server that keep nothing of a session but caches and settings, and settings are reset.
+/// Conversions of
 /// encodings, which have `_and_` in their names, are as such.
 const STATELESS: &[&str] = &[
     // Of the server itself.
@@ -61,7 +62,8 @@ const STATELESS: &[&str] = &[
     "tcn",
 ];
 
-/// Libraries whose connections to other servers outlive a transaction: also one that each session has may have been used.
+/// Libraries whose connections to other servers outlive a transaction: also one that each session has may have been
+/// used.
 const CONNECTING: &[&str] = &["dblink", "postgres_fdw"];
 
 thread_local! {
@@ -77,7 +79,8 @@ pub fn remember() {
     KNOWN.set((0, false));
 }
 
-/// Returns whether a job may have left something in a library that no reset takes back: one that it has loaded and that is
+/// Returns whether a job may have left something in a library that no reset takes back: one that it has loaded and
+/// that is
 /// not known to keep nothing, or one that connects to other servers.
 pub fn may_keep_state() -> bool {
     // SAFETY: reads the list of this process. Nothing is ever taken off it, so it is the same as long as its size is.
@@ -112,7 +115,7 @@ fn name_of(path: &[u8]) -> &str {
     name.rsplit_once('.').map_or(name, |(name, _)| name)
 }
 
-/// Is the file in the directory of the server's libraries? Others may have libraries of the same names.
+/// Returns whether the file is in the directory of the server's libraries: others may have libraries of the same names.
 fn is_of_server(path: &[u8]) -> bool {
     // SAFETY: a C string that the server has set when it started.
     let directory = unsafe { CStr::from_ptr((&raw const pg_sys::pkglib_path).cast()) }.to_bytes();

@@ -101,7 +101,8 @@ pub fn try_to_write(table: u32, waits: bool) -> bool {
 }
 
 /// Returns whether a table may run code of a role that is not a superuser when it is written: its owner is none, or
-/// it has a rule, a child, or a trigger that runs also in a replica's session, which only its owner can make. The caller holds
+/// it has a rule, a child, or a trigger that runs also in a replica's session, which only its owner can make. The
+/// caller holds
 /// a lock on it, so none of this can change.
 pub fn runs_code_of_others(table: u32) -> bool {
     // SAFETY: inside a transaction; the entry of the relation cache is valid until it is closed.

@@ -11,7 +11,7 @@ pub struct Identity {
     pub login: u32,
     /// The role to set after that: oid.
     pub role: Option<u32>,
-    /// It is that of a local change, which the job must not leave: see [`confine`].
+    /// Marks that of a local change, which the job must not leave: see [`confine`].
     pub is_confined: bool,
 }
 
@@ -33,8 +33,10 @@ pub fn effective() -> Identity {
     }
 }
 
-/// Makes the server refuse every change of the role and of the session's user, as inside a SECURITY DEFINER function (guc.c,
-/// `GUC_NOT_WHILE_SEC_REST`), until [`release`]. Outside of a transaction: each one that begins later, also in a procedure,
+/// Makes the server refuse every change of the role and of the session's user, as inside a SECURITY DEFINER function
+/// (guc.c,
+/// `GUC_NOT_WHILE_SEC_REST`), until [`release`]. Outside of a transaction: each one that begins later, also in a
+/// procedure,
 /// keeps what it finds, and an abort goes back to that (xact.c, `StartTransaction`, `AbortTransaction`).
 pub fn confine() {
     // A server with assertions checks that nothing is set outside of a transaction, and would end.
@@ -97,7 +99,8 @@ pub fn has_rights_of(member: u32, role: u32) -> bool {
 }
 
 /// May the code that runs now use what belongs to this role? It runs as this role, or with its rights. Where the server
-/// lends code the rights of another (a SECURITY DEFINER function, a trigger of ON DELETE CASCADE), only as this role itself:
+/// lends code the rights of another (a SECURITY DEFINER function, a trigger of ON DELETE CASCADE), only as this role
+/// itself:
 /// membership is for sessions, not for what they call.
 pub fn may_act_as(role: u32) -> bool {
     let current = current();
@@ -115,7 +118,8 @@ pub fn signals_backends(role: u32) -> bool {
     has_rights_of(role, 4200)
 }
 
-/// While this lives, no trigger and no rule runs that a role other than the table's owner can make: as in a session with
+/// While this lives, no trigger and no rule runs that a role other than the table's owner can make: as in a session
+/// with
 /// `session_replication_role = replica`, but without its assign hook, which throws all cached plans away (trigger.c,
 /// `TriggerEnabled`; rewriteHandler.c, `matchLocks`).
 struct ReplicaRole(c_int);
@@ -138,7 +142,8 @@ impl Drop for ReplicaRole {
 /// Runs `body` with the rights of the superuser that owns the cluster, and with a search path in which nobody else can
 /// create anything; its statements reach no relation of others ([`own_sql`](super::own_sql)). Only for constant SQL that
 /// names everything with its schema all the same, and calls no function but those of `pg_catalog`: others can have a
-/// namesake in the schema of the extension. Triggers and rules that others may put on its tables do not run. An error leaves the rights raised until the transaction is aborted, which the
+/// namesake in the schema of the extension. Triggers and rules that others may put on its tables do not run. An error
+/// leaves the rights raised until the transaction is aborted, which the
 /// server does next.
 pub fn as_cluster_owner<T>(body: impl FnOnce() -> T) -> T {
     let mut user = pg_sys::Oid::INVALID;

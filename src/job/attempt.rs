@@ -1,7 +1,10 @@
-//! Which attempt each worker runs, in files beside those of [`super::spool`]: after a crash they tell which jobs had started.
+//! Which attempt each worker runs, in files beside those of [`super::spool`]: after a crash they tell which jobs had
+//! started.
 //!
-//! The log is told of several jobs at once that they are about to start, and may not be told at all. These files are not flushed,
-//! so that they cost no time: they outlive the processes of the server, not the operating system. After the crash of that it is
+//! The log is told of several jobs at once that they are about to start, and may not be told at all. These files are
+//! not flushed,
+//! so that they cost no time: they outlive the processes of the server, not the operating system. After the crash of
+//! that it is
 //! not known whether a job had started.
 
 use super::spool;
@@ -14,7 +17,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-/// What the name of such a file ends with.
+/// The end of the name of such a file.
 pub const ATTEMPT: &str = ".attempt";
 
 /// An attempt that has begun.
@@ -30,7 +33,7 @@ pub struct Attempt {
     pub attempts: u32,
 }
 
-/// What is in a file.
+/// The content of a file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Content {
     epoch: i64,

@@ -62,7 +62,8 @@ pub fn end_cells(end: &End) -> [Cell; 5] {
     ]
 }
 
-/// What came of a job, as cells: result, row_count, result_truncated, command_tag, sqlstate, message, detail, hint, context.
+/// Returns what came of a job, as cells: result, row_count, result_truncated, command_tag, sqlstate, message, detail,
+/// hint, context.
 pub fn outcome_cells(outcome: &Outcome) -> [Cell; 9] {
     [
         outcome.result.clone().into(),
@@ -186,7 +187,8 @@ fn hold(waits: bool) -> u32 {
     table
 }
 
-/// Raises [`Error::LogAltered`] (55000) if writing the log would run code of an owner that is not a superuser. A lock on it is
+/// Raises [`Error::LogAltered`] (55000) if writing the log would run code of an owner that is not a superuser. A lock
+/// on it is
 /// held.
 fn refuse_code_of_others(table: u32) {
     if table != 0 && lock::runs_code_of_others(table) {

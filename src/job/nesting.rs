@@ -1,6 +1,7 @@
 //! Jobs that launch jobs: which of those above a job still run.
 //!
-//! A job that launches another one takes a lock of its session, under a random key, and hands the key down. The lock goes
+//! A job that launches another one takes a lock of its session, under a random key, and hands the key down. The lock
+//! goes
 //! with the job, however it ends, so a key whose lock is free is that of a job that has ended.
 
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};

@@ -53,7 +53,8 @@ pub fn register(start: Start) -> bool {
     register_with(start, ask_again)
 }
 
-/// Registers a worker that comes after the one in the place `index`, which ends. While others of the pool end, too, there will
+/// Registers a worker that comes after the one in the place `index`, which ends. While others of the pool end, too,
+/// there will
 /// be a process for it: waits for that.
 pub fn register_after(index: usize, start: Start) -> bool {
     let began = Instant::now();

@@ -145,7 +145,8 @@ pub fn insert(job: Job) {
     }
 }
 
-/// Takes a job out to work with it. `may_act_as`: whether the caller may use what belongs to a role; to others the job does not
+/// Takes a job out to work with it. `may_act_as`: whether the caller may use what belongs to a role; to others the
+/// job does not
 /// exist.
 ///
 /// # Errors

@@ -19,7 +19,8 @@ use crate::protocol::{sqlstate, to_bytes, Report, Request};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// How often an idle worker looks whether its database is wanted, and whether there is something to do that nobody tells.
+/// How often an idle worker looks whether its database is wanted, and whether there is something to do that nobody
+/// tells.
 const IDLE_CHECK: Duration = Duration::from_millis(500);
 /// How often one that has been idle for [`LONG_IDLE`] does so. DROP DATABASE waits five seconds for others to leave
 /// (procarray.c, `CountOtherDBBackends`).
@@ -115,7 +116,8 @@ pub fn stay(database: u32, login: u32) {
     worker.leave();
 }
 
-/// Has no session give this worker another job, if the last one has left what cannot be reset. Before the session knows that
+/// Has no session give this worker another job, if the last one has left what cannot be reset. Before the session
+/// knows that
 /// it is done.
 pub fn retire_if_spent() {
     if let Some(index) = PLACE.get().filter(|_| reset::is_spent()) {
@@ -428,7 +430,8 @@ impl Worker {
                     }
                     {
                         let _held = CancelHeld::new();
-                        // A cap of none changes with the configuration, of which the server tells its processes. Of jobs of
+                        // A cap of none changes with the configuration, of which the server tells its processes. Of
+                        // jobs of
                         // the classic interface that fill the cap nobody tells that they have ended.
                         latch::wait(Some(if guc::cap() == 0 { LONG_IDLE_CHECK } else { IDLE_CHECK }));
                     }
@@ -534,7 +537,8 @@ impl Worker {
         self.is_clean
     }
 
-    /// Has another worker take the place of this one, which stays until the server has started that one. False = it has not,
+    /// Has another worker take the place of this one, which stays until the server has started that one. False = it
+    /// has not,
     /// and this one goes on.
     fn is_taken_over(&mut self) -> bool {
         let start = match area::write(|memory| registry::reserve_successor(memory, self.index)) {

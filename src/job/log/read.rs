@@ -84,7 +84,8 @@ pub enum Fate {
     },
 }
 
-/// What the log says of a job, as things are now, whatever the snapshot of the caller. None = somebody has the log for himself.
+/// What the log says of a job, as things are now, whatever the snapshot of the caller. None = somebody has the log
+/// for himself.
 pub fn fate(uuid: &[u8; 16]) -> Option<Fate> {
     let row = role::as_cluster_owner(|| {
         if !is_readable() {

@@ -52,7 +52,8 @@ pub struct Seeker {
     pub index: usize,
     /// Its jobs are so short that it is to claim several.
     pub many: bool,
-    /// The server has no process for another worker just now: it makes room for one only if it has nothing to do itself.
+    /// The server has no process for another worker just now: it makes room for one only if it has nothing to do
+    /// itself.
     pub keeps_turn: bool,
 }
 

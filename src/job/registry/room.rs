@@ -123,7 +123,8 @@ fn free_places(memory: &mut Memory, database: u32, login: u32) -> usize {
     free + idle.count()
 }
 
-/// How many workers roles have, and how many of each key will look for work soon. Of those that there are, which are few: there
+/// How many workers roles have, and how many of each key will look for work soon. Of those that there are, which are
+/// few: there
 /// may be very many keys.
 #[derive(Default)]
 struct Shares {

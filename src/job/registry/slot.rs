@@ -174,7 +174,8 @@ fn keeps_memory(memory: &Memory, index: usize) -> bool {
     !others.any(|(_, slot)| room::is_staying(slot) && slot.is_unwanted == 0) && batch::is_large_one_done(memory)
 }
 
-/// A worker whose idle time is over goes. False = it stays: it alone has time for what is queued, or has been given a job.
+/// A worker whose idle time is over goes. False = it stays: it alone has time for what is queued, or has been given a
+/// job.
 pub fn leave_idle(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
     let is_last = own.key != 0 && memory.get::<Key>(own.key).has_queue() && memory.get::<Key>(own.key).workers <= 1;

@@ -17,7 +17,8 @@ pub(super) fn rights_on(owner: u32) -> bool {
     role::has_rights_of(current, owner) || role::reads_all_stats(current)
 }
 
-/// What the caller may see of what came of a job of this owner. Who reads statistics only sees neither its rows nor what an error
+/// What the caller may see of what came of a job of this owner. Who reads statistics only sees neither its rows nor
+/// what an error
 /// says of them.
 pub fn visible(owner: u32, state: State, outcome: Outcome) -> Outcome {
     if role::has_rights_of(role::current(), owner) {
@@ -69,7 +70,8 @@ fn batches(uuid: Option<&[u8; 16]>, among: Among) -> HashSet<u64> {
     headers.into_iter().filter(|batch| is_wanted(batch)).map(|batch| batch.number).collect()
 }
 
-/// What one query sees of the registry: each batch as it was when the query first came to one of its jobs, but no job as
+/// What one query sees of the registry: each batch as it was when the query first came to one of its jobs, but no job
+/// as
 /// running that did not run when the query first looked at all. So never more jobs run than there are workers.
 #[derive(Debug, Default)]
 pub struct Sight {

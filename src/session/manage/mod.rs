@@ -24,7 +24,8 @@ fn no_such_job(uuid: &[u8; 16]) -> Error {
     Error::NoSuchJob(Text::new(&format_uuid(uuid)))
 }
 
-/// Returns whether the caller may stop or retry jobs of this owner, launched by `login`, as far as superusers are concerned:
+/// Returns whether the caller may stop or retry jobs of this owner, launched by `login`, as far as superusers are
+/// concerned:
 /// membership is not enough for those of a superuser (signalfuncs.c, `pg_signal_backend`). Who launched them, may.
 fn reaches_superusers(owner: u32, login: u32) -> bool {
     let current = role::current();
