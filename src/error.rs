@@ -101,6 +101,11 @@ pub enum Error {
     NotOwner,
     #[error("background job queue is full")]
     QueueFull { wanted: u64, free: u64, limit: u64 },
+    /// How many bytes could not be had.
+    #[error("out of memory")]
+    OutOfMemory(usize),
+    #[error("cannot launch background jobs in single-user mode")]
+    SingleUser,
     #[error("out of shared memory")]
     SharedMemory,
     #[error("could not start {wanted} background jobs at once")]
@@ -212,8 +217,8 @@ impl Error {
         use Error::*;
         sqlstate(match self {
             QueueFull { .. } => b"53400",
-            SharedMemory => b"53200",
-            TooFewWorkers { .. } | FewerAllowed { .. } | NoWorkers | Stuck => b"53000",
+            SharedMemory | OutOfMemory(_) => b"53200",
+            TooFewWorkers { .. } | FewerAllowed { .. } | NoWorkers | Stuck | SingleUser => b"53000",
             InRecovery | StopInRecovery => b"25006",
             NotCommitted | NothingToRetry(_) | NotLogged(_) | FollowsItself | ForeignRelation(_) | LogAltered => {
                 b"55000"
@@ -260,6 +265,7 @@ impl Error {
             }
             Error::TooFewWorkers { free, .. } => format!("{free} workers are free."),
             Error::FewerAllowed { allowed, .. } => format!("The options allow the batch {allowed} workers."),
+            Error::OutOfMemory(bytes) => format!("Failed on request of size {bytes}."),
             Error::TooManyQueries => format!("It may have {MAX_PIECES}."),
             Error::BadValue { wanted, .. } => wanted.to_string(),
             Error::TooDeep => format!("{MAX_NESTING} jobs that have launched each other still run."),
@@ -313,6 +319,7 @@ impl Error {
                 Error::QueueTooLarge => "What does not fit in the queue is kept in memory and in a temporary file.",
                 Error::SegmentsExhausted => "Read or detach the results of jobs that have ended.",
                 Error::SlotsExhausted => "You may need to increase max_worker_processes.",
+                Error::SingleUser => "Start the server in multi-user mode: only then it has background workers.",
                 Error::NotStarted => "The server log may tell why.",
                 Error::NotRun => "The job has not begun. Launch it again.",
                 Error::NotAttached(_) => {

@@ -76,6 +76,27 @@ pub unsafe fn detoast_external(value: *mut pg_sys::varlena) -> *mut pg_sys::varl
     return unsafe { pg_sys::detoast_external_attr(value) };
 }
 
+/// Returns how many bytes a varlena takes when it is neither compressed nor elsewhere, its length word included (detoast.c).
+///
+/// # Safety
+/// `value` is a varlena.
+pub unsafe fn raw_datum_size(value: pg_sys::Datum) -> usize {
+    #[cfg(not(feature = "__ge13"))]
+    {
+        #[pgrx::pg_guard]
+        unsafe extern "C-unwind" {
+            fn toast_raw_datum_size(value: pg_sys::Datum) -> usize;
+        }
+        // SAFETY: by contract.
+        unsafe { toast_raw_datum_size(value) }
+    }
+    #[cfg(feature = "__ge13")]
+    // SAFETY: by contract.
+    unsafe {
+        pg_sys::toast_raw_datum_size(value) as usize
+    }
+}
+
 /// Writes to a temporary file. False = the disk took less; from 14 on that is an error of the server's own.
 ///
 /// # Safety

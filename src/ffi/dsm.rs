@@ -141,7 +141,7 @@ impl Segment {
     pub fn read(&self, offset: usize, length: usize) -> Option<Vec<u8>> {
         offset.checked_add(length).filter(|end| *end <= self.length)?;
         // SAFETY: in bounds; the area was written before a word said so, and is not written again.
-        Some(unsafe { std::slice::from_raw_parts(self.address.add(offset), length) }.to_vec())
+        Some(super::alloc::copy(unsafe { std::slice::from_raw_parts(self.address.add(offset), length) }))
     }
 
     /// Are these the bytes at this offset?

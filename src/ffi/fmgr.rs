@@ -110,7 +110,13 @@ impl Call {
             let type_oid = pg_sys::TEXTOID;
             pg_sys::deconstruct_array(array, type_oid, length, false, align, &mut values, &mut nulls, &mut count);
             let element = |at| (!*nulls.add(at)).then(|| text_bytes(*values.add(at)));
-            Some((0..count as usize).map(element).collect())
+            let mut elements = Vec::new();
+            super::alloc::reserve(&mut elements, count as usize);
+            for at in 0..count as usize {
+                super::alloc::check();
+                elements.push(element(at));
+            }
+            Some(elements)
         }
     }
 
@@ -190,7 +196,7 @@ pub(super) unsafe fn text_bytes(datum: pg_sys::Datum) -> Vec<u8> {
     unsafe {
         let text = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
         let start = pgrx::varlena::vardata_any(text).cast::<u8>();
-        std::slice::from_raw_parts(start, pgrx::varlena::varsize_any_exhdr(text)).to_vec()
+        super::alloc::copy(std::slice::from_raw_parts(start, pgrx::varlena::varsize_any_exhdr(text)))
     }
 }
 

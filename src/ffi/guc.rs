@@ -29,7 +29,7 @@ pub fn session_settings() -> Vec<Setting> {
     while let Some(setting) = next_setting(&mut rest) {
         if is_of_session(setting.source as u32) && !NOT_CARRIED.contains(&setting.name) {
             let Serialized { name, value, source, context, role } = setting;
-            settings.push(Setting { name: name.to_vec(), value: value.to_vec(), source, context, role });
+            settings.push(Setting { name: name.to_vec(), value: super::alloc::copy(value), source, context, role });
         }
     }
     settings
@@ -60,11 +60,12 @@ fn serialized() -> Vec<u8> {
     // SerializeGUCState).
     unsafe {
         let size = pg_sys::EstimateGUCStateSpace();
+        super::alloc::ensure(2 * size + 8);
         let mut bytes = vec![0_u64; size.div_ceil(8)];
         pg_sys::SerializeGUCState(size, bytes.as_mut_ptr().cast());
         let length = bytes.first().copied().unwrap_or_default() as usize;
         let start = bytes.as_ptr().cast::<u8>().add(size_of::<usize>());
-        std::slice::from_raw_parts(start, length.min(size.saturating_sub(size_of::<usize>()))).to_vec()
+        super::alloc::copy(std::slice::from_raw_parts(start, length.min(size.saturating_sub(size_of::<usize>()))))
     }
 }
 
@@ -150,7 +151,7 @@ pub fn loaded_libraries() -> Vec<u8> {
     // SAFETY: the server writes at most as many bytes as it estimated.
     unsafe {
         let size = pg_sys::EstimateLibraryStateSpace();
-        let mut bytes = vec![0_u8; size];
+        let mut bytes = super::alloc::zeroed(size);
         pg_sys::SerializeLibraryState(size, bytes.as_mut_ptr().cast());
         bytes
     }

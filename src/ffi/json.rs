@@ -2,7 +2,7 @@
 
 use super::memory::Context;
 use super::tuple::{Slot, TupleDesc};
-use crate::compat::wire::heap_form_tuple;
+use crate::compat::wire::{heap_form_tuple, raw_datum_size};
 use pgrx::pg_sys;
 use std::cell::Cell;
 
@@ -13,6 +13,8 @@ const ROW_TO_JSON: u32 = 3155;
 pub struct JsonRows {
     /// Names and types; a row's own descriptor may have other names.
     columns: TupleDesc,
+    /// Columns whose values are at least as long in JSON.
+    texts: Vec<bool>,
     /// Lives as long as the process: a statement may end the transaction that it began in.
     memory: &'static Context,
 }
@@ -27,19 +29,35 @@ fn memory() -> &'static Context {
     memory
 }
 
+/// Returns whether JSON has the bytes of values of a type as they are, or more for them.
+fn is_text(type_oid: pg_sys::Oid) -> bool {
+    // SAFETY: a catalog lookup; the type exists while a statement gives its values.
+    let base = unsafe { pg_sys::getBaseType(type_oid) };
+    let texts = [pg_sys::TEXTOID, pg_sys::VARCHAROID, pg_sys::BPCHAROID, pg_sys::BYTEAOID, pg_sys::JSONOID, pg_sys::XMLOID];
+    texts.contains(&base)
+}
+
 impl JsonRows {
     /// For rows with these columns; the descriptor outlives this value.
     pub fn new(columns: TupleDesc) -> Self {
         // SAFETY: registers the row type, if it has none, for this process (execTuples.c, BlessTupleDesc).
         unsafe { pg_sys::BlessTupleDesc(columns.as_raw()) };
-        JsonRows { columns, memory: memory() }
+        let texts = columns.attributes().map(|attribute| is_text(attribute.type_oid)).collect();
+        JsonRows { columns, texts, memory: memory() }
     }
 
-    /// A row in the database's encoding.
-    pub fn row(&self, row: &Slot) -> Vec<u8> {
+    /// Returns a row in the database's encoding; none = it is longer than `limit` bytes. Of one that has a longer text in it
+    /// no JSON is made.
+    pub fn row(&self, row: &Slot, limit: usize) -> Option<Vec<u8>> {
+        let (values, nulls) = row.values();
+        let mut texts = values.iter().zip(nulls).zip(&self.texts).filter(|((_, null), is_text)| **is_text && !**null);
+        // SAFETY: the column is a varlena.
+        let is_long = texts.any(|((value, _), _)| unsafe { raw_datum_size(*value) } > limit + size_of::<u32>());
+        if is_long {
+            return None;
+        }
         let text = {
             let _switch = self.memory.enter();
-            let (values, nulls) = row.values();
             let (mut values, mut nulls) = (values.to_vec(), nulls.to_vec());
             // SAFETY: a value for each column, whose type is registered; the function gives a text.
             unsafe {
@@ -47,7 +65,8 @@ impl JsonRows {
                 let tuple = heap_form_tuple(columns, &mut values, &mut nulls);
                 let record = pg_sys::heap_copy_tuple_as_datum(tuple, columns);
                 let function = pg_sys::Oid::from(ROW_TO_JSON);
-                super::fmgr::text_bytes(pg_sys::OidFunctionCall1Coll(function, pg_sys::Oid::INVALID, record))
+                let json = pg_sys::OidFunctionCall1Coll(function, pg_sys::Oid::INVALID, record);
+                (raw_datum_size(json) <= limit + size_of::<u32>()).then(|| super::fmgr::text_bytes(json))
             }
         };
         self.memory.reset();

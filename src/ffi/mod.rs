@@ -16,6 +16,7 @@
 //! | [`dsm::Segment`], [`shm_mq::Receiver`], [`shm_mq::Sender`] | the process | nothing; `close` releases, exit does too |
 //! | [`spill::File`] | the process | closes the file, unless unwinding |
 
+pub mod alloc;
 pub mod area;
 pub mod bgworker;
 pub mod client;

@@ -72,13 +72,27 @@ impl From<Report> for Captured {
     }
 }
 
+/// How often a report is in memory until it is sent or logged, at most: it is copied, located, and written into a text that
+/// grows.
+const REPORT_COPIES: usize = 6;
+
 /// Copies the server's report.
 ///
 /// # Safety
 /// `edata` is valid.
 unsafe fn from_error_data(edata: &pg_sys::ErrorData) -> Report {
+    let texts = [
+        edata.message,
+        edata.detail,
+        edata.detail_log,
+        edata.hint,
+        edata.context,
+        edata.internalquery,
+    ];
     // SAFETY: every text of a report is null or a C string.
     unsafe {
+        let bytes = texts.iter().filter(|text| !text.is_null()).map(|text| CStr::from_ptr(*text).count_bytes());
+        super::alloc::ensure(REPORT_COPIES * bytes.sum::<usize>());
         Report {
             level: edata.elevel,
             sqlstate: edata.sqlerrcode,

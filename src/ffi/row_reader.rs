@@ -93,10 +93,12 @@ impl RowReader {
         let mut count = 0;
         for row in RowsIter::new(payload) {
             let row = row?;
+            super::alloc::check();
             // The queue and the allocator align; should one ever not, the server must still get an aligned tuple.
             let copy: Vec<u64>;
             let mut start = row.as_ptr();
             if !start.addr().is_multiple_of(ALIGNMENT) {
+                super::alloc::ensure(row.len() + ALIGNMENT);
                 copy = row.chunks(ALIGNMENT).map(word).collect();
                 start = copy.as_ptr().cast();
             }

@@ -118,6 +118,7 @@ impl RowWriter {
 
     /// Appends a row. Toasted values are brought in: their table may be gone when the row is read.
     pub fn append(&mut self, row: Slot, out: &mut Vec<u8>) {
+        super::alloc::check();
         if self.form.is_none() && !(self.has_varlena && self.has_external(&row)) {
             row.append_to(out);
             return;

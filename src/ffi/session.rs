@@ -12,6 +12,12 @@ pub fn pid() -> i32 {
     unsafe { pg_sys::MyProcPid }
 }
 
+/// Returns whether this process has a postmaster, which starts background workers; not in single-user mode.
+pub fn has_postmaster() -> bool {
+    // SAFETY: a variable of this process.
+    unsafe { pg_sys::IsUnderPostmaster }
+}
+
 /// The database of this session: oid.
 pub fn database() -> u32 {
     // SAFETY: a variable of this process.

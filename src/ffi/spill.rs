@@ -109,7 +109,7 @@ impl File {
         }
         let mut length = [0; 8];
         self.read_exactly(&mut length)?;
-        let mut message = vec![0; u64::from_ne_bytes(length) as usize];
+        let mut message = super::alloc::zeroed(u64::from_ne_bytes(length) as usize);
         self.read_exactly(&mut message)?;
         Ok(Some(message))
     }

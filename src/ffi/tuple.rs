@@ -115,7 +115,9 @@ impl Slot {
 /// `tuple` is valid.
 pub(super) unsafe fn append_tuple(out: &mut Vec<u8>, tuple: pg_sys::MinimalTuple) {
     // SAFETY: by contract; a minimal tuple begins with its length.
-    out.extend_from_slice(unsafe { std::slice::from_raw_parts(tuple.cast::<u8>(), (*tuple).t_len as usize) });
+    let bytes = unsafe { std::slice::from_raw_parts(tuple.cast::<u8>(), (*tuple).t_len as usize) };
+    super::alloc::reserve(out, bytes.len() + ALIGNMENT);
+    out.extend_from_slice(bytes);
     out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
 }
 

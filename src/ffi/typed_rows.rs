@@ -46,7 +46,7 @@ impl From<Vec<u8>> for Cell {
 
 impl From<&[u8]> for Cell {
     fn from(text: &[u8]) -> Self {
-        Cell::Text(text.to_vec())
+        Cell::Text(super::alloc::copy(text))
     }
 }
 

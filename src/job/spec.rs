@@ -3,7 +3,7 @@
 use super::cut;
 use super::manner::CONFINED;
 use crate::error::{Error, Place, Text};
-use crate::ffi::interval;
+use crate::ffi::{alloc, interval};
 use crate::protocol::MAX_SQL_BYTES;
 use serde_json::{Map, Value};
 
@@ -45,7 +45,8 @@ impl BatchSpec {
     pub fn from_text(text: &[u8], delimiter: Option<&[u8]>, options: Option<&[u8]>) -> Result<Self, Error> {
         let (batch, defaults) = from_options(options)?;
         let pieces = cut::cut(text, delimiter.unwrap_or_default())?;
-        let queries = pieces.into_iter().map(|piece| text.get(piece).unwrap_or_default().to_vec());
+        alloc::ensure(pieces.len() * size_of::<JobSpec>());
+        let queries = pieces.into_iter().map(|piece| alloc::copy(text.get(piece).unwrap_or_default()));
         batch.with_jobs(queries.map(|query| JobSpec { query, ..defaults.clone() }).collect())
     }
 
@@ -68,6 +69,7 @@ impl BatchSpec {
     /// of the options (22023).
     pub fn from_array(queries: Vec<Option<Vec<u8>>>, options: Option<&[u8]>) -> Result<Self, Error> {
         let (batch, defaults) = from_options(options)?;
+        alloc::ensure(GROWTH * queries.len() * size_of::<JobSpec>());
         let job = |(number, query): (usize, Option<Vec<u8>>)| {
             let query = query.ok_or(Error::NullQuery(Place::Job(number)))?;
             Ok(JobSpec { query, ..defaults.clone() })
@@ -163,8 +165,30 @@ fn from_item(place: Place, item: Value, defaults: &JobSpec) -> Result<JobSpec, E
 /// The JSON text in the database's encoding. Every such encoding has ASCII, which is all that JSON itself is made of; each
 /// other byte becomes a character of its own, and is what it was after [`to_database`].
 fn parse(json: &[u8]) -> serde_json::Result<Value> {
+    alloc::ensure(parsed_bytes(json));
     let text: String = json.iter().copied().map(char::from).collect();
     serde_json::from_str(&text)
+}
+
+/// How much more than its contents a list takes that grows.
+const GROWTH: usize = 3;
+
+/// What a JSON text takes in memory until there are jobs, at most: texts several times, and each value and each object.
+fn parsed_bytes(json: &[u8]) -> usize {
+    /// Room for the keys and values of one object.
+    const OBJECT_BYTES: usize = 1024;
+    let (mut values, mut objects, mut in_text, mut is_escaped) = (1, 0, false, false);
+    for byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = in_text,
+            b'"' => in_text = !in_text,
+            b',' | b'[' if !in_text => values += 1,
+            b'{' if !in_text => objects += 1,
+            _ => {}
+        }
+    }
+    6 * json.len() + GROWTH * values * (size_of::<Value>() + size_of::<JobSpec>()) + objects * OBJECT_BYTES
 }
 
 fn to_database(text: &str) -> Vec<u8> {

@@ -1,7 +1,7 @@
 //! Who may launch, and what a worker is told of the launching session.
 
 use crate::error::Error;
-use crate::ffi::{guc, role, session};
+use crate::ffi::{alloc, guc, role, session};
 use crate::job::nesting;
 use crate::protocol::{Request, MAX_NESTING};
 
@@ -10,6 +10,9 @@ use crate::protocol::{Request, MAX_NESTING};
 /// # Errors
 /// 42501, 54000, 42704: the caller must not launch.
 pub fn request() -> Result<Request, Error> {
+    if !session::has_postmaster() {
+        return Err(Error::SingleUser);
+    }
     if role::in_restricted_operation() {
         return Err(match session::applies_as_table_owner() {
             true => Error::RestrictedApply,
@@ -25,6 +28,8 @@ pub fn request() -> Result<Request, Error> {
     }
     let identity = role::effective();
     let settings = guc::session_settings();
+    // They are written down next, in a text that grows.
+    alloc::ensure(3 * settings.iter().map(|setting| setting.name.len() + setting.value.len()).sum::<usize>());
     // A setting of a library means something only where the library is loaded.
     let libraries = settings.iter().any(guc::is_of_library).then(guc::loaded_libraries);
     // A role that was dropped while it is set leaves its session without rights; without it the job would have more.

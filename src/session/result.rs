@@ -5,6 +5,7 @@
 
 use super::blocked::{self, Awaited, GIVE_WAY};
 use crate::error::Error;
+use crate::ffi::alloc;
 use crate::ffi::fmgr::{Rows, Value};
 use crate::ffi::interrupt;
 use crate::ffi::latch::{self, Patience};
@@ -21,6 +22,9 @@ use crate::job::table::{self, Gone, Job};
 use crate::protocol::{decode, split, Description, Done, Kind, Malformed, Report};
 use std::cell::RefCell;
 use std::time::Instant;
+
+/// How often a frame that is not of rows is in memory while it is read and given on, at most.
+const DECODED_COPIES: usize = 4;
 
 thread_local! {
     static PATIENCE: Patience = const { Patience::new() };
@@ -186,6 +190,10 @@ impl Reading {
             Current::Kept(frame) => frame.as_slice(),
         };
         let (kind, payload) = split(frame)?;
+        if kind != Kind::Rows {
+            // Its texts grow while they are read, and some are copied once more.
+            alloc::ensure(DECODED_COPIES * payload.len());
+        }
         match kind {
             Kind::Describe => {
                 let description: Description = decode(payload)?;
@@ -200,7 +208,7 @@ impl Reading {
                     let _unlimited = TempFileUnlimited::new();
                     self.stored += reader.read(payload, self.rows.store())?;
                     if !reader.is_same() {
-                        self.converted.push(frame.to_vec())?;
+                        self.converted.push(alloc::copy(frame))?;
                     }
                 }
                 self.bytes += payload.len();
@@ -286,7 +294,7 @@ impl Reading {
         }
         match std::mem::replace(&mut self.current, Current::None) {
             Current::None => {}
-            Current::Received => all.push(self.job.receiver.last().to_vec())?,
+            Current::Received => all.push(alloc::copy(self.job.receiver.last()))?,
             Current::Kept(frame) => all.push(frame)?,
         }
         if let Some(mut rest) = self.job.kept.take() {

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Text};
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
-use crate::ffi::{bgworker, client, guc, library, report, reset, role, session, spi, statement, transaction};
+use crate::ffi::{alloc, bgworker, client, guc, library, report, reset, role, session, spi, statement, transaction};
 use crate::job::catalog;
 use crate::protocol::{Report, Request, Setting};
 use std::cell::Cell;
@@ -146,7 +146,7 @@ pub fn check_connection_limits(request: &Request) -> Result<(), Error> {
 
 /// The text that positions of errors point into.
 pub fn set_job_text(sql: &[u8]) {
-    SQL.set(sql.to_vec());
+    SQL.set(alloc::copy(sql));
 }
 
 /// The report with its position in the job's text.

@@ -11,7 +11,7 @@ use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured};
 use crate::ffi::shm_mq::Sender;
-use crate::ffi::{area, client, exit, guc, interrupt, latch, session, statement, transaction};
+use crate::ffi::{alloc, area, client, exit, guc, interrupt, latch, session, statement, transaction};
 use crate::job::channel::{Channel, Gate};
 use crate::job::nesting;
 use crate::protocol::{decode, Done, Report, Request};
@@ -167,6 +167,7 @@ fn read_request(channel: Channel) -> bool {
         return true;
     }
     let Some(bytes) = channel.request() else { return false };
+    alloc::ensure(3 * bytes.len()); // its texts grow while they are read
     let Ok(request) = decode(&bytes) else { return false };
     REQUEST.set((bytes, request));
     true

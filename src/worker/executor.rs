@@ -2,6 +2,7 @@
 
 use crate::compat;
 use crate::error::Error;
+use crate::ffi::alloc;
 use crate::ffi::interrupt::{self, CancelHeld};
 use crate::ffi::statement::{self, RowSink, Text};
 use crate::ffi::transaction;
@@ -31,7 +32,7 @@ pub fn run(sql: &CStr, audience: &mut dyn Audience, deadline: Option<Instant>) -
     let text = Text::parse(sql);
     let was_logged = text.statements().any(|statement| statement.is_to_be_logged());
     if was_logged {
-        compat::process::log_line(&[b"statement: ", sql.to_bytes()].concat());
+        log_text(b"statement: ", sql);
     }
     let mut tags = Vec::new();
     let count = text.statements().len();
@@ -119,8 +120,15 @@ fn log_duration(sql: &CStr, was_logged: bool) {
         Some((milliseconds, false)) => compat::process::log_line(format!("duration: {milliseconds} ms").as_bytes()),
         Some((milliseconds, true)) => {
             let line = format!("duration: {milliseconds} ms  statement: ");
-            compat::process::log_line(&[line.as_bytes(), sql.to_bytes()].concat());
+            log_text(line.as_bytes(), sql);
         }
         None => {}
     }
+}
+
+/// Writes a line with the job's text to the server log.
+fn log_text(head: &[u8], sql: &CStr) {
+    // Once here, and once as a C string.
+    alloc::ensure(2 * (head.len() + sql.count_bytes()));
+    compat::process::log_line(&[head, sql.to_bytes()].concat());
 }

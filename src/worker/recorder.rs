@@ -2,6 +2,7 @@
 
 use super::executor::Audience;
 use crate::error::Error;
+use crate::ffi::alloc;
 use crate::ffi::client::Message;
 use crate::ffi::json::JsonRows;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
@@ -11,6 +12,9 @@ use crate::ffi::statement::RowSink;
 use crate::ffi::tuple::{self, TupleDesc};
 use crate::guc;
 use crate::protocol::{json_string, Outcome, Report};
+
+/// How much more memory than its line JSON of COPY takes, at most.
+const JSON_GROWTH: usize = 24;
 
 /// The rows of the last statement that gave rows.
 #[derive(Default)]
@@ -22,17 +26,19 @@ struct Kept {
 }
 
 impl Kept {
-    fn row(&mut self, row: impl FnOnce() -> Vec<u8>) {
+    /// Keeps a row, if `row` gives one that is not longer than what there is room for.
+    fn row(&mut self, row: impl FnOnce(usize) -> Option<Vec<u8>>) {
         self.rows += 1;
         if self.is_full {
             return;
         }
-        let row = row();
         // Whole rows, and the brackets.
-        if self.json.len() + row.len() + 3 > self.limit {
+        let room = self.limit.checked_sub(self.json.len() + 3);
+        let Some(row) = room.and_then(|room| row(room).filter(|row| row.len() <= room)) else {
             self.is_full = true;
             return;
-        }
+        };
+        alloc::reserve(&mut self.json, row.len() + 2);
         self.json.push(if self.json.is_empty() { b'[' } else { b',' });
         self.json.extend_from_slice(&row);
     }
@@ -74,7 +80,15 @@ pub fn message(message: Message) {
             if !session::is_valid_text(line) {
                 return report::emit(&Report::from(Error::CopyEncoding), Log::Here);
             }
-            return with(|kept| kept.row(|| [b"{\"copy\":", json_string(line).as_slice(), b"}"].concat()));
+            return with(|kept| {
+                kept.row(|room| {
+                    (line.len() < room).then(|| {
+                        // Each byte may become six, in two copies that grow.
+                        alloc::ensure(JSON_GROWTH * line.len());
+                        [b"{\"copy\":", json_string(line).as_slice(), b"}"].concat()
+                    })
+                })
+            });
         }
     };
     report::emit(&Report::from(refused), Log::Here);
@@ -145,7 +159,7 @@ impl RowSink for Rows {
 
     fn row(&mut self, row: tuple::Slot) {
         if let (Some(json), false) = (&self.json, self.is_over) {
-            with(|kept| kept.row(|| json.row(&row)));
+            with(|kept| kept.row(|room| json.row(&row, room)));
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::record::{Batch, Job, Key, Life, Place, Slot, State, AGAIN};
 use super::{lists, outcome, slots, stopper};
 use crate::ffi::area::Memory;
-use crate::ffi::session;
+use crate::ffi::{alloc, session};
 use crate::job::manner::Manner;
 use std::collections::{HashMap, HashSet};
 
@@ -247,12 +247,12 @@ pub fn moments(memory: &Memory, batches: &HashSet<u64>, running: &Running) -> Ha
 /// The text of the job that was found.
 pub fn query_of(memory: &Memory, found: &Found) -> Option<Vec<u8>> {
     let job = lists::job(memory, found.batch, found.job?);
-    lists::bytes(memory, found.batch, job.query).map(<[u8]>::to_vec)
+    lists::bytes(memory, found.batch, job.query).map(alloc::copy)
 }
 
 /// A text of a batch in this database's encoding.
 fn own_text(record: &Batch, bytes: &[u8]) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
+    let mut bytes = alloc::copy(bytes);
     if record.encoding != session::encoding() {
         // Another database's encoding: what is not ASCII has no meaning here.
         bytes.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
@@ -373,7 +373,7 @@ pub fn uuid_of_job(memory: &Memory, place: Place, index: u32) -> [u8; 16] {
 /// What a worker must know of a batch: its request, as it was written.
 pub fn request(memory: &Memory, place: Place) -> Vec<u8> {
     let record = memory.get::<Batch>(place);
-    lists::bytes(memory, place, record.request).unwrap_or_default().to_vec()
+    alloc::copy(lists::bytes(memory, place, record.request).unwrap_or_default())
 }
 
 /// What a worker must know of a job.
@@ -398,7 +398,7 @@ impl RunningJob {
         RunningJob {
             uuid: lists::uuid_of(&record.uuid, job.ordinal),
             owner: record.owner,
-            query: lists::bytes(memory, place, job.query).unwrap_or_default().to_vec(),
+            query: alloc::copy(lists::bytes(memory, place, job.query).unwrap_or_default()),
             timeout: Some(job.timeout).filter(|timeout| *timeout > 0),
             attempt: job.attempts,
             max_attempts: job.max_attempts,

@@ -3,7 +3,7 @@
 use super::follow::watched;
 use crate::error::{Error, Text};
 use crate::ffi::interrupt::CancelHeld;
-use crate::ffi::{area, latch, report, role, session, spi, transaction};
+use crate::ffi::{alloc, area, latch, report, role, session, spi, transaction};
 use crate::job::manner::Manner;
 use crate::job::registry::{self, Attendance, NewBatch, NewJob, Place, Start, State};
 use crate::job::spec::BatchSpec;
@@ -22,6 +22,11 @@ const START_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a launch that is not to wait for workers gives those that have just ended a job, and how often it looks.
 const SETTLING: Duration = Duration::from_secs(1);
 const SETTLING_CHECK: Duration = Duration::from_millis(1);
+
+/// How often a batch is in memory while it is accepted: for the queue, for its file, and as that file, which grows.
+const ACCEPTED_COPIES: usize = 5;
+/// What a job takes beside its texts, in bytes, at most.
+const JOB_BYTES: usize = 512;
 
 /// When a launch returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +120,8 @@ pub(super) fn accept(
     if !is_visible() {
         return Err(Error::NotCommitted);
     }
+    let bytes = |job: &NewJob| job.query.len() + job.name.map_or(0, <[u8]>::len);
+    alloc::ensure(ACCEPTED_COPIES * jobs.iter().map(|job| bytes(job) + JOB_BYTES).sum::<usize>());
     let owner_name = session::role_name(owner).ok_or(Error::RoleGone(owner))?;
     let client = spi::select(catalog::CLIENT_ADDRESS).concat();
     let (database, login) = (request.database, request.login);
@@ -151,7 +158,7 @@ pub(super) fn accept(
             .map(|job| SpooledJob {
                 uuid: registry::uuid_of(&uuid, job.ordinal),
                 name: job.name.or(spec.name.as_deref()).map(<[u8]>::to_vec),
-                query: job.query.to_vec(),
+                query: alloc::copy(job.query),
                 options: Manner {
                     sequential: spec.sequential,
                     max_workers: spec.max_workers,

@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::ffi::interrupt::Concluding;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured};
-use crate::ffi::{area, client, interrupt, process, reset, session, statement, transaction};
+use crate::ffi::{alloc, area, client, interrupt, process, reset, session, statement, transaction};
 use crate::job::attempt::{self, Attempt};
 use crate::job::log::{self, FinalRow};
 use crate::job::note::{self, End};
@@ -106,6 +106,7 @@ impl Worker {
         }
         if self.request.as_ref().is_none_or(|(number, _)| *number != claim.number) {
             let bytes = area::read(|memory| registry::request(memory, claim.batch));
+            alloc::ensure(3 * bytes.len()); // its texts grow while they are read
             match decode(&bytes) {
                 Ok(request) => {
                     self.request = Some((claim.number, request));

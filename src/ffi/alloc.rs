@@ -1,0 +1,165 @@
+//! Memory of Rust's own allocator, which ends the process when there is no more: the server then restarts all others.
+//!
+//! Memory whose size or number a user decides is asked for here, and raises 53200 as the server's own does. Small pieces that
+//! meet an exhausted process come out of a reserve, so that there is enough to raise the error with.
+
+use super::report::{self, Log};
+use crate::error::Error;
+use crate::protocol::Report;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The reserve lies in the library's zeroed data: it takes no memory before it is used.
+const RESERVE_BYTES: usize = 1024 * 1024;
+/// Larger pieces do not come out of the reserve.
+const LARGEST_BYTES: usize = 128 * 1024;
+const ALIGNMENT: usize = 16;
+/// Less than this is not worth a question; the reserve has it.
+const SMALL_BYTES: usize = 64 * 1024;
+
+#[repr(align(16))]
+struct Reserve(UnsafeCell<[MaybeUninit<u8>; RESERVE_BYTES]>);
+
+// SAFETY: who uses which of its bytes is agreed on through `USED`.
+unsafe impl Sync for Reserve {}
+
+static RESERVE: Reserve = Reserve(UnsafeCell::new([MaybeUninit::uninit(); RESERVE_BYTES]));
+/// Bytes that have been given, and in the upper half how many pieces are in use; with the last one all bytes are free again.
+static USED: AtomicU64 = AtomicU64::new(0);
+/// The reserve has been needed since it was last asked for.
+static WAS_NEEDED: AtomicBool = AtomicBool::new(false);
+const PIECE: u64 = 1 << 32;
+
+/// The system's allocator with the reserve behind it.
+struct Allocator;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
+fn start() -> *mut u8 {
+    RESERVE.0.get().cast()
+}
+
+fn is_reserved(piece: *mut u8) -> bool {
+    (start().addr()..start().addr() + RESERVE_BYTES).contains(&piece.addr())
+}
+
+/// Takes a piece of the reserve; null = it is too large, or the reserve is used up.
+#[cold]
+fn take(layout: Layout) -> *mut u8 {
+    if layout.size() > LARGEST_BYTES || layout.align() > ALIGNMENT {
+        return std::ptr::null_mut();
+    }
+    WAS_NEEDED.store(true, Ordering::Relaxed);
+    let size = layout.size().next_multiple_of(ALIGNMENT) as u64;
+    let taken = USED.fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
+        (used % PIECE + size <= RESERVE_BYTES as u64).then_some(used + PIECE + size)
+    });
+    // `wrapping_add` needs no proof; the bytes are within the reserve.
+    taken.map_or(std::ptr::null_mut(), |used| start().wrapping_add((used % PIECE) as usize))
+}
+
+#[cold]
+fn put_back() {
+    let _ = USED.fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
+        let left = used - PIECE;
+        Some(if left < PIECE { 0 } else { left })
+    });
+}
+
+// SAFETY: the system's allocator keeps the contract, and so does the reserve: a piece of it is aligned, large enough, and
+// nobody else's until all are given back. Nothing here unwinds or allocates.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: by contract.
+        let piece = unsafe { System.alloc(layout) };
+        if piece.is_null() {
+            take(layout)
+        } else {
+            piece
+        }
+    }
+
+    unsafe fn dealloc(&self, piece: *mut u8, layout: Layout) {
+        if is_reserved(piece) {
+            put_back();
+        } else {
+            // SAFETY: by contract; it is the system's.
+            unsafe { System.dealloc(piece, layout) };
+        }
+    }
+
+    unsafe fn realloc(&self, piece: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let is_reserved = is_reserved(piece);
+        if !is_reserved {
+            // SAFETY: by contract; it is the system's.
+            let moved = unsafe { System.realloc(piece, layout, size) };
+            if !moved.is_null() {
+                return moved;
+            }
+        }
+        // SAFETY: by contract the size is valid with this alignment; the pieces do not overlap.
+        unsafe {
+            let wanted = Layout::from_size_align_unchecked(size, layout.align());
+            let moved = if is_reserved { self.alloc(wanted) } else { take(wanted) };
+            if !moved.is_null() {
+                moved.copy_from_nonoverlapping(piece, layout.size().min(size));
+                self.dealloc(piece, layout);
+            }
+            moved
+        }
+    }
+}
+
+fn raise(bytes: usize) {
+    report::emit(&Report::from(Error::OutOfMemory(bytes)), Log::Here);
+}
+
+/// Makes room for more elements, or raises 53200.
+pub fn reserve<T>(vector: &mut Vec<T>, more: usize) {
+    if vector.try_reserve(more).is_err() {
+        raise(more.saturating_mul(size_of::<T>()));
+    }
+}
+
+/// Copies bytes, or raises 53200.
+pub fn copy(bytes: &[u8]) -> Vec<u8> {
+    let mut copy = Vec::new();
+    if copy.try_reserve_exact(bytes.len()).is_err() {
+        raise(bytes.len());
+    }
+    copy.extend_from_slice(bytes);
+    copy
+}
+
+/// Returns that many zeros, or raises 53200.
+pub fn zeroed(length: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if bytes.try_reserve_exact(length).is_err() {
+        raise(length);
+    }
+    bytes.resize(length, 0);
+    bytes
+}
+
+/// Raises 53200 unless this process can get that many bytes: before work of a library that cannot fail in another way. This
+/// process has one thread, so what is there now is there for that work.
+pub fn ensure(bytes: usize) {
+    if bytes < SMALL_BYTES {
+        check();
+    } else if Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
+        raise(bytes);
+    }
+}
+
+/// Raises 53200 if the reserve had to be used and memory is still short: where much that is small is made one by one.
+pub fn check() {
+    if WAS_NEEDED.load(Ordering::Relaxed) {
+        if Vec::<u8>::new().try_reserve_exact(2 * LARGEST_BYTES).is_err() {
+            raise(SMALL_BYTES);
+        }
+        WAS_NEEDED.store(false, Ordering::Relaxed);
+    }
+}
