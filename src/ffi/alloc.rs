@@ -144,12 +144,10 @@ pub fn zeroed(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Raises 53200 unless this process can get that many bytes: before work of a library that cannot fail in another way. This
-/// process has one thread, so what is there now is there for that work.
+/// Raises 53200 unless this process can get that many bytes: before work of a library that cannot fail in another way. For
+/// little there is the reserve. This process has one thread, so what is there now is there for that work.
 pub fn ensure(bytes: usize) {
-    if bytes < SMALL_BYTES {
-        check();
-    } else if Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
+    if bytes >= SMALL_BYTES && Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
         raise(bytes);
     }
 }

@@ -37,6 +37,8 @@ thread_local! {
     static FILE_NAMES_LOGGED: Slot<HashSet<CString>> = slot(HashSet::new());
     /// The last error that was passed on: a copy of it has another address.
     static LAST_PASSED_ON: Slot<Option<Report>> = const { slot(None) };
+    /// Where a report is copied to, with memory of its own: it may be that there is no more.
+    static REPORT: Cell<Option<&'static memory::Context>> = const { Cell::new(None) };
     static LAST_ERROR: Slot<Option<Captured>> = const { slot(None) };
     static ON_NOTICE: Cell<Option<fn(Report)>> = const { Cell::new(None) };
     /// Inside [`catch_call`]: its own callback takes the errors.
@@ -332,7 +334,11 @@ fn capture(errors: bool, notices: bool) {
     let _done = Capturing;
     // SAFETY: called by errfinish, so a report is on the stack; the copy must not go to ErrorContext.
     let captured = unsafe {
-        let _switch = memory::Switch::to_process_lifetime();
+        let memory = REPORT.get().map(|memory| {
+            memory.reset(); // of a copy that an error broke off
+            memory.enter()
+        });
+        let _switch = memory.unwrap_or_else(memory::Switch::to_process_lifetime);
         let edata = pg_sys::CopyErrorData();
         let wanted = if (*edata).elevel >= ERROR { errors } else { notices && (*edata).output_to_client };
         let captured = wanted.then(|| Captured {
@@ -410,6 +416,7 @@ unsafe fn is_logged(file: *const c_char) -> bool {
 
 /// Keeps reports that a worker has logged out of the log of the session that passes them on. Called once a process.
 pub fn filter_log() {
+    REPORT.set(Some(Box::leak(Box::new(memory::Context::with_reserve(c"pg_background_mgr report")))));
     // SAFETY: a variable of this process; the previous hook is called by ours.
     unsafe {
         PREVIOUS_LOG_HOOK.set(pg_sys::emit_log_hook);

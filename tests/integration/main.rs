@@ -75,6 +75,8 @@ mod bad_input;
 mod rereading;
 // Not enough processes, segments, memory.
 mod exhaustion;
+// Processes that get no more memory, and a server without background workers.
+mod memory;
 // Workers that stay for the next job.
 mod warm;
 // What a job leaves in a worker that stays.
@@ -164,6 +166,7 @@ fn main() -> ExitCode {
         every_function::cases(),
         every_setting::cases(),
         limits::cases(),
+        memory::cases(),
         harness::cases(),
         client_text::cases(),
         transactions::cases(),

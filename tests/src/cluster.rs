@@ -1,6 +1,7 @@
 //! A private cluster: its files, its server process, and what can be seen of both from outside.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
@@ -285,6 +286,47 @@ impl Cluster {
             "copy (select where false) to program 'prlimit --pid {} --nproc={limit}:'",
             self.postmaster()
         ));
+    }
+
+    /// Limits the memory of processes that the server starts from now on, to this much beside what the postmaster has; for a
+    /// session that may run programs.
+    #[track_caller]
+    pub fn limit_memory(&self, session: &mut Session, megabytes: usize) {
+        self.limit_memory_of(session, self.postmaster(), megabytes * 1024);
+    }
+
+    /// Limits the memory of a process to this much beside what it has.
+    #[track_caller]
+    pub fn limit_memory_of(&self, session: &mut Session, pid: i32, kilobytes: usize) {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process");
+        let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).expect("its size");
+        let size: usize = size.trim().trim_end_matches(" kB").parse().expect("a number of kilobytes");
+        self.set_memory_limit(session, pid, &((size + kilobytes) * 1024).to_string());
+    }
+
+    /// Lets a process have as much memory as there is.
+    #[track_caller]
+    pub fn allow_memory_of(&self, session: &mut Session, pid: i32) {
+        self.set_memory_limit(session, pid, "unlimited");
+    }
+
+    #[track_caller]
+    fn set_memory_limit(&self, session: &mut Session, pid: i32, limit: &str) {
+        session.run(&format!("copy (select where false) to program 'prlimit --pid {pid} --as={limit}:'"));
+    }
+
+    /// Runs statements, a line each, in single-user mode, while the server is stopped; gives everything that it says.
+    #[track_caller]
+    pub fn single_user(&self, database: &str, statements: &str) -> String {
+        let mut command = lab().command(&self.program);
+        command.args(["--single", "-D"]).arg(self.data()).arg(database);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut server = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        let mut input = server.stdin.take().expect("its input");
+        writeln!(input, "{statements}").expect("a server that reads");
+        drop(input);
+        let output = server.wait_with_output().expect("its end");
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat()
     }
 
     /// The postmaster's process id.
