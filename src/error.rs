@@ -75,6 +75,8 @@ pub enum Error {
     ColumnCount { result: usize, listed: usize },
     #[error("result column {number} (\"{name}\") has type {result}, but the column list says {listed}")]
     ColumnType { number: usize, name: Text, result: Text, listed: Text },
+    #[error("a row type of the result was altered while the result was read")]
+    RowTypeAltered,
     #[error("deadlock detected")]
     Deadlock { detail: Text },
     #[error("job ended inside a transaction block")]
@@ -243,7 +245,7 @@ impl Error {
             Terminated => b"57P01",
             SetNotAccepted | CopyIn | BinaryCopyOut => b"0A000",
             Declaration => b"42P13",
-            ColumnCount { .. } | ColumnType { .. } => b"42804",
+            ColumnCount { .. } | ColumnType { .. } | RowTypeAltered => b"42804",
             Deadlock { .. } => b"40P01",
             OpenBlock => b"25000",
             CopyEncoding => b"22021",
@@ -332,6 +334,7 @@ impl Error {
                 Error::ColumnType { .. } => {
                     "The result is still there to be read with another column list. Any column can be read as text."
                 }
+                Error::RowTypeAltered => "The result is still there. Read it again, or its row types as text.",
                 Error::Deadlock { .. } => "The job goes on when this transaction ends; its result can be read then.",
                 Error::OpenBlock => "End the text with COMMIT or ROLLBACK.",
                 Error::CopyIn => "COPY from a file or a program on the server, or INSERT.",

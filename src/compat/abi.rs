@@ -109,3 +109,20 @@ pub fn transaction_id(number: u32) -> pg_sys::TransactionId {
     #[cfg(not(feature = "__ge18"))]
     return number;
 }
+
+/// Returns the range type of a multirange type (lsyscache.c); invalid = it is none. Servers before 14 have none.
+///
+/// # Safety
+/// Called where catalogs can be read.
+pub unsafe fn range_of_multirange(type_oid: pg_sys::Oid) -> pg_sys::Oid {
+    #[cfg(not(feature = "__ge14"))]
+    {
+        let _ = type_oid;
+        pg_sys::Oid::INVALID
+    }
+    #[cfg(feature = "__ge14")]
+    // SAFETY: by contract.
+    unsafe {
+        pg_sys::get_multirange_range(type_oid)
+    }
+}

@@ -41,6 +41,7 @@ pub mod report;
 pub mod reset;
 pub mod role;
 pub mod row_reader;
+mod row_type;
 pub mod row_writer;
 pub mod session;
 pub mod shm_mq;

@@ -1,9 +1,10 @@
 //! Rows on their way in (tuplestore.c): those that fit the caller's columns are taken as they are.
 
 use super::memory::{copy_c_string, Context};
+use super::row_type::is_as_before;
 use super::tuple::{Attribute, Input, Output, Slot, TupleDesc};
 use crate::error::{Error, Text};
-use crate::protocol::{frame, Column, Description, Kind, RowsIter, Wire, ALIGNMENT, FRAME_BYTES};
+use crate::protocol::{frame, Column, Description, Kind, Malformed, RowsIter, Wire, ALIGNMENT, FRAME_BYTES};
 use pgrx::pg_sys;
 
 /// How a column of the caller is made.
@@ -12,7 +13,7 @@ enum Source {
     Same(usize),
     /// The value of this column through its output function.
     Text(usize, Output),
-    /// The same, and then through the input function of the caller's column, whose type modifier says more.
+    /// This value through its output function, and then through the input function of the caller's column, whose type modifier says more.
     Modified(usize, Output, Input),
     /// Always the void value.
     Void,
@@ -24,6 +25,10 @@ pub struct RowReader {
     sources: Vec<Source>,
     is_same: bool,
     wire_slot: *mut pg_sys::TupleTableSlot,
+    /// For the row's second tuple, which has its texts; null = there is none.
+    text_slot: *mut pg_sys::TupleTableSlot,
+    /// Row types of which values are given as they are: type, fingerprint.
+    row_types: Vec<(u32, u64)>,
     memory: Context,
 }
 
@@ -38,7 +43,13 @@ impl RowReader {
         if let Some(expected) = expected.filter(|expected| expected.len() != columns.len()) {
             return Err(Error::ColumnCount { result: columns.len(), listed: expected.len() });
         }
-        let mut travelling: Vec<_> = columns.iter().map(travelling_column).collect();
+        let is_current = |column: &Column| {
+            column.wire != Wire::TypedAndText || is_as_before(column.type_oid, column.fingerprint)
+        };
+        let current: Vec<bool> = columns.iter().map(is_current).collect();
+        let mut travelling: Vec<_> =
+            columns.iter().zip(&current).map(|(column, current)| travelling_column(column, *current)).collect();
+        // Values are numbered through both tuples of a row.
         let mut shadow_of = vec![None; columns.len()];
         for (position, index) in (columns.len()..).zip(description.shadowed()) {
             shadow_of[index] = Some(position);
@@ -48,16 +59,15 @@ impl RowReader {
         let target = match expected {
             Some(expected) => {
                 for ((index, column), attribute) in columns.iter().enumerate().zip(expected.attributes()) {
-                    sources.push(source(index, column, shadow_of[index], &attribute)?);
+                    sources.push(source(index, column, shadow_of[index], current[index], &attribute)?);
                 }
                 // SAFETY: the executor's descriptor is valid; the copy is ours to hand over.
                 unsafe { TupleDesc::from_raw(pg_sys::CreateTupleDescCopy(expected.as_raw())) }
             }
             None => {
                 let mut wanted = Vec::with_capacity(columns.len());
-                for (index, column) in columns.iter().enumerate() {
-                    let gone = column.wire == Wire::TypedAndText && !type_exists(column.type_oid);
-                    let shadow = shadow_of[index].filter(|_| gone);
+                for index in 0..columns.len() {
+                    let shadow = shadow_of[index].filter(|_| !current[index]);
                     sources.push(Source::Same(shadow.unwrap_or(index)));
                     wanted.push(travelling[shadow.unwrap_or(index)].clone());
                 }
@@ -67,17 +77,32 @@ impl RowReader {
         };
         let is_same = travelling.len() == columns.len()
             && sources.iter().enumerate().all(|(index, source)| matches!(source, Source::Same(from) if *from == index));
-        let wire = TupleDesc::build(&travelling);
-        // SAFETY: the slot is freed with the memory that it is in.
-        let wire_slot =
-            unsafe { pg_sys::MakeSingleTupleTableSlot(wire.as_raw(), &raw const pg_sys::TTSOpsMinimalTuple) };
+        let slot = |columns: &[_]| {
+            let desc = TupleDesc::build(columns);
+            // SAFETY: the slot is freed with the memory that it is in.
+            unsafe { pg_sys::MakeSingleTupleTableSlot(desc.as_raw(), &raw const pg_sys::TTSOpsMinimalTuple) }
+        };
+        let (values, texts) = travelling.split_at(columns.len());
+        let wire_slot = slot(values);
+        let text_slot = if texts.is_empty() { std::ptr::null_mut() } else { slot(texts) };
+        let given = |source: &Source| match source {
+            Source::Same(index) | Source::Text(index, _) | Source::Modified(index, ..) => columns.get(*index),
+            Source::Void => None,
+        };
+        let of_rows = sources.iter().filter_map(given).filter(|column| column.wire == Wire::TypedAndText);
+        let row_types = of_rows.map(|column| (column.type_oid, column.fingerprint)).collect();
         let memory = Context::in_current(c"pg_background_mgr row reader");
-        Ok(RowReader { target, sources, is_same, wire_slot, memory })
+        Ok(RowReader { target, sources, is_same, wire_slot, text_slot, row_types, memory })
     }
 
     /// The columns of the rows as the caller gets them.
     pub fn target(&self) -> TupleDesc {
         self.target
+    }
+
+    /// Returns whether a row type has been altered since the reader was made: what it has read does not fit it any more.
+    pub fn is_outdated(&self) -> bool {
+        !self.row_types.iter().all(|(type_oid, fingerprint)| is_as_before(*type_oid, *fingerprint))
     }
 
     /// Are rows taken as they travel?
@@ -91,20 +116,19 @@ impl RowReader {
     /// [`Error::Malformed`] (XX000)
     pub fn read(&mut self, payload: &[u8], store: *mut pg_sys::Tuplestorestate) -> Result<usize, Error> {
         let mut count = 0;
-        for row in RowsIter::new(payload) {
-            let row = row?;
+        let mut tuples = RowsIter::new(payload);
+        while let Some(tuple) = tuples.next() {
             super::alloc::check();
-            // The queue and the allocator align; should one ever not, the server must still get an aligned tuple.
-            let copy: Vec<u64>;
-            let mut start = row.as_ptr();
-            if !start.addr().is_multiple_of(ALIGNMENT) {
-                super::alloc::ensure(row.len() + ALIGNMENT);
-                copy = row.chunks(ALIGNMENT).map(word).collect();
-                start = copy.as_ptr().cast();
-            }
-            // SAFETY: the row is a minimal tuple that the slot's descriptor describes; it stays valid in this pass.
+            let (copy, text_copy);
+            copy = Tuple::aligned(tuple?);
+            let texts = if self.text_slot.is_null() { None } else { Some(tuples.next().ok_or(Malformed)??) };
+            // SAFETY: the slots' descriptors describe the tuples, which stay valid in this pass.
             unsafe {
-                pg_sys::ExecStoreMinimalTuple(start.cast_mut().cast(), self.wire_slot, false);
+                pg_sys::ExecStoreMinimalTuple(copy.as_raw(), self.wire_slot, false);
+                if let Some(texts) = texts {
+                    text_copy = Tuple::aligned(texts);
+                    pg_sys::ExecStoreMinimalTuple(text_copy.as_raw(), self.text_slot, false);
+                }
                 if self.is_same {
                     pg_sys::tuplestore_puttupleslot(store, self.wire_slot);
                 } else {
@@ -119,9 +143,18 @@ impl RowReader {
     fn convert(&mut self, store: *mut pg_sys::Tuplestorestate) {
         {
             let _switch = self.memory.enter();
-            // SAFETY: the slot was filled by the caller.
+            // SAFETY: the slots were filled by the caller.
             let row = unsafe { Slot::from_raw(self.wire_slot) };
-            let (from, from_null) = row.values();
+            let (mut from, mut from_null) = row.values();
+            let (both, both_null);
+            if !self.text_slot.is_null() {
+                // SAFETY: as above.
+                let texts = unsafe { Slot::from_raw(self.text_slot) };
+                let (more, more_null) = texts.values();
+                both = [from, more].concat();
+                both_null = [from_null, more_null].concat();
+                (from, from_null) = (&both, &both_null);
+            }
             let mut values = Vec::with_capacity(self.sources.len());
             let mut nulls = Vec::with_capacity(self.sources.len());
             for source in &self.sources {
@@ -172,6 +205,32 @@ impl RowReader {
     }
 }
 
+/// A tuple at an address that the server can read it at.
+enum Tuple<'a> {
+    There(&'a [u8]),
+    /// The queue and the allocator align; should one ever not, the server must still get an aligned tuple.
+    Copied(Vec<u64>),
+}
+
+impl<'a> Tuple<'a> {
+    fn aligned(tuple: &'a [u8]) -> Self {
+        if tuple.as_ptr().addr().is_multiple_of(ALIGNMENT) {
+            return Tuple::There(tuple);
+        }
+        let mut copy = Vec::new();
+        super::alloc::reserve(&mut copy, tuple.len().div_ceil(ALIGNMENT));
+        copy.extend(tuple.chunks(ALIGNMENT).map(word));
+        Tuple::Copied(copy)
+    }
+
+    fn as_raw(&self) -> pg_sys::MinimalTuple {
+        match self {
+            Tuple::There(bytes) => bytes.as_ptr().cast_mut().cast(),
+            Tuple::Copied(words) => words.as_ptr().cast_mut().cast(),
+        }
+    }
+}
+
 /// Up to eight bytes as the word that they are in memory.
 fn word(bytes: &[u8]) -> u64 {
     let mut word = [0; 8];
@@ -179,31 +238,24 @@ fn word(bytes: &[u8]) -> u64 {
     u64::from_ne_bytes(word)
 }
 
-fn type_exists(type_oid: u32) -> bool {
-    // SAFETY: a catalog lookup.
-    unsafe {
-        pg_sys::SearchSysCacheExists(
-            pg_sys::SysCacheIdentifier::TYPEOID as i32,
-            pg_sys::Datum::from(type_oid),
-            pg_sys::Datum::from(0_usize),
-            pg_sys::Datum::from(0_usize),
-            pg_sys::Datum::from(0_usize),
-        )
-    }
-}
-
-/// The column as its values travel. A row type that is gone has a stand-in of the same storage.
-fn travelling_column(column: &Column) -> (Vec<u8>, pg_sys::Oid, i32) {
+/// The column as its values travel. A row type that is gone, or not what it was, has a stand-in of the same storage.
+fn travelling_column(column: &Column, is_current: bool) -> (Vec<u8>, pg_sys::Oid, i32) {
     let (type_oid, typmod) = match column.wire {
         Wire::Text => (pg_sys::TEXTOID, -1),
-        Wire::TypedAndText if !type_exists(column.type_oid) => (pg_sys::RECORDOID, -1),
+        Wire::TypedAndText if !is_current => (pg_sys::RECORDOID, -1),
         _ => (pg_sys::Oid::from(column.type_oid), column.typmod),
     };
     (column.name.clone(), type_oid, typmod)
 }
 
 /// Decides how the caller's column is made from the result's.
-fn source(index: usize, column: &Column, shadow: Option<usize>, wanted: &Attribute) -> Result<Source, Error> {
+fn source(
+    index: usize,
+    column: &Column,
+    shadow: Option<usize>,
+    is_current: bool,
+    wanted: &Attribute,
+) -> Result<Source, Error> {
     let from = pg_sys::Oid::from(column.type_oid);
     // SAFETY: a catalog lookup.
     let is_coercible = |from| unsafe { pg_sys::IsBinaryCoercible(from, wanted.type_oid) };
@@ -223,8 +275,11 @@ fn source(index: usize, column: &Column, shadow: Option<usize>, wanted: &Attribu
         Wire::Text if from == pg_sys::VOIDOID && wanted.type_oid == pg_sys::VOIDOID => Ok(Source::Void),
         Wire::Text if is_coercible(pg_sys::TEXTOID) => Ok(modified(pg_sys::TEXTOID, -1)),
         Wire::TypedAndText if is_text => Ok(Source::Same(shadow.unwrap_or(index))),
-        Wire::TypedAndText if from == wanted.type_oid || type_exists(column.type_oid) && is_coercible(from) => {
-            Ok(Source::Same(index))
+        Wire::TypedAndText if is_current && (from == wanted.type_oid || is_coercible(from)) => Ok(Source::Same(index)),
+        // Its values are no values of the type any more; their texts may be.
+        Wire::TypedAndText if from == wanted.type_oid => {
+            let text = Output::of(pg_sys::TEXTOID);
+            Ok(Source::Modified(shadow.unwrap_or(index), text, Input::of(wanted)))
         }
         _ => Err(Error::ColumnType {
             number: index + 1,
@@ -237,7 +292,8 @@ fn source(index: usize, column: &Column, shadow: Option<usize>, wanted: &Attribu
 
 /// The name of a type for a message.
 fn type_name(type_oid: pg_sys::Oid) -> Text {
+    const ALLOW_INVALID: u16 = pg_sys::FORMAT_TYPE_ALLOW_INVALID as u16;
     // SAFETY: gives a C string, also for a type that is gone.
-    let name = unsafe { copy_c_string(pg_sys::format_type_be(type_oid)) };
+    let name = unsafe { copy_c_string(pg_sys::format_type_extended(type_oid, -1, ALLOW_INVALID)) };
     Text::new(&name.unwrap_or_default())
 }

@@ -2,6 +2,7 @@
 //! process become text.
 
 use super::memory::Context;
+use super::row_type;
 use super::tuple::{append_tuple, Output, Slot, TupleDesc};
 use crate::compat::{oid_to_u32, wire};
 use crate::protocol::{Column, Description, Wire};
@@ -9,28 +10,22 @@ use pgrx::pg_sys;
 
 /// How values of a type travel.
 fn wire_of(type_oid: pg_sys::Oid) -> Wire {
-    // SAFETY: catalog lookups; the type exists while a statement gives its values.
-    unsafe {
-        let mut base = pg_sys::getBaseType(type_oid);
-        if is_temporary(type_oid) && !pg_sys::type_is_rowtype(base) {
-            return Wire::Text;
-        }
-        loop {
-            if is_temporary(base) && !pg_sys::type_is_rowtype(base) {
+    let mut at = Some(type_oid);
+    while let Some(this) = at {
+        // SAFETY: catalog lookups; the type exists while a statement gives its values.
+        unsafe {
+            let is_row = pg_sys::type_is_rowtype(pg_sys::getBaseType(this));
+            let is_pseudo = pg_sys::get_typtype(this) as u8 == pg_sys::TYPTYPE_PSEUDO;
+            if is_pseudo || is_temporary(this) && !is_row {
                 return Wire::Text;
             }
-            if pg_sys::get_typtype(base) as u8 == pg_sys::TYPTYPE_PSEUDO {
-                return Wire::Text;
-            }
-            if pg_sys::type_is_rowtype(base) {
-                return Wire::TypedAndText;
-            }
-            let element = pg_sys::get_element_type(base);
-            if element == pg_sys::Oid::INVALID {
-                return Wire::Typed;
-            }
-            base = pg_sys::getBaseType(element);
         }
+        at = row_type::inner(this);
+    }
+    if row_type::is_over_row_type(type_oid) {
+        Wire::TypedAndText
+    } else {
+        Wire::Typed
     }
 }
 
@@ -61,10 +56,12 @@ pub struct RowWriter {
     columns: Vec<WriterColumn>,
     /// Rows must be formed anew: some values become text.
     form: Option<TupleDesc>,
+    /// A second tuple has the texts of values that travel as they are and as text.
+    texts: Option<TupleDesc>,
     has_varlena: bool,
     /// Emptied after each row.
     memory: Context,
-    /// Holds `form`.
+    /// Holds `form` and `texts`.
     _lasting: Context,
 }
 
@@ -105,15 +102,14 @@ impl RowWriter {
                 type_oid: oid_to_u32(attribute.type_oid),
                 typmod: attribute.typmod,
                 wire,
+                fingerprint: if wire == Wire::TypedAndText { row_type::fingerprint(attribute.type_oid) } else { 0 },
             });
         }
-        let form = columns.iter().any(|column| column.wire != Wire::Typed).then(|| {
-            formed.append(&mut shadows);
-            TupleDesc::build(&formed)
-        });
+        let form = columns.iter().any(|column| column.wire != Wire::Typed).then(|| TupleDesc::build(&formed));
+        let texts = (!shadows.is_empty()).then(|| TupleDesc::build(&shadows));
         let has_varlena = columns.iter().any(|column| column.is_varlena);
         drop(switch);
-        (RowWriter { columns, form, has_varlena, memory, _lasting: lasting }, description)
+        (RowWriter { columns, form, texts, has_varlena, memory, _lasting: lasting }, description)
     }
 
     /// Appends a row. Toasted values are brought in: their table may be gone when the row is read.
@@ -127,7 +123,7 @@ impl RowWriter {
             let _switch = self.memory.enter();
             let (values, nulls) = row.values();
             let (mut values, mut nulls) = (values.to_vec(), nulls.to_vec());
-            let mut shadows = Vec::new();
+            let (mut texts, mut text_nulls) = (Vec::new(), Vec::new());
             for ((value, null), column) in values.iter_mut().zip(&nulls).zip(&self.columns) {
                 let text = |value: pg_sys::Datum| match column.output {
                     Some(output) if !null => output.to_text(value),
@@ -135,7 +131,10 @@ impl RowWriter {
                 };
                 match column.wire {
                     Wire::Text => *value = text(*value),
-                    Wire::TypedAndText => shadows.push((text(*value), *null)),
+                    Wire::TypedAndText => {
+                        texts.push(text(*value));
+                        text_nulls.push(*null);
+                    }
                     Wire::Typed => {}
                 }
                 if column.wire != Wire::Text && column.is_varlena && !null && is_external(*value) {
@@ -143,14 +142,13 @@ impl RowWriter {
                     *value = pg_sys::Datum::from(unsafe { wire::detoast_external(value.cast_mut_ptr()) });
                 }
             }
-            for (value, null) in shadows {
-                values.push(value);
-                nulls.push(null);
-            }
             // SAFETY: the executor's own descriptor is valid with its slot; ours has a column for each value.
             unsafe {
                 let desc = self.form.unwrap_or_else(|| row.desc()).as_raw();
                 append_tuple(out, wire::heap_form_minimal_tuple(desc, &mut values, &mut nulls));
+                if let Some(desc) = self.texts {
+                    append_tuple(out, wire::heap_form_minimal_tuple(desc.as_raw(), &mut texts, &mut text_nulls));
+                }
             }
         }
         self.memory.reset();

@@ -19,7 +19,7 @@ pub enum Wire {
     /// As text, because the type has no meaning outside of the worker (anonymous records, `void`, other
     /// pseudo-types).
     Text,
-    /// As the datum, and as text in an extra column behind all columns: its row type may be gone when it is read.
+    /// As the datum, and as text in a second tuple of the row: its row type may be gone, or another one, when it is read.
     TypedAndText,
 }
 
@@ -31,6 +31,8 @@ pub struct Column {
     pub type_oid: u32,
     pub typmod: i32,
     pub wire: Wire,
+    /// Of what the row types in it are made; 0 = there are none.
+    pub fingerprint: u64,
 }
 
 /// The columns of the result.
@@ -40,7 +42,7 @@ pub struct Description {
 }
 
 impl Description {
-    /// Indexes of the columns that travel a second time as text, in the order of the extra columns.
+    /// Indexes of the columns that travel a second time as text, in the order of the row's second tuple.
     pub fn shadowed(&self) -> impl Iterator<Item = usize> + '_ {
         let column = |(index, column): (usize, &Column)| (column.wire == Wire::TypedAndText).then_some(index);
         self.columns.iter().enumerate().filter_map(column)

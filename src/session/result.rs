@@ -228,6 +228,9 @@ impl Reading {
             Kind::Done => {
                 let done: Done = decode(payload)?;
                 self.is_whole = true;
+                if self.reader.as_ref().is_some_and(RowReader::is_outdated) {
+                    return Err(Error::RowTypeAltered);
+                }
                 if self.reader.is_none() {
                     self.give_tags(&done)?;
                 }

@@ -31,6 +31,8 @@ mod results;
 mod column_lists;
 // Values of every type, also when what they came from has gone.
 mod types;
+// Row types that are altered before their values are read, and many columns of them.
+mod row_types;
 // Errors: complete, positioned on the job's text, logged once.
 mod errors;
 // Notices: at their level, in their order, in time.
@@ -166,6 +168,7 @@ fn main() -> ExitCode {
         every_function::cases(),
         every_setting::cases(),
         limits::cases(),
+        row_types::cases(),
         memory::cases(),
         harness::cases(),
         client_text::cases(),
