@@ -26,9 +26,9 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn column()(name in bytes(), type_oid in any::<u32>(), typmod in any::<i32>(),
+    fn column()(name in bytes(), type_oid in any::<u32>(), typmod in any::<i32>(), fingerprint in any::<u64>(),
                 wire in prop::sample::select(vec![Wire::Typed, Wire::Text, Wire::TypedAndText])) -> Column {
-        Column { name, type_oid, typmod, wire }
+        Column { name, type_oid, typmod, wire, fingerprint }
     }
 }
 

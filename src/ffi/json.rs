@@ -33,7 +33,8 @@ fn memory() -> &'static Context {
 fn is_text(type_oid: pg_sys::Oid) -> bool {
     // SAFETY: a catalog lookup; the type exists while a statement gives its values.
     let base = unsafe { pg_sys::getBaseType(type_oid) };
-    let texts = [pg_sys::TEXTOID, pg_sys::VARCHAROID, pg_sys::BPCHAROID, pg_sys::BYTEAOID, pg_sys::JSONOID, pg_sys::XMLOID];
+    let texts =
+        [pg_sys::TEXTOID, pg_sys::VARCHAROID, pg_sys::BPCHAROID, pg_sys::BYTEAOID, pg_sys::JSONOID, pg_sys::XMLOID];
     texts.contains(&base)
 }
 

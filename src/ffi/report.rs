@@ -83,14 +83,7 @@ const REPORT_COPIES: usize = 6;
 /// # Safety
 /// `edata` is valid.
 unsafe fn from_error_data(edata: &pg_sys::ErrorData) -> Report {
-    let texts = [
-        edata.message,
-        edata.detail,
-        edata.detail_log,
-        edata.hint,
-        edata.context,
-        edata.internalquery,
-    ];
+    let texts = [edata.message, edata.detail, edata.detail_log, edata.hint, edata.context, edata.internalquery];
     // SAFETY: every text of a report is null or a C string.
     unsafe {
         let bytes = texts.iter().filter(|text| !text.is_null()).map(|text| CStr::from_ptr(*text).count_bytes());

@@ -43,9 +43,8 @@ impl RowReader {
         if let Some(expected) = expected.filter(|expected| expected.len() != columns.len()) {
             return Err(Error::ColumnCount { result: columns.len(), listed: expected.len() });
         }
-        let is_current = |column: &Column| {
-            column.wire != Wire::TypedAndText || is_as_before(column.type_oid, column.fingerprint)
-        };
+        let is_current =
+            |column: &Column| column.wire != Wire::TypedAndText || is_as_before(column.type_oid, column.fingerprint);
         let current: Vec<bool> = columns.iter().map(is_current).collect();
         let mut travelling: Vec<_> =
             columns.iter().zip(&current).map(|(column, current)| travelling_column(column, *current)).collect();

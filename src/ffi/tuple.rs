@@ -197,6 +197,12 @@ fn text_desc() -> TupleDesc {
 
 /// The description of one `text` column.
 pub fn text_description(name: &[u8]) -> Description {
-    let column = Column { name: name.to_vec(), type_oid: oid_to_u32(pg_sys::TEXTOID), typmod: -1, wire: Wire::Typed, fingerprint: 0 };
+    let column = Column {
+        name: name.to_vec(),
+        type_oid: oid_to_u32(pg_sys::TEXTOID),
+        typmod: -1,
+        wire: Wire::Typed,
+        fingerprint: 0,
+    };
     Description { columns: vec![column] }
 }

@@ -71,7 +71,8 @@ fn jobs_that_get_no_memory_fail() {
             session.send("set client_min_messages = error");
             session.finish("set client_min_messages = error");
             let pid = session.launch(job);
-            let reply = session.ask(&format!("select octet_length(t::text) from pg_background_result({pid}) as (t text)"));
+            let reply =
+                session.ask(&format!("select octet_length(t::text) from pg_background_result({pid}) as (t text)"));
             if let Some(error) = reply.error {
                 if error.sqlstate() != "P0001" && error.sqlstate() != "42804" {
                     assert_no_memory(&error, job);

@@ -143,8 +143,9 @@ fn a_row_type_altered_while_it_is_read_is_seen(db: &Db) {
     session.send(&call);
     let reader = session.pid();
     wait_until("a reader that waits", || {
-        other.value(&format!("select count(*) from pg_stat_activity where pid = {reader} and wait_event_type = 'Extension'"))
-            == "1"
+        other.value(&format!(
+            "select count(*) from pg_stat_activity where pid = {reader} and wait_event_type = 'Extension'"
+        )) == "1"
     });
     other.run("alter type c alter attribute x type text cascade");
     gate.open();
@@ -175,7 +176,10 @@ fn a_row_of_1664_row_types_is_read(db: &Db) {
     for kind in ["c", "text"] {
         let list: Vec<String> = (1..=1600).map(|n| format!("c{n} {kind}")).collect();
         let pid = session.launch(&job(1600));
-        let call = format!("select c1::text, c833::text, c1600::text from pg_background_result({pid}) as ({})", list.join(","));
+        let call = format!(
+            "select c1::text, c833::text, c1600::text from pg_background_result({pid}) as ({})",
+            list.join(",")
+        );
         assert_eq!(session.rows(&call), ["(1,x)|(833,x)|(1600,x)"]);
     }
     let pid = session.launch(&job(1664));
