@@ -76,7 +76,8 @@ pub unsafe fn detoast_external(value: *mut pg_sys::varlena) -> *mut pg_sys::varl
     return unsafe { pg_sys::detoast_external_attr(value) };
 }
 
-/// Returns how many bytes a varlena takes when it is neither compressed nor elsewhere, its length word included (detoast.c).
+/// Returns how many bytes a varlena takes when it is neither compressed nor elsewhere, its length word included
+/// (detoast.c).
 ///
 /// # Safety
 /// `value` is a varlena.

@@ -1,7 +1,7 @@
 //! Memory of Rust's own allocator, which ends the process when there is no more: the server then restarts all others.
 //!
-//! Memory whose size or number a user decides is asked for here, and raises 53200 as the server's own does. Small pieces that
-//! meet an exhausted process come out of a reserve, so that there is enough to raise the error with.
+//! Memory whose size or number a user decides is asked for here, and raises 53200 as the server's own does. Small
+//! pieces that meet an exhausted process come out of a reserve, so that there is enough to raise the error with.
 
 use super::report::{self, Log};
 use crate::error::Error;
@@ -26,7 +26,8 @@ struct Reserve(UnsafeCell<[MaybeUninit<u8>; RESERVE_BYTES]>);
 unsafe impl Sync for Reserve {}
 
 static RESERVE: Reserve = Reserve(UnsafeCell::new([MaybeUninit::uninit(); RESERVE_BYTES]));
-/// Bytes that have been given, and in the upper half how many pieces are in use; with the last one all bytes are free again.
+/// Bytes that have been given, and in the upper half how many pieces are in use; with the last one all bytes are free
+/// again.
 static USED: AtomicU64 = AtomicU64::new(0);
 /// The reserve has been needed since it was last asked for.
 static WAS_NEEDED: AtomicBool = AtomicBool::new(false);
@@ -69,8 +70,8 @@ fn put_back() {
     });
 }
 
-// SAFETY: the system's allocator keeps the contract, and so does the reserve: a piece of it is aligned, large enough, and
-// nobody else's until all are given back. Nothing here unwinds or allocates.
+// SAFETY: the system's allocator keeps the contract, and so does the reserve: a piece of it is aligned, large enough,
+// and nobody else's until all are given back. Nothing here unwinds or allocates.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: by contract.
@@ -144,8 +145,8 @@ pub fn zeroed(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Raises 53200 unless this process can get that many bytes: before work of a library that cannot fail in another way. For
-/// little there is the reserve. This process has one thread, so what is there now is there for that work.
+/// Raises 53200 unless this process can get that many bytes: before work of a library that cannot fail in another way.
+/// For little there is the reserve. This process has one thread, so what is there now is there for that work.
 pub fn ensure(bytes: usize) {
     if bytes >= SMALL_BYTES && Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
         raise(bytes);

@@ -16,8 +16,8 @@ impl Context {
         Context::under(unsafe { pg_sys::TopMemoryContext }, name)
     }
 
-    /// Creates a context that lives as long as the process, with memory that it keeps: a few kilobytes can be had from it also
-    /// when there is no more memory.
+    /// Creates a context that lives as long as the process, with memory that it keeps: a few kilobytes can be had from it
+    /// also when there is no more memory.
     pub fn with_reserve(name: &'static CStr) -> Self {
         const BYTES: usize = 16 * 1024;
         // SAFETY: a variable of this process; the name is a constant, as the server wants it.

@@ -74,7 +74,7 @@ impl From<Report> for Captured {
     }
 }
 
-/// How often a report is in memory until it is sent or logged, at most: it is copied, located, and written into a text that
+/// Copies of a report in memory until it is sent or logged, at most: it is copied, located, and written into a text that
 /// grows.
 const REPORT_COPIES: usize = 6;
 

@@ -13,7 +13,8 @@ enum Source {
     Same(usize),
     /// The value of this column through its output function.
     Text(usize, Output),
-    /// This value through its output function, and then through the input function of the caller's column, whose type modifier says more.
+    /// This value through its output function, and then through the input function of the caller's column, whose type
+    /// modifier says more.
     Modified(usize, Output, Input),
     /// Always the void value.
     Void,
@@ -99,7 +100,7 @@ impl RowReader {
         self.target
     }
 
-    /// Returns whether a row type has been altered since the reader was made: what it has read does not fit it any more.
+    /// Returns whether a row type has been altered since the reader was made: what it has read does not fit any more.
     pub fn is_outdated(&self) -> bool {
         !self.row_types.iter().all(|(type_oid, fingerprint)| is_as_before(*type_oid, *fingerprint))
     }

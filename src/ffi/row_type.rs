@@ -1,17 +1,17 @@
-//! What values of row types lie in memory as, and whether a type still means that.
+//! The make of row types, which values of them in memory depend on: it tells whether a type still is what it was.
 
 use crate::compat::oid_to_u32;
 use pgrx::pg_sys;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// Returns whether there are values of a row type in values of this type, which exists: as elements of an array or bounds of a
-/// range, in a domain, or as it is.
+/// Returns whether there are values of a row type in values of this type, which exists: as elements of an array or
+/// bounds of a range, in a domain, or as it is.
 pub(super) fn is_over_row_type(type_oid: pg_sys::Oid) -> bool {
     // SAFETY: a catalog lookup.
     unsafe { pg_sys::type_is_rowtype(innermost(type_oid)) }
 }
 
-/// The type below domains, arrays and ranges.
+/// Returns the type below domains, arrays and ranges.
 pub(super) fn innermost(type_oid: pg_sys::Oid) -> pg_sys::Oid {
     let mut at = type_oid;
     while let Some(inner) = inner(at) {
@@ -20,7 +20,7 @@ pub(super) fn innermost(type_oid: pg_sys::Oid) -> pg_sys::Oid {
     at
 }
 
-/// One step towards it; none = the type is no domain, array or range.
+/// Returns the type that a domain, an array or a range is made of; none = the type is none of these.
 pub(super) fn inner(type_oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
     // SAFETY: catalog lookups.
     unsafe {
@@ -35,8 +35,8 @@ pub(super) fn inner(type_oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
     }
 }
 
-/// Tells one make of the row types in a type from another, which `ALTER TABLE` or `ALTER TYPE` has made of them: their columns'
-/// types, at any depth. 0 = there are none.
+/// Tells one make of the row types in a type from another, which `ALTER TABLE` or `ALTER TYPE` has made of them: their
+/// columns' types, at any depth. 0 = there are none.
 pub(super) fn fingerprint(type_oid: pg_sys::Oid) -> u64 {
     if !is_over_row_type(type_oid) {
         return 0;
@@ -48,8 +48,8 @@ pub(super) fn fingerprint(type_oid: pg_sys::Oid) -> u64 {
 
 /// Adds the columns of a row type; of any other type nothing.
 fn add(type_oid: pg_sys::Oid, hasher: &mut DefaultHasher) {
-    // SAFETY: row types of row types may be nested deeply, which the server bounds; the rest are catalog lookups. A relation
-    // need not be locked for them: values that others' uncommitted changes would not fit are as they were.
+    // SAFETY: row types of row types may be nested deeply, which the server bounds; the rest are catalog lookups. A
+    // relation need not be locked for them: values that others' uncommitted changes would not fit are as they were.
     let relation = unsafe {
         pg_sys::check_stack_depth();
         pg_sys::get_typ_typrelid(type_oid)

@@ -170,10 +170,11 @@ fn parse(json: &[u8]) -> serde_json::Result<Value> {
     serde_json::from_str(&text)
 }
 
-/// How much more than its contents a list takes that grows.
+/// Memory that a list takes that grows, as a multiple of its contents.
 const GROWTH: usize = 3;
 
-/// What a JSON text takes in memory until there are jobs, at most: texts several times, and each value and each object.
+/// Returns how many bytes a JSON text takes until there are jobs, at most: texts several times, and each value and each
+/// object.
 fn parsed_bytes(json: &[u8]) -> usize {
     /// Room for the keys and values of one object.
     const OBJECT_BYTES: usize = 1024;

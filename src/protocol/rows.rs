@@ -19,7 +19,8 @@ pub enum Wire {
     /// As text, because the type has no meaning outside of the worker (anonymous records, `void`, other
     /// pseudo-types).
     Text,
-    /// As the datum, and as text in a second tuple of the row: its row type may be gone, or another one, when it is read.
+    /// As the datum, and as text in a second tuple of the row: its row type may be gone, or another one, when it is
+    /// read.
     TypedAndText,
 }
 

@@ -23,7 +23,7 @@ use crate::protocol::{decode, split, Description, Done, Kind, Malformed, Report}
 use std::cell::RefCell;
 use std::time::Instant;
 
-/// How often a frame that is not of rows is in memory while it is read and given on, at most.
+/// Copies in memory of a frame that is not of rows while it is read and given on, at most.
 const DECODED_COPIES: usize = 4;
 
 thread_local! {

@@ -13,7 +13,7 @@ use crate::ffi::tuple::{self, TupleDesc};
 use crate::guc;
 use crate::protocol::{json_string, Outcome, Report};
 
-/// How much more memory than its line JSON of COPY takes, at most.
+/// Memory that JSON of a line of COPY takes, as a multiple of the line, at most.
 const JSON_GROWTH: usize = 24;
 
 /// The rows of the last statement that gave rows.

@@ -68,8 +68,7 @@ fn jobs_that_get_no_memory_fail() {
             format!("select array[repeat('x', {size})], repeat('y', {size})"),
         ];
         for job in &jobs {
-            session.send("set client_min_messages = error");
-            session.finish("set client_min_messages = error");
+            session.run("set client_min_messages = error");
             let pid = session.launch(job);
             let reply =
                 session.ask(&format!("select octet_length(t::text) from pg_background_result({pid}) as (t text)"));
@@ -120,22 +119,19 @@ fn launches_that_get_no_memory_fail() {
     for megabytes in [100, 140, 180, 220, 300, 400] {
         limited.limit(megabytes);
         let long = "repeat('x', 60000000)";
+        let query = format!("'select length(''' || {long} || ''')'");
+        let launch_num = |arguments: &str| format!("select count(*) from pg_background_launch_num({arguments})");
         let calls = [
-            format!("select pg_background_launch('select length(''' || {long} || ''')')"),
-            format!("select count(*) from pg_background_launch_num(array['select length(''' || {long} || ''')'])"),
-            format!("select count(*) from pg_background_launch_num('select length(''' || {long} || ''')')"),
-            format!("select count(*) from pg_background_launch_num('select 1;select length(''' || {long} || ''')', ';')"),
-            format!(
-                "select count(*) from pg_background_launch_num(jsonb_build_array('select length(''' || {long} || ''')'))"
+            format!("select pg_background_launch({query})"),
+            launch_num(&format!("array[{query}]")),
+            launch_num(&query),
+            launch_num(&format!("'select 1;' || {query}, ';'")),
+            launch_num(&format!("jsonb_build_array({query})")),
+            launch_num("array(select 'select ' || g from generate_series(1, 200000) g)"),
+            launch_num(
+                "(select jsonb_agg(jsonb_build_object('query', 'select ' || g)) from generate_series(1, 100000) g)",
             ),
-            "select count(*) from pg_background_launch_num(array(select 'select ' || g from generate_series(1, 200000) g))"
-                .to_owned(),
-            "select count(*) from pg_background_launch_num((select jsonb_agg(jsonb_build_object('query', 'select ' || g)) \
-             from generate_series(1, 100000) g))"
-                .to_owned(),
-            format!(
-                "select count(*) from pg_background_launch_num(array['select 1'], p_options => jsonb_build_object('name', {long}))"
-            ),
+            launch_num(&format!("array['select 1'], p_options => jsonb_build_object('name', {long})")),
             format!("select set_config('my.setting', {long}, false), pg_background_launch('select 1')"),
         ];
         for call in &calls {
@@ -147,7 +143,10 @@ fn launches_that_get_no_memory_fail() {
                 }
             }
             drop(session);
-            limited.control.run("select pg_background_stop(uuid_parent) from (select distinct uuid_parent from log_background where status = 'queued') as q");
+            limited.control.run(
+                "select pg_background_stop(uuid_parent) from (select distinct uuid_parent from log_background \
+                 where status = 'queued') as q",
+            );
             assert_eq!(limited.control.value("select pg_backend_pid()"), limited.pid, "{call}");
         }
     }

@@ -20,7 +20,8 @@ pub fn cases() -> Vec<Case> {
 /// Types over the row type `c`: how a column is declared, and a value of it that is made of a row.
 fn forms(session: &mut Session) -> Vec<(&'static str, &'static str)> {
     session.run(
-        "create type c as (x int8, y int8); create type n as (a int, c c); create domain d as c; create domain da as c[]; \
+        "create type c as (x int8, y int8); create type n as (a int, c c); create domain d as c; \
+         create domain da as c[]; \
          create function less(c, c) returns bool language sql immutable as 'select $1.x < $2.x'; \
          create type r as range (subtype = c)",
     );

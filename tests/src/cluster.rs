@@ -288,8 +288,8 @@ impl Cluster {
         ));
     }
 
-    /// Limits the memory of processes that the server starts from now on, to this much beside what the postmaster has; for a
-    /// session that may run programs.
+    /// Limits the memory of processes that the server starts from now on, to this much beside what the postmaster has; for
+    /// a session that may run programs.
     #[track_caller]
     pub fn limit_memory(&self, session: &mut Session, megabytes: usize) {
         self.limit_memory_of(session, self.postmaster(), megabytes * 1024);
@@ -315,7 +315,10 @@ impl Cluster {
         session.run(&format!("copy (select where false) to program 'prlimit --pid {pid} --as={limit}:'"));
     }
 
-    /// Runs statements, a line each, in single-user mode, while the server is stopped; gives everything that it says.
+    /// Runs statements, a line each, in single-user mode, while the server is stopped; returns everything that it says.
+    ///
+    /// # Panics
+    /// When it does not end by itself; then it is killed.
     #[track_caller]
     pub fn single_user(&self, database: &str, statements: &str) -> String {
         let mut command = lab().command(&self.program);
@@ -325,8 +328,15 @@ impl Cluster {
         let mut input = server.stdin.take().expect("its input");
         writeln!(input, "{statements}").expect("a server that reads");
         drop(input);
+        // What it says fits into the pipes.
+        let ended = poll(PATIENCE, || server.try_wait().expect("its status"));
+        if ended.is_none() {
+            server.kill().expect("a process that can be killed");
+        }
         let output = server.wait_with_output().expect("its end");
-        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat()
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        assert!(ended.is_some(), "the server went on in single-user mode for {PATIENCE:?}:\n{said}");
+        said
     }
 
     /// The postmaster's process id.

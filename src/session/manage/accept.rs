@@ -23,9 +23,9 @@ const START_PATIENCE: Duration = Duration::from_secs(5);
 const SETTLING: Duration = Duration::from_secs(1);
 const SETTLING_CHECK: Duration = Duration::from_millis(1);
 
-/// How often a batch is in memory while it is accepted: for the queue, for its file, and as that file, which grows.
+/// Copies of a batch in memory while it is accepted: for the queue, for its file, and as that file, which grows.
 const ACCEPTED_COPIES: usize = 5;
-/// What a job takes beside its texts, in bytes, at most.
+/// Bytes that a job takes beside its texts, at most.
 const JOB_BYTES: usize = 512;
 
 /// When a launch returns.
