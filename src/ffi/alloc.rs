@@ -1,8 +1,11 @@
 //! Memory of Rust's own allocator, which ends the process when there is no more: the server then restarts all others.
 //!
 //! Memory whose size or number a user decides is asked for here, and raises 53200 as the server's own does. Small
-//! pieces that meet an exhausted process come out of a reserve, so that there is enough to raise the error with.
+//! pieces that meet an exhausted process come out of a reserve, so that there is enough to raise the error with. The server
+//! copies errors on their way through Rust, and cannot raise another one then (pgrx, `pg_guard_ffi_boundary`): for that there
+//! is spare memory, which is given back when an error is raised and there is no more.
 
+use super::process_local::{slot, ProcessLocal, Slot};
 use super::report::{self, Log};
 use crate::error::Error;
 use crate::protocol::Report;
@@ -114,6 +117,31 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
+thread_local! {
+    /// Never written to: it takes no memory but that which the process may have.
+    static SPARE: Slot<Vec<u8>> = const { slot(Vec::new()) };
+}
+
+/// More than the reserve gives, so that it is the system's.
+pub const SPARE_BYTES: usize = 2 * LARGEST_BYTES;
+
+/// Is there so much that an error can be copied?
+fn is_enough() -> bool {
+    Vec::<u8>::new().try_reserve_exact(SPARE_BYTES).is_ok()
+}
+
+/// Takes spare memory, if this process has none. False = there is no memory.
+pub fn keep_spare() -> bool {
+    SPARE.with_borrow_mut(|spare| spare.capacity() > 0 || spare.try_reserve_exact(SPARE_BYTES).is_ok())
+}
+
+/// Gives the spare memory back, if there is no other: what is asked for next is there.
+pub(super) fn give_spare_back() {
+    if !is_enough() {
+        SPARE.set(Vec::new());
+    }
+}
+
 fn raise(bytes: usize) {
     report::emit(&Report::from(Error::OutOfMemory(bytes)), Log::Here);
 }
@@ -156,8 +184,8 @@ pub fn ensure(bytes: usize) {
 /// Raises 53200 if the reserve had to be used and memory is still short: where much that is small is made one by one.
 pub fn check() {
     if WAS_NEEDED.load(Ordering::Relaxed) {
-        if Vec::<u8>::new().try_reserve_exact(2 * LARGEST_BYTES).is_err() {
-            raise(SMALL_BYTES);
+        if !is_enough() {
+            raise(SPARE_BYTES);
         }
         WAS_NEEDED.store(false, Ordering::Relaxed);
     }

@@ -1,5 +1,6 @@
 //! SQL-callable functions (fmgr.h, version 1 calling convention; funcapi.h, materialize mode).
 
+use super::alloc;
 use super::memory::Switch;
 use super::report::{self, Log, Raised};
 use super::tuple::{Output, TupleDesc};
@@ -42,16 +43,21 @@ enum Outcome {
 
 /// Runs the body of a SQL-callable function: the frame where errors leave Rust.
 pub fn call(fcinfo: pg_sys::FunctionCallInfo, body: fn(&Call) -> Result<Value, Error>) -> pg_sys::Datum {
-    let run = || match report::catch_call(|| body(&Call(fcinfo))) {
-        Ok(Ok(Value::Void)) => Outcome::Return(pg_sys::Datum::from(0_usize)),
-        Ok(Ok(Value::Int(value))) => Outcome::Return(pg_sys::Datum::from(value)),
-        Ok(Ok(Value::BigInt(value))) => Outcome::Return(pg_sys::Datum::from(value)),
-        Ok(Err(error)) => {
-            let log = if matches!(error, Error::Job(_)) { Log::Done } else { Log::Here };
-            Outcome::Raise(Raised::new(&Report::from(error), log))
+    let run = || {
+        if !alloc::keep_spare() {
+            return Outcome::Raise(Raised::out_of_memory());
         }
-        // The server's own error: complete, and in the database's encoding, which pgrx's own way out is not.
-        Err(captured) => Outcome::Raise(Raised::new(&captured.report, Log::Here)),
+        match report::catch_call(|| body(&Call(fcinfo))) {
+            Ok(Ok(Value::Void)) => Outcome::Return(pg_sys::Datum::from(0_usize)),
+            Ok(Ok(Value::Int(value))) => Outcome::Return(pg_sys::Datum::from(value)),
+            Ok(Ok(Value::BigInt(value))) => Outcome::Return(pg_sys::Datum::from(value)),
+            Ok(Err(error)) => {
+                let log = if matches!(error, Error::Job(_)) { Log::Done } else { Log::Here };
+                Outcome::Raise(Raised::new(&Report::from(error), log))
+            }
+            // The server's own error: complete, and in the database's encoding, which pgrx's own way out is not.
+            Err(captured) => Outcome::Raise(Raised::new(&captured.report, Log::Here)),
+        }
     };
     // SAFETY: the server calls functions on its only thread.
     match unsafe { pg_sys::panic::pgrx_extern_c_guard(run) } {
@@ -111,9 +117,9 @@ impl Call {
             pg_sys::deconstruct_array(array, type_oid, length, false, align, &mut values, &mut nulls, &mut count);
             let element = |at| (!*nulls.add(at)).then(|| text_bytes(*values.add(at)));
             let mut elements = Vec::new();
-            super::alloc::reserve(&mut elements, count as usize);
+            alloc::reserve(&mut elements, count as usize);
             for at in 0..count as usize {
-                super::alloc::check();
+                alloc::check();
                 elements.push(element(at));
             }
             Some(elements)
@@ -196,7 +202,7 @@ pub(super) unsafe fn text_bytes(datum: pg_sys::Datum) -> Vec<u8> {
     unsafe {
         let text = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
         let start = pgrx::varlena::vardata_any(text).cast::<u8>();
-        super::alloc::copy(std::slice::from_raw_parts(start, pgrx::varlena::varsize_any_exhdr(text)))
+        alloc::copy(std::slice::from_raw_parts(start, pgrx::varlena::varsize_any_exhdr(text)))
     }
 }
 

@@ -16,16 +16,6 @@ impl Context {
         Context::under(unsafe { pg_sys::TopMemoryContext }, name)
     }
 
-    /// Creates a context that lives as long as the process, with memory that it keeps: a few kilobytes can be had from it
-    /// also when there is no more memory.
-    pub fn with_reserve(name: &'static CStr) -> Self {
-        const BYTES: usize = 16 * 1024;
-        // SAFETY: a variable of this process; the name is a constant, as the server wants it.
-        Context(unsafe {
-            pg_sys::AllocSetContextCreateInternal(pg_sys::TopMemoryContext, name.as_ptr(), BYTES, BYTES, BYTES)
-        })
-    }
-
     /// Creates a context under the current one, for a value that is dropped before that one is deleted; should an error
     /// keep it from being dropped, the current one takes it along.
     pub fn in_current(name: &'static CStr) -> Self {

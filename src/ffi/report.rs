@@ -3,13 +3,15 @@
 //! A caught error has lost fields by the time pgrx hands it over, so a worker watches the server's own: a callback at
 //! the bottom of `error_context_stack` runs last for every report, when its context is complete, and copies it.
 
+use super::alloc::{self, SPARE_BYTES};
 use super::interrupt;
 use super::memory::{self, c_string, copy_c_string};
 use super::process_local::{slot, ProcessLocal, Slot};
 use crate::compat::callback;
-use crate::protocol::{Report, ERRCODE_INTERNAL_ERROR};
+use crate::error::Error;
+use crate::protocol::{sqlstate, Report, ERRCODE_INTERNAL_ERROR};
 use pgrx::pg_sys;
-use std::cell::Cell;
+use std::cell::{Cell, UnsafeCell};
 use std::collections::HashSet;
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
@@ -37,7 +39,7 @@ thread_local! {
     static FILE_NAMES_LOGGED: Slot<HashSet<CString>> = slot(HashSet::new());
     /// The last error that was passed on: a copy of it has another address.
     static LAST_PASSED_ON: Slot<Option<Report>> = const { slot(None) };
-    /// Where a report is copied to, with memory of its own: it may be that there is no more.
+    /// Where a report is copied to.
     static REPORT: Cell<Option<&'static memory::Context>> = const { Cell::new(None) };
     static LAST_ERROR: Slot<Option<Captured>> = const { slot(None) };
     static ON_NOTICE: Cell<Option<fn(Report)>> = const { Cell::new(None) };
@@ -45,6 +47,13 @@ thread_local! {
     static IN_CALL: Cell<bool> = const { Cell::new(false) };
     static CAPTURING: Cell<bool> = const { Cell::new(false) };
     static PREVIOUS_LOG_HOOK: Cell<pg_sys::emit_log_hook_type> = const { Cell::new(None) };
+    /// Written once, where there is no memory to write it to.
+    static OUT_OF_MEMORY: UnsafeCell<pg_sys::ErrorData> = UnsafeCell::new(pg_sys::ErrorData {
+        elevel: ERROR,
+        sqlerrcode: sqlstate(b"53200"),
+        message: c"out of memory".as_ptr().cast_mut(),
+        ..Default::default()
+    });
 }
 
 /// Who writes a report to the server log.
@@ -87,7 +96,7 @@ unsafe fn from_error_data(edata: &pg_sys::ErrorData) -> Report {
     // SAFETY: every text of a report is null or a C string.
     unsafe {
         let bytes = texts.iter().filter(|text| !text.is_null()).map(|text| CStr::from_ptr(*text).count_bytes());
-        super::alloc::ensure(REPORT_COPIES * bytes.sum::<usize>());
+        alloc::ensure(REPORT_COPIES * bytes.sum::<usize>());
         Report {
             level: edata.elevel,
             sqlstate: edata.sqlerrcode,
@@ -171,7 +180,13 @@ impl Raised {
         if log == Log::Done {
             LAST_PASSED_ON.set(Some(report.clone()));
         }
+        alloc::give_spare_back();
         Raised(to_error_data(report, log))
+    }
+
+    /// Takes no memory.
+    pub(super) fn out_of_memory() -> Self {
+        Raised(OUT_OF_MEMORY.with(UnsafeCell::get))
     }
 
     /// Raises it with all its fields.
@@ -198,6 +213,9 @@ pub fn emit(report: &Report, log: Log) {
 /// # Errors
 /// The report of the server's error or of the panic that ended `body`.
 pub fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Box<Captured>> {
+    if !alloc::keep_spare() {
+        return Err(Box::new(Captured::from(Report::from(Error::OutOfMemory(SPARE_BYTES)))));
+    }
     LAST_ERROR.set(None);
     let caught = |error| {
         use pg_sys::panic::CaughtError::{ErrorReport, PostgresError, RustPanic};
@@ -325,6 +343,8 @@ fn capture(errors: bool, notices: bool) {
         return;
     }
     let _done = Capturing;
+    // It is copied here, and by whoever catches it.
+    alloc::give_spare_back();
     // SAFETY: called by errfinish, so a report is on the stack; the copy must not go to ErrorContext.
     let captured = unsafe {
         let memory = REPORT.get().map(|memory| {
@@ -352,6 +372,7 @@ fn capture(errors: bool, notices: bool) {
             if let Some(on_notice) = ON_NOTICE.get() {
                 on_notice(captured.report);
             }
+            alloc::keep_spare();
         }
         None => {}
     }
@@ -409,7 +430,8 @@ unsafe fn is_logged(file: *const c_char) -> bool {
 
 /// Keeps reports that a worker has logged out of the log of the session that passes them on. Called once a process.
 pub fn filter_log() {
-    REPORT.set(Some(Box::leak(Box::new(memory::Context::with_reserve(c"pg_background_mgr report")))));
+    alloc::keep_spare();
+    REPORT.set(Some(Box::leak(Box::new(memory::Context::new(c"pg_background_mgr report")))));
     // SAFETY: a variable of this process; the previous hook is called by ours.
     unsafe {
         PREVIOUS_LOG_HOOK.set(pg_sys::emit_log_hook);

@@ -114,6 +114,7 @@ fn readers_that_get_no_memory_fail_and_can_read_again() {
 
 fn launches_that_get_no_memory_fail() {
     let mut limited = Limited::start();
+    limited.control.run("load 'pg_background_mgr'");
     limited.control.run("alter system set pg_background_mgr.queue_memory_limit = '1GB'");
     limited.cluster.reload();
     for megabytes in [100, 140, 180, 220, 300, 400] {
@@ -156,7 +157,7 @@ fn launches_that_get_no_memory_fail() {
 /// Takes nearly all memory of a session, and then calls what needs a little.
 fn small_pieces_that_find_no_memory_do_not_end_the_server() {
     let mut limited = Limited::start();
-    for kilobytes in (0..2048).step_by(128) {
+    for kilobytes in (0..2048).step_by(64) {
         let mut session = limited.cluster.session("postgres");
         let pid = session.launch("select g, repeat('y', 1000), row(g, g) from generate_series(1, 3000) g");
         let process = session.pid();
