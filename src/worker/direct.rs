@@ -176,10 +176,12 @@ fn read_request(channel: Channel) -> bool {
 /// Waits until the launch is complete. False = it was given up, and the job must not run.
 fn is_launched(channel: Channel) -> bool {
     loop {
+        // Before the gate: a launcher that opens it may be gone a moment later.
+        let launcher_lives = session::launcher_lives();
         match channel.gate() {
             Gate::Open => return true,
             Gate::Abandoned => return false,
-            Gate::Closed if !session::launcher_lives() => return false,
+            Gate::Closed if !launcher_lives => return false,
             Gate::Closed => latch::wait(Some(LAUNCHER_CHECK)),
         }
     }

@@ -1,14 +1,12 @@
 //! Jobs that launch jobs: how long a chain of them may be.
 
 use crate::manager::drain;
-use pg_background_mgr_tests::wait::{poll, PATIENCE};
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 
 pub fn cases() -> Vec<Case> {
     vec![
-        // Before PostgreSQL 16 a chain may stand still for a minute or more: open, see docs/design.md.
-        private_case!(a_chain_of_launches_goes_on).since(16),
-        case!(a_chain_in_the_queue_goes_on).since(16),
+        private_case!(a_chain_of_launches_goes_on),
+        case!(a_chain_in_the_queue_goes_on),
         case!(a_chain_of_retries_goes_on),
         case!(a_job_that_lives_on_counts),
     ]
@@ -19,6 +17,7 @@ const LINKS: i64 = 1000;
 /// Each job launches its successor by `launch`, where `$1` is the text of that one, and ends.
 #[track_caller]
 fn assert_chain(session: &mut Session, launch: &str) {
+    // Committed before the first job looks for it.
     session.run(&format!(
         "create table links (a int); \
          create function link(n int) returns void language plpgsql as $$ begin \
@@ -26,14 +25,10 @@ fn assert_chain(session: &mut Session, launch: &str) {
          if n < {LINKS} then perform {}; end if; end $$",
         launch.replace("$1", "format('select link(%s)', n + 1)")
     ));
-    // The next link finds the function when it is committed.
     session.run("select link(1)");
-    // A thousand jobs take their time on a machine that has other work, and before PostgreSQL 16 the postmaster may sleep for
-    // a minute before it starts a worker: so each hundred has more than the usual patience.
+    // A thousand jobs take their time on a machine that has other work: each hundred has the usual patience.
     for reached in (100..=LINKS).step_by(100) {
-        let more =
-            poll(PATIENCE * 3, || (session.number("select coalesce(max(a), 0) from links") >= reached).then_some(()));
-        assert!(more.is_some(), "link {reached} is not reached");
+        wait_until("the next hundred links", || session.number("select coalesce(max(a), 0) from links") >= reached);
     }
     assert_eq!(session.number("select count(*) from links"), LINKS);
 }
