@@ -6,7 +6,7 @@ AS 'MODULE_PATHNAME', 'pg_background_launch'
 LANGUAGE c VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION pg_background_launch(pg_catalog.text, pg_catalog.int4) IS
-'Starts a SQL text in a background worker, at once and in its own transactions; gives the worker''s process ID. queue_size: bytes of the result that shared memory holds.';
+'Starts a SQL text in a background worker, at once and in its own transactions; gives the worker''s process ID. queue_size: bytes of the result that shared memory holds; 0 = the default.';
 
 CREATE FUNCTION pg_background_result(pid pg_catalog.int4)
 RETURNS SETOF pg_catalog.record

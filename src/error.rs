@@ -47,8 +47,14 @@ pub enum Error {
     ForbiddenProcess(&'static str),
     #[error("background jobs are nested too deeply")]
     TooDeep,
+    /// `own`: how many of them are this session's.
     #[error("too many dynamic shared memory segments")]
-    SegmentsExhausted,
+    SegmentsExhausted { own: usize },
+    #[error("too many unread results of background jobs in this session")]
+    TooManyUnread { unread: usize, limit: usize },
+    /// Bytes.
+    #[error("results of background jobs exceed pg_background_mgr.max_result_memory ({}kB)", limit / 1024)]
+    ResultMemory { wanted: usize, held: usize, limit: usize },
     #[error("could not register background process")]
     SlotsExhausted,
     #[error("could not start background process")]
@@ -218,7 +224,7 @@ impl Error {
     pub fn sqlstate(&self) -> i32 {
         use Error::*;
         sqlstate(match self {
-            QueueFull { .. } => b"53400",
+            QueueFull { .. } | ResultMemory { .. } => b"53400",
             SharedMemory | OutOfMemory(_) => b"53200",
             TooFewWorkers { .. } | FewerAllowed { .. } | NoWorkers | Stuck | SingleUser => b"53000",
             InRecovery | StopInRecovery => b"25006",
@@ -238,7 +244,7 @@ impl Error {
             RestrictedOperation | RestrictedApply | RestrictedRead | ForbiddenProcess(_) | NotOwner | OfSuperuser => {
                 b"42501"
             }
-            SegmentsExhausted | SlotsExhausted | NotStarted | NotRun => b"53000",
+            SegmentsExhausted { .. } | TooManyUnread { .. } | SlotsExhausted | NotStarted | NotRun => b"53000",
             NotAttached(_) | AlreadyRead(_) | GivenUp(_) | RoleGone(_) | NoRole(_) => b"42704",
             BeingRead(_) => b"55000",
             WorkerLost(_) => b"08006",
@@ -264,6 +270,15 @@ impl Error {
             }
             Error::QueueFull { wanted, free, limit } => {
                 format!("The jobs need {wanted} bytes, and {free} of {limit} are free.")
+            }
+            Error::SegmentsExhausted { own } => {
+                format!("{own} of them have results of this session, or wait for its next job.")
+            }
+            Error::TooManyUnread { unread, limit } => {
+                format!("{unread} are in shared memory, and pg_background_mgr.max_unread_results allows {limit}.")
+            }
+            Error::ResultMemory { wanted, held, .. } => {
+                format!("The job wants {wanted} bytes, and unread results of this session have {held}.")
             }
             Error::TooFewWorkers { free, .. } => format!("{free} workers are free."),
             Error::FewerAllowed { allowed, .. } => format!("The options allow the batch {allowed} workers."),
@@ -319,7 +334,19 @@ impl Error {
                     "Put the data into a table and let the job read it."
                 }
                 Error::QueueTooLarge => "What does not fit in the queue is kept in memory and in a temporary file.",
-                Error::SegmentsExhausted => "Read or detach the results of jobs that have ended.",
+                Error::SegmentsExhausted { own: 0 } => {
+                    "Other sessions have them, for parallel queries, or for results that they have not read. \
+                     The server has more of them with a larger max_connections."
+                }
+                Error::SegmentsExhausted { .. } => "Read or detach the results of jobs that have ended.",
+                Error::TooManyUnread { .. } => {
+                    "Read them with pg_background_result, or give them up with pg_background_detach. DISCARD ALL gives \
+                     all of them up."
+                }
+                Error::ResultMemory { .. } => {
+                    "Read or detach the results of jobs that have ended, or launch with a smaller queue_size: what does \
+                     not fit there is kept in memory and in a temporary file."
+                }
                 Error::SlotsExhausted => "You may need to increase max_worker_processes.",
                 Error::SingleUser => "Start the server in multi-user mode: only then it has background workers.",
                 Error::NotStarted => "The server log may tell why.",

@@ -1,5 +1,6 @@
 //! The settings `pg_background_mgr.*`.
 
+use crate::ffi::dsm;
 use crate::ffi::guc::{define_int, reserve_prefix, IntSetting, Scope, Unit};
 
 /// Workers of the extension in the whole server; -1 = as many as `max_worker_processes` and `reserved_workers` leave.
@@ -11,6 +12,10 @@ static QUEUE_MEMORY_LIMIT: IntSetting = IntSetting::new(64 * 1024);
 static LOG_RESULT_LIMIT: IntSetting = IntSetting::new(64);
 /// ms
 static WORKER_IDLE_TIMEOUT: IntSetting = IntSetting::new(10_000);
+/// -1 = an eighth of the segments of the server.
+static MAX_UNREAD_RESULTS: IntSetting = IntSetting::new(-1);
+/// kB
+static MAX_RESULT_MEMORY: IntSetting = IntSetting::new(256 * 1024);
 /// s; -1 = for ever
 static LOG_RETENTION: IntSetting = IntSetting::new(-1);
 
@@ -49,6 +54,24 @@ pub fn define() {
         c"Whole rows are kept, as many as fit.",
         &LOG_RESULT_LIMIT,
         (0, 1024 * 1024),
+        Scope::Superuser,
+        Unit::Kilobytes,
+    );
+    define_int(
+        c"pg_background_mgr.max_unread_results",
+        c"Sets the maximum number of unread results of a session that are in dynamic shared memory.",
+        c"-1 means an eighth of the segments that the server may have.",
+        &MAX_UNREAD_RESULTS,
+        (-1, i32::MAX),
+        Scope::Superuser,
+        Unit::None,
+    );
+    define_int(
+        c"pg_background_mgr.max_result_memory",
+        c"Sets the maximum memory for unread results of a session.",
+        c"This counts the queue_size of each job of pg_background_launch, and what small results take that have been moved to the session's own memory.",
+        &MAX_RESULT_MEMORY,
+        (64, i32::MAX),
         Scope::Superuser,
         Unit::Kilobytes,
     );
@@ -108,6 +131,16 @@ pub fn queue_memory_limit() -> u64 {
 /// Bytes
 pub fn log_result_limit() -> usize {
     usize::try_from(LOG_RESULT_LIMIT.get()).unwrap_or(0) * 1024
+}
+
+/// Returns how many results in shared memory a session may leave unread.
+pub fn max_unread_results() -> usize {
+    usize::try_from(MAX_UNREAD_RESULTS.get()).unwrap_or_else(|_| dsm::most_segments() / 8)
+}
+
+/// Returns how many bytes a session's queues and its unread results may have.
+pub fn max_result_memory() -> usize {
+    usize::try_from(MAX_RESULT_MEMORY.get()).unwrap_or(0).saturating_mul(1024)
 }
 
 /// Microseconds

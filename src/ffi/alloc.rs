@@ -127,7 +127,7 @@ pub const SPARE_BYTES: usize = 2 * LARGEST_BYTES;
 
 /// Is there so much that an error can be copied?
 fn is_enough() -> bool {
-    Vec::<u8>::new().try_reserve_exact(SPARE_BYTES).is_ok()
+    has(SPARE_BYTES)
 }
 
 /// Takes spare memory, if this process has none. False = there is no memory.
@@ -173,10 +173,15 @@ pub fn zeroed(length: usize) -> Vec<u8> {
     bytes
 }
 
+/// Returns whether this process can get that many bytes: before work that must not stop in the middle.
+pub fn has(bytes: usize) -> bool {
+    Vec::<u8>::new().try_reserve_exact(bytes).is_ok()
+}
+
 /// Raises 53200 unless this process can get that many bytes: before work of a library that cannot fail in another way.
 /// For little there is the reserve. This process has one thread, so what is there now is there for that work.
 pub fn ensure(bytes: usize) {
-    if bytes >= SMALL_BYTES && Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
+    if bytes >= SMALL_BYTES && !has(bytes) {
         raise(bytes);
     }
 }

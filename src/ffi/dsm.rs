@@ -9,6 +9,14 @@ use crate::protocol::sqlstate;
 use pgrx::pg_sys;
 use std::sync::atomic::AtomicU64;
 
+/// Returns how many segments the whole server may have (dsm.c, `dsm_postmaster_startup`).
+pub fn most_segments() -> usize {
+    const FIXED: usize = 64;
+    const OF_EACH_BACKEND: usize = 5;
+    // SAFETY: a variable that the server sets when it starts.
+    FIXED + OF_EACH_BACKEND * usize::try_from(unsafe { pg_sys::MaxBackends }).unwrap_or(0)
+}
+
 /// Names a segment to another process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handle(u32);
@@ -94,6 +102,11 @@ impl Segment {
         // transaction, so the mapping is the process's.
         let segment = unsafe { pg_sys::dsm_attach(handle.0) };
         (!segment.is_null()).then(|| Segment::mapped(segment))
+    }
+
+    /// Returns whether there is such a segment, which this process has not mapped.
+    pub fn exists(handle: Handle) -> bool {
+        Segment::attach(handle).map(Segment::close).is_some()
     }
 
     fn mapped(segment: *mut pg_sys::dsm_segment) -> Self {

@@ -18,6 +18,11 @@ impl Backlog {
         Backlog { memory: VecDeque::new(), bytes: 0, limit, file: None }
     }
 
+    /// Returns how many bytes are in memory.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Appends a frame.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The segment that a session and a worker share, for one job after the other.
 //!
 //! ```text
-//! words        [L] layout, sizes, has the result been read    [W] process, seat, last words' length    [LW] gate, pin
+//! words        [L] layout, sizes, has the result been read    [W] process, seat, lengths    [LW] gate, pin
 //! last words   [W] why the worker died, if it could not send it
 //! room         [L] the request, and the job's SQL
 //! queue        shm_mq: frames from worker to session
@@ -27,7 +27,7 @@ use crate::protocol::{aligned, to_bytes, Report};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 /// Changes with the layout, so that a library of another version is noticed.
-const LAYOUT: u64 = u64::from_be_bytes(*b"pgbm\0\0\0\x03");
+const LAYOUT: u64 = u64::from_be_bytes(*b"pgbm\0\0\0\x04");
 
 /// Words at the beginning of the segment.
 #[derive(Clone, Copy)]
@@ -43,6 +43,8 @@ enum Word {
     LoginVersion,
     /// Bytes for the request and the text.
     Room,
+    /// Bytes of the queue.
+    Queue,
     RequestLength,
     SqlLength,
     LastWordsLength,
@@ -52,6 +54,10 @@ enum Word {
     SeatSerial,
     /// The launcher has read the result, or given it up.
     IsRead,
+    /// How many jobs have been written here.
+    Number,
+    /// The number of the last job whose result is in the queue as a whole, and its bytes.
+    Delivered,
     /// The server's handle of a worker that was started for the job.
     WorkerSlot,
     WorkerGeneration,
@@ -64,6 +70,8 @@ const LAST_WORDS_BYTES: usize = 4096;
 const ROOM: usize = WORDS_BYTES + LAST_WORDS_BYTES;
 /// Room for the jobs that may follow.
 const LEAST_ROOM: usize = 8192;
+/// A segment is kept for further jobs only with a queue of usual size, and as much room for texts, in bytes.
+const KEPT_BYTES: u64 = 256 * 1024;
 
 /// May the worker run its job?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +99,7 @@ impl Channel {
         let segment = Segment::create(queue + queue_bytes)?;
         let channel = Channel(segment);
         channel.set(Word::Room, room as u64);
+        channel.set(Word::Queue, queue_bytes as u64);
         channel.write_job(request, sql);
         let receiver = Receiver::create(&segment, queue, queue_bytes);
         channel.set(Word::PinTaken, 1);
@@ -110,9 +119,9 @@ impl Channel {
         Some(Receiver::create(&self.0, queue_offset(self.get(Word::Room) as usize), aligned(queue_bytes)))
     }
 
-    /// Room for the texts of jobs, in bytes.
-    pub fn room(self) -> usize {
-        self.get(Word::Room) as usize
+    /// Returns whether the segment is small enough to be kept for further jobs.
+    pub fn is_kept(self) -> bool {
+        self.get(Word::Room) <= KEPT_BYTES && self.get(Word::Queue) <= KEPT_BYTES
     }
 
     /// Launcher: writes a job. Nobody reads the room meanwhile. False = it does not fit.
@@ -126,6 +135,7 @@ impl Channel {
         self.set(Word::SqlLength, sql.len() as u64);
         self.set(Word::LastWordsLength, 0);
         self.set(Word::IsRead, 0);
+        self.set(Word::Number, self.get(Word::Number) + 1);
         true
     }
 
@@ -230,6 +240,24 @@ impl Channel {
     /// Worker: has the result been read? One of `set_read`, then `seat`, and `set_seat`, then this, sees the other's.
     pub fn is_read(&self) -> bool {
         self.0.word(Word::IsRead as usize).load(SeqCst) != 0
+    }
+
+    /// Worker: returns the number of the job that it begins.
+    pub fn number(&self) -> u64 {
+        self.get(Word::Number)
+    }
+
+    /// Worker: says that the whole result of a job is in the queue, and how many bytes it has. The launcher may have read
+    /// it by now, and have written the next job.
+    pub fn set_delivered(&self, number: u64, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.set(Word::Delivered, number << 32 | u64::from(bytes));
+    }
+
+    /// Launcher: returns the bytes of the result if the whole of it is in the queue.
+    pub fn delivered(&self) -> Option<usize> {
+        let delivered = self.get(Word::Delivered);
+        (delivered >> 32 == self.get(Word::Number) & u64::from(u32::MAX)).then_some(delivered as u32 as usize)
     }
 
     /// Says which process the server was asked to start for the job.

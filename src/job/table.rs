@@ -4,13 +4,14 @@
 
 use super::backlog::Backlog;
 use super::channel::Channel;
-use super::registry;
+use super::registry::{self, Seat};
 use crate::error::Error;
 use crate::ffi::bgworker::Worker;
+use crate::ffi::dsm::{Handle, Segment};
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::shm_mq::Receiver;
-use crate::ffi::{area, exit};
-use crate::protocol::Description;
+use crate::ffi::{alloc, area, exit};
+use crate::protocol::{split, Description, Kind};
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 
@@ -19,10 +20,10 @@ pub struct Job {
     pub pid: i32,
     /// The role that was in effect when it was launched: oid. Its result belongs to that role.
     pub role: u32,
-    pub channel: Channel,
-    pub receiver: Receiver,
-    /// Bytes of the queue.
-    pub queue_bytes: usize,
+    /// Where the result comes from; none = all that was to be received has been.
+    pub line: Option<Line>,
+    /// The worker that has the process id, when that is known no more from the channel.
+    pub holder: Option<Holder>,
     /// The beginning of its text, for messages.
     pub sql: Vec<u8>,
     /// What has been received of the result: its columns.
@@ -31,14 +32,103 @@ pub struct Job {
     pub kept: Option<Backlog>,
 }
 
-impl Job {
-    /// Gives up the result. The worker notices, and goes on without a reader.
-    fn close(self) {
-        release(self.channel, false);
+/// The way on which results come from a worker. When one has been read, the next job may go the same way.
+pub struct Line {
+    pub channel: Channel,
+    pub receiver: Receiver,
+    /// Bytes of the queue.
+    pub queue_bytes: usize,
+}
+
+impl Line {
+    /// Returns the worker that was started for it, if that has not become one that stays.
+    fn own_worker(&self) -> Option<Worker> {
+        self.channel.worker().filter(|_| self.channel.seat().is_none())
+    }
+
+    /// Gives it up. A worker that still sends notices, and goes on without a reader.
+    pub fn close(self) {
         if is_lost(self.channel) {
             self.channel.unpin();
         }
+        if !self.channel.is_kept() {
+            let handle = self.channel.handle();
+            GIVEN_UP.with_borrow_mut(|given_up| given_up.push((handle, self.queue_bytes)));
+        }
         close(self.channel, self.receiver);
+    }
+}
+
+/// A worker whose process id is a job's: its place, and the segment in which it was given the job.
+pub type Holder = (Seat, Handle);
+
+/// What keeps a process id for a job.
+#[derive(Clone, Copy)]
+enum Hold {
+    Channel(Channel),
+    Worker(Holder),
+    Nothing,
+}
+
+impl Job {
+    fn hold(&self) -> Hold {
+        match (&self.line, self.holder) {
+            (Some(line), _) => Hold::Channel(line.channel),
+            (None, Some(holder)) => Hold::Worker(holder),
+            (None, None) => Hold::Nothing,
+        }
+    }
+
+    /// Returns the bytes that it takes in this session's memory.
+    fn bytes(&self) -> usize {
+        size_of::<Job>() + self.sql.capacity() + self.kept.as_ref().map_or(0, Backlog::bytes)
+    }
+
+    /// Gives up the result.
+    fn close(self) {
+        release(self.hold(), false);
+        if let Some(line) = self.line {
+            line.close();
+        }
+    }
+
+    /// Returns whether the whole result is in the queue, small, and unread so far, and its process id is still known
+    /// without the channel.
+    fn is_collectable(&self) -> bool {
+        let Some(Line { channel, .. }) = &self.line else { return false };
+        self.kept.is_none()
+            && channel.delivered().is_some_and(|bytes| bytes <= COLLECTED_BYTES)
+            && (channel.seat().is_some() || channel.worker().is_none_or(Worker::is_gone))
+    }
+
+    /// Returns whether its worker has no other job for the channel: it has gone, or the segment is too large to be kept.
+    fn is_widowed(&self) -> bool {
+        let Some(Line { channel, .. }) = &self.line else { return false };
+        !channel.is_kept()
+            || match (channel.seat(), channel.worker()) {
+                (Some(seat), _) => !area::read(|memory| registry::is_there(memory, seat)),
+                (None, worker) => worker.is_none_or(Worker::is_gone),
+            }
+    }
+
+    /// Receives the whole result. False = it is not there as a whole, and is to be read from the queue.
+    fn collect(&mut self) -> bool {
+        let Some(Line { receiver, .. }) = &mut self.line else { return false };
+        // A frame that has been received and cannot be kept would be lost.
+        if !alloc::has(2 * COLLECTED_BYTES) {
+            return false;
+        }
+        let kept = self.kept.get_or_insert_with(|| Backlog::new(usize::MAX));
+        while let Ok(frame) = receiver.try_receive(|| false) {
+            let is_last = matches!(split(frame), Ok((Kind::Error | Kind::Done, _)));
+            if kept.push(frame.to_vec()).is_err() {
+                return false;
+            }
+            if is_last {
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -62,32 +152,20 @@ fn close(channel: Channel, receiver: Receiver) {
 
 /// The worker's process id means nothing to this session any more: others may have it.
 /// `is_whole`: it was read to its end.
-fn release(channel: Channel, is_whole: bool) {
-    channel.set_read();
-    if let Some(seat) = channel.seat() {
-        area::write(|memory| registry::release(memory, seat, channel.handle().to_number(), is_whole));
-    } else if is_whole {
-        area::note_leaving();
-    }
-}
-
-/// A channel to a worker whose last result has been read: the next job may go the same way.
-pub struct Spare {
-    pub channel: Channel,
-    pub receiver: Receiver,
-    pub queue_bytes: usize,
-}
-
-impl Spare {
-    /// The worker that was started for it, if it has not become one that stays.
-    fn own_worker(&self) -> Option<Worker> {
-        self.channel.worker().filter(|_| self.channel.seat().is_none())
-    }
-
-    /// Gives it up.
-    pub fn close(self) {
-        close(self.channel, self.receiver);
-    }
+fn release(hold: Hold, is_whole: bool) {
+    let (seat, segment) = match hold {
+        Hold::Nothing => return,
+        Hold::Worker(holder) => holder,
+        Hold::Channel(channel) => {
+            channel.set_read();
+            match channel.seat() {
+                Some(seat) => (seat, channel.handle()),
+                None if is_whole => return area::note_leaving(),
+                None => return,
+            }
+        }
+    };
+    area::write(|memory| registry::release(memory, seat, segment.to_number(), is_whole));
 }
 
 /// Why a result is not there.
@@ -99,26 +177,67 @@ pub enum Gone {
 
 /// How many channels are kept: each is a segment, with a queue in it.
 const SPARES: usize = 8;
-/// Only queues of usual size are kept, and as much room for texts, in bytes.
-const SPARE_QUEUE_BYTES: usize = 256 * 1024;
+/// A result of up to so many bytes goes to the session's memory when it stays unread.
+const COLLECTED_BYTES: usize = 64 * 1024;
 
 /// How many results that are gone are remembered, so that asking again gets a good answer.
 const REMEMBERED: usize = 1024;
 
+/// A job that was taken out to be read.
+struct BeingRead {
+    pid: i32,
+    role: u32,
+    hold: Hold,
+    queue_bytes: usize,
+}
+
 #[derive(Default)]
 struct Table {
+    /// Those whose results come from a segment.
     jobs: HashMap<i32, Job>,
-    /// Those that are being read, and whose they are.
-    reading: Vec<(i32, u32, Channel)>,
+    /// Those whose results are in memory, and the bytes of them all.
+    collected: HashMap<i32, Job>,
+    collected_bytes: usize,
+    /// Those that are being read.
+    reading: Vec<BeingRead>,
     gone: VecDeque<(i32, u32, Gone)>,
-    spares: Vec<Spare>,
+    spares: Vec<Line>,
     /// To a process that was started ahead of its job.
-    ahead: Option<Spare>,
+    ahead: Option<Line>,
+}
+
+impl Table {
+    /// Adds a job; gives the one with the same process id.
+    fn add(&mut self, job: Job) -> Option<Job> {
+        let before = self.remove(job.pid);
+        if job.line.is_some() {
+            self.jobs.insert(job.pid, job);
+        } else {
+            self.collected_bytes += job.bytes();
+            self.collected.insert(job.pid, job);
+        }
+        before
+    }
+
+    fn remove(&mut self, pid: i32) -> Option<Job> {
+        let collected = self.collected.remove(&pid).inspect(|job| self.collected_bytes -= job.bytes());
+        collected.or_else(|| self.jobs.remove(&pid))
+    }
+
+    fn get(&self, pid: i32) -> Option<&Job> {
+        self.jobs.get(&pid).or_else(|| self.collected.get(&pid))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values().chain(self.collected.values())
+    }
 }
 
 thread_local! {
     static IS_WATCHED: Cell<bool> = const { Cell::new(false) };
     static TABLE: Slot<Table> = slot(Table::default());
+    /// Large segments that this session has given up, and the bytes of their queues: a job may still have them.
+    static GIVEN_UP: Slot<Vec<(Handle, usize)>> = const { slot(Vec::new()) };
 }
 
 /// Adds a job. Should an old job with the same process id still be there, its worker has ended and its number was given
@@ -128,17 +247,15 @@ pub fn insert(job: Job) {
         // Nobody will read any more, and the workers learn it.
         exit::before_exit(|| {
             TABLE.with_borrow(|table| {
-                let unread = table.jobs.values().map(|job| job.channel);
-                unread
-                    .chain(table.reading.iter().map(|(_, _, channel)| *channel))
-                    .for_each(|channel| release(channel, false));
+                let unread = table.all().map(Job::hold);
+                unread.chain(table.reading.iter().map(|reading| reading.hold)).for_each(|hold| release(hold, false));
                 table.ahead.iter().for_each(|ahead| ahead.channel.give_up());
             });
         });
     }
     let replaced = TABLE.with_borrow_mut(|table| {
         table.gone.retain(|(pid, ..)| *pid != job.pid);
-        table.jobs.insert(job.pid, job)
+        table.add(job)
     });
     if let Some(replaced) = replaced {
         replaced.close();
@@ -153,14 +270,15 @@ pub fn insert(job: Job) {
 /// [`Error::NotAttached`], [`Error::AlreadyRead`], [`Error::GivenUp`] (42704); [`Error::BeingRead`] (55000).
 pub fn take(pid: i32, may_act_as: impl Fn(u32) -> bool) -> Result<Job, Error> {
     TABLE.with_borrow_mut(|table| {
-        if table.jobs.get(&pid).is_some_and(|job| !may_act_as(job.role)) {
+        if table.get(pid).is_some_and(|job| !may_act_as(job.role)) {
             return Err(Error::NotAttached(pid));
         }
-        if let Some(job) = table.jobs.remove(&pid) {
-            table.reading.push((pid, job.role, job.channel));
+        if let Some(job) = table.remove(pid) {
+            let queue_bytes = job.line.as_ref().map_or(0, |line| line.queue_bytes);
+            table.reading.push(BeingRead { pid, role: job.role, hold: job.hold(), queue_bytes });
             return Ok(job);
         }
-        if table.reading.iter().any(|(reading, role, _)| *reading == pid && may_act_as(*role)) {
+        if table.reading.iter().any(|reading| reading.pid == pid && may_act_as(reading.role)) {
             return Err(Error::BeingRead(pid));
         }
         Err(match table.gone.iter().find(|(gone, role, _)| *gone == pid && may_act_as(*role)) {
@@ -174,30 +292,91 @@ pub fn take(pid: i32, may_act_as: impl Fn(u32) -> bool) -> Result<Job, Error> {
 /// Puts a job back: its result can be read again.
 pub fn put_back(job: Job) {
     TABLE.with_borrow_mut(|table| {
-        table.reading.retain(|(pid, ..)| *pid != job.pid);
-        table.jobs.insert(job.pid, job);
+        table.reading.retain(|reading| reading.pid != job.pid);
+        table.add(job);
     });
 }
 
 /// Ends a job that was taken. `is_whole`: its result was received to the end, so that its channel can take another job.
-pub fn finish(job: Job, gone: Gone, is_whole: bool) {
+pub fn finish(mut job: Job, gone: Gone, is_whole: bool) {
     TABLE.with_borrow_mut(|table| {
-        table.reading.retain(|(pid, ..)| *pid != job.pid);
+        table.reading.retain(|reading| reading.pid != job.pid);
         if table.gone.len() == REMEMBERED {
             table.gone.pop_front();
         }
         table.gone.push_back((job.pid, job.role, gone));
     });
-    if !is_whole || job.queue_bytes > SPARE_QUEUE_BYTES || job.channel.room() > SPARE_QUEUE_BYTES {
-        return job.close();
+    if is_whole && job.line.as_ref().is_none_or(|line| line.channel.is_kept()) {
+        release(job.hold(), true);
+        if let Some(line) = job.line.take() {
+            keep(|spares| spares.push(line));
+        }
+    } else {
+        job.close();
     }
-    release(job.channel, true);
-    let Job { channel, receiver, queue_bytes, .. } = job;
-    keep(|spares| spares.push(Spare { channel, receiver, queue_bytes }));
+}
+
+/// Takes small results of jobs that have ended out of their segments into this session's memory: if their segments are of
+/// no further use, or if there are many; `all`: in any case. The segments go, or serve the next workers.
+pub fn collect(all: bool) {
+    let mut lines = Vec::new();
+    TABLE.with_borrow_mut(|table| {
+        let all = all || table.jobs.len() > SPARES;
+        let is_due = |job: &Job| job.is_collectable() && (all || job.is_widowed());
+        let due: Vec<i32> = table.jobs.values().filter(|job| is_due(job)).map(|job| job.pid).collect();
+        for pid in due {
+            if !table.jobs.get_mut(&pid).is_some_and(Job::collect) {
+                continue;
+            }
+            let Some(mut job) = table.jobs.remove(&pid) else { continue };
+            if let Some(line) = job.line.take() {
+                job.holder = line.channel.seat().map(|seat| (seat, line.channel.handle()));
+                lines.push(line);
+            }
+            table.add(job);
+        }
+    });
+    for line in lines {
+        match line.own_worker() {
+            Some(worker) if worker.is_gone() && line.channel.is_kept() => keep(|spares| spares.insert(0, line)),
+            _ => line.close(),
+        }
+    }
+}
+
+/// What this session has not read.
+pub struct Unread {
+    /// How many results are in shared memory, or will be.
+    pub count: usize,
+    /// Bytes of the queues of those, of large ones that were given up while their jobs still run, and of results that are
+    /// in this session's memory.
+    pub bytes: usize,
+}
+
+/// Counts what this session has not read.
+pub fn unread() -> Unread {
+    let given_up: usize = GIVEN_UP.with_borrow_mut(|given_up| {
+        given_up.retain(|(handle, _)| Segment::exists(*handle));
+        given_up.iter().map(|(_, bytes)| bytes).sum()
+    });
+    TABLE.with_borrow(|table| {
+        let lines = table.jobs.values().filter_map(|job| job.line.as_ref());
+        let unread: usize = lines.map(|line| line.queue_bytes).sum();
+        let reading: usize = table.reading.iter().map(|reading| reading.queue_bytes).sum();
+        let count = table.jobs.len() + table.reading.iter().filter(|reading| reading.queue_bytes > 0).count();
+        Unread { count, bytes: unread + reading + given_up + table.collected_bytes }
+    })
+}
+
+/// Counts the segments of this session.
+pub fn segments() -> usize {
+    TABLE.with_borrow(|table| {
+        table.jobs.len() + table.reading.len() + table.spares.len() + usize::from(table.ahead.is_some())
+    })
 }
 
 /// Keeps a channel, and lets the oldest go if there are too many.
-fn keep(add: impl FnOnce(&mut Vec<Spare>)) {
+fn keep(add: impl FnOnce(&mut Vec<Line>)) {
     let too_many = TABLE.with_borrow_mut(|table| {
         add(&mut table.spares);
         (table.spares.len() > SPARES).then(|| table.spares.remove(0))
@@ -209,44 +388,44 @@ fn keep(add: impl FnOnce(&mut Vec<Spare>)) {
 
 /// Is a worker on its way out whose result was read, and which does not stay?
 pub fn is_one_ending() -> bool {
-    let is_ending = |spare: &Spare| spare.own_worker().is_some_and(|worker| !worker.is_gone());
+    let is_ending = |spare: &Line| spare.own_worker().is_some_and(|worker| !worker.is_gone());
     TABLE.with_borrow(|table| table.spares.iter().any(is_ending))
 }
 
 /// Takes a channel with such a queue out whose worker is gone: its segment can be that of a new one.
-pub fn take_widowed(queue_bytes: usize) -> Option<Spare> {
+pub fn take_widowed(queue_bytes: usize) -> Option<Line> {
     TABLE.with_borrow_mut(|table| {
         let is_widowed =
-            |spare: &Spare| spare.queue_bytes == queue_bytes && spare.own_worker().is_some_and(Worker::is_gone);
+            |spare: &Line| spare.queue_bytes == queue_bytes && spare.own_worker().is_some_and(Worker::is_gone);
         let index = table.spares.iter().position(is_widowed)?;
         Some(table.spares.remove(index))
     })
 }
 
 /// Keeps the channel to a process that was started ahead of its job.
-pub fn set_ahead(ahead: Spare) {
+pub fn set_ahead(ahead: Line) {
     TABLE.with_borrow_mut(|table| table.ahead = Some(ahead));
 }
 
 /// Takes it out.
-pub fn take_ahead() -> Option<Spare> {
+pub fn take_ahead() -> Option<Line> {
     TABLE.with_borrow_mut(|table| table.ahead.take())
 }
 
 /// Takes the channel that was used last out.
-pub fn take_spare() -> Option<Spare> {
+pub fn take_spare() -> Option<Line> {
     TABLE.with_borrow_mut(|table| table.spares.pop())
 }
 
 /// Puts a channel back that was not used: it is the first to go.
-pub fn put_back_spare(spare: Spare) {
+pub fn put_back_spare(spare: Line) {
     keep(|spares| spares.insert(0, spare));
 }
 
 /// Gives everything up: this process begins another session, or its client has discarded all that it had.
 pub fn clear() {
     let table = TABLE.with_borrow_mut(std::mem::take);
-    table.jobs.into_values().for_each(Job::close);
+    table.jobs.into_values().chain(table.collected.into_values()).for_each(Job::close);
     table.ahead.iter().for_each(|ahead| ahead.channel.give_up());
-    table.spares.into_iter().chain(table.ahead).for_each(Spare::close);
+    table.spares.into_iter().chain(table.ahead).for_each(Line::close);
 }

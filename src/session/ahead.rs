@@ -8,7 +8,7 @@ use super::process::{register, used_segment};
 use crate::ffi::area;
 use crate::guc;
 use crate::job::registry;
-use crate::job::table::{self, Spare};
+use crate::job::table::{self, Line};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ pub fn is_followed() -> bool {
 
 /// The channel to the process that was started ahead, with the job in it; none = there is no such process any more, or the
 /// job does not fit.
-pub fn take(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<Spare> {
+pub fn take(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<Line> {
     let ahead = table::take_ahead()?;
     let worker = ahead.channel.worker()?;
     let fits = ahead.queue_bytes == queue_bytes && ahead.channel.write_job(letter, sql);
@@ -47,9 +47,9 @@ pub fn start(queue_bytes: usize) {
     if guc::spare_limit() == 0 || !area::write(registry::has_room_ahead) {
         return;
     }
-    // A new one could be refused, and the launch is complete.
+    // A new one could be refused, and the launch is complete. Large ones are not kept, so they are never used again.
     let Some((channel, receiver)) = used_segment(&[], &[], queue_bytes) else { return };
-    let ahead = Spare { channel, receiver, queue_bytes };
+    let ahead = Line { channel, receiver, queue_bytes };
     match register(&ahead.channel) {
         Some(worker) => {
             area::write(|memory| registry::add_ahead(memory, worker));

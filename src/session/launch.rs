@@ -5,13 +5,14 @@ use crate::error::Error;
 use crate::ffi::bgworker::Worker;
 use crate::ffi::shm_mq::Receiver;
 use crate::ffi::{area, login, report, role, session, shm_mq};
+use crate::guc;
 use crate::job::channel::Channel;
 use crate::job::registry;
-use crate::job::table::{self, Job, Spare};
+use crate::job::table::{self, Job, Line, Unread};
 use crate::protocol::{to_bytes, Request, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
 use std::cell::Cell;
 
-/// `queue_size` when the caller does not say, in bytes: the default in the SQL declaration.
+/// `queue_size` when the caller does not say, or says 0, in bytes: the default in the SQL declaration.
 pub const DEFAULT_QUEUE_BYTES: i32 = 65536;
 
 /// How much of a job's text is remembered for messages, in bytes.
@@ -30,12 +31,45 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
     if sql.len() > MAX_SQL_BYTES {
         return Err(Error::SqlTooLong(sql.len()));
     }
+    make_room(queue_bytes)?;
     let request = super::request()?;
     let letter = to_bytes(&request);
     if let Some(pid) = launch_warm(&request, &letter, sql, queue_bytes) {
         return Ok(pid);
     }
     launch_cold(&request, &letter, sql, queue_bytes)
+}
+
+/// Sees to it that this session may have another result, with a queue of so many bytes.
+///
+/// # Errors
+/// [`Error::TooManyUnread`] (53000), [`Error::ResultMemory`] (53400)
+fn make_room(queue_bytes: usize) -> Result<(), Error> {
+    let check = || {
+        let Unread { count, bytes } = table::unread();
+        let (most, limit) = (guc::max_unread_results(), guc::max_result_memory());
+        if count >= most {
+            Err(Error::TooManyUnread { unread: count, limit: most })
+        } else if bytes.saturating_add(queue_bytes) > limit {
+            Err(Error::ResultMemory { wanted: queue_bytes, held: bytes, limit })
+        } else {
+            Ok(())
+        }
+    };
+    table::collect(false);
+    check().or_else(|_| {
+        table::collect(true);
+        check()
+    })
+}
+
+/// Creates a segment with the job in it. None = the server has no segment left, not even in place of one that this session
+/// does not need.
+fn create(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
+    Channel::create(letter, sql, queue_bytes).or_else(|| {
+        table::collect(true);
+        Channel::create(letter, sql, queue_bytes)
+    })
 }
 
 /// Gives the job to a worker that is there and has nothing to do, if there is one: first to one that this session has a
@@ -67,13 +101,13 @@ fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
         spare.close();
     }
     later.into_iter().rev().for_each(table::put_back_spare);
-    if let Some((pid, Spare { channel, receiver, queue_bytes })) = given {
+    if let Some((pid, Line { channel, receiver, queue_bytes })) = given {
         return Some(remember(pid, channel, receiver, queue_bytes, sql));
     }
     if !area::read(|memory| registry::has_idle(memory, key)) {
         return None;
     }
-    let (channel, receiver) = Channel::create(letter, sql, queue_bytes)?;
+    let (channel, receiver) = create(letter, sql, queue_bytes)?;
     channel.open();
     channel.pin();
     let segment = channel.handle().to_number();
@@ -99,9 +133,8 @@ fn remember(pid: i32, channel: Channel, receiver: Receiver, queue_bytes: usize, 
     table::insert(Job {
         pid,
         role: role::current(),
-        channel,
-        receiver,
-        queue_bytes,
+        line: Some(Line { channel, receiver, queue_bytes }),
+        holder: None,
         sql,
         description: None,
         kept: None,
@@ -115,7 +148,7 @@ fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
     let version = login::version(request.database, request.login);
     let is_followed = ahead::is_followed();
     let given = match ahead::take(letter, sql, queue_bytes) {
-        Some(Spare { channel, receiver, .. }) => {
+        Some(Line { channel, receiver, .. }) => {
             let given = complete(channel, receiver, |registered| {
                 registered.set(channel.worker());
                 channel.offer(version);
@@ -132,11 +165,11 @@ fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
     let (pid, channel, receiver) = match given {
         Some(given) => given,
         None => {
-            let made = || Channel::create(letter, sql, queue_bytes);
+            let made = || create(letter, sql, queue_bytes);
             let used = || process::used_segment(letter, sql, queue_bytes);
             // What is left of a launch before is for the process that is started ahead of the next.
             let segment = if is_followed { made().or_else(used) } else { used().or_else(made) };
-            let (channel, receiver) = segment.ok_or(Error::SegmentsExhausted)?;
+            let (channel, receiver) = segment.ok_or_else(|| Error::SegmentsExhausted { own: table::segments() })?;
             channel.offer(version);
             complete(channel, receiver, |registered| process::start(&channel, registered))?.ok_or(Error::NotStarted)?
         }
@@ -185,6 +218,7 @@ fn complete(
 fn checked_queue_size(queue_size: i32) -> Result<usize, Error> {
     let minimum = shm_mq::minimum_size();
     match usize::try_from(queue_size) {
+        Ok(0) => Ok(DEFAULT_QUEUE_BYTES as usize),
         Ok(size) if size > MAX_QUEUE_BYTES => Err(Error::QueueTooLarge),
         Ok(size) if size >= minimum => Ok(size),
         _ => Err(Error::QueueTooSmall(minimum)),

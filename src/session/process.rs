@@ -6,7 +6,7 @@ use crate::ffi::shm_mq::Receiver;
 use crate::ffi::{area, latch};
 use crate::job::channel::Channel;
 use crate::job::registry;
-use crate::job::table::{self, Spare};
+use crate::job::table::{self, Line};
 use crate::job::{LIBRARY, WORKER_FUNCTION, WORKER_KIND};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The segment of a worker that is gone, made ready for another.
 pub fn used_segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
-    let Spare { channel, receiver, .. } = table::take_widowed(queue_bytes)?;
+    let Line { channel, receiver, .. } = table::take_widowed(queue_bytes)?;
     receiver.close();
     let renewed = channel.renew(letter, sql, queue_bytes);
     if renewed.is_none() {

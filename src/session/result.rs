@@ -18,7 +18,7 @@ use crate::ffi::spill::TempFileUnlimited;
 use crate::ffi::tuple::{text_description, text_row};
 use crate::ffi::wait_graph::Wait;
 use crate::job::backlog::Backlog;
-use crate::job::table::{self, Gone, Job};
+use crate::job::table::{self, Gone, Job, Line};
 use crate::protocol::{decode, split, Description, Done, Kind, Malformed, Report};
 use std::cell::RefCell;
 use std::time::Instant;
@@ -149,8 +149,8 @@ impl Reading {
         let mut visible_wait = None;
         let mut insists = false;
         loop {
-            let channel = self.job.channel;
-            match self.job.receiver.try_receive(|| table::is_lost(channel)) {
+            let Some(Line { channel, receiver, .. }) = &mut self.job.line else { return Err(Malformed.into()) };
+            match receiver.try_receive(|| table::is_lost(*channel)) {
                 Ok(_) => {
                     PATIENCE.with(Patience::has_come);
                     self.current = Current::Received;
@@ -176,7 +176,7 @@ impl Reading {
 
     /// Why the worker ended without an outcome.
     fn lost(&self) -> Error {
-        match self.job.channel.last_words() {
+        match self.job.line.as_ref().and_then(|line| line.channel.last_words()) {
             Some(report) => job_error(report),
             None => Error::WorkerLost(self.job.pid),
         }
@@ -186,7 +186,7 @@ impl Reading {
     fn consume(&mut self) -> Result<bool, Error> {
         let frame = match &self.current {
             Current::None => return Ok(false),
-            Current::Received => self.job.receiver.last(),
+            Current::Received => self.job.line.as_ref().ok_or(Malformed)?.receiver.last(),
             Current::Kept(frame) => frame.as_slice(),
         };
         let (kind, payload) = split(frame)?;
@@ -297,7 +297,7 @@ impl Reading {
         }
         match std::mem::replace(&mut self.current, Current::None) {
             Current::None => {}
-            Current::Received => all.push(alloc::copy(self.job.receiver.last()))?,
+            Current::Received => all.push(alloc::copy(self.job.line.as_ref().ok_or(Malformed)?.receiver.last()))?,
             Current::Kept(frame) => all.push(frame)?,
         }
         if let Some(mut rest) = self.job.kept.take() {

@@ -137,6 +137,14 @@ pub fn channel() -> Option<Channel> {
     CHANNEL.get()
 }
 
+/// Forgets the last channel if its segment is too large to be kept for another job: until its result has been read it is
+/// the session's alone.
+pub fn let_go_if_large() {
+    if CHANNEL.get().is_some_and(|channel| !channel.is_kept()) {
+        let_go();
+    }
+}
+
 /// Forgets the last channel: its reader has gone, or another has come.
 fn let_go() {
     if let Some(sender) = SENDER.with_borrow_mut(Option::take) {
@@ -189,6 +197,7 @@ fn is_launched(channel: Channel) -> bool {
 
 /// Runs the job to its outcome, and delivers it. `is_new`: nothing has run in this process before.
 fn run(channel: Channel, is_new: bool) {
+    let number = channel.number();
     let sql = channel.sql().unwrap_or_default();
     set_job_text(&sql);
     let Ok(sql) = CString::new(sql) else { return }; // a text of the server has no zero inside
@@ -223,11 +232,12 @@ fn run(channel: Channel, is_new: bool) {
         outbox::deliver();
     }
     REPORTED.set(true);
-    let sender = outbox::close();
-    let is_reader_gone = sender.is_none();
-    SENDER.set(sender);
-    if is_reader_gone {
-        let_go();
+    match outbox::close() {
+        Some((sender, bytes)) => {
+            channel.set_delivered(number, bytes);
+            SENDER.set(Some(sender));
+        }
+        None => let_go(),
     }
 }
 

@@ -44,6 +44,8 @@ struct Outbox {
     is_failed: bool,
     stage: Stage,
     is_last_statement: bool,
+    /// Bytes that are, or were, in the queue.
+    sent: usize,
     /// Lines of COPY that are not a frame yet.
     copied: Vec<u8>,
 }
@@ -63,13 +65,15 @@ pub fn open(sender: Sender) {
         is_failed: false,
         stage: Stage::Nowhere,
         is_last_statement: false,
+        sent: 0,
         copied: frame(Kind::Rows),
     }));
 }
 
-/// Ends sending. None = the reader has gone.
-pub fn close() -> Option<Sender> {
-    OUTBOX.with_borrow_mut(Option::take).and_then(|outbox| outbox.sender)
+/// Ends sending; gives the bytes that were sent. None = the reader has gone.
+pub fn close() -> Option<(Sender, usize)> {
+    let outbox = OUTBOX.with_borrow_mut(Option::take)?;
+    Some((outbox.sender?, outbox.sent))
 }
 
 /// Works with the outbox. While it is in use nothing else is sent: a message about sending a message is dropped.
@@ -219,7 +223,7 @@ fn deliver_with(send: impl Fn(&mut Sender, &[u8], bool) -> Option<bool>) -> bool
             let is_last = outbox.outcome.is_none();
             let Some(sender) = &mut outbox.sender else { return true };
             match send(sender, &frame, is_last) {
-                Some(true) => {}
+                Some(true) => outbox.sent += frame.len(),
                 Some(false) => {
                     outbox.sender = None;
                     return true;
@@ -285,7 +289,7 @@ impl Outbox {
             (&mut self.sender, self.pending.take().map_or_else(|| self.backlog.pop(), |frame| Ok(Some(frame)))?)
         {
             match sender.try_send(&next, is_urgent(&next)) {
-                Ok(()) => {}
+                Ok(()) => self.sent += next.len(),
                 Err(SendError::WouldBlock) => {
                     self.pending = Some(next);
                     return self.backlog.push(frame);
@@ -296,7 +300,8 @@ impl Outbox {
         match self.sender.as_mut().map(|sender| sender.try_send(&frame, is_urgent(&frame))) {
             Some(Err(SendError::WouldBlock)) => self.pending = Some(frame),
             Some(Err(SendError::Detached)) => self.sender = None,
-            Some(Ok(())) | None => {}
+            Some(Ok(())) => self.sent += frame.len(),
+            None => {}
         }
         Ok(())
     }

@@ -456,6 +456,7 @@ impl Worker {
     /// The job that a session had given is done. False = the worker is to go.
     fn become_free(&mut self) -> bool {
         interrupt::end_job();
+        direct::let_go_if_large();
         let is_reset = {
             let _held = CancelHeld::new();
             self.is_clean = false;

@@ -59,7 +59,7 @@ fn an_empty_text_is_refused(db: &Db) {
 
 /// The smallest queue, as the error tells.
 fn smallest_queue(session: &mut Session) -> i32 {
-    let error = session.error("select pg_background_launch('select 1', 0)");
+    let error = session.error("select pg_background_launch('select 1', 1)");
     let message = error.message();
     let number = message.strip_prefix("queue size must be at least ").and_then(|rest| rest.strip_suffix(" bytes"));
     number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{error}"))
@@ -69,7 +69,7 @@ fn a_queue_size_out_of_bounds_is_refused(db: &Db) {
     let mut session = db.session();
     let least = smallest_queue(&mut session);
     assert!((1..=1024).contains(&least), "{least}");
-    for size in [0, -1, -65536, i32::MIN, least - 1] {
+    for size in [1, -1, -65536, i32::MIN, least - 1] {
         let error = session.error(&format!("select pg_background_launch('select 1', {size})"));
         assert_error(&error, "22023", &format!("queue size must be at least {least} bytes"), None);
     }
@@ -181,7 +181,7 @@ fn jobs_nested_too_deeply_are_refused(db: &Db) {
 fn nothing_is_launched_by_a_refused_call(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
-    for size in ["0", "-1", "null", "2147483647"] {
+    for size in ["1", "-1", "null", "2147483647"] {
         session.error(&format!("select pg_background_launch('insert into ran values (1)', {size})"));
     }
     // A statement that fails after it has launched has launched.

@@ -41,6 +41,8 @@ mod notices;
 mod encodings;
 // Jobs whose rows nobody reads.
 mod unread;
+// Bounds of what results take that nobody reads.
+mod unread_bounds;
 // Waits that can never end.
 mod deadlock;
 // A read-only standby.
@@ -185,6 +187,7 @@ fn main() -> ExitCode {
         notices::cases(),
         encodings::cases(),
         unread::cases(),
+        unread_bounds::cases(),
         deadlock::cases(),
         standby::cases(),
         readme::cases(),

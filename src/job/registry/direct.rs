@@ -112,6 +112,12 @@ pub fn has_job(memory: &Memory, (index, serial): Seat, segment: u32) -> bool {
     })
 }
 
+/// Returns whether the process in this place is still the same, and not on its way out.
+pub fn is_there(memory: &Memory, (index, serial): Seat) -> bool {
+    let is_there = |slot: &Slot| slot.serial == serial && !matches!(slot.life(), Life::Free | Life::Leaving);
+    slots(memory).get(index).is_some_and(is_there)
+}
+
 /// A process that has run a job of its own takes a place among the workers. None = there are enough.
 ///
 /// # Errors
