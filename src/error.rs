@@ -112,6 +112,8 @@ pub enum Error {
     /// How many bytes could not be had.
     #[error("out of memory")]
     OutOfMemory(usize),
+    #[error("value of parameter \"{0}\" that was given for this session is refused")]
+    SettingRefused(Text),
     #[error("cannot launch background jobs in single-user mode")]
     SingleUser,
     #[error("out of shared memory")]
@@ -225,6 +227,7 @@ impl Error {
         use Error::*;
         sqlstate(match self {
             QueueFull { .. } | ResultMemory { .. } => b"53400",
+            SettingRefused(_) => b"55P02",
             SharedMemory | OutOfMemory(_) => b"53200",
             TooFewWorkers { .. } | FewerAllowed { .. } | NoWorkers | Stuck | SingleUser => b"53000",
             InRecovery | StopInRecovery => b"25006",
@@ -282,6 +285,9 @@ impl Error {
             }
             Error::TooFewWorkers { free, .. } => format!("{free} workers are free."),
             Error::FewerAllowed { allowed, .. } => format!("The options allow the batch {allowed} workers."),
+            Error::SettingRefused(_) => {
+                "pg_background_mgr does not know the value of the server's configuration in this session.".into()
+            }
             Error::OutOfMemory(bytes) => format!("Failed on request of size {bytes}."),
             Error::TooManyQueries => format!("It may have {MAX_PIECES}."),
             Error::BadValue { wanted, .. } => wanted.to_string(),
@@ -349,6 +355,9 @@ impl Error {
                 }
                 Error::SlotsExhausted => "You may need to increase max_worker_processes.",
                 Error::SingleUser => "Start the server in multi-user mode: only then it has background workers.",
+                Error::SettingRefused(_) => {
+                    "Connect without it in the options of the connection, and RESET it with ALTER ROLE and ALTER DATABASE."
+                }
                 Error::NotStarted => "The server log may tell why.",
                 Error::NotRun => "The job has not begun. Launch it again.",
                 Error::NotAttached(_) => {

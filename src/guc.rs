@@ -1,7 +1,9 @@
 //! The settings `pg_background_mgr.*`.
 
+use crate::error::{Error, Text};
 use crate::ffi::dsm;
-use crate::ffi::guc::{define_int, reserve_prefix, IntSetting, Scope, Unit};
+use crate::ffi::guc::{self, define_int, own_settings_given, reserve_prefix, IntSetting, Scope, Unit};
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 
 /// Workers of the extension in the whole server; -1 = as many as `max_worker_processes` and `reserved_workers` leave.
 static MAX_WORKERS: IntSetting = IntSetting::new(-1);
@@ -19,8 +21,32 @@ static MAX_RESULT_MEMORY: IntSetting = IntSetting::new(256 * 1024);
 /// s; -1 = for ever
 static LOG_RETENTION: IntSetting = IntSetting::new(-1);
 
+thread_local! {
+    /// One of which a value that was given for this session was refused.
+    static REFUSED: Slot<Option<Vec<u8>>> = const { slot(None) };
+}
+
 /// Tells the server of them. Called once a process.
 pub fn define() {
+    let given = own_settings_given();
+    define_all();
+    if !given.is_empty() {
+        let accepted = own_settings_given();
+        let is_refused = |name: &Vec<u8>| !accepted.contains(name) && guc::value(name).is_some();
+        REFUSED.set(given.into_iter().find(is_refused));
+    }
+}
+
+/// Raises an error where the values of the settings are not those of the configuration.
+///
+/// # Errors
+/// [`Error::SettingRefused`] (55P02): before the library is loaded, a client may give any value, in place of that of the
+/// configuration, which this process does not know then.
+pub fn check() -> Result<(), Error> {
+    REFUSED.with_borrow(|name| name.as_ref().map_or(Ok(()), |name| Err(Error::SettingRefused(Text::new(name)))))
+}
+
+fn define_all() {
     define_int(
         c"pg_background_mgr.max_workers",
         c"Sets the maximum number of background workers of pg_background_mgr in the whole server.",

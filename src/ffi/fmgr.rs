@@ -23,7 +23,10 @@ macro_rules! sql_function {
         #[doc(hidden)]
         #[no_mangle]
         pub extern "C-unwind" fn $name(fcinfo: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
-            $crate::ffi::fmgr::call(fcinfo, $body)
+            $crate::ffi::fmgr::call(fcinfo, |call| {
+                $crate::guc::check()?;
+                $body(call)
+            })
         }
     };
 }

@@ -4,7 +4,7 @@ pub use crate::compat::guc::reserve_prefix;
 use crate::compat::guc::{restore_setting, SERIALIZED_WITH_ROLE};
 use crate::protocol::Setting;
 use pgrx::pg_sys;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 /// Not settings of the session: its identity, and its transaction.
 const NOT_CARRIED: [&[u8]; 7] = [
@@ -33,6 +33,39 @@ pub fn session_settings() -> Vec<Setting> {
         }
     }
     settings
+}
+
+/// Returns the names of this library's settings that a client gave when it connected, or that its role or its database has:
+/// what hides the value of the configuration. To be called also before the library has told the server of them.
+pub fn own_settings_given() -> Vec<Vec<u8>> {
+    // SAFETY: variables of this process.
+    if unsafe { !pg_sys::IsUnderPostmaster || pg_sys::ParallelWorkerNumber >= 0 } {
+        return Vec::new();
+    }
+    let own = |wanted: fn(u32) -> bool| {
+        let (bytes, mut names) = (serialized(), Vec::new());
+        let mut rest = bytes.as_slice();
+        while let Some(setting) = next_setting(&mut rest) {
+            if setting.name.starts_with(OWN_PREFIX) && wanted(setting.source as u32) {
+                names.push(setting.name.to_vec());
+            }
+        }
+        names
+    };
+    let set = own(is_set);
+    if set.is_empty() {
+        return own(is_given);
+    }
+    // What has been set in the session since hides them in turn.
+    let level = nest();
+    for name in set {
+        if let Ok(name) = CString::new(name) {
+            set_within(&name, None, pg_sys::GucContext::PGC_SUSET);
+        }
+    }
+    let names = own(is_given);
+    unnest(level, false);
+    names
 }
 
 /// Is it a setting that another library has defined? Not one that the session has made up (guc.c,
@@ -131,19 +164,32 @@ pub fn set_role(name: &[u8]) {
 /// Runs `body` with nothing but `pg_catalog` in the search path, as a SET clause of a function would (fmgr.c,
 /// `fmgr_security_definer`). After an error it is so until the transaction, or the subtransaction, is aborted.
 pub fn with_pinned_search_path<T>(body: impl FnOnce() -> T) -> T {
-    use pg_sys::{GucAction::GUC_ACTION_SAVE, GucContext::PGC_USERSET, GucSource::PGC_S_SESSION};
+    let level = nest();
     // Named, the schema of temporary objects is no longer the first.
-    let (name, path) = (c"search_path".as_ptr(), c"pg_catalog, pg_temp".as_ptr());
-    // SAFETY: C strings; a transaction is open, and the level is left below, or by its abort.
-    let level = unsafe {
-        let level = pg_sys::NewGUCNestLevel();
-        pg_sys::set_config_option(name, path, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-        level
-    };
+    set_within(c"search_path", Some(c"pg_catalog, pg_temp"), pg_sys::GucContext::PGC_USERSET);
     let value = body();
-    // SAFETY: the level was entered above, and everything in `body` has left its own.
-    unsafe { pg_sys::AtEOXact_GUC(true, level) };
+    unnest(level, true);
     value
+}
+
+/// Enters a level of settings, which is left by [`unnest`], or when the transaction or subtransaction is aborted.
+fn nest() -> i32 {
+    // SAFETY: counts.
+    unsafe { pg_sys::NewGUCNestLevel() }
+}
+
+/// Sets a setting, none = to what it is at RESET, until the level is left.
+fn set_within(name: &CStr, value: Option<&CStr>, context: u32) {
+    use pg_sys::{GucAction::GUC_ACTION_SAVE, GucSource::PGC_S_SESSION};
+    let value = value.map_or(std::ptr::null(), CStr::as_ptr);
+    // SAFETY: C strings, or null for the value; a level was entered.
+    unsafe { pg_sys::set_config_option(name.as_ptr(), value, context, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false) };
+}
+
+/// Leaves a level that [`nest`] has entered. All that were entered in it have been left.
+fn unnest(level: i32, is_commit: bool) {
+    // SAFETY: by contract; what was set in the level with GUC_ACTION_SAVE is put back in either case.
+    unsafe { pg_sys::AtEOXact_GUC(is_commit, level) };
 }
 
 /// The libraries that this process has loaded, for [`load_libraries`] (dfmgr.c).
@@ -165,8 +211,19 @@ pub fn load_libraries(mut libraries: Vec<u8>) {
 }
 
 fn is_of_session(source: u32) -> bool {
-    use pg_sys::GucSource::{PGC_S_CLIENT, PGC_S_INTERACTIVE, PGC_S_SESSION};
-    [PGC_S_CLIENT, PGC_S_INTERACTIVE, PGC_S_SESSION].contains(&source)
+    is_set(source) || source == pg_sys::GucSource::PGC_S_CLIENT
+}
+
+/// Has it been set since the session began?
+fn is_set(source: u32) -> bool {
+    use pg_sys::GucSource::{PGC_S_INTERACTIVE, PGC_S_SESSION};
+    [PGC_S_INTERACTIVE, PGC_S_SESSION].contains(&source)
+}
+
+/// Was it given for the session when that began?
+fn is_given(source: u32) -> bool {
+    use pg_sys::GucSource::{PGC_S_CLIENT, PGC_S_DATABASE, PGC_S_DATABASE_USER, PGC_S_GLOBAL, PGC_S_USER};
+    [PGC_S_GLOBAL, PGC_S_DATABASE, PGC_S_USER, PGC_S_DATABASE_USER, PGC_S_CLIENT].contains(&source)
 }
 
 /// Reads the configuration again (guc-file.l).

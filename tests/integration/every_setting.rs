@@ -2,13 +2,14 @@
 //! may not set them.
 
 use crate::manager::{drain, load, times, Batch};
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db};
+use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
 
 pub fn cases() -> Vec<Case> {
     vec![
         private_case!(a_job_has_each_value_of_each_setting),
         private_case!(the_extensions_settings_change_under_load),
         case!(a_plain_roles_values_do_not_hold),
+        private_case!(configured_values_hold),
     ]
 }
 
@@ -94,7 +95,7 @@ fn a_plain_roles_values_do_not_hold(db: &Db) {
         let shown = format!("select setting from pg_settings where name = '{name}'");
         // Before the library is loaded the name is nobody's.
         let client = db.client().user(&user);
-        let mut sessions = vec![client.clone().parameter("options", &format!("-c {name}={least}")).connect()];
+        let mut sessions = Vec::new();
         for set in [
             format!("set {name} = {least}"),
             format!("select set_config('{name}', '{least}', false)"),
@@ -121,4 +122,77 @@ fn a_plain_roles_values_do_not_hold(db: &Db) {
             assert!(session.ask(&format!("set {name} = {least}")).error.is_some(), "{name}");
         }
     }
+}
+
+/// What the configuration has, and another value.
+const CONFIGURED: [(&str, &str, &str); 6] = [
+    ("pg_background_mgr.max_workers", "3", "5"),
+    ("pg_background_mgr.reserved_workers", "1", "0"),
+    ("pg_background_mgr.queue_memory_limit", "1GB", "64kB"),
+    ("pg_background_mgr.log_result_limit", "1kB", "1GB"),
+    ("pg_background_mgr.worker_idle_timeout", "1h", "0"),
+    ("pg_background_mgr.log_retention", "1d", "0"),
+];
+
+#[track_caller]
+fn assert_refused(session: &mut Session, name: &str) {
+    let message = format!("value of parameter \"{name}\" that was given for this session is refused");
+    // As often as it is tried.
+    for call in ["select pg_background_launch('select 1')", "select pg_background_monitor()", "table log_background"] {
+        assert_eq!(session.error(call).brief(), ("55P02".to_owned(), message.clone()), "{call}");
+        session.run("rollback");
+    }
+}
+
+/// Before the library is loaded a session may give its settings any value: in place of the configured one, which it does not
+/// know any more when the library refuses that.
+fn configured_values_hold() {
+    let cluster = Cluster::start_with_extension(&CONFIGURED.map(|(name, value, _)| (name, value)));
+    let mut admin = cluster.session("postgres");
+    load(&mut admin);
+    let settings = "select count(*) from pg_settings where name like 'pg\\_background\\_mgr.%'";
+    assert_eq!(admin.value(settings), CONFIGURED.len().to_string());
+    admin.run("create role plain login; select pg_background_grant('plain')");
+    // A superuser who does not know the settings either.
+    let mut unknowing = cluster.session("postgres");
+    let client = cluster.client("postgres").user("plain");
+    for (name, value, other) in CONFIGURED {
+        let options = client.clone().parameter("options", &format!("-c {name}={other}"));
+        let set = format!("set {name} = '{other}'");
+        for given in [options, client.clone().parameter(name, other), client.clone().parameter(name, "nonsense")] {
+            assert_refused(&mut given.connect(), name);
+            for hidden in [set.clone(), format!("begin; set local {name} = '{value}'")] {
+                let mut session = given.connect();
+                session.run(&hidden);
+                assert_refused(&mut session, name);
+            }
+        }
+        for object in ["role plain", "database postgres", "role plain in database postgres"] {
+            unknowing.run(&format!("alter {object} set {name} = '{other}'"));
+            let (mut session, mut superuser) = (client.connect(), cluster.session("postgres"));
+            if name.ends_with("log_result_limit") {
+                // Superusers may do that, for others as well.
+                load(&mut session);
+                assert_eq!(session.value(&format!("show {name}")), other);
+            } else {
+                assert_refused(&mut session, name);
+                match object {
+                    "database postgres" => assert_refused(&mut superuser, name),
+                    _ => assert_eq!(superuser.job(&format!("show {name}"), "v text"), [value]),
+                }
+            }
+            unknowing.run(&format!("alter {object} reset {name}"));
+        }
+        for set in [set, format!("begin; set local {name} = '{other}'")] {
+            let mut session = client.connect();
+            session.run(&set);
+            load(&mut session);
+            assert_eq!(session.value(&format!("show {name}")), value);
+            assert_eq!(session.job(&format!("show {name}"), "v text"), [value]);
+        }
+    }
+    let name = "pg_background_mgr.log_result_limit";
+    let mut session = cluster.client("postgres").parameter("options", &format!("-c {name}=2kB")).connect();
+    assert_eq!(session.job(&format!("show {name}"), "v text"), ["2kB"]);
+    assert_eq!(session.value(&format!("show {name}")), "2kB");
 }
