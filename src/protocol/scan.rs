@@ -103,6 +103,7 @@ pub struct Scanner<'a> {
     /// The token before was a string, with backslash escapes or without: one that follows on another line continues it.
     string: Option<bool>,
     newline: bool,
+    is_open_comment: bool,
 }
 
 /// What begins at a place, and how many bytes show what it is.
@@ -134,7 +135,21 @@ impl Opener {
 
 impl<'a> Scanner<'a> {
     pub fn new(text: &'a [u8], delimiter: Delimiter<'a>, standard_strings: bool) -> Self {
-        Scanner { text, delimiter, standard_strings, position: 0, depth: 0, string: None, newline: false }
+        Scanner {
+            text,
+            delimiter,
+            standard_strings,
+            position: 0,
+            depth: 0,
+            string: None,
+            newline: false,
+            is_open_comment: false,
+        }
+    }
+
+    /// Returns whether the text ends within a comment, once that is reached.
+    pub fn ends_in_comment(&self) -> bool {
+        self.is_open_comment
     }
 
     fn rest(&self) -> &'a [u8] {
@@ -200,7 +215,9 @@ impl<'a> Scanner<'a> {
                     continue;
                 }
                 Opener::BlockComment => {
-                    self.position += block_comment(self.rest());
+                    let length = block_comment(self.rest());
+                    self.is_open_comment = length.is_none();
+                    self.position = length.map_or(self.text.len(), |length| start + length);
                     self.string = None;
                     continue;
                 }
@@ -279,17 +296,18 @@ fn dollar_quoted(after: &[u8], tag: &[u8]) -> usize {
 }
 
 /// Length of a comment that begins here; comments nest.
-fn block_comment(rest: &[u8]) -> usize {
+/// Returns the length of the comment; none = it does not end.
+fn block_comment(rest: &[u8]) -> Option<usize> {
     let (mut at, mut depth) = (0, 0_usize);
     while at < rest.len() {
         match &rest[at..] {
             [b'/', b'*', ..] => (at, depth) = (at + 2, depth + 1),
-            [b'*', b'/', ..] if depth == 1 => return at + 2,
+            [b'*', b'/', ..] if depth == 1 => return Some(at + 2),
             [b'*', b'/', ..] => (at, depth) = (at + 2, depth - 1),
             _ => at += 1,
         }
     }
-    rest.len()
+    None
 }
 
 #[cfg(test)]

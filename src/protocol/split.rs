@@ -136,13 +136,16 @@ fn segments<E>(
         let (chunk, after) = Chunk::read(&mut scanner, text, start);
         next = after;
         is_fresh |= is_blank && chunk.has_leading_semicolon;
-        let Some(first) = chunk.first else { continue };
+        // The parser refuses a comment that does not end, though there is nothing before it.
+        if chunk.first.is_none() && !scanner.ends_in_comment() {
+            continue;
+        }
         if segments.len() == MAX_PIECES {
             return Err(Refused::TooMany);
         }
         match segments.last_mut() {
             // No statement begins here, so here is no cut.
-            Some(last) if !words.can_begin(&first, text, parse) => {
+            Some(last) if chunk.first.as_ref().is_some_and(|first| !words.can_begin(first, text, parse)) => {
                 last.range.end = chunk.range.end;
                 last.tail = chunk.tail;
             }

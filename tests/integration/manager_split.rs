@@ -340,12 +340,15 @@ fn backslashes_follow_the_sessions_setting(db: &Db) {
 }
 
 /// Texts that have no valid cut, and the place of the piece that is at fault.
-const BROKEN: [(&str, &str); 8] = [
+const BROKEN: [(&str, &str); 11] = [
     ("select 1, selct 2, select 3", "selct 2"),
     ("selct 1", "selct 1"),
     ("select 1, select 'open, select 2", "select 'open, select 2"),
     ("select 1, select $$open, select 2", "select $$open"),
     ("select 1 /* open, select 2", "/* open"),
+    ("select 1,/* open", "/* open"),
+    ("select 1, ;/* open /* not */, select 2", ";/* open"),
+    ("/* open", "/* open"),
     ("select 1, select \"open, select 2", "select \"open"),
     ("select (1, select 2", "select (1"),
     ("select 1 from, select 2", "select 1 from"),
