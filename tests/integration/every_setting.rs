@@ -125,14 +125,19 @@ fn a_plain_roles_values_do_not_hold(db: &Db) {
 }
 
 /// What the configuration has, and another value.
-const CONFIGURED: [(&str, &str, &str); 6] = [
+const CONFIGURED: [(&str, &str, &str); 8] = [
     ("pg_background_mgr.max_workers", "3", "5"),
     ("pg_background_mgr.reserved_workers", "1", "0"),
     ("pg_background_mgr.queue_memory_limit", "1GB", "64kB"),
     ("pg_background_mgr.log_result_limit", "1kB", "1GB"),
+    ("pg_background_mgr.max_unread_results", "7", "1000"),
+    ("pg_background_mgr.max_result_memory", "2MB", "1GB"),
     ("pg_background_mgr.worker_idle_timeout", "1h", "0"),
     ("pg_background_mgr.log_retention", "1d", "0"),
 ];
+
+/// Those that superusers change for a session, a role, a database.
+const OF_SUPERUSERS: [&str; 3] = ["log_result_limit", "max_unread_results", "max_result_memory"];
 
 #[track_caller]
 fn assert_refused(session: &mut Session, name: &str) {
@@ -170,7 +175,7 @@ fn configured_values_hold() {
         for object in ["role plain", "database postgres", "role plain in database postgres"] {
             unknowing.run(&format!("alter {object} set {name} = '{other}'"));
             let (mut session, mut superuser) = (client.connect(), cluster.session("postgres"));
-            if name.ends_with("log_result_limit") {
+            if OF_SUPERUSERS.iter().any(|of_superusers| name.ends_with(of_superusers)) {
                 // Superusers may do that, for others as well.
                 load(&mut session);
                 assert_eq!(session.value(&format!("show {name}")), other);
