@@ -167,7 +167,9 @@ impl Case {
 }
 
 /// Runs the cases as the command line asks, and cleans up.
-pub fn run(cases: Vec<Case>) -> ExitCode {
+pub fn run(mut cases: Vec<Case>) -> ExitCode {
+    // Those that run alone come last: before each of them all that runs has to end.
+    cases.sort_by_key(|case| case.alone);
     let mut arguments = Arguments::from_args();
     if let Err(reason) = open() {
         eprintln!("{reason}");
