@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 pub fn cases() -> Vec<Case> {
     vec![
-        private_case!(ten_thousand_jobs_in_a_session_do_not_fill_its_memory),
+        private_case!(ten_thousand_jobs_in_a_session_do_not_fill_its_memory).oldest_and_newest(),
         private_case!(a_launch_without_a_free_process_fails_and_leaves_nothing),
         private_case!(a_server_without_background_processes_refuses_each_launch),
         private_case!(a_launch_without_a_free_segment_fails_until_a_result_is_given_up),
@@ -18,7 +18,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(a_session_uses_the_segment_of_a_worker_that_is_gone_again),
         private_case!(five_hundred_launches_in_a_transaction_survive_its_abort),
         private_case!(failed_jobs_do_not_fill_the_memory_of_their_session),
-        private_case!(the_memory_of_a_result_does_not_grow_with_it),
+        private_case!(the_memory_of_a_result_does_not_grow_with_it).oldest_and_newest(),
         private_case!(jobs_wait_while_others_have_all_processes),
         private_case!(one_free_process_drains_the_queue),
     ]

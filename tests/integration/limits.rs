@@ -8,10 +8,10 @@ pub fn cases() -> Vec<Case> {
         private_case!(texts_that_are_hard_to_cut_are_cut_or_refused),
         case!(cutting_can_be_cancelled),
         private_case!(a_server_with_few_processes_works_or_says_what_it_lacks),
-        private_case!(thousands_of_batches_hold_up_nobody),
+        private_case!(thousands_of_batches_hold_up_nobody).oldest_and_newest(),
         case!(attempts_without_end_are_stopped_and_begun_again),
         case!(a_job_gives_many_odd_columns_to_the_log),
-        case!(a_loop_that_catches_errors_launches_thousands_of_jobs),
+        case!(a_loop_that_catches_errors_launches_thousands_of_jobs).oldest_and_newest(),
     ]
 }
 

@@ -6,9 +6,9 @@ use pg_background_mgr_tests::{literal, private_case, Case, Cluster, ServerError,
 
 pub fn cases() -> Vec<Case> {
     vec![
-        private_case!(jobs_that_get_no_memory_fail),
-        private_case!(readers_that_get_no_memory_fail_and_can_read_again),
-        private_case!(launches_that_get_no_memory_fail),
+        private_case!(jobs_that_get_no_memory_fail).oldest_and_newest(),
+        private_case!(readers_that_get_no_memory_fail_and_can_read_again).oldest_and_newest(),
+        private_case!(launches_that_get_no_memory_fail).oldest_and_newest(),
         private_case!(small_pieces_that_find_no_memory_do_not_end_the_server),
         private_case!(a_row_that_the_log_does_not_keep_needs_no_memory),
         private_case!(single_user_mode_refuses_each_launch),
