@@ -103,7 +103,8 @@ pub struct Scanner<'a> {
     /// The token before was a string, with backslash escapes or without: one that follows on another line continues it.
     string: Option<bool>,
     newline: bool,
-    is_open_comment: bool,
+    /// Where the comment begins that does not end.
+    open_comment: Option<usize>,
 }
 
 /// What begins at a place, and how many bytes show what it is.
@@ -143,13 +144,13 @@ impl<'a> Scanner<'a> {
             depth: 0,
             string: None,
             newline: false,
-            is_open_comment: false,
+            open_comment: None,
         }
     }
 
-    /// Returns whether the text ends within a comment, once that is reached.
-    pub fn ends_in_comment(&self) -> bool {
-        self.is_open_comment
+    /// Returns where a comment begins that does not end, once it has been read.
+    pub fn open_comment(&self) -> Option<usize> {
+        self.open_comment
     }
 
     fn rest(&self) -> &'a [u8] {
@@ -216,7 +217,7 @@ impl<'a> Scanner<'a> {
                 }
                 Opener::BlockComment => {
                     let length = block_comment(self.rest());
-                    self.is_open_comment = length.is_none();
+                    self.open_comment = length.is_none().then_some(start);
                     self.position = length.map_or(self.text.len(), |length| start + length);
                     self.string = None;
                     continue;

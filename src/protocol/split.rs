@@ -59,7 +59,9 @@ pub fn split<E>(
     parse: &mut Parse<E>,
 ) -> Result<Vec<Range<usize>>, Refused<E>> {
     let delimiter = Delimiter::new(delimiter);
-    let segments = segments(text, delimiter, standard_strings, parse)?;
+    let (segments, open_comment) = segments(text, delimiter, standard_strings, parse)?;
+    // What a comment has that does not end tells the parser nothing, and may keep it busy for long.
+    let text = text.get(..open_comment.map_or(text.len(), |start| start + COMMENT.len())).unwrap_or(text);
     let patience = text.len().saturating_mul(16).saturating_add(4 << 20);
     let memo = vec![Memo::Unknown; segments.len()];
     let mut search = Search { text, delimiter, standard_strings, segments, memo, parse, patience, furthest: None };
@@ -120,13 +122,16 @@ impl Chunk {
     }
 }
 
-/// Finds the cuts.
+/// What a comment begins with.
+const COMMENT: &str = "/*";
+
+/// Finds the cuts, and where a comment begins that does not end: the last segment ends behind its first characters.
 fn segments<E>(
     text: &[u8],
     delimiter: Delimiter,
     standard_strings: bool,
     parse: &mut Parse<E>,
-) -> Result<Vec<Segment>, Refused<E>> {
+) -> Result<(Vec<Segment>, Option<usize>), Refused<E>> {
     let (is_semicolon, is_blank) = (delimiter.is_semicolon(), delimiter.is_blank());
     let mut words = Words::default();
     let mut segments: Vec<Segment> = Vec::new();
@@ -137,7 +142,7 @@ fn segments<E>(
         next = after;
         is_fresh |= is_blank && chunk.has_leading_semicolon;
         // The parser refuses a comment that does not end, though there is nothing before it.
-        if chunk.first.is_none() && !scanner.ends_in_comment() {
+        if chunk.first.is_none() && !scanner.open_comment().is_some() {
             continue;
         }
         if segments.len() == MAX_PIECES {
@@ -155,7 +160,10 @@ fn segments<E>(
         }
         is_fresh = is_semicolon || chunk.has_trailing_semicolon;
     }
-    Ok(segments)
+    if let (Some(last), Some(start)) = (segments.last_mut(), scanner.open_comment()) {
+        last.range.end = start + COMMENT.len();
+    }
+    Ok((segments, scanner.open_comment()))
 }
 
 /// The longest word that can be a keyword: longer ones are cut off (NAMEDATALEN).

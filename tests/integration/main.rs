@@ -19,6 +19,8 @@ mod transactions;
 mod utility;
 // Statement, lock and transaction timeouts.
 mod timeouts;
+// Callers, roles, libraries, shared memory, a schema: what is around the extension.
+mod surroundings;
 // Session settings, temp tables and other state of a session: carried over, left behind.
 mod settings;
 // pg_stat_activity, the server's log, statistics, progress, cancel and terminate.
@@ -197,6 +199,7 @@ fn main() -> ExitCode {
         privileges::cases(),
         shadows::cases(),
         seeds::cases(),
+        surroundings::cases(),
         bad_input::cases(),
         chains::cases(),
         warm_connections::cases(),
