@@ -149,8 +149,8 @@ fn assert_refused(session: &mut Session, name: &str) {
     }
 }
 
-/// Before the library is loaded a session may give its settings any value: in place of the configured one, which it does not
-/// know any more when the library refuses that.
+/// Before the library is loaded a session may give its settings any value: in place of the configured one, which it does
+/// not know any more when the library refuses that.
 fn configured_values_hold() {
     let cluster = Cluster::start_with_extension(&CONFIGURED.map(|(name, value, _)| (name, value)));
     let mut admin = cluster.session("postgres");

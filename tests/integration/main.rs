@@ -19,7 +19,7 @@ mod transactions;
 mod utility;
 // Statement, lock and transaction timeouts.
 mod timeouts;
-// Callers, roles, libraries, shared memory, a schema: what is around the extension.
+// Surroundings: callers, roles, libraries, shared memory, a schema.
 mod surroundings;
 // Session settings, temp tables and other state of a session: carried over, left behind.
 mod settings;
