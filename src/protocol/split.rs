@@ -142,7 +142,7 @@ fn segments<E>(
         next = after;
         is_fresh |= is_blank && chunk.has_leading_semicolon;
         // The parser refuses a comment that does not end, though there is nothing before it.
-        if chunk.first.is_none() && !scanner.open_comment().is_some() {
+        if chunk.first.is_none() && scanner.open_comment().is_none() {
             continue;
         }
         if segments.len() == MAX_PIECES {
