@@ -54,6 +54,10 @@ enum Word {
     SeatSerial,
     /// The launcher has read the result, or given it up.
     IsRead,
+    /// The launcher is reading the result.
+    IsBeingRead,
+    /// The worker waits, or will, until somebody takes what does not fit in the queue.
+    IsWaiting,
     /// How many jobs have been written here.
     Number,
     /// The number of the last job whose result is in the queue as a whole, and its bytes.
@@ -135,6 +139,8 @@ impl Channel {
         self.set(Word::SqlLength, sql.len() as u64);
         self.set(Word::LastWordsLength, 0);
         self.set(Word::IsRead, 0);
+        self.set(Word::IsBeingRead, 0);
+        self.set(Word::IsWaiting, 0);
         self.set(Word::Number, self.get(Word::Number) + 1);
         true
     }
@@ -240,6 +246,27 @@ impl Channel {
     /// Worker: has the result been read? One of `set_read`, then `seat`, and `set_seat`, then this, sees the other's.
     pub fn is_read(&self) -> bool {
         self.0.word(Word::IsRead as usize).load(SeqCst) != 0
+    }
+
+    /// Launcher: says whether it is reading the result.
+    pub fn set_being_read(&self, is_being_read: bool) {
+        self.set(Word::IsBeingRead, u64::from(is_being_read));
+    }
+
+    /// Worker: returns whether the launcher is reading the result.
+    pub fn is_being_read(&self) -> bool {
+        self.get(Word::IsBeingRead) != 0
+    }
+
+    /// Worker: says that it will wait for its reader. One of `set_waiting`, then `is_read`, and `set_read`, then `is_waiting`,
+    /// sees the other's.
+    pub fn set_waiting(&self) {
+        self.0.word(Word::IsWaiting as usize).store(1, SeqCst);
+    }
+
+    /// Launcher: returns whether the worker waits for the reader of its job, which has ended.
+    pub fn is_waiting(&self) -> bool {
+        self.0.word(Word::IsWaiting as usize).load(SeqCst) != 0
     }
 
     /// Worker: returns the number of the job that it begins.

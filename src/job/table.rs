@@ -8,12 +8,14 @@ use super::registry::{self, Seat};
 use crate::error::Error;
 use crate::ffi::bgworker::Worker;
 use crate::ffi::dsm::{Handle, Segment};
+use crate::ffi::latch::{self, Patience};
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::shm_mq::Receiver;
 use crate::ffi::{alloc, area, exit};
 use crate::protocol::{split, Description, Kind};
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 /// A job whose result can still be read.
 pub struct Job {
@@ -38,9 +40,49 @@ pub struct Line {
     pub receiver: Receiver,
     /// Bytes of the queue.
     pub queue_bytes: usize,
+    /// The result of the last job was given up, and is not out of the queue yet.
+    is_owing: bool,
+    /// When the last job was given to it.
+    since: Instant,
 }
 
 impl Line {
+    /// Makes one for a job that is launched now.
+    pub fn new(channel: Channel, receiver: Receiver, queue_bytes: usize) -> Self {
+        Line { channel, receiver, queue_bytes, is_owing: false, since: Instant::now() }
+    }
+
+    /// Returns whether its worker can have no other job this way: it has gone, or the segment is too large to be kept.
+    fn is_widowed(&self) -> bool {
+        !self.channel.is_kept()
+            || match (self.channel.seat(), self.channel.worker()) {
+                (Some(seat), _) => !area::read(|memory| registry::is_there(memory, seat)),
+                (None, worker) => worker.is_none_or(Worker::is_gone),
+            }
+    }
+
+    /// Takes what was given up out of the queue. False = its job has not ended.
+    pub fn settle(&mut self) -> bool {
+        if self.is_owing && self.channel.delivered().is_some() {
+            self.is_owing = !self.receive_all(|_| true);
+        }
+        !self.is_owing
+    }
+
+    /// Receives the whole result of a job that has ended, as long as `keep` wants more. False = that was not all.
+    fn receive_all(&mut self, mut keep: impl FnMut(&[u8]) -> bool) -> bool {
+        while let Ok(frame) = self.receiver.try_receive(|| false) {
+            let is_last = matches!(split(frame), Ok((Kind::Error | Kind::Done, _)));
+            if !keep(frame) {
+                return false;
+            }
+            if is_last {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Returns the worker that was started for it, if that has not become one that stays.
     fn own_worker(&self) -> Option<Worker> {
         self.channel.worker().filter(|_| self.channel.seat().is_none())
@@ -101,34 +143,15 @@ impl Job {
             && (channel.seat().is_some() || channel.worker().is_none_or(Worker::is_gone))
     }
 
-    /// Returns whether its worker has no other job for the channel: it has gone, or the segment is too large to be kept.
-    fn is_widowed(&self) -> bool {
-        let Some(Line { channel, .. }) = &self.line else { return false };
-        !channel.is_kept()
-            || match (channel.seat(), channel.worker()) {
-                (Some(seat), _) => !area::read(|memory| registry::is_there(memory, seat)),
-                (None, worker) => worker.is_none_or(Worker::is_gone),
-            }
-    }
-
     /// Receives the whole result. False = it is not there as a whole, and is to be read from the queue.
     fn collect(&mut self) -> bool {
-        let Some(Line { receiver, .. }) = &mut self.line else { return false };
+        let Some(line) = &mut self.line else { return false };
         // A frame that has been received and cannot be kept would be lost.
         if !alloc::has(2 * COLLECTED_BYTES) {
             return false;
         }
         let kept = self.kept.get_or_insert_with(|| Backlog::new(usize::MAX));
-        while let Ok(frame) = receiver.try_receive(|| false) {
-            let is_last = matches!(split(frame), Ok((Kind::Error | Kind::Done, _)));
-            if kept.push(frame.to_vec()).is_err() {
-                return false;
-            }
-            if is_last {
-                return true;
-            }
-        }
-        false
+        line.receive_all(|frame| kept.push(frame.to_vec()).is_ok())
     }
 }
 
@@ -233,7 +256,14 @@ impl Table {
     }
 }
 
+/// A job that was launched within this time may end before a new process would be there.
+const YOUNG: Duration = Duration::from_millis(1);
+/// How long nobody waits for the ends of jobs after one who did so in vain.
+const VAIN: Duration = Duration::from_millis(100);
+
 thread_local! {
+    static LAST_VAIN: Cell<Option<Instant>> = const { Cell::new(None) };
+    static PATIENCE: Patience = const { Patience::new() };
     static IS_WATCHED: Cell<bool> = const { Cell::new(false) };
     static TABLE: Slot<Table> = slot(Table::default());
     /// Large segments that this session has given up, and the bytes of their queues: a job may still have them.
@@ -275,6 +305,7 @@ pub fn take(pid: i32, may_act_as: impl Fn(u32) -> bool) -> Result<Job, Error> {
         }
         if let Some(job) = table.remove(pid) {
             let queue_bytes = job.line.as_ref().map_or(0, |line| line.queue_bytes);
+            job.line.iter().for_each(|line| line.channel.set_being_read(true));
             table.reading.push(BeingRead { pid, role: job.role, hold: job.hold(), queue_bytes });
             return Ok(job);
         }
@@ -293,6 +324,7 @@ pub fn take(pid: i32, may_act_as: impl Fn(u32) -> bool) -> Result<Job, Error> {
 pub fn put_back(job: Job) {
     TABLE.with_borrow_mut(|table| {
         table.reading.retain(|reading| reading.pid != job.pid);
+        job.line.iter().for_each(|line| line.channel.set_being_read(false));
         table.add(job);
     });
 }
@@ -306,14 +338,20 @@ pub fn finish(mut job: Job, gone: Gone, is_whole: bool) {
         }
         table.gone.push_back((job.pid, job.role, gone));
     });
-    if is_whole && job.line.as_ref().is_none_or(|line| line.channel.is_kept()) {
-        release(job.hold(), true);
-        if let Some(line) = job.line.take() {
-            keep(|spares| spares.push(line));
-        }
-    } else {
-        job.close();
+    let is_kept = job.line.as_ref().is_none_or(|line| line.channel.is_kept());
+    let is_owing = matches!(gone, Gone::GivenUp);
+    if !is_kept || !is_whole && !is_owing {
+        return job.close();
     }
+    release(job.hold(), is_whole);
+    let Some(mut line) = job.line.take() else { return };
+    // A worker that waits for a reader is told that there is none; the segment of one that has gone is for others.
+    if is_owing && (line.channel.is_waiting() || line.is_widowed()) {
+        return line.close();
+    }
+    line.is_owing = is_owing;
+    line.settle();
+    keep(|spares| spares.push(line));
 }
 
 /// Takes small results of jobs that have ended out of their segments into this session's memory: if their segments are of
@@ -322,7 +360,7 @@ pub fn collect(all: bool) {
     let mut lines = Vec::new();
     TABLE.with_borrow_mut(|table| {
         let all = all || table.jobs.len() > SPARES;
-        let is_due = |job: &Job| job.is_collectable() && (all || job.is_widowed());
+        let is_due = |job: &Job| job.is_collectable() && (all || job.line.as_ref().is_some_and(Line::is_widowed));
         let due: Vec<i32> = table.jobs.values().filter(|job| is_due(job)).map(|job| job.pid).collect();
         for pid in due {
             if !table.jobs.get_mut(&pid).is_some_and(Job::collect) {
@@ -388,8 +426,43 @@ fn keep(add: impl FnOnce(&mut Vec<Line>)) {
 
 /// Is a worker on its way out whose result was read, and which does not stay?
 pub fn is_one_ending() -> bool {
-    let is_ending = |spare: &Line| spare.own_worker().is_some_and(|worker| !worker.is_gone());
+    let has_ended = |spare: &Line| !spare.is_owing || spare.channel.delivered().is_some();
+    let is_ending = |spare: &Line| has_ended(spare) && spare.own_worker().is_some_and(|worker| !worker.is_gone());
     TABLE.with_borrow(|table| table.spares.iter().any(is_ending))
+}
+
+/// Waits for the end of a job whose result was given up and that was launched just now, so that its worker can have the
+/// next one; not longer than a new process takes. False = there is none that is worth it.
+pub fn await_spare(queue_bytes: usize) -> bool {
+    let began = Instant::now();
+    if LAST_VAIN.get().is_some_and(|last| began - last < VAIN) {
+        return false;
+    }
+    let mut has_looked = false;
+    loop {
+        let (mut is_there, mut is_young) = (false, false);
+        TABLE.with_borrow_mut(|table| {
+            let fits = |spare: &&mut Line| spare.queue_bytes == queue_bytes && spare.channel.seat().is_some();
+            for spare in table.spares.iter_mut().filter(fits) {
+                let is_owing = spare.is_owing;
+                is_young |= is_owing && began.saturating_duration_since(spare.since) < YOUNG;
+                is_there |= is_owing && spare.settle();
+            }
+        });
+        if is_there {
+            PATIENCE.with(Patience::has_come);
+            return true;
+        }
+        let left = YOUNG.saturating_sub(began.elapsed());
+        if !is_young || left.is_zero() {
+            LAST_VAIN.set(is_young.then(Instant::now));
+            return false;
+        }
+        if !std::mem::replace(&mut has_looked, true) && PATIENCE.with(Patience::look) {
+            continue;
+        }
+        latch::wait(Some(left));
+    }
 }
 
 /// Takes a channel with such a queue out whose worker is gone: its segment can be that of a new one.

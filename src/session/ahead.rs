@@ -49,7 +49,7 @@ pub fn start(queue_bytes: usize) {
     }
     // A new one could be refused, and the launch is complete. Large ones are not kept, so they are never used again.
     let Some((channel, receiver)) = used_segment(&[], &[], queue_bytes) else { return };
-    let ahead = Line { channel, receiver, queue_bytes };
+    let ahead = Line::new(channel, receiver, queue_bytes);
     match register(&ahead.channel) {
         Some(worker) => {
             area::write(|memory| registry::add_ahead(memory, worker));

@@ -72,6 +72,9 @@ fn create(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Rec
     })
 }
 
+/// Names a login: the database, the role, and what it depends on.
+type Key = (u32, u32, u64);
+
 /// Gives the job to a worker that is there and has nothing to do, if there is one: first to one that this session has a
 /// channel to.
 fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<i32> {
@@ -79,33 +82,11 @@ fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
         return None; // no worker has ever stayed
     }
     let key = (request.database, request.login, login::version(request.database, request.login));
-    let mut later = Vec::new();
-    let mut given = None;
-    while let Some(spare) = table::take_spare() {
-        let Some(seat) = spare.channel.seat() else {
-            // Its worker is on its way: it will be there for another job; or gone, then a new worker may have it.
-            later.push(spare);
-            continue;
-        };
-        if spare.queue_bytes != queue_bytes {
-            later.push(spare);
-            continue;
-        }
-        if spare.channel.write_job(letter, sql) {
-            let segment = spare.channel.handle().to_number();
-            if let Some((_, pid)) = area::write(|memory| registry::give(memory, key, segment, Some(seat))) {
-                given = Some((pid, spare));
-                break;
-            }
-        }
-        spare.close();
-    }
-    later.into_iter().rev().for_each(table::put_back_spare);
-    if let Some((pid, Line { channel, receiver, queue_bytes })) = given {
-        return Some(remember(pid, channel, receiver, queue_bytes, sql));
+    if let Some(pid) = launch_again(key, letter, sql, queue_bytes) {
+        return Some(pid);
     }
     if !area::read(|memory| registry::has_idle(memory, key)) {
-        return None;
+        return table::await_spare(queue_bytes).then(|| launch_again(key, letter, sql, queue_bytes)).flatten();
     }
     let (channel, receiver) = create(letter, sql, queue_bytes)?;
     channel.open();
@@ -128,12 +109,39 @@ fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
     }
 }
 
+/// Gives the job to a worker that this session has a channel to.
+fn launch_again(key: Key, letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<i32> {
+    let mut later = Vec::new();
+    let mut given = None;
+    while let Some(mut spare) = table::take_spare() {
+        let Some(seat) = spare.channel.seat() else {
+            // Its worker is on its way: it will be there for another job; or gone, then a new worker may have it.
+            later.push(spare);
+            continue;
+        };
+        if spare.queue_bytes != queue_bytes || !spare.settle() && !table::is_lost(spare.channel) {
+            later.push(spare);
+            continue;
+        }
+        if spare.settle() && spare.channel.write_job(letter, sql) {
+            let segment = spare.channel.handle().to_number();
+            if let Some((_, pid)) = area::write(|memory| registry::give(memory, key, segment, Some(seat))) {
+                given = Some((pid, spare));
+                break;
+            }
+        }
+        spare.close();
+    }
+    later.into_iter().rev().for_each(table::put_back_spare);
+    given.map(|(pid, Line { channel, receiver, .. })| remember(pid, channel, receiver, queue_bytes, sql))
+}
+
 fn remember(pid: i32, channel: Channel, receiver: Receiver, queue_bytes: usize, sql: &[u8]) -> i32 {
     let sql = session::clip(sql, SQL_HEAD_BYTES).to_vec();
     table::insert(Job {
         pid,
         role: role::current(),
-        line: Some(Line { channel, receiver, queue_bytes }),
+        line: Some(Line::new(channel, receiver, queue_bytes)),
         holder: None,
         sql,
         description: None,

@@ -20,6 +20,8 @@ const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 pub fn used_segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
     let Line { channel, receiver, .. } = table::take_widowed(queue_bytes)?;
     receiver.close();
+    // A process that ended before it had mapped the segment has left that to whoever comes next.
+    channel.unpin();
     let renewed = channel.renew(letter, sql, queue_bytes);
     if renewed.is_none() {
         channel.close();

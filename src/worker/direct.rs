@@ -6,6 +6,7 @@ use super::bootstrap::{
 };
 use super::{executor, outbox, pool};
 use crate::error::Error;
+use crate::ffi::bgworker::Worker;
 use crate::ffi::dsm::Handle;
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
@@ -34,6 +35,8 @@ thread_local! {
     static REPORTED: Cell<bool> = const { Cell::new(true) };
     /// This process counts as one that is not in the registry.
     static IS_OUTSIDE: Cell<bool> = const { Cell::new(false) };
+    /// As what the server has started this process.
+    static WORKER: Cell<Option<Worker>> = const { Cell::new(None) };
     /// What the launcher knew of the login that this process has made.
     static LOGIN_VERSION: Cell<u64> = const { Cell::new(0) };
 }
@@ -69,6 +72,8 @@ pub fn main(segment: Handle) {
         REPORTED.set(true);
         return;
     }
+    // The launcher has noted it by now.
+    WORKER.set(channel.worker());
     prepare_session(outbox::message);
     run(channel, true);
     pool::stay(database, login);
@@ -132,9 +137,19 @@ fn take_up(segment: Handle) -> Option<Channel> {
     })
 }
 
+/// Returns as what the server has started this process; none = for the queue.
+pub fn worker() -> Option<Worker> {
+    WORKER.get()
+}
+
 /// The channel that this worker holds; none = its reader has gone.
 pub fn channel() -> Option<Channel> {
     CHANNEL.get()
+}
+
+/// Returns whether the result of the last job is just being read.
+pub fn is_being_read() -> bool {
+    CHANNEL.get().is_some_and(|channel| channel.is_being_read())
 }
 
 /// Forgets the last channel if its segment is too large to be kept for another job: until its result has been read it is
@@ -203,7 +218,7 @@ fn run(channel: Channel, is_new: bool) {
     let Ok(sql) = CString::new(sql) else { return }; // a text of the server has no zero inside
                                                      // A reader that has gone is no reason not to run the job.
     if let Some(sender) = SENDER.with_borrow_mut(Option::take) {
-        outbox::open(sender);
+        outbox::open(sender, channel);
     }
     let sql = statement::announce_kept(sql);
     let outcome = REQUEST.with_borrow(|(_, request)| {
@@ -227,9 +242,14 @@ fn run(channel: Channel, is_new: bool) {
         area::note_leaving();
     }
     if !outbox::deliver_at_once() {
-        // Nobody knows when it will be read: until then it holds no more than one whose result fits.
-        release();
-        outbox::deliver();
+        channel.set_waiting();
+        if channel.is_read() {
+            outbox::forget_reader();
+        } else {
+            // Nobody knows when it will be read: until then it holds no more than one whose result fits.
+            release();
+            outbox::deliver();
+        }
     }
     REPORTED.set(true);
     match outbox::close() {

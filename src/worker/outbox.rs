@@ -18,6 +18,7 @@ use crate::ffi::shm_mq::{SendError, Sender};
 use crate::ffi::statement::RowSink;
 use crate::ffi::tuple::{self, text_description, text_row, TupleDesc};
 use crate::job::backlog::Backlog;
+use crate::job::channel::Channel;
 use crate::protocol::{encode, frame, split, Description, Done, Kind, Report, FRAME_BYTES, HEADER_BYTES};
 
 /// Where the rows of the running statement go.
@@ -32,8 +33,9 @@ enum Stage {
 }
 
 struct Outbox {
-    /// None = the reader has gone.
+    /// None = there is no reader any more.
     sender: Option<Sender>,
+    channel: Channel,
     /// A frame of which a part may be in the queue.
     pending: Option<Vec<u8>>,
     backlog: Backlog,
@@ -55,9 +57,10 @@ thread_local! {
 }
 
 /// Starts sending what the next job gives.
-pub fn open(sender: Sender) {
+pub fn open(sender: Sender, channel: Channel) {
     OUTBOX.set(Some(Outbox {
         sender: Some(sender),
+        channel,
         pending: None,
         backlog: Backlog::new(session::work_mem()),
         held: None,
@@ -70,7 +73,12 @@ pub fn open(sender: Sender) {
     }));
 }
 
-/// Ends sending; gives the bytes that were sent. None = the reader has gone.
+/// Sends nothing any more: nobody wants it.
+pub fn forget_reader() {
+    OUTBOX.with_borrow_mut(|outbox| outbox.iter_mut().for_each(|outbox| outbox.sender = None));
+}
+
+/// Ends sending; gives the bytes that were sent. None = there is no reader any more.
 pub fn close() -> Option<(Sender, usize)> {
     let outbox = OUTBOX.with_borrow_mut(Option::take)?;
     Some((outbox.sender?, outbox.sent))
@@ -290,6 +298,8 @@ impl Outbox {
         {
             match sender.try_send(&next, is_urgent(&next)) {
                 Ok(()) => self.sent += next.len(),
+                // Of what has been given up only that is sent for which there is room.
+                Err(SendError::WouldBlock) if self.channel.is_read() => self.sender = None,
                 Err(SendError::WouldBlock) => {
                     self.pending = Some(next);
                     return self.backlog.push(frame);

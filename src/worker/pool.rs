@@ -1,10 +1,13 @@
 //! A worker that stays: one job after the other, for one role in one database.
 
+mod ending;
 mod queue;
+mod wear;
+
+pub use ending::on_exit;
 
 use super::bootstrap::{check_connection_limits, has_been_client, prepare_session, reset_session};
 use super::{direct, recorder};
-use crate::error::Error;
 use crate::ffi::dsm::Handle;
 use crate::ffi::interrupt::{self, CancelHeld};
 use crate::ffi::latch::{self, Patience};
@@ -13,11 +16,13 @@ use crate::ffi::report;
 use crate::ffi::{area, bgworker, client, exit, guc as settings, lock, login, process, reset, session, statement};
 use crate::guc;
 use crate::job::log;
-use crate::job::registry::{self, Arrival, Coming, Company, Newcomer, Refusal, Seeker, Start, State, Succession, Task};
+use crate::job::registry::{self, Arrival, Coming, Company, Newcomer, Seeker, Start, Succession, Task};
 use crate::job::{pool, spool, table};
-use crate::protocol::{sqlstate, to_bytes, Report, Request};
+use crate::protocol::{Report, Request};
+use ending::refuse_errand;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
+use wear::{prune_every, Wear};
 
 /// How often an idle worker looks whether its database is wanted, and whether there is something to do that nobody
 /// tells.
@@ -26,6 +31,9 @@ const IDLE_CHECK: Duration = Duration::from_millis(500);
 /// (procarray.c, `CountOtherDBBackends`).
 const LONG_IDLE_CHECK: Duration = Duration::from_secs(2);
 const LONG_IDLE: Duration = Duration::from_secs(2);
+/// How long a worker at most has nothing to do whose last result is unread: nobody but its session could give it a job, and who
+/// polls until its process is gone waits for that.
+const UNREAD_TIMEOUT: i64 = 500_000;
 /// How often a worker that goes tries again to have another one started.
 const SUCCESSOR_CHECK: Duration = Duration::from_millis(50);
 /// How long a worker that goes waits until the server has started another one, or has said that it cannot.
@@ -41,8 +49,6 @@ const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
 const PROCESS_CHECK: Duration = Duration::from_millis(20);
 /// How long it tries to get one. Then it goes without: its own process is free when it has gone.
 const PROCESS_PATIENCE: Duration = Duration::from_millis(500);
-/// Longest time between two looks for old rows.
-const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 thread_local! {
     static PLACE: Cell<Option<usize>> = const { Cell::new(None) };
@@ -88,18 +94,21 @@ pub fn main() {
     worker.leave();
 }
 
-/// A process that has run a job of its own stays for others, if it is wanted.
+/// A process that has run a job of its own stays for others, if it is wanted; also when nobody wants the result any more.
 pub fn stay(database: u32, login: u32) {
-    let Some(channel) = direct::channel().filter(|_| may_stay()) else { return };
-    let Some(worker) = channel.worker() else { return };
-    let segment = channel.handle().to_number();
+    let Some(worker) = direct::worker().filter(|_| may_stay()) else { return };
+    let channel = direct::channel();
+    let segment = channel.map_or(Handle::NONE, |channel| channel.handle()).to_number();
     let version = direct::login_version();
     let newcomer = Newcomer { database, login, version, pid: session::pid(), worker, segment };
     let seat = area::write(|memory| {
         // Without memory for it, it goes as it would have.
         let seat = registry::join(memory, &newcomer).ok().flatten()?;
-        channel.set_seat(seat);
-        if channel.is_read() {
+        let is_read = channel.is_none_or(|channel| {
+            channel.set_seat(seat);
+            channel.is_read()
+        });
+        if is_read {
             registry::release(memory, seat, segment, true);
         }
         Some(seat)
@@ -131,49 +140,6 @@ pub fn may_stay() -> bool {
     guc::idle_limit() > 0 && direct::login_version() != 0 && !interrupt::is_dying() && !reset::is_spent()
 }
 
-/// What this worker leaves when it ends before its time. To be registered before the process connects.
-pub fn on_exit() {
-    let Some(index) = PLACE.take() else { return };
-    if exit::is_postmaster_gone() {
-        return; // everything that is here goes with the server
-    }
-    refuse_errand(index);
-    let report = LOST.with_borrow_mut(Option::take).or_else(report::take_last_error).unwrap_or_default();
-    let is_late = interrupt::is_late();
-    let report = if is_late { Report::from(Error::JobTimeout) } else { report };
-    let state = if report.sqlstate == sqlstate(b"57P01") { State::Stopped } else { State::Failed };
-    let refused = refusal(&report);
-    let report = if report.sqlstate == 0 { Report::from(Error::WorkerLost(session::pid())) } else { report };
-    let (state, outcome) = match queue::take_decided() {
-        Some((state, outcome)) => (state, to_bytes(&outcome)),
-        None if state == State::Stopped && area::read(|memory| registry::stopping(memory, index).is_some()) => {
-            (state, Vec::new()) // the job's record says who stopped it
-        }
-        None => (state, to_bytes(&queue::failed(&report))),
-    };
-    if let Some(start) = area::write(|memory| registry::died(memory, index, state, &outcome, refused)) {
-        if succeed(index, start) {
-            area::read(|memory| registry::dismiss(memory, index));
-            await_successor(start);
-        }
-    }
-}
-
-/// Why the server did not let this worker in. None = it did, or the worker just ended, or somebody ended it: another one may
-/// have more luck.
-fn refusal(report: &Report) -> Option<Refusal> {
-    let is = |code| report.sqlstate == sqlstate(code);
-    if LOGGED_IN.get() || is_interrupt(report) || report.sqlstate == 0 || is(b"55P03") {
-        None
-    } else if is(b"53300") {
-        Some(Refusal::TooMany { is_alone: COUNTED_ALONE.get() })
-    } else if is(b"3D000") && report.detail.is_none() {
-        Some(Refusal::NoDatabase) // with a detail it may be renamed just now, or have lost its files
-    } else {
-        Some(Refusal::Login)
-    }
-}
-
 /// Has a worker started in the place of this one, which goes. False = the server starts this one again.
 fn succeed(index: usize, start: Start) -> bool {
     let is_succeeded = pool::register_after(index, start);
@@ -195,15 +161,6 @@ fn await_successor(start: Start) -> bool {
         pool::start_workers();
         let _held = CancelHeld::new();
         latch::wait(Some(TURN_CHECK));
-    }
-}
-
-/// A job that a session has given to this worker, which goes before it has begun it, is told so.
-fn refuse_errand(index: usize) {
-    if let Some(segment) = area::write(|memory| registry::take_back(memory, index)) {
-        let is_ending = interrupt::is_ending() || interrupt::is_dying();
-        let error = if is_ending { Error::Terminated } else { Error::NotRun };
-        direct::refuse(Handle::from_number(segment), error.into());
     }
 }
 
@@ -476,7 +433,12 @@ impl Worker {
 
     /// Waits for work. False = the worker is to go.
     fn wait(&mut self, now: i64, since: i64, due: Option<i64>) -> bool {
-        let over = since.saturating_add(guc::worker_idle_timeout());
+        let is_left = area::read(|memory| registry::is_unread(memory, self.index)) && !direct::is_being_read();
+        let timeout = match is_left {
+            true => guc::worker_idle_timeout().min(UNREAD_TIMEOUT),
+            false => guc::worker_idle_timeout(),
+        };
+        let over = since.saturating_add(timeout);
         if now >= over && area::write(|memory| registry::leave_idle(memory, self.index)) {
             return false;
         }
@@ -584,39 +546,4 @@ impl Worker {
             }
         }
     }
-}
-
-/// What jobs leave in a process that no reset takes back: caches, libraries, what procedural languages keep.
-#[derive(Default)]
-struct Wear {
-    /// Jobs since it was looked at.
-    jobs: usize,
-}
-
-impl Wear {
-    /// How much memory of its own a worker may have, in bytes.
-    const LIMIT: u64 = 64 << 20;
-    /// It is looked at once in so many jobs.
-    const EVERY: usize = 256;
-
-    /// Is another process to come in the place of this one? After so many jobs more.
-    fn is_too_much(&mut self, jobs: usize) -> bool {
-        self.jobs += jobs;
-        if self.jobs < Self::EVERY {
-            return false;
-        }
-        self.jobs = 0;
-        process::memory().is_some_and(|memory| memory > Self::LIMIT)
-    }
-}
-
-/// How often old rows are deleted: often enough for the log to be about as long as it may be.
-fn prune_every() -> Duration {
-    let retention = guc::log_retention().map_or(PRUNE_EVERY, |seconds| Duration::from_secs(seconds.unsigned_abs()));
-    (retention / 20).clamp(Duration::from_secs(1), PRUNE_EVERY)
-}
-
-/// Was something ended from outside?
-fn is_interrupt(report: &Report) -> bool {
-    [sqlstate(b"57014"), sqlstate(b"57P01")].contains(&report.sqlstate)
 }

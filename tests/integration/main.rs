@@ -93,6 +93,8 @@ mod warm_commands;
 mod warm_aside;
 // Deaths and cancels of workers that stay.
 mod warm_faults;
+// Workers whose results are given up, or unread.
+mod warm_detached;
 // Processes that are started before there is a job for them.
 mod ahead;
 // Launchers and workers that are cancelled, terminated, killed, gone.
@@ -209,6 +211,7 @@ fn main() -> ExitCode {
         warm_commands::cases(),
         warm_aside::cases(),
         warm_faults::cases(),
+        warm_detached::cases(),
         ahead::cases(),
         faults::cases(),
         shutdown::cases(),

@@ -112,6 +112,11 @@ pub fn has_job(memory: &Memory, (index, serial): Seat, segment: u32) -> bool {
     })
 }
 
+/// Returns whether the session of its last job has neither read nor given up the result.
+pub fn is_unread(memory: &Memory, index: usize) -> bool {
+    slots(memory).get(index).is_some_and(|slot| slot.is_unread != 0)
+}
+
 /// Returns whether the process in this place is still the same, and not on its way out.
 pub fn is_there(memory: &Memory, (index, serial): Seat) -> bool {
     let is_there = |slot: &Slot| slot.serial == serial && !matches!(slot.life(), Life::Free | Life::Leaving);

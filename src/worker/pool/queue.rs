@@ -1,6 +1,7 @@
 //! What a worker does for the queue: the jobs of a claim, and the rows of the log that tell of them.
 
-use super::{is_interrupt, Worker, PLACE};
+use super::ending::is_interrupt;
+use super::{Worker, PLACE};
 use crate::error::Error;
 use crate::ffi::interrupt::Concluding;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};

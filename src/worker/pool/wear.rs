@@ -1,0 +1,38 @@
+//! What makes a worker that stays go in the end, and keeps the log small meanwhile.
+
+use crate::ffi::process;
+use crate::guc;
+use std::time::Duration;
+
+/// Longest time between two looks for old rows.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+
+/// What jobs leave in a process that no reset takes back: caches, libraries, what procedural languages keep.
+#[derive(Default)]
+pub(super) struct Wear {
+    /// Jobs since it was looked at.
+    jobs: usize,
+}
+
+impl Wear {
+    /// How much memory of its own a worker may have, in bytes.
+    const LIMIT: u64 = 64 << 20;
+    /// It is looked at once in so many jobs.
+    const EVERY: usize = 256;
+
+    /// Is another process to come in the place of this one? After so many jobs more.
+    pub(super) fn is_too_much(&mut self, jobs: usize) -> bool {
+        self.jobs += jobs;
+        if self.jobs < Self::EVERY {
+            return false;
+        }
+        self.jobs = 0;
+        process::memory().is_some_and(|memory| memory > Self::LIMIT)
+    }
+}
+
+/// How often old rows are deleted: often enough for the log to be about as long as it may be.
+pub(super) fn prune_every() -> Duration {
+    let retention = guc::log_retention().map_or(PRUNE_EVERY, |seconds| Duration::from_secs(seconds.unsigned_abs()));
+    (retention / 20).clamp(Duration::from_secs(1), PRUNE_EVERY)
+}
