@@ -350,8 +350,8 @@ impl Error {
                      all of them up."
                 }
                 Error::ResultMemory { .. } => {
-                    "Read or detach the results of jobs that have ended, or launch with a smaller queue_size: what does \
-                     not fit there is kept in memory and in a temporary file."
+                    "Read or detach the results of jobs that have ended, or launch with a smaller queue_size: what \
+                     does not fit there is kept in memory and in a temporary file."
                 }
                 Error::SlotsExhausted => "You may need to increase max_worker_processes.",
                 Error::SingleUser => "Start the server in multi-user mode: only then it has background workers.",

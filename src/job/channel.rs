@@ -258,8 +258,8 @@ impl Channel {
         self.get(Word::IsBeingRead) != 0
     }
 
-    /// Worker: says that it will wait for its reader. One of `set_waiting`, then `is_read`, and `set_read`, then `is_waiting`,
-    /// sees the other's.
+    /// Worker: says that it will wait for its reader. One of `set_waiting`, then `is_read`, and `set_read`, then
+    /// `is_waiting`, sees the other's.
     pub fn set_waiting(&self) {
         self.0.word(Word::IsWaiting as usize).store(1, SeqCst);
     }
@@ -274,8 +274,8 @@ impl Channel {
         self.get(Word::Number)
     }
 
-    /// Worker: says that the whole result of a job is in the queue, and how many bytes it has. The launcher may have read
-    /// it by now, and have written the next job.
+    /// Worker: says that the whole result of a job is in the queue, and how many bytes it has. The launcher may have
+    /// read it by now, and have written the next job.
     pub fn set_delivered(&self, number: u64, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.set(Word::Delivered, number << 32 | u64::from(bytes));

@@ -104,7 +104,7 @@ impl Line {
 /// A worker whose process id is a job's: its place, and the segment in which it was given the job.
 pub type Holder = (Seat, Handle);
 
-/// What keeps a process id for a job.
+/// Keeps a process id for a job.
 #[derive(Clone, Copy)]
 enum Hold {
     Channel(Channel),
@@ -258,7 +258,7 @@ impl Table {
 
 /// A job that was launched within this time may end before a new process would be there.
 const YOUNG: Duration = Duration::from_millis(1);
-/// How long nobody waits for the ends of jobs after one who did so in vain.
+/// Names the time in which a session does not wait for the end of a job again, after it did so in vain.
 const VAIN: Duration = Duration::from_millis(100);
 
 thread_local! {
@@ -354,8 +354,8 @@ pub fn finish(mut job: Job, gone: Gone, is_whole: bool) {
     keep(|spares| spares.push(line));
 }
 
-/// Takes small results of jobs that have ended out of their segments into this session's memory: if their segments are of
-/// no further use, or if there are many; `all`: in any case. The segments go, or serve the next workers.
+/// Takes small results of jobs that have ended out of their segments into this session's memory: if their segments
+/// are of no further use, or if there are many; `all`: in any case. The segments go, or serve the next workers.
 pub fn collect(all: bool) {
     let mut lines = Vec::new();
     TABLE.with_borrow_mut(|table| {
@@ -382,12 +382,12 @@ pub fn collect(all: bool) {
     }
 }
 
-/// What this session has not read.
+/// Counts of what this session has not read.
 pub struct Unread {
     /// How many results are in shared memory, or will be.
     pub count: usize,
-    /// Bytes of the queues of those, of large ones that were given up while their jobs still run, and of results that are
-    /// in this session's memory.
+    /// Bytes of the queues of those, of large ones that were given up while their jobs still run, and of results that
+    /// are in this session's memory.
     pub bytes: usize,
 }
 

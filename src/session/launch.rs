@@ -63,8 +63,8 @@ fn make_room(queue_bytes: usize) -> Result<(), Error> {
     })
 }
 
-/// Creates a segment with the job in it. None = the server has no segment left, not even in place of one that this session
-/// does not need.
+/// Creates a segment with the job in it. None = the server has no segment left, not even in place of one that this
+/// session does not need.
 fn create(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
     Channel::create(letter, sql, queue_bytes).or_else(|| {
         table::collect(true);

@@ -152,8 +152,8 @@ pub fn is_being_read() -> bool {
     CHANNEL.get().is_some_and(|channel| channel.is_being_read())
 }
 
-/// Forgets the last channel if its segment is too large to be kept for another job: until its result has been read it is
-/// the session's alone.
+/// Forgets the last channel if its segment is too large to be kept for another job: until its result has been read it
+/// is the session's alone.
 pub fn let_go_if_large() {
     if CHANNEL.get().is_some_and(|channel| !channel.is_kept()) {
         let_go();

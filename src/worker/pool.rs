@@ -31,8 +31,8 @@ const IDLE_CHECK: Duration = Duration::from_millis(500);
 /// (procarray.c, `CountOtherDBBackends`).
 const LONG_IDLE_CHECK: Duration = Duration::from_secs(2);
 const LONG_IDLE: Duration = Duration::from_secs(2);
-/// How long a worker at most has nothing to do whose last result is unread: nobody but its session could give it a job, and who
-/// polls until its process is gone waits for that.
+/// Limits, in microseconds, how long a worker has nothing to do whose last result is unread: nobody but its session
+/// could give it a job, and who polls until its process is gone waits for that.
 const UNREAD_TIMEOUT: i64 = 500_000;
 /// How often a worker that goes tries again to have another one started.
 const SUCCESSOR_CHECK: Duration = Duration::from_millis(50);
@@ -94,7 +94,8 @@ pub fn main() {
     worker.leave();
 }
 
-/// A process that has run a job of its own stays for others, if it is wanted; also when nobody wants the result any more.
+/// A process that has run a job of its own stays for others, if it is wanted; also when nobody wants the result any
+/// more.
 pub fn stay(database: u32, login: u32) {
     let Some(worker) = direct::worker().filter(|_| may_stay()) else { return };
     let channel = direct::channel();

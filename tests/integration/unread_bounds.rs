@@ -43,11 +43,13 @@ fn read_large(session: &mut Session, pid: i32) {
     assert_eq!(session.value(&length), "70000");
 }
 
-/// Launches 1,000 times, as often as there is a process, or until there are too many results; gives the number of launches.
+/// Launches 1,000 times, as often as there is a process, or until there are too many results; gives the number of
+/// launches.
 fn launch_unread(session: &mut Session, launch: &str) -> i64 {
     session.run("create temp table launched (pid int)");
     session.run(&format!(
-        "do $do$ declare n int := 0; begin while n < 1000 loop begin insert into launched values ({launch}); n := n + 1; \
+        "do $do$ declare n int := 0; begin while n < 1000 loop begin \
+         insert into launched values ({launch}); n := n + 1; \
          exception when insufficient_resources then exit when sqlerrm = '{TOO_MANY}'; \
          if sqlerrm <> 'could not register background process' then raise; end if; perform pg_sleep(0.01); \
          end; end loop; end $do$"

@@ -37,8 +37,8 @@ pub fn on_exit() {
     }
 }
 
-/// Why the server did not let this worker in. None = it did, or the worker just ended, or somebody ended it: another one may
-/// have more luck.
+/// Returns why the server did not let this worker in. None = it did, or the worker ended, or was ended: another
+/// one may have more luck.
 fn refusal(report: &Report) -> Option<Refusal> {
     let is = |code| report.sqlstate == sqlstate(code);
     if LOGGED_IN.get() || is_interrupt(report) || report.sqlstate == 0 || is(b"55P03") {
@@ -61,7 +61,7 @@ pub(super) fn refuse_errand(index: usize) {
     }
 }
 
-/// Was something ended from outside?
+/// Returns whether it was cancelled or terminated.
 pub(super) fn is_interrupt(report: &Report) -> bool {
     [sqlstate(b"57014"), sqlstate(b"57P01")].contains(&report.sqlstate)
 }
