@@ -42,6 +42,8 @@ pub struct Line {
     pub queue_bytes: usize,
     /// The result of the last job was given up, and is not out of the queue yet.
     is_owing: bool,
+    /// All of the last result has been received: its worker lets go of the segment.
+    has_ended: bool,
     /// When the last job was given to it.
     since: Instant,
 }
@@ -49,7 +51,7 @@ pub struct Line {
 impl Line {
     /// Makes one for a job that is launched now.
     pub fn new(channel: Channel, receiver: Receiver, queue_bytes: usize) -> Self {
-        Line { channel, receiver, queue_bytes, is_owing: false, since: Instant::now() }
+        Line { channel, receiver, queue_bytes, is_owing: false, has_ended: false, since: Instant::now() }
     }
 
     /// Returns whether its worker can have no other job this way: it has gone, or the segment is too large to be kept.
@@ -94,8 +96,9 @@ impl Line {
             self.channel.unpin();
         }
         if !self.channel.is_kept() {
-            let handle = self.channel.handle();
-            GIVEN_UP.with_borrow_mut(|given_up| given_up.push((handle, self.queue_bytes)));
+            let segment =
+                GivenUp { handle: self.channel.handle(), queue_bytes: self.queue_bytes, has_ended: self.has_ended };
+            GIVEN_UP.with_borrow_mut(|given_up| given_up.push(segment));
         }
         close(self.channel, self.receiver);
     }
@@ -266,8 +269,15 @@ thread_local! {
     static PATIENCE: Patience = const { Patience::new() };
     static IS_WATCHED: Cell<bool> = const { Cell::new(false) };
     static TABLE: Slot<Table> = slot(Table::default());
-    /// Large segments that this session has given up, and the bytes of their queues: a job may still have them.
-    static GIVEN_UP: Slot<Vec<(Handle, usize)>> = const { slot(Vec::new()) };
+    static GIVEN_UP: Slot<Vec<GivenUp>> = const { slot(Vec::new()) };
+}
+
+/// A large segment that this session has given up, and its worker not yet.
+struct GivenUp {
+    handle: Handle,
+    queue_bytes: usize,
+    /// Its job has ended.
+    has_ended: bool,
 }
 
 /// Adds a job. Should an old job with the same process id still be there, its worker has ended and its number was given
@@ -340,6 +350,9 @@ pub fn finish(mut job: Job, gone: Gone, is_whole: bool) {
     });
     let is_kept = job.line.as_ref().is_none_or(|line| line.channel.is_kept());
     let is_owing = matches!(gone, Gone::GivenUp);
+    if let Some(line) = &mut job.line {
+        line.has_ended = is_whole;
+    }
     if !is_kept || !is_whole && !is_owing {
         return job.close();
     }
@@ -367,7 +380,8 @@ pub fn collect(all: bool) {
                 continue;
             }
             let Some(mut job) = table.jobs.remove(&pid) else { continue };
-            if let Some(line) = job.line.take() {
+            if let Some(mut line) = job.line.take() {
+                line.has_ended = true;
                 job.holder = line.channel.seat().map(|seat| (seat, line.channel.handle()));
                 lines.push(line);
             }
@@ -394,8 +408,8 @@ pub struct Unread {
 /// Counts what this session has not read.
 pub fn unread() -> Unread {
     let given_up: usize = GIVEN_UP.with_borrow_mut(|given_up| {
-        given_up.retain(|(handle, _)| Segment::exists(*handle));
-        given_up.iter().map(|(_, bytes)| bytes).sum()
+        given_up.retain(|segment| Segment::exists(segment.handle));
+        given_up.iter().map(|segment| segment.queue_bytes).sum()
     });
     TABLE.with_borrow(|table| {
         let lines = table.jobs.values().filter_map(|job| job.line.as_ref());
@@ -404,6 +418,11 @@ pub fn unread() -> Unread {
         let count = table.jobs.len() + table.reading.iter().filter(|reading| reading.queue_bytes > 0).count();
         Unread { count, bytes: unread + reading + given_up + table.collected_bytes }
     })
+}
+
+/// Returns whether a worker has yet to let go of a large segment whose result was received, as [`unread`] has found it.
+pub fn is_one_letting_go() -> bool {
+    GIVEN_UP.with_borrow(|given_up| given_up.iter().any(|segment| segment.has_ended))
 }
 
 /// Counts the segments of this session.

@@ -4,13 +4,14 @@ use super::{ahead, process};
 use crate::error::Error;
 use crate::ffi::bgworker::Worker;
 use crate::ffi::shm_mq::Receiver;
-use crate::ffi::{area, login, report, role, session, shm_mq};
+use crate::ffi::{area, latch, login, report, role, session, shm_mq};
 use crate::guc;
 use crate::job::channel::Channel;
 use crate::job::registry;
 use crate::job::table::{self, Job, Line, Unread};
 use crate::protocol::{to_bytes, Request, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
 use std::cell::Cell;
+use std::time::Instant;
 
 /// `queue_size` when the caller does not say, or says 0, in bytes: the default in the SQL declaration.
 pub const DEFAULT_QUEUE_BYTES: i32 = 65536;
@@ -57,10 +58,19 @@ fn make_room(queue_bytes: usize) -> Result<(), Error> {
         }
     };
     table::collect(false);
-    check().or_else(|_| {
-        table::collect(true);
-        check()
-    })
+    if check().is_ok() {
+        return Ok(());
+    }
+    table::collect(true);
+    let began = Instant::now();
+    loop {
+        match check() {
+            Err(_) if table::is_one_letting_go() && began.elapsed() < process::ROOM_PATIENCE => {
+                latch::wait(Some(process::ROOM_CHECK));
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Creates a segment with the job in it. None = the server has no segment left, not even in place of one that this

@@ -12,9 +12,9 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// How often a launch looks whether a worker that is to leave is gone.
-const ROOM_CHECK: Duration = Duration::from_millis(2);
+pub const ROOM_CHECK: Duration = Duration::from_millis(2);
 /// How long it waits at most for one that takes its time.
-const ROOM_PATIENCE: Duration = Duration::from_secs(5);
+pub const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The segment of a worker that is gone, made ready for another.
 pub fn used_segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
