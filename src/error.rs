@@ -136,8 +136,14 @@ pub enum Error {
     Spooled(std::io::Error),
     #[error("the log of pg_background_mgr is locked")]
     LogLocked,
-    #[error("the log of pg_background_mgr could run code of its owner")]
+    #[error("the log of pg_background_mgr was altered")]
     LogAltered,
+    #[error("the log of pg_background_mgr does not exist")]
+    LogMissing,
+    #[error("the function can only be called by the trigger of log_background")]
+    NotOwnTrigger,
+    #[error("the log of pg_background_mgr cannot be refreshed")]
+    LogRefresh,
     /// Its oid.
     #[error("relation with OID {0} is not part of extension \"pg_background_mgr\"")]
     ForeignRelation(u32),
@@ -231,9 +237,8 @@ impl Error {
             SharedMemory | OutOfMemory(_) => b"53200",
             TooFewWorkers { .. } | FewerAllowed { .. } | NoWorkers | Stuck | SingleUser => b"53000",
             InRecovery | StopInRecovery => b"25006",
-            NotCommitted | NothingToRetry(_) | NotLogged(_) | FollowsItself | ForeignRelation(_) | LogAltered => {
-                b"55000"
-            }
+            NotCommitted | NothingToRetry(_) | NotLogged(_) | FollowsItself | ForeignRelation(_) | LogAltered
+            | LogMissing | LogRefresh => b"55000",
             Spooled(_) => b"58030",
             LogLocked => b"55P03",
             NoSuchJob(_) => b"42704",
@@ -254,6 +259,7 @@ impl Error {
             Terminated => b"57P01",
             SetNotAccepted | CopyIn | BinaryCopyOut => b"0A000",
             Declaration => b"42P13",
+            NotOwnTrigger => b"39P01",
             ColumnCount { .. } | ColumnType { .. } | RowTypeAltered => b"42804",
             Deadlock { .. } => b"40P01",
             OpenBlock => b"25000",
@@ -323,8 +329,11 @@ impl Error {
                     "Somebody has the log locked, or it cannot be written: the server log may tell why. Try again then."
                 }
                 Error::LogAltered => {
-                    "Give the table pg_background_log to a superuser, and drop its rules, children and ALWAYS triggers."
+                    "Drop its indexes that have expressions, predicates or operator classes of others, and give it back \
+                     its columns and its access method."
                 }
+                Error::LogMissing => "You may need to run ALTER EXTENSION pg_background_mgr UPDATE.",
+                Error::LogRefresh => "Delete rows with DELETE FROM log_background or with pg_background_prune.",
                 Error::FollowsItself => "Follow them from outside of their batch, or say for how long: p_timeout.",
                 Error::Stuck => {
                     "All workers run jobs that wait for other jobs. Increase pg_background_mgr.max_workers, or launch \

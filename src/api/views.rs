@@ -1,4 +1,6 @@
-//! What the views ask of the registry: `pg_background_live`, `_spooled`, `_state`.
+//! What the views ask of the registry: `pg_background_live`, `_spooled`, `_state`; what fills the log when it is made or
+//! refreshed, `pg_background_log_rows`; and what happens to a row that is deleted from `log_background`,
+//! `pg_background_delete_job`.
 
 use crate::error::Error;
 use crate::ffi::fmgr::{sql_function, Call, Value};
@@ -191,6 +193,26 @@ fn from_moment(job: &Moment) -> Vec<Cell> {
     [&first[..], &place_cells(job), &log::outcome_cells(&outcome)].concat()
 }
 
+/// `pg_background_log_rows() RETURNS TABLE (…)`
+///
+/// The rows that a new log begins with: none.
+fn log_rows(call: &Call) -> Result<Value, Error> {
+    let rows = call.typed_rows()?;
+    if !log::is_empty() {
+        return Err(Error::LogRefresh);
+    }
+    rows.finish();
+    Ok(Value::Void)
+}
+
+/// `pg_background_delete_job() RETURNS trigger`
+fn delete_job(call: &Call) -> Result<Value, Error> {
+    let (row, uuid) = call.deleted_row(c"uuid_child").ok_or(Error::NotOwnTrigger)?;
+    Ok(Value::Row(uuid.is_some_and(|uuid| session::delete(&uuid)).then_some(row)))
+}
+
+sql_function!(pg_background_log_rows, pg_finfo_pg_background_log_rows, log_rows);
+sql_function!(pg_background_delete_job, pg_finfo_pg_background_delete_job, delete_job);
 sql_function!(pg_background_live, pg_finfo_pg_background_live, live);
 sql_function!(pg_background_spooled, pg_finfo_pg_background_spooled, spooled);
 sql_function!(pg_background_state, pg_finfo_pg_background_state, state);

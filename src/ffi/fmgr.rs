@@ -5,10 +5,11 @@ use super::memory::Switch;
 use super::report::{self, Log, Raised};
 use super::tuple::{Output, TupleDesc};
 use super::typed_rows::TypedRows;
+use crate::compat::tuple_desc_attr;
 use crate::error::Error;
 use crate::protocol::Report;
 use pgrx::pg_sys;
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, CStr};
 
 /// Defines the symbols that `CREATE FUNCTION … LANGUAGE c` looks for. `$body` is a
 /// `fn(&Call) -> Result<Value, Error>`.
@@ -37,7 +38,12 @@ pub enum Value {
     Void,
     Int(i32),
     BigInt(i64),
+    /// What a trigger for each row gives back; none = nothing is done with the row.
+    Row(Option<OldRow>),
 }
+
+/// The row that a trigger was called for.
+pub struct OldRow(pg_sys::HeapTuple);
 
 enum Outcome {
     Return(pg_sys::Datum),
@@ -54,6 +60,9 @@ pub fn call(fcinfo: pg_sys::FunctionCallInfo, body: fn(&Call) -> Result<Value, E
             Ok(Ok(Value::Void)) => Outcome::Return(pg_sys::Datum::from(0_usize)),
             Ok(Ok(Value::Int(value))) => Outcome::Return(pg_sys::Datum::from(value)),
             Ok(Ok(Value::BigInt(value))) => Outcome::Return(pg_sys::Datum::from(value)),
+            Ok(Ok(Value::Row(row))) => {
+                Outcome::Return(row.map_or(pg_sys::Datum::from(0_usize), |row| pg_sys::Datum::from(row.0)))
+            }
             Ok(Err(error)) => {
                 let log = if matches!(error, Error::Job(_)) { Log::Done } else { Log::Here };
                 Outcome::Raise(Raised::new(&Report::from(error), log))
@@ -150,6 +159,35 @@ impl Call {
     pub fn name(&self, index: usize) -> Option<Vec<u8>> {
         // SAFETY: the SQL declaration makes the argument a name: zero-terminated within NAMEDATALEN bytes.
         self.argument(index).and_then(|datum| unsafe { super::memory::copy_c_string(datum.cast_mut_ptr()) })
+    }
+
+    /// Returns the row that is deleted from a relation of the extension, and the value of this `uuid` column of it. None =
+    /// the function was not called by a trigger on such a relation INSTEAD OF DELETE.
+    pub fn deleted_row(&self, column: &CStr) -> Option<(OldRow, Option<[u8; 16]>)> {
+        // SAFETY: the server passes a valid call; that of a trigger has its data as context, with the row and the open
+        // relation (trigger.h, `CALLED_AS_TRIGGER`). The column has the type that is asked for.
+        unsafe {
+            let context = (*self.0).context;
+            if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_TriggerData {
+                return None;
+            }
+            let data = context.cast::<pg_sys::TriggerData>();
+            let (relation, event) = ((*data).tg_relation, (*data).tg_event);
+            let wanted = pg_sys::TRIGGER_EVENT_DELETE | pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_INSTEAD;
+            let mask = pg_sys::TRIGGER_EVENT_OPMASK | pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_TIMINGMASK;
+            let columns = (*relation).rd_att;
+            let number = pg_sys::SPI_fnumber(columns, column.as_ptr());
+            if event & mask != wanted || !super::own_sql::is_own((*relation).rd_id) || number <= 0 {
+                return None;
+            }
+            if tuple_desc_attr(columns, number as usize - 1).atttypid != pg_sys::UUIDOID {
+                return None;
+            }
+            let mut is_null = false;
+            let datum = pg_sys::SPI_getbinval((*data).tg_trigtuple, columns, number, &raw mut is_null);
+            let uuid = (!is_null).then(|| datum.cast_mut_ptr::<[u8; 16]>().read());
+            Some((OldRow((*data).tg_trigtuple), uuid))
+        }
     }
 
     /// Works with what an earlier call in this query, of any function, has left here for this type; at the first,

@@ -72,17 +72,9 @@ pub fn is_key_taken(key: u64) -> bool {
 }
 
 /// Takes the lock that reading a table needs, if nobody is in the way.
-pub fn try_to_read(table: &[u8]) -> bool {
-    let sql = [
-        b"SELECT '".as_slice(),
-        &table.iter().flat_map(|byte| double(*byte)).collect::<Vec<u8>>(),
-        b"'::pg_catalog.regclass::pg_catalog.oid",
-    ]
-    .concat();
-    let oid = super::spi::query(&sql, &[], false).pop().and_then(|mut row| row.pop()).flatten();
-    let oid: u32 = oid.and_then(|oid| std::str::from_utf8(&oid).ok()?.parse().ok()).unwrap_or(0);
-    // SAFETY: the table exists; the lock belongs to the transaction.
-    oid != 0 && unsafe { pg_sys::ConditionalLockRelationOid(oid.into(), pg_sys::AccessShareLock as i32) }
+pub fn try_to_read(table: u32) -> bool {
+    // SAFETY: inside a transaction, which the lock belongs to; numbers of relations that are gone may be locked.
+    unsafe { pg_sys::ConditionalLockRelationOid(table.into(), pg_sys::AccessShareLock as i32) }
 }
 
 /// Takes every lock that a change of a table's rows needs. `waits`: for the table itself; never for its parts, so that
@@ -97,31 +89,6 @@ pub fn try_to_write(table: u32, waits: bool) -> bool {
         }
         let Some(toast) = lock_indexes(table.into()) else { return false };
         toast == pg_sys::Oid::INVALID || try_lock(toast) && lock_indexes(toast).is_some()
-    }
-}
-
-/// Returns whether a table may run code of a role that is not a superuser when it is written: its owner is none, or
-/// it has a rule, a child, or a trigger that runs also in a replica's session, which only its owner can make. The
-/// caller holds
-/// a lock on it, so none of this can change.
-pub fn runs_code_of_others(table: u32) -> bool {
-    // SAFETY: inside a transaction; the entry of the relation cache is valid until it is closed.
-    unsafe {
-        let relation = pg_sys::RelationIdGetRelation(table.into());
-        if relation.is_null() {
-            return false;
-        }
-        let form = (*relation).rd_rel;
-        let triggers = (*relation).trigdesc;
-        let count = if triggers.is_null() { 0 } else { (*triggers).numtriggers };
-        let always = (0..count).map(|index| &*(*triggers).triggers.add(index as usize));
-        let mut always = always.filter(|trigger| !trigger.tgisinternal && trigger.tgenabled as u8 != b'O');
-        let runs = !pg_sys::superuser_arg((*form).relowner)
-            || (*form).relhassubclass
-            || (*form).relhasrules
-            || always.any(|trigger| trigger.tgenabled as u8 != b'D');
-        pg_sys::RelationClose(relation);
-        runs
     }
 }
 
@@ -156,11 +123,6 @@ unsafe fn lock_indexes(table: pg_sys::Oid) -> Option<pg_sys::Oid> {
         pg_sys::list_free(list);
         indexes.into_iter().all(|index| try_lock(index)).then_some(toast)
     }
-}
-
-/// A byte of a literal.
-fn double(byte: u8) -> impl Iterator<Item = u8> {
-    std::iter::repeat_n(byte, if byte == b'\'' { 2 } else { 1 })
 }
 
 /// `pg_database`: its oid is fixed.

@@ -10,6 +10,7 @@
 //! | [`memory::Switch`] | the frame | switches back, also while unwinding |
 //! | [`interrupt::CancelHeld`] | the frame | lets cancels in again, also while unwinding |
 //! | `parser::Quiet` | the frame | shows and logs messages again, also while unwinding |
+//! | [`heap::Row`] | the value | frees the copy, unless unwinding |
 //! | `own_sql`'s check of queries | the frame | looks at them no more, also while unwinding |
 //! | [`spill::TempFileUnlimited`] | the frame | lets `temp_file_limit` bind again, also while unwinding |
 //! | [`memory::Context`] | the value | deletes the context, unless unwinding |
@@ -25,6 +26,7 @@ pub mod exit;
 pub mod file;
 pub mod fmgr;
 pub mod guc;
+pub mod heap;
 pub mod interrupt;
 pub mod interval;
 pub mod json;

@@ -15,7 +15,7 @@ use pgrx::pg_sys;
 /// `pg_class`: its oid is fixed.
 const CLASS_RELATION: u32 = 1259;
 /// Below are the oids of what the server came with (transam.h).
-const FIRST_NORMAL_OID: u32 = 16384;
+pub(super) const FIRST_NORMAL_OID: u32 = 16384;
 
 /// Runs `body`. A statement in it that is about another relation than those of the server and of the extension is an
 /// error, [`Error::ForeignRelation`] (55000); also one with a subquery in an expression, which nobody looks into.
@@ -49,7 +49,7 @@ unsafe fn check(query: *mut pg_sys::Query) {
 ///
 /// # Safety
 /// Inside a transaction.
-unsafe fn is_own(relation: pg_sys::Oid) -> bool {
+pub(super) unsafe fn is_own(relation: pg_sys::Oid) -> bool {
     if oid_to_u32(relation) < FIRST_NORMAL_OID {
         return true;
     }

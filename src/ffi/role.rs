@@ -118,33 +118,11 @@ pub fn signals_backends(role: u32) -> bool {
     has_rights_of(role, 4200)
 }
 
-/// While this lives, no trigger and no rule runs that a role other than the table's owner can make: as in a session
-/// with
-/// `session_replication_role = replica`, but without its assign hook, which throws all cached plans away (trigger.c,
-/// `TriggerEnabled`; rewriteHandler.c, `matchLocks`).
-struct ReplicaRole(c_int);
-
-impl ReplicaRole {
-    fn begin() -> Self {
-        let replica = pg_sys::SESSION_REPLICATION_ROLE_REPLICA as c_int;
-        // SAFETY: a variable of this process; the drop puts it back, also when an error unwinds.
-        ReplicaRole(unsafe { std::ptr::replace(&raw mut pg_sys::SessionReplicationRole, replica) })
-    }
-}
-
-impl Drop for ReplicaRole {
-    fn drop(&mut self) {
-        // SAFETY: as above.
-        unsafe { pg_sys::SessionReplicationRole = self.0 };
-    }
-}
-
 /// Runs `body` with the rights of the superuser that owns the cluster, and with a search path in which nobody else can
 /// create anything; its statements reach no relation of others ([`own_sql`](super::own_sql)). Only for constant SQL that
 /// names everything with its schema all the same, and calls no function but those of `pg_catalog`: others can have a
-/// namesake in the schema of the extension. Triggers and rules that others may put on its tables do not run. An error
-/// leaves the rights raised until the transaction is aborted, which the
-/// server does next.
+/// namesake in the schema of the extension. It changes no rows ([`heap`](super::heap) does). An error leaves the rights
+/// raised until the transaction is aborted, which the server does next.
 pub fn as_cluster_owner<T>(body: impl FnOnce() -> T) -> T {
     let mut user = pg_sys::Oid::INVALID;
     let mut context: c_int = 0;
@@ -154,9 +132,7 @@ pub fn as_cluster_owner<T>(body: impl FnOnce() -> T) -> T {
         pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
         pg_sys::SetUserIdAndSecContext(pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID), context | local);
     }
-    let replica = ReplicaRole::begin();
     let value = super::own_sql::checked(|| super::guc::with_pinned_search_path(body));
-    drop(replica);
     // SAFETY: as above.
     unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
     value

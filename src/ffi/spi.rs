@@ -10,14 +10,13 @@ pub type Row = Vec<Option<Vec<u8>>>;
 
 /// Runs a text that only looks, and gives the first column of its rows as text.
 pub fn select(sql: &str) -> Vec<Vec<u8>> {
-    run(sql.as_bytes(), true, || {
-        // SAFETY: after a SELECT the table is set, and rows are numbered from 0.
-        unsafe {
-            let table = pg_sys::SPI_tuptable;
-            let value = |row| copy_c_string(pg_sys::SPI_getvalue(*(*table).vals.add(row), (*table).tupdesc, 1));
-            (0..pg_sys::SPI_processed as usize).filter_map(value).collect()
-        }
-    })
+    select_rows(sql).into_iter().filter_map(|row| row.into_iter().next().flatten()).collect()
+}
+
+/// Runs a text that only looks, and gives its rows as texts.
+pub fn select_rows(sql: &str) -> Vec<Row> {
+    // SAFETY: connected while this runs.
+    run(sql.as_bytes(), true, || unsafe { rows() })
 }
 
 /// Runs a text that changes something.
@@ -51,64 +50,10 @@ pub fn quote_identifier(name: &[u8]) -> Vec<u8> {
     unsafe { copy_c_string(pg_sys::quote_identifier(name.as_ptr())) }.unwrap_or_default()
 }
 
-/// A statement with parameters, planned once and kept for the life of the process.
-pub struct Plan(pg_sys::SPIPlanPtr);
-
-impl Plan {
-    /// Prepares a statement whose parameters have the types of these values. Inside a transaction.
-    pub fn prepare(sql: &[u8], parameters: &[Cell]) -> Self {
-        let sql = CString::new(sql).unwrap_or_default();
-        let mut types: Vec<pg_sys::Oid> =
-            parameters.iter().map(|cell| cell.type_oid().unwrap_or(pg_sys::TEXTOID)).collect();
-        // SAFETY: connect and finish are paired; a kept plan belongs to the process.
-        unsafe {
-            pg_sys::SPI_connect();
-            let plan = pg_sys::SPI_prepare(sql.as_ptr(), types.len() as i32, types.as_mut_ptr());
-            if !plan.is_null() {
-                pg_sys::SPI_keepplan(plan);
-            }
-            pg_sys::SPI_finish();
-            Plan(plan)
-        }
-    }
-
-    /// One that does nothing.
-    pub const fn none() -> Self {
-        Plan(std::ptr::null_mut())
-    }
-
-    /// Runs it, with a snapshot of its own; gives its rows as texts.
-    pub fn run(&self, parameters: &[Cell]) -> Vec<Row> {
-        if self.0.is_null() {
-            return Vec::new();
-        }
-        // SAFETY: the values have the types that the plan was prepared with; they live in the caller's memory.
-        unsafe {
-            let mut values: Vec<pg_sys::Datum> = parameters.iter().map(Cell::to_datum).collect();
-            let nulls: Vec<std::ffi::c_char> =
-                parameters.iter().map(|cell| if *cell == Cell::Null { b'n' } else { b' ' } as _).collect();
-            pg_sys::SPI_connect();
-            // Between statements there is none; the statement takes one of its own on top.
-            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            pg_sys::SPI_execute_plan(self.0, values.as_mut_ptr(), nulls.as_ptr(), false, 0);
-            pg_sys::PopActiveSnapshot();
-            let rows = rows();
-            pg_sys::SPI_finish();
-            rows
-        }
-    }
-}
-
 /// Runs a text once; gives its rows as texts. `latest`: as things are now, even in a transaction with an older snapshot.
 pub fn query(sql: &[u8], parameters: &[Cell], latest: bool) -> Vec<Row> {
     // SAFETY: connected while this runs.
     query_with(sql, parameters, latest, |_| unsafe { rows() })
-}
-
-/// Runs a text that changes rows; gives their number.
-pub fn change(sql: &[u8], parameters: &[Cell]) -> i64 {
-    // SAFETY: connected while this runs.
-    query_with(sql, parameters, false, |_| unsafe { pg_sys::SPI_processed as i64 })
 }
 
 /// The same with the server's own table of rows.

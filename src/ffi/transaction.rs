@@ -3,7 +3,7 @@
 use crate::compat::{self, callback};
 use pgrx::pg_sys;
 use std::cell::Cell;
-use std::ffi::c_int;
+use std::ffi::{c_int, CStr};
 
 /// Identifiers of timeouts (timeout.h); their order up to here is the same in every version.
 const STATEMENT_TIMEOUT: c_int = 3;
@@ -171,6 +171,12 @@ pub fn with_lock_timeout<T>(milliseconds: c_int, body: impl FnOnce() -> T) -> T 
 pub fn is_read_only() -> bool {
     // SAFETY: a variable of this process.
     unsafe { pg_sys::XactReadOnly }
+}
+
+/// Raises 25006 if the transaction must not write; `command`: what is refused.
+pub fn require_writable(command: &CStr) {
+    // SAFETY: the name is a C string.
+    unsafe { pg_sys::PreventCommandIfReadOnly(command.as_ptr()) };
 }
 
 /// Is the server a standby?

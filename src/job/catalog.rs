@@ -63,13 +63,18 @@ pub const SCHEMA: &str = "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catal
      JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
      WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";
 
-/// The log, and the sequence of its column `id`: oids.
-pub const LOG: &str = "SELECT c.oid::pg_catalog.int8 FROM pg_catalog.pg_extension AS e \
-     JOIN pg_catalog.pg_class AS c ON c.relnamespace OPERATOR(pg_catalog.=) e.extnamespace \
+/// The log, which is the only materialized view of the extension, and the sequence of its column `id`, whatever their owner
+/// calls them: kinds, oids, and names ready for a query.
+pub const LOG: &str = "SELECT c.relkind, c.oid::pg_catalog.int8, pg_catalog.format('%I.%I', n.nspname, c.relname) \
+     FROM pg_catalog.pg_extension AS e \
+     JOIN pg_catalog.pg_depend AS d ON d.refobjid OPERATOR(pg_catalog.=) e.oid \
+     JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) d.objid \
+     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
      WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name \
-     AND c.relname OPERATOR(pg_catalog.=) \
-         ANY ('{pg_background_log,pg_background_log_id_seq}'::pg_catalog.name[]) \
-     ORDER BY c.relname";
+     AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
+     AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
+     AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\" \
+     AND c.relkind OPERATOR(pg_catalog.=) ANY ('{m,S}'::pg_catalog.\"char\"[])";
 
 /// Where the rows of the extension and of its schema are, and which transactions wrote them.
 pub const EXTENSION_VERSION: &str = "SELECT pg_catalog.concat(e.oid, e.xmin, e.ctid, n.xmin, n.ctid) \

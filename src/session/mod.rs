@@ -10,7 +10,7 @@ mod result;
 
 pub use launch::{launch, DEFAULT_QUEUE_BYTES};
 pub use manage::{
-    end_of, follow, has_lost_its_log, is_in_log_only, is_recorded, launch_batch, left_behind, prune, read_jobs,
+    delete, end_of, follow, has_lost_its_log, is_in_log_only, is_recorded, launch_batch, left_behind, prune, read_jobs,
     report_progress, retry, states_of, stop, uuid_of, visible, Among, ExecType, Following, Sight, Standing,
 };
 use request::request;

@@ -1,8 +1,8 @@
 //! What could not be written in time, and what a server that has died left behind, become rows.
 
-use super::{accepted, hold, table, write, FinalRow};
-use crate::ffi::typed_rows::Cell;
-use crate::ffi::{area, process, session, spi, transaction};
+use super::rows::Rows;
+use super::{accepted, hold, open, FinalRow};
+use crate::ffi::{area, process, session, transaction};
 use crate::guc;
 use crate::job::attempt::{self, Attempt};
 use crate::job::note::{self, Note};
@@ -74,45 +74,17 @@ pub fn fold_left_behind(database: u32) -> Folded {
     if folded.batches.is_empty() && folded.notes.is_empty() && folded.attempts.is_empty() {
         return folded;
     }
-    hold(true);
-    folded.batches.iter().filter(|batch| is_kept(batch)).for_each(accepted::recover);
-    folded.attempts.iter().for_each(|(epoch, attempt)| fold_attempt(*epoch, attempt));
-    folded.notes.iter().for_each(fold_note);
+    open(hold(true), |rows| {
+        folded.batches.iter().filter(|batch| is_kept(batch)).for_each(|batch| accepted::recover(rows, batch));
+        folded.attempts.iter().for_each(|(epoch, attempt)| rows.fold_attempt(*epoch, attempt));
+        folded.notes.iter().for_each(|note| fold_note(rows, note));
+    });
     folded
 }
 
-/// Writes which attempt of a job the server was running when it died.
-fn fold_attempt(epoch: i64, attempt: &Attempt) {
-    let sql = [
-        b"UPDATE ".as_slice(),
-        &table(),
-        b" SET is_started = true, pid = $3, start_time_exec = $4, attempts = $5 \
-          WHERE uuid_child OPERATOR(pg_catalog.=) $1 AND epoch OPERATOR(pg_catalog.=) $2 \
-          AND attempts OPERATOR(pg_catalog.<=) $5 AND status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text",
-    ]
-    .concat();
-    let of_attempt = [
-        Cell::Uuid(attempt.uuid),
-        Cell::BigInt(epoch),
-        Cell::Int(attempt.pid),
-        Cell::Timestamp(attempt.started),
-        Cell::Int(attempt.attempts as i32),
-    ];
-    spi::change(&sql, &of_attempt);
-}
-
-fn fold_note(note: &Note) {
-    let Some(end) = note.end() else { return fold_attempt(note.epoch, &note.attempt) };
-    let uuid = note.attempt.uuid;
-    let is_open = [
-        b"SELECT 1 FROM ".as_slice(),
-        &table(),
-        b" WHERE uuid_child OPERATOR(pg_catalog.=) $1 AND epoch OPERATOR(pg_catalog.=) $2 \
-          AND status OPERATOR(pg_catalog.=) 'queued'::pg_catalog.text",
-    ]
-    .concat();
-    // It may have been launched again since.
-    if !spi::query(&is_open, &[Cell::Uuid(uuid), Cell::BigInt(note.epoch)], false).is_empty() {
-        write(&FinalRow { uuid, place: None, end: end.clone() });
+fn fold_note(rows: &Rows, note: &Note) {
+    match note.end() {
+        Some(end) => rows.fold_end(note.epoch, &note.attempt.uuid, end),
+        None => rows.fold_attempt(note.epoch, &note.attempt),
     }
 }

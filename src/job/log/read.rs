@@ -1,6 +1,6 @@
 //! What the log says of jobs, as things are now.
 
-use super::{find, launches_left, number, parse_uuid, relation, table};
+use super::{find, launches_left, number, parse_uuid, relation, relations, require, table};
 use crate::error::Error;
 use crate::ffi::typed_rows::Cell;
 use crate::ffi::{area, lock, role, session, spi, transaction};
@@ -19,9 +19,15 @@ pub struct Known {
     pub pid: Option<i32>,
 }
 
-/// Can the log be read now? Somebody may have it for himself. If so, it can until the end of the transaction.
+/// Can the log be read now? Somebody may have it for himself. If so, it can until the end of the transaction. Raises
+/// [`Error::LogMissing`] (55000) where the extension has none.
 pub fn is_readable() -> bool {
-    find() && lock::try_to_read(&table())
+    if !find() {
+        return false;
+    }
+    let found = relations();
+    require(found);
+    lock::try_to_read(found.log)
 }
 
 /// A job, or the jobs of a batch, as the log has them now. Lost ones are told from those that wait.

@@ -231,6 +231,12 @@ pub fn jobs_of(memory: &Memory, place: Place, uuid: &[u8; 16]) -> Vec<JobView> {
     snapshot(memory, &number.into_iter().collect(), None)
 }
 
+/// Everything of a job that is here.
+pub fn job_of(memory: &Memory, uuid: &[u8; 16]) -> Option<JobView> {
+    let found = find(memory, uuid).into_iter().next()?;
+    Some(view(memory, found.batch, memory.get(found.batch), lists::job(memory, found.batch, found.job?), 0))
+}
+
 /// What the jobs of these batches are doing, by their uuids; `running`: as for [`snapshot`].
 pub fn moments(memory: &Memory, batches: &HashSet<u64>, running: &Running) -> HashMap<[u8; 16], Moment> {
     let seen = walk(

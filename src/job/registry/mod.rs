@@ -29,7 +29,7 @@ pub use direct::{
 pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish, FEW};
 pub use lists::{ordinal_of, uuid_of};
 pub use look::{
-    accepted_at, find, headers, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request, running, snapshot,
+    accepted_at, find, headers, job_of, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request, running, snapshot,
     uuid_of_job, Found, Header, JobView, Moment, Pulse, Recorded, Running, RunningJob,
 };
 pub use probe::{

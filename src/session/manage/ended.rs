@@ -2,7 +2,7 @@
 
 use super::accept::{accept, Identity};
 use super::follow::{wait_for_rows, watched};
-use super::look::pulses;
+use super::look::{pulses, rights_on};
 use super::{format_uuid, no_such_job, reaches_superusers};
 use crate::error::{Error, Text};
 use crate::ffi::{role, spi, transaction};
@@ -86,5 +86,10 @@ pub fn prune(older_than: i64) -> i64 {
     let owner = spi::select(catalog::EXTENSION_OWNER).concat();
     let owner: Option<u32> = std::str::from_utf8(&owner).ok().and_then(|owner| owner.parse().ok());
     let is_all = owner.is_some_and(|owner| role::has_rights_of(current, owner));
-    role::as_cluster_owner(|| log::prune(older_than, (!is_all).then_some(current), None))
+    log::prune(older_than, (!is_all).then_some(current))
+}
+
+/// Deletes the row of a job that has ended and that the caller sees. False = it stays.
+pub fn delete(uuid: &[u8; 16]) -> bool {
+    log::delete(uuid, rights_on)
 }

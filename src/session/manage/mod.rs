@@ -7,7 +7,7 @@ mod look;
 mod stop;
 
 pub use accept::{launch_batch, ExecType};
-pub use ended::{prune, retry};
+pub use ended::{delete, prune, retry};
 pub use follow::{follow, report_progress, Following};
 pub use look::{
     end_of, has_lost_its_log, is_in_log_only, is_recorded, left_behind, read_jobs, states_of, visible, Among, Sight,

@@ -136,7 +136,7 @@ impl Worker {
                 recorded.filter(|_| is_same).map_or(Some(Vec::new()), |rows| log::mark_started(rows.log, &uuids));
             (is_same, rows)
         });
-        let places = match checked {
+        let marks = match checked {
             // What this worker was when it logged in is not what it would be now: another one comes in its place.
             Ok((false, _)) => {
                 if !self.is_extension_there() {
@@ -144,7 +144,7 @@ impl Worker {
                 }
                 return false;
             }
-            Ok((true, Some(places))) => places,
+            Ok((true, Some(marks))) => marks,
             // The extension was dropped, and made again: they are recorded again before they run.
             Ok((true, None)) => {
                 let log = recorded.map_or(0, |rows| rows.log);
@@ -153,8 +153,7 @@ impl Worker {
             }
             Err(_) => Vec::new(), // the log cannot be written now: the jobs run all the same
         };
-        for (job, place) in claim.indexes.iter().zip(places.iter().map(Option::as_deref).chain(std::iter::repeat(None)))
-        {
+        for (job, is_marked) in claim.indexes.iter().zip(marks.into_iter().chain(std::iter::repeat(false))) {
             // Before others can see that it runs, and stop it.
             if !interrupt::begin_job() {
                 return false;
@@ -163,7 +162,7 @@ impl Worker {
                 interrupt::end_job(); // it was stopped in the meantime
             } else {
                 let began = Instant::now();
-                self.run_job(claim.batch, *job, place.zip(recorded.map(|rows| rows.log)));
+                self.run_job(claim.batch, *job, recorded.filter(|_| is_marked).map(|rows| rows.log));
                 self.is_short = began.elapsed() < SHORT;
                 if !self.reset() || reset::is_spent() {
                     return false;
@@ -177,12 +176,12 @@ impl Worker {
         log::in_own_transaction(false, log::find).unwrap_or(true)
     }
 
-    /// One attempt of one job, to the row that tells of it. `marked`: where in which log a row says that it begins.
-    fn run_job(&mut self, batch: Place, index: u32, marked: Option<(&[u8], u32)>) {
+    /// One attempt of one job, to the row that tells of it. `marked`: in which log a row says that it begins.
+    fn run_job(&mut self, batch: Place, index: u32, marked: Option<u32>) {
         let (job, recorded) =
             area::read(|memory| (RunningJob::read(memory, batch, index), registry::recorded_in(memory, batch)));
         let log = recorded.map(|rows| rows.log);
-        let place = marked.filter(|(_, marked)| log == Some(*marked)).map(|(place, _)| place);
+        let is_marked = log.is_some() && marked == log;
         let Some((_, request)) = &self.request else { return };
         self.is_clean = false;
         set_job_text(&job.query);
@@ -198,7 +197,7 @@ impl Worker {
         let final_row = |state, ended: Option<i64>, outcome| {
             let started = Some(job.started).filter(|_| ended.is_some());
             let end = End { state, pid: Some(session::pid()), started, ended, attempts: job.attempt, outcome };
-            FinalRow { uuid: job.uuid, place, end }
+            FinalRow { uuid: job.uuid, end }
         };
         DECIDED.set(None);
         let attempt = Attempt {
@@ -208,12 +207,12 @@ impl Worker {
             started: job.started,
             attempts: job.attempt,
         };
-        if place.is_none() {
+        if !is_marked {
             log::note_begun(attempt);
         }
         attempt::set(Some(&attempt));
         // An attempt before this one may have left one.
-        let noted = Cell::new(if place.is_none() || job.attempt > 1 { Noted::Perhaps } else { Noted::Nothing });
+        let noted = Cell::new(if !is_marked || job.attempt > 1 { Noted::Perhaps } else { Noted::Nothing });
         let is_written = Cell::new(false);
         let mut audience = Recorder {
             before_commit: |outcome: Outcome| {

@@ -1,0 +1,397 @@
+//! Rows of a relation of the extension, written without SQL (heapam.c, indexing.c, genam.c).
+//!
+//! Nothing runs that others may have put on the relation: neither the executor nor the planner sees these writes, so
+//! there are no triggers, rules, defaults, checks, policies or foreign keys; and an index that has an expression, a
+//! predicate, or an operator class of others keeps them from being made ([`Unfit::Altered`]).
+//!
+//! What a transaction has done with a row is seen by the next look at it in the same transaction.
+
+use super::fmgr::text_bytes;
+use super::memory::Context;
+use super::own_sql::FIRST_NORMAL_OID;
+use super::typed_rows::Cell;
+use crate::compat::exec::list_of_oids;
+use crate::compat::{oid_to_u32, tuple_desc_attr};
+use pgrx::pg_sys;
+use std::ffi::CString;
+
+#[allow(non_snake_case, reason = "the server's names")]
+mod raw {
+    use pgrx::pg_sys;
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" {
+        pub fn SetMatViewPopulatedState(relation: pg_sys::Relation, is_populated: bool);
+        pub fn nextval_internal(sequence: pg_sys::Oid, checks_rights: bool) -> i64;
+    }
+}
+
+/// `uuid_eq` and `timestamptz_lt`: their oids are fixed.
+const F_UUID_EQ: u32 = 2956;
+const F_TIMESTAMPTZ_LT: u32 = 1154;
+/// Strategies of a B-tree (stratnum.h).
+const LESS: u16 = 1;
+const EQUAL: u16 = 3;
+
+/// Why a relation cannot be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfit {
+    /// It is not there any more.
+    Gone,
+    /// It is not what the extension has made: to write it could run code of others.
+    Altered,
+}
+
+/// An open relation whose rows are written. Columns are counted from 1.
+pub struct Heap {
+    relation: pg_sys::Relation,
+    indexes: pg_sys::CatalogIndexState,
+    /// Emptied after each row that is written.
+    memory: Context,
+}
+
+/// Runs `body` with the materialized view with this oid, whose columns are to have these types. Inside a transaction that
+/// holds the locks that writing needs, or waits for those of the indexes.
+///
+/// # Errors
+/// [`Unfit`]: `body` did not run.
+pub fn with<T>(oid: u32, types: &[u32], body: impl FnOnce(&Heap) -> T) -> Result<T, Unfit> {
+    // SAFETY: the relation is closed below; after an error the abort of the transaction does that. The snapshot is for
+    // TOAST.
+    unsafe {
+        let relation = pg_sys::RelationIdGetRelation(oid.into());
+        if relation.is_null() {
+            return Err(Unfit::Gone);
+        }
+        let heap = match is_as_made(relation, types) {
+            true => open_indexes(relation),
+            false => None,
+        };
+        let Some(indexes) = heap else {
+            pg_sys::RelationClose(relation);
+            return Err(Unfit::Altered);
+        };
+        if !(*(*relation).rd_rel).relispopulated {
+            // Its owner has emptied it (REFRESH ... WITH NO DATA): it could not be read.
+            raw::SetMatViewPopulatedState(relation, true);
+        }
+        let heap = Heap { relation, indexes, memory: Context::in_current(c"pg_background_mgr written row") };
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let value = body(&heap);
+        pg_sys::PopActiveSnapshot();
+        pg_sys::CatalogCloseIndexes(heap.indexes);
+        pg_sys::RelationClose(relation);
+        Ok(value)
+    }
+}
+
+/// Returns whether a relation has these columns, and the server's own way to keep rows.
+///
+/// # Safety
+/// The relation is open.
+unsafe fn is_as_made(relation: pg_sys::Relation, types: &[u32]) -> bool {
+    // SAFETY: by contract.
+    unsafe {
+        let (form, columns) = ((*relation).rd_rel, (*relation).rd_att);
+        (*form).relkind as u8 == b'm'
+            && (*form).relpersistence as u8 == b'p'
+            && (*form).relam == pg_sys::HEAP_TABLE_AM_OID
+            && (*columns).natts as usize == types.len()
+            && types.iter().enumerate().all(|(index, type_oid)| {
+                let column = tuple_desc_attr(columns, index);
+                !column.attisdropped && oid_to_u32(column.atttypid) == *type_oid
+            })
+    }
+}
+
+/// Opens the indexes of a relation to insert into them, as `CatalogOpenIndexes` does, but looks at each one before its
+/// expressions are read: that would run them. None = one of them could run code of others.
+///
+/// # Safety
+/// The relation is open and locked.
+unsafe fn open_indexes(relation: pg_sys::Relation) -> Option<pg_sys::CatalogIndexState> {
+    // SAFETY: by contract; the arrays have room for all indexes.
+    unsafe {
+        let list = pg_sys::RelationGetIndexList(relation);
+        let oids = list_of_oids(list);
+        pg_sys::list_free(list);
+        let indexes = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast::<pg_sys::ResultRelInfo>();
+        (*indexes).type_ = pg_sys::NodeTag::T_ResultRelInfo;
+        (*indexes).ri_RelationDesc = relation;
+        let size = size_of::<usize>() * oids.len().max(1);
+        (*indexes).ri_IndexRelationDescs = pg_sys::palloc(size).cast();
+        (*indexes).ri_IndexRelationInfo = pg_sys::palloc(size).cast();
+        for (count, oid) in oids.into_iter().enumerate() {
+            let index = pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32);
+            if !is_plain(index) {
+                pg_sys::index_close(index, pg_sys::RowExclusiveLock as i32);
+                pg_sys::CatalogCloseIndexes(indexes);
+                return None;
+            }
+            *(*indexes).ri_IndexRelationDescs.add(count) = index;
+            *(*indexes).ri_IndexRelationInfo.add(count) = pg_sys::BuildIndexInfo(index);
+            (*indexes).ri_NumIndices = count as i32 + 1;
+        }
+        Some(indexes)
+    }
+}
+
+/// Returns whether an index has columns only, and operator classes that call functions of the server.
+///
+/// # Safety
+/// The index is open.
+unsafe fn is_plain(index: pg_sys::Relation) -> bool {
+    // SAFETY: by contract; there are as many support functions for each column of the key as the access method says.
+    unsafe {
+        let of_server = |oid: pg_sys::Oid| oid_to_u32(oid) < FIRST_NORMAL_OID;
+        let is_null = |column: u32| {
+            pg_sys::heap_attisnull((*index).rd_indextuple, column as i32, std::ptr::null_mut())
+        };
+        let count = (*(*index).rd_index).indnkeyatts as usize * usize::from((*(*index).rd_indam).amsupport);
+        is_null(pg_sys::Anum_pg_index_indexprs)
+            && is_null(pg_sys::Anum_pg_index_indpred)
+            && of_server((*(*index).rd_rel).relam)
+            && (0..count).all(|at| of_server(*(*index).rd_support.add(at)))
+    }
+}
+
+impl Heap {
+    /// Returns the row with this value in a `uuid` column, whatever the transaction's snapshot.
+    pub fn find(&self, column: usize, uuid: &[u8; 16]) -> Option<Row> {
+        let mut found = None;
+        let latest = &raw mut pg_sys::SnapshotSelfData;
+        self.scan(column, EQUAL, F_UUID_EQ, pg_sys::Datum::from(uuid.as_ptr()), latest, |row| {
+            found = Some(row);
+            false
+        });
+        found
+    }
+
+    /// Visits the rows whose `timestamptz` in a column is less than `limit`, as the transaction's snapshot has them, until
+    /// `visit` returns false.
+    pub fn each_before(&self, column: usize, limit: i64, mut visit: impl FnMut(&Row) -> bool) {
+        // SAFETY: `with` has pushed it.
+        let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
+        self.scan(column, LESS, F_TIMESTAMPTZ_LT, pg_sys::Datum::from(limit), snapshot, |row| visit(&row));
+    }
+
+    /// Visits the rows of which `column operator value` is true, through an index on the column if there is one.
+    fn scan(
+        &self,
+        column: usize,
+        strategy: u16,
+        operator: u32,
+        value: pg_sys::Datum,
+        snapshot: pg_sys::Snapshot,
+        mut visit: impl FnMut(Row) -> bool,
+    ) {
+        let index = self.index_on(column);
+        let oid = index.unwrap_or(pg_sys::Oid::INVALID);
+        // SAFETY: the operator takes the type of the column; the scan is ended before the relation is closed. A row is
+        // copied before the next is read.
+        unsafe {
+            let mut key = std::mem::zeroed::<pg_sys::ScanKeyData>();
+            pg_sys::ScanKeyInit(&raw mut key, column as i16, strategy, operator.into(), value);
+            let scan = pg_sys::systable_beginscan(self.relation, oid, index.is_some(), snapshot, 1, &raw mut key);
+            loop {
+                super::interrupt::check();
+                let tuple = pg_sys::systable_getnext(scan);
+                if tuple.is_null() || !visit(Row::copy_of(tuple, (*self.relation).rd_att)) {
+                    break;
+                }
+            }
+            pg_sys::systable_endscan(scan);
+        }
+    }
+
+    /// Returns a B-tree that begins with a column and has all rows.
+    fn index_on(&self, column: usize) -> Option<pg_sys::Oid> {
+        // SAFETY: the indexes are open; a key has one column at least.
+        unsafe {
+            let count = (*self.indexes).ri_NumIndices as usize;
+            let indexes = (0..count).map(|at| *(*self.indexes).ri_IndexRelationDescs.add(at));
+            let mut fit = indexes.filter(|index| {
+                let form = (**index).rd_index;
+                (*form).indisvalid
+                    && (*(**index).rd_rel).relam == pg_sys::BTREE_AM_OID
+                    && *(*form).indkey.values.as_ptr() as usize == column
+            });
+            fit.next().map(|index| (*index).rd_id)
+        }
+    }
+
+    /// Inserts a row: a value for each column.
+    pub fn insert(&self, cells: &[Cell]) {
+        let entered = self.memory.enter();
+        let (values, nulls): (Vec<_>, Vec<_>) =
+            cells.iter().enumerate().map(|(index, cell)| self.datum(index, cell)).unzip();
+        let (mut values, mut nulls) = (values, nulls);
+        // SAFETY: a value of the right type for each column.
+        unsafe {
+            assert!(values.len() == (*(*self.relation).rd_att).natts as usize);
+            let tuple =
+                pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::CatalogTupleInsertWithInfo(self.relation, tuple, self.indexes);
+        }
+        drop(entered);
+        self.be_seen();
+    }
+
+    /// Changes columns of a row.
+    pub fn update(&self, row: &Row, changes: impl IntoIterator<Item = (usize, Cell)>) {
+        let entered = self.memory.enter();
+        let mut values = vec![pg_sys::Datum::from(0_usize); row.values.len()];
+        let mut nulls = vec![false; row.values.len()];
+        let mut is_changed = vec![false; row.values.len()];
+        for (column, cell) in changes {
+            (values[column - 1], nulls[column - 1]) = self.datum(column - 1, &cell);
+            is_changed[column - 1] = true;
+        }
+        // SAFETY: values of the right types for the columns that are changed.
+        unsafe {
+            let tuple = pg_sys::heap_modify_tuple(
+                row.tuple,
+                (*self.relation).rd_att,
+                values.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+                is_changed.as_mut_ptr(),
+            );
+            let place = &raw mut (*row.tuple).t_self;
+            pg_sys::CatalogTupleUpdateWithInfo(self.relation, place, tuple, self.indexes);
+        }
+        drop(entered);
+        self.be_seen();
+    }
+
+    /// Deletes a row. False = somebody else has changed or deleted it since, or is about to, and `waits` is false.
+    pub fn delete(&self, row: &Row, waits: bool) -> bool {
+        // SAFETY: the relation is open and locked; the row was read from it.
+        unsafe {
+            let mut failure = std::mem::zeroed::<pg_sys::TM_FailureData>();
+            let outcome = pg_sys::heap_delete(
+                self.relation,
+                &raw mut (*row.tuple).t_self,
+                pg_sys::GetCurrentCommandId(true),
+                std::ptr::null_mut(),
+                waits,
+                &raw mut failure,
+                false,
+            );
+            outcome == pg_sys::TM_Result::TM_Ok
+        }
+    }
+
+    /// Makes what was written visible to the next look.
+    fn be_seen(&self) {
+        self.memory.reset();
+        super::transaction::command_counter_increment();
+    }
+
+    /// Returns the value of a column, and whether it is null. In the current memory context.
+    fn datum(&self, index: usize, cell: &Cell) -> (pg_sys::Datum, bool) {
+        // SAFETY: there is such a column; the input function of a type takes a C string.
+        unsafe {
+            let wanted = tuple_desc_attr((*self.relation).rd_att, index).atttypid;
+            let datum = match cell {
+                cell if cell.type_oid().is_none_or(|own| own == wanted) => cell.to_datum(),
+                Cell::BigInt(number) if wanted == pg_sys::OIDOID => pg_sys::Datum::from(*number as u32),
+                Cell::Text(text) => {
+                    let (mut function, mut parameter) = (pg_sys::Oid::INVALID, pg_sys::Oid::INVALID);
+                    pg_sys::getTypeInputInfo(wanted, &raw mut function, &raw mut parameter);
+                    let text = CString::new(text.as_slice()).unwrap_or_default();
+                    pg_sys::OidInputFunctionCall(function, text.as_ptr().cast_mut(), parameter, -1)
+                }
+                _ => unreachable!("a value of another type than its column"),
+            };
+            (datum, *cell == Cell::Null)
+        }
+    }
+}
+
+/// A copy of a row, in the memory context in which it was read.
+pub struct Row {
+    tuple: pg_sys::HeapTuple,
+    values: Vec<Option<pg_sys::Datum>>,
+}
+
+impl Row {
+    /// # Safety
+    /// The row has these columns.
+    unsafe fn copy_of(tuple: pg_sys::HeapTuple, columns: pg_sys::TupleDesc) -> Self {
+        // SAFETY: by contract; there is room for each column.
+        unsafe {
+            let tuple = pg_sys::heap_copytuple(tuple);
+            let count = (*columns).natts as usize;
+            let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0_usize); count], vec![false; count]);
+            pg_sys::heap_deform_tuple(tuple, columns, values.as_mut_ptr(), nulls.as_mut_ptr());
+            let values = values.into_iter().zip(nulls).map(|(value, is_null)| (!is_null).then_some(value)).collect();
+            Row { tuple, values }
+        }
+    }
+
+    fn value(&self, column: usize) -> Option<pg_sys::Datum> {
+        self.values.get(column - 1).copied().flatten()
+    }
+
+    /// Returns the value of a `text` column.
+    pub fn text(&self, column: usize) -> Option<Vec<u8>> {
+        // SAFETY: the callers know their columns, whose types `with` has checked.
+        self.value(column).map(|datum| unsafe { text_bytes(datum) })
+    }
+
+    /// Returns the value of an `int4` column.
+    pub fn int(&self, column: usize) -> Option<i32> {
+        self.value(column).map(|datum| datum.value() as i32)
+    }
+
+    /// Returns the value of an `int8` or a `timestamptz` column.
+    pub fn big_int(&self, column: usize) -> Option<i64> {
+        self.value(column).map(|datum| datum.value() as i64)
+    }
+
+    /// Returns the value of an `oid` column.
+    pub fn oid(&self, column: usize) -> Option<u32> {
+        self.value(column).map(|datum| datum.value() as u32)
+    }
+}
+
+impl Drop for Row {
+    fn drop(&mut self) {
+        // A server call that raises while a panic unwinds would abort the process.
+        if !std::thread::panicking() {
+            // SAFETY: a copy of our own, whose memory context is still there.
+            unsafe { pg_sys::heap_freetuple(self.tuple) };
+        }
+    }
+}
+
+/// Returns the next value of a sequence that this transaction has locked, whatever rights the role has on it.
+pub fn next_value(sequence: u32) -> i64 {
+    // SAFETY: the oid of a sequence, inside a transaction that may write.
+    unsafe { raw::nextval_internal(sequence.into(), false) }
+}
+
+/// Returns whether there is a relation with this oid.
+pub fn is_there(relation: u32) -> bool {
+    with_relation(relation, |_| ()).is_some()
+}
+
+/// Returns whether a relation has no rows, dead or alive. It is locked; one that is not there has none.
+pub fn is_empty(relation: u32) -> bool {
+    let main = pg_sys::ForkNumber::MAIN_FORKNUM;
+    // SAFETY: the relation is open, and has a file.
+    let blocks = |relation| unsafe { pg_sys::RelationGetNumberOfBlocksInFork(relation, main) };
+    with_relation(relation, blocks).is_none_or(|blocks| blocks == 0)
+}
+
+fn with_relation<T>(relation: u32, look: impl FnOnce(pg_sys::Relation) -> T) -> Option<T> {
+    // SAFETY: inside a transaction; the relation is closed again, after an error by the abort.
+    unsafe {
+        let relation = pg_sys::RelationIdGetRelation(relation.into());
+        if relation.is_null() {
+            return None;
+        }
+        let value = look(relation);
+        pg_sys::RelationClose(relation);
+        Some(value)
+    }
+}
