@@ -149,8 +149,8 @@ begin
 
     began := clock_timestamp();
     perform pg_advisory_unlock(1);
-    while exists (select from pg_background_log where uuid_parent = batch and status = 'queued')
-        or not exists (select from pg_background_log where uuid_parent = batch)
+    while exists (select from background_mgr.log where uuid_parent = batch and status = 'queued')
+        or not exists (select from background_mgr.log where uuid_parent = batch)
     loop
         commit;
         perform pg_sleep(0.05);

@@ -169,7 +169,7 @@ SELECT j.id, j.pid, j.status, j.ip_client, j.user_name, j.uuid_parent, j.uuid_ch
 FROM background_mgr.all_jobs AS j;
 
 CREATE FUNCTION background_mgr.delete_job()
-RETURNS trigger
+RETURNS pg_catalog.trigger
 AS 'MODULE_PATHNAME', 'pg_background_delete_job'
 LANGUAGE c VOLATILE PARALLEL UNSAFE;
 
@@ -181,6 +181,22 @@ FOR EACH ROW EXECUTE FUNCTION background_mgr.delete_job();
 
 COMMENT ON TRIGGER delete_job ON log_background IS
 'DELETE deletes the rows of jobs that have ended.';
+
+-- Who was granted TRIGGER on the view, as GRANT ALL does, can have a trigger for each DELETE, which runs with the rights of
+-- who deletes. This is looked for when a DELETE is planned, before any trigger runs: so it is declared to be immutable.
+CREATE FUNCTION background_mgr.has_trap(relation pg_catalog.regclass)
+RETURNS pg_catalog.bool
+AS 'MODULE_PATHNAME', 'pg_background_has_trap'
+LANGUAGE c IMMUTABLE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION background_mgr.has_trap(pg_catalog.regclass) IS
+'Refuses a DELETE on a view that has a trigger of others. For the rule on log_background.';
+
+CREATE RULE no_trap AS ON DELETE TO log_background WHERE background_mgr.has_trap('log_background'::pg_catalog.regclass)
+DO INSTEAD NOTHING;
+
+COMMENT ON RULE no_trap ON log_background IS
+'Refuses a DELETE that would run triggers of others.';
 
 COMMENT ON VIEW log_background IS
 'One row a job of pg_background_launch_num, with its true state: also right after a crash. Each role sees its own rows; members of pg_read_all_stats see all, without results and what errors say.';

@@ -142,6 +142,8 @@ pub enum Error {
     LogMissing,
     #[error("the function can only be called by the trigger of log_background")]
     NotOwnTrigger,
+    #[error("log_background has a trigger that is not part of extension pg_background_mgr")]
+    Trap,
     #[error("the log of pg_background_mgr cannot be refreshed")]
     LogRefresh,
     /// Its oid.
@@ -238,7 +240,7 @@ impl Error {
             TooFewWorkers { .. } | FewerAllowed { .. } | NoWorkers | Stuck | SingleUser => b"53000",
             InRecovery | StopInRecovery => b"25006",
             NotCommitted | NothingToRetry(_) | NotLogged(_) | FollowsItself | ForeignRelation(_) | LogAltered
-            | LogMissing | LogRefresh => b"55000",
+            | LogMissing | LogRefresh | Trap => b"55000",
             Spooled(_) => b"58030",
             LogLocked => b"55P03",
             NoSuchJob(_) => b"42704",
@@ -329,10 +331,13 @@ impl Error {
                     "Somebody has the log locked, or it cannot be written: the server log may tell why. Try again then."
                 }
                 Error::LogAltered => {
-                    "Drop its indexes that have expressions, predicates or operator classes of others, and give it back \
-                     its columns and its access method."
+                    "Drop its indexes that have expressions, predicates or operator classes of others, and set its access \
+                     method to heap."
                 }
                 Error::LogMissing => "You may need to run ALTER EXTENSION pg_background_mgr UPDATE.",
+                Error::Trap => {
+                    "It would run with your rights. Drop it, or delete old rows with pg_background_prune."
+                }
                 Error::LogRefresh => "Delete rows with DELETE FROM log_background or with pg_background_prune.",
                 Error::FollowsItself => "Follow them from outside of their batch, or say for how long: p_timeout.",
                 Error::Stuck => {

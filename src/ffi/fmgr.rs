@@ -36,6 +36,7 @@ pub(crate) use sql_function;
 /// What a function returns.
 pub enum Value {
     Void,
+    Bool(bool),
     Int(i32),
     BigInt(i64),
     /// What a trigger for each row gives back; none = nothing is done with the row.
@@ -58,6 +59,7 @@ pub fn call(fcinfo: pg_sys::FunctionCallInfo, body: fn(&Call) -> Result<Value, E
         }
         match report::catch_call(|| body(&Call(fcinfo))) {
             Ok(Ok(Value::Void)) => Outcome::Return(pg_sys::Datum::from(0_usize)),
+            Ok(Ok(Value::Bool(value))) => Outcome::Return(pg_sys::Datum::from(value)),
             Ok(Ok(Value::Int(value))) => Outcome::Return(pg_sys::Datum::from(value)),
             Ok(Ok(Value::BigInt(value))) => Outcome::Return(pg_sys::Datum::from(value)),
             Ok(Ok(Value::Row(row))) => {
@@ -161,8 +163,8 @@ impl Call {
         self.argument(index).and_then(|datum| unsafe { super::memory::copy_c_string(datum.cast_mut_ptr()) })
     }
 
-    /// Returns the row that is deleted from a relation of the extension, and the value of this `uuid` column of it. None =
-    /// the function was not called by a trigger on such a relation INSTEAD OF DELETE.
+    /// Returns the row that is deleted from a relation of the extension, and the value of this `uuid` column of it.
+    /// None = the function was not called by a trigger on such a relation INSTEAD OF DELETE.
     pub fn deleted_row(&self, column: &CStr) -> Option<(OldRow, Option<[u8; 16]>)> {
         // SAFETY: the server passes a valid call; that of a trigger has its data as context, with the row and the open
         // relation (trigger.h, `CALLED_AS_TRIGGER`). The column has the type that is asked for.

@@ -1,14 +1,15 @@
-//! Rows of a relation of the extension, written without SQL (heapam.c, indexing.c, genam.c).
+//! Rows of a relation of the extension, read and written without SQL (heapam.c, indexing.c, genam.c).
 //!
-//! Nothing runs that others may have put on the relation: neither the executor nor the planner sees these writes, so
-//! there are no triggers, rules, defaults, checks, policies or foreign keys; and an index that has an expression, a
-//! predicate, or an operator class of others keeps them from being made ([`Unfit::Altered`]).
+//! Nothing runs that others may have put on the relation: neither the executor nor the planner sees what is done here,
+//! so there are no triggers, rules, defaults, checks, policies or foreign keys; and where an index has an expression, a
+//! predicate, or an operator class of others, nothing is done ([`Unfit::Altered`]).
 //!
 //! What a transaction has done with a row is seen by the next look at it in the same transaction.
 
 use super::fmgr::text_bytes;
 use super::memory::Context;
 use super::own_sql::FIRST_NORMAL_OID;
+use super::tuple::Output;
 use super::typed_rows::Cell;
 use crate::compat::exec::list_of_oids;
 use crate::compat::{oid_to_u32, tuple_desc_attr};
@@ -32,7 +33,25 @@ const F_TIMESTAMPTZ_LT: u32 = 1154;
 const LESS: u16 = 1;
 const EQUAL: u16 = 3;
 
-/// Why a relation cannot be written.
+/// What is done with a relation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Its rows are read as they are now, whatever the transaction's snapshot.
+    Read,
+    Write,
+}
+
+impl Access {
+    /// The lock that indexes need.
+    fn lock(self) -> i32 {
+        (match self {
+            Access::Read => pg_sys::AccessShareLock,
+            Access::Write => pg_sys::RowExclusiveLock,
+        }) as i32
+    }
+}
+
+/// Why a relation cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unfit {
     /// It is not there any more.
@@ -41,45 +60,48 @@ pub enum Unfit {
     Altered,
 }
 
-/// An open relation whose rows are written. Columns are counted from 1.
+/// An open relation. Columns are counted from 1.
 pub struct Heap {
     relation: pg_sys::Relation,
-    indexes: pg_sys::CatalogIndexState,
+    access: Access,
+    indexes: Vec<pg_sys::Relation>,
+    /// What inserting into the indexes takes; null if the relation is only read.
+    writer: pg_sys::CatalogIndexState,
     /// Emptied after each row that is written.
     memory: Context,
 }
 
-/// Runs `body` with the materialized view with this oid, whose columns are to have these types. Inside a transaction that
-/// holds the locks that writing needs, or waits for those of the indexes.
+/// Runs `body` with the materialized view with this oid, whose columns are to have these types. Inside a transaction
+/// that holds the locks that it needs, or waits for those of the indexes.
 ///
 /// # Errors
 /// [`Unfit`]: `body` did not run.
-pub fn with<T>(oid: u32, types: &[u32], body: impl FnOnce(&Heap) -> T) -> Result<T, Unfit> {
-    // SAFETY: the relation is closed below; after an error the abort of the transaction does that. The snapshot is for
-    // TOAST.
+pub fn with<T>(oid: u32, types: &[u32], access: Access, body: impl FnOnce(&Heap) -> T) -> Result<T, Unfit> {
+    // SAFETY: the relation is closed below; after an error the abort of the transaction does that. The snapshot is also
+    // for TOAST.
     unsafe {
-        let relation = pg_sys::RelationIdGetRelation(oid.into());
+        // So that what is done here is counted, for autovacuum (relation.c, `pgstat_init_relation`).
+        let relation = pg_sys::try_relation_open(oid.into(), pg_sys::NoLock as i32);
         if relation.is_null() {
             return Err(Unfit::Gone);
         }
-        let heap = match is_as_made(relation, types) {
-            true => open_indexes(relation),
-            false => None,
-        };
-        let Some(indexes) = heap else {
-            pg_sys::RelationClose(relation);
+        let memory = Context::in_current(c"pg_background_mgr written row");
+        let mut heap = Heap { relation, access, indexes: Vec::new(), writer: std::ptr::null_mut(), memory };
+        if !(is_as_made(relation, types) && heap.open_indexes()) {
+            heap.close();
             return Err(Unfit::Altered);
-        };
-        if !(*(*relation).rd_rel).relispopulated {
-            // Its owner has emptied it (REFRESH ... WITH NO DATA): it could not be read.
+        }
+        if access == Access::Write && !(*(*relation).rd_rel).relispopulated {
+            // Its owner has emptied it (REFRESH ... WITH NO DATA): no query could read it.
             raw::SetMatViewPopulatedState(relation, true);
         }
-        let heap = Heap { relation, indexes, memory: Context::in_current(c"pg_background_mgr written row") };
-        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        pg_sys::PushActiveSnapshot(match access {
+            Access::Read => pg_sys::GetLatestSnapshot(),
+            Access::Write => pg_sys::GetTransactionSnapshot(),
+        });
         let value = body(&heap);
         pg_sys::PopActiveSnapshot();
-        pg_sys::CatalogCloseIndexes(heap.indexes);
-        pg_sys::RelationClose(relation);
+        heap.close();
         Ok(value)
     }
 }
@@ -103,38 +125,6 @@ unsafe fn is_as_made(relation: pg_sys::Relation, types: &[u32]) -> bool {
     }
 }
 
-/// Opens the indexes of a relation to insert into them, as `CatalogOpenIndexes` does, but looks at each one before its
-/// expressions are read: that would run them. None = one of them could run code of others.
-///
-/// # Safety
-/// The relation is open and locked.
-unsafe fn open_indexes(relation: pg_sys::Relation) -> Option<pg_sys::CatalogIndexState> {
-    // SAFETY: by contract; the arrays have room for all indexes.
-    unsafe {
-        let list = pg_sys::RelationGetIndexList(relation);
-        let oids = list_of_oids(list);
-        pg_sys::list_free(list);
-        let indexes = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast::<pg_sys::ResultRelInfo>();
-        (*indexes).type_ = pg_sys::NodeTag::T_ResultRelInfo;
-        (*indexes).ri_RelationDesc = relation;
-        let size = size_of::<usize>() * oids.len().max(1);
-        (*indexes).ri_IndexRelationDescs = pg_sys::palloc(size).cast();
-        (*indexes).ri_IndexRelationInfo = pg_sys::palloc(size).cast();
-        for (count, oid) in oids.into_iter().enumerate() {
-            let index = pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32);
-            if !is_plain(index) {
-                pg_sys::index_close(index, pg_sys::RowExclusiveLock as i32);
-                pg_sys::CatalogCloseIndexes(indexes);
-                return None;
-            }
-            *(*indexes).ri_IndexRelationDescs.add(count) = index;
-            *(*indexes).ri_IndexRelationInfo.add(count) = pg_sys::BuildIndexInfo(index);
-            (*indexes).ri_NumIndices = count as i32 + 1;
-        }
-        Some(indexes)
-    }
-}
-
 /// Returns whether an index has columns only, and operator classes that call functions of the server.
 ///
 /// # Safety
@@ -143,9 +133,7 @@ unsafe fn is_plain(index: pg_sys::Relation) -> bool {
     // SAFETY: by contract; there are as many support functions for each column of the key as the access method says.
     unsafe {
         let of_server = |oid: pg_sys::Oid| oid_to_u32(oid) < FIRST_NORMAL_OID;
-        let is_null = |column: u32| {
-            pg_sys::heap_attisnull((*index).rd_indextuple, column as i32, std::ptr::null_mut())
-        };
+        let is_null = |column: u32| pg_sys::heap_attisnull((*index).rd_indextuple, column as i32, std::ptr::null_mut());
         let count = (*(*index).rd_index).indnkeyatts as usize * usize::from((*(*index).rd_indam).amsupport);
         is_null(pg_sys::Anum_pg_index_indexprs)
             && is_null(pg_sys::Anum_pg_index_indpred)
@@ -155,6 +143,59 @@ unsafe fn is_plain(index: pg_sys::Relation) -> bool {
 }
 
 impl Heap {
+    /// Opens the indexes, as `CatalogOpenIndexes` does, but looks at each one before its expressions are read: that
+    /// would run them. False = one of them could run code of others.
+    ///
+    /// # Safety
+    /// The relation is open and locked.
+    unsafe fn open_indexes(&mut self) -> bool {
+        // SAFETY: by contract; the arrays have room for all indexes.
+        unsafe {
+            let list = pg_sys::RelationGetIndexList(self.relation);
+            let oids = list_of_oids(list);
+            pg_sys::list_free(list);
+            for oid in oids {
+                let index = pg_sys::index_open(oid, self.access.lock());
+                self.indexes.push(index);
+                if !is_plain(index) {
+                    return false;
+                }
+            }
+            if self.access == Access::Write {
+                let writer = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast::<pg_sys::ResultRelInfo>();
+                (*writer).type_ = pg_sys::NodeTag::T_ResultRelInfo;
+                (*writer).ri_RelationDesc = self.relation;
+                let size = size_of::<usize>() * self.indexes.len().max(1);
+                (*writer).ri_IndexRelationDescs = pg_sys::palloc(size).cast();
+                (*writer).ri_IndexRelationInfo = pg_sys::palloc(size).cast();
+                for (at, index) in self.indexes.iter().enumerate() {
+                    *(*writer).ri_IndexRelationDescs.add(at) = *index;
+                    *(*writer).ri_IndexRelationInfo.add(at) = pg_sys::BuildIndexInfo(*index);
+                }
+                (*writer).ri_NumIndices = self.indexes.len() as i32;
+                self.writer = writer;
+            }
+            true
+        }
+    }
+
+    /// Closes the relation and its indexes; locks stay until the end of the transaction, but for those of indexes that
+    /// were taken here.
+    ///
+    /// # Safety
+    /// They are open, and not used any more.
+    unsafe fn close(self) {
+        // SAFETY: by contract.
+        unsafe {
+            if self.writer.is_null() {
+                self.indexes.iter().for_each(|index| pg_sys::index_close(*index, self.access.lock()));
+            } else {
+                pg_sys::CatalogCloseIndexes(self.writer);
+            }
+            pg_sys::relation_close(self.relation, pg_sys::NoLock as i32);
+        }
+    }
+
     /// Returns the row with this value in a `uuid` column, whatever the transaction's snapshot.
     pub fn find(&self, column: usize, uuid: &[u8; 16]) -> Option<Row> {
         let mut found = None;
@@ -166,8 +207,18 @@ impl Heap {
         found
     }
 
-    /// Visits the rows whose `timestamptz` in a column is less than `limit`, as the transaction's snapshot has them, until
-    /// `visit` returns false.
+    /// Visits the rows with this value in a `uuid` column, as the snapshot has them.
+    pub fn each_of(&self, column: usize, uuid: &[u8; 16], mut visit: impl FnMut(Row)) {
+        // SAFETY: `with` has pushed it.
+        let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
+        self.scan(column, EQUAL, F_UUID_EQ, pg_sys::Datum::from(uuid.as_ptr()), snapshot, |row| {
+            visit(row);
+            true
+        });
+    }
+
+    /// Visits the rows whose `timestamptz` in a column is less than `limit`, as the transaction's snapshot has them,
+    /// until `visit` returns false.
     pub fn each_before(&self, column: usize, limit: i64, mut visit: impl FnMut(&Row) -> bool) {
         // SAFETY: `with` has pushed it.
         let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
@@ -206,17 +257,14 @@ impl Heap {
     /// Returns a B-tree that begins with a column and has all rows.
     fn index_on(&self, column: usize) -> Option<pg_sys::Oid> {
         // SAFETY: the indexes are open; a key has one column at least.
-        unsafe {
-            let count = (*self.indexes).ri_NumIndices as usize;
-            let indexes = (0..count).map(|at| *(*self.indexes).ri_IndexRelationDescs.add(at));
-            let mut fit = indexes.filter(|index| {
-                let form = (**index).rd_index;
-                (*form).indisvalid
-                    && (*(**index).rd_rel).relam == pg_sys::BTREE_AM_OID
-                    && *(*form).indkey.values.as_ptr() as usize == column
-            });
-            fit.next().map(|index| (*index).rd_id)
-        }
+        let is_fit = |index: &&pg_sys::Relation| unsafe {
+            let form = (***index).rd_index;
+            (*form).indisvalid
+                && (*(***index).rd_rel).relam == pg_sys::BTREE_AM_OID
+                && *(*form).indkey.values.as_ptr() as usize == column
+        };
+        // SAFETY: as above.
+        self.indexes.iter().find(is_fit).map(|index| unsafe { (**index).rd_id })
     }
 
     /// Inserts a row: a value for each column.
@@ -228,9 +276,8 @@ impl Heap {
         // SAFETY: a value of the right type for each column.
         unsafe {
             assert!(values.len() == (*(*self.relation).rd_att).natts as usize);
-            let tuple =
-                pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
-            pg_sys::CatalogTupleInsertWithInfo(self.relation, tuple, self.indexes);
+            let tuple = pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::CatalogTupleInsertWithInfo(self.relation, tuple, self.writer);
         }
         drop(entered);
         self.be_seen();
@@ -256,7 +303,7 @@ impl Heap {
                 is_changed.as_mut_ptr(),
             );
             let place = &raw mut (*row.tuple).t_self;
-            pg_sys::CatalogTupleUpdateWithInfo(self.relation, place, tuple, self.indexes);
+            pg_sys::CatalogTupleUpdateWithInfo(self.relation, place, tuple, self.writer);
         }
         drop(entered);
         self.be_seen();
@@ -346,6 +393,22 @@ impl Row {
     /// Returns the value of an `int8` or a `timestamptz` column.
     pub fn big_int(&self, column: usize) -> Option<i64> {
         self.value(column).map(|datum| datum.value() as i64)
+    }
+
+    /// Returns the value of a `bool` column.
+    pub fn bool(&self, column: usize) -> Option<bool> {
+        self.value(column).map(|datum| datum.value() as u8 != 0)
+    }
+
+    /// Returns the value of a `uuid` column.
+    pub fn uuid(&self, column: usize) -> Option<[u8; 16]> {
+        // SAFETY: a pointer to 16 bytes (uuid.h) within the copy of the row.
+        self.value(column).map(|datum| unsafe { datum.cast_mut_ptr::<[u8; 16]>().read() })
+    }
+
+    /// Returns the value of a `jsonb` column, as text.
+    pub fn json(&self, column: usize) -> Option<Vec<u8>> {
+        self.value(column).map(|datum| Output::of(pg_sys::JSONBOID).to_bytes(datum))
     }
 
     /// Returns the value of an `oid` column.

@@ -14,7 +14,8 @@
 //! | `own_sql`'s check of queries | the frame | looks at them no more, also while unwinding |
 //! | [`spill::TempFileUnlimited`] | the frame | lets `temp_file_limit` bind again, also while unwinding |
 //! | [`memory::Context`] | the value | deletes the context, unless unwinding |
-//! | [`dsm::Segment`], [`shm_mq::Receiver`], [`shm_mq::Sender`] | the process | nothing; `close` releases, exit does too |
+//! | [`dsm::Segment`], [`shm_mq::Receiver`], [`shm_mq::Sender`] | the process | nothing; `close` releases, exit does
+//! too |
 //! | [`spill::File`] | the process | closes the file, unless unwinding |
 
 pub mod alloc;
@@ -35,7 +36,7 @@ pub mod library;
 pub mod lock;
 pub mod login;
 pub mod memory;
-mod own_sql;
+pub mod own_sql;
 pub mod parser;
 pub mod process;
 pub mod process_local;

@@ -119,10 +119,10 @@ pub fn signals_backends(role: u32) -> bool {
 }
 
 /// Runs `body` with the rights of the superuser that owns the cluster, and with a search path in which nobody else can
-/// create anything; its statements reach no relation of others ([`own_sql`](super::own_sql)). Only for constant SQL that
-/// names everything with its schema all the same, and calls no function but those of `pg_catalog`: others can have a
-/// namesake in the schema of the extension. It changes no rows ([`heap`](super::heap) does). An error leaves the rights
-/// raised until the transaction is aborted, which the server does next.
+/// create anything; its statements reach no relation of others ([`own_sql`](super::own_sql)). Only for constant SQL
+/// that names everything with its schema all the same, and calls no function but those of `pg_catalog`: others can have
+/// a namesake in the schema of the extension. It changes no rows ([`heap`](super::heap) does). An error leaves the
+/// rights raised until the transaction is aborted, which the server does next.
 pub fn as_cluster_owner<T>(body: impl FnOnce() -> T) -> T {
     let mut user = pg_sys::Oid::INVALID;
     let mut context: c_int = 0;

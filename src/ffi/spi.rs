@@ -50,19 +50,9 @@ pub fn quote_identifier(name: &[u8]) -> Vec<u8> {
     unsafe { copy_c_string(pg_sys::quote_identifier(name.as_ptr())) }.unwrap_or_default()
 }
 
-/// Runs a text once; gives its rows as texts. `latest`: as things are now, even in a transaction with an older snapshot.
-pub fn query(sql: &[u8], parameters: &[Cell], latest: bool) -> Vec<Row> {
-    // SAFETY: connected while this runs.
-    query_with(sql, parameters, latest, |_| unsafe { rows() })
-}
-
-/// The same with the server's own table of rows.
-pub(super) fn query_with<T>(
-    sql: &[u8],
-    parameters: &[Cell],
-    latest: bool,
-    take: impl FnOnce(*mut pg_sys::SPITupleTable) -> T,
-) -> T {
+/// Runs a text that only looks, as things are now, even in a transaction with an older snapshot; hands on the server's
+/// own table of rows.
+pub(super) fn query_with<T>(sql: &[u8], parameters: &[Cell], take: impl FnOnce(*mut pg_sys::SPITupleTable) -> T) -> T {
     let sql = CString::new(sql).unwrap_or_default();
     let mut types: Vec<pg_sys::Oid> =
         parameters.iter().map(|cell| cell.type_oid().unwrap_or(pg_sys::TEXTOID)).collect();
@@ -73,15 +63,14 @@ pub(super) fn query_with<T>(
         let nulls: Vec<std::ffi::c_char> =
             parameters.iter().map(|cell| if *cell == Cell::Null { b'n' } else { b' ' } as _).collect();
         pg_sys::SPI_connect();
-        let snapshot = if latest { pg_sys::GetLatestSnapshot() } else { pg_sys::GetTransactionSnapshot() };
-        pg_sys::PushActiveSnapshot(snapshot);
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
         pg_sys::SPI_execute_with_args(
             sql.as_ptr(),
             types.len() as i32,
             types.as_mut_ptr(),
             values.as_mut_ptr(),
             nulls.as_ptr(),
-            latest,
+            true,
             0,
         );
         pg_sys::PopActiveSnapshot();

@@ -68,8 +68,8 @@ pub fn start_statement_timeout(left: Option<i64>) {
     }
 }
 
-/// Limits what is left of the transaction before its commit: so many milliseconds. Not the commit itself, which may wait for a
-/// standby (syncrep.c, `SyncRepWaitForLSN`).
+/// Limits what is left of the transaction before its commit: so many milliseconds. Not the commit itself, which may
+/// wait for a standby (syncrep.c, `SyncRepWaitForLSN`).
 pub fn limit_deferred_work(milliseconds: i64) {
     thread_local! {
         static IS_REGISTERED: Cell<bool> = const { Cell::new(false) };
@@ -259,8 +259,8 @@ pub fn current_id_if_any() -> u32 {
     compat::transaction_number(unsafe { pg_sys::GetTopTransactionIdIfAny() })
 }
 
-/// Brings to disk that this transaction exists, which has written something, so that its number is nobody else's after a
-/// crash; gives the number.
+/// Brings to disk that this transaction exists, which has written something, so that its number is nobody else's after
+/// a crash; gives the number.
 #[allow(non_snake_case, reason = "the server's names")]
 pub fn make_known() -> u64 {
     /// A record that says nothing but whose it is (xlog.c, `xlog_redo`).

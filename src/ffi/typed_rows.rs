@@ -16,8 +16,6 @@ pub enum Cell {
     BigInt(i64),
     /// In the database's encoding.
     Text(Vec<u8>),
-    /// `text[]` of one dimension.
-    Texts(Vec<Option<Vec<u8>>>),
     Uuid([u8; 16]),
     /// `timestamptz`: microseconds since 2000-01-01 00:00 UTC, as the server counts them.
     Timestamp(i64),
@@ -77,7 +75,6 @@ impl Cell {
             Cell::Int(_) => pg_sys::INT4OID,
             Cell::BigInt(_) => pg_sys::INT8OID,
             Cell::Text(_) => pg_sys::TEXTOID,
-            Cell::Texts(_) => pg_sys::TEXTARRAYOID,
             Cell::Uuid(_) => pg_sys::UUIDOID,
             Cell::Timestamp(_) => pg_sys::TIMESTAMPTZOID,
             Cell::Interval(_) => pg_sys::INTERVALOID,
@@ -93,7 +90,6 @@ impl Cell {
             Cell::BigInt(value) | Cell::Timestamp(value) => pg_sys::Datum::from(*value),
             Cell::Interval(value) => super::interval::to_datum(*value),
             Cell::Text(text) => text_datum(text),
-            Cell::Texts(texts) => array_datum(texts),
             // SAFETY: the allocation has the size of what is written.
             Cell::Uuid(uuid) => unsafe {
                 let copy = pg_sys::palloc(uuid.len()).cast::<[u8; 16]>();
@@ -107,29 +103,6 @@ impl Cell {
 fn text_datum(text: &[u8]) -> pg_sys::Datum {
     // SAFETY: the server copies that many bytes.
     unsafe { pg_sys::Datum::from(pg_sys::cstring_to_text_with_len(text.as_ptr().cast(), text.len() as i32)) }
-}
-
-/// A `text[]` (arrayfuncs.c, `construct_md_array`).
-fn array_datum(texts: &[Option<Vec<u8>>]) -> pg_sys::Datum {
-    let of_text = |text: &Option<Vec<u8>>| text.as_deref().map_or(pg_sys::Datum::from(0_usize), text_datum);
-    let mut values: Vec<pg_sys::Datum> = texts.iter().map(of_text).collect();
-    let mut nulls: Vec<bool> = texts.iter().map(Option::is_none).collect();
-    let (mut length, mut lower) = (texts.len() as i32, 1);
-    // SAFETY: as many values and flags as the one dimension says; text has a length word, and is aligned as an int.
-    unsafe {
-        let array = pg_sys::construct_md_array(
-            values.as_mut_ptr(),
-            nulls.as_mut_ptr(),
-            1,
-            &raw mut length,
-            &raw mut lower,
-            pg_sys::TEXTOID,
-            -1,
-            false,
-            b'i' as _,
-        );
-        pg_sys::Datum::from(array)
-    }
 }
 
 /// Takes the rows that a call gives back.
@@ -178,7 +151,7 @@ impl TypedRows {
     pub fn put_query(&mut self, sql: &[u8], parameters: &[Cell]) -> Result<(), Error> {
         let store = self.rows.store();
         let types = &self.types;
-        spi::query_with(sql, parameters, true, |table| {
+        spi::query_with(sql, parameters, |table| {
             // SAFETY: the table of the query that ran; its rows are copied into the store.
             unsafe {
                 let columns = TupleDesc::from_raw((*table).tupdesc);

@@ -1,7 +1,8 @@
 //! The SQL that the extension runs itself. Everything is named with its schema, so nothing that a user creates is taken
 //! for it.
 
-/// Sessions, and jobs that have not ended: a worker whose job has ended is idle, on its way out or waiting for a reader.
+/// Sessions, and jobs that have not ended: a worker whose job has ended is idle, on its way out or waiting for a
+/// reader.
 const IS_CONNECTION: &str = "(backend_type OPERATOR(pg_catalog.=) 'client backend'::pg_catalog.text \
      OR backend_type OPERATOR(pg_catalog.=) 'pg_background'::pg_catalog.text \
      AND COALESCE(state, '') OPERATOR(pg_catalog.<>) 'idle'::pg_catalog.text)";
@@ -43,7 +44,7 @@ pub fn name_of_database(database: u32) -> String {
 pub const EXTENSION_OWNER: &str = "SELECT extowner::pg_catalog.int8 FROM pg_catalog.pg_extension \
      WHERE extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";
 
-/// The functions that users call, ready for GRANT.
+/// The functions that users call, and those that the views call for them, ready for GRANT.
 pub const INTERFACE: &str = "SELECT pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, \
          pg_catalog.pg_get_function_identity_arguments(p.oid)) \
      FROM pg_catalog.pg_depend AS d \
@@ -54,8 +55,9 @@ pub const INTERFACE: &str = "SELECT pg_catalog.format('%I.%I(%s)', n.nspname, p.
      AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
      AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass \
      AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\" \
-     AND p.proname OPERATOR(pg_catalog.<>) \
-         ALL ('{pg_background_grant,pg_background_revoke}'::pg_catalog.name[]) \
+     AND p.prosrc OPERATOR(pg_catalog.<>) \
+         ALL ('{pg_background_grant,pg_background_revoke,pg_background_take_back,pg_background_log_rows,\
+pg_background_delete_job}'::pg_catalog.text[]) \
      ORDER BY 1";
 
 /// The schema of the extension, ready for GRANT.
@@ -63,13 +65,12 @@ pub const SCHEMA: &str = "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catal
      JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
      WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";
 
-/// The log, which is the only materialized view of the extension, and the sequence of its column `id`, whatever their owner
-/// calls them: kinds, oids, and names ready for a query.
-pub const LOG: &str = "SELECT c.relkind, c.oid::pg_catalog.int8, pg_catalog.format('%I.%I', n.nspname, c.relname) \
+/// The log, which is the only materialized view of the extension, and the sequence of its column `id`, whatever their
+/// owner calls them: kinds and oids.
+pub const LOG: &str = "SELECT c.relkind, c.oid::pg_catalog.int8 \
      FROM pg_catalog.pg_extension AS e \
      JOIN pg_catalog.pg_depend AS d ON d.refobjid OPERATOR(pg_catalog.=) e.oid \
      JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) d.objid \
-     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
      WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name \
      AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
      AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
@@ -99,4 +100,37 @@ pub const VIEWS: &str = "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
      AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
      AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
      AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\" \
-     AND c.relkind OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\" ORDER BY 1";
+     AND c.relkind OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\" \
+     AND c.relnamespace OPERATOR(pg_catalog.=) e.extnamespace ORDER BY 1";
+
+/// What others than the owners may do with the members of the extension, as commands that take it away.
+pub const RIGHTS_OF_OTHERS: &str =
+    "SELECT DISTINCT pg_catalog.concat('REVOKE ALL ON ', m.kind, ' ', m.name, ' FROM ', \
+         CASE WHEN r.rolname IS NULL THEN 'PUBLIC'::pg_catalog.text \
+             ELSE pg_catalog.quote_ident(r.rolname::pg_catalog.text) END, \
+         ' CASCADE') \
+     FROM pg_catalog.pg_extension AS e \
+     JOIN pg_catalog.pg_depend AS d ON d.refobjid OPERATOR(pg_catalog.=) e.oid \
+     JOIN (SELECT p.tableoid AS catalog, p.oid, 'ROUTINE'::pg_catalog.text AS kind, p.proowner AS owner, \
+             pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, \
+                 pg_catalog.pg_get_function_identity_arguments(p.oid)) AS name, \
+             COALESCE(p.proacl, pg_catalog.acldefault('f'::pg_catalog.\"char\", p.proowner)) AS rights \
+         FROM pg_catalog.pg_proc AS p \
+         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
+         UNION ALL \
+         SELECT c.tableoid, c.oid, CASE WHEN c.relkind OPERATOR(pg_catalog.=) 'S'::pg_catalog.\"char\" \
+                 THEN 'SEQUENCE'::pg_catalog.text ELSE 'TABLE'::pg_catalog.text END, c.relowner, \
+             pg_catalog.format('%I.%I', n.nspname, c.relname), c.relacl \
+         FROM pg_catalog.pg_class AS c \
+         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+         UNION ALL \
+         SELECT n.tableoid, n.oid, 'SCHEMA'::pg_catalog.text, n.nspowner, \
+             pg_catalog.quote_ident(n.nspname::pg_catalog.text), \
+             n.nspacl \
+         FROM pg_catalog.pg_namespace AS n) AS m \
+         ON m.oid OPERATOR(pg_catalog.=) d.objid AND m.catalog OPERATOR(pg_catalog.=) d.classid \
+     JOIN LATERAL pg_catalog.aclexplode(m.rights) AS a ON a.grantee OPERATOR(pg_catalog.<>) m.owner \
+     LEFT JOIN pg_catalog.pg_roles AS r ON r.oid OPERATOR(pg_catalog.=) a.grantee \
+     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name \
+     AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
+     AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\"";

@@ -1,7 +1,7 @@
 //! The durable log: what is written into it, and when.
 //!
-//! Rows are written by workers, straight into the log: no code of others runs. What cannot be written now is written later;
-//! the registry knows it meanwhile, and notes tell of it after a crash.
+//! Rows are written by workers, straight into the log: no code of others runs. What cannot be written now is written
+//! later; the registry knows it meanwhile, and notes tell of it after a crash.
 
 mod accepted;
 mod left;
@@ -45,8 +45,6 @@ pub struct FinalRow {
 thread_local! {
     /// The schema of the extension, quoted.
     static SCHEMA: Slot<Vec<u8>> = const { slot(Vec::new()) };
-    /// The log, with its schema, quoted.
-    static NAME: Slot<Vec<u8>> = const { slot(Vec::new()) };
     static RELATIONS: cell::Cell<Option<Relations>> = const { cell::Cell::new(None) };
 }
 
@@ -71,18 +69,14 @@ fn relation(name: &str) -> Vec<u8> {
     SCHEMA.with_borrow(|schema| [schema.as_slice(), b".", name.as_bytes()].concat())
 }
 
-/// The log, with its schema, as [`relations`] found it.
-fn table() -> Vec<u8> {
-    NAME.with_borrow(Vec::clone)
-}
-
 /// Forgets what was found, after an error.
 fn forget_relations() {
     RELATIONS.set(None);
 }
 
-/// Takes the locks that writing the log needs, before all else and all at once: a worker that has one of them never waits
-/// for another, so whoever drops the extension or changes the log wins. `waits`: for the log, if nothing else is held.
+/// Takes the locks that writing the log needs, before all else and all at once: a worker that has one of them never
+/// waits for another, so whoever drops the extension or changes the log wins. `waits`: for the log, if nothing else is
+/// held.
 fn hold(waits: bool) -> Relations {
     let held = RELATIONS.get().unwrap_or_else(relations);
     require(held);
@@ -108,13 +102,11 @@ fn open<T>(held: Relations, body: impl FnOnce(&Rows) -> T) -> Option<T> {
 fn relations() -> Relations {
     let mut found = Relations::default();
     for row in spi::select_rows(catalog::LOG) {
-        let mut row = row.into_iter();
-        let (kind, oid, name) = (row.next().flatten(), number(row.next().flatten()), row.next().flatten());
-        if kind.as_deref() == Some(b"m") {
-            found.log = oid;
-            NAME.set(name.unwrap_or_default());
-        } else {
-            found.sequence = oid;
+        let mut row = row.into_iter().flatten();
+        let (kind, oid) = (row.next(), number(row.next()));
+        match kind.as_deref() {
+            Some(b"m") => found.log = oid,
+            _ => found.sequence = oid,
         }
     }
     found
@@ -295,10 +287,6 @@ fn number<T: std::str::FromStr + Default>(text: Option<Vec<u8>>) -> T {
     text.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or_default()
 }
 
-fn parse_uuid(text: Option<Vec<u8>>) -> Option<[u8; 16]> {
-    uuid::Uuid::try_parse_ascii(&text?).ok().map(uuid::Uuid::into_bytes)
-}
-
 /// What came of a job that is in the registry.
 pub fn outcome_of(job: &Moment) -> Outcome {
     match (&job.outcome, job.state) {
@@ -308,7 +296,8 @@ pub fn outcome_of(job: &Moment) -> Outcome {
     }
 }
 
-/// What must not change while a worker is logged in: what its login depends on, and the extension. Inside a transaction.
+/// What must not change while a worker is logged in: what its login depends on, and the extension. Inside a
+/// transaction.
 pub fn fingerprint(database: u32, login: u32) -> (u64, Vec<u8>) {
     thread_local! {
         /// Of the extension, and at which change of the catalogs.

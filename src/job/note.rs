@@ -1,7 +1,7 @@
 //! What the log could not be told in time, as files beside those of [`super::spool`].
 //!
-//! The registry knows it for as long as the server lives. After a crash such a file tells that a job was begun, or how it
-//! ended: also of one whose work is committed without its row.
+//! The registry knows it for as long as the server lives. After a crash such a file tells that a job was begun, or how
+//! it ended: also of one whose work is committed without its row.
 
 use super::attempt::{self, Attempt};
 use super::registry::State;
@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::{fs, io};
 
 /// What the name of a note ends with.
-const NOTE: &str = ".note";
+pub(super) const NOTE: &str = ".note";
 
 /// Of a job that was begun.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -4,7 +4,9 @@
 //! file can be written by the caller, at once. A worker turns it into rows later. After a crash it is still there, and
 //! tells that its jobs were accepted and never started.
 
-use crate::ffi::file;
+use super::note::NOTE;
+use super::registry;
+use crate::ffi::{area, file};
 use crate::protocol::{decode, to_bytes};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -45,7 +47,8 @@ pub struct Spooled {
 }
 
 impl Spooled {
-    /// The uuid of its first job, which names its file: jobs of a batch that are launched again have the uuid of the batch.
+    /// The uuid of its first job, which names its file: jobs of a batch that are launched again have the uuid of the
+    /// batch.
     pub fn first(&self) -> [u8; 16] {
         self.jobs.first().map_or(self.uuid, |job| job.uuid)
     }
@@ -102,18 +105,24 @@ pub(super) fn remove_left(epoch: i64, database: u32, kind: &str) {
 }
 
 fn paths_left(epoch: i64, database: u32, kind: &str) -> Vec<PathBuf> {
+    paths(|of| of != epoch, database, kind).into_iter().map(|(_, path)| path).collect()
+}
+
+/// The files of a kind for a database, by servers that are meant: the jobs in their names, and where they are.
+fn paths(is_meant: impl Fn(i64) -> bool, database: u32, kind: &str) -> Vec<([u8; 16], PathBuf)> {
     let Ok(entries) = fs::read_dir(DIRECTORY) else { return Vec::new() };
-    let own = format!("{epoch:016x}");
     let database = database.to_string();
     entries
         .filter_map(|entry| {
             let entry = entry.ok()?;
             let name = entry.file_name().into_string().ok()?;
             let mut parts = name.split('-');
-            let is_wanted = parts.next()? != own
-                && parts.next()? == database
-                && parts.next()?.split_at_checked(32).is_some_and(|(_, ending)| ending == kind);
-            is_wanted.then(|| entry.path())
+            let epoch = u64::from_str_radix(parts.next()?, 16).ok()?;
+            let is_here = parts.next()? == database;
+            let (uuid, ending) = parts.next()?.split_at_checked(32)?;
+            let is_wanted = is_meant(epoch.cast_signed()) && is_here && ending == kind;
+            let job = u128::from_str_radix(uuid, 16).ok()?.to_be_bytes();
+            is_wanted.then(|| (job, entry.path()))
         })
         .collect()
 }
@@ -129,6 +138,22 @@ pub fn sweep(epoch: i64, exists: impl Fn(u32) -> bool) {
         let database = parts.next().and_then(|part| part.parse().ok());
         if !is_own && (name.ends_with(file::UNFINISHED) || database.is_some_and(|database| !exists(database))) {
             let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Removes the files of this server for jobs of a database that it has nothing to write of any more: the log that was to be
+/// told is gone. First those of batches, for without its notes a batch reads as one that never began.
+pub fn remove_unknown(epoch: i64, database: u32) {
+    for kind in [BATCH, NOTE] {
+        for (uuid, path) in paths(|of| of == epoch, database, kind) {
+            let batch = registry::uuid_of(&uuid, 0);
+            // Under the lock, for it could be launched again in that moment.
+            area::read(|memory| {
+                if !registry::is_pending(memory, &batch) {
+                    let _ = fs::remove_file(path);
+                }
+            });
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::ffi::{area, bgworker, client, exit, guc as settings, lock, login, pro
 use crate::guc;
 use crate::job::log;
 use crate::job::registry::{self, Arrival, Coming, Company, Newcomer, Seeker, Start, Succession, Task};
-use crate::job::{pool, spool, table};
+use crate::job::{pool, table};
 use crate::protocol::{Report, Request};
 use ending::refuse_errand;
 use std::cell::Cell;
@@ -233,7 +233,7 @@ impl Worker {
         match found {
             Ok(true) => {}
             Ok(false) => {
-                area::write(|memory| registry::forget_database(memory, self.database, self.index));
+                self.forget_database();
                 return false;
             }
             Err(captured) => {
@@ -310,18 +310,6 @@ impl Worker {
         LOGGED_IN.set(false);
         on_exit();
         false
-    }
-
-    /// What a server that has died left behind becomes rows.
-    fn fold(&mut self) {
-        if let Ok(folded) = log::in_own_transaction(true, || log::fold_left_behind(self.database)) {
-            folded.remove();
-            // Files of databases that are gone concern nobody else.
-            let databases = log::in_own_transaction(false, log::databases).unwrap_or_default();
-            if !databases.is_empty() {
-                spool::sweep(area::epoch(), |database| databases.contains(&database));
-            }
-        }
     }
 
     fn work(&mut self) {

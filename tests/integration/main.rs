@@ -136,6 +136,8 @@ mod manager_retry;
 mod manager_again;
 // Who sees and does what, also when that changes while jobs wait.
 mod manager_rights;
+// What others can do to the log, whatever they are granted and own.
+mod manager_attack;
 // One server for all: fair turns, full queues, what goes away under its jobs.
 mod manager_server;
 // The extension is updated under its jobs.
@@ -230,6 +232,7 @@ fn main() -> ExitCode {
         manager_again::cases(),
         manager_cap::cases(),
         manager_rights::cases(),
+        manager_attack::cases(),
         manager_server::cases(),
         manager_update::cases(),
         manager_reset::cases(),

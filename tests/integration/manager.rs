@@ -27,11 +27,11 @@ pub const NEVER_STARTED: &str = "the server went down before the job started";
 pub const RUNNING: &str = "the server went down while the job was running; its outcome is unknown";
 pub const UNKNOWN: &str = "the server went down while the job was running or about to start; its outcome is unknown";
 
-/// Keeps everybody from the log until the end of the transaction, also from reading it.
-pub const LOCK_LOG: &str = "begin; lock table pg_background_log in access exclusive mode";
+/// Keeps everybody from the log until the transaction is rolled back, also from reading it.
+pub const LOCK_LOG: &str = "begin; alter materialized view background_mgr.log owner to current_user";
 
-/// Keeps everybody from writing the log, and lets them read it.
-pub const FREEZE_LOG: &str = "begin; lock table pg_background_log in share mode";
+/// Keeps everybody from writing the log until the transaction is rolled back, and lets them read it.
+pub const FREEZE_LOG: &str = "begin; create index on background_mgr.log (pid)";
 
 /// How many workers there are in the server.
 pub const WORKERS: &str = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
@@ -42,7 +42,31 @@ pub const SLEEPING: &str =
 
 /// How many jobs the server knows of databases that are gone.
 pub const OF_THE_GONE: &str =
-    "select count(*) from pg_background_live() where database not in (select oid from pg_database)";
+    "select count(*) from background_mgr.live() where database not in (select oid from pg_database)";
+
+/// The columns of the log.
+const LOG_COLUMNS: &str =
+    "id, pid, status, ip_client, user_name, uuid_parent, uuid_child, query, result, start_time_exec, \
+    end_time_exec, name, batch_name, options, queued_at, attempts, row_count, result_truncated, command_tag, sqlstate, \
+    message, detail, hint, context, epoch, owner, login, database, is_started";
+
+/// Replaces the rows of the log by rows made from them, as only a superuser can: `from` is what follows FROM, `changes` are
+/// columns with other values.
+pub fn fill_log(session: &mut Session, from: &str, changes: &[(&str, &str)]) {
+    let value = |column: &str| {
+        let change = changes.iter().find(|(changed, _)| *changed == column);
+        change.map_or(column.to_owned(), |(_, value)| format!("{value} as {column}"))
+    };
+    let columns: Vec<String> = LOG_COLUMNS.split(", ").map(value).collect();
+    session.run(&format!(
+        "create table public.filled as select {} from {from}; \
+         do $do$ declare definition text := pg_get_functiondef('background_mgr.log_rows'::regproc); begin \
+         execute split_part(definition, ' LANGUAGE ', 1) || ' LANGUAGE sql AS $$ select * from public.filled $$'; \
+         refresh materialized view background_mgr.log; execute definition; end $do$; \
+         drop table public.filled",
+        columns.join(", ")
+    ));
+}
 
 /// The uuid of nothing.
 pub const NOBODY: &str = "01234567-89ab-cdef-0123-456789abcdef";
@@ -145,7 +169,7 @@ impl Batch {
     #[track_caller]
     pub fn written(&self, session: &mut Session) -> Vec<String> {
         session.rows(&format!(
-            "select status from pg_background_log where uuid_parent = '{}' order by uuid_child",
+            "select status from background_mgr.log where uuid_parent = '{}' order by uuid_child",
             self.parent
         ))
     }

@@ -255,9 +255,9 @@ impl Disorder {
     fn rewrite_log(&mut self) {
         let database = self.database();
         let sql = self.dice.pick(&[
-            "vacuum full pg_background_log",
-            "reindex table pg_background_log",
-            "vacuum freeze pg_background_log",
+            "vacuum full background_mgr.log",
+            "reindex table background_mgr.log",
+            "vacuum freeze background_mgr.log",
         ]);
         let mut session = self.cluster.session(database);
         session.run("set lock_timeout = '500ms'");
@@ -394,7 +394,7 @@ impl Disorder {
             let mut session = self.cluster.session(database);
             // Its worker sees to what a server that has died left, too.
             Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
-            let open = "select uuid_child from pg_background_log written join log_background using (uuid_child) \
+            let open = "select uuid_child from background_mgr.log written join log_background using (uuid_child) \
                         where written.status = 'queued' and log_background.status <> 'lost'";
             wait_until(&format!("every row of {database} is final: {because}"), || session.rows(open).is_empty());
             for (rule, query) in [

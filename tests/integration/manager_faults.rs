@@ -306,7 +306,7 @@ fn what_had_ended_stays_as_it_was() {
     ];
     let batch = Batch::launch(&mut session, &texts);
     batch.wait(&mut session);
-    let row = "concat_ws('|', id, pid, status, query, result, attempts, sqlstate, message, start_time_exec, end_time_exec, epoch)";
+    let row = "concat_ws('|', id, pid, status, query, result, attempts, sqlstate, message, start_time_exec, end_time_exec, queued_at)";
     let before = batch.column(&mut session, row);
     // Told as ended, it has ended, also in a crash the moment after.
     cluster.signal_postmaster(Signal::SIGKILL);

@@ -81,7 +81,7 @@ impl Scene {
     fn end(mut self) {
         self.allow();
         drain(&mut self.watcher);
-        let open = "select count(*) from pg_background_log where status = 'queued'";
+        let open = "select count(*) from background_mgr.log where status = 'queued'";
         wait_until("the rows of all jobs", || self.watcher.value(open) == "0");
         for session in [&mut self.session, &mut self.weak] {
             Batch::launch(session, &times("select 1", 5)).succeed(session);
@@ -113,7 +113,7 @@ fn what_no_worker_can_be_started_for_fails() {
     assert_eq!(next.column(&mut scene.weak, END), [REFUSED]);
     assert_eq!(next.finish(&mut scene.weak), ["failed"]);
     scene.allow();
-    let failed = "select count(*) from pg_background_log where status = 'failed'";
+    let failed = "select count(*) from background_mgr.log where status = 'failed'";
     wait_until("the rows of the jobs", || scene.watcher.value(failed) == "21");
     assert_eq!(scene.ran(), "0");
     assert_eq!(batch.column(&mut scene.watcher, END), times(REFUSED, 20));

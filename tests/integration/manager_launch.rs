@@ -118,8 +118,8 @@ fn the_interface_is_as_documented(db: &Db) {
         session.value(columns),
         "id bigint, pid integer, status text, ip_client inet, user_name name, uuid_parent uuid, uuid_child uuid, query text, \
          result text, start_time_exec timestamp with time zone, end_time_exec timestamp with time zone, name text, \
-         queued_at timestamp with time zone, attempts integer, row_count bigint, result_truncated boolean, command_tag text, sqlstate text, \
-         message text, detail text, hint text, context text, epoch bigint"
+         batch_name text, queued_at timestamp with time zone, elapsed interval, attempts integer, row_count bigint, result_truncated boolean, command_tag text, sqlstate text, \
+         message text, detail text, hint text, context text"
     );
 }
 

@@ -1,7 +1,7 @@
 //! That each job is in the log, whatever it does, also while the log is locked.
 
 use crate::gate::{self, Gate};
-use crate::manager::{array, cell, drain, times, wait_at_gate, Batch, LOCK_LOG};
+use crate::manager::{array, cell, drain, fill_log, times, wait_at_gate, Batch, LOCK_LOG};
 use crate::stage::Paused;
 use pg_background_mgr_tests::lab::lab;
 use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Stop};
@@ -44,7 +44,7 @@ fn a_jobs_row_commits_with_its_work(db: &Db) {
         // One snapshot has either both or none; the view may know more than it.
         let both = format!(
             "select (select count(*) from ran where a = {number}) || ' ' || \
-             coalesce((select status from pg_background_log where uuid_child = '{child}'), 'queued') || ' ' || \
+             coalesce((select status from background_mgr.log where uuid_child = '{child}'), 'queued') || ' ' || \
              (select status from log_background where uuid_child = '{child}')",
             child = batch.children[0]
         );
@@ -261,7 +261,7 @@ fn triggers_cannot_be_hung_on_the_log(db: &Db) {
     db.session().run(&format!("grant create on schema public to {user}"));
     let mut weak = db.client().user(&user).connect();
     weak.run("create function trap() returns trigger language plpgsql as $$ begin raise 'trapped'; end $$");
-    for target in ["log_background", "pg_background_log"] {
+    for target in ["log_background", "background_mgr.log"] {
         let error =
             weak.error(&format!("create trigger t before update on {target} for each row execute function trap()"));
         assert!(["42501", "42809"].contains(&error.sqlstate().as_str()), "{error}");
@@ -366,13 +366,10 @@ fn a_full_disk_does_not_fail_a_job() {
     let finished = Batch::launch(&mut session, &["select 1"]);
     finished.succeed(&mut session);
     // More than a segment of the write-ahead log, which must still be written.
-    session.run(
-        "insert into pg_background_log \
-         (status, user_name, uuid_parent, uuid_child, query, queued_at, attempts, epoch, database, owner, login) \
-         select status, user_name, uuid_parent, md5(i::text)::uuid, query, queued_at, attempts, epoch, database, owner, login \
-         from pg_background_log, generate_series(1, 150000) as i",
-    );
-    let bytes = session.value("select pg_relation_size('pg_background_log')");
+    let many = "background_mgr.log, generate_series(0, 150000) as i";
+    let uuid = "case i when 0 then uuid_child else md5(i::text)::uuid end";
+    fill_log(&mut session, many, &[("uuid_child", uuid)]);
+    let bytes = session.value("select pg_relation_size('background_mgr.log')");
     assert!(bytes.parse::<u64>().expect("a number") > 17 << 20, "{bytes}");
     limit_files(&cluster, &bytes);
     // Its last page takes a few rows more.
@@ -382,7 +379,7 @@ fn a_full_disk_does_not_fail_a_job() {
         let batch = Batch::launch(&mut session, &["insert into ran values (1)", "select 1 / 0"]);
         let ended = format!("select status from pg_background_monitor('{}', false) order by 1", batch.parent);
         assert_eq!(session.rows(&ended), ["failed", "succeeded"]);
-        let rows = format!("select count(*) from pg_background_log where uuid_parent = '{}'", batch.parent);
+        let rows = format!("select count(*) from background_mgr.log where uuid_parent = '{}'", batch.parent);
         batches.push(batch);
         session.value(&rows) == "0"
     });
@@ -393,7 +390,7 @@ fn a_full_disk_does_not_fail_a_job() {
         assert_eq!(batch.finish(&mut session), ["succeeded", "failed"]);
         assert_eq!(batch.log(&mut session, 1, "sqlstate"), "22012");
     }
-    let rows = "select count(*) from pg_background_log where sqlstate = '22012'";
+    let rows = "select count(*) from background_mgr.log where sqlstate = '22012'";
     wait_until("all rows in the table", || session.value(rows) == batches.len().to_string());
 }
 
@@ -410,7 +407,7 @@ fn a_locked_log_does_not_hold_up_jobs_for_ever(db: &Db) {
     // Nobody waits for the lock but those who read.
     locker.run("rollback");
     batch.succeed(&mut session);
-    let waiting = "select count(*) from pg_locks where relation = 'pg_background_log'::regclass and not granted \
+    let waiting = "select count(*) from pg_locks where relation = 'background_mgr.log'::regclass and not granted \
                    and database = (select oid from pg_database where datname = current_database())";
     assert_eq!(watcher.value(waiting), "0");
 }

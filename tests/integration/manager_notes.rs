@@ -74,9 +74,10 @@ fn work_committed_under_a_locked_log_is_known_after_a_crash() {
     let followed = format!("select status from pg_background_monitor('{parent}', false)");
     assert_eq!(session.rows(&followed), ["succeeded"]);
     // It is nobody else's, however he asks.
-    let state = "select s.status, s.result from pg_background_state('{child}', {epoch}, null, true, false) as s"
+    let state = "select s.status, s.result from background_mgr.state('{child}', {epoch}, null, true, false) as s"
         .replace("{child}", &batch.children[0])
-        .replace("{epoch}", &batch.log(&mut session, 0, "epoch"));
+        .replace("{epoch}", &session.value("select max(epoch) from background_mgr.log"));
+    session.run("grant usage on schema background_mgr to weak");
     let mut weak = cluster.client("postgres").user("weak").connect();
     assert_eq!(session.rows(&state), ["succeeded|[{\"pg_advisory_xact_lock_shared\":\"\"}]"]);
     assert_eq!(weak.rows(&state), ["lost|∅"]);

@@ -223,11 +223,11 @@ fn a_batch_keeps_its_name(db: &Db) {
     session.run("insert into wanted values (1)");
     retry(&mut session, &batch.parent);
     wait_at_gate(&mut session, 2);
-    for view in ["pg_background_live()", "pg_background_jobs"] {
+    for view in ["background_mgr.live()", "pg_background_jobs"] {
         let query = format!("select name from {view} where uuid_parent = '{}' order by uuid_child", batch.parent);
         assert_eq!(session.rows(&query), ["its own", "the name"], "{view}");
     }
-    let live = format!("select distinct batch_name from pg_background_live() where uuid_parent = '{}'", batch.parent);
+    let live = format!("select distinct batch_name from background_mgr.live() where uuid_parent = '{}'", batch.parent);
     assert_eq!(session.rows(&live), ["the name"]);
     let batches = format!("select name from pg_background_batches where uuid_parent = '{}'", batch.parent);
     assert_eq!(session.rows(&batches), ["the name"]);
@@ -241,12 +241,12 @@ fn the_options_hold_for_every_retry(db: &Db) {
     let options =
         r#"{"mode": "sequential", "max_attempts": 2, "timeout": "1 day", "max_workers": 3, "retry_delay": "2 ms"}"#;
     let batch = Batch::launch_with(&mut session, &["select 1 / 0", "select 1 / 0"], options);
-    let kept = "select options from pg_background_log order by uuid_child";
+    let kept = "select options from background_mgr.log order by uuid_child";
     let expected = r#"{"mode": "sequential", "timeout": "86400000 ms", "max_workers": 3, "retry_delay": "2 ms", "max_attempts": 2}"#;
     for attempts in ["2", "4", "6", "8"] {
         assert_eq!(batch.finish(&mut session), ["failed", "failed"]);
         assert_eq!(batch.column(&mut session, "attempts"), [attempts, attempts]);
-        let rows = "select concat_ws(' ', status, attempts) from pg_background_log";
+        let rows = "select concat_ws(' ', status, attempts) from background_mgr.log";
         wait_until("the rows are final", || session.rows(rows) == times(&format!("failed {attempts}"), 2));
         assert_eq!(session.rows(kept), [expected, expected]);
         holder.run(FREEZE_LOG);
@@ -257,7 +257,7 @@ fn the_options_hold_for_every_retry(db: &Db) {
     // Nothing that was not said is kept.
     let plain = Batch::launch(&mut session, &["select 1"]);
     plain.succeed(&mut session);
-    let kept = format!("select options is null from pg_background_log where uuid_parent = '{}'", plain.parent);
+    let kept = format!("select options is null from background_mgr.log where uuid_parent = '{}'", plain.parent);
     assert_eq!(session.value(&kept), "t");
 }
 
@@ -277,7 +277,7 @@ fn the_options_survive_crashes() {
         }
         let batch = Batch::launch_with(&mut session, &texts, options);
         wait_at_gate(&mut session, 1);
-        let in_log = format!("from pg_background_log where uuid_parent = '{}'", batch.parent);
+        let in_log = format!("from background_mgr.log where uuid_parent = '{}'", batch.parent);
         let count = if is_recorded { "4" } else { "0" };
         assert_eq!(session.value(&format!("select count(*) {in_log}")), count);
         session = crash(&cluster);
@@ -372,7 +372,7 @@ fn what_the_log_says_has_failed_is_run_again(db: &Db) {
     for _ in 0..100 {
         let batch = Batch::launch(&mut session, &["select 1 / 0"]);
         session.run(&format!(
-            "do $$ begin loop perform from pg_background_log where uuid_child = '{0}' and status = 'failed'; \
+            "do $$ begin loop perform from background_mgr.log where uuid_child = '{0}' and status = 'failed'; \
              exit when found; end loop; insert into retried select count(*) from pg_background_retry('{0}'); end $$",
             batch.children[0]
         ));

@@ -264,7 +264,7 @@ fn stranger(db: &Db, name: &str) -> String {
 
 #[track_caller]
 fn assert_denied(session: &mut Session, prefix: &str) {
-    for call in CALLS.iter().chain(&["pg_background_jobs", "pg_background_batches", "pg_background_log"]) {
+    for call in CALLS.iter().chain(&["pg_background_jobs", "pg_background_batches"]) {
         let error = session.error(&format!("select * from {prefix}{call}"));
         assert_eq!(error.sqlstate(), "42501", "{call}: {error}");
     }
@@ -327,8 +327,8 @@ fn a_granted_role_does_not_grant_or_read_the_table(db: &Db) {
     let mut session = db.client().user(&role).connect();
     for text in [
         format!("select pg_background_grant('{other}')"),
-        "select * from pg_background_log".to_owned(),
-        "select nextval(pg_get_serial_sequence('pg_background_log', 'id'))".to_owned(),
+        "select * from background_mgr.log".to_owned(),
+        "select nextval('background_mgr.log_id')".to_owned(),
     ] {
         assert_eq!(session.error(&text).sqlstate(), "42501", "{text}");
     }
@@ -467,11 +467,12 @@ fn members_of_a_superuser_do_not_stop_or_retry_its_jobs(db: &Db) {
 fn what_one_may_not_see_looks_as_what_is_not_there(db: &Db) {
     let stranger = stranger(db, "stranger");
     let mut session = db.session();
-    session.run(&format!("select pg_background_grant('{stranger}')"));
+    session
+        .run(&format!("select pg_background_grant('{stranger}'); grant usage on schema background_mgr to {stranger}"));
     let batch = Batch::launch(&mut session, &["select pg_sleep(600)"]);
     batch.wait_state(&mut session, 0, "running");
-    let epoch = batch.log(&mut session, 0, "epoch");
-    let state = |uuid: &str| format!("select * from public.pg_background_state('{uuid}', {epoch}, null, true, false)");
+    let epoch = session.value("select max(epoch) from background_mgr.log");
+    let state = |uuid: &str| format!("select * from background_mgr.state('{uuid}', {epoch}, null, true, false)");
     let mut other = db.client().user(&stranger).connect();
     let of_nobody = other.rows(&state(crate::manager::NOBODY));
     assert_eq!(other.rows(&state(&batch.children[0])), of_nobody);

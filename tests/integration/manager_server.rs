@@ -323,7 +323,7 @@ fn jobs_outlive_an_extension_that_is_made_again() {
         let ends = [first, "succeeded", "failed", "succeeded"];
         assert_eq!(batch.finish(&mut session), ends, "{held_work}");
         wait_until("the rows of all", || batch.written(&mut session) == ends);
-        let named = "select count(*) from pg_background_log where batch_name = 'the name'";
+        let named = "select count(*) from background_mgr.log where batch_name = 'the name'";
         assert_eq!(session.value(named), "4");
     }
     assert_eq!(session.rows("select a, count(*) from ran group by a order by a"), ["1|1", "2|3"]);
@@ -487,7 +487,7 @@ fn a_database_that_is_dropped_while_its_jobs_wait_harms_nobody() {
 
 /// The states of a batch's jobs as the server knows them without any log.
 fn kept(admin: &mut Session, batch: &Batch) -> Vec<String> {
-    admin.rows(&format!("select status from pg_background_live() where uuid_parent = '{}'", batch.parent))
+    admin.rows(&format!("select status from background_mgr.live() where uuid_parent = '{}'", batch.parent))
 }
 
 /// A job of database postgres ends while its log is locked; then the one place for workers is another's. Gives the job, and

@@ -174,8 +174,8 @@ fn an_old_snapshot_shows_how_jobs_have_ended(db: &Db) {
         let now = session.rows(&whole(batch));
         assert_eq!(old.rows(&whole(batch)), now, "as long as the server knows them");
     }
-    let known = format!("select count(*) from pg_background_live() where uuid_parent = '{}'", batch.parent);
-    let runs = "select count(*) from pg_background_live() where status in ('queued', 'running') and is_recorded \
+    let known = format!("select count(*) from background_mgr.live() where uuid_parent = '{}'", batch.parent);
+    let runs = "select count(*) from background_mgr.live() where status in ('queued', 'running') and is_recorded \
                 and database = (select oid from pg_database where datname = current_database())";
     wait_until("the server has forgotten them", || {
         assert_eq!(old.rows(runs), ["0"]);
@@ -198,7 +198,7 @@ fn a_row_that_was_deleted_is_not_seen_to_run(db: &Db) {
     gate.open();
     batch.succeed(&mut session);
     session.run("delete from log_background");
-    let known = format!("select count(*) from pg_background_live() where uuid_parent = '{}'", batch.parent);
+    let known = format!("select count(*) from background_mgr.live() where uuid_parent = '{}'", batch.parent);
     wait_until("the server has forgotten it", || {
         let states = batch.states(&mut old);
         assert!(states.is_empty() || states == ["succeeded"], "{states:?}");
@@ -212,7 +212,7 @@ fn what_was_stopped_is_stopped_for_everybody(db: &Db) {
     let gate = Gate::close(db.session());
     let batch = Batch::launch_with(&mut session, &times(gate::WAIT, 300), r#"{"max_workers": 2}"#);
     wait_at_gate(&mut session, 2);
-    let known = format!("select count(*) from pg_background_live() where uuid_parent = '{}'", batch.parent);
+    let known = format!("select count(*) from background_mgr.live() where uuid_parent = '{}'", batch.parent);
     old.run("begin isolation level repeatable read");
     assert_eq!(old.value("select count(*) from log_background where status = 'running'"), "2");
     assert_eq!(stop(&mut session, &batch.parent), times("stopped", 300));
@@ -243,7 +243,7 @@ fn views_are_read_beside_a_parallel_plan(db: &Db) {
     assert_eq!(batch.states(&mut old), ["running"]);
     gate.open();
     batch.succeed(&mut session);
-    let known = format!("select count(*) from pg_background_live() where uuid_parent = '{}'", batch.parent);
+    let known = format!("select count(*) from background_mgr.live() where uuid_parent = '{}'", batch.parent);
     wait_until("the server has forgotten it", || session.value(&known) == "0");
     assert!(old.rows("explain (costs off) select count(*) from big").concat().contains("Gather"));
     for view in ["log_background", "pg_background_jobs", "pg_background_batches"] {

@@ -156,7 +156,7 @@ fn a_stopped_job_says_who_stopped_it(db: &Db) {
     assert_eq!(batch.column(&mut session, row), expected);
     holder.run("rollback");
     wait_until("the rows are written", || {
-        session.value("select count(*) from pg_background_live() where not is_recorded or end_time_exec is null") == "0"
+        admin.value("select count(*) from background_mgr.live() where not is_recorded or end_time_exec is null") == "0"
     });
     assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
     assert_eq!(batch.column(&mut session, row), expected);

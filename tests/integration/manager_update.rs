@@ -14,11 +14,11 @@ pub fn cases() -> Vec<Case> {
 fn add_versions(installation: &Installation) {
     let directory = installation.extensions();
     let file = |versions: &str| directory.join(format!("pg_background_mgr--{versions}.sql"));
-    let script = fs::read_to_string(file("0.1.0")).expect("the script of the extension");
+    let script = fs::read_to_string(file("0.2.0")).expect("the script of the extension");
     fs::write(file("0.0.8"), script).expect("a script");
     fs::write(file("0.0.8--0.0.9"), "COMMENT ON VIEW log_background IS 'updated';\n").expect("a script");
-    let later = "ALTER TABLE pg_background_log ADD COLUMN later pg_catalog.text DEFAULT 'later';\n";
-    fs::write(file("0.0.9--0.1.0"), later).expect("a script");
+    let later = "ALTER MATERIALIZED VIEW background_mgr.log OWNER TO CURRENT_USER;\n";
+    fs::write(file("0.0.9--0.2.0"), later).expect("a script");
 }
 
 #[track_caller]
@@ -78,7 +78,7 @@ fn the_extension_is_updated_with_jobs_in_every_state() {
     let fourth = Batch::launch(&mut session, &["insert into ran values (4)", "select 1 / 0"]);
     let running = "select pid from log_background where status = 'running'";
     let before = admin.rows(running);
-    update(&mut admin, "0.1.0");
+    update(&mut admin, "0.2.0");
     assert_eq!(admin.rows(running), before);
     let counts = "select status, count(*) from log_background group by status order by status";
     assert_eq!(admin.rows(counts), ["failed|1", "queued|6", "running|2", "succeeded|3"]);

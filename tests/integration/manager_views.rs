@@ -255,7 +255,7 @@ fn a_look_costs_what_it_shows() {
     let many = format!("array_fill({}::text, array[10000])", literal(gate::WAIT));
     let recorded = Batch::call(&mut session, &format!("pg_background_launch_num({many})"));
     wait_at_gate(&mut session, 2);
-    assert_eq!(session.value("select count(*) from pg_background_log"), "10000");
+    assert_eq!(session.value("select count(*) from background_mgr.log"), "10000");
     Batch::call(&mut session, &format!("pg_background_launch_num({many})"));
     let small = Batch::launch(&mut session, &["select 1", "select 2"]);
     // Quadratic, they would take minutes.

@@ -184,7 +184,7 @@ fn a_row_that_the_log_does_not_keep_needs_no_memory() {
     let mut session = limited.cluster.session("postgres");
     let batch = Batch::launch(&mut session, &["select repeat('x', 300000000)"]);
     batch.succeed(&mut session);
-    let log = "select result || ' ' || row_count from pg_background_log";
+    let log = "select result || ' ' || row_count from background_mgr.log";
     assert_eq!(session.value(&format!("{log} where uuid_child = '{}'", batch.children[0])), "[] 1");
     limited.assert_unharmed();
 }

@@ -28,11 +28,11 @@ pub const MEMBERS: &str =
     "pg_depend d join pg_extension e on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid \
     and d.deptype = 'e' and e.extname = 'pg_background_mgr'";
 
-/// The interface: every function of the extension but the two that give it.
+/// The interface: every function of the extension but the two that give it, and what only the extension itself calls.
 fn interface() -> String {
     format!(
         "select p.oid from {MEMBERS} join pg_proc p on d.classid = 'pg_proc'::regclass and d.objid = p.oid \
-         where p.proname not in ('pg_background_grant', 'pg_background_revoke')"
+         where p.proname not in ('pg_background_grant', 'pg_background_revoke', 'log_rows', 'delete_job')"
     )
 }
 
@@ -337,7 +337,7 @@ fn assert_works_in_schema(db: &Db, schema: &str) {
     assert_eq!(session.error(&launch).sqlstate(), "42501");
     let members = admin.value(&format!(
         "select count(*) from {MEMBERS} join pg_proc p on d.classid = 'pg_proc'::regclass and d.objid = p.oid \
-         where p.pronamespace <> e.extnamespace"
+         where p.pronamespace <> e.extnamespace and p.pronamespace <> 'background_mgr'::regnamespace"
     ));
     assert_eq!(members, "0");
 }

@@ -1,7 +1,7 @@
 //! That nothing which others create is taken for what the extension's own SQL means.
 
 use crate::gate::{self, Gate};
-use crate::manager::{crash, wait_at_gate, Batch};
+use crate::manager::{crash, wait_at_gate, Batch, LOCK_LOG};
 use crate::privileges::{assert_all, assert_none, stranger, MEMBERS};
 use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session};
 
@@ -12,8 +12,6 @@ pub fn cases() -> Vec<Case> {
         case!(objects_first_in_a_jobs_search_path_have_no_effect),
         case!(the_schema_of_the_extension_does_not_decide_its_types),
         case!(a_function_that_is_in_the_way_is_not_taken_over),
-        case!(triggers_on_the_log_do_not_run_with_the_rights_it_is_written_with),
-        case!(an_owner_of_the_log_has_no_code_run_with_the_rights_it_is_written_with),
         private_case!(namesakes_of_the_extensions_functions_are_not_called),
         private_case!(objects_first_in_the_search_path_have_no_effect_on_what_a_crash_left),
         private_case!(a_table_under_the_logs_name_is_not_written),
@@ -184,14 +182,14 @@ fn a_function_that_is_in_the_way_is_not_taken_over(db: &Db) {
 /// Functions that a call of the extension's own could mean, too, if it said less than it does.
 fn namesakes(schema: &str) -> String {
     let signatures = [
-        "pg_background_live(uuid, boolean)",
-        "pg_background_live(text, boolean)",
-        "pg_background_live(boolean)",
-        "pg_background_live(boolean, text)",
-        "pg_background_spooled(text)",
-        "pg_background_spooled(variadic text[])",
-        "pg_background_state(uuid, bigint)",
-        "pg_background_state(uuid, bigint, oid, text)",
+        "live(uuid, boolean)",
+        "live(text, boolean)",
+        "live(boolean)",
+        "live(boolean, text)",
+        "spooled(text)",
+        "spooled(variadic text[])",
+        "state(uuid, bigint)",
+        "state(uuid, bigint, oid, text)",
     ];
     let create = |signature: &str| {
         format!(
@@ -206,9 +204,9 @@ fn namesakes(schema: &str) -> String {
 fn rivals(schema: &str) -> String {
     namesakes(schema)
         + &[
-            "pg_background_live(boolean, boolean, int default 0)",
-            "pg_background_spooled(int default 0)",
-            "pg_background_state(uuid, bigint, oid, boolean, boolean, int default 0)",
+            "live(boolean, boolean, int default 0)",
+            "spooled(int default 0)",
+            "state(uuid, bigint, oid, boolean, boolean, int default 0)",
         ]
         .map(|signature| {
             format!(
@@ -222,7 +220,7 @@ fn rivals(schema: &str) -> String {
 /// What the table has, once nothing of a batch is queued there any more.
 fn written(session: &mut Session, parent: &str) -> Vec<String> {
     let query = format!(
-        "select status from public.pg_background_log where uuid_parent OPERATOR(pg_catalog.=) '{parent}' order by uuid_child"
+        "select status from background_mgr.log where uuid_parent OPERATOR(pg_catalog.=) '{parent}' order by uuid_child"
     );
     wait_until("the final rows", || {
         let states = session.rows(&query);
@@ -237,15 +235,16 @@ fn namesakes_of_the_extensions_functions_are_not_called() {
     let mut session = cluster.session("postgres");
     session.run(EVIL);
     session.run(&rivals("public"));
+    session.run(&rivals("background_mgr"));
     // The trap works.
-    let trapped = session.error("select public.pg_background_live(null::uuid, true)");
+    let trapped = session.error("select background_mgr.live(null::uuid, true)");
     assert_eq!(trapped.sqlstate(), "EV1L0");
     let batch = Batch::launch(&mut session, &["select 1", "select 1 / 0"]);
     assert_eq!(written(&mut session, &batch.parent), ["succeeded", "failed"]);
     // One that is in the table when the server goes down, and one that is only in a file.
     let running = Batch::launch(&mut session, &["select pg_sleep(600)"]);
     running.wait_state(&mut session, 0, "running");
-    session.run("begin; lock table pg_background_log in access exclusive mode");
+    session.run(LOCK_LOG);
     let spooled =
         Batch::call(&mut cluster.session("postgres"), "pg_background_launch_num(array['select pg_sleep(600)'])");
     let mut session = crash(&cluster);
@@ -298,119 +297,53 @@ fn objects_first_in_the_search_path_have_no_effect_on_what_a_crash_left() {
 }
 
 /// Makes another log under the name of the first; whoever writes it makes `mallory` a superuser.
-const SWAP: &str = "alter schema bg rename to hidden; create schema bg; \
-    create table bg.pg_background_log (like hidden.pg_background_log); \
-    create function bg.spring() returns trigger language plpgsql as \
+const SWAP: &str = "alter schema background_mgr rename to hidden; create schema background_mgr; \
+    create table background_mgr.log (like hidden.log); \
+    create function background_mgr.spring() returns trigger language plpgsql as \
     $f$ begin alter role mallory superuser; return null; end $f$; \
-    create trigger trap before insert or update or delete on bg.pg_background_log for each statement execute function bg.spring()";
+    create trigger trap before insert or update or delete on background_mgr.log for each statement \
+    execute function background_mgr.spring()";
 
-/// The owner of a schema may rename it at any moment, and need not be a superuser: of `public` it is the database's since 15.
+/// The owner of a schema may rename it at any moment, and need not be a superuser.
 fn a_table_under_the_logs_name_is_not_written() {
     let cluster = Cluster::start_new(&[]);
     let mut session = cluster.session("postgres");
     session.run(
         "create role mallory login; grant create on database postgres to mallory; \
-         create schema bg authorization mallory; create extension pg_background_mgr schema bg; \
-         select bg.pg_background_grant('mallory'); grant usage on schema bg to public; \
-         grant select on bg.pg_background_log to mallory",
+         create extension pg_background_mgr; select pg_background_grant('mallory'); \
+         alter schema background_mgr owner to mallory; grant select on background_mgr.log to mallory",
     );
     let mut mallory = cluster.client("postgres").user("mallory").connect();
-    let call = |session: &mut Session, schema: &str, job: &str| {
-        let launch = format!("select uuid_parent from {schema}.pg_background_launch_num(array[{}])", literal(job));
+    let call = |session: &mut Session, job: &str| {
+        let launch = format!("select uuid_parent from pg_background_launch_num(array[{}])", literal(job));
         session.value(&launch)
     };
     let ended = |session: &mut Session, parent: &str| {
-        let query = format!("select status from hidden.pg_background_log where uuid_parent = '{parent}'");
+        let query = format!("select status from hidden.log where uuid_parent = '{parent}'");
         wait_until("the final row", || session.rows(&query).first().is_some_and(|state| state != "queued"));
         session.value(&query)
     };
     let assert_no_superuser = |session: &mut Session| {
         assert_eq!(session.value("select rolsuper from pg_roles where rolname = 'mallory'"), "f");
     };
-    let undo = "drop schema bg cascade; alter schema hidden rename to bg";
+    let undo = "drop schema background_mgr cascade; alter schema hidden rename to background_mgr";
     // The job itself does it.
-    let parent = call(&mut mallory, "bg", SWAP);
+    let parent = call(&mut mallory, SWAP);
     wait_until("another log", || session.value("select count(*) from pg_namespace where nspname = 'hidden'") == "1");
     assert_eq!(ended(&mut session, &parent), "succeeded");
     assert_no_superuser(&mut session);
     session.run(undo);
     // Somebody does it while a job of somebody else runs, whose worker has written the log before.
     let gate = Gate::close(cluster.session("postgres"));
-    let parent = call(&mut session, "bg", &format!("{}; select 1", gate::WAIT));
+    let parent = call(&mut session, &format!("{}; select 1", gate::WAIT));
     wait_at_gate(&mut session, 1);
     mallory.run(SWAP);
     gate.open();
     assert_eq!(ended(&mut session, &parent), "succeeded");
     assert_no_superuser(&mut session);
     // What comes after it finds the extension where it is now.
-    let parent = call(&mut session, "hidden", "select 1 / 0");
+    let parent = call(&mut session, "select 1 / 0");
     assert_eq!(ended(&mut session, &parent), "failed");
-    assert_eq!(session.value("select hidden.pg_background_prune('0')"), "3");
+    assert_eq!(session.value("select pg_background_prune('0')"), "3");
     assert_no_superuser(&mut session);
-}
-
-/// A job of the superuser; its state at the end, and whether the role has become a superuser.
-#[track_caller]
-fn run_beside(session: &mut Session, role: &str) -> (String, String) {
-    let launched =
-        "select string_agg(status, ' ') from pg_background_launch_num(array['select 1'], p_exec_type => 'sync')";
-    let status = session.value(launched);
-    (status, session.value(&format!("select rolsuper from pg_roles where rolname = '{role}'")))
-}
-
-/// A function in a schema of the role's own that makes the role a superuser, if it runs with the rights for that.
-fn escalation(role: &str) -> String {
-    format!(
-        "create function {role}.escalate() returns trigger language plpgsql as \
-         $$ begin execute 'alter role {role} superuser'; return coalesce(new, old); end $$"
-    )
-}
-
-fn triggers_on_the_log_do_not_run_with_the_rights_it_is_written_with(db: &Db) {
-    let role = db.role("mallory", "login");
-    let mut admin = db.session();
-    admin
-        .run(&format!("create schema {role} authorization {role}; grant all on all tables in schema public to {role}"));
-    let mut mallory = db.client().user(&role).connect();
-    mallory.run(&escalation(&role));
-    for (name, when) in [("early", "before"), ("late", "after")] {
-        for each in ["row", "statement"] {
-            mallory.run(&format!(
-                "create trigger {name}_{each} {when} insert or update or delete on public.pg_background_log \
-                 for each {each} execute function {role}.escalate()"
-            ));
-        }
-    }
-    let key = "create table referrer (job uuid references public.pg_background_log (uuid_child))";
-    mallory.run(&format!("set search_path = {role}; {key}"));
-    assert_eq!(run_beside(&mut admin, &role), ("succeeded".into(), "f".into()));
-    assert_eq!(admin.value("select count(*) from pg_background_log where status = 'succeeded'"), "1");
-    mallory.run("insert into referrer select uuid_child from public.pg_background_launch_num(array['select 1'], p_exec_type => 'sync')");
-    assert_eq!(admin.value("select pg_background_prune('0')"), "2");
-    assert_eq!(admin.value(&format!("select rolsuper from pg_roles where rolname = '{role}'")), "f");
-    admin.run(&format!("drop owned by {role} cascade"));
-}
-
-fn an_owner_of_the_log_has_no_code_run_with_the_rights_it_is_written_with(db: &Db) {
-    let role = db.role("owner", "login");
-    let mut admin = db.session();
-    admin.run(&format!("create schema {role} authorization {role}; alter table pg_background_log owner to {role}"));
-    let mut owner = db.client().user(&role).connect();
-    owner.run(&escalation(&role));
-    owner.run(&format!(
-        "create trigger escalate before insert or update on public.pg_background_log for each row \
-         execute function {role}.escalate(); \
-         alter table public.pg_background_log enable always trigger escalate"
-    ));
-    // The job runs; its row waits until the log is a superuser's and has no such trigger.
-    assert_eq!(run_beside(&mut admin, &role), ("succeeded".into(), "f".into()));
-    assert_eq!(admin.error("select pg_background_prune('0')").sqlstate(), "55000");
-    admin.run("alter table pg_background_log owner to postgres");
-    assert_eq!(run_beside(&mut admin, &role), ("succeeded".into(), "f".into()));
-    assert_eq!(admin.value("select count(*) from pg_background_log"), "0");
-    admin.run("drop trigger escalate on pg_background_log");
-    wait_until("the rows are written", || {
-        admin.value("select count(*) from pg_background_log where status = 'succeeded'") == "2"
-    });
-    admin.run(&format!("drop owned by {role} cascade"));
 }

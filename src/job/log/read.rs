@@ -1,9 +1,10 @@
 //! What the log says of jobs, as things are now.
 
-use super::{find, launches_left, number, parse_uuid, relation, relations, require, table};
+use super::rows::{self, Column, Entry};
+use super::{find, launches_left, number_of_log, relation, relations, require};
 use crate::error::Error;
 use crate::ffi::typed_rows::Cell;
-use crate::ffi::{area, lock, role, session, spi, transaction};
+use crate::ffi::{area, lock, role, session, transaction};
 use crate::job::note::{self, End};
 use crate::job::registry::State;
 use crate::protocol::{sqlstate, Outcome};
@@ -22,12 +23,22 @@ pub struct Known {
 /// Can the log be read now? Somebody may have it for himself. If so, it can until the end of the transaction. Raises
 /// [`Error::LogMissing`] (55000) where the extension has none.
 pub fn is_readable() -> bool {
-    if !find() {
-        return false;
+    find() && readable().is_some()
+}
+
+/// The log, if it can be read now: its oid.
+fn readable() -> Option<u32> {
+    let log = number_of_log();
+    if log == 0 && find() {
+        require(relations());
     }
-    let found = relations();
-    require(found);
-    lock::try_to_read(found.log)
+    (log != 0 && lock::try_to_read(log)).then_some(log)
+}
+
+/// What `take` makes of the rows of these jobs, or of the jobs of these batches, as they are now. None = somebody has
+/// the log for himself.
+fn read<T>(uuids: &[[u8; 16]], take: impl Fn(Entry) -> T) -> Option<Vec<T>> {
+    role::as_cluster_owner(|| readable().map(|log| rows::read(log, uuids, take)))
 }
 
 /// A job, or the jobs of a batch, as the log has them now. Lost ones are told from those that wait.
@@ -35,34 +46,28 @@ pub fn is_readable() -> bool {
 /// # Errors
 /// [`Error::LogLocked`] (55P03): somebody has the log for himself.
 pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
-    let rows = role::as_cluster_owner(|| {
-        if !is_readable() {
-            return None;
-        }
-        let sql = [
-            b"SELECT uuid_child, status, owner, login, pid, epoch, database, ".as_slice(),
-            &microseconds("queued_at"),
-            b" FROM ",
-            &table(),
-            b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1",
-        ]
-        .concat();
-        Some(spi::query(&sql, &[Cell::Uuid(*uuid)], true))
-    });
-    let rows = rows.ok_or(Error::LogLocked)?;
+    let of_row = |row: Entry| {
+        let known = Known {
+            uuid: row.uuid(Column::UuidChild),
+            state: row.text(Column::Status).unwrap_or_default(),
+            owner: row.oid(Column::Owner),
+            login: row.oid(Column::Login),
+            pid: row.int(Column::Pid),
+        };
+        let launched = row.big_int(Column::QueuedAt).unwrap_or(0);
+        (known, row.big_int(Column::Epoch).unwrap_or(0), row.oid(Column::Database), launched)
+    };
+    let rows = read(std::slice::from_ref(uuid), of_row).ok_or(Error::LogLocked)?;
     let mut notes = note::Left::default();
     let mut launches = HashMap::new();
     let states: Vec<Known> = rows
         .into_iter()
-        .filter_map(|row| {
-            let mut row = row.into_iter();
-            let (uuid, state) = (parse_uuid(row.next()?)?, row.next()??);
-            let (owner, login) = (number(row.next()?), number(row.next()?));
-            let pid = row.next()?.map(|pid| number(Some(pid)));
-            let (epoch, database) = (number(row.next()?), number(row.next()?));
-            launches.insert(uuid, number(row.next()?));
-            let state = if is_left(&state, epoch, database) { state_left(&mut notes, epoch, &uuid) } else { state };
-            Some(Known { uuid, state, owner, login, pid })
+        .map(|(known, epoch, database, launched)| {
+            launches.insert(known.uuid, launched);
+            match is_left(&known.state, epoch, database) {
+                true => Known { state: state_left(&mut notes, epoch, &known.uuid), ..known },
+                false => known,
+            }
         })
         .collect();
     let mut left = Vec::new();
@@ -93,55 +98,45 @@ pub enum Fate {
 /// What the log says of a job, as things are now, whatever the snapshot of the caller. None = somebody has the log
 /// for himself.
 pub fn fate(uuid: &[u8; 16]) -> Option<Fate> {
-    let row = role::as_cluster_owner(|| {
-        if !is_readable() {
-            return None;
-        }
-        let sql = [
-            b"SELECT owner, status, pid, ".as_slice(),
-            &microseconds("start_time_exec"),
-            b", ",
-            &microseconds("end_time_exec"),
-            b", attempts, result, row_count, result_truncated, command_tag, sqlstate, message, detail, hint, context FROM ",
-            &table(),
-            b" WHERE uuid_child OPERATOR(pg_catalog.=) $1",
-        ]
-        .concat();
-        Some(spi::query(&sql, &[Cell::Uuid(*uuid)], true).pop())
-    })?;
-    Some(row.map_or(Fate::Gone, fate_of))
+    let row = read(std::slice::from_ref(uuid), fate_of)?.pop();
+    Some(row.unwrap_or(Fate::Gone))
 }
 
-fn fate_of(row: spi::Row) -> Fate {
-    let mut row = row.into_iter();
-    let mut next = || row.next().flatten();
-    let owner = number(next());
-    let name = next().unwrap_or_default();
+fn fate_of(row: Entry) -> Fate {
+    let owner = row.oid(Column::Owner);
+    let name = row.text(Column::Status).unwrap_or_default();
     let state = State::ALL.into_iter().find(|state| state.is_final() && state.name().as_bytes() == name);
     let Some(state) = state else { return Fate::Open { owner } };
     let end = End {
         state,
-        pid: next().map(|pid| number(Some(pid))),
-        started: next().map(|at| number(Some(at))),
-        ended: next().map(|at| number(Some(at))),
-        attempts: number(next()),
+        pid: row.int(Column::Pid),
+        started: row.big_int(Column::StartTimeExec),
+        ended: row.big_int(Column::EndTimeExec),
+        attempts: attempts_of(&row),
         outcome: Outcome {
-            result: next(),
-            row_count: next().map(|count| number(Some(count))),
-            is_truncated: next().is_some_and(|is_truncated| is_truncated == b"t"),
-            command_tag: next(),
-            sqlstate: next().and_then(|code| code.try_into().ok()).map_or(0, |code| sqlstate(&code)),
-            message: next(),
-            detail: next(),
-            hint: next(),
-            context: next(),
+            result: row.text(Column::Result),
+            row_count: row.big_int(Column::RowCount),
+            is_truncated: row.bool(Column::ResultTruncated),
+            command_tag: row.text(Column::CommandTag),
+            sqlstate: row
+                .text(Column::Sqlstate)
+                .and_then(|code| code.try_into().ok())
+                .map_or(0, |code| sqlstate(&code)),
+            message: row.text(Column::Message),
+            detail: row.text(Column::Detail),
+            hint: row.text(Column::Hint),
+            context: row.text(Column::Context),
         },
     };
     Fate::Ended { owner, end: Box::new(end) }
 }
 
-/// Jobs as the log has them, and those of files instead that were launched later; in the order of their uuids. `launches`:
-/// when those of the log were launched last.
+fn attempts_of(row: &Entry) -> u32 {
+    row.int(Column::Attempts).map_or(0, i32::unsigned_abs)
+}
+
+/// Jobs as the log has them, and those of files instead that were launched later; in the order of their uuids.
+/// `launches`: when those of the log were launched last.
 fn with_left<T>(
     mut logged: Vec<T>,
     mut left: Vec<(i64, T)>,
@@ -158,23 +153,13 @@ fn with_left<T>(
     logged
 }
 
-/// A time in microseconds since 2000-01-01 00:00 UTC: the server counts so, but gives seconds since 1970.
-fn microseconds(column: &str) -> Vec<u8> {
-    format!(
-        "pg_catalog.round((pg_catalog.date_part('epoch'::pg_catalog.text, {column}) \
-         OPERATOR(pg_catalog.-) 946684800::pg_catalog.float8) OPERATOR(pg_catalog.*) 1000000::pg_catalog.float8)\
-         ::pg_catalog.int8"
-    )
-    .into_bytes()
-}
-
 /// Has a server left the job behind that has died since, or the database that this one was copied from?
 fn is_left(state: &[u8], epoch: i64, database: u32) -> bool {
     state == State::Queued.name().as_bytes() && (epoch != area::epoch() || database != session::database())
 }
 
-/// What has become of a job that a server which has died left behind. A standby says queued of what nobody runs there: there
-/// is nothing to wait for.
+/// What has become of a job that a server which has died left behind. A standby says queued of what nobody runs there:
+/// there is nothing to wait for.
 fn state_left(notes: &mut note::Left, epoch: i64, uuid: &[u8; 16]) -> Vec<u8> {
     let trace = if transaction::in_recovery() { None } else { notes.of(epoch, uuid) };
     trace.and_then(|trace| trace.end).map_or(b"lost".to_vec(), |end| end.state.name().into())
@@ -193,32 +178,26 @@ pub struct Repeat {
 
 /// Those of these jobs that have not succeeded, as they were launched last; in the order of their uuids.
 pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
-    let list = jobs.iter().map(|job| Some(uuid::Uuid::from_bytes(*job).hyphenated().to_string().into_bytes()));
-    let sql = [
-        b"SELECT uuid_child, query, name, attempts, batch_name, options, status, epoch, database, ".as_slice(),
-        &microseconds("queued_at"),
-        b" FROM ",
-        &table(),
-        b" WHERE uuid_child OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.uuid[])",
-    ]
-    .concat();
-    let rows = role::as_cluster_owner(|| spi::query(&sql, &[Cell::Texts(list.collect())], true));
+    let of_row = |row: Entry| {
+        let job = Repeat {
+            uuid: row.uuid(Column::UuidChild),
+            query: row.text(Column::Query).unwrap_or_default(),
+            name: row.text(Column::Name),
+            attempts: attempts_of(&row),
+            batch_name: row.text(Column::BatchName),
+            options: row.json(Column::Options),
+        };
+        let state = row.text(Column::Status).unwrap_or_default();
+        let launched = row.big_int(Column::QueuedAt).unwrap_or(0);
+        (job, state, row.big_int(Column::Epoch).unwrap_or(0), row.oid(Column::Database), launched)
+    };
+    let rows = read(jobs, of_row).unwrap_or_default();
     let mut notes = note::Left::default();
     let mut launches = HashMap::new();
     let found: Vec<Repeat> = rows
         .into_iter()
-        .filter_map(|row| {
-            let mut row = row.into_iter();
-            let mut job = Repeat {
-                uuid: parse_uuid(row.next()?)?,
-                query: row.next()??,
-                name: row.next()?,
-                attempts: number(row.next()?),
-                batch_name: row.next()?,
-                options: row.next()?,
-            };
-            let (state, epoch, database) = (row.next()??, number(row.next()?), number(row.next()?));
-            launches.insert(job.uuid, number(row.next()?));
+        .filter_map(|(mut job, state, epoch, database, launched)| {
+            launches.insert(job.uuid, launched);
             // Somebody else may have launched it again since the caller looked.
             let has_ended = [State::Failed, State::Stopped].iter().any(|end| state == end.name().as_bytes());
             let is_left = is_left(&state, epoch, database);

@@ -3,10 +3,10 @@
 use super::accepted::{self, Batch};
 use super::FinalRow;
 use crate::error::Error;
-use crate::ffi::heap::{self, Heap, Row, Unfit};
+use crate::ffi::heap::{self, Access, Heap, Row, Unfit};
 use crate::ffi::report::{self, Log as LogHere};
 use crate::ffi::typed_rows::Cell;
-use crate::ffi::{area, session};
+use crate::ffi::{alloc, area, session};
 use crate::job::attempt::Attempt;
 use crate::job::note::End;
 use crate::job::registry::{self, State};
@@ -65,8 +65,35 @@ mod types {
 const TYPES: [u32; Column::IsStarted as usize] = {
     use types::*;
     [
-        INT8, INT4, TEXT, INET, NAME, UUID, UUID, TEXT, TEXT, TIMESTAMPTZ, TIMESTAMPTZ, TEXT, TEXT, JSONB, TIMESTAMPTZ,
-        INT4, INT8, BOOL, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, INT8, OID, OID, OID, BOOL,
+        INT8,
+        INT4,
+        TEXT,
+        INET,
+        NAME,
+        UUID,
+        UUID,
+        TEXT,
+        TEXT,
+        TIMESTAMPTZ,
+        TIMESTAMPTZ,
+        TEXT,
+        TEXT,
+        JSONB,
+        TIMESTAMPTZ,
+        INT4,
+        INT8,
+        BOOL,
+        TEXT,
+        TEXT,
+        TEXT,
+        TEXT,
+        TEXT,
+        TEXT,
+        INT8,
+        OID,
+        OID,
+        OID,
+        BOOL,
     ]
 };
 
@@ -99,15 +126,15 @@ const END_COLUMNS: [Column; 5] =
 /// hint, context.
 pub fn outcome_cells(outcome: &Outcome) -> [Cell; 9] {
     [
-        outcome.result.clone().into(),
+        outcome.result.as_deref().into(),
         outcome.row_count.into(),
         Cell::Bool(outcome.is_truncated),
-        outcome.command_tag.clone().into(),
+        outcome.command_tag.as_deref().into(),
         outcome.sqlstate_text().into(),
-        outcome.message.clone().into(),
-        outcome.detail.clone().into(),
-        outcome.hint.clone().into(),
-        outcome.context.clone().into(),
+        outcome.message.as_deref().into(),
+        outcome.detail.as_deref().into(),
+        outcome.hint.as_deref().into(),
+        outcome.context.as_deref().into(),
     ]
 }
 
@@ -133,7 +160,10 @@ fn changes<const N: usize>(columns: [Column; N], cells: [Cell; N]) -> impl Itera
 /// What a row says of a job that is over, or of an attempt that is.
 fn end_changes(end: &End) -> Changes {
     let started = [(Column::IsStarted as usize, Cell::Bool(true))];
-    changes(END_COLUMNS, end_cells(end)).chain(changes(OUTCOME_COLUMNS, outcome_cells(&end.outcome))).chain(started).collect()
+    changes(END_COLUMNS, end_cells(end))
+        .chain(changes(OUTCOME_COLUMNS, outcome_cells(&end.outcome)))
+        .chain(started)
+        .collect()
 }
 
 /// The log, held and open to be written.
@@ -143,15 +173,68 @@ pub struct Rows<'a> {
     sequence: u32,
 }
 
-/// Opens the log to write its rows. A lock on it is held. Raises [`Error::LogAltered`] (55000) if that could run code of
-/// others.
+/// Opens the log to write its rows. A lock on it is held. Raises [`Error::LogAltered`] (55000) if that could run code
+/// of others. None = it is gone.
 pub fn open<T>(log: u32, sequence: u32, body: impl FnOnce(&Rows) -> T) -> Option<T> {
-    match heap::with(log, &TYPES, |heap| body(&Rows { heap, sequence })) {
+    with(log, Access::Write, |heap| body(&Rows { heap, sequence }))
+}
+
+fn with<T>(log: u32, access: Access, body: impl FnOnce(&Heap) -> T) -> Option<T> {
+    match heap::with(log, &TYPES, access, body) {
         Ok(value) => return Some(value),
         Err(Unfit::Gone) => {}
         Err(Unfit::Altered) => report::emit(&Report::from(Error::LogAltered), LogHere::Here),
     }
     None
+}
+
+/// A row as the log has it.
+pub struct Entry(Row);
+
+impl Entry {
+    pub fn text(&self, column: Column) -> Option<Vec<u8>> {
+        self.0.text(column as usize)
+    }
+
+    pub fn json(&self, column: Column) -> Option<Vec<u8>> {
+        self.0.json(column as usize)
+    }
+
+    pub fn uuid(&self, column: Column) -> [u8; 16] {
+        self.0.uuid(column as usize).unwrap_or_default()
+    }
+
+    pub fn int(&self, column: Column) -> Option<i32> {
+        self.0.int(column as usize)
+    }
+
+    pub fn big_int(&self, column: Column) -> Option<i64> {
+        self.0.big_int(column as usize)
+    }
+
+    pub fn oid(&self, column: Column) -> u32 {
+        self.0.oid(column as usize).unwrap_or(0)
+    }
+
+    pub fn bool(&self, column: Column) -> bool {
+        self.0.bool(column as usize).unwrap_or(false)
+    }
+}
+
+/// Returns what `take` makes of the rows of these jobs, or of the jobs of these batches, as they are now. A lock on the
+/// log is held. Raises [`Error::LogAltered`] (55000).
+pub fn read<T>(log: u32, uuids: &[[u8; 16]], take: impl Fn(Entry) -> T) -> Vec<T> {
+    let mut found = Vec::new();
+    with(log, Access::Read, |heap| {
+        for uuid in uuids {
+            let column = if registry::ordinal_of(uuid) == 0 { Column::UuidParent } else { Column::UuidChild };
+            heap.each_of(column as usize, uuid, |row| {
+                alloc::check();
+                found.push(take(Entry(row)));
+            });
+        }
+    });
+    found
 }
 
 impl Rows<'_> {
@@ -164,10 +247,10 @@ impl Rows<'_> {
         self.find(uuid).filter(is_open)
     }
 
-    /// Writes the row of a job that was accepted; `is_older`: one that the log has already is changed only if it is of a
-    /// launch before this one.
-    pub fn accept(&self, batch: &Batch, job: &Job, is_older: bool) {
-        let Some(row) = self.find(&job.uuid) else { return self.insert(batch, job, &[]) };
+    /// Writes the row of a job that was accepted; `is_older`: one that the log has already is changed only if it is of
+    /// a launch before this one.
+    pub fn accept(&self, batch: &Batch, job: Job, is_older: bool) {
+        let Some(row) = self.find(&job.uuid) else { return self.insert(batch, job, Vec::new()) };
         // Launched again: the row is that of this launch from now on.
         if !is_older || row.big_int(Column::QueuedAt as usize).is_some_and(|before| before < batch.queued_at) {
             let columns = [Column::Status, Column::Epoch, Column::Database, Column::IsStarted, Column::QueuedAt];
@@ -185,20 +268,20 @@ impl Rows<'_> {
         }
     }
 
-    fn insert(&self, batch: &Batch, job: &Job, more: &[(usize, Cell)]) {
+    fn insert(&self, batch: &Batch, job: Job, more: Changes) {
         let mut cells = vec![Cell::Null; TYPES.len()];
         let mut set = |column: usize, cell: Cell| cells[column - 1] = cell;
         let known = [
             (Column::Id, Cell::BigInt(heap::next_value(self.sequence))),
             (Column::Status, Cell::Text(State::Queued.name().into())),
-            (Column::IpClient, batch.client.into()),
-            (Column::UserName, batch.owner_name.into()),
+            (Column::IpClient, batch.client.as_slice().into()),
+            (Column::UserName, batch.owner_name.as_slice().into()),
             (Column::UuidParent, Cell::Uuid(batch.uuid)),
             (Column::UuidChild, Cell::Uuid(job.uuid)),
-            (Column::Query, Cell::Text(job.query.clone())),
-            (Column::Name, job.name.clone().into()),
-            (Column::BatchName, batch.name.into()),
-            (Column::Options, job.options.clone().into()),
+            (Column::Query, Cell::Text(job.query)),
+            (Column::Name, job.name.into()),
+            (Column::BatchName, batch.name.as_deref().into()),
+            (Column::Options, job.options.into()),
             (Column::QueuedAt, Cell::Timestamp(batch.queued_at)),
             (Column::Attempts, Cell::Int(job.attempts as i32)),
             (Column::Epoch, Cell::BigInt(batch.epoch)),
@@ -208,20 +291,19 @@ impl Rows<'_> {
             (Column::IsStarted, Cell::Bool(job.is_begun)),
         ];
         known.into_iter().for_each(|(column, cell)| set(column as usize, cell));
-        more.iter().cloned().for_each(|(column, cell)| set(column, cell));
+        more.into_iter().for_each(|(column, cell)| set(column, cell));
         self.heap.insert(&cells);
     }
 
-    /// Writes how a job ended, or an attempt of it. A row that is gone is written anew: the registry knows all of it until
-    /// the end is in the log.
+    /// Writes how a job ended, or an attempt of it. A row that is gone is written anew: the registry knows all of it
+    /// until the end is in the log.
     pub fn write(&self, row: &FinalRow) {
         match self.find(&row.uuid) {
             Some(found) if is_open(&found) => self.heap.update(&found, end_changes(&row.end)),
             Some(_) => {}
             None => {
                 if let Some(job) = area::read(|memory| registry::job_of(memory, &row.uuid)) {
-                    let (batch, job) = accepted::parts_of(&job);
-                    self.insert(&batch, &job, &end_changes(&row.end));
+                    self.insert(&accepted::batch_of(&job), accepted::row_of(job), end_changes(&row.end));
                 }
             }
         }
@@ -259,8 +341,8 @@ impl Rows<'_> {
         self.find_open(uuid).filter(|row| row.big_int(Column::Epoch as usize) == Some(epoch))
     }
 
-    /// Deletes rows of jobs that ended before `limit`, of one owner or of all, so many or all; gives how many. `waits`: for
-    /// who is about to delete one of them.
+    /// Deletes rows of jobs that ended before `limit`, of one owner or of all, so many or all; gives how many. `waits`:
+    /// for who is about to delete one of them.
     pub fn prune(&self, limit: i64, owner: Option<u32>, count: Option<i64>, waits: bool) -> i64 {
         let mut deleted = 0;
         // What has ended before was queued before: there is an index on that, and no end of a job changes it.
@@ -278,7 +360,8 @@ impl Rows<'_> {
         deleted
     }
 
-    /// Deletes the row of a job that has ended, if `may` lets its owner's be deleted. False = it stays, or is not there.
+    /// Deletes the row of a job that has ended, if `may` lets its owner's be deleted. False = it stays, or is not
+    /// there.
     pub fn delete(&self, uuid: &[u8; 16], may: impl FnOnce(u32) -> bool) -> bool {
         let row = self.find(uuid).filter(is_over);
         let row = row.filter(|row| row.oid(Column::Owner as usize).is_some_and(may));

@@ -231,6 +231,13 @@ pub fn jobs_of(memory: &Memory, place: Place, uuid: &[u8; 16]) -> Vec<JobView> {
     snapshot(memory, &number.into_iter().collect(), None)
 }
 
+/// Returns whether something is still to be written of a batch, or it is still being accepted.
+pub fn is_pending(memory: &Memory, uuid: &[u8; 16]) -> bool {
+    lists::batches_of_uuid(memory, uuid).any(|place| {
+        memory.get::<Batch>(place).is_open == 0 || lists::jobs(memory, place).iter().any(|job| job.is_logged == 0)
+    })
+}
+
 /// Everything of a job that is here.
 pub fn job_of(memory: &Memory, uuid: &[u8; 16]) -> Option<JobView> {
     let found = find(memory, uuid).into_iter().next()?;

@@ -29,8 +29,8 @@ pub use direct::{
 pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish, FEW};
 pub use lists::{ordinal_of, uuid_of};
 pub use look::{
-    accepted_at, find, headers, job_of, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request, running, snapshot,
-    uuid_of_job, Found, Header, JobView, Moment, Pulse, Recorded, Running, RunningJob,
+    accepted_at, find, headers, is_pending, job_of, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request,
+    running, snapshot, uuid_of_job, Found, Header, JobView, Moment, Pulse, Recorded, Running, RunningJob,
 };
 pub use probe::{
     coming, look_late, may_lack_workers, probe_came, refuse_jobs, register_probe, Coming, Late, PROBE, RESTART_AFTER,

@@ -140,7 +140,7 @@ impl Worker {
             // What this worker was when it logged in is not what it would be now: another one comes in its place.
             Ok((false, _)) => {
                 if !self.is_extension_there() {
-                    area::write(|memory| registry::forget_database(memory, self.database, self.index));
+                    self.forget_database();
                 }
                 return false;
             }
@@ -301,6 +301,25 @@ impl Worker {
         interrupt::end_job();
     }
 
+    /// What a server that has died left behind becomes rows.
+    pub(super) fn fold(&mut self) {
+        if let Ok(folded) = log::in_own_transaction(true, || log::fold_left_behind(self.database)) {
+            folded.remove();
+            spool::remove_unknown(area::epoch(), self.database);
+            // Files of databases that are gone concern nobody else.
+            let databases = log::in_own_transaction(false, log::databases).unwrap_or_default();
+            if !databases.is_empty() {
+                spool::sweep(area::epoch(), |database| databases.contains(&database));
+            }
+        }
+    }
+
+    /// The extension is not in this database any more: forgets its jobs, and what was noted of them.
+    pub(super) fn forget_database(&self) {
+        area::write(|memory| registry::forget_database(memory, self.database, self.index));
+        spool::remove_unknown(area::epoch(), self.database);
+    }
+
     /// Writes the rows of a batch that was accepted.
     pub(super) fn record(&mut self, place: Place) {
         let (uuid, first) =
@@ -311,7 +330,7 @@ impl Worker {
             None
         };
         if recorded.is_none() && !self.is_extension_there() {
-            return area::write(|memory| registry::forget_database(memory, self.database, self.index));
+            return self.forget_database();
         }
         let retry_at = process::now() + LOG_RETRY;
         area::write(|memory| registry::recorded(memory, place, &uuid, recorded, retry_at));
@@ -336,7 +355,7 @@ impl Worker {
         }
         let written = outcome.is_some();
         if !written && !self.is_extension_there() {
-            return area::write(|memory| registry::forget_database(memory, self.database, self.index));
+            return self.forget_database();
         }
         let indexes: Vec<u32> = if written { ended.iter().map(|ended| ended.index).collect() } else { Vec::new() };
         if written {
