@@ -164,10 +164,11 @@ fn lost(message: &str) -> Vec<Cell> {
 
 /// Of a job that was lost in this attempt.
 fn lost_in(attempt: &Attempt) -> Vec<Cell> {
-    let mut row = lost(went_down(Start::Certain));
-    row[1] = Cell::Int(attempt.pid);
-    row[2] = Cell::Timestamp(attempt.started);
-    row[4] = Cell::Int(attempt.attempts as i32);
+    let start = if attempt.pid.is_some() { Start::Certain } else { Start::Perhaps };
+    let mut row = lost(went_down(start));
+    row[1] = attempt.pid.into();
+    row[2] = Cell::timestamp(attempt.started);
+    row[4] = attempt.attempts.map(|attempts| attempts as i32).into();
     row
 }
 

@@ -27,10 +27,11 @@ pub struct Attempt {
     pub uuid: [u8; 16],
     /// The role whose rights it has.
     pub owner: u32,
-    pub pid: i32,
-    pub started: i64,
+    /// This and what follows is not known of one that version 0.1.0 began.
+    pub pid: Option<i32>,
+    pub started: Option<i64>,
     /// How many attempts there were with it.
-    pub attempts: u32,
+    pub attempts: Option<u32>,
 }
 
 /// The content of a file.

@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::{fs, io};
 
-/// What the name of a note ends with.
-pub(super) const NOTE: &str = ".note";
+/// What the name of a note ends with. It tells of what layout the note is.
+pub(super) const NOTE: &str = ".note2";
+/// The same of those that version 0.1.0 wrote.
+const NOTE_OF_0_1_0: &str = ".note";
 
 /// Of a job that was begun.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -99,10 +101,81 @@ impl Left {
 /// Forgets it: the log says more, on disk.
 pub fn remove(epoch: i64, database: u32, uuid: &[u8; 16]) {
     // One that stays is of no interest once the row is final.
-    let _ = fs::remove_file(spool::path(epoch, database, uuid, NOTE));
+    for kind in [NOTE, NOTE_OF_0_1_0] {
+        let _ = fs::remove_file(spool::path(epoch, database, uuid, kind));
+    }
 }
 
 /// Notes for this database by servers that have died since.
 pub fn left_behind(epoch: i64, database: u32) -> Vec<Note> {
-    spool::files_left(epoch, database, NOTE)
+    let mut notes: Vec<Note> = spool::files_left(epoch, database, NOTE);
+    let of_0_1_0: Vec<of_0_1_0::Note> = spool::files_left(epoch, database, NOTE_OF_0_1_0);
+    notes.extend(of_0_1_0.into_iter().map(Note::from));
+    notes
+}
+
+/// Notes as version 0.1.0 wrote them, for a server that has gone down with it and comes up with a newer one.
+mod of_0_1_0 {
+    use super::{Attempt, State};
+    use crate::protocol::Outcome;
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    pub struct Note {
+        epoch: i64,
+        database: u32,
+        uuid: [u8; 16],
+        owner: u32,
+        end: Option<(End, Option<u64>)>,
+    }
+
+    #[derive(Deserialize)]
+    struct End {
+        state: State,
+        pid: Option<i32>,
+        started: Option<i64>,
+        ended: Option<i64>,
+        attempts: u32,
+        result: Option<Vec<u8>>,
+        row_count: Option<i64>,
+        command_tag: Option<Vec<u8>>,
+        sqlstate: i32,
+        message: Option<Vec<u8>>,
+        detail: Option<Vec<u8>>,
+        hint: Option<Vec<u8>>,
+        context: Option<Vec<u8>>,
+    }
+
+    impl From<Note> for super::Note {
+        fn from(note: Note) -> Self {
+            let end = note.end.as_ref().map(|(end, _)| end);
+            let attempt = Attempt {
+                uuid: note.uuid,
+                owner: note.owner,
+                pid: end.and_then(|end| end.pid),
+                started: end.and_then(|end| end.started),
+                attempts: end.map(|end| end.attempts),
+            };
+            let end = note.end.map(|(end, transaction)| (super::End::from(end), transaction));
+            super::Note { epoch: note.epoch, database: note.database, attempt, end }
+        }
+    }
+
+    impl From<End> for super::End {
+        fn from(end: End) -> Self {
+            let End { state, pid, started, ended, attempts, .. } = end;
+            let outcome = Outcome {
+                result: end.result,
+                row_count: end.row_count,
+                is_truncated: false,
+                command_tag: end.command_tag,
+                sqlstate: end.sqlstate,
+                message: end.message,
+                detail: end.detail,
+                hint: end.hint,
+                context: end.context,
+            };
+            super::End { state, pid, started, ended, attempts, outcome }
+        }
+    }
 }

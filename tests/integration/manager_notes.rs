@@ -1,10 +1,12 @@
 //! What the log could not be told before the server went down is known all the same.
 
 use crate::gate::{self, Gate};
-use crate::manager::{crash, drain, load, set_server, wait_at_gate, Batch, LOCK_LOG, NEVER_STARTED, RUNNING, SLEEPING};
+use crate::manager::{
+    crash, drain, load, set_server, wait_at_gate, Batch, LOCK_LOG, NEVER_STARTED, RUNNING, SLEEPING, UNKNOWN,
+};
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session, Stop};
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 pub fn cases() -> Vec<Case> {
@@ -15,6 +17,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(work_that_was_not_committed_is_not_taken_for_done),
         private_case!(a_shutdown_under_a_locked_log_forgets_nothing),
         private_case!(a_note_goes_when_the_log_says_more),
+        private_case!(notes_of_the_first_version_are_read),
         private_case!(who_may_read_the_data_directory_may_read_the_files),
         private_case!(a_standby_does_not_show_what_it_was_copied_with),
         private_case!(what_the_log_would_not_keep_does_not_come_back),
@@ -148,7 +151,7 @@ fn work_that_was_not_committed_is_not_taken_for_done() {
         let waiting = "select count(*) from pg_locks where locktype = 'advisory' and objid = 4711 and not granted";
         session.value(waiting) == "2"
     });
-    let noted = files(&cluster).iter().filter(|file| file.ends_with(".note")).count();
+    let noted = files(&cluster).iter().filter(|file| file.ends_with(".note2")).count();
     assert_eq!(noted, 2);
     let mut session = crash(&cluster);
     drop(gate);
@@ -181,6 +184,134 @@ fn a_shutdown_under_a_locked_log_forgets_nothing() {
     }
 }
 
+/// Numbers and texts as they are in a note.
+#[derive(Default)]
+struct Bytes(Vec<u8>);
+
+impl Bytes {
+    fn number(mut self, mut number: u64) -> Self {
+        while number >= 0x80 {
+            self.0.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        self.0.push(number as u8);
+        self
+    }
+
+    fn signed(self, number: i64) -> Self {
+        self.number(((number << 1) ^ (number >> 63)) as u64)
+    }
+
+    fn text(self, text: &str) -> Self {
+        let mut bytes = self.number(text.len() as u64);
+        bytes.0.extend_from_slice(text.as_bytes());
+        bytes
+    }
+}
+
+/// A server goes down with the library of version 0.1.0 and comes up with a newer one.
+fn notes_of_the_first_version_are_read() {
+    let (cluster, mut session) = begin();
+    let mut locker = cluster.session("postgres");
+    locker.run(LOCK_LOG);
+    let texts =
+        ["insert into ran values (1)", "select 1 / 0", "select pg_sleep(600)", "select pg_sleep(600), 2", "select 5"];
+    let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
+    wait_until("the job's statement", || session.value(SLEEPING) == "1");
+    cluster.stop(Stop::Immediate);
+    let directory = cluster.data().join("pg_background_mgr");
+    let path = |child: usize, kind: &str| {
+        let uuid = batch.children[child].replace('-', "");
+        let left = files(&cluster);
+        let first = left.iter().find(|name| name.ends_with(".note2")).expect("a note");
+        let (place, _) = first.rsplit_once('-').expect("its name");
+        directory.join(format!("{place}-{uuid}{kind}"))
+    };
+    // What each note of then said first.
+    let head = |child: usize| {
+        let path = path(child, ".note");
+        let name = path.file_name().and_then(|name| name.to_str()).expect("ASCII").to_owned();
+        let parts: Vec<&str> = name.split('-').collect();
+        let epoch = u64::from_str_radix(parts[0], 16).expect("an epoch");
+        let mut bytes = Bytes::default().signed(epoch as i64).number(parts[1].parse().expect("a database"));
+        let uuid = batch.children[child].replace('-', "");
+        bytes.0.extend((0..16).map(|at| u8::from_str_radix(&uuid[2 * at..2 * at + 2], 16).expect("digits")));
+        bytes.number(10)
+    };
+    let started = 700_000_000_000_000;
+    // State, process, start, end, attempts.
+    let ended = |child: usize, state: u64| {
+        let bytes = head(child).number(1).number(state).number(1).signed(4711).number(1).signed(started);
+        bytes.number(1).signed(started + 1_000_000).number(1)
+    };
+    let sqlstate: i64 = b"22012".iter().rev().fold(0, |packed, byte| (packed << 6) + i64::from(byte - b'0'));
+    let notes = [
+        // Tags, rows, tag, no error; whatever transactions were committed.
+        ended(0, 2)
+            .number(1)
+            .text(r#"["INSERT 0 1"]"#)
+            .number(1)
+            .signed(1)
+            .number(1)
+            .text("INSERT 0 1")
+            .signed(0)
+            .number(0)
+            .number(0)
+            .number(0)
+            .number(0)
+            .number(0),
+        ended(1, 3)
+            .number(0)
+            .number(0)
+            .number(0)
+            .signed(sqlstate)
+            .number(1)
+            .text("division by zero")
+            .number(0)
+            .number(0)
+            .number(0)
+            .number(0),
+        // No more than that it was begun.
+        head(2).number(0),
+        // It ended with a transaction that was not committed.
+        ended(3, 2)
+            .number(1)
+            .text("[]")
+            .number(1)
+            .signed(0)
+            .number(0)
+            .signed(0)
+            .number(0)
+            .number(0)
+            .number(0)
+            .number(0)
+            .number(1)
+            .number(4_000_000_000),
+    ];
+    let written: Vec<_> = notes.into_iter().enumerate().map(|(child, note)| (path(child, ".note"), note.0)).collect();
+    for entry in fs::read_dir(&directory).expect("its files") {
+        let path = entry.expect("a file").path();
+        if path.extension().is_some() {
+            fs::remove_file(path).expect("a note or an attempt");
+        }
+    }
+    for (path, note) in written {
+        fs::write(&path, note).expect("a note");
+        let directory = fs::metadata(&directory).expect("the directory");
+        std::os::unix::fs::chown(&path, Some(directory.uid()), Some(directory.gid())).expect("a file of the server's");
+    }
+    cluster.start();
+    let mut session = cluster.session("postgres");
+    let states = ["succeeded", "failed", "lost", "lost", "lost"];
+    assert_eq!(batch.states(&mut session), states);
+    let messages = ["∅", "division by zero", UNKNOWN, RUNNING, NEVER_STARTED];
+    assert_eq!(batch.column(&mut session, "message"), messages);
+    let told =
+        "concat_ws(' ', pid, extract(epoch from end_time_exec - start_time_exec)::int, attempts, row_count, sqlstate)";
+    assert_eq!(batch.column(&mut session, told), ["4711 1 1 1", "4711 1 1 22012", "0", "4711 1", "0"]);
+    assert_same_as_rows(&cluster, &mut session, &batch, &states);
+}
+
 fn a_note_goes_when_the_log_says_more() {
     let (cluster, mut session) = begin();
     let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -197,7 +328,7 @@ fn a_note_goes_when_the_log_says_more() {
         let followed = format!("select status from pg_background_monitor('{}', false) order by 1", batch.parent);
         assert_eq!(session.rows(&followed).join(" "), states);
     }
-    assert!(files(&cluster).iter().any(|file| file.ends_with(".note")));
+    assert!(files(&cluster).iter().any(|file| file.ends_with(".note2")));
     locker.run("rollback");
     wait_until("no files", || files(&cluster).is_empty());
     assert_eq!(first.written(&mut session), ["succeeded", "failed"]);

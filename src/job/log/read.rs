@@ -202,7 +202,7 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
             let has_ended = [State::Failed, State::Stopped].iter().any(|end| state == end.name().as_bytes());
             let is_left = is_left(&state, epoch, database);
             if let Some(trace) = is_left.then(|| notes.of(epoch, &job.uuid)).flatten() {
-                job.attempts = job.attempts.max(trace.attempt.attempts);
+                job.attempts = job.attempts.max(trace.attempt.attempts.unwrap_or(0));
             }
             (has_ended || is_left).then_some(job)
         })

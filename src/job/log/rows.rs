@@ -320,12 +320,12 @@ impl Rows<'_> {
 
     /// Writes which attempt of a job was running when its server, that of `epoch`, died.
     pub fn fold_attempt(&self, epoch: i64, attempt: &Attempt) {
-        let attempts = attempt.attempts as i32;
         let Some(row) = self.find_left(epoch, &attempt.uuid) else { return };
-        if row.int(Column::Attempts as usize).is_some_and(|before| before <= attempts) {
+        let Some(before) = row.int(Column::Attempts as usize) else { return };
+        let attempts = attempt.attempts.map_or(before, |attempts| attempts as i32);
+        if before <= attempts {
             let columns = [Column::IsStarted, Column::Pid, Column::StartTimeExec, Column::Attempts];
-            let cells =
-                [Cell::Bool(true), Cell::Int(attempt.pid), Cell::Timestamp(attempt.started), Cell::Int(attempts)];
+            let cells = [Cell::Bool(true), attempt.pid.into(), Cell::timestamp(attempt.started), Cell::Int(attempts)];
             self.heap.update(&row, changes(columns, cells));
         }
     }

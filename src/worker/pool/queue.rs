@@ -203,9 +203,9 @@ impl Worker {
         let attempt = Attempt {
             uuid: job.uuid,
             owner: job.owner,
-            pid: session::pid(),
-            started: job.started,
-            attempts: job.attempt,
+            pid: Some(session::pid()),
+            started: Some(job.started),
+            attempts: Some(job.attempt),
         };
         if !is_marked {
             log::note_begun(attempt);
