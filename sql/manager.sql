@@ -184,18 +184,18 @@ COMMENT ON TRIGGER delete_job ON log_background IS
 
 -- Who was granted TRIGGER on the view, as GRANT ALL does, can have a trigger for each DELETE, which runs with the rights of
 -- who deletes. This is looked for when a DELETE is planned, before any trigger runs: so it is declared to be immutable.
-CREATE FUNCTION background_mgr.has_trap(relation pg_catalog.regclass)
+CREATE FUNCTION background_mgr.has_triggers_of_others(relation pg_catalog.regclass)
 RETURNS pg_catalog.bool
-AS 'MODULE_PATHNAME', 'pg_background_has_trap'
+AS 'MODULE_PATHNAME', 'pg_background_has_triggers_of_others'
 LANGUAGE c IMMUTABLE PARALLEL UNSAFE;
 
-COMMENT ON FUNCTION background_mgr.has_trap(pg_catalog.regclass) IS
+COMMENT ON FUNCTION background_mgr.has_triggers_of_others(pg_catalog.regclass) IS
 'Refuses a DELETE on a view that has a trigger of others. For the rule on log_background.';
 
-CREATE RULE no_trap AS ON DELETE TO log_background WHERE background_mgr.has_trap('log_background'::pg_catalog.regclass)
+CREATE RULE refuse_triggers_of_others AS ON DELETE TO log_background WHERE background_mgr.has_triggers_of_others('log_background'::pg_catalog.regclass)
 DO INSTEAD NOTHING;
 
-COMMENT ON RULE no_trap ON log_background IS
+COMMENT ON RULE refuse_triggers_of_others ON log_background IS
 'Refuses a DELETE that would run triggers of others.';
 
 COMMENT ON VIEW log_background IS

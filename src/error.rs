@@ -143,7 +143,7 @@ pub enum Error {
     #[error("the function can only be called by the trigger of log_background")]
     NotOwnTrigger,
     #[error("log_background has a trigger that is not part of extension pg_background_mgr")]
-    Trap,
+    ForeignTrigger,
     #[error("the log of pg_background_mgr cannot be refreshed")]
     LogRefresh,
     /// Its oid.
@@ -240,7 +240,7 @@ impl Error {
             TooFewWorkers { .. } | FewerAllowed { .. } | NoWorkers | Stuck | SingleUser => b"53000",
             InRecovery | StopInRecovery => b"25006",
             NotCommitted | NothingToRetry(_) | NotLogged(_) | FollowsItself | ForeignRelation(_) | LogAltered
-            | LogMissing | LogRefresh | Trap => b"55000",
+            | LogMissing | LogRefresh | ForeignTrigger => b"55000",
             Spooled(_) => b"58030",
             LogLocked => b"55P03",
             NoSuchJob(_) => b"42704",
@@ -335,7 +335,7 @@ impl Error {
                      method to heap."
                 }
                 Error::LogMissing => "You may need to run ALTER EXTENSION pg_background_mgr UPDATE.",
-                Error::Trap => {
+                Error::ForeignTrigger => {
                     "It would run with your rights. Drop it, or delete old rows with pg_background_prune."
                 }
                 Error::LogRefresh => "Delete rows with DELETE FROM log_background or with pg_background_prune.",

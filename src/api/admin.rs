@@ -1,4 +1,4 @@
-//! `pg_background_grant`, `pg_background_revoke`; `pg_background_take_back`, for the scripts that make the extension.
+//! `pg_background_grant`, `pg_background_revoke`.
 
 use crate::error::{Error, Text};
 use crate::ffi::fmgr::{sql_function, Call, Value};
@@ -22,15 +22,6 @@ fn revoke(call: &Call) -> Result<Value, Error> {
     let role = granted_role(call)?;
     spi::execute(&[b"REVOKE EXECUTE ON FUNCTION ", interface().as_slice(), b" FROM ", &role].concat());
     spi::execute(&[b"REVOKE SELECT ON ", views().as_slice(), b" FROM ", &role].concat());
-    Ok(Value::Void)
-}
-
-/// `pg_background_take_back() RETURNS void`
-///
-/// Takes away what others may do with the members of the extension: what a new object gives to PUBLIC, and what default
-/// privileges have given. With the rights of the caller, who makes the extension.
-fn take_back(_call: &Call) -> Result<Value, Error> {
-    spi::select(catalog::RIGHTS_OF_OTHERS).iter().for_each(|revoke| spi::execute(revoke));
     Ok(Value::Void)
 }
 
@@ -59,4 +50,3 @@ fn granted_role(call: &Call) -> Result<Vec<u8>, Error> {
 
 sql_function!(pg_background_grant, pg_finfo_pg_background_grant, grant);
 sql_function!(pg_background_revoke, pg_finfo_pg_background_revoke, revoke);
-sql_function!(pg_background_take_back, pg_finfo_pg_background_take_back, take_back);

@@ -3,4 +3,5 @@
 mod admin;
 mod classic;
 mod manager;
+mod update;
 mod views;

@@ -1,6 +1,6 @@
 //! What the views ask of the registry: `pg_background_live`, `_spooled`, `_state`; what fills the log when it is made
 //! or refreshed, `pg_background_log_rows`; and what happens to a row that is deleted from `log_background`,
-//! `pg_background_delete_job` and `_has_trap`.
+//! `pg_background_delete_job` and `_has_triggers_of_others`.
 
 use crate::error::Error;
 use crate::ffi::fmgr::{sql_function, Call, Value};
@@ -212,17 +212,21 @@ fn delete_job(call: &Call) -> Result<Value, Error> {
     Ok(Value::Row(uuid.is_some_and(|uuid| session::delete(&uuid)).then_some(row)))
 }
 
-/// `pg_background_has_trap(relation regclass) RETURNS bool`
+/// `pg_background_has_triggers_of_others(relation regclass) RETURNS bool`
 ///
 /// Of a relation with a trigger of others, which would run with the rights of who deletes: an error. Else false.
-fn has_trap(call: &Call) -> Result<Value, Error> {
+fn has_triggers_of_others(call: &Call) -> Result<Value, Error> {
     match call.oid(0) {
-        Some(relation) if own_sql::has_trigger_of_others(relation) => Err(Error::Trap),
+        Some(relation) if own_sql::has_trigger_of_others(relation) => Err(Error::ForeignTrigger),
         _ => Ok(Value::Bool(false)),
     }
 }
 
-sql_function!(pg_background_has_trap, pg_finfo_pg_background_has_trap, has_trap);
+sql_function!(
+    pg_background_has_triggers_of_others,
+    pg_finfo_pg_background_has_triggers_of_others,
+    has_triggers_of_others
+);
 sql_function!(pg_background_log_rows, pg_finfo_pg_background_log_rows, log_rows);
 sql_function!(pg_background_delete_job, pg_finfo_pg_background_delete_job, delete_job);
 sql_function!(pg_background_live, pg_finfo_pg_background_live, live);

@@ -127,3 +127,16 @@ pub fn launcher_lives() -> bool {
     // SAFETY: a worker has an entry; the lookup takes and releases a lock.
     unsafe { !pg_sys::BackendPidGetProc((*pg_sys::MyBgworkerEntry).bgw_notify_pid).is_null() }
 }
+
+/// Runs `body` as if no script of an extension ran: what it grants are not rights that the extension comes with
+/// (aclchk.c, `recordExtensionInitPriv`). An error in it ends the script, and the server leaves it (extension.c,
+/// `execute_extension_script`).
+pub fn outside_of_script(body: impl FnOnce()) {
+    // SAFETY: a variable of this process; a script that runs goes on after it.
+    let before = unsafe { pg_sys::creating_extension };
+    // SAFETY: as above.
+    unsafe { pg_sys::creating_extension = false };
+    body();
+    // SAFETY: as above.
+    unsafe { pg_sys::creating_extension = before };
+}

@@ -102,35 +102,3 @@ pub const VIEWS: &str = "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
      AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\" \
      AND c.relkind OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\" \
      AND c.relnamespace OPERATOR(pg_catalog.=) e.extnamespace ORDER BY 1";
-
-/// What others than the owners may do with the members of the extension, as commands that take it away.
-pub const RIGHTS_OF_OTHERS: &str =
-    "SELECT DISTINCT pg_catalog.concat('REVOKE ALL ON ', m.kind, ' ', m.name, ' FROM ', \
-         CASE WHEN r.rolname IS NULL THEN 'PUBLIC'::pg_catalog.text \
-             ELSE pg_catalog.quote_ident(r.rolname::pg_catalog.text) END, \
-         ' CASCADE') \
-     FROM pg_catalog.pg_extension AS e \
-     JOIN pg_catalog.pg_depend AS d ON d.refobjid OPERATOR(pg_catalog.=) e.oid \
-     JOIN (SELECT p.tableoid AS catalog, p.oid, 'ROUTINE'::pg_catalog.text AS kind, p.proowner AS owner, \
-             pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, \
-                 pg_catalog.pg_get_function_identity_arguments(p.oid)) AS name, \
-             COALESCE(p.proacl, pg_catalog.acldefault('f'::pg_catalog.\"char\", p.proowner)) AS rights \
-         FROM pg_catalog.pg_proc AS p \
-         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
-         UNION ALL \
-         SELECT c.tableoid, c.oid, CASE WHEN c.relkind OPERATOR(pg_catalog.=) 'S'::pg_catalog.\"char\" \
-                 THEN 'SEQUENCE'::pg_catalog.text ELSE 'TABLE'::pg_catalog.text END, c.relowner, \
-             pg_catalog.format('%I.%I', n.nspname, c.relname), c.relacl \
-         FROM pg_catalog.pg_class AS c \
-         JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
-         UNION ALL \
-         SELECT n.tableoid, n.oid, 'SCHEMA'::pg_catalog.text, n.nspowner, \
-             pg_catalog.quote_ident(n.nspname::pg_catalog.text), \
-             n.nspacl \
-         FROM pg_catalog.pg_namespace AS n) AS m \
-         ON m.oid OPERATOR(pg_catalog.=) d.objid AND m.catalog OPERATOR(pg_catalog.=) d.classid \
-     JOIN LATERAL pg_catalog.aclexplode(m.rights) AS a ON a.grantee OPERATOR(pg_catalog.<>) m.owner \
-     LEFT JOIN pg_catalog.pg_roles AS r ON r.oid OPERATOR(pg_catalog.=) a.grantee \
-     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name \
-     AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
-     AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\"";

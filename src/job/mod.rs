@@ -11,6 +11,7 @@ pub mod nesting;
 pub mod note;
 pub mod pool;
 pub mod registry;
+pub mod rights;
 pub mod spec;
 pub mod spool;
 pub mod table;

@@ -142,6 +142,7 @@ mod manager_attack;
 mod manager_server;
 // The extension is updated under its jobs.
 mod manager_update;
+mod manager_version;
 // What a job leaves in its process.
 mod manager_reset;
 // Deaths of all kinds.
@@ -235,6 +236,7 @@ fn main() -> ExitCode {
         manager_attack::cases(),
         manager_server::cases(),
         manager_update::cases(),
+        manager_version::cases(),
         manager_reset::cases(),
         manager_faults::cases(),
         manager_idle::cases(),
