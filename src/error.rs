@@ -109,7 +109,7 @@ pub enum Error {
     NotOwner,
     #[error("background job queue is full")]
     QueueFull { wanted: u64, free: u64, limit: u64 },
-    /// How many bytes could not be had.
+    /// Counts the bytes that could not be had.
     #[error("out of memory")]
     OutOfMemory(usize),
     #[error("value of parameter \"{0}\" that was given for this session is refused")]

@@ -40,8 +40,8 @@ pub fn define() {
 /// Raises an error where the values of the settings are not those of the configuration.
 ///
 /// # Errors
-/// [`Error::SettingRefused`] (55P02): before the library is loaded, a client may give any value, in place of that of the
-/// configuration, which this process does not know then.
+/// [`Error::SettingRefused`] (55P02): before the library is loaded, a client may give any value, in place of that of
+/// the configuration, which this process does not know then.
 pub fn check() -> Result<(), Error> {
     REFUSED.with_borrow(|name| name.as_ref().map_or(Ok(()), |name| Err(Error::SettingRefused(Text::new(name)))))
 }

@@ -1,4 +1,4 @@
-//! What the scripts that make and update the extension call, with the rights of who runs them.
+//! Functions for the scripts that make and update the extension, with the rights of the role that runs them.
 
 use crate::error::Error;
 use crate::ffi::fmgr::{sql_function, Call, Value};

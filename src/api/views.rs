@@ -1,6 +1,6 @@
-//! What the views ask of the registry: `pg_background_live`, `_spooled`, `_state`; what fills the log when it is made
-//! or refreshed, `pg_background_log_rows`; and what happens to a row that is deleted from `log_background`,
-//! `pg_background_delete_job` and `_has_triggers_of_others`.
+//! Functions for the views, which ask the registry: `pg_background_live`, `_spooled`, `_state`; what fills the log
+//! when it is made or refreshed, `pg_background_log_rows`; and what happens to a row that is deleted from
+//! `log_background`, `pg_background_delete_job` and `_has_triggers_of_others`.
 
 use crate::error::Error;
 use crate::ffi::fmgr::{sql_function, Call, Value};

@@ -1,9 +1,9 @@
 //! Memory of Rust's own allocator, which ends the process when there is no more: the server then restarts all others.
 //!
 //! Memory whose size or number a user decides is asked for here, and raises 53200 as the server's own does. Small
-//! pieces that meet an exhausted process come out of a reserve, so that there is enough to raise the error with. The server
-//! copies errors on their way through Rust, and cannot raise another one then (pgrx, `pg_guard_ffi_boundary`): for that there
-//! is spare memory, which is given back when an error is raised and there is no more.
+//! pieces that meet an exhausted process come out of a reserve, so that there is enough to raise the error with. The
+//! server copies errors on their way through Rust, and cannot raise another one then (pgrx, `pg_guard_ffi_boundary`):
+//! for that there is spare memory, which is given back when an error is raised and there is no more.
 
 use super::process_local::{slot, ProcessLocal, Slot};
 use super::report::{self, Log};
@@ -125,7 +125,7 @@ thread_local! {
 /// More than the reserve gives, so that it is the system's.
 pub const SPARE_BYTES: usize = 2 * LARGEST_BYTES;
 
-/// Is there so much that an error can be copied?
+/// Returns whether there is so much that an error can be copied.
 fn is_enough() -> bool {
     has(SPARE_BYTES)
 }

@@ -60,7 +60,8 @@ thread_local! {
 pub const LARGE: usize = 256 * 1024;
 /// How many of these there may be. The server's number of segments is bounded; without one it is in the area.
 const OWN_SEGMENTS: u32 = 32;
-/// References into such a segment: this bit, its handle, and the offset. Those of the area are lower (dsa.h, `DSA_MAX_SEGMENTS`).
+/// References into such a segment: this bit, its handle, and the offset. Those of the area are lower (dsa.h,
+/// `DSA_MAX_SEGMENTS`).
 const OWN: u64 = 1 << 63;
 const OFFSET_BITS: u32 = 31;
 
@@ -168,8 +169,8 @@ impl Drop for Held {
     }
 }
 
-/// While this lives, errors can be caught also in a process that ends (elog.c, `errstart`), and what is made belongs to no
-/// transaction.
+/// While this lives, errors can be caught also in a process that ends (elog.c, `errstart`), and what is made belongs
+/// to no transaction.
 struct Alone {
     owner: pg_sys::ResourceOwner,
     is_ending: bool,
@@ -366,8 +367,8 @@ impl Memory {
         self.header.root.store(root, Ordering::Release);
     }
 
-    /// Takes zeroed bytes. None = the server has no memory for them, or no segment; then the lock was let go for a moment,
-    /// and what the caller has seen may have changed.
+    /// Takes zeroed bytes. None = the server has no memory for them, or no segment; then the lock was let go for a
+    /// moment, and what the caller has seen may have changed.
     pub fn allocate(&mut self, bytes: usize) -> Option<u64> {
         if self.area.is_null() {
             return None;
@@ -415,9 +416,9 @@ impl Memory {
             take()
         });
         if outcome.is_err() {
-            // An area that cannot grow raises with its own locks held, which have no names (dsa.c, `make_new_segment`).
-            // SAFETY: as after any error (errfinish sets the counts to zero); our lock is the only other one, and is taken
-            // again.
+            // An area that cannot grow raises with its own locks held, which have no names (dsa.c,
+            // `make_new_segment`). SAFETY: as after any error (errfinish sets the counts to zero); our lock is the
+            // only other one, and is taken again.
             unsafe {
                 (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) = (holds.0 - 1, holds.1);
                 pg_sys::LWLockReleaseAll();

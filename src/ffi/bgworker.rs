@@ -52,8 +52,8 @@ pub fn told() -> [u64; WORDS] {
     }
 }
 
-/// Waits until `pg_stat_activity` shows this worker as one. The postmaster notes its process id after the fork, and the process
-/// may be faster; until then it has no `backend_type` (postmaster.c, `do_start_bgworker`; bgworker.c,
+/// Waits until `pg_stat_activity` shows this worker as one. The postmaster notes its process id after the fork, and
+/// the process may be faster; until then it has no `backend_type` (postmaster.c, `do_start_bgworker`; bgworker.c,
 /// `GetBackgroundWorkerTypeByPid`). Not longer than a second, and serves no interrupts.
 pub fn wait_until_shown() {
     const CHECK: Duration = Duration::from_millis(1);

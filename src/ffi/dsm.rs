@@ -65,7 +65,8 @@ impl Segment {
             Ok(segment) => segment,
             Err(captured) => {
                 let mut captured = *captured;
-                // With dynamic_shared_memory_type = mmap another error may hide the first one (dsm_impl.c, `dsm_impl_mmap`).
+                // With dynamic_shared_memory_type = mmap another error may hide the first one (dsm_impl.c,
+                // `dsm_impl_mmap`).
                 if [sqlstate(b"53100"), sqlstate(b"53200"), sqlstate(b"58P01")].contains(&captured.report.sqlstate) {
                     captured.report.hint.get_or_insert_with(|| SHARED_MEMORY_HINT.into());
                 }

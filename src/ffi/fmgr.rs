@@ -39,7 +39,7 @@ pub enum Value {
     Bool(bool),
     Int(i32),
     BigInt(i64),
-    /// What a trigger for each row gives back; none = nothing is done with the row.
+    /// Gives the row back from a trigger for each row; none = nothing is done with it.
     Row(Option<OldRow>),
 }
 

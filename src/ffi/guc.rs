@@ -35,8 +35,8 @@ pub fn session_settings() -> Vec<Setting> {
     settings
 }
 
-/// Returns the names of this library's settings that a client gave when it connected, or that its role or its database has:
-/// what hides the value of the configuration. To be called also before the library has told the server of them.
+/// Returns the names of this library's settings that a client gave when it connected, or that its role or its database
+/// has: what hides the value of the configuration. To be called also before the library has told the server of them.
 pub fn own_settings_given() -> Vec<Vec<u8>> {
     // SAFETY: variables of this process.
     if unsafe { !pg_sys::IsUnderPostmaster || pg_sys::ParallelWorkerNumber >= 0 } {
@@ -214,13 +214,13 @@ fn is_of_session(source: u32) -> bool {
     is_set(source) || source == pg_sys::GucSource::PGC_S_CLIENT
 }
 
-/// Has it been set since the session began?
+/// Returns whether it has been set since the session began.
 fn is_set(source: u32) -> bool {
     use pg_sys::GucSource::{PGC_S_INTERACTIVE, PGC_S_SESSION};
     [PGC_S_INTERACTIVE, PGC_S_SESSION].contains(&source)
 }
 
-/// Was it given for the session when that began?
+/// Returns whether it was given for the session when that began.
 fn is_given(source: u32) -> bool {
     use pg_sys::GucSource::{PGC_S_CLIENT, PGC_S_DATABASE, PGC_S_DATABASE_USER, PGC_S_GLOBAL, PGC_S_USER};
     [PGC_S_GLOBAL, PGC_S_DATABASE, PGC_S_USER, PGC_S_DATABASE_USER, PGC_S_CLIENT].contains(&source)
@@ -238,8 +238,8 @@ pub fn configured() -> i64 {
     unsafe { pg_sys::PgReloadTime }
 }
 
-/// May somebody who read the configuration at that time know a newer one? A new process has what the server knew when it
-/// started it.
+/// May somebody who read the configuration at that time know a newer one? A new process has what the server knew when
+/// it started it.
 pub fn is_behind(configured: i64) -> bool {
     // SAFETY: a variable of this process.
     let started = unsafe { pg_sys::MyStartTimestamp };

@@ -33,7 +33,7 @@ const F_TIMESTAMPTZ_LT: u32 = 1154;
 const LESS: u16 = 1;
 const EQUAL: u16 = 3;
 
-/// What is done with a relation.
+/// Tells what is done with a relation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Its rows are read as they are now, whatever the transaction's snapshot.
@@ -51,12 +51,12 @@ impl Access {
     }
 }
 
-/// Why a relation cannot be used.
+/// Tells why a relation cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unfit {
-    /// It is not there any more.
+    /// Gone: dropped since it was found.
     Gone,
-    /// It is not what the extension has made: to write it could run code of others.
+    /// Changed from what the extension has made: to write it could run code of others.
     Altered,
 }
 
@@ -65,7 +65,7 @@ pub struct Heap {
     relation: pg_sys::Relation,
     access: Access,
     indexes: Vec<pg_sys::Relation>,
-    /// What inserting into the indexes takes; null if the relation is only read.
+    /// Serves to insert into the indexes; null if the relation is only read.
     writer: pg_sys::CatalogIndexState,
     /// Emptied after each row that is written.
     memory: Context,

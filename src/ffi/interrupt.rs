@@ -17,9 +17,9 @@ pub fn check() {
     }
 }
 
-/// An error was caught. A cancel or a timeout that was one leaves unserved what else was pending, and unmarked (postgres.c,
-/// `ProcessInterrupts`): the next safe point looks again. Without that a DROP DATABASE waits for this process for good, which
-/// has not served its barrier.
+/// An error was caught. A cancel or a timeout that was one leaves unserved what else was pending, and unmarked
+/// (postgres.c, `ProcessInterrupts`): the next safe point looks again. Without that a DROP DATABASE waits for this
+/// process for good, which has not served its barrier.
 pub fn look_again() {
     // SAFETY: a flag of this process; with nothing pending nothing is done.
     unsafe { (&raw mut pg_sys::InterruptPending).write_volatile(1 as _) };
@@ -167,8 +167,8 @@ pub fn end_job() {
     }
 }
 
-/// While this lives, a process that is to end anyway is not ended by a second SIGTERM, as a smart shutdown sends it when the
-/// last session has gone: it writes down what came of its job, which waits for nothing for long.
+/// While this lives, a process that is to end anyway is not ended by a second SIGTERM, as a smart shutdown sends it
+/// when the last session has gone: it writes down what came of its job, which waits for nothing for long.
 #[must_use = "it is so only while the guard lives"]
 pub struct Concluding(());
 
@@ -185,17 +185,16 @@ impl Drop for Concluding {
     }
 }
 
-/// An error is on its way. A job that catches the cancel of a worker that is to end, or that of its own time limit, does
-/// not go on: the next safe point
-/// ends the process. One that does not is over before there is a safe point.
+/// An error is on its way. A job that catches the cancel of a worker that is to end, or that of its own time limit,
+/// does not go on: the next safe point ends the process. One that does not is over before there is a safe point.
 pub fn error_seen() {
     if IN_JOB.load(Ordering::Relaxed) && (is_ending() || is_late()) {
         die_soon();
     }
 }
 
-/// Makes a background worker that has not been given anything to do take signals: SIGTERM has it end when it can, SIGHUP
-/// is only remembered. [`take_signals`] is to follow.
+/// Makes a background worker that has not been given anything to do take signals: SIGTERM has it end when it can,
+/// SIGHUP is only remembered. [`take_signals`] is to follow.
 pub fn take_signals_without_job() {
     serve_signals(Some(on_terminate));
 }
@@ -212,8 +211,8 @@ pub fn take_signals() {
 }
 
 fn serve_signals(on_terminate: SignalHandler) {
-    // SAFETY: the server's own handler or ours, which set flags and a latch; signals are blocked until the last line, or
-    // served already.
+    // SAFETY: the server's own handler or ours, which set flags and a latch; signals are blocked until the last line,
+    // or served already.
     unsafe {
         process::set_signal_handler(SIGTERM, on_terminate);
         process::set_signal_handler(SIGHUP, Some(on_reload));

@@ -47,8 +47,8 @@ impl JsonRows {
         JsonRows { columns, texts, memory: memory() }
     }
 
-    /// Returns a row in the database's encoding; none = it is longer than `limit` bytes. Of one that has a longer text in
-    /// it no JSON is made.
+    /// Returns a row in the database's encoding; none = it is longer than `limit` bytes. Of one that has a longer text
+    /// in it no JSON is made.
     pub fn row(&self, row: &Slot, limit: usize) -> Option<Vec<u8>> {
         let (values, nulls) = row.values();
         let mut texts = values.iter().zip(nulls).zip(&self.texts).filter(|((_, null), is_text)| **is_text && !**null);

@@ -28,8 +28,8 @@ pub fn wait_in(timeout: Option<Duration>, event: u32) {
     interrupt::check();
 }
 
-/// Lets some time go by, and serves no interrupts: for what must not end in between. Ends the process when the postmaster is
-/// gone.
+/// Lets some time go by, and serves no interrupts: for what must not end in between. Ends the process when the
+/// postmaster is gone.
 pub fn pause(time: Duration) {
     let events = pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     let milliseconds = time.as_millis().clamp(1, i32::MAX as u128) as i64;
@@ -44,8 +44,8 @@ const LOOK: Duration = Duration::from_micros(30);
 /// What came within this time was nearly there when the process fell asleep.
 const SOON: Duration = Duration::from_micros(150);
 
-/// Waits for one kind of thing, again and again. When it came soon the last time, the process does not sleep at once the
-/// next time, but looks a little: to be woken takes longer than most short jobs.
+/// Waits for one kind of thing, again and again. When it came soon the last time, the process does not sleep at once
+/// the next time, but looks a little: to be woken takes longer than most short jobs.
 pub struct Patience {
     came_soon: Cell<bool>,
     since: Cell<Option<Instant>>,

@@ -28,8 +28,8 @@ const SETTINGS: Catalog = Catalog { relation: 2964, index: 2965 };
 /// A login as it would be now.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Login {
-    /// Is another one when the session might be another one: the rows in pg_authid, pg_database and pg_db_role_setting, the
-    /// right to connect.
+    /// Is another one when the session might be another one: the rows in pg_authid, pg_database and
+    /// pg_db_role_setting, the right to connect.
     pub state: u64,
     /// It would be refused.
     is_refused: bool,
@@ -59,8 +59,8 @@ pub fn changes() -> u64 {
     }
 }
 
-/// A login of this role to this database; role 0 is the cluster's owner, whatever its name. A transaction is open; what it
-/// has changed itself does not count, for no login sees it.
+/// A login of this role to this database; role 0 is the cluster's owner, whatever its name. A transaction is open;
+/// what it has changed itself does not count, for no login sees it.
 ///
 /// Costs next to nothing as long as no catalog changes.
 pub fn look(database: u32, role: u32) -> Login {
@@ -99,8 +99,8 @@ fn compute(database: u32, role: u32) -> Login {
     // SAFETY: a row of a scan that is open.
     let mut add = |row: pg_sys::HeapTuple| unsafe { row_version(row) }.into_iter().for_each(&mut mix);
     let (mut is_superuser, mut is_limited) = (role == 0, false);
-    // SAFETY: a snapshot of our own, which is let go of at the end; rows of the catalogs begin with what their forms have;
-    // setdatabase and setrole are the first two columns of pg_db_role_setting, and never null.
+    // SAFETY: a snapshot of our own, which is let go of at the end; rows of the catalogs begin with what their forms
+    // have; setdatabase and setrole are the first two columns of pg_db_role_setting, and never null.
     unsafe {
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
         // As if this transaction had not done anything yet.

@@ -56,7 +56,7 @@ pub(super) unsafe fn is_own(relation: pg_sys::Oid) -> bool {
     oid_to_u32(relation) < FIRST_NORMAL_OID || unsafe { is_member(CLASS_RELATION, relation) }
 }
 
-/// Is an object of a catalog a member of the extension?
+/// Returns whether an object of a catalog is a member of the extension.
 ///
 /// # Safety
 /// Inside a transaction.

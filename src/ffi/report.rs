@@ -39,7 +39,7 @@ thread_local! {
     static FILE_NAMES_LOGGED: Slot<HashSet<CString>> = slot(HashSet::new());
     /// The last error that was passed on: a copy of it has another address.
     static LAST_PASSED_ON: Slot<Option<Report>> = const { slot(None) };
-    /// Where a report is copied to.
+    /// Names the place that a report is copied to.
     static REPORT: Cell<Option<&'static memory::Context>> = const { Cell::new(None) };
     static LAST_ERROR: Slot<Option<Captured>> = const { slot(None) };
     static ON_NOTICE: Cell<Option<fn(Report)>> = const { Cell::new(None) };
@@ -83,8 +83,8 @@ impl From<Report> for Captured {
     }
 }
 
-/// Copies of a report in memory until it is sent or logged, at most: it is copied, located, and written into a text that
-/// grows.
+/// Copies of a report in memory until it is sent or logged, at most: it is copied, located, and written into a text
+/// that grows.
 const REPORT_COPIES: usize = 6;
 
 /// Copies the server's report.
@@ -221,8 +221,8 @@ pub fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Box<Captured>> {
         use pg_sys::panic::CaughtError::{ErrorReport, PostgresError, RustPanic};
         let (PostgresError(reduced) | ErrorReport(reduced) | RustPanic { ereport: reduced, .. }) = &error;
         let sqlstate = reduced.sql_error_code() as i32;
-        // What the callback saw last may be an error that was handled on the way; then only the reduced one is left. Its
-        // SQLSTATE tells nothing: pgrx knows only the server's own.
+        // What the callback saw last may be an error that was handled on the way; then only the reduced one is left.
+        // Its SQLSTATE tells nothing: pgrx knows only the server's own.
         let is_same = |captured: &Captured| String::from_utf8_lossy(&captured.report.message) == reduced.message();
         let complete = LAST_ERROR.with_borrow_mut(Option::take).filter(is_same);
         Err(Box::new(complete.unwrap_or_else(|| {

@@ -22,8 +22,8 @@ mod server {
 
 /// Forgets what a job has left in the session. Inside a transaction of its own, before any other work.
 pub fn session() {
-    // As a client's DISCARD ALL has one, which toasted catalog values are read with. Whatever the isolation level of the job was:
-    // others wait, or keep what they have read.
+    // As a client's DISCARD ALL has one, which toasted catalog values are read with. Whatever the isolation level of
+    // the job was: others wait, or keep what they have read.
     transaction::read_committed();
     // SAFETY: a transaction is open; popped below, or by its abort.
     unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };

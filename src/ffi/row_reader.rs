@@ -13,8 +13,8 @@ enum Source {
     Same(usize),
     /// The value of this column through its output function.
     Text(usize, Output),
-    /// This value through its output function, and then through the input function of the caller's column, whose type
-    /// modifier says more.
+    /// Sends the value through its output function, and then through the input function of the caller's column, whose
+    /// type modifier says more.
     Modified(usize, Output, Input),
     /// Always the void value.
     Void,

@@ -1,5 +1,5 @@
-//! Rows of a statement on their way out: values that lie elsewhere are brought in, and types that mean nothing in another
-//! process become text.
+//! Rows of a statement on their way out: values that lie elsewhere are brought in, and types that mean nothing in
+//! another process become text.
 
 use super::memory::Context;
 use super::row_type;

@@ -39,8 +39,8 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Of the queue at this offset. It attaches with the first message, so that the receiver is woken once for both; until
-    /// then the receiver does not learn from the queue that this process has ended.
+    /// Of the queue at this offset. It attaches with the first message, so that the receiver is woken once for both;
+    /// until then the receiver does not learn from the queue that this process has ended.
     pub fn new(segment: &Segment, offset: usize) -> Self {
         Sender { queue: segment.address(offset).cast(), segment: segment.as_raw(), handle: std::ptr::null_mut() }
     }
@@ -49,8 +49,8 @@ impl Sender {
     pub fn attach(&mut self) -> *mut pg_sys::shm_mq_handle {
         if self.handle.is_null() {
             let _switch = Switch::to_process_lifetime();
-            // SAFETY: a queue was created there before this process heard of it, which stays mapped as long as this value is
-            // used; the handle lives as long as the process.
+            // SAFETY: a queue was created there before this process heard of it, which stays mapped as long as this
+            // value is used; the handle lives as long as the process.
             unsafe {
                 pg_sys::shm_mq_set_sender(self.queue, pg_sys::MyProc);
                 self.handle = pg_sys::shm_mq_attach(self.queue, self.segment, std::ptr::null_mut());
@@ -59,8 +59,8 @@ impl Sender {
         self.handle
     }
 
-    /// Sends without waiting. `flush`: the receiver is to know at once; else when there is a good deal, or with the next
-    /// message that is flushed.
+    /// Sends without waiting. `flush`: the receiver is to know at once; else when there is a good deal, or with the
+    /// next message that is flushed.
     ///
     /// # Errors
     /// [`SendError::WouldBlock`]: part of the message may be on its way, so the next one must be the same.

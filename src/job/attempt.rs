@@ -27,7 +27,7 @@ pub struct Attempt {
     pub uuid: [u8; 16],
     /// The role whose rights it has.
     pub owner: u32,
-    /// This and what follows is not known of one that version 0.1.0 began.
+    /// Not known of an attempt that version 0.1.0 began, like all that follows.
     pub pid: Option<i32>,
     pub started: Option<i64>,
     /// How many attempts there were with it.

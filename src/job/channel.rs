@@ -8,15 +8,15 @@
 //! ```
 //! `[L]` the launcher writes it before it names the segment to a worker, `[W]` the worker writes it.
 //!
-//! The segment is pinned until the worker has it: the launcher may be gone before that, once it has told the worker. Whoever comes first of a worker
-//! that attaches and a launcher that gives the launch up takes the pin away.
+//! The segment is pinned until the worker has it: the launcher may be gone before that, once it has told the worker.
+//! Whoever comes first of a worker that attaches and a launcher that gives the launch up takes the pin away.
 //!
-//! The gate makes a launch all or nothing: a new worker runs its job only after the launcher, which may be cancelled while
-//! it waits for the worker to start, has opened it. A process that was started ahead of its job waits until one is there; it
-//! closes the gate for ever when it has waited for long enough.
+//! The gate makes a launch all or nothing: a new worker runs its job only after the launcher, which may be cancelled
+//! while it waits for the worker to start, has opened it. A process that was started ahead of its job waits until one
+//! is there; it closes the gate for ever when it has waited for long enough.
 //!
-//! When the result has been read, launcher and worker may use the segment for the next job: the launcher writes it into
-//! the room, and has the registry tell the worker.
+//! When the result has been read, launcher and worker may use the segment for the next job: the launcher writes it
+//! into the room, and has the registry tell the worker.
 
 use super::registry::Seat;
 use crate::ffi::bgworker::Worker;
@@ -58,7 +58,7 @@ enum Word {
     IsBeingRead,
     /// The worker waits, or will, until somebody takes what does not fit in the queue.
     IsWaiting,
-    /// How many jobs have been written here.
+    /// Counts the jobs that have been written here.
     Number,
     /// The number of the last job whose result is in the queue as a whole, and its bytes.
     Delivered,

@@ -277,7 +277,7 @@ fn open_for_caller<T>(body: impl FnOnce(&Rows) -> T) -> Option<T> {
     open(held, body)
 }
 
-/// Has the log no rows at all? It is locked; none has none.
+/// Returns whether the log has no rows at all, or is not there. It is locked.
 pub fn is_empty() -> bool {
     let Relations { log, .. } = relations();
     log == 0 || heap::is_empty(log)
@@ -296,7 +296,7 @@ pub fn outcome_of(job: &Moment) -> Outcome {
     }
 }
 
-/// What must not change while a worker is logged in: what its login depends on, and the extension. Inside a
+/// Returns what must not change while a worker is logged in: what its login depends on, and the extension. Inside a
 /// transaction.
 pub fn fingerprint(database: u32, login: u32) -> (u64, Vec<u8>) {
     thread_local! {

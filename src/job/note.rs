@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::{fs, io};
 
-/// What the name of a note ends with. It tells of what layout the note is.
+/// Ends the name of a note, and tells of what layout it is.
 pub(super) const NOTE: &str = ".note2";
 /// The same of those that version 0.1.0 wrote.
 const NOTE_OF_0_1_0: &str = ".note";

@@ -15,7 +15,8 @@ const GOING_CHECKS: u32 = 100;
 /// How long a worker that ends waits for a process for the one after it, while other workers end.
 const GOING_PATIENCE: Duration = Duration::from_millis(300);
 
-/// Starts the workers that are wanted now and that there is room for, and sees to those that the server has not started.
+/// Starts the workers that are wanted now and that there is room for, and sees to those that the server has not
+/// started.
 pub fn start_workers() {
     let (starts, late) = area::write(|memory| (registry::plan(memory), registry::look_late(memory)));
     for start in starts {
@@ -71,8 +72,8 @@ pub fn register_after(index: usize, start: Start) -> bool {
     })
 }
 
-/// Registers a worker that comes after one which goes on until there is a process for it. False = there is none yet; `patience`
-/// = how long that one has time. Interrupts are not served meanwhile.
+/// Registers a worker that comes after one which goes on until there is a process for it. False = there is none yet;
+/// `patience` = how long that one has time. Interrupts are not served meanwhile.
 pub fn try_register(start: Start, patience: Duration) -> bool {
     let began = Instant::now();
     loop {
@@ -104,8 +105,8 @@ fn register_with(start: Start, again: impl FnOnce(&dyn Fn() -> Option<Worker>) -
     worker.is_some()
 }
 
-/// Asks for a process while one is on its way out, or can be sent away as it was started ahead of its job. Interrupts are not
-/// served: whatever wants the worker has been promised already.
+/// Asks for a process while one is on its way out, or can be sent away as it was started ahead of its job. Interrupts
+/// are not served: whatever wants the worker has been promised already.
 fn ask_again(ask: &dyn Fn() -> Option<Worker>) -> Option<Worker> {
     // When somebody has waited in vain, others do not: not each claim of a job is to take so long.
     let is_patient = !area::read(registry::is_starved);

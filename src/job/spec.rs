@@ -40,8 +40,8 @@ impl BatchSpec {
     /// text of a jsonb object.
     ///
     /// # Errors
-    /// [`Error::EmptySql`] (22023), [`Error::NoCut`] (42601), [`Error::SqlTooLong`], [`Error::QueryTooLong`] (54000), those of
-    /// the options (22023).
+    /// [`Error::EmptySql`] (22023), [`Error::NoCut`] (42601), [`Error::SqlTooLong`], [`Error::QueryTooLong`] (54000),
+    /// those of the options (22023).
     pub fn from_text(text: &[u8], delimiter: Option<&[u8]>, options: Option<&[u8]>) -> Result<Self, Error> {
         let (batch, defaults) = from_options(options)?;
         let pieces = cut::cut(text, delimiter.unwrap_or_default())?;
@@ -50,8 +50,8 @@ impl BatchSpec {
         batch.with_jobs(queries.map(|query| JobSpec { query, ..defaults.clone() }).collect())
     }
 
-    /// The batch without jobs, and how each of its jobs is run, as [`Manner::to_options`](super::manner::Manner::to_options) has
-    /// kept them.
+    /// The batch without jobs, and how each of its jobs is run, as
+    /// [`Manner::to_options`](super::manner::Manner::to_options) has kept them.
     ///
     /// # Errors
     /// Those of the options (22023): somebody has changed them.
@@ -65,8 +65,8 @@ impl BatchSpec {
     /// The jobs of an array of texts.
     ///
     /// # Errors
-    /// [`Error::NoQuery`], [`Error::EmptyQuery`] (22023), [`Error::NullQuery`] (22004), [`Error::QueryTooLong`] (54000), those
-    /// of the options (22023).
+    /// [`Error::NoQuery`], [`Error::EmptyQuery`] (22023), [`Error::NullQuery`] (22004), [`Error::QueryTooLong`]
+    /// (54000), those of the options (22023).
     pub fn from_array(queries: Vec<Option<Vec<u8>>>, options: Option<&[u8]>) -> Result<Self, Error> {
         let (batch, defaults) = from_options(options)?;
         alloc::ensure(GROWTH * queries.len() * size_of::<JobSpec>());
@@ -162,8 +162,8 @@ fn from_item(place: Place, item: Value, defaults: &JobSpec) -> Result<JobSpec, E
     }
 }
 
-/// The JSON text in the database's encoding. Every such encoding has ASCII, which is all that JSON itself is made of; each
-/// other byte becomes a character of its own, and is what it was after [`to_database`].
+/// The JSON text in the database's encoding. Every such encoding has ASCII, which is all that JSON itself is made of;
+/// each other byte becomes a character of its own, and is what it was after [`to_database`].
 fn parse(json: &[u8]) -> serde_json::Result<Value> {
     alloc::ensure(parsed_bytes(json));
     let text: String = json.iter().copied().map(char::from).collect();

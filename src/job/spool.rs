@@ -142,8 +142,8 @@ pub fn sweep(epoch: i64, exists: impl Fn(u32) -> bool) {
     }
 }
 
-/// Removes the files of this server for jobs of a database that it has nothing to write of any more: the log that was to be
-/// told is gone. First those of batches, for without its notes a batch reads as one that never began.
+/// Removes the files of this server for jobs of a database that it has nothing to write of any more: the log that was
+/// to be told is gone. First those of batches, for without its notes a batch reads as one that never began.
 pub fn remove_unknown(epoch: i64, database: u32) {
     for kind in [BATCH, NOTE] {
         for (uuid, path) in paths(|of| of == epoch, database, kind) {

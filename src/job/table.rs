@@ -22,7 +22,7 @@ pub struct Job {
     pub pid: i32,
     /// The role that was in effect when it was launched: oid. Its result belongs to that role.
     pub role: u32,
-    /// Where the result comes from; none = all that was to be received has been.
+    /// Brings the result; none = all that was to be received has been.
     pub line: Option<Line>,
     /// The worker that has the process id, when that is known no more from the channel.
     pub holder: Option<Holder>,
@@ -44,7 +44,7 @@ pub struct Line {
     is_owing: bool,
     /// All of the last result has been received: its worker lets go of the segment.
     has_ended: bool,
-    /// When the last job was given to it.
+    /// Time at which the last job was given to it.
     since: Instant,
 }
 
@@ -398,7 +398,7 @@ pub fn collect(all: bool) {
 
 /// Counts of what this session has not read.
 pub struct Unread {
-    /// How many results are in shared memory, or will be.
+    /// Counts the results that are in shared memory, or will be.
     pub count: usize,
     /// Bytes of the queues of those, of large ones that were given up while their jobs still run, and of results that
     /// are in this session's memory.

@@ -55,7 +55,8 @@ pub struct Delimiter<'a> {
 
 impl<'a> Delimiter<'a> {
     pub fn new(bytes: &'a [u8]) -> Self {
-        // For the server every character beyond ASCII is one of a word; nobody who cuts at a sign such as "§" means that.
+        // For the server every character beyond ASCII is one of a word; nobody who cuts at a sign such as "§" means
+        // that.
         let text = std::str::from_utf8(bytes).ok();
         let character_in_word = |character: Option<char>, byte: Option<&u8>| match character {
             Some(character) if !character.is_ascii() => character.is_alphanumeric(),
@@ -103,7 +104,7 @@ pub struct Scanner<'a> {
     /// The token before was a string, with backslash escapes or without: one that follows on another line continues it.
     string: Option<bool>,
     newline: bool,
-    /// Where the comment begins that does not end.
+    /// Begin of the comment that does not end.
     open_comment: Option<usize>,
 }
 
@@ -190,7 +191,8 @@ impl<'a> Scanner<'a> {
         (0..whole).find(|at| self.delimiter.is_at(&rest[*at..])).unwrap_or(whole)
     }
 
-    /// The next token. A delimiter counts only where it covers what begins there: `-` is none where `--` begins a comment.
+    /// The next token. A delimiter counts only where it covers what begins there: `-` is none where `--` begins a
+    /// comment.
     pub fn next(&mut self) -> Option<Token> {
         loop {
             let opener = self.opener()?;

@@ -122,7 +122,7 @@ impl Chunk {
     }
 }
 
-/// What a comment begins with.
+/// Begins a comment.
 const COMMENT: &str = "/*";
 
 /// Finds the cuts, and where a comment begins that does not end: the last segment ends behind its first characters.
@@ -275,7 +275,8 @@ struct Search<'a, 'p, E> {
 }
 
 impl<E> Search<'_, '_, E> {
-    /// Finds the best for the first segment, and for those that matter to it. The frames are what a recursion would have.
+    /// Finds the best for the first segment, and for those that matter to it. The frames are what a recursion would
+    /// have.
     fn run(&mut self) {
         let mut frames: Vec<Frame> = Vec::new();
         if !self.segments.is_empty() {

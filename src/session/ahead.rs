@@ -1,8 +1,8 @@
 //! A process that is started ahead of the next launch.
 //!
-//! While launches that need a new process follow each other, the next process is started as soon as one has its job: the
-//! fork and the loading of the library go on beside that job. It is nobody's before it has a job: it has not logged in, and
-//! it leaves when none comes soon, or when somebody else wants a process.
+//! While launches that need a new process follow each other, the next process is started as soon as one has its job:
+//! the fork and the loading of the library go on beside that job. It is nobody's before it has a job: it has not
+//! logged in, and it leaves when none comes soon, or when somebody else wants a process.
 
 use super::process::{register, used_segment};
 use crate::ffi::area;
@@ -27,8 +27,8 @@ pub fn is_followed() -> bool {
     LAST.replace(Some(now)).is_some_and(|last| now - last < SOON)
 }
 
-/// The channel to the process that was started ahead, with the job in it; none = there is no such process any more, or the
-/// job does not fit.
+/// The channel to the process that was started ahead, with the job in it; none = there is no such process any more, or
+/// the job does not fit.
 pub fn take(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<Line> {
     let ahead = table::take_ahead()?;
     let worker = ahead.channel.worker()?;

@@ -32,9 +32,9 @@ struct Step {
     searches: bool,
 }
 
-/// Follows who waits for whom from the job on: for locks, as launchers for their own jobs, as followers for jobs of a batch.
-/// True = the way leads back to this process, but another one of the cycle is to be told; if it has not given way after
-/// [`GIVE_WAY`], this one `insists`.
+/// Follows who waits for whom from the job on: for locks, as launchers for their own jobs, as followers for jobs of a
+/// batch. True = the way leads back to this process, but another one of the cycle is to be told; if it has not given
+/// way after [`GIVE_WAY`], this one `insists`.
 ///
 /// # Errors
 /// [`Error::Deadlock`] (40P01) if the way leads back to this process.

@@ -52,8 +52,8 @@ fn take(pid: i32) -> Result<Job, Error> {
 /// Waits for the result of a job and gives its rows; gives its notices as they come.
 ///
 /// # Errors
-/// The job's own; [`Error::ColumnCount`], [`Error::ColumnType`] (42804) and [`Error::Deadlock`] (40P01), after which the
-/// result is still there; [`Error::WorkerLost`] (08006); those of [`detach`].
+/// The job's own; [`Error::ColumnCount`], [`Error::ColumnType`] (42804) and [`Error::Deadlock`] (40P01), after which
+/// the result is still there; [`Error::WorkerLost`] (08006); those of [`detach`].
 pub fn result(pid: i32, rows: Rows) -> Result<Value, Error> {
     let reading = RefCell::new(Some(Reading::new(take(pid)?, rows)));
     let outcome = report::on_error(
@@ -266,8 +266,8 @@ impl Reading {
         table::finish(self.job, Gone::Read, self.is_whole);
     }
 
-    /// Puts everything that was read back, so that it can be read again. The rows are in a file of the caller already if
-    /// there are many, and that one goes with the statement: moving them is not to fail at `temp_file_limit`.
+    /// Puts everything that was read back, so that it can be read again. The rows are in a file of the caller already
+    /// if there are many, and that one goes with the statement: moving them is not to fail at `temp_file_limit`.
     fn put_back(mut self) {
         let _unlimited = TempFileUnlimited::new();
         match report::attempt(|| self.collect()) {

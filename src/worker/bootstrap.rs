@@ -86,8 +86,8 @@ fn take_over(request: &Request) -> Result<(), Error> {
     Ok(())
 }
 
-/// What a client sets when it connects is what RESET goes back to, so it stays when a session is reset between two jobs.
-/// It is the same from job to job as long as they come from one session; else it is taken back.
+/// What a client sets when it connects is what RESET goes back to, so it stays when a session is reset between two
+/// jobs. It is the same from job to job as long as they come from one session; else it is taken back.
 fn become_client(settings: &[&Setting]) {
     let is_same = OF_CLIENT.with_borrow(|now| {
         now.len() == settings.len() && now.iter().zip(settings).all(|((now, _), setting)| now == *setting)
@@ -109,8 +109,8 @@ fn become_client(settings: &[&Setting]) {
     }
 }
 
-/// Are there settings that the configuration cannot change any more in this process, as a client has set them once? Then
-/// a new configuration takes a new process.
+/// Are there settings that the configuration cannot change any more in this process, as a client has set them once?
+/// Then a new configuration takes a new process.
 pub fn has_been_client() -> bool {
     HAS_BEEN_CLIENT.get()
 }

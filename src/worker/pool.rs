@@ -135,8 +135,8 @@ pub fn retire_if_spent() {
     }
 }
 
-/// May a process that runs a job of its own stay? No session would give another to one whose login it cannot tell from what
-/// a new one would be: each is to log in anew.
+/// May a process that runs a job of its own stay? No session would give another to one whose login it cannot tell from
+/// what a new one would be: each is to log in anew.
 pub fn may_stay() -> bool {
     guc::idle_limit() > 0 && direct::login_version() != 0 && !interrupt::is_dying() && !reset::is_spent()
 }
@@ -463,8 +463,8 @@ impl Worker {
         !(is_to_go && area::write(|memory| registry::close(memory, self.index)))
     }
 
-    /// Would a worker that logs in now be another, or none? As the role, the database, their settings or the extension have
-    /// changed. Looks no more often than an idle worker that nobody wakes.
+    /// Would a worker that logs in now be another, or none? As the role, the database, their settings or the extension
+    /// have changed. Looks no more often than an idle worker that nobody wakes.
     fn is_outdated(&mut self) -> bool {
         if self.looked.elapsed() < IDLE_CHECK {
             return false;

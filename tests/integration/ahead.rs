@@ -222,7 +222,8 @@ fn a_process_that_is_terminated_with_its_job_says_so() {
     cluster.assert_sound(&before);
 }
 
-/// While a session launches all the time, the next process is refused sooner than a launch is, mostly; then that one, too.
+/// While a session launches all the time, the next process is refused sooner than a launch is, mostly; then that one,
+/// too.
 fn a_process_that_could_not_be_started_is_replaced() {
     let (cluster, before) = cluster();
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));

@@ -1,8 +1,8 @@
-//! Sessions that launch, read and give up jobs at once, in random order, while others cancel and end the workers: each result
-//! is right or an error that says what happened, and nothing is left.
+//! Sessions that launch, read and give up jobs at once, in random order, while others cancel and end the workers: each
+//! result is right or an error that says what happened, and nothing is left.
 //!
-//! `PGBM_DISORDER_ROUNDS` says how often (1 if it is not set), `PGBM_DISORDER_SEED` in which order; a failure names its
-//! seed.
+//! `PGBM_DISORDER_ROUNDS` says how often (1 if it is not set), `PGBM_DISORDER_SEED` in which order; a failure names
+//! its seed.
 
 use crate::dice::{self, Dice};
 use crate::manager::signal_a_worker;

@@ -1,5 +1,5 @@
-//! Settings at the ends of their ranges: those of the server in a job, those of the extension under load and by those who
-//! may not set them.
+//! Settings at the ends of their ranges: those of the server in a job, those of the extension under load and by those
+//! who may not set them.
 
 use crate::manager::{drain, load, times, Batch};
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
@@ -124,7 +124,7 @@ fn a_plain_roles_values_do_not_hold(db: &Db) {
     }
 }
 
-/// What the configuration has, and another value.
+/// Names the value of the configuration, and another one.
 const CONFIGURED: [(&str, &str, &str); 8] = [
     ("pg_background_mgr.max_workers", "3", "5"),
     ("pg_background_mgr.reserved_workers", "1", "0"),
@@ -149,8 +149,8 @@ fn assert_refused(session: &mut Session, name: &str) {
     }
 }
 
-/// Before the library is loaded a session may give its settings any value: in place of the configured one, which it does
-/// not know any more when the library refuses that.
+/// Before the library is loaded a session may give its settings any value: in place of the configured one, which it
+/// does not know any more when the library refuses that.
 fn configured_values_hold() {
     let cluster = Cluster::start_with_extension(&CONFIGURED.map(|(name, value, _)| (name, value)));
     let mut admin = cluster.session("postgres");

@@ -28,8 +28,8 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// Brings a job to each of `stages`, lets `happen` what happens, and looks whether all is well afterwards. `happen` gives
-/// whether the job must have committed.
+/// Brings a job to each of `stages`, lets `happen` what happens, and looks whether all is well afterwards. `happen`
+/// gives whether the job must have committed.
 fn at_each_stage(stages: &[Stage], happen: impl Fn(&Cluster, Scene) -> bool) {
     let cluster = Cluster::start_with_extension(&[]);
     prepare(&cluster);
@@ -267,8 +267,8 @@ fn a_cancelled_launch_that_is_caught_launches_nothing() {
     cluster.assert_sound(&before);
 }
 
-/// What was launched runs, once, wherever the cancels come. (What was cancelled may run too: a cancel can find the statement
-/// after its launch.)
+/// What was launched runs, once, wherever the cancels come. (What was cancelled may run too: a cancel can find the
+/// statement after its launch.)
 fn cancels_at_random_lose_no_job_that_was_launched() {
     let cluster = Cluster::start_with_extension(&[]);
     prepare(&cluster);

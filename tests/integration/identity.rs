@@ -63,8 +63,8 @@ const ESCAPES: [&str; 14] = [
     "do $$ begin execute 'set role {target}'; exception when others then execute 'set role none'; end $$",
 ];
 
-/// The rows and the error of `sql`, launched by `launcher`: an expression with `$1` in place of the text. The result of a
-/// definer's job is read with the rights of the definer.
+/// The rows and the error of `sql`, launched by `launcher`: an expression with `$1` in place of the text. The result
+/// of a definer's job is read with the rights of the definer.
 fn ask_job(session: &mut Session, launcher: &str, sql: &str) -> Reply {
     let pid = session.value(&format!("select {}", launcher.replace("$1", &literal(sql))));
     match launcher.strip_prefix("launch_").and_then(|rest| rest.strip_suffix("($1)")) {
@@ -111,8 +111,8 @@ fn reader(db: &Db, name: &str, owner: &str) {
     ));
 }
 
-/// A function that launches its argument with the rights of `owner`; as a launcher for [`ask_job`]. Another one reads the
-/// result.
+/// A function that launches its argument with the rights of `owner`; as a launcher for [`ask_job`]. Another one reads
+/// the result.
 fn definer(db: &Db, owner: &str) -> String {
     db.session().run(&format!(
         "create function launch_as_{owner}(text) returns int language plpgsql security definer as \
@@ -515,8 +515,8 @@ fn settings_of_a_definers_function_hold_in_its_job(db: &Db) {
     assert_eq!(session.value("show log_min_duration_statement"), "-1");
 }
 
-/// A caller can set a module's setting before the module is loaded. Once it is, the server drops the value if the caller
-/// had no right to it; the job of a superuser's function must not take it either.
+/// A caller can set a module's setting before the module is loaded. Once it is, the server drops the value if the
+/// caller had no right to it; the job of a superuser's function must not take it either.
 fn a_weaker_caller_sets_nothing_in_a_superusers_job(db: &Db) {
     let (user, strong) = (db.role("user", "login"), db.role("strong", "login superuser"));
     db.session().run(&format!(

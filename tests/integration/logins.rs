@@ -31,7 +31,8 @@ fn prepare(db: &Db) -> Session {
     admin
 }
 
-/// The reason why a job of `session` is refused, which is an error whose message and SQLSTATE the server has for logins.
+/// The reason why a job of `session` is refused, which is an error whose message and SQLSTATE the server has for
+/// logins.
 #[track_caller]
 fn assert_refused(session: &mut Session, launcher: &str, sqlstate: &str, message: &str) -> ServerError {
     let pid = session.value(&format!("select {}", launcher.replace("$1", &literal(TRACE))));

@@ -21,8 +21,8 @@ pub const PEAK: &str = "create table peak (n int)";
 pub const STUBBORN: &str = "do $$ begin loop begin perform pg_sleep(600); \
     exception when query_canceled then null; end; end loop; end $$";
 
-/// What is said of jobs that a server which has gone down did not begin, of those that it had begun, and of those that it may have
-/// begun.
+/// What is said of jobs that a server which has gone down did not begin, of those that it had begun, and of those that
+/// it may have begun.
 pub const NEVER_STARTED: &str = "the server went down before the job started";
 pub const RUNNING: &str = "the server went down while the job was running; its outcome is unknown";
 pub const UNKNOWN: &str = "the server went down while the job was running or about to start; its outcome is unknown";
@@ -50,8 +50,8 @@ const LOG_COLUMNS: &str =
     end_time_exec, name, batch_name, options, queued_at, attempts, row_count, result_truncated, command_tag, sqlstate, \
     message, detail, hint, context, epoch, owner, login, database, is_started";
 
-/// Replaces the rows of the log by rows made from them, as only a superuser can: `from` is what follows FROM, `changes` are
-/// columns with other values.
+/// Replaces the rows of the log by rows made from them, as only a superuser can: `from` is what follows FROM,
+/// `changes` are columns with other values.
 pub fn fill_log(session: &mut Session, from: &str, changes: &[(&str, &str)]) {
     let value = |column: &str| {
         let change = changes.iter().find(|(changed, _)| *changed == column);
@@ -268,8 +268,8 @@ pub fn stop(session: &mut Session, uuid: &str) -> Vec<String> {
     session.rows(&format!("select now from pg_background_stop('{uuid}')"))
 }
 
-/// Ends all processes as they are, so that none lets go of a lock that another would get before it ends, too, and starts the
-/// server again.
+/// Ends all processes as they are, so that none lets go of a lock that another would get before it ends, too, and
+/// starts the server again.
 #[track_caller]
 pub fn crash(cluster: &Cluster) -> Session {
     cluster.stop(Stop::Immediate);

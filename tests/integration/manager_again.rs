@@ -113,8 +113,8 @@ fn jobs_that_are_run_again_one_by_one_are_written_once_each() {
     );
     wait_until("the final rows", || session.value(&written) == COUNT.to_string());
     assert_eq!(session.value("select count(*) from ran"), COUNT.to_string());
-    // Processes tell what they have counted when they end. First that each job would begin and that it has failed; then that
-    // it is launched again, that it will begin and that it has succeeded.
+    // Processes tell what they have counted when they end. First that each job would begin and that it has failed;
+    // then that it is launched again, that it will begin and that it has succeeded.
     set_server(&cluster, &mut session, "pg_background_mgr.worker_idle_timeout", "0");
     let updated = "select pg_stat_get_tuples_updated('background_mgr.log'::regclass)";
     wait_until("the server has counted", || session.number(updated) >= 5 * COUNT as i64);

@@ -1,4 +1,4 @@
-//! What others can do to the log, whatever they are granted and whatever they own.
+//! Attacks of others on the log, whatever they are granted and whatever they own.
 
 use crate::gate::{self, Gate};
 use crate::manager::{set_server, times, wait_at_gate, Batch};
@@ -336,7 +336,7 @@ fn a_trigger_function_of_the_extension_serves_nobody_else(db: &Db) {
     assert_eq!(batch.written(&mut session), ["succeeded"]);
 }
 
-/// Who else than the owners may do something with members of the extension, and what.
+/// Lists what others than the owners may do with members of the extension.
 const RIGHTS: &str = "select m.name, a.grantee::regrole, a.privilege_type from pg_extension e \
     join pg_depend d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid and d.deptype = 'e' \
     join (select tableoid, oid, proname::text as name, proowner as owner, coalesce(proacl, acldefault('f', proowner)) as acl \

@@ -1,4 +1,5 @@
-//! The caller of `pg_background_launch_num`: whose rights and settings its jobs have, and what its transaction is to them.
+//! The caller of `pg_background_launch_num`: whose rights and settings its jobs have, and what its transaction is to
+//! them.
 
 use crate::manager::{array, cell, counts, drain, times, Batch};
 use pg_background_mgr_tests::{case, literal, private_case, Case, Cluster, Db, Session};

@@ -1,7 +1,8 @@
-//! Many databases in disorder: everything that may happen to a server while jobs run, in random order, and what is left.
+//! Many databases in disorder: everything that may happen to a server while jobs run, in random order, and what is
+//! left.
 //!
-//! `PGBM_DISORDER_ROUNDS` says how often (2 if it is not set), `PGBM_DISORDER_SEED` in which order; a failure names its
-//! seed.
+//! `PGBM_DISORDER_ROUNDS` says how often (2 if it is not set), `PGBM_DISORDER_SEED` in which order; a failure names
+//! its seed.
 
 use crate::dice::{self, Dice};
 use crate::manager::{load, set_server, signal_a_worker, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS};

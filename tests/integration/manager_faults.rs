@@ -79,7 +79,8 @@ fn set_scene(cluster: &Cluster) -> Scene {
     Scene { ended, open, gate, launcher: session }
 }
 
-/// At the first look after the next start, by somebody without rights: what ran and what waited is lost, and nothing else.
+/// At the first look after the next start, by somebody without rights: what ran and what waited is lost, and nothing
+/// else.
 #[track_caller]
 fn assert_lost(cluster: &Cluster, ended: &Batch, open: &Batch, running: &str) {
     let mut weak = cluster.client("postgres").user("weak").connect();
@@ -152,8 +153,8 @@ fn an_immediate_shutdown_leaves_no_job_that_seems_to_run() {
     assert_lost(&cluster, &scene.ended, &scene.open, "lost");
 }
 
-/// Running jobs still say that they were stopped, also when the server insists. They wait for no session, which might end
-/// first.
+/// Running jobs still say that they were stopped, also when the server insists. They wait for no session, which might
+/// end first.
 #[track_caller]
 fn assert_shutdown(how: Stop) {
     let cluster = cluster(&[]);
@@ -244,7 +245,8 @@ fn a_job_between_attempts_is_lost_too() {
     assert_eq!(batch.states(&mut session), ["lost"]);
 }
 
-/// Each says which process ran it, since when and in which attempt, so that the server's log leads to the one that did it.
+/// Each says which process ran it, since when and in which attempt, so that the server's log leads to the one that did
+/// it.
 fn a_lost_job_says_which_attempt_was_lost() {
     let cluster = cluster(&[]);
     let (mut session, _gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -363,7 +365,8 @@ fn a_shutdown_does_not_wait_for_stubborn_jobs() {
     assert!(states.iter().all(|state| ["lost", "stopped"].contains(&state.as_str())), "{states:?}");
 }
 
-/// As in a smart shutdown whose last session goes before the job, which looks for signals a few times a second, has noticed.
+/// As in a smart shutdown whose last session goes before the job, which looks for signals a few times a second, has
+/// noticed.
 fn a_server_that_insists_does_not_outrun_the_first_termination() {
     let cluster = cluster(&[]);
     let mut session = cluster.session("postgres");

@@ -316,7 +316,8 @@ fn a_locked_log_does_not_hide_states(db: &Db) {
     assert_eq!(batch.finish(&mut session), ["succeeded", "failed"]);
 }
 
-/// Its process gets no time between the end of the job and the lock, and there is no room in the queue for what has ended.
+/// Its process gets no time between the end of the job and the lock, and there is no room in the queue for what has
+/// ended.
 fn a_call_that_has_waited_knows_how_jobs_ended_whoever_has_the_log() {
     let cluster = Cluster::start_with_extension(&[
         ("pg_background_mgr.queue_memory_limit", "64kB"),

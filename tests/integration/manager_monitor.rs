@@ -432,7 +432,7 @@ fn a_quiet_monitor_tells_nothing(db: &Db) {
     assert_eq!(session.notice_texts(), [""; 0]);
 }
 
-/// It sleeps while another session does three thousand things.
+/// Sleeps while another session does three thousand things.
 fn a_follower_costs_nothing_while_nothing_changes(db: &Db) {
     let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
     let batch = Batch::launch(&mut session, &[gate::WAIT]);

@@ -499,7 +499,8 @@ fn a_definers_function_launches_for_its_owner_only(db: &Db) {
     drain(&mut admin);
 }
 
-/// A batch of `user` that waits in the queue, behind a job of the superuser's that waits at the gate: `max_workers` is 1.
+/// A batch of `user` that waits in the queue, behind a job of the superuser's that waits at the gate: `max_workers` is
+/// 1.
 struct Waiting {
     cluster: Cluster,
     admin: Session,

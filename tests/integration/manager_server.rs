@@ -490,8 +490,8 @@ fn kept(admin: &mut Session, batch: &Batch) -> Vec<String> {
     admin.rows(&format!("select status from background_mgr.live() where uuid_parent = '{}'", batch.parent))
 }
 
-/// A job of database postgres ends while its log is locked; then the one place for workers is another's. Gives the job, and
-/// who has the lock.
+/// A job of database postgres ends while its log is locked; then the one place for workers is another's. Gives the
+/// job, and who has the lock.
 fn end_unwritten(cluster: &Cluster, admin: &mut Session, elsewhere: &mut Session) -> (Batch, Session) {
     let mut holder = cluster.session("postgres");
     holder.run(FREEZE_LOG);

@@ -9,8 +9,8 @@ pub fn cases() -> Vec<Case> {
     vec![private_case!(the_extension_is_updated_with_jobs_in_every_state)]
 }
 
-/// Two older versions that differ from the current one in little. The first update leaves the log alone, the second wants
-/// it for itself.
+/// Two older versions that differ from the current one in little. The first update leaves the log alone, the second
+/// wants it for itself.
 fn add_versions(installation: &Installation) {
     let directory = installation.extensions();
     let file = |versions: &str| directory.join(format!("pg_background_mgr--{versions}.sql"));

@@ -1,8 +1,8 @@
 //! The README: its SQL is typed into psql, and what it shows is what comes back.
 //!
-//! A block marked `sql` is run; if a block marked `text` follows, that is its output, else what it gives is not looked at,
-//! but must be no error. Process IDs (four digits and more) count
-//! as equal, and so do the widths of columns that depend on them. All blocks share one psql, in order.
+//! A block marked `sql` is run; if a block marked `text` follows, that is its output, else what it gives is not looked
+//! at, but must be no error. Process IDs (four digits and more) count as equal, and so do the widths of columns that
+//! depend on them. All blocks share one psql, in order.
 
 use pg_background_mgr_tests::{case, Case, Db};
 use std::fmt::Write;

@@ -45,7 +45,8 @@ impl Halting {
         Halting { reader, watcher, pid, places, rows }
     }
 
-    /// Reads until the job has stopped at its next place and the reader has taken what came before it; cancels the read.
+    /// Reads until the job has stopped at its next place and the reader has taken what came before it; cancels the
+    /// read.
     #[track_caller]
     fn cancel_at(&mut self, place: usize, columns: &str) {
         let read = self.read(columns);

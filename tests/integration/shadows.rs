@@ -18,7 +18,8 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// In schema `evil`: whatever the extension's own SQL could name by mistake. Each raises an error as soon as it is used.
+/// In schema `evil`: whatever the extension's own SQL could name by mistake. Each raises an error as soon as it is
+/// used.
 const EVIL: &str = "
 create schema evil;
 grant all on schema evil to public;

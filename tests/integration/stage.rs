@@ -57,7 +57,8 @@ impl Paused {
         Paused(pid)
     }
 
-    /// Stops it while it waits for somebody to wake it: it has no lock of the server's memory then, which all would wait for.
+    /// Stops it while it waits for somebody to wake it: it has no lock of the server's memory then, which all would
+    /// wait for.
     #[track_caller]
     pub fn at_rest(pid: i32, watcher: &mut Session) -> Self {
         let rests = format!("select wait_event_type in ('Extension', 'IPC') from pg_stat_activity where pid = {pid}");
@@ -80,8 +81,8 @@ pub fn prepare(cluster: &Cluster) {
     cluster.session("postgres").run("create table ran (a int)");
 }
 
-/// Waits until every process of a job that was started has ended, as the postmaster sees it: also those that are not yet
-/// in pg_stat_activity, and those that are not there any more but still have their slot.
+/// Waits until every process of a job that was started has ended, as the postmaster sees it: also those that are not
+/// yet in pg_stat_activity, and those that are not there any more but still have their slot.
 #[track_caller]
 pub fn settle(cluster: &Cluster) {
     let postmaster = cluster.postmaster().to_string();
@@ -100,7 +101,8 @@ pub fn settle(cluster: &Cluster) {
     });
 }
 
-/// Ends a process by `pg_terminate_backend`. It may just have been started: the server does not know it from its first moment.
+/// Ends a process by `pg_terminate_backend`. It may just have been started: the server does not know it from its first
+/// moment.
 #[track_caller]
 pub fn terminate(session: &mut Session, pid: i32) {
     let terminate = format!("select pg_terminate_backend(pid) from pg_stat_activity where pid = {pid}");

@@ -1,5 +1,5 @@
-//! Surroundings of the extension: a caller that catches errors, memberships, other libraries, other kinds of shared memory,
-//! a schema that is renamed.
+//! Surroundings of the extension: a caller that catches errors, memberships, other libraries, other kinds of shared
+//! memory, a schema that is renamed.
 
 use crate::gate::{self, Gate};
 use crate::manager::{crash, drain, wait_at_gate, Batch, LOCK_LOG};

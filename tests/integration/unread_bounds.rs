@@ -1,4 +1,4 @@
-//! What the results of a session may take that nobody reads: how many, in segments, in shared memory.
+//! Bounds of the results of a session that nobody reads: how many, in segments, in shared memory.
 
 use crate::gate::{self, Gate};
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, ServerError, Session};
@@ -29,7 +29,7 @@ fn launch_sized(session: &mut Session, sql: &str, bytes: i64) -> i32 {
 
 const TOO_MANY: &str = "too many unread results of background jobs in this session";
 
-/// Has a result that is too large for the session's own memory, and fits in a queue of [`LARGE_QUEUE`].
+/// Gives a result that is too large for the session's own memory, and fits in a queue of [`LARGE_QUEUE`].
 const LARGE: &str = "select repeat('x', 70000)";
 const LARGE_QUEUE: i64 = 100_000;
 

@@ -101,8 +101,8 @@ pub fn rest_after(session: &mut Session, pid: i32, sql: &str) {
     rest(session, pid);
 }
 
-/// Waits until the process has no lock, no transaction and no snapshot: what a worker that has nothing to do looks at, it has for
-/// a moment.
+/// Waits until the process has no lock, no transaction and no snapshot: what a worker that has nothing to do looks at,
+/// it has for a moment.
 #[track_caller]
 pub fn wait_free(watcher: &mut Session, pid: i32) {
     let query = format!(

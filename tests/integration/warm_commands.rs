@@ -17,7 +17,8 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// The worker `pid` has nothing of `command` left, and is the next job's: a transaction of its own, committed by itself.
+/// The worker `pid` has nothing of `command` left, and is the next job's: a transaction of its own, committed by
+/// itself.
 #[track_caller]
 fn assert_serves_on(session: &mut Session, pid: i32, command: &str) {
     wait_free(session, pid);

@@ -17,7 +17,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// What jobs may give: little, more than a queue has, an error, nothing; and bytes of their queues.
+/// Results that jobs may give: little, more than a queue has, an error, nothing; and bytes of their queues.
 const JOBS: [(&str, usize); 6] = [
     ("select 1", 65_536),
     ("select generate_series(1, 100000)", 65_536),
@@ -146,7 +146,7 @@ fn a_loop_that_gives_up_all_results_finds_workers() {
     cluster.assert_sound(&before);
 }
 
-/// Who polls until a job's process has gone need not wait for the idle timeout.
+/// Ends the wait of a session that polls until a job's process has gone, before the idle timeout.
 fn a_worker_with_an_unread_result_goes() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let before = cluster.baseline();

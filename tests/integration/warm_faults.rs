@@ -64,8 +64,8 @@ fn a_cancel_reaches_one_job_only() {
     cluster.assert_sound(&before);
 }
 
-/// Before a database is dropped every process lets go of its files, and says so. Here it is asked to in the moment in which
-/// its job is cancelled.
+/// Before a database is dropped every process lets go of its files, and says so. Here it is asked to in the moment in
+/// which its job is cancelled.
 fn a_cancelled_worker_holds_up_no_drop_of_a_database() {
     let (cluster, before) = cluster();
     let (mut session, mut other, mut admin) =

@@ -288,7 +288,8 @@ fn the_settings_of_one_client_are_not_those_of_the_next(db: &Db) {
     }
 }
 
-/// A user's own setting that nobody has set any more is empty, where it was never set it is null; so it is in any session.
+/// A user's own setting that nobody has set any more is empty, where it was never set it is null; so it is in any
+/// session.
 fn blank(mut outcome: Outcome) -> Outcome {
     for row in &mut outcome.rows {
         *row = row.replace("\"\"", "");

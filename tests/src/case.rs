@@ -60,8 +60,8 @@ impl Db {
         self.cluster.log_since(mark).into_iter().filter(|line| line.pid == pid).collect()
     }
 
-    /// Ends the case's use of the database. When the case is done, no job may have left a process; what is idle must step
-    /// aside when the database is dropped.
+    /// Ends the case's use of the database. When the case is done, no job may have left a process; what is idle must
+    /// step aside when the database is dropped.
     fn close(self) {
         let mut session = self.cluster.session("postgres");
         let left = format!(

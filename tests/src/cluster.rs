@@ -164,8 +164,8 @@ impl Cluster {
         standby
     }
 
-    /// From its next start on, the server has so many kilobytes of dynamic shared memory. False = the tests cannot do that: they
-    /// do not run as root.
+    /// From its next start on, the server has so many kilobytes of dynamic shared memory. False = the tests cannot do
+    /// that: they do not run as root.
     #[must_use]
     pub fn limit_shared_memory(&mut self, kilobytes: u32) -> bool {
         self.shared_memory = Some(kilobytes);
@@ -288,8 +288,8 @@ impl Cluster {
         ));
     }
 
-    /// Limits the memory of processes that the server starts from now on, to this much beside what the postmaster has; for
-    /// a session that may run programs.
+    /// Limits the memory of processes that the server starts from now on, to this much beside what the postmaster has;
+    /// for a session that may run programs.
     #[track_caller]
     pub fn limit_memory(&self, session: &mut Session, megabytes: usize) {
         self.limit_memory_of(session, self.postmaster(), megabytes * 1024);

@@ -6,7 +6,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-/// Links to an installation, with a server program and a directory of extensions of its own. Removed when it is dropped.
+/// Links to an installation, with a server program and a directory of extensions of its own. Removed when it is
+/// dropped.
 #[derive(Debug)]
 pub struct Installation {
     root: PathBuf,

@@ -27,8 +27,8 @@ fn keep(note: &Note) {
     }
 }
 
-/// Is a batch so young that the log would still have it? A copy of the data directory has files of batches whose rows
-/// came into its table later, and may have been deleted from there since.
+/// Returns whether a batch is so young that the log would still have it. A copy of the data directory has files of
+/// batches whose rows came into its table later, and may have been deleted from there since.
 fn is_kept(batch: &Spooled) -> bool {
     let oldest = guc::log_retention().map(|seconds| process::now().saturating_sub(seconds.saturating_mul(1_000_000)));
     oldest.is_none_or(|oldest| batch.queued_at >= oldest)

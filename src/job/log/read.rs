@@ -20,8 +20,8 @@ pub struct Known {
     pub pid: Option<i32>,
 }
 
-/// Can the log be read now? Somebody may have it for himself. If so, it can until the end of the transaction. Raises
-/// [`Error::LogMissing`] (55000) where the extension has none.
+/// Returns whether the log can be read now: somebody may have it for himself. If so, it can until the end of the
+/// transaction. Raises [`Error::LogMissing`] (55000) where the extension has none.
 pub fn is_readable() -> bool {
     find() && readable().is_some()
 }
@@ -35,8 +35,8 @@ fn readable() -> Option<u32> {
     (log != 0 && lock::try_to_read(log)).then_some(log)
 }
 
-/// What `take` makes of the rows of these jobs, or of the jobs of these batches, as they are now. None = somebody has
-/// the log for himself.
+/// Returns what `take` makes of the rows of these jobs, or of the jobs of these batches, as they are now. None =
+/// somebody has the log for himself.
 fn read<T>(uuids: &[[u8; 16]], take: impl Fn(Entry) -> T) -> Option<Vec<T>> {
     role::as_cluster_owner(|| readable().map(|log| rows::read(log, uuids, take)))
 }
@@ -158,8 +158,8 @@ fn is_left(state: &[u8], epoch: i64, database: u32) -> bool {
     state == State::Queued.name().as_bytes() && (epoch != area::epoch() || database != session::database())
 }
 
-/// What has become of a job that a server which has died left behind. A standby says queued of what nobody runs there:
-/// there is nothing to wait for.
+/// Returns what has become of a job that a server which has died left behind. A standby says queued of what nobody
+/// runs there: there is nothing to wait for.
 fn state_left(notes: &mut note::Left, epoch: i64, uuid: &[u8; 16]) -> Vec<u8> {
     let trace = if transaction::in_recovery() { None } else { notes.of(epoch, uuid) };
     trace.and_then(|trace| trace.end).map_or(b"lost".to_vec(), |end| end.state.name().into())

@@ -102,13 +102,13 @@ pub struct Job {
     pub uuid: [u8; 16],
     pub name: Option<Vec<u8>>,
     pub query: Vec<u8>,
-    /// How it is run: a JSON object.
+    /// Options of its run: a JSON object.
     pub options: Option<Vec<u8>>,
     pub attempts: u32,
     pub is_begun: bool,
 }
 
-/// How a job ended, as cells: status, pid, start_time_exec, end_time_exec, attempts.
+/// Returns how a job ended, as cells: status, pid, start_time_exec, end_time_exec, attempts.
 pub fn end_cells(end: &End) -> [Cell; 5] {
     [
         Cell::Text(end.state.name().into()),
@@ -157,7 +157,7 @@ fn changes<const N: usize>(columns: [Column; N], cells: [Cell; N]) -> impl Itera
     columns.map(|column| column as usize).into_iter().zip(cells)
 }
 
-/// What a row says of a job that is over, or of an attempt that is.
+/// Returns what a row says of a job that is over, or of an attempt that is.
 fn end_changes(end: &End) -> Changes {
     let started = [(Column::IsStarted as usize, Cell::Bool(true))];
     changes(END_COLUMNS, end_cells(end))
@@ -374,7 +374,8 @@ fn is_open(row: &Row) -> bool {
     row.text(Column::Status as usize).as_deref() == Some(State::Queued.name().as_bytes())
 }
 
-/// Has the job ended, or the server that had it, or is it one of the database that this one was copied from?
+/// Returns whether the job has ended, or the server that had it, or it is one of the database that this one was copied
+/// from.
 fn is_over(row: &Row) -> bool {
     !is_open(row)
         || row.big_int(Column::Epoch as usize) != Some(area::epoch())

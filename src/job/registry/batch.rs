@@ -59,8 +59,8 @@ fn format_uuid(uuid: &[u8; 16]) -> Vec<u8> {
 /// Adds a batch. Nobody sees it and none of its jobs runs before it is [`open`]ed.
 ///
 /// # Errors
-/// [`Error::QueueFull`] (53400), [`Error::SharedMemory`] (53200), [`Error::NothingToRetry`] (55000): somebody else has launched
-/// one of its jobs again.
+/// [`Error::QueueFull`] (53400), [`Error::SharedMemory`] (53200), [`Error::NothingToRetry`] (55000): somebody else has
+/// launched one of its jobs again.
 pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
     let (root, uuid) = (root(memory)?, new.uuid);
     let mut texts = Vec::new();

@@ -39,9 +39,9 @@ pub fn has_idle(memory: &Memory, (database, login, version): (u32, u32, u64)) ->
     slots(memory).iter().any(|slot| slot.life() == Life::Idle && may_be_given(memory, slot, database, login, version))
 }
 
-/// Gives the job in this segment to a worker of the key whose login is still what one of now would be: to the one in the
-/// `preferred` place, which may be on its way back from its last job, or to any that is idle. Gives its place and its
-/// process id. None = there is none.
+/// Gives the job in this segment to a worker of the key whose login is still what one of now would be: to the one in
+/// the `preferred` place, which may be on its way back from its last job, or to any that is idle. Gives its place and
+/// its process id. None = there is none.
 pub fn give(
     memory: &mut Memory,
     (database, login, version): (u32, u32, u64),

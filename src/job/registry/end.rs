@@ -243,8 +243,8 @@ fn settle(memory: &mut Memory, place: Place, indexes: &[u32]) {
     record.first_unlogged += before as u32;
 }
 
-/// No worker can log in to write the final rows of this database: they are not tried again for a while, in which those of
-/// others are written.
+/// No worker can log in to write the final rows of this database: they are not tried again for a while, in which those
+/// of others are written.
 pub(super) fn postpone_log(memory: &mut Memory, database: u32) {
     let retry_at = process::now() + REFUSED_RETRY;
     let unlogged: Vec<Place> = order::unlogged(memory).collect();
@@ -280,8 +280,8 @@ pub(super) fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
     }
 }
 
-/// No worker of the key could be started at this time: what one would have begun then has had an attempt that failed with this
-/// outcome.
+/// No worker of the key could be started at this time: what one would have begun then has had an attempt that failed
+/// with this outcome.
 pub(super) fn refuse(memory: &mut Memory, key: Place, at: i64, outcome: &[u8]) {
     loop {
         // Without memory for it, jobs end without it.
@@ -337,9 +337,9 @@ pub(super) fn abandon(memory: &mut Memory, index: usize, state: State, outcome: 
     }
 }
 
-/// Forgets every batch of a database that has no log any more: the extension is gone from it, or the database itself is. By
-/// the worker in this slot, which writes none of them now; those that another one writes are forgotten when it is done, and
-/// those that are still being launched by who runs them.
+/// Forgets every batch of a database that has no log any more: the extension is gone from it, or the database itself
+/// is. By the worker in this slot, which writes none of them now; those that another one writes are forgotten when it
+/// is done, and those that are still being launched by who runs them.
 pub fn forget_database(memory: &mut Memory, database: u32, index: usize) {
     let is_meant = |batch: &Batch| batch.database == database && batch.is_open != 0;
     let places: Vec<Place> = lists::batches(memory).filter(|place| is_meant(memory.get::<Batch>(*place))).collect();

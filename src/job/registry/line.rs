@@ -1,11 +1,11 @@
-//! The batches of a key that have queued jobs, in two lists: those that wait for a worker, oldest first, and those that wait for
-//! their time, soonest first. Of these there may be very many, which nobody has to look through.
+//! The batches of a key that have queued jobs, in two lists: those that wait for a worker, oldest first, and those
+//! that wait for their time, soonest first. Of these there may be very many, which nobody has to look through.
 
 use super::record::{Batch, Key, Place, Waits};
 use crate::ffi::area::Memory;
 
-/// Puts a batch where it belongs after a change: nowhere if nothing of it is queued, else behind those that wait for a worker,
-/// unless it is there. Whether it has to wait for its time is seen when somebody looks for work.
+/// Puts a batch where it belongs after a change: nowhere if nothing of it is queued, else behind those that wait for a
+/// worker, unless it is there. Whether it has to wait for its time is seen when somebody looks for work.
 pub fn update(memory: &mut Memory, place: Place) {
     let batch = memory.get::<Batch>(place);
     let (key, is_queued) = (batch.key, batch.queued > 0 && batch.is_open != 0);

@@ -175,8 +175,8 @@ pub fn running(memory: &Memory) -> Running {
 }
 
 /// The jobs of batches, in the order in which they were accepted: of those whose numbers `is_wanted` lets pass, what
-/// `look` makes of each. Queue positions count all; batches that are not wanted cost next to nothing. `running`: attempts that
-/// have begun since these ran are still queued.
+/// `look` makes of each. Queue positions count all; batches that are not wanted cost next to nothing. `running`:
+/// attempts that have begun since these ran are still queued.
 fn walk<T>(
     memory: &Memory,
     is_wanted: impl Fn(u64) -> bool,

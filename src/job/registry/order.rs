@@ -1,4 +1,5 @@
-//! What is to be done next: the order of the jobs of a batch, how many could start now, which final rows are to be written.
+//! What is to be done next: the order of the jobs of a batch, how many could start now, which final rows are to be
+//! written.
 
 use super::record::{Batch, Key, Life, Place, Root, Slot, State};
 use super::{line, lists, slots};
@@ -14,8 +15,8 @@ pub(super) fn vacancies(memory: &Memory, place: Place) -> u32 {
     limit.saturating_sub(batch.workers)
 }
 
-/// The job of the batch that comes next, whether its time has come or not, and when it comes. Jobs that wait for another
-/// attempt come first when they are due.
+/// The job of the batch that comes next, whether its time has come or not, and when it comes. Jobs that wait for
+/// another attempt come first when they are due.
 fn peek(memory: &mut Memory, place: Place, now: i64) -> Option<(u32, i64)> {
     let again = loop {
         let first = memory.get::<Batch>(place).again;

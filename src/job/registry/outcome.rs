@@ -11,8 +11,8 @@ pub struct Kept {
     bytes: u64,
 }
 
-/// Keeps an outcome for a job that ends now. None = it is empty, or there is no memory for it: then what the caller has seen
-/// may have changed ([`Memory::allocate`]).
+/// Keeps an outcome for a job that ends now. None = it is empty, or there is no memory for it: then what the caller
+/// has seen may have changed ([`Memory::allocate`]).
 pub fn keep(memory: &mut Memory, outcome: &[u8]) -> Option<Kept> {
     if outcome.is_empty() {
         return None;

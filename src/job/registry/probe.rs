@@ -1,7 +1,7 @@
-//! Workers that the server should have started and has not. It keeps one that it could not fork, tries again each second, and
-//! says of it until then what it says of one whose turn has not come (postmaster.c, `do_start_bgworker`; bgworker.c,
-//! `GetBackgroundWorkerPid`). So it is asked for a process that it is not to try again, of which it says so: a probe. When that
-//! is refused, the jobs that wait for such a worker end with that reason.
+//! Workers that the server should have started and has not. It keeps one that it could not fork, tries again each
+//! second, and says of it until then what it says of one whose turn has not come (postmaster.c, `do_start_bgworker`;
+//! bgworker.c, `GetBackgroundWorkerPid`). So it is asked for a process that it is not to try again, of which it says
+//! so: a probe. When that is refused, the jobs that wait for such a worker end with that reason.
 
 use super::order::demand;
 use super::record::{Key, Life, Place, Probe, Root, Slot};
@@ -86,8 +86,8 @@ pub fn probe_came(memory: &mut Memory, serial: u64) {
     }
 }
 
-/// The server could not start workers at this time: what waited for one that was late then has had an attempt that failed with
-/// this outcome.
+/// The server could not start workers at this time: what waited for one that was late then has had an attempt that
+/// failed with this outcome.
 pub fn refuse_jobs(memory: &mut Memory, asked_at: i64, outcome: &[u8]) {
     for key in late_keys(memory, asked_at) {
         end::refuse(memory, key, asked_at, outcome);
@@ -142,8 +142,8 @@ pub(super) fn has_come(slot: &Slot) -> bool {
     }
 }
 
-/// Can a job of the key start only when the server has started a worker? As no other is there that is of the key, or none at
-/// all.
+/// Can a job of the key start only when the server has started a worker? As no other is there that is of the key, or
+/// none at all.
 pub(super) fn awaits_start(memory: &mut Memory, key: Place, now: i64) -> bool {
     let is_its_own = |slot: &Slot| slot.key == key;
     let there: Vec<&Slot> = slots(memory).iter().filter(|slot| has_come(slot)).collect();

@@ -287,7 +287,8 @@ pub struct Job {
     pub max_attempts: u32,
     /// The slot of the worker that runs it, + 1.
     pub slot: u32,
-    /// Index + 1 of the next job that waits for another attempt; of one that a worker has claimed, of the next one of the claim.
+    /// Index + 1 of the next job that waits for another attempt; of one that a worker has claimed, of the next one of
+    /// the claim.
     pub again: u32,
     /// The process that runs it, or ran it last.
     pub pid: i32,
@@ -392,8 +393,8 @@ impl Slot {
     }
 }
 
-/// A role that has stopped jobs of a batch. Behind it, in the same piece of memory, lies its name: roles can be renamed and
-/// dropped before a log says who it was.
+/// A role that has stopped jobs of a batch. Behind it, in the same piece of memory, lies its name: roles can be
+/// renamed and dropped before a log says who it was.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Stopper {

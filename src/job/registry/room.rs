@@ -344,7 +344,8 @@ fn in_time(memory: &mut Memory) -> Option<Place> {
     batch::key(memory, database, 0).ok()
 }
 
-/// What a worker is to be that comes in this place, or in the place after it: of another key than `but` if one is wanted.
+/// What a worker is to be that comes in this place, or in the place after it: of another key than `but` if one is
+/// wanted.
 pub(super) fn next_key(memory: &mut Memory, index: usize, but: Place) -> Option<Place> {
     let now = process::now();
     let wanted = hungriest(memory, now, but).or_else(|| hungriest(memory, now, 0)).or_else(|| unattended(memory, now));
@@ -436,8 +437,8 @@ pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) ->
     Ok((idle..wanted).filter_map(|_| prepare(memory, key, None)).collect())
 }
 
-/// Could it reserve these places soon, when those workers have come to rest that are between two jobs or on their way out?
-/// Asks one that is idle and of no use here to leave.
+/// Could it reserve these places soon, when those workers have come to rest that are between two jobs or on their way
+/// out? Asks one that is idle and of no use here to leave.
 pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> bool {
     let now = process::now();
     let keys: Vec<Place> = lists::keys(memory).collect();

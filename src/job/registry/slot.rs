@@ -42,8 +42,8 @@ pub fn register(memory: &mut Memory, start: Start, worker: Worker) {
     }
 }
 
-/// The server has no process for the worker: one that has nothing to do makes room if it is not the last, or somebody waits
-/// for its process; who follows what is queued asks again.
+/// The server has no process for the worker: one that has nothing to do makes room if it is not the last, or somebody
+/// waits for its process; who follows what is queued asks again.
 pub fn cannot_register(memory: &mut Memory, start: Start) {
     set_starved(memory, true);
     let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
@@ -297,8 +297,8 @@ pub fn dismiss(memory: &Memory, index: usize) {
     }
 }
 
-/// The worker dies; what it leaves ends in this state. Gives its successor: none = the server starts it again, or nobody is
-/// wanted in its place.
+/// The worker dies; what it leaves ends in this state. Gives its successor: none = the server starts it again, or
+/// nobody is wanted in its place.
 pub fn died(
     memory: &mut Memory,
     index: usize,
@@ -336,14 +336,15 @@ pub fn died(
     None
 }
 
-/// A worker that dies and its key part; `refused`: what is queued there, or to be written, is for others to see to, or ends.
+/// A worker that dies and its key part; `refused`: what is queued there, or to be written, is for others to see to, or
+/// ends.
 fn part(memory: &mut Memory, index: usize, key: Place, outcome: &[u8], refused: Option<Refusal>) {
     let Key { database, login, workers, .. } = *memory.get::<Key>(key);
     let others = workers.saturating_sub(1);
     match refused {
         None => {}
-        // Those that there are go on; those that it was counted with and that have gone since were perhaps refused as well: the
-        // next one looks again.
+        // Those that there are go on; those that it was counted with and that have gone since were perhaps refused as
+        // well: the next one looks again.
         Some(Refusal::TooMany { is_alone }) if others > 0 || !is_alone => {}
         Some(Refusal::NoDatabase) => end::forget_database(memory, database, index),
         Some(_) if login == 0 => end::postpone_log(memory, database),

@@ -105,8 +105,8 @@ pub(super) fn accept(
     let current = Identity { owner: role::current(), login: request.login };
     let Identity { owner, .. } = run_as.unwrap_or(current);
     if run_as.is_some_and(|wanted| wanted != current) {
-        // Whoever asks for it: a job has the rights of its owner, and what the asking session has set is not the owner's.
-        // Nor is the asking session's login: RESET ROLE leads to it.
+        // Whoever asks for it: a job has the rights of its owner, and what the asking session has set is not the
+        // owner's. Nor is the asking session's login: RESET ROLE leads to it.
         request = Request { login: owner, role: None, settings: Vec::new(), libraries: None, ..request };
     }
     request.is_confined |= spec.is_confined;

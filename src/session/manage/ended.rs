@@ -11,12 +11,12 @@ use crate::job::spec::{BatchSpec, JobSpec};
 use crate::job::{catalog, log};
 use std::collections::HashMap;
 
-/// Launches the jobs of a batch that have failed, were stopped or lost once more, or one such job, in the manner of their
-/// first launch.
+/// Launches the jobs of a batch that have failed, were stopped or lost once more, or one such job, in the manner of
+/// their first launch.
 ///
 /// # Errors
-/// [`Error::NoSuchJob`] (42704), [`Error::OfSuperuser`] (42501), [`Error::NothingToRetry`] and [`Error::NotLogged`] (55000), those of
-/// [`super::launch_batch`].
+/// [`Error::NoSuchJob`] (42704), [`Error::OfSuperuser`] (42501), [`Error::NothingToRetry`] and [`Error::NotLogged`]
+/// (55000), those of [`super::launch_batch`].
 pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     if transaction::in_recovery() {
         return Err(Error::InRecovery);
@@ -79,8 +79,8 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     Ok(rows.iter().map(|row| row.uuid).collect())
 }
 
-/// Deletes rows of jobs that ended longer ago than `older_than` microseconds: everybody's for the owner of the extension,
-/// else those of the caller. Gives their number.
+/// Deletes rows of jobs that ended longer ago than `older_than` microseconds: everybody's for the owner of the
+/// extension, else those of the caller. Gives their number.
 pub fn prune(older_than: i64) -> i64 {
     let current = role::current();
     let owner = spi::select(catalog::EXTENSION_OWNER).concat();

@@ -19,8 +19,8 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Longest time between two looks whether the jobs that are followed wait for who follows them.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many times as long as a look at the jobs took, and telling of them, the next one waits: many jobs are not looked at
-/// after each change.
+/// How many times as long as a look at the jobs took, and telling of them, the next one waits: many jobs are not
+/// looked at after each change.
 const PAUSE: u32 = 10;
 /// What is not worth a pause.
 const SHORT_PAUSE: Duration = Duration::from_millis(1);
@@ -128,12 +128,12 @@ pub struct Following {
     pub timeout: Option<Duration>,
 }
 
-/// Follows a batch or a job until all has ended; then looks, and what has ended is still in the registry: there is no need
-/// of the log, which somebody may have for himself.
+/// Follows a batch or a job until all has ended; then looks, and what has ended is still in the registry: there is no
+/// need of the log, which somebody may have for himself.
 ///
 /// # Errors
-/// [`Error::NoSuchJob`] (42704), [`Error::Stuck`] (53000), [`Error::Deadlock`] (40P01), [`Error::FollowsItself`] (55000),
-/// those of `look`.
+/// [`Error::NoSuchJob`] (42704), [`Error::Stuck`] (53000), [`Error::Deadlock`] (40P01), [`Error::FollowsItself`]
+/// (55000), those of `look`.
 pub fn follow<T>(uuid: &[u8; 16], following: Following, look: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     if pulses(uuid, rights_on).is_empty() {
         return match logged_states(uuid, |known| rights_on(known.owner))?.is_empty() {
@@ -212,8 +212,8 @@ fn check_itself() -> Result<(), Error> {
     }
 }
 
-/// Does a job that this session waits for wait for this session, which will never go on? True = it does, but another one
-/// is to be told.
+/// Does a job that this session waits for wait for this session, which will never go on? True = it does, but another
+/// one is to be told.
 fn check_blocked(insists: bool) -> Result<bool, Error> {
     let mut gives_way = false;
     for (pid, uuid) in awaited().into_iter().filter(|(pid, _)| *pid != session::pid()) {

@@ -44,7 +44,8 @@ pub enum Among {
     Elsewhere,
 }
 
-/// Are the rows of the batch, which is of this database, in a log that is not there any more, as the extension was made again?
+/// Are the rows of the batch, which is of this database, in a log that is not there any more, as the extension was
+/// made again?
 pub fn has_lost_its_log(batch: &Header) -> bool {
     batch.recorded.is_some_and(|rows| rows.log != log::number_of_log())
 }
@@ -138,8 +139,8 @@ pub(super) fn pulses(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<Pulse> {
     area::read(|memory| registry::pulses(memory, uuid))
 }
 
-/// What jobs are doing: the process that runs them, and their state; none = its row was deleted meanwhile, or it is in the log
-/// only, which somebody has for himself. `uuid`: of their batch, or of the only one.
+/// What jobs are doing: the process that runs them, and their state; none = its row was deleted meanwhile, or it is in
+/// the log only, which somebody has for himself. `uuid`: of their batch, or of the only one.
 pub fn states_of(uuid: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Option<Vec<u8>>)> {
     let live: HashMap<[u8; 16], Pulse> = pulses(uuid, |_| true).into_iter().map(|pulse| (pulse.uuid, pulse)).collect();
     // What is not there any more is in the log: that is read last.

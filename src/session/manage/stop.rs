@@ -32,11 +32,12 @@ pub struct Stopped {
     pub now: Option<Vec<u8>>,
 }
 
-/// Stops a job, or all jobs of a batch: queued ones at once, running ones are cancelled, and their worker ended if they
-/// outlive `grace`.
+/// Stops a job, or all jobs of a batch: queued ones at once, running ones are cancelled, and their worker ended if
+/// they outlive `grace`.
 ///
 /// # Errors
-/// [`Error::NoSuchJob`] (42704), also for those of others; [`Error::OfSuperuser`] (42501); [`Error::StopInRecovery`] (25006).
+/// [`Error::NoSuchJob`] (42704), also for those of others; [`Error::OfSuperuser`] (42501); [`Error::StopInRecovery`]
+/// (25006).
 pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
     if transaction::in_recovery() {
         return Err(Error::StopInRecovery);

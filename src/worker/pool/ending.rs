@@ -1,4 +1,4 @@
-//! What a worker leaves that ends before its time.
+//! Traces of a worker that ends before its time.
 
 use super::{await_successor, queue, succeed, COUNTED_ALONE, LOGGED_IN, LOST, PLACE};
 use crate::error::Error;
@@ -9,7 +9,7 @@ use crate::job::registry::{self, Refusal, State};
 use crate::protocol::{sqlstate, to_bytes, Report};
 use crate::worker::direct;
 
-/// What this worker leaves when it ends before its time. To be registered before the process connects.
+/// Leaves what others need of a worker that ends before its time. To be registered before the process connects.
 pub fn on_exit() {
     let Some(index) = PLACE.take() else { return };
     if exit::is_postmaster_gone() {

@@ -69,7 +69,8 @@ pub fn take_decided() -> Option<(State, Outcome)> {
     decided.commits.is_none_or(transaction::is_committed).then_some((decided.state, decided.outcome))
 }
 
-/// Rolls back an attempt that did not succeed, and tells how it ended. `stopping`: somebody has it stopped, perhaps known by name.
+/// Rolls back an attempt that did not succeed, and tells how it ended. `stopping`: somebody has it stopped, perhaps
+/// known by name.
 fn undone(mut failure: Captured, stopping: Option<Option<Vec<u8>>>, attempt: u32) -> (State, Outcome) {
     let is_late = interrupt::is_late();
     let state = if stopping.is_some() || interrupt::is_ending() { State::Stopped } else { State::Failed };
@@ -271,8 +272,8 @@ impl Worker {
         self.finish(batch, index, state, is_written, &row.end.outcome);
     }
 
-    /// Writes a row in a transaction of its own, in the log that has it, if one has; `is_durable`: it is on disk then, whatever
-    /// the settings.
+    /// Writes a row in a transaction of its own, in the log that has it, if one has; `is_durable`: it is on disk then,
+    /// whatever the settings.
     fn write(&mut self, log: Option<u32>, row: &FinalRow, is_durable: bool) -> bool {
         let Some(log) = log else { return false };
         area::write(|memory| registry::deafen(memory, self.index));
@@ -301,7 +302,7 @@ impl Worker {
         interrupt::end_job();
     }
 
-    /// What a server that has died left behind becomes rows.
+    /// Makes rows of what a server that has died left behind.
     pub(super) fn fold(&mut self) {
         if let Ok(folded) = log::in_own_transaction(true, || log::fold_left_behind(self.database)) {
             folded.remove();

@@ -1,4 +1,4 @@
-//! What makes a worker that stays go in the end, and keeps the log small meanwhile.
+//! Reasons for a worker that stays to go in the end; the deletion of old rows meanwhile.
 
 use crate::ffi::process;
 use crate::guc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Longest time between two looks for old rows.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
-/// What jobs leave in a process that no reset takes back: caches, libraries, what procedural languages keep.
+/// Counts what jobs leave in a process that no reset takes back: caches, libraries, what procedural languages keep.
 #[derive(Default)]
 pub(super) struct Wear {
     /// Jobs since it was looked at.
@@ -15,12 +15,12 @@ pub(super) struct Wear {
 }
 
 impl Wear {
-    /// How much memory of its own a worker may have, in bytes.
+    /// Limits the memory of its own that a worker may have, in bytes.
     const LIMIT: u64 = 64 << 20;
-    /// It is looked at once in so many jobs.
+    /// Jobs between two looks at it.
     const EVERY: usize = 256;
 
-    /// Is another process to come in the place of this one? After so many jobs more.
+    /// Returns whether another process is to come in the place of this one, after so many jobs more.
     pub(super) fn is_too_much(&mut self, jobs: usize) -> bool {
         self.jobs += jobs;
         if self.jobs < Self::EVERY {
@@ -31,7 +31,7 @@ impl Wear {
     }
 }
 
-/// How often old rows are deleted: often enough for the log to be about as long as it may be.
+/// Time between two deletions of old rows: often enough for the log to be about as long as it may be.
 pub(super) fn prune_every() -> Duration {
     let retention = guc::log_retention().map_or(PRUNE_EVERY, |seconds| Duration::from_secs(seconds.unsigned_abs()));
     (retention / 20).clamp(Duration::from_secs(1), PRUNE_EVERY)
