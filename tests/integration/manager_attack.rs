@@ -497,7 +497,7 @@ fn nothing_stays_of_an_extension_that_was_dropped() {
     for batch in [&batch, &waiting] {
         assert_eq!(batch.states(&mut session), [""; 0]);
     }
-    let notes = "select count(*) from pg_ls_dir('pg_background_mgr') as f where f like '%.note'";
+    let notes = "select count(*) from pg_ls_dir('pg_background_mgr') as f where f like '%.note2'";
     // Those of jobs whose end is still to be written do.
     let gate = Gate::close(cluster.session("postgres"));
     let batch = Batch::launch(&mut session, &times(gate::WAIT, 2));
