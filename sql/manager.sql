@@ -340,7 +340,7 @@ AS 'MODULE_PATHNAME', 'pg_background_retry_text'
 LANGUAGE c VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION pg_background_retry(pg_catalog.text) IS
-'Launches the jobs of a batch that have failed, were stopped or lost once more, or one such job, with the options of their first launch; they keep their uuids.';
+'Launches again the jobs of a batch that have failed, were stopped or lost, or one such job, with the options of their first launch; they keep their uuids.';
 
 CREATE FUNCTION pg_background_retry(uuid pg_catalog.uuid)
 RETURNS TABLE (pid pg_catalog.int4, status pg_catalog.text, uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid)

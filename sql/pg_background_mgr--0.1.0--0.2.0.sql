@@ -1,17 +1,31 @@
 -- From 0.1.0 to 0.2.0: the log moves into a schema of its own, with its rows; who may use the extension still may.
 
--- Whoever else has the log open ends first, and what is read below is all that there is.
+-- Operators have operands of the types that they are for in pg_catalog: who may create operators here has none that fits as
+-- well. Whoever else has the log open ends first, and what is read below is all that there is.
 DO $$
+DECLARE
+    dependent pg_catalog.regclass;
 BEGIN
     IF pg_catalog.current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION 'cannot update pg_background_mgr in a transaction with isolation level "%"', pg_catalog.current_setting('transaction_isolation')
             USING ERRCODE = '25001', HINT = 'Its snapshot may be older than rows of the log. Use READ COMMITTED.';
     END IF;
+    -- Its columns come into another order, which a view that is replaced cannot have.
+    SELECT r.ev_class INTO dependent
+    FROM pg_catalog.pg_depend AS d
+    JOIN pg_catalog.pg_rewrite AS r ON r.oid = d.objid
+    WHERE d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass::pg_catalog.oid
+        AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid
+        AND d.refobjid = 'log_background'::pg_catalog.regclass::pg_catalog.oid AND r.ev_class <> d.refobjid
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'view % depends on view log_background', dependent
+            USING ERRCODE = '2BP01', HINT = 'Drop it, update the extension, and create it again: columns of log_background have another order.';
+    END IF;
 END
 $$;
 LOCK TABLE pg_background_log IN ACCESS EXCLUSIVE MODE;
 
--- Columns come into another order, which a view that is replaced cannot have.
 ALTER VIEW log_background RENAME TO log_background_before;
 
 -- What users do not call, in a schema in which nobody else may look a name up.
@@ -338,3 +352,6 @@ DROP TABLE background_mgr.pg_background_log;
 
 COMMENT ON FUNCTION pg_background_launch(pg_catalog.text, pg_catalog.int4) IS
 'Starts a SQL text in a background worker, at once and in its own transactions; gives the worker''s process ID. queue_size: bytes of the result that shared memory holds; 0 = the default.';
+
+COMMENT ON FUNCTION pg_background_retry(pg_catalog.text) IS
+'Launches again the jobs of a batch that have failed, were stopped or lost, or one such job, with the options of their first launch; they keep their uuids.';

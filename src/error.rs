@@ -138,7 +138,7 @@ pub enum Error {
     LogLocked,
     #[error("the log of pg_background_mgr was altered")]
     LogAltered,
-    #[error("the log of pg_background_mgr does not exist")]
+    #[error("extension \"pg_background_mgr\" is older than its library")]
     LogMissing,
     #[error("the function can only be called by the trigger of log_background")]
     NotOwnTrigger,
@@ -385,7 +385,10 @@ impl Error {
                     "The result is still there to be read with another column list. Any column can be read as text."
                 }
                 Error::RowTypeAltered => "The result is still there. Read it again, or its row types as text.",
-                Error::Deadlock { .. } => "The job goes on when this transaction ends; its result can be read then.",
+                Error::Deadlock { .. } => {
+                    "The job goes on when this transaction ends: read its result, or look at log_background, then. Do not \
+                     launch it again."
+                }
                 Error::OpenBlock => "End the text with COMMIT or ROLLBACK.",
                 Error::CopyIn => "COPY from a file or a program on the server, or INSERT.",
                 Error::BinaryCopyOut => "COPY in text or csv format.",

@@ -47,10 +47,18 @@ fn locate(text: &[u8], piece: Range<usize>, number: usize, position: usize, repo
     };
     Report {
         detail: Some([place.as_bytes(), head, dots.as_bytes()].concat()),
-        hint: Some(b"Pass the queries as an array if the delimiter also stands within them.".to_vec()),
+        hint: Some(hint(text).to_vec()),
         position: 0,
         internal_position: shown.map_or(0, |(_, from)| character(from) as i32),
         internal_query: shown.map(|(shown, _)| shown.to_vec()),
         ..report
+    }
+}
+
+/// Returns what may help: a literal without a cast is taken for a text.
+fn hint(text: &[u8]) -> &'static [u8] {
+    match text.trim_ascii_start().first() {
+        Some(b'[' | b'{') => b"Cast JSON to jsonb, and an array to text[].",
+        _ => b"Pass the queries as an array if the delimiter also stands within them.",
     }
 }

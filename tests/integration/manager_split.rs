@@ -23,6 +23,7 @@ pub fn cases() -> Vec<Case> {
         case!(backslashes_follow_the_sessions_setting),
         case!(a_text_without_a_cut_launches_nothing),
         case!(the_place_of_an_error_is_shown_in_the_whole_text),
+        case!(a_literal_without_a_cast_is_a_text),
         case!(a_text_that_says_nothing_is_refused),
         case!(a_text_of_another_encoding_is_cut),
         case!(a_job_of_a_cut_text_shows_errors_on_its_own_text),
@@ -378,6 +379,18 @@ fn the_place_of_an_error_is_shown_in_the_whole_text(db: &Db) {
         let place: usize = error.internal_position().expect("a place").parse().expect("a number");
         assert!((begin..=text.chars().count() + 1).contains(&place), "{at} is at {begin}: {error}");
     }
+}
+
+fn a_literal_without_a_cast_is_a_text(db: &Db) {
+    let mut session = db.session();
+    for (text, cast) in [("[{\"query\": \"select 1\"}]", "jsonb"), ("{select 1,select 2}", "text[]")] {
+        let error = session.error(&format!("select pg_background_launch_num('{text}')"));
+        assert_eq!(error.sqlstate(), "42601");
+        assert_eq!(error.hint().as_deref(), Some("Cast JSON to jsonb, and an array to text[]."));
+        Batch::call(&mut session, &format!("pg_background_launch_num('{text}'::{cast})")).succeed(&mut session);
+    }
+    let hint = "Pass the queries as an array if the delimiter also stands within them.";
+    assert_eq!(session.error("select pg_background_launch_num('selct 1')").hint().as_deref(), Some(hint));
 }
 
 fn a_text_that_says_nothing_is_refused(db: &Db) {
