@@ -173,10 +173,13 @@ pub fn is_read_only() -> bool {
     unsafe { pg_sys::XactReadOnly }
 }
 
-/// Raises 25006 if the transaction must not write; `command`: what is refused.
+/// Raises 25006 if the transaction must not write, 25000 in a parallel operation; `command`: what is refused.
 pub fn require_writable(command: &CStr) {
     // SAFETY: the name is a C string.
-    unsafe { pg_sys::PreventCommandIfReadOnly(command.as_ptr()) };
+    unsafe {
+        pg_sys::PreventCommandIfReadOnly(command.as_ptr());
+        pg_sys::PreventCommandIfParallelMode(command.as_ptr());
+    }
 }
 
 /// Is the server a standby?
