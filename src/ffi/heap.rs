@@ -38,6 +38,9 @@ const EQUAL: u16 = 3;
 pub enum Access {
     /// Its rows are read as they are now, whatever the transaction's snapshot.
     Read,
+    /// Rows are changed in a transaction of others, which may last.
+    Change,
+    /// Rows are written in a transaction of the extension's own.
     Write,
 }
 
@@ -46,7 +49,7 @@ impl Access {
     fn lock(self) -> i32 {
         (match self {
             Access::Read => pg_sys::AccessShareLock,
-            Access::Write => pg_sys::RowExclusiveLock,
+            Access::Change | Access::Write => pg_sys::RowExclusiveLock,
         }) as i32
     }
 }
@@ -56,6 +59,8 @@ impl Access {
 pub enum Unfit {
     /// Gone: dropped since it was found.
     Gone,
+    /// Emptied by its owner (REFRESH ... WITH NO DATA), so that no query can read it.
+    Empty,
     /// Changed from what the extension has made: to write it could run code of others.
     Altered,
 }
@@ -91,13 +96,17 @@ pub fn with<T>(oid: u32, types: &[u32], access: Access, body: impl FnOnce(&Heap)
             heap.close();
             return Err(Unfit::Altered);
         }
-        if access == Access::Write && !(*(*relation).rd_rel).relispopulated {
-            // Its owner has emptied it (REFRESH ... WITH NO DATA): no query could read it.
+        if access != Access::Read && !(*(*relation).rd_rel).relispopulated {
+            if access == Access::Change {
+                // The change of its state would wait for the end of that transaction, and with it all others.
+                heap.close();
+                return Err(Unfit::Empty);
+            }
             raw::SetMatViewPopulatedState(relation, true);
         }
         pg_sys::PushActiveSnapshot(match access {
             Access::Read => pg_sys::GetLatestSnapshot(),
-            Access::Write => pg_sys::GetTransactionSnapshot(),
+            Access::Change | Access::Write => pg_sys::GetTransactionSnapshot(),
         });
         let value = body(&heap);
         pg_sys::PopActiveSnapshot();
@@ -161,7 +170,7 @@ impl Heap {
                     return false;
                 }
             }
-            if self.access == Access::Write {
+            if self.access != Access::Read {
                 let writer = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast::<pg_sys::ResultRelInfo>();
                 (*writer).type_ = pg_sys::NodeTag::T_ResultRelInfo;
                 (*writer).ri_RelationDesc = self.relation;
@@ -436,6 +445,12 @@ pub fn next_value(sequence: u32) -> i64 {
 /// Returns whether there is a relation with this oid.
 pub fn is_there(relation: u32) -> bool {
     with_relation(relation, |_| ()).is_some()
+}
+
+/// Returns whether queries can read a materialized view. One that is not there counts as such.
+pub fn is_populated(relation: u32) -> bool {
+    // SAFETY: the relation is open.
+    with_relation(relation, |relation| unsafe { (*(*relation).rd_rel).relispopulated }).unwrap_or(true)
 }
 
 /// Returns whether a relation has no rows, dead or alive. It is locked; one that is not there has none.

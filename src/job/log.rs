@@ -17,9 +17,10 @@ use super::catalog;
 use super::note::End;
 use super::registry::{Ended, Moment, Reason, State};
 use crate::error::Error;
+use crate::ffi::heap::{self, Access};
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured, Log};
-use crate::ffi::{heap, lock, login, process, role, session, spi, transaction};
+use crate::ffi::{lock, login, process, role, session, spi, transaction};
 use crate::guc;
 use crate::protocol::{decode, sqlstate, Outcome, Report};
 use rows::Rows;
@@ -94,9 +95,14 @@ fn require(relations: Relations) {
     }
 }
 
-/// Opens the log that is held.
+/// Opens the log that is held, in [`in_own_transaction`].
 fn open<T>(held: Relations, body: impl FnOnce(&Rows) -> T) -> Option<T> {
-    rows::open(held.log, held.sequence, body)
+    open_for(held, Access::Write, body)
+}
+
+/// Opens the log that is held.
+fn open_for<T>(held: Relations, access: Access, body: impl FnOnce(&Rows) -> T) -> Option<T> {
+    rows::open(held.log, held.sequence, access, body)
 }
 
 fn relations() -> Relations {
@@ -171,7 +177,11 @@ pub fn write_with_job(log: u32, row: &FinalRow) -> Result<bool, Box<Captured>> {
     let write = || {
         // The job has locks of its own: it does not wait.
         let held = hold(false);
-        held.log == log && open(held, |rows| rows.write(row)).is_some()
+        if held.log == log && !heap::is_populated(log) {
+            // Not in a transaction that may last: the row follows in one of the extension's own.
+            report::emit(&Report::from(Error::LogLocked), Log::Here);
+        }
+        held.log == log && open_for(held, Access::Change, |rows| rows.write(row)).is_some()
     };
     let written = transaction::attempt(lock_timeout(), || role::as_cluster_owner(write));
     written.inspect_err(|captured| {
@@ -260,21 +270,24 @@ pub fn delete(uuid: &[u8; 16], may: impl FnOnce(u32) -> bool) -> bool {
 /// Opens the log for a statement of the caller, which waits for locks as long as his settings let it.
 fn open_for_caller<T>(body: impl FnOnce(&Rows) -> T) -> Option<T> {
     thread_local! {
-        /// The log, and the transaction that has it locked: so nobody else drops it.
+        /// The log, as a transaction has found it.
         static HELD: cell::Cell<(u64, Relations)> = const { cell::Cell::new((0, Relations { log: 0, sequence: 0 })) };
     }
     let transaction = transaction::current_id();
     let (by, held) = HELD.get();
-    let held = Some(held).filter(|held| by == transaction && held.log != 0 && heap::is_there(held.log));
-    let held = held.unwrap_or_else(|| {
-        let found = role::as_cluster_owner(relations);
+    let mut known = Some(held).filter(|held| by == transaction && held.log != 0);
+    let held = loop {
+        let found = known.take().unwrap_or_else(|| role::as_cluster_owner(relations));
         require(found);
-        // Of its indexes somebody may have locks: they are waited for.
+        // Each time, for a ROLLBACK TO SAVEPOINT gives it back. Of its indexes somebody may have locks: they are waited
+        // for.
         let _ = lock::try_to_write(found.log, true);
-        HELD.set((transaction, found));
-        found
-    });
-    open(held, body)
+        if heap::is_there(found.log) {
+            break found;
+        }
+    };
+    HELD.set((transaction, held));
+    open_for(held, Access::Change, body)
 }
 
 /// Returns whether the log has no rows at all, or is not there. It is locked.

@@ -175,14 +175,14 @@ pub struct Rows<'a> {
 
 /// Opens the log to write its rows. A lock on it is held. Raises [`Error::LogAltered`] (55000) if that could run code
 /// of others. None = it is gone.
-pub fn open<T>(log: u32, sequence: u32, body: impl FnOnce(&Rows) -> T) -> Option<T> {
-    with(log, Access::Write, |heap| body(&Rows { heap, sequence }))
+pub fn open<T>(log: u32, sequence: u32, access: Access, body: impl FnOnce(&Rows) -> T) -> Option<T> {
+    with(log, access, |heap| body(&Rows { heap, sequence }))
 }
 
 fn with<T>(log: u32, access: Access, body: impl FnOnce(&Heap) -> T) -> Option<T> {
     match heap::with(log, &TYPES, access, body) {
         Ok(value) => return Some(value),
-        Err(Unfit::Gone) => {}
+        Err(Unfit::Gone | Unfit::Empty) => {}
         Err(Unfit::Altered) => report::emit(&Report::from(Error::LogAltered), LogHere::Here),
     }
     None

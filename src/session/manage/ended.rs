@@ -2,7 +2,7 @@
 
 use super::accept::{accept, Identity};
 use super::follow::{wait_for_rows, watched};
-use super::look::{pulses, rights_on};
+use super::look::pulses;
 use super::{format_uuid, no_such_job, reaches_superusers};
 use crate::error::{Error, Text};
 use crate::ffi::{role, spi, transaction};
@@ -89,7 +89,8 @@ pub fn prune(older_than: i64) -> i64 {
     log::prune(older_than, (!is_all).then_some(current))
 }
 
-/// Deletes the row of a job that has ended and that the caller sees. False = it stays.
+/// Deletes the row of a job that has ended and whose owner's rights the caller has. False = it stays.
 pub fn delete(uuid: &[u8; 16]) -> bool {
-    log::delete(uuid, rights_on)
+    let current = role::current();
+    log::delete(uuid, |owner| role::has_rights_of(current, owner))
 }
