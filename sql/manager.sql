@@ -67,12 +67,12 @@ RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, status p
     epoch pg_catalog.int8, options pg_catalog.text, result pg_catalog.text, row_count pg_catalog.int8,
     result_truncated pg_catalog.bool, command_tag pg_catalog.text,
     sqlstate pg_catalog.text, message pg_catalog.text, detail pg_catalog.text, hint pg_catalog.text,
-    context pg_catalog.text)
+    context pg_catalog.text, database_name pg_catalog.text)
 AS 'MODULE_PATHNAME', 'pg_background_live'
 LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1000;
 
 COMMENT ON FUNCTION background_mgr.live(pg_catalog.bool, pg_catalog.bool) IS
-'Jobs of all databases that have not ended, or whose end is not in the log yet, as far as the caller may see them: all, those whose rows are not in the log, or those of other databases. For the views.';
+'Jobs of all databases that have not ended, or whose end is not in the log yet, as far as the caller may see them: all, those of this one whose rows are not in the log, or those of other databases. For the views.';
 
 CREATE FUNCTION background_mgr.spooled()
 RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, owner pg_catalog.int8, user_name pg_catalog.text,
@@ -105,6 +105,8 @@ COMMENT ON FUNCTION background_mgr.state(pg_catalog.uuid, pg_catalog.int8, pg_ca
 -- What users read. A view shows its owner's table; who may see a row is asked for the caller. What the registry has and
 -- the reader's snapshot of the table has not is taken from there: a batch that was accepted just now, or launched again.
 -- Who reads statistics only sees neither rows nor what errors say: the functions keep that to themselves, too.
+-- No view reads a table or view of the server: LOCK TABLE goes on to what a view reads, with the rights of its owner, and
+-- whoever has DELETE on a view could keep everybody from logging in.
 -- NOT IN is a hash table whatever the planner guesses; a join may be a loop when the statistics are from before.
 
 CREATE VIEW background_mgr.all_jobs WITH (security_barrier) AS
@@ -150,7 +152,6 @@ SELECT NULL, u.pid, u.status, u.ip_client::pg_catalog.inet, u.user_name::pg_cata
     u.result_truncated, u.command_tag, u.sqlstate, u.message, u.detail, u.hint, u.context, u.epoch, u.queue_position, u.progress,
     u.progress_message
 FROM unrecorded AS u
-WHERE u.database = (SELECT d.oid::pg_catalog.int8 FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())
 UNION ALL
 SELECT NULL, s.pid, s.status, v.ip_client::pg_catalog.inet, v.user_name::pg_catalog.name, v.uuid_parent, v.uuid_child,
     v.query, s.result, s.start_time_exec, s.end_time_exec, v.name, v.batch_name, v.queued_at, COALESCE(s.attempts, v.attempts),
@@ -221,14 +222,13 @@ FROM (
         l.end_time_exec, l.query, l.result, l.sqlstate, l.message
     FROM background_mgr.all_jobs AS l
     UNION ALL
-    SELECT v.uuid_parent, v.uuid_child, v.name, v.user_name::pg_catalog.name, d.datname, v.status, v.queue_position, v.pid,
+    SELECT v.uuid_parent, v.uuid_child, v.name, v.user_name::pg_catalog.name, v.database_name::pg_catalog.name, v.status, v.queue_position, v.pid,
         v.progress, v.progress_message, v.attempts, v.queued_at, v.start_time_exec, v.end_time_exec, v.query, v.result,
         v.sqlstate, v.message
     FROM background_mgr.live(false, true) AS v
-    JOIN pg_catalog.pg_database AS d ON d.oid = v.database::pg_catalog.oid
-    WHERE d.datname <> pg_catalog.current_database() AND v.end_time_exec IS NULL AND v.status IN ('queued', 'running')
+    WHERE v.database_name IS NOT NULL AND v.end_time_exec IS NULL AND v.status IN ('queued', 'running')
 ) AS j
-LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = j.pid AND j.status = 'running';
+LEFT JOIN pg_catalog.pg_stat_get_activity(NULL::pg_catalog.int4) AS a ON a.pid = j.pid AND j.status = 'running';
 
 COMMENT ON VIEW pg_background_jobs IS
 'Jobs of pg_background_launch_num: those that are queued or run, of all databases, and those of this database that have ended. Each role sees its own.';

@@ -26,7 +26,51 @@ END
 $$;
 LOCK TABLE pg_background_log IN ACCESS EXCLUSIVE MODE;
 
-ALTER VIEW log_background RENAME TO log_background_before;
+-- What is copied and taken over below must be what 0.1.0 has made, and nobody's who is no superuser: an owner could have put
+-- columns with casts, indexes with expressions or another table in its place, whose functions would run with the rights of
+-- who updates.
+DO $$
+DECLARE
+    log CONSTANT pg_catalog.oid := 'pg_background_log'::pg_catalog.regclass::pg_catalog.oid;
+    extension pg_catalog.oid;
+    found_columns pg_catalog.text;
+    owner pg_catalog.name;
+BEGIN
+    SELECT e.oid INTO extension FROM pg_catalog.pg_extension AS e WHERE e.extname = 'pg_background_mgr'::pg_catalog.name;
+    SELECT r.rolname INTO owner
+    FROM pg_catalog.pg_depend AS d
+    LEFT JOIN pg_catalog.pg_class AS c ON c.oid = d.objid AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid
+    LEFT JOIN pg_catalog.pg_proc AS p ON p.oid = d.objid AND d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid
+    JOIN pg_catalog.pg_roles AS r ON r.oid = COALESCE(c.relowner, p.proowner)
+    WHERE d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass::pg_catalog.oid AND d.refobjid = extension
+        AND d.deptype = 'e'::pg_catalog."char" AND NOT r.rolsuper
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'objects of extension "pg_background_mgr" belong to role "%", which is no superuser', owner
+            USING ERRCODE = '55000', HINT = pg_catalog.format('Give them to a superuser: REASSIGN OWNED BY %I TO CURRENT_USER.', owner);
+    END IF;
+    SELECT pg_catalog.string_agg(pg_catalog.format('%s %s', a.attname, a.atttypid::pg_catalog.int8), ',' ORDER BY a.attnum) INTO found_columns
+    FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid = log AND a.attnum > 0;
+    IF found_columns IS DISTINCT FROM 'id 20,pid 23,status 25,ip_client 869,user_name 19,uuid_parent 2950,uuid_child 2950,query 25,result 25,'
+            'start_time_exec 1184,end_time_exec 1184,name 25,batch_name 25,options 3802,queued_at 1184,attempts 23,row_count 20,'
+            'command_tag 25,sqlstate 25,message 25,detail 25,hint 25,context 25,epoch 20,owner 26,login 26,database 26,is_started 16'
+        OR NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d
+            WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid AND d.objid = log
+                AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass::pg_catalog.oid AND d.refobjid = extension
+                AND d.deptype = 'e'::pg_catalog."char")
+        OR NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = log AND c.relkind = 'r'::pg_catalog."char")
+        OR EXISTS (SELECT FROM pg_catalog.pg_index AS i
+            WHERE i.indrelid = log AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL))
+        OR EXISTS (SELECT FROM pg_catalog.pg_statistic_ext AS s WHERE s.stxrelid = log)
+        OR EXISTS (SELECT FROM pg_catalog.pg_constraint AS k
+            WHERE k.conrelid = log AND k.contype = 'c'::pg_catalog."char" AND pg_catalog.pg_get_constraintdef(k.oid) <>
+                'CHECK ((status = ANY (ARRAY[''queued''::text, ''succeeded''::text, ''failed''::text, ''stopped''::text])))') THEN
+        RAISE EXCEPTION 'table pg_background_log is not as version 0.1.0 of extension "pg_background_mgr" has made it'
+            USING ERRCODE = '55000', HINT = 'Put its name and its columns back, and drop its indexes with expressions, its statistics and its checks.';
+    END IF;
+END
+$$;
 
 -- What users do not call, in a schema in which nobody else may look a name up.
 
@@ -37,6 +81,7 @@ COMMENT ON SCHEMA background_mgr IS
 
 -- Where it has a name that holds whatever the schema of the extension is called.
 ALTER TABLE pg_background_log SET SCHEMA background_mgr;
+ALTER VIEW log_background SET SCHEMA background_mgr;
 
 CREATE FUNCTION background_mgr.log_rows()
 RETURNS TABLE (
@@ -53,7 +98,7 @@ LANGUAGE sql VOLATILE PARALLEL UNSAFE
 AS $$ SELECT l.id, l.pid, l.status, l.ip_client, l.user_name, l.uuid_parent, l.uuid_child, l.query, l.result, l.start_time_exec,
     l.end_time_exec, l.name, l.batch_name, l.options, l.queued_at, l.attempts, l.row_count, NULL::pg_catalog.bool, l.command_tag,
     l.sqlstate, l.message, l.detail, l.hint, l.context, l.epoch, l.owner, l.login, l.database, l.is_started
-FROM background_mgr.pg_background_log AS l $$;
+FROM ONLY background_mgr.pg_background_log AS l $$;
 
 COMMENT ON FUNCTION background_mgr.log_rows() IS
 'The rows that the log begins with. Refuses to refresh a log that has rows.';
@@ -116,12 +161,12 @@ RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, status p
     epoch pg_catalog.int8, options pg_catalog.text, result pg_catalog.text, row_count pg_catalog.int8,
     result_truncated pg_catalog.bool, command_tag pg_catalog.text,
     sqlstate pg_catalog.text, message pg_catalog.text, detail pg_catalog.text, hint pg_catalog.text,
-    context pg_catalog.text)
+    context pg_catalog.text, database_name pg_catalog.text)
 AS 'MODULE_PATHNAME', 'pg_background_live'
 LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1000;
 
 COMMENT ON FUNCTION background_mgr.live(pg_catalog.bool, pg_catalog.bool) IS
-'Jobs of all databases that have not ended, or whose end is not in the log yet, as far as the caller may see them: all, those whose rows are not in the log, or those of other databases. For the views.';
+'Jobs of all databases that have not ended, or whose end is not in the log yet, as far as the caller may see them: all, those of this one whose rows are not in the log, or those of other databases. For the views.';
 
 CREATE FUNCTION background_mgr.spooled()
 RETURNS TABLE (uuid_parent pg_catalog.uuid, uuid_child pg_catalog.uuid, owner pg_catalog.int8, user_name pg_catalog.text,
@@ -154,6 +199,8 @@ COMMENT ON FUNCTION background_mgr.state(pg_catalog.uuid, pg_catalog.int8, pg_ca
 -- What users read. A view shows its owner's table; who may see a row is asked for the caller. What the registry has and
 -- the reader's snapshot of the table has not is taken from there: a batch that was accepted just now, or launched again.
 -- Who reads statistics only sees neither rows nor what errors say: the functions keep that to themselves, too.
+-- No view reads a table or view of the server: LOCK TABLE goes on to what a view reads, with the rights of its owner, and
+-- whoever has DELETE on a view could keep everybody from logging in.
 -- NOT IN is a hash table whatever the planner guesses; a join may be a loop when the statistics are from before.
 
 CREATE VIEW background_mgr.all_jobs WITH (security_barrier) AS
@@ -199,7 +246,6 @@ SELECT NULL, u.pid, u.status, u.ip_client::pg_catalog.inet, u.user_name::pg_cata
     u.result_truncated, u.command_tag, u.sqlstate, u.message, u.detail, u.hint, u.context, u.epoch, u.queue_position, u.progress,
     u.progress_message
 FROM unrecorded AS u
-WHERE u.database = (SELECT d.oid::pg_catalog.int8 FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())
 UNION ALL
 SELECT NULL, s.pid, s.status, v.ip_client::pg_catalog.inet, v.user_name::pg_catalog.name, v.uuid_parent, v.uuid_child,
     v.query, s.result, s.start_time_exec, s.end_time_exec, v.name, v.batch_name, v.queued_at, COALESCE(s.attempts, v.attempts),
@@ -270,14 +316,13 @@ FROM (
         l.end_time_exec, l.query, l.result, l.sqlstate, l.message
     FROM background_mgr.all_jobs AS l
     UNION ALL
-    SELECT v.uuid_parent, v.uuid_child, v.name, v.user_name::pg_catalog.name, d.datname, v.status, v.queue_position, v.pid,
+    SELECT v.uuid_parent, v.uuid_child, v.name, v.user_name::pg_catalog.name, v.database_name::pg_catalog.name, v.status, v.queue_position, v.pid,
         v.progress, v.progress_message, v.attempts, v.queued_at, v.start_time_exec, v.end_time_exec, v.query, v.result,
         v.sqlstate, v.message
     FROM background_mgr.live(false, true) AS v
-    JOIN pg_catalog.pg_database AS d ON d.oid = v.database::pg_catalog.oid
-    WHERE d.datname <> pg_catalog.current_database() AND v.end_time_exec IS NULL AND v.status IN ('queued', 'running')
+    WHERE v.database_name IS NOT NULL AND v.end_time_exec IS NULL AND v.status IN ('queued', 'running')
 ) AS j
-LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = j.pid AND j.status = 'running';
+LEFT JOIN pg_catalog.pg_stat_get_activity(NULL::pg_catalog.int4) AS a ON a.pid = j.pid AND j.status = 'running';
 
 COMMENT ON VIEW pg_background_jobs IS
 'Jobs of pg_background_launch_num: those that are queued or run, of all databases, and those of this database that have ended. Each role sees its own.';
@@ -309,18 +354,8 @@ FROM (
 COMMENT ON VIEW pg_background_batches IS
 'One row for each call of pg_background_launch_num: how many of its jobs are in which state, how far it is, and how long the rest may take at the pace so far.';
 
--- Nothing of what is new is granted to PUBLIC, nor to whom default privileges name.
-
-CREATE FUNCTION background_mgr.take_back(schema pg_catalog.regnamespace)
-RETURNS pg_catalog.void
-AS 'MODULE_PATHNAME', 'pg_background_take_back'
-LANGUAGE c VOLATILE PARALLEL UNSAFE;
-
-SELECT background_mgr.take_back('background_mgr'::pg_catalog.regnamespace);
-
-DROP FUNCTION background_mgr.take_back(pg_catalog.regnamespace);
-
--- Who could read the views and call what they are made of.
+-- Who could read the views and call what they are made of. Nothing else of what is new is granted to PUBLIC, or to whom default
+-- privileges name.
 
 CREATE FUNCTION background_mgr.copy_rights(source pg_catalog.regclass, target pg_catalog.regclass)
 RETURNS pg_catalog.void
@@ -332,18 +367,27 @@ RETURNS pg_catalog.void
 AS 'MODULE_PATHNAME', 'pg_background_copy_function_rights'
 LANGUAGE c VOLATILE PARALLEL UNSAFE;
 
-SELECT background_mgr.copy_rights('log_background_before'::pg_catalog.regclass, 'log_background'::pg_catalog.regclass),
-    background_mgr.copy_rights('pg_background_live(bool,bool)'::pg_catalog.regprocedure, 'background_mgr.live(bool,bool)'::pg_catalog.regprocedure),
+CREATE FUNCTION background_mgr.take_back(schema pg_catalog.regnamespace)
+RETURNS pg_catalog.void
+AS 'MODULE_PATHNAME', 'pg_background_take_back'
+LANGUAGE c VOLATILE PARALLEL UNSAFE;
+
+SELECT background_mgr.copy_rights('background_mgr.log_background'::pg_catalog.regclass, 'log_background'::pg_catalog.regclass);
+
+SELECT background_mgr.take_back('background_mgr'::pg_catalog.regnamespace);
+
+SELECT background_mgr.copy_rights('pg_background_live(bool,bool)'::pg_catalog.regprocedure, 'background_mgr.live(bool,bool)'::pg_catalog.regprocedure),
     background_mgr.copy_rights('pg_background_live(bool,bool)'::pg_catalog.regprocedure, 'background_mgr.has_triggers_of_others(regclass)'::pg_catalog.regprocedure),
     background_mgr.copy_rights('pg_background_spooled()'::pg_catalog.regprocedure, 'background_mgr.spooled()'::pg_catalog.regprocedure),
     background_mgr.copy_rights('pg_background_state(uuid,int8,oid,bool)'::pg_catalog.regprocedure, 'background_mgr.state(uuid,int8,oid,bool,bool)'::pg_catalog.regprocedure);
 
+DROP FUNCTION background_mgr.take_back(pg_catalog.regnamespace);
 DROP FUNCTION background_mgr.copy_rights(pg_catalog.regclass, pg_catalog.regclass);
 DROP FUNCTION background_mgr.copy_rights(pg_catalog.regprocedure, pg_catalog.regprocedure);
 
 SELECT pg_catalog.setval('background_mgr.log_id', pg_catalog.max(l.id)) FROM background_mgr.log AS l HAVING pg_catalog.count(*) > 0;
 
-DROP VIEW log_background_before;
+DROP VIEW background_mgr.log_background;
 DROP VIEW pg_background_all_jobs;
 DROP FUNCTION pg_background_live(pg_catalog.bool, pg_catalog.bool);
 DROP FUNCTION pg_background_spooled();

@@ -4,7 +4,7 @@
 
 use crate::error::Error;
 use crate::ffi::fmgr::{sql_function, Call, Value};
-use crate::ffi::session::database;
+use crate::ffi::session::{database, database_name};
 use crate::ffi::typed_rows::Cell;
 use crate::ffi::{area, own_sql, transaction};
 use crate::job::attempt::Attempt;
@@ -33,6 +33,10 @@ fn live(call: &Call) -> Result<Value, Error> {
         let (is_recorded, has_lost_its_log) = *asked
             .entry(batch.number)
             .or_insert_with(|| (session::is_recorded(batch), session::has_lost_its_log(batch)));
+        // A query adds those that the log of this database does not have.
+        if among == Among::Unrecorded && job.batch.database != here {
+            continue;
+        }
         // Of other databases only what has not ended: nobody here sees their logs. The same of a log that is gone.
         if now.is_logged && (job.batch.database != here || has_lost_its_log) {
             continue;
@@ -71,7 +75,8 @@ fn live(call: &Call) -> Result<Value, Error> {
             end.pid.into(),
         ];
         let last = [Cell::BigInt(epoch), job.manner.to_options().into()];
-        rows.put(&[&first[..], &place_cells(now), &last, &log::outcome_cells(&end.outcome)].concat())?;
+        let name = [database_name(job.batch.database).into()];
+        rows.put(&[&first[..], &place_cells(now), &last, &log::outcome_cells(&end.outcome), &name].concat())?;
     }
     rows.finish();
     Ok(Value::Void)

@@ -128,6 +128,15 @@ pub fn launcher_lives() -> bool {
     unsafe { !pg_sys::BackendPidGetProc((*pg_sys::MyBgworkerEntry).bgw_notify_pid).is_null() }
 }
 
+/// Returns the name of a database, oid; none = it is gone. Inside a transaction.
+pub fn database_name(database: u32) -> Option<Vec<u8>> {
+    // SAFETY: a catalog lookup, which gives a C string or null.
+    unsafe {
+        let name = pg_sys::get_database_name(database.into());
+        (!name.is_null()).then(|| super::memory::copy_c_string(name)).flatten()
+    }
+}
+
 /// Runs `body` as if no script of an extension ran: what it grants are not rights that the extension comes with
 /// (aclchk.c, `recordExtensionInitPriv`). An error in it ends the script, and the server leaves it (extension.c,
 /// `execute_extension_script`).

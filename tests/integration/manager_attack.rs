@@ -16,6 +16,10 @@ pub fn cases() -> Vec<Case> {
         case!(default_privileges_give_nothing),
         case!(what_is_granted_on_all_tables_shows_own_rows_only),
         case!(a_namesake_of_the_sequence_is_of_no_account),
+        case!(who_locks_the_views_keeps_nobody_out),
+        case!(who_reads_statistics_deletes_nothing),
+        case!(a_savepoint_does_not_give_the_log_away),
+        case!(an_open_prune_of_an_emptied_log_is_in_nobodys_way),
         private_case!(publications_leave_the_log_out),
         private_case!(nothing_stays_of_an_extension_that_was_dropped),
     ]
@@ -511,4 +515,79 @@ fn nothing_stays_of_an_extension_that_was_dropped() {
     locker.run("rollback");
     batch.succeed(&mut session);
     wait_until("they are in the log", || session.value(notes) == "0");
+}
+
+/// LOCK goes on to the relations that a view reads, with the rights of its owner.
+fn who_locks_the_views_keeps_nobody_out(db: &Db) {
+    let (role, mut locker) = mallory(db);
+    let mut admin = db.session();
+    admin.run(&format!("grant all on all tables in schema public to {role}"));
+    for view in ["log_background", "pg_background_jobs", "pg_background_batches"] {
+        locker.run(&format!("begin; lock table {view} in access exclusive mode"));
+        let locked = format!(
+            "select c.relnamespace::regnamespace, c.relkind from pg_locks l join pg_class c on c.oid = l.relation \
+             where l.pid = {} and l.mode = 'AccessExclusiveLock' and c.relkind <> 'v' or l.pid = {} and \
+             l.mode = 'AccessExclusiveLock' and c.relnamespace = 'pg_catalog'::regnamespace",
+            locker.pid(),
+            locker.pid()
+        );
+        assert_eq!(admin.rows(&locked), [""; 0], "{view}");
+        // Others log in, run jobs and have their rows written.
+        let mut other = db.session();
+        let batch = Batch::call(&mut other, "pg_background_launch_num(array['select 1'])");
+        wait_until("the row is written", || {
+            admin.value(&format!(
+                "select count(*) from background_mgr.log where uuid_parent = '{}' and status = 'succeeded'",
+                batch.parent
+            )) == "1"
+        });
+        locker.run("rollback");
+    }
+}
+
+fn who_reads_statistics_deletes_nothing(db: &Db) {
+    let (role, mut reader) = mallory(db);
+    let mut admin = db.session();
+    admin.run(&format!(
+        "grant pg_read_all_stats to {role}; select pg_background_grant('{role}'); grant delete on log_background to {role}"
+    ));
+    let batch = Batch::launch(&mut admin, &["select 1"]);
+    batch.succeed(&mut admin);
+    wait_until("the row is written", || batch.written(&mut admin) == ["succeeded"]);
+    assert_eq!(reader.value("select count(*) from log_background"), "1");
+    assert_eq!(reader.run("delete from log_background").tags(), ["DELETE 0"]);
+    assert_eq!(batch.written(&mut admin), ["succeeded"]);
+}
+
+fn a_savepoint_does_not_give_the_log_away(db: &Db) {
+    let mut session = db.session();
+    let batch = Batch::launch(&mut session, &times("select 1", 3));
+    batch.succeed(&mut session);
+    wait_until("the rows are written", || batch.written(&mut session) == ["succeeded"; 3]);
+    session.run("begin; savepoint a");
+    assert_eq!(session.value("select pg_background_prune('0')"), "3");
+    session.run("rollback to a");
+    assert_eq!(session.value("select pg_background_prune('0')"), "3");
+    let locks =
+        "select count(*) from pg_locks where pid = pg_backend_pid() and relation = 'background_mgr.log'::regclass \
+                 and mode = 'RowExclusiveLock'";
+    assert_eq!(session.value(locks), "1");
+    session.run("commit");
+}
+
+fn an_open_prune_of_an_emptied_log_is_in_nobodys_way(db: &Db) {
+    let (mut session, mut pruner) = (db.session(), db.session());
+    let batch = Batch::launch(&mut session, &["select 1"]);
+    batch.succeed(&mut session);
+    wait_until("the row is written", || batch.written(&mut session) == ["succeeded"]);
+    session.run("refresh materialized view background_mgr.log with no data");
+    pruner.run("begin");
+    assert_eq!(pruner.value("select pg_background_prune('0')"), "0");
+    let batch = Batch::call(&mut session, "pg_background_launch_num(array['select 1'])");
+    wait_until("the log is there again", || {
+        let reply = session.ask("select status from background_mgr.log");
+        reply.error.is_none() && reply.last_rows().is_some_and(|rows| rows.text_rows() == ["succeeded"])
+    });
+    assert_eq!(batch.states(&mut session), ["succeeded"]);
+    pruner.run("rollback");
 }

@@ -9,6 +9,7 @@ pub fn cases() -> Vec<Case> {
         private_case!(an_updated_extension_is_as_one_that_is_made),
         private_case!(an_extension_with_rows_jobs_and_grants_is_updated),
         private_case!(an_update_that_would_lose_something_is_refused),
+        private_case!(an_update_runs_no_code_of_a_former_owner),
     ]
 }
 
@@ -160,4 +161,54 @@ fn an_update_that_would_lose_something_is_refused() {
     assert_eq!(session.value("select extversion from pg_extension where extname = 'pg_background_mgr'"), "0.1.0");
     session.run(&format!("drop view of_user; {UPDATE}"));
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+}
+
+/// Whoever made 0.1.0 may be no superuser any more, and still own what the update reads.
+fn an_update_runs_no_code_of_a_former_owner() {
+    let cluster = Cluster::start_new(&[]);
+    let mut admin = cluster.session("postgres");
+    admin.run("create role eve superuser login");
+    for (number, (plant, is_owner)) in [
+        // Another table of the name, with a type that is cast by her function.
+        (
+            "alter table pg_background_log rename to other; create table pg_background_log (like other); \
+          alter table pg_background_log drop column id; alter table pg_background_log add id et default 'x'",
+            false,
+        ),
+        ("alter table pg_background_log add another et default 'x'", false),
+        ("create index on pg_background_log ((evil('x')))", false),
+        ("create index on pg_background_log (pid) where evil('x') = 1", false),
+        ("alter table pg_background_log add check (evil('x') = 1)", false),
+        ("create statistics s on pid, status from pg_background_log", false),
+        ("select 1", true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        admin.run(&format!("create database d{number}"));
+        let mut database = cluster.session(&format!("d{number}"));
+        let mut eve = cluster.client(&format!("d{number}")).user("eve").connect();
+        eve.run("create extension pg_background_mgr version '0.1.0'");
+        admin.run("alter role eve nosuperuser");
+        database.run("grant create on schema public to eve");
+        eve.run(
+            "create type et as enum ('x'); create function evil(et) returns int8 immutable language plpgsql as $$ begin \
+             if (select rolsuper from pg_roles where rolname = current_user) then alter role eve superuser; end if; \
+             return 1; end $$; create cast (et as int8) with function evil(et) as assignment",
+        );
+        eve.run(plant);
+        eve.ask(
+            "insert into pg_background_log (status, user_name, uuid_parent, uuid_child, query, queued_at, attempts, \
+             epoch, owner, login, database, is_started) values ('failed', 'postgres', md5('a')::uuid, md5('b')::uuid, \
+             'select 1', now(), 1, 1, 10, 10, 1, true)",
+        );
+        assert_eq!(database.error(UPDATE).sqlstate(), "55000", "{plant}");
+        // Also when what she has made belongs to a superuser now.
+        database.run("reassign owned by eve to postgres");
+        let reply = database.ask(UPDATE);
+        let refused = reply.error.map(|error| error.sqlstate());
+        assert_eq!(refused.as_deref(), (!is_owner).then_some("55000"), "{plant}");
+        assert!(!admin.holds("select rolsuper from pg_roles where rolname = 'eve'"), "{plant}");
+        admin.run("alter role eve superuser");
+    }
 }
