@@ -17,7 +17,7 @@ fn add_versions(installation: &Installation) {
     let script = fs::read_to_string(file("0.2.0")).expect("the script of the extension");
     fs::write(file("0.0.8"), script).expect("a script");
     fs::write(file("0.0.8--0.0.9"), "COMMENT ON VIEW log_background IS 'updated';\n").expect("a script");
-    let later = "ALTER MATERIALIZED VIEW background_mgr.log OWNER TO CURRENT_USER;\n";
+    let later = "ALTER MATERIALIZED VIEW background_mgr.log SET (fillfactor = 71);\n";
     fs::write(file("0.0.9--0.2.0"), later).expect("a script");
 }
 
