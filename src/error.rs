@@ -331,8 +331,8 @@ impl Error {
                     "Somebody has the log locked, or it cannot be written: the server log may tell why. Try again then."
                 }
                 Error::LogAltered => {
-                    "Drop its indexes that have expressions, predicates or operator classes of others, and set its access \
-                     method to heap."
+                    "Drop its indexes that have expressions, predicates or operator classes of others, and set its \
+                     access method to heap."
                 }
                 Error::LogMissing => "You may need to run ALTER EXTENSION pg_background_mgr UPDATE.",
                 Error::ForeignTrigger => {
@@ -370,7 +370,8 @@ impl Error {
                 Error::SlotsExhausted => "You may need to increase max_worker_processes.",
                 Error::SingleUser => "Start the server in multi-user mode: only then it has background workers.",
                 Error::SettingRefused(_) => {
-                    "Connect without it in the options of the connection, and RESET it with ALTER ROLE and ALTER DATABASE."
+                    "Connect without it in the options of the connection, and RESET it with ALTER ROLE and ALTER \
+                     DATABASE."
                 }
                 Error::NotStarted => "The server log may tell why.",
                 Error::NotRun => "The job has not begun. Launch it again.",
@@ -386,8 +387,8 @@ impl Error {
                 }
                 Error::RowTypeAltered => "The result is still there. Read it again, or its row types as text.",
                 Error::Deadlock { .. } => {
-                    "The job goes on when this transaction ends: read its result, or look at log_background, then. Do not \
-                     launch it again."
+                    "The job goes on when this transaction ends: read its result, or look at log_background, then. Do \
+                     not launch it again."
                 }
                 Error::OpenBlock => "End the text with COMMIT or ROLLBACK.",
                 Error::CopyIn => "COPY from a file or a program on the server, or INSERT.",

@@ -29,10 +29,10 @@ callback! {
     }
 }
 
-/// Has this process end without the destructors of the libraries that the postmaster has loaded (exit(3)): they give
-/// memory back piece by piece, page by page of what was shared with the postmaster, that goes with the process in any
-/// case. To be called before anything else is registered with `on_proc_exit`, so that it is what comes last (ipc.c,
-/// `proc_exit`).
+/// Ends this process, when it is to end, without the destructors of the libraries that the postmaster has loaded
+/// (exit(3)): they give memory back piece by piece, page by page of what was shared with the postmaster, that goes
+/// with the process in any case. To be called before anything else is registered with `on_proc_exit`, so that it is
+/// what comes last (ipc.c, `proc_exit`).
 pub fn skip_destructors() {
     // SAFETY: the callback is a function of this library, which is never unloaded.
     unsafe { pg_sys::on_proc_exit(Some(on_last), pg_sys::Datum::from(0)) };

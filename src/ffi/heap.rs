@@ -4,7 +4,7 @@
 //! so there are no triggers, rules, defaults, checks, policies or foreign keys; and where an index has an expression, a
 //! predicate, or an operator class of others, nothing is done ([`Unfit::Altered`]).
 //!
-//! What a transaction has done with a row is seen by the next look at it in the same transaction.
+//! The next look at a row in the same transaction sees what was done with it.
 
 use super::fmgr::text_bytes;
 use super::memory::Context;

@@ -16,8 +16,8 @@ pub fn blocking_pids(pid: i32) -> Vec<i32> {
     }
 }
 
-/// Does somebody want this database for himself (DROP, RENAME, TEMPLATE; dbcommands.c)? Then who only sits in it is in
-/// the way.
+/// Returns whether somebody wants this database for himself (DROP, RENAME, TEMPLATE; dbcommands.c). Then who only sits
+/// in it is in the way.
 pub fn is_database_wanted() -> bool {
     // SAFETY: a lock tag as SET_LOCKTAG_OBJECT makes it; the lock is the session's, taken without waiting, and given
     // back at once.

@@ -28,7 +28,7 @@ const SETTINGS: Catalog = Catalog { relation: 2964, index: 2965 };
 /// A login as it would be now.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Login {
-    /// Is another one when the session might be another one: the rows in pg_authid, pg_database and
+    /// Changes when the session might be another one: the rows in pg_authid, pg_database and
     /// pg_db_role_setting, the right to connect.
     pub state: u64,
     /// It would be refused.

@@ -23,7 +23,7 @@ pub fn cancel(pid: i32) {
     send(pid, pg_sys::SIGINT);
 }
 
-/// Has the postmaster look once more for workers that it is to start, or to say of that it cannot (postmaster.c,
+/// Makes the postmaster look once more for workers that it is to start, or to say of that it cannot (postmaster.c,
 /// SIGUSR1). Before PostgreSQL 16 it sleeps for up to a minute when it could not fork a worker for a signal that came
 /// between its look at what is to be done and its sleep (`ServerLoop`).
 pub fn wake_postmaster() {

@@ -9,7 +9,7 @@
 //! `[L]` the launcher writes it before it names the segment to a worker, `[W]` the worker writes it.
 //!
 //! The segment is pinned until the worker has it: the launcher may be gone before that, once it has told the worker.
-//! Whoever comes first of a worker that attaches and a launcher that gives the launch up takes the pin away.
+//! The first of a worker that attaches and a launcher that gives the launch up takes the pin away.
 //!
 //! The gate makes a launch all or nothing: a new worker runs its job only after the launcher, which may be cancelled
 //! while it waits for the worker to start, has opened it. A process that was started ahead of its job waits until one

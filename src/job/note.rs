@@ -14,7 +14,7 @@ use std::{fs, io};
 
 /// Ends the name of a note, and tells of what layout it is.
 pub(super) const NOTE: &str = ".note2";
-/// The same of those that version 0.1.0 wrote.
+/// Ends the names of those that version 0.1.0 wrote.
 const NOTE_OF_0_1_0: &str = ".note";
 
 /// Of a job that was begun.

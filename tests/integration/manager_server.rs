@@ -93,8 +93,8 @@ fn many_roles(cluster: &Cluster, count: usize) -> Vec<Session> {
     (0..count).map(role).collect()
 }
 
-/// Checks that few processes have ended as ones that failed: those that came when another had just taken the last place.
-/// When that was usual, it was a third of them all.
+/// Checks that few processes have ended as ones that failed: those that came when another had just taken the last
+/// place. When that was usual, it was a third of them all.
 #[track_caller]
 fn assert_few_failed_processes(cluster: &Cluster, mark: LogMark) {
     let ended: Vec<_> =

@@ -95,8 +95,8 @@ pub enum Fate {
     },
 }
 
-/// What the log says of a job, as things are now, whatever the snapshot of the caller. None = somebody has the log
-/// for himself.
+/// Returns what the log says of a job, as things are now, whatever the snapshot of the caller. None = somebody has the
+/// log for himself.
 pub fn fate(uuid: &[u8; 16]) -> Option<Fate> {
     let row = read(std::slice::from_ref(uuid), fate_of)?.pop();
     Some(row.unwrap_or(Fate::Gone))
