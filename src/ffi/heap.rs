@@ -384,6 +384,21 @@ impl Row {
         }
     }
 
+    /// Returns whether another transaction, which has not ended, has changed or deleted the row: to change it waits for
+    /// that one (heapam.c, `heap_update`).
+    pub fn is_taken(&self) -> bool {
+        // SAFETY: the header of a copy; who is in progress is asked of shared memory.
+        unsafe {
+            let header = (*self.tuple).t_data;
+            let mask = u32::from((*header).t_infomask);
+            let other = (*header).t_choice.t_heap.t_xmax;
+            // Nobody locks rows of a materialized view, so none has several.
+            mask & (pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_IS_MULTI) == 0
+                && !pg_sys::TransactionIdIsCurrentTransactionId(other)
+                && pg_sys::TransactionIdIsInProgress(other)
+        }
+    }
+
     fn value(&self, column: usize) -> Option<pg_sys::Datum> {
         self.values.get(column - 1).copied().flatten()
     }

@@ -13,6 +13,7 @@ pub fn cases() -> Vec<Case> {
         case!(what_was_stopped_just_now_is_run_again),
         private_case!(what_is_not_in_the_log_yet_is_there_all_the_same),
         case!(a_job_whose_end_cannot_be_written_is_run_again_later),
+        private_case!(rows_that_are_being_deleted_hold_up_no_worker),
         case!(what_the_log_says_has_failed_is_run_again),
         case!(a_job_is_run_again_beside_its_batch),
         case!(sessions_at_once_run_a_job_again_once),
@@ -366,6 +367,33 @@ fn a_job_is_run_again_beside_its_batch(db: &Db) {
 }
 
 /// The log is asked all the time: between the job's row and the word of its worker there is next to no time.
+/// Many rows that one waits for, each a fifth of a second, would keep every worker from the jobs of others.
+fn rows_that_are_being_deleted_hold_up_no_worker() {
+    let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
+    let (mut session, mut pruner) = (cluster.session("postgres"), cluster.session("postgres"));
+    let batches: Vec<Batch> = (0..5).map(|_| Batch::launch(&mut session, &["select 1 / 0"])).collect();
+    for batch in &batches {
+        wait_until("the row is written", || batch.written(&mut session) == ["failed"]);
+    }
+    pruner.run("begin");
+    assert_eq!(pruner.value("select pg_background_prune('0')"), "5");
+    let mark = cluster.log_mark();
+    batches.iter().for_each(|batch| drop(retry(&mut session, &batch.parent)));
+    Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+    for batch in &batches {
+        assert_eq!(batch.finish(&mut session), ["failed"]);
+    }
+    let lines: Vec<String> = cluster.log_since(mark).into_iter().map(|line| line.text).collect();
+    let refused = "could not write the log of pg_background_mgr, will try again: ";
+    let reasons: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix(refused)).collect();
+    assert!(reasons.len() >= batches.len(), "{lines:?}");
+    assert!(reasons.iter().all(|reason| *reason == "the log of pg_background_mgr is locked"), "{reasons:?}");
+    pruner.run("commit");
+    for batch in &batches {
+        wait_until("the row is written again", || batch.written(&mut session) == ["failed"]);
+    }
+}
+
 fn what_the_log_says_has_failed_is_run_again(db: &Db) {
     let mut session = db.session();
     session.run("create table retried (n int)");

@@ -242,15 +242,25 @@ impl Rows<'_> {
         self.heap.find(Column::UuidChild as usize, uuid)
     }
 
+    /// Returns the row of a job, to be written. Raises [`Error::LogLocked`] (55P03) if another transaction is deleting
+    /// it, which may last: the row is written later, and the worker goes on.
+    fn find_free(&self, uuid: &[u8; 16]) -> Option<Row> {
+        let row = self.find(uuid);
+        if row.as_ref().is_some_and(Row::is_taken) {
+            report::emit(&Report::from(Error::LogLocked), LogHere::Here);
+        }
+        row
+    }
+
     /// The row of a job that has not ended, as far as the log says.
     fn find_open(&self, uuid: &[u8; 16]) -> Option<Row> {
-        self.find(uuid).filter(is_open)
+        self.find_free(uuid).filter(is_open)
     }
 
     /// Writes the row of a job that was accepted; `is_older`: one that the log has already is changed only if it is of
     /// a launch before this one.
     pub fn accept(&self, batch: &Batch, job: Job, is_older: bool) {
-        let Some(row) = self.find(&job.uuid) else { return self.insert(batch, job, Vec::new()) };
+        let Some(row) = self.find_free(&job.uuid) else { return self.insert(batch, job, Vec::new()) };
         // Launched again: the row is that of this launch from now on.
         if !is_older || row.big_int(Column::QueuedAt as usize).is_some_and(|before| before < batch.queued_at) {
             let columns = [Column::Status, Column::Epoch, Column::Database, Column::IsStarted, Column::QueuedAt];
@@ -298,7 +308,7 @@ impl Rows<'_> {
     /// Writes how a job ended, or an attempt of it. A row that is gone is written anew: the registry knows all of it
     /// until the end is in the log.
     pub fn write(&self, row: &FinalRow) {
-        match self.find(&row.uuid) {
+        match self.find_free(&row.uuid) {
             Some(found) if is_open(&found) => self.heap.update(&found, end_changes(&row.end)),
             Some(_) => {}
             None => {

@@ -148,7 +148,7 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
         queued: jobs.len() as u32,
         is_sequential: u8::from(new.is_sequential),
         stops_on_error: u8::from(new.stops_on_error),
-        is_confined: u32::from(new.is_confined),
+        is_confined: u16::from(new.is_confined),
         request,
         name,
         owner_name,

@@ -9,6 +9,10 @@ use crate::ffi::process;
 
 /// How many final rows are written in one transaction at most.
 const LOG_LIMIT: usize = 1000;
+/// When rows that could not be written are tried again for the first time, in microseconds.
+const LOG_RETRY: i64 = 500_000;
+/// How often that time doubles, if they still cannot: to 16 seconds.
+const LOG_RETRY_DOUBLINGS: u16 = 5;
 /// When a worker is sent again to write final rows into a database that has refused one, in microseconds.
 const REFUSED_RETRY: i64 = 10_000_000;
 
@@ -211,20 +215,29 @@ pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
         .collect()
 }
 
-/// These final rows are written; none = it could not be done, and is to be tried again not before `retry_at`.
-pub fn written(memory: &mut Memory, place: Place, uuid: &[u8; 16], indexes: &[u32], retry_at: Option<i64>) {
+/// Tells that these final rows are written; none = they could not be, and are to be tried again later.
+pub fn written(memory: &mut Memory, place: Place, uuid: &[u8; 16], indexes: Option<&[u32]>) {
     // It may have been forgotten with its database.
     if !lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
         return;
     }
-    settle(memory, place, indexes);
-    let batch = memory.get_mut::<Batch>(place);
-    batch.writer = 0;
-    if let Some(retry_at) = retry_at {
-        batch.retry_log_at = retry_at;
-    }
+    settle(memory, place, indexes.unwrap_or_default());
+    tried_to_write(memory, place, indexes.is_some());
     watch::wake(memory, place);
     batch::remove_if_done(memory, place);
+}
+
+/// Tells that rows of the batch were written, or could not be: the longer that lasts, the later it is tried again, so
+/// that many such batches hold up nobody's jobs.
+pub(super) fn tried_to_write(memory: &mut Memory, place: Place, is_written: bool) {
+    let batch = memory.get_mut::<Batch>(place);
+    batch.writer = 0;
+    if is_written {
+        batch.log_failures = 0;
+    } else {
+        batch.retry_log_at = process::now() + (LOG_RETRY << batch.log_failures.min(LOG_RETRY_DOUBLINGS));
+        batch.log_failures = batch.log_failures.saturating_add(1);
+    }
 }
 
 /// Nothing more is to be written of these jobs.

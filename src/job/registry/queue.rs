@@ -159,20 +159,18 @@ fn begin_to_write(memory: &mut Memory, index: usize, place: Place) {
     }
 }
 
-/// The rows of the batch are in the table, or could not be written and are to be tried again not before `retry_at`.
-pub fn recorded(memory: &mut Memory, place: Place, uuid: &[u8; 16], recorded: Option<Recorded>, retry_at: i64) {
+/// Tells that the rows of the batch are in the table; none = they could not be written, and are to be tried again later.
+pub fn recorded(memory: &mut Memory, place: Place, uuid: &[u8; 16], recorded: Option<Recorded>) {
     // It may have been forgotten with its database.
     if !lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
         return;
     }
-    let batch = memory.get_mut::<Batch>(place);
-    batch.writer = 0;
+    end::tried_to_write(memory, place, recorded.is_some());
     if let Some(Recorded { log, by }) = recorded {
+        let batch = memory.get_mut::<Batch>(place);
         batch.recorded_in = log.into();
         batch.recorded_by = by;
         batch.recorded_at = process::now();
-    } else {
-        batch.retry_log_at = retry_at;
     }
     watch::wake(memory, place);
     // Its database may have been forgotten meanwhile.

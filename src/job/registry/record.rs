@@ -212,7 +212,9 @@ pub struct Batch {
     /// Jobs before this one have their final rows.
     pub first_unlogged: u32,
     /// Its jobs must not set a role.
-    pub is_confined: u32,
+    pub is_confined: u16,
+    /// How often its rows could not be written since they were last.
+    pub log_failures: u16,
     pub is_sequential: u8,
     pub stops_on_error: u8,
     /// May its jobs run?
@@ -223,7 +225,7 @@ pub struct Batch {
     pub writer: u32,
     /// Of its texts: that of its database.
     pub encoding: u32,
-    /// A final row could not be written: not to be tried again before.
+    /// Rows could not be written: not to be tried again before.
     pub retry_log_at: i64,
     /// Its rows are in the table with this oid; 0 = they are not written.
     pub recorded_in: u64,

@@ -20,8 +20,6 @@ use std::cell::Cell;
 use std::ffi::CString;
 use std::time::{Duration, Instant};
 
-/// When a final row that could not be written is tried again, in microseconds.
-const LOG_RETRY: i64 = 500_000;
 /// Jobs that are shorter are claimed several at a time.
 const SHORT: Duration = Duration::from_millis(5);
 
@@ -333,8 +331,7 @@ impl Worker {
         if recorded.is_none() && !self.is_extension_there() {
             return self.forget_database();
         }
-        let retry_at = process::now() + LOG_RETRY;
-        area::write(|memory| registry::recorded(memory, place, &uuid, recorded, retry_at));
+        area::write(|memory| registry::recorded(memory, place, &uuid, recorded));
         if recorded.is_some() {
             spool::remove(area::epoch(), self.database, &first);
         }
@@ -358,12 +355,11 @@ impl Worker {
         if !written && !self.is_extension_there() {
             return self.forget_database();
         }
-        let indexes: Vec<u32> = if written { ended.iter().map(|ended| ended.index).collect() } else { Vec::new() };
+        let indexes: Option<Vec<u32>> = written.then(|| ended.iter().map(|ended| ended.index).collect());
         if written {
             let (epoch, begun) = (area::epoch(), ended.iter().filter(|ended| ended.attempts > 0));
             begun.for_each(|ended| note::remove(epoch, self.database, &ended.uuid));
         }
-        let retry_at = (!written).then(|| process::now() + LOG_RETRY);
-        area::write(|memory| registry::written(memory, place, &uuid, &indexes, retry_at));
+        area::write(|memory| registry::written(memory, place, &uuid, indexes.as_deref()));
     }
 }
