@@ -17,6 +17,9 @@ pub enum Error {
     NoQuery,
     #[error("SQL text of {0} must not be null")]
     NullQuery(Place),
+    /// An object without the key of the text.
+    #[error("{0} has no key \"query\"")]
+    MissingQuery(Place),
     #[error("SQL text of {0} must not be empty")]
     EmptyQuery(Place),
     #[error("SQL text of {place} is too long")]
@@ -151,7 +154,7 @@ pub enum Error {
     ForeignRelation(u32),
     #[error("background job or batch \"{0}\" does not exist")]
     NoSuchJob(Text),
-    #[error("no job of \"{0}\" is to be run again")]
+    #[error("no job of \"{0}\" can be run again")]
     NothingToRetry(Text),
     #[error("the end of background job \"{0}\" is not in the log yet")]
     NotLogged(Text),
@@ -249,7 +252,7 @@ impl Error {
             Progress | NegativeAge | ExecType(_) => b"22023",
             NullArgument(_) | NullQuery(_) => b"22004",
             EmptySql | NoQuery | EmptyQuery(_) | QueueTooSmall(_) | QueueTooLarge => b"22023",
-            Shape { .. } | UnknownKey { .. } | BadValue { .. } => b"22023",
+            Shape { .. } | MissingQuery(_) | UnknownKey { .. } | BadValue { .. } => b"22023",
             SqlTooLong(_) | QueryTooLong { .. } | TooManyQueries | TooDeep => b"54000",
             RestrictedOperation | RestrictedApply | RestrictedRead | ForbiddenProcess(_) | NotOwner | OfSuperuser => {
                 b"42501"
@@ -283,15 +286,17 @@ impl Error {
                 format!("The jobs need {wanted} bytes, and {free} of {limit} are free.")
             }
             Error::SegmentsExhausted { own } => {
-                format!("{own} of them have results of this session, or wait for its next job.")
+                format!("This session has {own} of them, for its results or its next job.")
             }
             Error::TooManyUnread { unread, limit } => {
-                format!("{unread} are in shared memory, and pg_background_mgr.max_unread_results allows {limit}.")
+                format!("It has {unread} in shared memory, and pg_background_mgr.max_unread_results allows {limit}.")
             }
             Error::ResultMemory { wanted, held, .. } => {
                 format!("The job wants {wanted} bytes, and unread results of this session have {held}.")
             }
+            Error::TooFewWorkers { free: 1, .. } => "1 worker is free.".into(),
             Error::TooFewWorkers { free, .. } => format!("{free} workers are free."),
+            Error::FewerAllowed { allowed: 1, .. } => "The options allow the batch 1 worker.".into(),
             Error::FewerAllowed { allowed, .. } => format!("The options allow the batch {allowed} workers."),
             Error::SettingRefused(_) => {
                 "pg_background_mgr does not know the value of the server's configuration in this session.".into()
@@ -326,7 +331,7 @@ impl Error {
                      pg_background_mgr.reserved_workers."
                 }
                 Error::NotCommitted => "Commit the transaction that created the extension first.",
-                Error::NothingToRetry(_) => "Jobs that have failed, were stopped or lost are run again.",
+                Error::NothingToRetry(_) => "Jobs can be run again that have failed, were stopped, or are lost.",
                 Error::NotLogged(_) => {
                     "Somebody has the log locked, or it cannot be written: the server log may tell why. Try again then."
                 }
@@ -368,6 +373,9 @@ impl Error {
                      does not fit there is kept in memory and in a temporary file."
                 }
                 Error::SlotsExhausted => "You may need to increase max_worker_processes.",
+                Error::QueueTooSmall(_) => "With 0, or without it, the queue has its default size.",
+                Error::MissingQuery(_) => "The text of the job is its key \"query\".",
+
                 Error::SingleUser => "Start the server in multi-user mode: only then it has background workers.",
                 Error::SettingRefused(_) => {
                     "Connect without it in the options of the connection, and RESET it with ALTER ROLE and ALTER \

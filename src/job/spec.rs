@@ -152,7 +152,11 @@ fn from_item(place: Place, item: Value, defaults: &JobSpec) -> Result<JobSpec, E
     match item {
         Value::String(query) => Ok(JobSpec { query: to_database(&query), ..defaults.clone() }),
         Value::Object(map) => {
+            let has_query = map.contains_key(QUERY);
             let mut keys = Keys::new(place, map, KEYS)?;
+            if !has_query {
+                return Err(Error::MissingQuery(place));
+            }
             let (query, name) = (keys.text(QUERY)?, keys.text(NAME)?);
             let query = query.ok_or(Error::NullQuery(place))?;
             Ok(JobSpec { query, name, ..keys.manner(defaults)? })

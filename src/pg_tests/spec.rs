@@ -131,7 +131,7 @@ mod tests {
             ("[]", INVALID, "there is no query to run"),
             (r#"["a", 1]"#, INVALID, "job 2 must be a text or a JSON object"),
             (r#"["a", null]"#, NULL, "SQL text of job 2 must not be null"),
-            (r#"["a", {}]"#, NULL, "SQL text of job 2 must not be null"),
+            (r#"["a", {}]"#, INVALID, r#"job 2 has no key "query""#),
             (r#"["a", {"query": null}]"#, NULL, "SQL text of job 2 must not be null"),
             (r#"["a", " \n"]"#, INVALID, "SQL text of job 2 must not be empty"),
             (r#"[{"query": ""}]"#, INVALID, "SQL text of job 1 must not be empty"),

@@ -69,9 +69,10 @@ fn a_queue_size_out_of_bounds_is_refused(db: &Db) {
     let mut session = db.session();
     let least = smallest_queue(&mut session);
     assert!((1..=1024).contains(&least), "{least}");
+    let hint = "With 0, or without it, the queue has its default size.";
     for size in [1, -1, -65536, i32::MIN, least - 1] {
         let error = session.error(&format!("select pg_background_launch('select 1', {size})"));
-        assert_error(&error, "22023", &format!("queue size must be at least {least} bytes"), None);
+        assert_error(&error, "22023", &format!("queue size must be at least {least} bytes"), Some(hint));
     }
     let most = 268_435_456;
     let hint = "What does not fit in the queue is kept in memory and in a temporary file.";

@@ -358,7 +358,7 @@ fn unknown_keys_of_a_job_are_named(db: &Db) {
         let jobs = format!(r#"'[{{"query": "select 1"}}, {{"query": "select 2", "{key}": 1}}]'::jsonb"#);
         assert_refused(&mut session, &jobs, "22023", &[&format!("\"{key}\""), "2"]);
     }
-    assert_refused(&mut session, r#"'[{"name": "no query"}]'::jsonb"#, "22004", &[]);
+    assert_refused(&mut session, r#"'[{"name": "no query"}]'::jsonb"#, "22023", &["job 1", "\"query\""]);
     assert_nothing_launched(&mut session);
 }
 

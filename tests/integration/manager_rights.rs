@@ -541,7 +541,7 @@ impl Waiting {
         self.held.succeed(&mut self.admin);
         self.others.succeed(&mut self.admin);
         assert_eq!(self.batch.finish(&mut self.admin), times("failed", 3));
-        let told = self.batch.column(&mut self.admin, "sqlstate || ' ' || message");
+        let told = self.batch.column(&mut self.admin, "concat_ws(' ', sqlstate, message, hint)");
         assert!(told.iter().all(|line| line.starts_with(sqlstate) && line.contains(message)), "{told:?}");
         assert_eq!(self.admin.rows("select a, count(*) from ran group by a"), ["2|3"]);
         Batch::launch(&mut self.admin, &["select 1"]).succeed(&mut self.admin);
@@ -554,7 +554,8 @@ fn jobs_of_a_dropped_role_fail() {
 }
 
 fn jobs_of_a_role_that_may_not_log_in_fail() {
-    set_waiting("alter role weak nologin").assert_fails("28000", "not permitted to log in");
+    set_waiting("alter role weak nologin")
+        .assert_fails("28000", "is not permitted to log in Workers log in as the role that has launched the jobs.");
 }
 
 fn jobs_of_a_role_without_connect_fail() {

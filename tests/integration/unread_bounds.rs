@@ -181,12 +181,13 @@ fn segments_of_others_are_named_as_theirs() {
     assert_eq!(own.brief(), expected);
     assert_eq!(own.hint().as_deref(), Some("Read or detach the results of jobs that have ended."));
     let detail = own.detail().expect("a detail");
-    let (count, rest) = detail.split_once(' ').expect("words");
-    assert_eq!(rest, "of them have results of this session, or wait for its next job.");
+    let (_, rest) = detail.split_once("This session has ").expect("how many");
+    let (count, rest) = rest.split_once(' ').expect("words");
+    assert_eq!(rest, "of them, for its results or its next job.");
     assert!(count.parse::<usize>().expect("a number") > 50, "{detail}");
     let theirs = refusal(&mut other);
     assert_eq!(theirs.brief(), expected);
-    let detail = "0 of them have results of this session, or wait for its next job.";
+    let detail = "This session has 0 of them, for its results or its next job.";
     assert_eq!(theirs.detail().as_deref(), Some(detail));
     assert_eq!(
         theirs.hint().as_deref(),
@@ -203,7 +204,7 @@ fn unread_results_are_bounded(db: &Db) {
     let refused = |session: &mut Session| {
         let error = session.error("select pg_background_launch('select 1')");
         assert_eq!(error.brief(), ("53000".to_owned(), TOO_MANY.to_owned()));
-        let detail = "2 are in shared memory, and pg_background_mgr.max_unread_results allows 2.";
+        let detail = "It has 2 in shared memory, and pg_background_mgr.max_unread_results allows 2.";
         assert_eq!(error.detail().as_deref(), Some(detail));
         let hint = "Read them with pg_background_result, or give them up with pg_background_detach. \
                     DISCARD ALL gives all of them up.";
@@ -261,7 +262,7 @@ fn the_bound_is_an_eighth_of_the_servers_segments(db: &Db) {
     let launch = format!("pg_background_launch($$ {LARGE} $$, {LARGE_QUEUE})");
     assert_eq!(launch_unread(&mut session, &launch), bound);
     let error = session.error(&format!("select {launch}"));
-    let detail = format!("{bound} are in shared memory, and pg_background_mgr.max_unread_results allows {bound}.");
+    let detail = format!("It has {bound} in shared memory, and pg_background_mgr.max_unread_results allows {bound}.");
     assert_eq!(error.detail(), Some(detail));
 }
 

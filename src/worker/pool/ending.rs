@@ -21,6 +21,10 @@ pub fn on_exit() {
     let report = if is_late { Report::from(Error::JobTimeout) } else { report };
     let state = if report.sqlstate == sqlstate(b"57P01") { State::Stopped } else { State::Failed };
     let refused = refusal(&report);
+    let report = match refused {
+        Some(Refusal::Login) => with_login_hint(report),
+        _ => report,
+    };
     let report = if report.sqlstate == 0 { Report::from(Error::WorkerLost(session::pid())) } else { report };
     let (state, outcome) = match queue::take_decided() {
         Some((state, outcome)) => (state, to_bytes(&outcome)),
@@ -50,6 +54,14 @@ fn refusal(report: &Report) -> Option<Refusal> {
     } else {
         Some(Refusal::Login)
     }
+}
+
+/// Adds to the error of a refused login who logs in.
+fn with_login_hint(mut report: Report) -> Report {
+    if report.sqlstate == sqlstate(b"28000") && report.hint.is_none() {
+        report.hint = Some(b"Workers log in as the role that has launched the jobs.".to_vec());
+    }
+    report
 }
 
 /// A job that a session has given to this worker, which goes before it has begun it, is told so.
