@@ -295,14 +295,54 @@ COMMENT ON RULE refuse_triggers_of_others ON log_background IS
 
 COMMENT ON VIEW log_background IS
 'One row a job of pg_background_launch_num, with its true state: also right after a crash. Each role sees its own rows; members of pg_read_all_stats see all, without results and what errors say.';
+COMMENT ON COLUMN log_background.id IS
+'Number of the row in the log; NULL until it is there.';
+COMMENT ON COLUMN log_background.pid IS
+'Process ID of the worker that runs the job, or ran it last.';
 COMMENT ON COLUMN log_background.status IS
 'queued, running, succeeded, failed, stopped, or lost: the server died under it, or it is a job of the database that this one was copied from.';
-COMMENT ON COLUMN log_background.message IS
-'Why the job did not succeed: its error; who stopped it; that another job of its batch failed; that the server went down, or the database was copied.';
+COMMENT ON COLUMN log_background.ip_client IS
+'Address of the client that launched the job; 127.0.0.1 also for Unix sockets and for launches by workers.';
+COMMENT ON COLUMN log_background.user_name IS
+'Role that launched the job, and whose rights it has.';
+COMMENT ON COLUMN log_background.uuid_parent IS
+'The call of pg_background_launch_num, with all of its jobs.';
+COMMENT ON COLUMN log_background.uuid_child IS
+'The job.';
+COMMENT ON COLUMN log_background.query IS
+'SQL text of the job.';
 COMMENT ON COLUMN log_background.result IS
 'Rows of the last statement that gave rows, as a JSON array of as many whole rows as fit in pg_background_mgr.log_result_limit; without rows, the command tags.';
+COMMENT ON COLUMN log_background.start_time_exec IS
+'When the last attempt began.';
+COMMENT ON COLUMN log_background.end_time_exec IS
+'When the job ended.';
+COMMENT ON COLUMN log_background.name IS
+'Name of the job, from p_jobs.';
+COMMENT ON COLUMN log_background.batch_name IS
+'Name of the call, from p_options.';
+COMMENT ON COLUMN log_background.queued_at IS
+'When the job was launched, or launched again.';
+COMMENT ON COLUMN log_background.elapsed IS
+'From the beginning of the last attempt to its end, or to now while it runs.';
+COMMENT ON COLUMN log_background.attempts IS
+'How often the job was begun.';
+COMMENT ON COLUMN log_background.row_count IS
+'Rows that the last statement gave or changed.';
 COMMENT ON COLUMN log_background.result_truncated IS
 'Whether the log has only the beginning of the rows, or of a text of the error.';
+COMMENT ON COLUMN log_background.command_tag IS
+'Command tag of the last statement.';
+COMMENT ON COLUMN log_background.sqlstate IS
+'SQLSTATE of the error.';
+COMMENT ON COLUMN log_background.message IS
+'Why the job did not succeed: its error; who stopped it; that another job of its batch failed; that the server went down, or the database was copied.';
+COMMENT ON COLUMN log_background.detail IS
+'Detail of the error.';
+COMMENT ON COLUMN log_background.hint IS
+'Hint of the error.';
+COMMENT ON COLUMN log_background.context IS
+'Context of the error.';
 
 CREATE OR REPLACE VIEW pg_background_jobs WITH (security_barrier) AS
 SELECT j.uuid_parent, j.uuid_child, j.name, j.user_name, j.database, j.status, j.queue_position, j.pid,
@@ -326,6 +366,48 @@ LEFT JOIN pg_catalog.pg_stat_get_activity(NULL::pg_catalog.int4) AS a ON a.pid =
 
 COMMENT ON VIEW pg_background_jobs IS
 'Jobs of pg_background_launch_num: those that are queued or run, of all databases, and those of this database that have ended. Each role sees its own.';
+COMMENT ON COLUMN pg_background_jobs.uuid_parent IS
+'The call of pg_background_launch_num, with all of its jobs.';
+COMMENT ON COLUMN pg_background_jobs.uuid_child IS
+'The job.';
+COMMENT ON COLUMN pg_background_jobs.name IS
+'Name of the job, from p_jobs.';
+COMMENT ON COLUMN pg_background_jobs.user_name IS
+'Role that launched the job, and whose rights it has.';
+COMMENT ON COLUMN pg_background_jobs.database IS
+'Database that the job runs in.';
+COMMENT ON COLUMN pg_background_jobs.status IS
+'queued, running, succeeded, failed, stopped, or lost.';
+COMMENT ON COLUMN pg_background_jobs.queue_position IS
+'Place among the queued jobs of the whole server, the oldest first; NULL if the job is not queued.';
+COMMENT ON COLUMN pg_background_jobs.pid IS
+'Process ID of the worker that runs the job, or ran it last.';
+COMMENT ON COLUMN pg_background_jobs.wait_event_type IS
+'Type of the event that the worker waits for.';
+COMMENT ON COLUMN pg_background_jobs.wait_event IS
+'Event that the worker waits for.';
+COMMENT ON COLUMN pg_background_jobs.progress IS
+'How far the job is, in percent, as pg_background_report_progress said it.';
+COMMENT ON COLUMN pg_background_jobs.progress_message IS
+'Message of pg_background_report_progress.';
+COMMENT ON COLUMN pg_background_jobs.attempts IS
+'How often the job was begun.';
+COMMENT ON COLUMN pg_background_jobs.queued_at IS
+'When the job was launched, or launched again.';
+COMMENT ON COLUMN pg_background_jobs.start_time_exec IS
+'When the last attempt began.';
+COMMENT ON COLUMN pg_background_jobs.end_time_exec IS
+'When the job ended.';
+COMMENT ON COLUMN pg_background_jobs.elapsed IS
+'From the beginning of the last attempt to its end, or to now while it runs.';
+COMMENT ON COLUMN pg_background_jobs.query IS
+'SQL text of the job.';
+COMMENT ON COLUMN pg_background_jobs.result IS
+'As in log_background.';
+COMMENT ON COLUMN pg_background_jobs.sqlstate IS
+'SQLSTATE of the error.';
+COMMENT ON COLUMN pg_background_jobs.message IS
+'Why the job did not succeed, as in log_background.';
 
 CREATE OR REPLACE VIEW pg_background_batches WITH (security_barrier) AS
 SELECT b.uuid_parent, b.name, b.user_name, b.queued, b.running, b.succeeded, b.failed, b.stopped, b.lost, b.total,
@@ -353,6 +435,36 @@ FROM (
 
 COMMENT ON VIEW pg_background_batches IS
 'One row for each call of pg_background_launch_num: how many of its jobs are in which state, how far it is, and how long the rest may take at the pace so far.';
+COMMENT ON COLUMN pg_background_batches.uuid_parent IS
+'The call of pg_background_launch_num.';
+COMMENT ON COLUMN pg_background_batches.name IS
+'Name of the call, from p_options.';
+COMMENT ON COLUMN pg_background_batches.user_name IS
+'Role that launched the jobs.';
+COMMENT ON COLUMN pg_background_batches.queued IS
+'Jobs that wait for a worker, or for another attempt.';
+COMMENT ON COLUMN pg_background_batches.running IS
+'Jobs that a worker runs now.';
+COMMENT ON COLUMN pg_background_batches.succeeded IS
+'Jobs that have succeeded.';
+COMMENT ON COLUMN pg_background_batches.failed IS
+'Jobs that have failed.';
+COMMENT ON COLUMN pg_background_batches.stopped IS
+'Jobs that were stopped.';
+COMMENT ON COLUMN pg_background_batches.lost IS
+'Jobs that ended with the server, or belong to the database that this one was copied from.';
+COMMENT ON COLUMN pg_background_batches.total IS
+'All jobs of the call.';
+COMMENT ON COLUMN pg_background_batches.percent IS
+'Share of the jobs that have ended.';
+COMMENT ON COLUMN pg_background_batches.progress_bar IS
+'The same as a bar of 20 characters.';
+COMMENT ON COLUMN pg_background_batches.queued_at IS
+'When the first of the jobs was launched, or launched again.';
+COMMENT ON COLUMN pg_background_batches.elapsed IS
+'From then until the last job ended, or until now.';
+COMMENT ON COLUMN pg_background_batches.estimate IS
+'How long the rest takes if it takes as long, job by job, as what has ended; NULL before a job has ended, and when all have.';
 
 -- Who could read the views and call what they are made of. Nothing else of what is new is granted to PUBLIC, or to whom default
 -- privileges name.
