@@ -61,6 +61,8 @@ mod functions;
 
 // Whose rights a job has.
 mod identity;
+// Jobs of SECURITY DEFINER functions, and whose their results are.
+mod definers;
 // From where none may be launched.
 mod restricted;
 // What keeps a role from logging in keeps it from running jobs.
@@ -136,6 +138,8 @@ mod manager_retry;
 mod manager_again;
 // Who sees and does what, also when that changes while jobs wait.
 mod manager_rights;
+// Roles that change while their jobs wait.
+mod manager_roles;
 // What others can do to the log, whatever they are granted and own.
 mod manager_attack;
 // One server for all: fair turns, full queues, what goes away under its jobs.
@@ -145,8 +149,10 @@ mod manager_update;
 mod manager_version;
 // What a job leaves in its process.
 mod manager_reset;
-// Deaths of all kinds.
+// Deaths of the server.
 mod manager_faults;
+// Workers and launchers that go.
+mod manager_gone;
 // Memory that the queue shares, and too little of it.
 mod shared_memory;
 // Workers that wait.
@@ -199,6 +205,7 @@ fn main() -> ExitCode {
         standby::cases(),
         readme::cases(),
         identity::cases(),
+        definers::cases(),
         restricted::cases(),
         logins::cases(),
         privileges::cases(),
@@ -233,12 +240,14 @@ fn main() -> ExitCode {
         manager_again::cases(),
         manager_cap::cases(),
         manager_rights::cases(),
+        manager_roles::cases(),
         manager_attack::cases(),
         manager_server::cases(),
         manager_update::cases(),
         manager_version::cases(),
         manager_reset::cases(),
         manager_faults::cases(),
+        manager_gone::cases(),
         manager_idle::cases(),
         shared_memory::cases(),
         manager_forks::cases(),
