@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -156,6 +157,7 @@ impl Case {
         static TURN: RwLock<()> = RwLock::new(());
         let _alone = self.alone.then(|| TURN.write().unwrap_or_else(PoisonError::into_inner));
         let _together = (!self.alone).then(|| TURN.read().unwrap_or_else(PoisonError::into_inner));
+        let began = Instant::now();
         match self.body {
             Body::Private(body) => body(),
             Body::Shared(body) => {
@@ -164,6 +166,7 @@ impl Case {
                 db.close();
             }
         }
+        TIMES.lock().unwrap_or_else(PoisonError::into_inner).push((began.elapsed(), self.name.clone()));
     }
 
     fn into_trial(self) -> Trial {
@@ -179,6 +182,20 @@ impl Case {
     }
 }
 
+/// How long each case took that has passed.
+static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+
+/// Prints the slowest of many cases: the whole run has a limit.
+fn print_slowest() {
+    const SLOWEST: usize = 20;
+    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    times.sort();
+    if times.len() > SLOWEST * 10 {
+        println!("the slowest cases, in seconds:");
+        times.iter().rev().take(SLOWEST).for_each(|(time, name)| println!("{:6.1}  {name}", time.as_secs_f64()));
+    }
+}
+
 /// Runs the cases as the command line asks, and cleans up.
 pub fn run(mut cases: Vec<Case>) -> ExitCode {
     // Those that run alone come last: before each of them all that runs has to end.
@@ -191,5 +208,6 @@ pub fn run(mut cases: Vec<Case>) -> ExitCode {
     arguments.test_threads.get_or_insert(THREADS);
     let conclusion = libtest_mimic::run(&arguments, cases.into_iter().map(Case::into_trial).collect());
     close();
+    print_slowest();
     conclusion.exit_code()
 }
