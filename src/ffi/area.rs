@@ -23,7 +23,7 @@ const TRANCHE: &std::ffi::CStr = c"pg_background_mgr";
 /// `AddinShmemInitLock` among the server's individual locks (lwlocknames.h), the same in 12 to 18.
 const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 
-/// How long a process is on its way out at most, in microseconds, if nothing unusual holds it up.
+/// Microseconds that a process is on its way out at most, if nothing unusual holds it up.
 const WAY_OUT: i64 = 100_000;
 
 #[repr(C)]
@@ -31,14 +31,14 @@ struct Header {
     epoch: AtomicU64,
     /// Workers of the classic interface that live now; they count against the cap.
     outside: AtomicI64,
-    /// When the last of them began to end: the server's time in microseconds.
+    /// The server's time in microseconds when the last of them began to end.
     left: AtomicI64,
     tranche: AtomicU32,
     /// The area: `dsa_handle`; 0 = not made yet.
     handle: AtomicU32,
-    /// Where the owner of the area begins: set once.
+    /// Start of the owner's data: set once.
     root: AtomicU64,
-    /// How many segments of their own there are, and how many have been given back.
+    /// Numbers of segments of their own: those that there are, and those that have been given back.
     own_segments: AtomicU32,
     released: AtomicU32,
     lock: pg_sys::LWLock,
@@ -49,7 +49,7 @@ thread_local! {
     static AREA: Cell<*mut pg_sys::dsa_area> = const { Cell::new(std::ptr::null_mut()) };
     /// The segments of their own that this process has mapped: their handles and their addresses.
     static MAPPED: Slot<Vec<(u32, *mut pg_sys::dsm_segment)>> = const { slot(Vec::new()) };
-    /// They stay mapped; and how many had been given back when they were mapped.
+    /// The segments stay mapped; and the number that had been given back when they were mapped.
     static KEEPS: Cell<bool> = const { Cell::new(false) };
     static RELEASED: Cell<u32> = const { Cell::new(0) };
 }
@@ -58,7 +58,7 @@ thread_local! {
 /// what it has for good
 /// (dsa.c, `dsa_free` of a large object).
 pub const LARGE: usize = 256 * 1024;
-/// How many of these there may be. The server's number of segments is bounded; without one it is in the area.
+/// Maximum number of these. The server's number of segments is bounded; an allocation without one is in the area.
 const OWN_SEGMENTS: u32 = 32;
 /// References into such a segment: this bit, its handle, and the offset. Those of the area are lower (dsa.h,
 /// `DSA_MAX_SEGMENTS`).
@@ -118,7 +118,7 @@ pub fn epoch() -> i64 {
     header().epoch.load(Ordering::Acquire) as i64
 }
 
-/// Has anybody made the area? Who only looks whether something is there need not make it.
+/// Returns whether the area has been made. A process that only looks whether something is there need not make it.
 pub fn is_made() -> bool {
     header().handle.load(Ordering::Acquire) != 0
 }
@@ -128,17 +128,17 @@ pub fn count_outside(change: i64) {
     header().outside.fetch_add(change, Ordering::AcqRel);
 }
 
-/// Such a worker ends now, or has nothing more to do: there is a process more in a moment.
+/// Notes that such a worker ends now, or has nothing more to do: there is a process more in a moment.
 pub fn note_leaving() {
     header().left.store(process::now(), Ordering::Release);
 }
 
-/// Is one on its way out, or was a moment ago?
+/// Returns whether such a worker is on its way out, or was a moment ago.
 pub fn is_one_leaving() -> bool {
     process::now() - header().left.load(Ordering::Acquire) < WAY_OUT
 }
 
-/// How many such workers live now.
+/// Returns the number of such workers that live now.
 pub fn outside() -> usize {
     usize::try_from(header().outside.load(Ordering::Acquire)).unwrap_or(0)
 }
@@ -338,7 +338,7 @@ fn handle_of(pointer: u64) -> u32 {
     ((pointer & !OWN) >> OFFSET_BITS) as u32
 }
 
-/// Where a segment of its own lies in this process.
+/// Returns where a segment of its own lies in this process.
 fn map(handle: u32) -> *mut u8 {
     let mapped = MAPPED.with_borrow(|mapped| mapped.iter().find(|(at, _)| *at == handle).map(|(_, segment)| *segment));
     let segment = mapped.unwrap_or_else(|| {
@@ -357,7 +357,7 @@ fn map(handle: u32) -> *mut u8 {
 }
 
 impl Memory {
-    /// Where the owner's data begins; 0 = nothing is there yet.
+    /// Returns where the owner's data begins; 0 = nothing is there yet.
     pub fn root(&self) -> u64 {
         self.root
     }

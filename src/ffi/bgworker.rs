@@ -5,7 +5,7 @@ use pgrx::pg_sys;
 use std::ffi::{c_char, CStr};
 use std::time::{Duration, Instant};
 
-/// How long a process waits for a worker to be started before it wakes the postmaster.
+/// Time that a process waits for a worker to be started before it wakes the postmaster.
 const START_PATIENCE: Duration = Duration::from_millis(100);
 
 /// A registered worker: a slot and its generation, so that a later worker in the slot is never taken for it. The layout
@@ -17,12 +17,12 @@ pub struct Worker {
     generation: u64,
 }
 
-/// What became of a registered worker.
+/// Tells what became of a registered worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// It runs, with this process id.
+    /// The worker runs, with this process id.
     Started(i32),
-    /// It has ended already, or the server could not start it.
+    /// The worker has ended already, or the server could not start it.
     Stopped,
 }
 
@@ -65,7 +65,7 @@ pub fn wait_until_shown() {
     }
 }
 
-/// How a worker is registered.
+/// Tells how a worker is registered.
 pub struct Registration {
     pub function: &'static CStr,
     pub argument: dsm::Handle,
@@ -107,12 +107,12 @@ impl Worker {
         }
     }
 
-    /// As words that any process can keep.
+    /// Returns the worker as words that any process can keep.
     pub fn to_words(self) -> [u64; 2] {
         [self.slot as u64, self.generation]
     }
 
-    /// From [`to_words`](Self::to_words).
+    /// Takes the words of [`to_words`](Self::to_words).
     pub fn from_words([slot, generation]: [u64; 2]) -> Self {
         Worker { slot: slot as i32, generation }
     }
@@ -137,18 +137,18 @@ impl Worker {
         }
     }
 
-    /// Is the server still to start it?
+    /// Returns whether the server is still to start the worker.
     pub fn is_to_start(self) -> bool {
         self.status().0 == pg_sys::BgwHandleStatus::BGWH_NOT_YET_STARTED
     }
 
-    /// Has the worker ended, or will it never start?
+    /// Returns whether the worker has ended, or will never start.
     pub fn is_gone(self) -> bool {
         let (status, _) = self.status();
         status != pg_sys::BgwHandleStatus::BGWH_STARTED && status != pg_sys::BgwHandleStatus::BGWH_NOT_YET_STARTED
     }
 
-    /// What the server says of it, and its process id (bgworker.c, `GetBackgroundWorkerPid`).
+    /// Returns what the server says of the worker, and its process id (bgworker.c, `GetBackgroundWorkerPid`).
     fn status(mut self) -> (pg_sys::BgwHandleStatus::Type, i32) {
         let mut pid = 0;
         // SAFETY: the handle is only read.

@@ -9,7 +9,7 @@ use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::{c_char, c_int};
 
-/// What the server would send to a client beside reports.
+/// A message, beside reports, that the server would send to a client.
 pub enum Message<'a> {
     /// COPY TO STDOUT begins; true = in binary format.
     CopyTo { binary: bool },
@@ -23,7 +23,7 @@ thread_local! {
     static ON_MESSAGE: Cell<Option<fn(Message)>> = const { Cell::new(None) };
 }
 
-/// What a session would send to its client goes there from now on.
+/// Sends to `on_message` from now on what a session would send to its client.
 pub fn send_messages_to(on_message: fn(Message)) {
     ON_MESSAGE.set(Some(on_message));
 }
@@ -42,7 +42,7 @@ pub fn speak_database_encoding() {
     unsafe { pg_sys::SetClientEncoding(pg_sys::GetDatabaseEncoding()) };
 }
 
-/// Called for each message that the server sends.
+/// Takes each message that the server sends.
 ///
 /// # Safety
 /// `bytes` has `length` bytes.

@@ -25,22 +25,22 @@ impl Handle {
     /// Names none.
     pub const NONE: Handle = Handle(0);
 
-    /// As the argument of a background worker.
+    /// Returns the handle as the argument of a background worker.
     pub fn to_datum(self) -> pg_sys::Datum {
         pg_sys::Datum::from(self.0)
     }
 
-    /// As others can keep it.
+    /// Returns the handle as others can keep it.
     pub fn to_number(self) -> u32 {
         self.0
     }
 
-    /// From [`to_number`](Self::to_number).
+    /// Takes the number of [`to_number`](Self::to_number).
     pub fn from_number(number: u32) -> Self {
         Handle(number)
     }
 
-    /// From the argument of a background worker.
+    /// Takes the argument of a background worker.
     pub fn from_datum(datum: pg_sys::Datum) -> Self {
         Handle(datum.value() as u32)
     }
@@ -121,7 +121,7 @@ impl Segment {
         }
     }
 
-    /// What other processes attach to.
+    /// Returns what other processes attach to.
     pub fn handle(&self) -> Handle {
         // SAFETY: the segment is mapped.
         Handle(unsafe { pg_sys::dsm_segment_handle(self.segment) })
@@ -158,7 +158,7 @@ impl Segment {
         Some(super::alloc::copy(unsafe { std::slice::from_raw_parts(self.address.add(offset), length) }))
     }
 
-    /// Are these the bytes at this offset?
+    /// Returns whether these are the bytes at this offset.
     pub fn holds(&self, offset: usize, bytes: &[u8]) -> bool {
         offset.checked_add(bytes.len()).is_some_and(|end| end <= self.length) && {
             // SAFETY: as `read`.

@@ -1,4 +1,4 @@
-//! What must happen when this process ends (ipc.c). FATAL and `proc_exit` run no `Drop`.
+//! Work that must be done when this process ends (ipc.c). FATAL and `proc_exit` run no `Drop`.
 
 use super::process_local::{slot, ProcessLocal, Slot};
 use crate::compat::callback;
@@ -59,7 +59,7 @@ pub fn now(status: c_int) -> ! {
     std::process::abort()
 }
 
-/// Is the server going down without having told anybody? (pmsignal.c)
+/// Returns whether the server is going down without having told anybody (pmsignal.c).
 pub fn is_postmaster_gone() -> bool {
     mod server {
         #![allow(non_snake_case, reason = "the server's name")]

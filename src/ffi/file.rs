@@ -50,5 +50,5 @@ fn make_directory_of(path: &Path) -> io::Result<&Path> {
     Ok(directory)
 }
 
-/// What the names of files end with that [`put`] writes and has not finished.
+/// Suffix of the names of files that [`put`] writes and has not finished.
 pub const UNFINISHED: &str = ".tmp";

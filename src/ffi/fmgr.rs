@@ -33,7 +33,7 @@ macro_rules! sql_function {
 }
 pub(crate) use sql_function;
 
-/// What a function returns.
+/// The value that a function returns.
 pub enum Value {
     Void,
     Bool(bool),

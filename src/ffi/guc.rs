@@ -17,11 +17,11 @@ const NOT_CARRIED: [&[u8]; 7] = [
     b"seed",
 ];
 
-/// What the names of this library's settings begin with.
+/// Prefix of the names of this library's settings.
 const OWN_PREFIX: &[u8] = b"pg_background_mgr.";
 
-/// What this session, its client when it connected, or a function's SET clause has set; not what comes from the
-/// configuration, the database or the role, which a worker reads itself.
+/// Returns what this session, its client when it connected, or a function's SET clause has set; not what comes from
+/// the configuration, the database or the role, which a worker reads itself.
 pub fn session_settings() -> Vec<Setting> {
     let bytes = serialized();
     let mut rest = bytes.as_slice();
@@ -68,7 +68,7 @@ pub fn own_settings_given() -> Vec<Vec<u8>> {
     names
 }
 
-/// Is it a setting that another library has defined? Not one that the session has made up (guc.c,
+/// Returns whether another library has defined the setting; false for one that the session has made up (guc.c,
 /// `add_placeholder_variable`), which any process takes as it is.
 pub fn is_of_library(setting: &Setting) -> bool {
     let Ok(name) = CString::new(setting.name.as_slice()) else { return false };
@@ -87,7 +87,7 @@ struct Serialized<'a> {
     role: u32,
 }
 
-/// All settings that are not at their default, as the server writes them down for parallel workers.
+/// Returns all settings that are not at their default, as the server writes them down for parallel workers.
 fn serialized() -> Vec<u8> {
     // SAFETY: the server writes at most as many bytes as it estimated, and begins with how many (guc.c,
     // SerializeGUCState).
@@ -141,7 +141,7 @@ pub fn restore(setting: &Setting) {
     unsafe { restore_setting(name.as_ptr(), value.as_ptr(), setting, level as i32) };
 }
 
-/// Was it set when a client connected? Then it is what RESET goes back to.
+/// Returns whether the setting was set when a client connected: then it is what RESET goes back to.
 pub fn is_of_client(setting: &Setting) -> bool {
     setting.source as u32 == pg_sys::GucSource::PGC_S_CLIENT
 }
@@ -232,14 +232,14 @@ pub fn reload() {
     unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
 }
 
-/// When this process, or the server before it, read the configuration last (guc-file.l).
+/// Returns when this process, or the server before it, read the configuration last (guc-file.l).
 pub fn configured() -> i64 {
     // SAFETY: a variable of this process.
     unsafe { pg_sys::PgReloadTime }
 }
 
-/// May somebody who read the configuration at that time know a newer one? A new process has what the server knew when
-/// it started it.
+/// Returns whether somebody who read the configuration at that time may know a newer one. A new process has what the
+/// server knew when it started it.
 pub fn is_behind(configured: i64) -> bool {
     // SAFETY: a variable of this process.
     let started = unsafe { pg_sys::MyStartTimestamp };
@@ -250,7 +250,7 @@ pub fn is_behind(configured: i64) -> bool {
 pub struct IntSetting(std::sync::atomic::AtomicI32);
 
 impl IntSetting {
-    /// With its default.
+    /// Makes a setting with its default.
     pub const fn new(value: i32) -> Self {
         IntSetting(std::sync::atomic::AtomicI32::new(value))
     }
@@ -260,7 +260,7 @@ impl IntSetting {
     }
 }
 
-/// Who may change a setting, and where.
+/// Tells who may change a setting, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// In the configuration of the server: the same for all sessions.
@@ -269,7 +269,7 @@ pub enum Scope {
     Superuser,
 }
 
-/// What a setting counts.
+/// Tells what a setting counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     None,

@@ -36,7 +36,7 @@ const EQUAL: u16 = 3;
 /// Tells what is done with a relation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Its rows are read as they are now, whatever the transaction's snapshot.
+    /// Rows are read as they are now, whatever the transaction's snapshot.
     Read,
     /// Rows are changed in a transaction of others, which may last.
     Change,

@@ -44,7 +44,7 @@ impl Drop for CancelHeld {
     }
 }
 
-/// How much too early a timer may be.
+/// Time by which a timer may be too early.
 const TIMER_SLACK: Duration = Duration::from_millis(10);
 const SIGHUP: c_int = 1;
 const SIGTERM: c_int = 15;
@@ -57,7 +57,7 @@ static IS_STALE: AtomicBool = AtomicBool::new(false);
 static IN_JOB: AtomicBool = AtomicBool::new(false);
 /// The job that runs is a session's: SIGTERM ends it as it ends any session.
 static IN_SESSION: AtomicBool = AtomicBool::new(false);
-/// What came of a job is being written down.
+/// The outcome of a job is being written down.
 static IS_CONCLUDING: AtomicBool = AtomicBool::new(false);
 /// The process is a worker that runs one job after the other.
 static IS_LASTING: AtomicBool = AtomicBool::new(false);
@@ -110,24 +110,24 @@ signal_handler! {
     }
 }
 
-/// Is the process to end when it can?
+/// Returns whether the process is to end when it can.
 pub fn is_ending() -> bool {
     IS_ENDING.load(Ordering::Relaxed)
 }
 
-/// Has the server been asked to end this process?
+/// Returns whether the server has been asked to end this process.
 pub fn is_dying() -> bool {
     // SAFETY: a flag of this process.
     unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() != 0 }
 }
 
-/// Is the configuration to be read again? Asked once.
+/// Returns whether the configuration is to be read again, and forgets it.
 pub fn take_stale() -> bool {
     IS_STALE.swap(false, Ordering::Relaxed)
 }
 
 thread_local! {
-    /// When the time of the job is over.
+    /// End of the time that the job has.
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
@@ -136,7 +136,7 @@ pub fn set_deadline(deadline: Option<Instant>) {
     DEADLINE.set(deadline);
 }
 
-/// Is the job's time over? The server's timers may be a little early.
+/// Returns whether the job's time is over. The server's timers may be a little early.
 pub fn is_late() -> bool {
     DEADLINE.get().is_some_and(|deadline| Instant::now() + TIMER_SLACK >= deadline)
 }

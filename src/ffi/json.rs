@@ -39,7 +39,7 @@ fn is_text(type_oid: pg_sys::Oid) -> bool {
 }
 
 impl JsonRows {
-    /// For rows with these columns; the descriptor outlives this value.
+    /// Prepares for rows with these columns; the descriptor outlives this value.
     pub fn new(columns: TupleDesc) -> Self {
         // SAFETY: registers the row type, if it has none, for this process (execTuples.c, BlessTupleDesc).
         unsafe { pg_sys::BlessTupleDesc(columns.as_raw()) };

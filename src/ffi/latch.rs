@@ -39,9 +39,9 @@ pub fn pause(time: Duration) {
     }
 }
 
-/// How long a process looks for its latch before it sleeps: about what falling asleep and being woken costs.
+/// Time that a process looks for its latch before it sleeps: about what falling asleep and being woken costs.
 const LOOK: Duration = Duration::from_micros(30);
-/// What came within this time was nearly there when the process fell asleep.
+/// An event that came within this time was nearly there when the process fell asleep.
 const SOON: Duration = Duration::from_micros(150);
 
 /// Waits for one kind of thing, again and again. When it came soon the last time, the process does not sleep at once
@@ -56,7 +56,7 @@ impl Patience {
         Patience { came_soon: Cell::new(false), since: Cell::new(None) }
     }
 
-    /// Before the first sleep of a wait: looks for the latch, if that is worth it. True = it is set.
+    /// Looks for the latch before the first sleep of a wait, if that is worth it. True = it is set.
     pub fn look(&self) -> bool {
         let began = Instant::now();
         self.since.set(Some(began));
@@ -75,7 +75,7 @@ impl Patience {
         }
     }
 
-    /// What was waited for has come.
+    /// Notes that what was waited for has come.
     pub fn has_come(&self) {
         if let Some(since) = self.since.take() {
             self.came_soon.set(since.elapsed() < SOON);
@@ -83,7 +83,7 @@ impl Patience {
     }
 }
 
-/// Is there a processor for who is waited for, while this process looks?
+/// Returns whether there is a processor for the process that is waited for, while this one looks.
 fn has_processors() -> bool {
     thread_local! {
         static COUNT: Cell<usize> = const { Cell::new(0) };

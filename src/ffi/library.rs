@@ -67,9 +67,9 @@ const STATELESS: &[&str] = &[
 const CONNECTING: &[&str] = &["dblink", "postgres_fdw"];
 
 thread_local! {
-    /// Those that were there before the first job.
+    /// Libraries that were there before the first job.
     static FIRST: Slot<Vec<Vec<u8>>> = const { slot(Vec::new()) };
-    /// For a list of this size: may something be left?
+    /// Size of the list of libraries, and whether something may be left with a list of this size.
     static KNOWN: Cell<(usize, bool)> = const { Cell::new((0, false)) };
 }
 

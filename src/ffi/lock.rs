@@ -1,4 +1,4 @@
-//! Who waits for whom (lockfuncs.c).
+//! Locks, and the processes that wait for them (lockfuncs.c).
 
 use pgrx::{pg_sys, FromDatum};
 

@@ -1,4 +1,4 @@
-//! What a login depends on in the catalogs: the role, the database, their settings, the right to connect.
+//! The contents of the catalogs that a login depends on: the role, the database, their settings, the right to connect.
 
 use crate::compat::process::may_connect;
 use crate::compat::{oid_to_u32, transaction_number};
@@ -31,13 +31,13 @@ pub struct Login {
     /// Changes when the session might be another one: the rows in pg_authid, pg_database and
     /// pg_db_role_setting, the right to connect.
     pub state: u64,
-    /// It would be refused.
+    /// The login would be refused.
     is_refused: bool,
-    /// There may be only so many of it, as the role or the database has a connection limit.
+    /// The number of such logins is limited, as the role or the database has a connection limit.
     pub is_limited: bool,
 }
 
-/// What was computed last: for whom, at which invalidation message.
+/// The login that was computed last: for whom, at which invalidation message.
 #[derive(Clone, Copy)]
 struct Known {
     database: u32,
@@ -128,7 +128,7 @@ fn compute(database: u32, role: u32) -> Login {
     Login { state: hash | 1, is_refused, is_limited: is_limited && !is_superuser }
 }
 
-/// Where the columns of a row begin.
+/// Returns where the columns of a row begin.
 ///
 /// # Safety
 /// `tuple` is valid.
@@ -137,7 +137,7 @@ unsafe fn form(tuple: pg_sys::HeapTuple) -> *const u8 {
     unsafe { (*tuple).t_data.cast::<u8>().add((*(*tuple).t_data).t_hoff.into()) }
 }
 
-/// Where a row is, and which transaction has made it.
+/// Returns where a row is, and which transaction has made it.
 ///
 /// # Safety
 /// `tuple` is valid.

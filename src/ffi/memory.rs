@@ -125,7 +125,7 @@ struct Found<T: 'static> {
 }
 
 thread_local! {
-    /// Where the values of contexts are: by context and type.
+    /// Addresses of the values of contexts, by context and type.
     static FOUND: Slot<Vec<((usize, TypeId), *mut c_void)>> = const { slot(Vec::new()) };
 }
 

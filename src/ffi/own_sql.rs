@@ -1,4 +1,4 @@
-//! That the extension's own SQL reaches nobody else's relations.
+//! Keeps the extension's own SQL from the relations of others.
 //!
 //! A name is looked up whenever a statement is planned, and again when its plan has become invalid. Who owns the schema
 //! of the extension may rename it at any moment, and have a table of the same name in one of the old name: with a
@@ -47,7 +47,7 @@ unsafe fn check(query: *mut pg_sys::Query) {
     }
 }
 
-/// Does a relation belong to the server or to the extension?
+/// Returns whether a relation belongs to the server or to the extension.
 ///
 /// # Safety
 /// Inside a transaction.

@@ -42,7 +42,7 @@ impl Parser {
     }
 }
 
-/// What the parser's error says of the text. Errors that say nothing of it are raised again.
+/// Returns what the parser's error says of the text. Errors that say nothing of it are raised again.
 fn failure(sql: &[u8], captured: Captured) -> Parsed<Report> {
     let report = captured.report;
     if is_of_server(report.sqlstate) {
@@ -57,7 +57,7 @@ fn failure(sql: &[u8], captured: Captured) -> Parsed<Report> {
     Parsed::Fails { position, refused, report }
 }
 
-/// Is it of a class that tells of resources, operators or faults (errcodes.txt)?
+/// Returns whether the SQLSTATE is of a class that tells of resources, operators or faults (errcodes.txt).
 fn is_of_server(sqlstate: i32) -> bool {
     use crate::protocol::sqlstate as code;
     const CLASS: i32 = 0xFFF;

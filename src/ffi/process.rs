@@ -2,8 +2,8 @@
 
 use pgrx::pg_sys;
 
-/// This process as others can name it. Entries of processes lie in main shared memory for ever; waking a later owner of
-/// the entry is harmless.
+/// Returns this process as others can name it. Entries of processes lie in main shared memory for ever; waking a later
+/// owner of the entry is harmless.
 pub fn own() -> u64 {
     // SAFETY: a variable of this process.
     (unsafe { pg_sys::MyProc }) as u64
@@ -31,8 +31,9 @@ pub fn wake_postmaster() {
     send(unsafe { pg_sys::PostmasterPid }, pg_sys::SIGUSR1);
 }
 
-/// Is the server shutting down? The postmaster writes so before it tells anybody (postmaster.c, `pmdie`; miscinit.c,
-/// `LOCK_FILE_LINE_PM_STATUS`), in the data directory, which is where every process of the server is.
+/// Returns whether the server is shutting down. The postmaster writes so before it tells anybody (postmaster.c,
+/// `pmdie`; miscinit.c, `LOCK_FILE_LINE_PM_STATUS`), in the data directory, which is where every process of the server
+/// is.
 pub fn is_server_stopping() -> bool {
     const STATUS_LINE: usize = 7;
     let file = std::fs::read_to_string("postmaster.pid").unwrap_or_default();
@@ -58,7 +59,7 @@ pub fn memory() -> Option<u64> {
     Some(resident.saturating_sub(shared) * PAGE)
 }
 
-/// Now, in microseconds as the server counts them (timestamp.c).
+/// Returns the time in microseconds, as the server counts them (timestamp.c).
 pub fn now() -> i64 {
     // SAFETY: reads the clock.
     unsafe { pg_sys::GetCurrentTimestamp() }

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::mem::ManuallyDrop;
 use std::thread::LocalKey;
 
-/// What a `thread_local!` of this kind holds.
+/// The value that a `thread_local!` of this kind holds.
 pub type Slot<T> = ManuallyDrop<RefCell<T>>;
 
 /// Makes a slot.
@@ -20,7 +20,7 @@ pub const fn slot<T>(value: T) -> Slot<T> {
 pub trait ProcessLocal<T: 'static> {
     fn with_borrow<R>(&'static self, work: impl FnOnce(&T) -> R) -> R;
     fn with_borrow_mut<R>(&'static self, work: impl FnOnce(&mut T) -> R) -> R;
-    /// None if it is in use.
+    /// Works with the variable as `with_borrow_mut` does; none = it is in use.
     fn try_with_borrow_mut<R>(&'static self, work: impl FnOnce(&mut T) -> R) -> Option<R>;
     fn set(&'static self, value: T);
 }

@@ -56,16 +56,16 @@ thread_local! {
     });
 }
 
-/// Who writes a report to the server log.
+/// Tells who writes a report to the server log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Log {
     /// The process that raises it, if its settings say so.
     Here,
-    /// Nobody any more: the process that it came from has done it.
+    /// The process that the report came from has done it.
     Done,
 }
 
-/// Where a report comes from that says nothing of it.
+/// Source file of a report that names none.
 const NO_FILE: &[u8] = b"pg_background_mgr";
 
 /// A report and how the server log would show it.
@@ -240,8 +240,8 @@ pub fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Box<Captured>> {
     outcome.inspect_err(|_| interrupt::look_again())
 }
 
-/// As [`catch`], for a function that a statement calls: the report has the context up to the caller, who adds the rest
-/// when it is raised again.
+/// Works as [`catch`], for a function that a statement calls: the report has the context up to the caller, who adds
+/// the rest when it is raised again.
 ///
 /// # Errors
 /// As [`catch`].
@@ -297,13 +297,13 @@ pub fn take_last_error() -> Option<Report> {
     LAST_ERROR.with_borrow_mut(Option::take).map(|captured| captured.report)
 }
 
-/// Every message for the client of this process goes there from now on.
+/// Sends every message for the client of this process to `on_notice` from now on.
 pub fn send_notices_to(on_notice: fn(Report)) {
     ON_NOTICE.set(Some(on_notice));
 }
 
-/// From now on every error of this process is remembered complete, and every message for its client goes to
-/// `on_notice`. Called once, when a worker starts.
+/// Remembers every error of this process complete from now on, and sends every message for its client to `on_notice`.
+/// Called once, when a worker starts.
 pub fn watch(on_notice: fn(Report)) {
     send_notices_to(on_notice);
     let callback = Box::leak(Box::new(pg_sys::ErrorContextCallback {
@@ -402,7 +402,7 @@ pub fn log(captured: &Captured) {
     }
 }
 
-/// Is this the error that was passed on last?
+/// Returns whether this is the error that was passed on last.
 fn is_passed_on(edata: &pg_sys::ErrorData) -> bool {
     LAST_PASSED_ON.with_borrow(|passed_on| {
         passed_on.as_ref().is_some_and(|passed_on| {
@@ -415,7 +415,7 @@ fn is_passed_on(edata: &pg_sys::ErrorData) -> bool {
     })
 }
 
-/// Is this the file name of a report that another process has logged?
+/// Returns whether this is the file name of a report that another process has logged.
 ///
 /// # Safety
 /// `file` is null or a C string.

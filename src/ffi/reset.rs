@@ -82,7 +82,7 @@ fn reseed() {
     unsafe { pg_sys::OidFunctionCall1Coll(SETSEED.into(), pg_sys::Oid::INVALID, seed) };
 }
 
-/// Is the identity that of the login?
+/// Returns whether the identity is that of the login.
 pub fn is_login(login: u32) -> bool {
     let login = pg_sys::Oid::from(login);
     // SAFETY: these read variables of this process.

@@ -1,10 +1,10 @@
-//! Who runs (miscinit.c).
+//! Roles and their rights (miscinit.c).
 
 use crate::compat::oid_to_u32;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 
-/// Whose rights a job of this call may have.
+/// The roles whose rights a job of this call may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The role to log in as: oid.
@@ -68,13 +68,13 @@ pub fn set_role() -> u32 {
     oid_to_u32(unsafe { pg_sys::GetCurrentRoleId() })
 }
 
-/// Must nothing outlive the current operation? (index expressions, REFRESH MATERIALIZED VIEW, ANALYZE)
+/// Returns whether nothing may outlive the current operation (index expressions, REFRESH MATERIALIZED VIEW, ANALYZE).
 pub fn in_restricted_operation() -> bool {
     // SAFETY: reads a variable of this process.
     unsafe { pg_sys::InSecurityRestrictedOperation() }
 }
 
-/// Is a role in effect that was set (`SET ROLE`)?
+/// Returns whether a role is in effect that was set (`SET ROLE`).
 pub fn is_set() -> bool {
     // SAFETY: reads a variable of this process.
     unsafe { pg_sys::GetCurrentRoleId() != pg_sys::Oid::INVALID }
@@ -86,34 +86,33 @@ pub fn current() -> u32 {
     oid_to_u32(unsafe { pg_sys::GetUserId() })
 }
 
-/// Is this role a superuser?
+/// Returns whether this role is a superuser.
 pub fn is_superuser(role: u32) -> bool {
     // SAFETY: a catalog lookup.
     unsafe { pg_sys::superuser_arg(role.into()) }
 }
 
-/// Has `member` the rights of `role`?
+/// Returns whether `member` has the rights of `role`.
 pub fn has_rights_of(member: u32, role: u32) -> bool {
     // SAFETY: a catalog lookup.
     unsafe { pg_sys::has_privs_of_role(member.into(), role.into()) }
 }
 
-/// May the code that runs now use what belongs to this role? It runs as this role, or with its rights. Where the server
-/// lends code the rights of another (a SECURITY DEFINER function, a trigger of ON DELETE CASCADE), only as this role
-/// itself:
-/// membership is for sessions, not for what they call.
+/// Returns whether the code that runs now may use what belongs to this role: it runs as this role, or with its rights.
+/// Where the server lends code the rights of another (a SECURITY DEFINER function, a trigger of ON DELETE CASCADE),
+/// only as this role itself: membership is for sessions, not for what they call.
 pub fn may_act_as(role: u32) -> bool {
     let current = current();
     // SAFETY: reads a variable of this process.
     current == role || !unsafe { pg_sys::InLocalUserIdChange() } && has_rights_of(current, role)
 }
 
-/// Has the role the rights of `pg_read_all_stats`? (pg_authid.dat)
+/// Returns whether the role has the rights of `pg_read_all_stats` (pg_authid.dat).
 pub fn reads_all_stats(role: u32) -> bool {
     has_rights_of(role, 3375)
 }
 
-/// Has the role the rights of `pg_signal_backend`? (pg_authid.dat)
+/// Returns whether the role has the rights of `pg_signal_backend` (pg_authid.dat).
 pub fn signals_backends(role: u32) -> bool {
     has_rights_of(role, 4200)
 }

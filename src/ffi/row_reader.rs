@@ -7,7 +7,7 @@ use crate::error::{Error, Text};
 use crate::protocol::{frame, Column, Description, Kind, Malformed, RowsIter, Wire, ALIGNMENT, FRAME_BYTES};
 use pgrx::pg_sys;
 
-/// How a column of the caller is made.
+/// Tells how a column of the caller is made.
 enum Source {
     /// The value of this column as it is.
     Same(usize),
@@ -105,7 +105,7 @@ impl RowReader {
         !self.row_types.iter().all(|(type_oid, fingerprint)| is_as_before(*type_oid, *fingerprint))
     }
 
-    /// Are rows taken as they travel?
+    /// Returns whether rows are taken as they travel.
     pub fn is_same(&self) -> bool {
         self.is_same
     }
@@ -231,7 +231,7 @@ impl<'a> Tuple<'a> {
     }
 }
 
-/// Up to eight bytes as the word that they are in memory.
+/// Returns up to eight bytes as the word that they are in memory.
 fn word(bytes: &[u8]) -> u64 {
     let mut word = [0; 8];
     word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);

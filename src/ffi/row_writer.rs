@@ -8,7 +8,7 @@ use crate::compat::{oid_to_u32, wire};
 use crate::protocol::{Column, Description, Wire};
 use pgrx::pg_sys;
 
-/// How values of a type travel.
+/// Returns how values of a type travel.
 fn wire_of(type_oid: pg_sys::Oid) -> Wire {
     let mut at = Some(type_oid);
     while let Some(this) = at {
@@ -29,7 +29,7 @@ fn wire_of(type_oid: pg_sys::Oid) -> Wire {
     }
 }
 
-/// Is it a type of this session's only, which goes with it?
+/// Returns whether the type is one of this session's only, which goes with it.
 ///
 /// # Safety
 /// The type exists.
@@ -161,7 +161,7 @@ impl RowWriter {
     }
 }
 
-/// Does this varlena lie elsewhere? (postgres.h, `VARATT_IS_EXTERNAL`)
+/// Returns whether this varlena lies elsewhere (postgres.h, `VARATT_IS_EXTERNAL`).
 fn is_external(value: pg_sys::Datum) -> bool {
     // SAFETY: the caller has a non-NULL value of a variable-length type: it begins with a header byte.
     unsafe { pgrx::varlena::varatt_is_1b_e(value.cast_mut_ptr()) }

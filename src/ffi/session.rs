@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 use std::ffi::CStr;
 use std::time::Duration;
 
-/// This process's id.
+/// Returns this process's id.
 pub fn pid() -> i32 {
     // SAFETY: a variable of this process.
     unsafe { pg_sys::MyProcPid }
@@ -107,7 +107,7 @@ pub fn bytes_of_characters(text: &[u8], characters: usize) -> usize {
     unsafe { pg_sys::pg_mbcharcliplen(text.as_ptr().cast(), text.len() as i32, characters) }.max(0) as usize
 }
 
-/// Is the text valid in the database's encoding?
+/// Returns whether the text is valid in the database's encoding.
 pub fn is_valid_text(text: &[u8]) -> bool {
     // SAFETY: reads that many bytes; "no error" makes it answer instead of raising.
     unsafe { pg_sys::pg_verifymbstr(text.as_ptr().cast(), text.len() as i32, true) }
@@ -122,7 +122,7 @@ pub fn role_name(role: u32) -> Option<Vec<u8>> {
     }
 }
 
-/// Does the session that registered this background worker still live?
+/// Returns whether the session that registered this background worker still lives.
 pub fn launcher_lives() -> bool {
     // SAFETY: a worker has an entry; the lookup takes and releases a lock.
     unsafe { !pg_sys::BackendPidGetProc((*pg_sys::MyBgworkerEntry).bgw_notify_pid).is_null() }

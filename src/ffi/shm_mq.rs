@@ -6,7 +6,7 @@ use crate::compat::wire;
 use pg_sys::shm_mq_result::{SHM_MQ_SUCCESS, SHM_MQ_WOULD_BLOCK};
 use pgrx::pg_sys;
 
-/// Why a message was not sent.
+/// Tells why a message was not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendError {
     /// The queue is full; the same message must be sent again.
@@ -15,10 +15,10 @@ pub enum SendError {
     Detached,
 }
 
-/// Why no message came.
+/// Tells why no message came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReceiveError {
-    /// None is there yet.
+    /// No message is there yet.
     WouldBlock,
     /// The sender is gone and everything that it sent has been received.
     Detached,
@@ -39,8 +39,8 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Of the queue at this offset. It attaches with the first message, so that the receiver is woken once for both;
-    /// until then the receiver does not learn from the queue that this process has ended.
+    /// Makes the sender of the queue at this offset. It attaches with the first message, so that the receiver is woken
+    /// once for both; until then the receiver does not learn from the queue that this process has ended.
     pub fn new(segment: &Segment, offset: usize) -> Self {
         Sender { queue: segment.address(offset).cast(), segment: segment.as_raw(), handle: std::ptr::null_mut() }
     }
@@ -77,7 +77,7 @@ impl Sender {
         self.send_with(message, false, flush)
     }
 
-    /// Does the receiver know that there is somebody who sends?
+    /// Returns whether the receiver knows that there is somebody who sends.
     pub fn is_attached(&self) -> bool {
         !self.handle.is_null()
     }

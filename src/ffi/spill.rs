@@ -41,7 +41,7 @@ pub struct File {
     file: *mut pg_sys::BufFile,
     read: Position,
     written: Position,
-    /// Where the file's own position is.
+    /// The file's own position is at the end of what is written; else at what is read next.
     writing: bool,
 }
 

@@ -46,7 +46,7 @@ impl<'a> Text<'a> {
         Text { sql, statements }
     }
 
-    /// Its statements.
+    /// Returns its statements.
     pub fn statements(&self) -> impl ExactSizeIterator<Item = Statement<'_>> {
         self.statements.iter().map(|raw| Statement { sql: self.sql, raw: *raw })
     }
@@ -71,13 +71,13 @@ pub struct Statement<'a> {
 }
 
 impl Statement<'_> {
-    /// Does the statement itself begin or end a transaction?
+    /// Returns whether the statement itself begins or ends a transaction.
     pub fn is_transaction_control(&self) -> bool {
         // SAFETY: a parsed statement has a node.
         unsafe { (*(*self.raw).stmt).type_ == pg_sys::NodeTag::T_TransactionStmt }
     }
 
-    /// Does the statement do nothing but commit the transaction block that is open?
+    /// Returns whether the statement does nothing but commit the transaction block that is open.
     pub fn is_plain_commit(&self) -> bool {
         self.is_transaction_control() && {
             // SAFETY: the node is a TransactionStmt.
@@ -86,7 +86,7 @@ impl Statement<'_> {
         }
     }
 
-    /// Does `log_statement` want it in the log? (postgres.c, `check_log_statement`)
+    /// Returns whether `log_statement` wants the statement in the log (postgres.c, `check_log_statement`).
     pub fn is_to_be_logged(&self) -> bool {
         // SAFETY: a setting, and a look at the parsed statement.
         unsafe {
@@ -194,7 +194,7 @@ pub fn announce(sql: &'static CStr) {
     }
 }
 
-/// As [`announce`], for a text that is freed later; [`announce_idle`] comes before that.
+/// Works as [`announce`], for a text that is freed later; [`announce_idle`] comes before that.
 ///
 /// The text is kept until the next call.
 pub fn announce_kept(sql: std::ffi::CString) -> &'static CStr {
@@ -229,8 +229,8 @@ pub fn announce_idle() {
     }
 }
 
-/// How long the text took, if `log_min_duration_statement` and its kin want it in the log, and whether with the text.
-/// (postgres.c, `check_log_duration`)
+/// Returns how long the text took, if `log_min_duration_statement` and its kin want it in the log, and whether with the
+/// text (postgres.c, `check_log_duration`).
 pub fn duration_to_log(was_logged: bool) -> Option<(String, bool)> {
     let mut milliseconds = [0 as c_char; 32];
     // SAFETY: the server writes at most 32 characters, zero included.

@@ -16,7 +16,7 @@ unsafe extern "C-unwind" {
 }
 
 thread_local! {
-    /// Does the statement timer run? 12 has no way to ask the server.
+    /// The statement timer runs. 12 has no way to ask the server.
     static STATEMENT_TIMER: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -50,7 +50,7 @@ pub fn end_implicit_block() {
     unsafe { pg_sys::EndImplicitTransactionBlock() };
 }
 
-/// Is a transaction block open?
+/// Returns whether a transaction block is open.
 pub fn in_block() -> bool {
     // SAFETY: reads this process's state.
     unsafe { pg_sys::IsTransactionBlock() }
@@ -82,7 +82,7 @@ pub fn limit_deferred_work(milliseconds: i64) {
 }
 
 callback! {
-    /// All that was deferred to the commit is done.
+    /// Stops the timer: all that was deferred to the commit is done.
     fn before_commit(event: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
         if event == pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT && STATEMENT_TIMER.get() {
             stop_statement_timeout();
@@ -147,7 +147,7 @@ pub fn read_committed() {
 struct LockTimeout(c_int);
 
 impl LockTimeout {
-    /// For waits that begin now; milliseconds.
+    /// Sets it for waits that begin now; milliseconds.
     fn set(milliseconds: c_int) -> Self {
         // SAFETY: a variable of this process, which the server reads when it begins to wait for a lock.
         LockTimeout(unsafe { std::ptr::replace(&raw mut pg_sys::LockTimeout, milliseconds) })
@@ -167,7 +167,7 @@ pub fn with_lock_timeout<T>(milliseconds: c_int, body: impl FnOnce() -> T) -> T 
     body()
 }
 
-/// Must the transaction not write?
+/// Returns whether the transaction must not write.
 pub fn is_read_only() -> bool {
     // SAFETY: a variable of this process.
     unsafe { pg_sys::XactReadOnly }
@@ -182,7 +182,7 @@ pub fn require_writable(command: &CStr) {
     }
 }
 
-/// Is the server a standby?
+/// Returns whether the server is a standby.
 pub fn in_recovery() -> bool {
     // SAFETY: reads shared memory.
     unsafe { pg_sys::RecoveryInProgress() }
@@ -250,7 +250,7 @@ pub fn attempt<T>(lock_timeout: c_int, body: impl FnOnce() -> T) -> Result<T, Bo
     }
 }
 
-/// This transaction, the outermost that is open, which writes: a number that none before it had.
+/// Returns this transaction, the outermost that is open, which writes: a number that none before it had.
 pub fn current_id() -> u64 {
     // SAFETY: inside a transaction.
     unsafe { pg_sys::GetTopFullTransactionId().value }
@@ -290,8 +290,8 @@ pub fn flush_commits() {
     unsafe { pg_sys::XLogFlush(pg_sys::XactLastCommitEnd) };
 }
 
-/// Was a transaction committed, perhaps by a server that has died? As [`make_known`] gave it. Not, if it is so old that
-/// nobody knows (xid8funcs.c, `pg_xact_status`). Inside a transaction.
+/// Returns whether a transaction, as [`make_known`] gave it, was committed, perhaps by a server that has died; false if
+/// it is so old that nobody knows (xid8funcs.c, `pg_xact_status`). Inside a transaction.
 pub fn was_committed(transaction: u64) -> bool {
     let status = format!(
         "SELECT pg_catalog.txid_status({transaction}) WHERE {transaction} OPERATOR(pg_catalog.<) \
@@ -300,13 +300,13 @@ pub fn was_committed(transaction: u64) -> bool {
     super::spi::select(&status) == [b"committed"]
 }
 
-/// Was a transaction of this process, which is over, committed? 0 = no.
+/// Returns whether a transaction of this process, which is over, was committed; false for 0.
 pub fn is_committed(transaction: u32) -> bool {
     // SAFETY: a transaction that was not long ago; what has become of it is in shared memory.
     unsafe { pg_sys::TransactionIdDidCommit(compat::transaction_id(transaction)) }
 }
 
-/// Does the statement that runs see what this transaction has committed? As [`current_id`] gave it.
+/// Returns whether the statement that runs sees what this transaction, as [`current_id`] gave it, has committed.
 pub fn is_visible(transaction: u64) -> bool {
     /// No snapshot is older than so many transactions: the server would have stopped (varsup.c).
     const OLDEST: u64 = 1 << 31;
@@ -319,7 +319,7 @@ pub fn is_visible(transaction: u64) -> bool {
     }
 }
 
-/// Is this a transaction, or a subtransaction, that is open in this session?
+/// Returns whether this is a transaction, or a subtransaction, that is open in this session.
 pub fn is_own(transaction: u32) -> bool {
     // SAFETY: reads this process's state.
     unsafe { pg_sys::TransactionIdIsCurrentTransactionId(compat::transaction_id(transaction)) }

@@ -1,4 +1,4 @@
-//! Which session waits for which job: a small table in main shared memory (shmem.c).
+//! The waits of sessions for jobs: a small table in main shared memory (shmem.c).
 //!
 //! The server knows who waits for whose lock, but not that a session waits for a worker. A session that has waited for
 //! `deadlock_timeout` writes its wait down here, so that the search of another one can go through it. The table lies in
