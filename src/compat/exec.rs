@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::ffi::{c_char, c_int, CStr};
 use std::ptr::null_mut;
 
-/// What kind of command a statement is. 12 has its name, later servers a number.
+/// Kind of command that a statement is. 12 has its name, later servers a number.
 #[cfg(not(feature = "__ge13"))]
 pub type Tag = *const c_char;
 #[cfg(feature = "__ge13")]
@@ -32,7 +32,7 @@ pub fn tag_name(tag: Tag) -> &'static CStr {
     unsafe { CStr::from_ptr(name) }
 }
 
-/// What a statement did: its tag, and how many rows.
+/// The outcome of a statement: its tag, and the number of rows.
 #[cfg(not(feature = "__ge13"))]
 pub struct Completion([c_char; pg_sys::COMPLETION_TAG_BUFSIZE as usize]);
 #[cfg(feature = "__ge13")]
@@ -78,7 +78,7 @@ pub unsafe fn raw_parse(sql: *const c_char) -> *mut pg_sys::List {
     return unsafe { pg_sys::raw_parser(sql, pg_sys::RawParseMode::RAW_PARSE_DEFAULT) };
 }
 
-/// Where the values of a list are. 12 links them, later servers have an array.
+/// Returns where the values of a list are. 12 links them, later servers have an array.
 ///
 /// # Safety
 /// `list` is a list, or null for an empty one.
@@ -213,7 +213,7 @@ pub fn report_statistics() {
     };
 }
 
-/// What looks at a query after its analysis.
+/// Looks at a query after its analysis.
 type Look = unsafe fn(*mut pg_sys::Query);
 
 thread_local! {

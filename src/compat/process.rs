@@ -4,7 +4,7 @@ use super::SignalHandler;
 use pgrx::pg_sys;
 use std::ffi::{c_char, c_int, CStr};
 
-/// Is this an autovacuum worker?
+/// Returns whether this is an autovacuum worker.
 pub fn is_autovacuum_worker() -> bool {
     #[cfg(not(feature = "__ge17"))]
     {
@@ -21,7 +21,7 @@ pub fn is_autovacuum_worker() -> bool {
     }
 }
 
-/// Is this a walsender?
+/// Returns whether this is a walsender.
 pub fn is_walsender() -> bool {
     #[cfg(not(feature = "__ge14"))]
     extern "C" {
@@ -177,7 +177,7 @@ pub fn cleanup_replication_slots() {
     };
 }
 
-/// May the role connect to the database? (`has_database_privilege`; acl.c)
+/// Returns whether the role may connect to the database (`has_database_privilege`; acl.c).
 pub fn may_connect(database: u32, role: u32) -> bool {
     let mode = pg_sys::ACL_CONNECT as pg_sys::AclMode;
     #[cfg(not(feature = "__ge16"))]

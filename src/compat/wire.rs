@@ -116,7 +116,7 @@ pub unsafe fn buffile_write(file: *mut pg_sys::BufFile, bytes: &[u8]) -> bool {
     }
 }
 
-/// What the server calls in place of a client's socket (libpq.h, `PQcommMethods`).
+/// Functions that the server calls in place of a client's socket (libpq.h, `PQcommMethods`).
 #[repr(C)]
 pub struct CommMethods {
     pub comm_reset: extern "C-unwind" fn(),
