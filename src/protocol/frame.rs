@@ -6,10 +6,10 @@ use super::Malformed;
 /// [`Kind::Rows`] frame stay aligned.
 pub const HEADER_BYTES: usize = 8;
 
-/// How many bytes of rows make a frame: enough that the cost of sending one is small beside that of making it.
+/// Bytes of rows that make a frame: enough that the cost of sending one is small beside that of making it.
 pub const FRAME_BYTES: usize = 16 * 1024;
 
-/// What a frame holds.
+/// Tells what a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The columns of the result: a [`Description`](super::Description). Comes once, before any rows.

@@ -1,4 +1,4 @@
-//! What travels between a session and a worker, and how it is written down.
+//! Messages between a session and a worker, and how they are written down.
 //!
 //! Pure Rust: no server, no raw memory. Both processes are children of one postmaster, so numbers are native and texts
 //! are bytes in the database's encoding.

@@ -1,4 +1,4 @@
-//! What came of a job, as the log tells it.
+//! The outcome of a job, as the log tells it.
 
 use super::Report;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// The columns of a final row that the job itself decides.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Its rows as a JSON array, or its command tags.
+    /// Rows of the job as a JSON array, or its command tags.
     pub result: Option<Vec<u8>>,
     /// Rows returned or affected by the last statement.
     pub row_count: Option<i64>,
@@ -14,7 +14,7 @@ pub struct Outcome {
     pub is_truncated: bool,
     /// Tag of the last statement.
     pub command_tag: Option<Vec<u8>>,
-    /// Why it failed, packed; 0 = it did not.
+    /// SQLSTATE of the failure, packed; 0 = the job did not fail.
     pub sqlstate: i32,
     pub message: Option<Vec<u8>>,
     pub detail: Option<Vec<u8>>,
@@ -23,7 +23,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Of a job that failed.
+    /// Returns the outcome of a job that failed.
     pub fn failed(report: &Report) -> Self {
         Outcome {
             sqlstate: report.sqlstate,

@@ -1,4 +1,4 @@
-//! Everything that the server's `ErrorData` says, as plain data.
+//! The contents of the server's `ErrorData` as plain data.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ pub struct Report {
     pub sqlstate: i32,
     pub message: Vec<u8>,
     pub detail: Option<Vec<u8>>,
-    /// What the server log shows in place of `detail`.
+    /// Text that the server log shows in place of `detail`.
     pub detail_log: Option<Vec<u8>>,
     pub hint: Option<Vec<u8>>,
     pub context: Option<Vec<u8>>,

@@ -1,4 +1,4 @@
-//! What a session asks of a worker.
+//! The request of a session to a worker.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ pub const MAX_SQL_BYTES: usize = 64 * 1024 * 1024;
 /// Largest result queue in bytes. What does not fit is kept by the worker, so more buys nothing.
 pub const MAX_QUEUE_BYTES: usize = 256 * 1024 * 1024;
 
-/// How many jobs that have launched each other may run. Each of them holds a worker, and servers have few.
+/// Maximum number of running jobs that have launched each other. Each of them holds a worker, and servers have few.
 pub const MAX_NESTING: usize = 16;
 
 /// Packs a five character SQLSTATE as the server's `MAKE_SQLSTATE` does (elog.h): six bits a character.
@@ -27,7 +27,7 @@ pub fn sqlstate_text(packed: i32) -> Vec<u8> {
     (0..5).map(|place| ((packed >> (6 * place)) & 0x3F) as u8 + b'0').collect()
 }
 
-/// Who runs the job, where, and with which settings.
+/// Tells who runs the job, where, and with which settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// Database to connect to: oid.
@@ -42,7 +42,7 @@ pub struct Request {
     pub ancestors: Vec<u64>,
     /// Settings of the launcher's session, in the order in which they are applied.
     pub settings: Vec<Setting>,
-    /// When the launcher's session read the configuration last (microseconds since 2000).
+    /// Time when the launcher's session read the configuration last (microseconds since 2000).
     pub configured: i64,
     /// Libraries that own some of the settings: the server's own serialized list (dfmgr.c, `SerializeLibraryState`).
     pub libraries: Option<Vec<u8>>,
@@ -57,7 +57,7 @@ pub struct Setting {
     pub source: i32,
     /// `GucContext` in which it was made
     pub context: i32,
-    /// Who made it: oid of a role. Servers before 15 do not know.
+    /// Oid of the role that made it. Servers before 15 do not know.
     pub role: u32,
 }
 

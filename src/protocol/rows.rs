@@ -11,15 +11,14 @@ pub const fn aligned(length: usize) -> usize {
     length.next_multiple_of(ALIGNMENT)
 }
 
-/// How the values of a column travel.
+/// Tells how the values of a column travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Wire {
-    /// As the datum that it is.
+    /// The datum that the value is.
     Typed,
-    /// As text, because the type has no meaning outside of the worker (anonymous records, `void`, other
-    /// pseudo-types).
+    /// Text, because the type has no meaning outside of the worker (anonymous records, `void`, other pseudo-types).
     Text,
-    /// As the datum, and as text in a second tuple of the row: its row type may be gone, or another one, when it is
+    /// The datum, and text in a second tuple of the row: the row type may be gone, or another one, when the value is
     /// read.
     TypedAndText,
 }
@@ -32,7 +31,7 @@ pub struct Column {
     pub type_oid: u32,
     pub typmod: i32,
     pub wire: Wire,
-    /// Of what the row types in it are made; 0 = there are none.
+    /// Fingerprint of what the row types in it are made of; 0 = there are none.
     pub fingerprint: u64,
 }
 

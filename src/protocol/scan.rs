@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-/// What a token is.
+/// Tells what a token is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A keyword or an identifier without quotes.
@@ -25,13 +25,13 @@ pub struct Token {
 }
 
 impl Token {
-    /// Its bytes in the text that it is from.
+    /// Returns its bytes in the text that it is from.
     pub fn of<'a>(&self, text: &'a [u8]) -> &'a [u8] {
         text.get(self.range.clone()).unwrap_or_default()
     }
 }
 
-/// Is this byte blank between tokens?
+/// Returns whether this byte is blank between tokens.
 pub fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
 }
@@ -48,7 +48,7 @@ fn continues_word(byte: u8) -> bool {
 #[derive(Clone, Copy)]
 pub struct Delimiter<'a> {
     bytes: &'a [u8],
-    /// It begins as a word may go on, so it is not looked for within words.
+    /// The delimiter begins as a word may go on, so it is not looked for within words.
     starts_in_word: bool,
     ends_in_word: bool,
 }
@@ -70,17 +70,17 @@ impl<'a> Delimiter<'a> {
         }
     }
 
-    /// How many bytes it has.
+    /// Returns the number of its bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Is it nothing but blanks?
+    /// Returns whether the delimiter is nothing but blanks.
     pub fn is_blank(&self) -> bool {
         self.bytes.iter().all(|byte| is_blank(*byte))
     }
 
-    /// Does it end a statement for the server, too?
+    /// Returns whether the delimiter ends a statement for the server, too.
     pub fn is_semicolon(&self) -> bool {
         self.bytes.contains(&b';') && self.bytes.iter().all(|byte| is_blank(*byte) || *byte == b';')
     }
@@ -108,7 +108,7 @@ pub struct Scanner<'a> {
     open_comment: Option<usize>,
 }
 
-/// What begins at a place, and how many bytes show what it is.
+/// Tells what begins at a place, and how many bytes show what it is.
 enum Opener {
     Blank,
     LineComment,
@@ -264,7 +264,7 @@ fn has_newline(bytes: &[u8]) -> bool {
     bytes.iter().any(|byte| matches!(byte, b'\n' | b'\r'))
 }
 
-/// What a dollar sign begins: a quote, a parameter, nothing.
+/// Returns what a dollar sign begins: a quote, a parameter, nothing.
 fn dollar(after: &[u8]) -> Opener {
     let digits = after.iter().take_while(|byte| byte.is_ascii_digit()).count();
     if digits > 0 {

@@ -13,10 +13,10 @@ use std::ops::Range;
 /// The most pieces that a text may have: each takes memory before it is known to be one.
 pub const MAX_PIECES: usize = 1_000_000;
 
-/// What the parser says of a text.
+/// Tells what the parser says of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parsed<E> {
-    /// It is zero or more statements.
+    /// The text is zero or more statements.
     Complete,
     Fails {
         /// Byte where it fails; after the last one = the text ends too early.
@@ -28,18 +28,18 @@ pub enum Parsed<E> {
     },
 }
 
-/// Why a text cannot be cut.
+/// Tells why a text cannot be cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refused<E> {
-    /// It has more than [`MAX_PIECES`].
+    /// The text has more than [`MAX_PIECES`].
     TooMany,
     /// No cut gives complete texts.
     Piece {
         /// The piece that stands in the way.
         piece: Range<usize>,
-        /// Which one it is, from 1.
+        /// Number of the piece, from 1.
         number: usize,
-        /// Where the parser failed: byte of the whole text.
+        /// Byte of the whole text where the parser failed.
         position: usize,
         report: E,
     },
@@ -69,19 +69,19 @@ pub fn split<E>(
     search.outcome()
 }
 
-/// What lies between two cuts.
+/// The part of a text between two cuts.
 struct Segment {
     range: Range<usize>,
-    /// Where its last token begins: a failure from here on may be the fault of what is missing.
+    /// Start of its last token: a failure from here on may be the fault of what is missing.
     tail: usize,
     /// The parser is as at the start if what is before is complete.
     is_fresh: bool,
 }
 
-/// What lies between two delimiters.
+/// The part of a text between two delimiters.
 struct Chunk {
     range: Range<usize>,
-    /// Its first token that is no semicolon.
+    /// First token that is no semicolon.
     first: Option<Token>,
     tail: usize,
     has_leading_semicolon: bool,
@@ -168,7 +168,7 @@ fn segments<E>(
 
 /// The longest word that can be a keyword: longer ones are cut off (NAMEDATALEN).
 const MAX_WORD_BYTES: usize = 63;
-/// How many words are remembered.
+/// Maximum number of words that are remembered.
 const MAX_WORDS: usize = 1000;
 
 /// Words, and whether a statement can begin with them.
@@ -200,9 +200,9 @@ impl Words {
 #[derive(Clone, Copy)]
 enum Memo {
     Unknown,
-    /// It cannot be cut.
+    /// The text from the segment on cannot be cut.
     Dead,
-    /// Its first piece ends with the segment `end`.
+    /// The first piece ends with the segment `end`.
     Best {
         pieces: usize,
         end: usize,
@@ -217,10 +217,10 @@ struct Frame {
     best: Option<(usize, usize)>,
     /// The piece is complete; what follows it is looked at.
     waits: bool,
-    /// How many ends in a row were left out because what follows them is known to be dead, and how many may be.
+    /// Numbers of ends in a row: those left out because what follows them is known to be dead, and those that may be.
     skipped: usize,
     may_skip: usize,
-    /// When patience is gone: how far the next step goes, and where the last one began.
+    /// Length of the next step when patience is gone, and the end where the last one began.
     leap: usize,
     leapt_from: Option<usize>,
 }
@@ -252,7 +252,7 @@ struct Furthest<E> {
     report: E,
 }
 
-/// What the parser says of a piece.
+/// Tells what the parser says of a piece.
 enum Verdict {
     Complete,
     /// A longer one may be complete.
@@ -269,7 +269,7 @@ struct Search<'a, 'p, E> {
     /// By the segment with which a piece begins.
     memo: Vec<Memo>,
     parse: &'a mut Parse<'p, E>,
-    /// How many more bytes are parsed in vain before ends are left out.
+    /// Number of bytes that are still parsed in vain before ends are left out.
     patience: usize,
     furthest: Option<Furthest<E>>,
 }
@@ -350,7 +350,7 @@ impl<E> Search<'_, '_, E> {
         Step::Done
     }
 
-    /// To the next end after one where the piece is not complete yet.
+    /// Goes to the next end after one where the piece is not complete yet.
     fn go_on(&self, frame: &mut Frame) {
         let last = self.segments.len() - 1;
         if self.patience > 0 || frame.end == last {
