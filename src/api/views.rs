@@ -82,7 +82,7 @@ fn live(call: &Call) -> Result<Value, Error> {
     Ok(Value::Void)
 }
 
-/// How far a job is, as cells: queue_position, progress, progress_message.
+/// Returns how far a job is, as cells: queue_position, progress, progress_message.
 fn place_cells(job: &Moment) -> [Cell; 3] {
     let (percent, message) = job.progress.clone().unzip();
     [job.queue_position.into(), percent.into(), message.filter(|message| !message.is_empty()).into()]
@@ -167,7 +167,7 @@ fn lost(message: &str) -> Vec<Cell> {
     from_outcome("lost", &Outcome { message: Some(message.into()), ..Outcome::default() })
 }
 
-/// Of a job that was lost in this attempt.
+/// Returns the row of a job that was lost in this attempt.
 fn lost_in(attempt: &Attempt) -> Vec<Cell> {
     let start = if attempt.pid.is_some() { Start::Certain } else { Start::Perhaps };
     let mut row = lost(went_down(start));
@@ -177,7 +177,7 @@ fn lost_in(attempt: &Attempt) -> Vec<Cell> {
     row
 }
 
-/// Of a job whose final row the reader does not see.
+/// Returns the row of a job whose final row the reader does not see.
 fn from_end(end: &End) -> Vec<Cell> {
     [&log::end_cells(end)[..], &[const { Cell::Null }; 3], &log::outcome_cells(&end.outcome)].concat()
 }
@@ -219,7 +219,7 @@ fn delete_job(call: &Call) -> Result<Value, Error> {
 
 /// `pg_background_has_triggers_of_others(relation regclass) RETURNS bool`
 ///
-/// Of a relation with a trigger of others, which would run with the rights of who deletes: an error. Else false.
+/// Raises an error for a relation with a trigger of others, which would run with the rights of who deletes. Else false.
 fn has_triggers_of_others(call: &Call) -> Result<Value, Error> {
     match call.oid(0) {
         Some(relation) if own_sql::has_trigger_of_others(relation) => Err(Error::ForeignTrigger),
