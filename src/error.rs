@@ -149,7 +149,7 @@ pub enum Error {
     ForeignTrigger,
     #[error("the log of pg_background_mgr cannot be refreshed")]
     LogRefresh,
-    /// Its oid.
+    /// Oid of the relation.
     #[error("relation with OID {0} is not part of extension \"pg_background_mgr\"")]
     ForeignRelation(u32),
     #[error("background job or batch \"{0}\" does not exist")]
@@ -179,7 +179,7 @@ pub enum Error {
     Job(Box<Report>),
 }
 
-/// Where in what a caller gave.
+/// A place in what a caller gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// The argument `p_options`.
@@ -222,12 +222,12 @@ impl std::fmt::Display for Text {
     }
 }
 
-/// Back to the bytes of the database's encoding.
+/// Turns a text back into the bytes of the database's encoding.
 fn bytes(text: String) -> Vec<u8> {
     text.chars().map(|character| character as u8).collect()
 }
 
-/// Where the server's dynamic shared memory comes from.
+/// Hint that tells where the server's dynamic shared memory comes from.
 pub const SHARED_MEMORY_HINT: &str =
     "The server has no room for more dynamic shared memory, which is in /dev/shm on Linux. \
                                       In a container you may need to make that larger (Docker: --shm-size).";

@@ -22,7 +22,7 @@ static MAX_RESULT_MEMORY: IntSetting = IntSetting::new(256 * 1024);
 static LOG_RETENTION: IntSetting = IntSetting::new(-1);
 
 thread_local! {
-    /// One of which a value that was given for this session was refused.
+    /// A setting of which a value that was given for this session was refused.
     static REFUSED: Slot<Option<Vec<u8>>> = const { slot(None) };
 }
 
@@ -122,7 +122,7 @@ fn define_all() {
     reserve_prefix(c"pg_background_mgr");
 }
 
-/// How many workers of the extension there may be in the whole server.
+/// Returns the maximum number of workers of the extension in the whole server.
 pub fn cap() -> usize {
     let automatic = crate::ffi::bgworker::max_worker_processes() - RESERVED_WORKERS.get();
     let cap = match MAX_WORKERS.get() {
@@ -132,8 +132,8 @@ pub fn cap() -> usize {
     usize::try_from(cap).unwrap_or(0)
 }
 
-/// How many workers may have nothing to do: half of what there may be, so that others who want processes, as parallel
-/// queries, find some.
+/// Returns the number of workers that may have nothing to do: half of what there may be, so that others who want
+/// processes, as parallel queries, find some.
 pub fn spare_limit() -> usize {
     match cap() {
         0 => 0,
@@ -141,7 +141,7 @@ pub fn spare_limit() -> usize {
     }
 }
 
-/// How many workers may have nothing to do and stay.
+/// Returns the number of workers that may have nothing to do and stay.
 pub fn idle_limit() -> usize {
     match WORKER_IDLE_TIMEOUT.get() {
         0 => 0,

@@ -46,10 +46,10 @@ pub extern "C-unwind" fn _PG_init() {
 #[cfg(any(test, feature = "pg_test"))]
 mod pg_tests;
 
-/// What `cargo pgrx test` asks of a crate.
+/// Functions that `cargo pgrx test` asks of a crate.
 #[cfg(test)]
 pub mod pg_test {
-    /// Nothing to prepare.
+    /// Prepares nothing.
     pub fn setup(_options: Vec<&str>) {}
 
     /// Jobs that launch jobs want a few workers.
