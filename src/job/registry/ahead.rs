@@ -31,7 +31,7 @@ fn reclaim(memory: &mut Memory) {
     }
 }
 
-/// How many wait for a job.
+/// Counts the processes that wait for a job.
 pub(super) fn count(memory: &mut Memory) -> usize {
     reclaim(memory);
     all(memory).iter().filter(|ahead| (ahead.is_there, ahead.is_unwanted) == (1, 0)).count()
@@ -46,13 +46,13 @@ pub fn add_ahead(memory: &mut Memory, worker: Worker) {
     }
 }
 
-/// It is to have a job. False = it was told to go.
+/// Takes a process that is to have a job. False = it was told to go.
 pub fn take_ahead(memory: &mut Memory, worker: Worker) -> bool {
     let found = find(memory, worker).filter(|found| found.is_unwanted == 0);
     found.map(|found| *found = bytemuck::Zeroable::zeroed()).is_some()
 }
 
-/// It will have no job, and knows it.
+/// Marks a process that will have no job, and knows it.
 pub fn dismiss_ahead(memory: &mut Memory, worker: Worker) {
     if let Some(found) = find(memory, worker) {
         found.is_unwanted = 1;
@@ -75,7 +75,7 @@ pub(super) fn send_away(memory: &mut Memory) -> bool {
     })
 }
 
-/// Was one told to go that is still there?
+/// Returns whether a process that was told to go is still there.
 fn is_one_leaving(memory: &Memory) -> bool {
     all(memory).iter().any(|ahead| ahead.is_unwanted != 0 && !worker(ahead).is_gone())
 }

@@ -8,10 +8,10 @@ use crate::ffi::area::{Memory, LARGE};
 use crate::ffi::{process, session};
 use crate::guc;
 
-/// How long a batch that is done stays, counted from the writing of its rows, in microseconds: for statements whose
-/// snapshot is older than that.
+/// Time that a batch that is done stays after its rows were written, in microseconds: for statements with an older
+/// snapshot.
 const LINGER: i64 = 5_000_000;
-/// How often batches that are done are looked for, in microseconds.
+/// Interval at which batches that are done are looked for, in microseconds.
 const SWEEP_EVERY: i64 = 500_000;
 
 /// A job of a new batch.
@@ -161,7 +161,7 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
     Ok(place)
 }
 
-/// Where a job is: jobs of a batch that are launched again are a batch beside it, with the same uuid.
+/// Finds where a job is: jobs of a batch that are launched again are a batch beside it, with the same uuid.
 fn earlier<'a>(memory: &'a Memory, uuid: &[u8; 16], ordinal: u32) -> impl Iterator<Item = (Place, u32)> + 'a {
     batches_of_uuid(memory, uuid).filter_map(move |place| index_of(memory, place, ordinal).map(|index| (place, index)))
 }
@@ -286,12 +286,13 @@ pub(super) fn count_unlogged(memory: &mut Memory, place: Place, change: i32) {
     root.unlogged = root.unlogged + after - before;
 }
 
-/// May it be forgotten? Who watches it still wants to see how it ended.
+/// Returns whether a batch may be forgotten. Whoever watches it still wants to see how it ended.
 fn is_done(batch: &Batch) -> bool {
     batch.logged == batch.jobs && batch.workers == 0 && batch.writer == 0 && batch.watchers == 0
 }
 
-/// Is there a large batch that has ended, and is still to be forgotten? Whoever watches it will have looked soon.
+/// Returns whether there is a large batch that has ended, and is still to be forgotten. Whoever watches it will have
+/// looked soon.
 pub(super) fn is_large_one_done(memory: &Memory) -> bool {
     batches(memory)
         .map(|place| memory.get::<Batch>(place))
@@ -305,13 +306,13 @@ pub(super) fn remove_if_done(memory: &mut Memory, place: Place) {
     }
 }
 
-/// This process does not watch the jobs of the uuid any more.
+/// Stops watching the jobs of the uuid, for this process.
 pub fn unwatch(memory: &mut Memory, uuid: &[u8; 16]) {
     let places: Vec<Place> = batches_of_uuid(memory, uuid).collect();
     unwatch_those(memory, places);
 }
 
-/// This process, which ends, watches nothing any more.
+/// Stops watching anything, for this process, which ends.
 pub fn unwatch_all(memory: &mut Memory) {
     let places: Vec<Place> = batches(memory).collect();
     unwatch_those(memory, places);

@@ -18,7 +18,7 @@ pub struct Newcomer {
     pub version: u64,
     pub pid: i32,
     pub worker: Worker,
-    /// Of the job that it has run.
+    /// Segment of the job that it has run.
     pub segment: u32,
 }
 
@@ -34,7 +34,7 @@ fn may_be_given(memory: &Memory, slot: &Slot, database: u32, login: u32, version
         }
 }
 
-/// Is there a worker that [`give`] would give a job to?
+/// Returns whether there is a worker that [`give`] would give a job to.
 pub fn has_idle(memory: &Memory, (database, login, version): (u32, u32, u64)) -> bool {
     slots(memory).iter().any(|slot| slot.life() == Life::Idle && may_be_given(memory, slot, database, login, version))
 }
@@ -105,7 +105,7 @@ pub fn release(memory: &mut Memory, (index, serial): Seat, segment: u32, is_whol
     }
 }
 
-/// Is the job in this segment with the worker in this place, begun or not?
+/// Returns whether the job in this segment is with the worker in this place, begun or not.
 pub fn has_job(memory: &Memory, (index, serial): Seat, segment: u32) -> bool {
     slots(memory).get(index).is_some_and(|slot| {
         slot.serial == serial && slot.segment == segment && (slot.errand == segment || slot.life() == Life::Serving)
@@ -184,7 +184,7 @@ pub fn retire(memory: &mut Memory, index: usize) {
     }
 }
 
-/// Has the worker been given a job that it has not begun?
+/// Returns whether the worker has been given a job that it has not begun.
 pub fn has_errand(memory: &Memory, index: usize) -> bool {
     slots(memory).get(index).is_some_and(|slot| slot.errand != 0)
 }

@@ -1,4 +1,5 @@
-//! How jobs end, and their batches: what came of a job, who stopped it, its final row, and when all of it is forgotten.
+//! End of jobs, and of their batches: what came of a job, who stopped it, its final row, and when all of it is
+//! forgotten.
 
 use super::order::{self, push};
 use super::outcome::{self, Kept};
@@ -7,25 +8,25 @@ use super::{batch, line, lists, room, slot_mut, slots, stopper, watch};
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 
-/// How many final rows are written in one transaction at most.
+/// Number of final rows that are written in one transaction at most.
 const LOG_LIMIT: usize = 1000;
-/// When rows that could not be written are tried again for the first time, in microseconds.
+/// Time after which rows that could not be written are tried again at first, in microseconds.
 const LOG_RETRY: i64 = 500_000;
-/// How often that time doubles, if they still cannot: to 16 seconds.
+/// Number of times that this time doubles, if they still cannot be written: to 16 seconds.
 const LOG_RETRY_DOUBLINGS: u16 = 5;
-/// When a worker is sent again to write final rows into a database that has refused one, in microseconds.
+/// Time after which a worker is sent again to write final rows into a database that has refused one, in microseconds.
 const REFUSED_RETRY: i64 = 10_000_000;
 
-/// Of so many jobs of a batch each is told when it has ended, and what came of it.
+/// Number of jobs up to which followers of a batch are told when each one has ended, and what came of it.
 pub const FEW: u32 = 5;
 
-/// What came of an attempt.
+/// Tells what came of an attempt.
 pub enum Finish<'a> {
     /// Its final row is written, and says this.
     Logged(State, &'a [u8]),
     /// Its final row is to be written from this.
     Unlogged(State, &'a [u8]),
-    /// It is to be tried again, when its delay is over.
+    /// The job is to be tried again, when its delay is over.
     Again,
 }
 
@@ -35,7 +36,7 @@ pub struct Ended {
     pub uuid: [u8; 16],
     pub state: State,
     pub reason: Reason,
-    /// Who stopped it: a role.
+    /// Name of the role that stopped it.
     pub stopper: Option<Vec<u8>>,
     pub attempts: u32,
     pub pid: Option<i32>,
@@ -44,7 +45,7 @@ pub struct Ended {
     pub outcome: Option<Vec<u8>>,
 }
 
-/// Nothing of the job that this worker has begun can be cancelled any more.
+/// Notes that nothing of the job that this worker has begun can be cancelled any more.
 pub fn deafen(memory: &mut Memory, index: usize) {
     if let Some(own) = slot_mut(memory, index) {
         own.is_deaf = 1;
@@ -53,9 +54,9 @@ pub fn deafen(memory: &mut Memory, index: usize) {
 
 /// The final row of a job that has come to its end.
 enum Row {
-    /// What it says, if those that follow the job are told.
+    /// Content of the row, if those that follow the job are told.
     Written(Option<Kept>),
-    /// It is to be written from this; from nothing = the job's record says why, or nobody knows any more.
+    /// The row is to be written from this; from nothing = the job's record says why, or nobody knows any more.
     Due(Option<Kept>),
 }
 
@@ -240,7 +241,7 @@ pub(super) fn tried_to_write(memory: &mut Memory, place: Place, is_written: bool
     }
 }
 
-/// Nothing more is to be written of these jobs.
+/// Notes that nothing more is to be written of these jobs.
 fn settle(memory: &mut Memory, place: Place, indexes: &[u32]) {
     let mut settled = 0;
     for index in indexes {
@@ -319,7 +320,7 @@ pub(super) fn refuse(memory: &mut Memory, key: Place, at: i64, outcome: &[u8]) {
     }
 }
 
-/// What a worker that dies leaves: its job, and its claim.
+/// Ends what a worker that dies leaves: its job, and its claim.
 pub(super) fn abandon(memory: &mut Memory, index: usize, state: State, outcome: &[u8]) {
     let Some(own) = slots(memory).get(index).copied() else { return };
     let slot = index as u32 + 1;

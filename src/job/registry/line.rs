@@ -31,7 +31,7 @@ pub fn wait_until(memory: &mut Memory, place: Place, due: i64) {
     insert(memory, place, before, Waits::ForTime);
 }
 
-/// Those whose time has come wait for a worker, among those that are as old.
+/// Puts batches whose time has come among those that wait for a worker, in the order of their age.
 pub fn come_due(memory: &mut Memory, key: Place, now: i64) {
     let mut due: Vec<(u64, Place)> = Vec::new();
     let mut soonest = memory.get::<Key>(key).soonest;
@@ -53,7 +53,7 @@ pub fn come_due(memory: &mut Memory, key: Place, now: i64) {
     }
 }
 
-/// When the next batch of the key that waits for its time may start.
+/// Returns the time at which the next batch of the key that waits for its time may start.
 pub fn next_due(memory: &Memory, key: Place) -> Option<i64> {
     let soonest = memory.get::<Key>(key).soonest;
     (soonest != 0).then(|| memory.get::<Batch>(soonest).due)
@@ -97,7 +97,7 @@ fn connect(memory: &mut Memory, key: Place, waits: Waits, previous: Place, next:
     }
 }
 
-/// Where a list of a key begins, and where it ends.
+/// Returns where a list of a key begins, and where it ends.
 fn ends(key: &mut Key, waits: Waits) -> Option<(&mut Place, &mut Place)> {
     match waits {
         Waits::NotAtAll => None,

@@ -43,13 +43,13 @@ fn stem(uuid: &[u8; 16]) -> [u8; 12] {
     uuid.first_chunk().copied().unwrap_or_default()
 }
 
-/// Where the list of batches with such a uuid begins.
+/// Returns the index of the bucket with the batches of such a uuid.
 pub(super) fn bucket(uuid: &[u8; 16]) -> usize {
     // The stem is random: any of its bytes will do.
     usize::from(u16::from_ne_bytes([uuid[2], uuid[3]])) % BUCKETS
 }
 
-/// Its jobs.
+/// Returns the jobs of a batch.
 pub fn jobs(memory: &Memory, batch: Place) -> &[Job] {
     let count = memory.get::<Batch>(batch).jobs as usize;
     memory.slice(batch + size_of::<Batch>() as u64, count)

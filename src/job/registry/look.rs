@@ -1,4 +1,4 @@
-//! What others see of it.
+//! Views of the registry: what others see of its batches and jobs.
 
 use super::record::{Batch, Job, Key, Life, Place, Slot, State, AGAIN};
 use super::{lists, outcome, slots, stopper};
@@ -7,7 +7,7 @@ use crate::ffi::{alloc, session};
 use crate::job::manner::Manner;
 use std::collections::{HashMap, HashSet};
 
-/// What can be said of a batch as a whole.
+/// Properties of a batch as a whole.
 #[derive(Debug, Clone, Copy)]
 pub struct Header {
     /// No other batch has had it.
@@ -21,7 +21,7 @@ pub struct Header {
     pub recorded: Option<Recorded>,
 }
 
-/// Where the rows of a batch are.
+/// Tells where the rows of a batch are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recorded {
     /// The log: its oid.
@@ -30,7 +30,7 @@ pub struct Recorded {
     pub by: u64,
 }
 
-/// Where the rows of the batch are, if they are written.
+/// Returns where the rows of the batch are, if they are written.
 pub fn recorded_in(memory: &Memory, place: Place) -> Option<Recorded> {
     recorded(memory.get(place))
 }
@@ -39,7 +39,7 @@ fn recorded(batch: &Batch) -> Option<Recorded> {
     (batch.recorded_in != 0).then_some(Recorded { log: batch.recorded_in as u32, by: batch.recorded_by })
 }
 
-/// What changes of a job.
+/// Properties of a job that change.
 #[derive(Debug, Clone)]
 pub struct Moment {
     /// The role whose rights it has.
@@ -53,14 +53,14 @@ pub struct Moment {
     pub pid: Option<i32>,
     /// From 1, in the order in which jobs were accepted.
     pub queue_position: Option<i64>,
-    /// What the job says of itself: percent, and a message.
+    /// Progress that the job reports: percent, and a message.
     pub progress: Option<(i32, Vec<u8>)>,
-    /// What came of it, until that is in the log.
+    /// Outcome of the job, until that is in the log.
     pub outcome: Option<Vec<u8>>,
-    /// What its row says, which was written with the end of the job: for those that are told of it.
+    /// Content of its row, which was written with the end of the job: for those that are told of it.
     pub written: Option<Vec<u8>>,
     pub reason: super::Reason,
-    /// Who stopped it: a role.
+    /// Name of the role that stopped it.
     pub stopper: Option<Vec<u8>>,
 }
 
@@ -76,13 +76,13 @@ pub struct JobView {
     pub name: Option<Vec<u8>>,
     pub query: Vec<u8>,
     pub queued_at: i64,
-    /// Has it been begun, in an attempt that is over or not?
+    /// The job has been begun, in an attempt that is over or not.
     pub is_begun: bool,
     /// Its attempts are those of all launches.
     pub manner: Manner,
 }
 
-/// Where a uuid leads.
+/// Tells where a uuid leads.
 #[derive(Debug, Clone, Copy)]
 pub struct Found {
     pub batch: Place,
@@ -113,7 +113,7 @@ pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<Found> {
     found.collect()
 }
 
-/// Is this where the job is, or was it launched again?
+/// Returns whether the job is here: it was not launched again.
 fn is_here(job: &Job) -> bool {
     job.is_logged != AGAIN
 }
@@ -219,7 +219,7 @@ pub fn snapshot(memory: &Memory, batches: &HashSet<u64>, running: Option<&Runnin
     )
 }
 
-/// When a batch was accepted: its rows say so, too.
+/// Returns the time at which a batch was accepted: its rows have it, too.
 pub fn accepted_at(memory: &Memory, place: Place) -> i64 {
     memory.get::<Batch>(place).created
 }
@@ -244,7 +244,7 @@ pub fn job_of(memory: &Memory, uuid: &[u8; 16]) -> Option<JobView> {
     Some(view(memory, found.batch, memory.get(found.batch), lists::job(memory, found.batch, found.job?), 0))
 }
 
-/// What the jobs of these batches are doing, by their uuids; `running`: as for [`snapshot`].
+/// Returns what the jobs of these batches are doing, by their uuids; `running`: as for [`snapshot`].
 pub fn moments(memory: &Memory, batches: &HashSet<u64>, running: &Running) -> HashMap<[u8; 16], Moment> {
     let seen = walk(
         memory,
@@ -339,18 +339,18 @@ pub struct Pulse {
     pub is_logged: bool,
     /// Its row says already how it ended, or is about to; it still seems to run.
     is_concluding: bool,
-    /// What the job says of itself: percent, and a message.
+    /// Progress that the job reports: percent, and a message.
     pub progress: Option<(i32, Vec<u8>)>,
 }
 
 impl Pulse {
-    /// Is its final row still to be written, or has its worker just written it and will say so next?
+    /// Returns whether its final row is still to be written, or its worker has just written it and will say so next.
     pub fn is_row_due(&self) -> bool {
         self.is_concluding || self.state.is_final() && !self.is_logged
     }
 }
 
-/// What the job says of its progress.
+/// Returns the progress that the job reports.
 fn progress_of(memory: &Memory, record: &Batch, job: &Job) -> Option<(i32, Vec<u8>)> {
     let slot = slot_of(memory, job).filter(|slot| slot.progress >= 0)?;
     let message = slot.message.get(..slot.message_bytes as usize).unwrap_or_default();
@@ -383,13 +383,13 @@ pub fn uuid_of_job(memory: &Memory, place: Place, index: u32) -> [u8; 16] {
     lists::uuid_of(&memory.get::<Batch>(place).uuid, lists::job(memory, place, index).ordinal)
 }
 
-/// What a worker must know of a batch: its request, as it was written.
+/// Returns what a worker must know of a batch: its request, as it was written.
 pub fn request(memory: &Memory, place: Place) -> Vec<u8> {
     let record = memory.get::<Batch>(place);
     alloc::copy(lists::bytes(memory, place, record.request).unwrap_or_default())
 }
 
-/// What a worker must know of a job.
+/// Properties of a job that a worker must know.
 #[derive(Debug, Clone)]
 pub struct RunningJob {
     pub uuid: [u8; 16],

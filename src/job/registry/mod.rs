@@ -1,4 +1,4 @@
-//! What the whole server knows of its jobs: batches, their jobs, the queue, the workers (in shared memory).
+//! Jobs of the whole server, in shared memory: batches, their jobs, the queue, the workers.
 //!
 //! A job is here from its acceptance until its final row is in the log. Everything is looked at and changed under one
 //! lock; nothing here waits, and nothing here talks to the catalogs.

@@ -1,5 +1,4 @@
-//! What is to be done next: the order of the jobs of a batch, how many could start now, which final rows are to be
-//! written.
+//! Next work: the order of the jobs of a batch, how many could start now, which final rows are to be written.
 
 use super::record::{Batch, Key, Life, Place, Root, Slot, State};
 use super::{line, lists, slots};
@@ -8,7 +7,7 @@ use crate::ffi::area::Memory;
 /// More batches than anybody looks at who looks for work.
 pub(super) const ENOUGH: usize = 256;
 
-/// How many more workers may work on a batch.
+/// Returns how many more workers may work on a batch.
 pub(super) fn vacancies(memory: &Memory, place: Place) -> u32 {
     let batch = memory.get::<Batch>(place);
     let limit = if batch.is_sequential != 0 { 1 } else { batch.max_workers };
@@ -86,15 +85,16 @@ pub(super) fn push(memory: &mut Memory, place: Place, index: u32, not_before: i6
     line::update(memory, place);
 }
 
-/// How long a job runs before those that its worker has claimed with it are free for others, in microseconds.
+/// Time that a job runs before those that its worker has claimed with it are free for others, in microseconds.
 const HELD_UP: i64 = 20_000;
 
-/// Since when a busy worker runs its job.
+/// Returns the time since which a busy worker runs its job.
 pub(super) fn busy_since(memory: &Memory, slot: &Slot) -> Option<i64> {
     (slot.life() == Life::Busy).then(|| lists::job(memory, slot.batch, slot.job).started)
 }
 
-/// When the job of a busy worker has run for so long that others could run what was claimed with it.
+/// Returns the time from which the job of a busy worker has run for so long that others could run what was claimed with
+/// it.
 fn holds_up_from(memory: &Memory, slot: &Slot) -> Option<i64> {
     busy_since(memory, slot).filter(|_| vacancies(memory, slot.batch) > 0).map(|started| started + HELD_UP)
 }
@@ -124,7 +124,7 @@ pub(super) fn free_held_up(memory: &mut Memory, now: i64) {
     }
 }
 
-/// When the next jobs of the key are held up.
+/// Returns the time at which the next jobs of the key are held up.
 pub(super) fn next_held_up(memory: &Memory, key: Place) -> Option<i64> {
     let slots = slots(memory).iter().enumerate().filter(|(_, slot)| slot.key == key);
     let due = slots.filter_map(|(index, slot)| {
@@ -151,7 +151,7 @@ pub(super) fn first_open(memory: &mut Memory, key: Place, now: i64, most: usize)
     open
 }
 
-/// How many workers of a key could start a job now; counts no further than `enough`.
+/// Counts the workers of a key that could start a job now, no further than to `enough`.
 pub(super) fn demand(memory: &mut Memory, key: Place, now: i64, enough: u32) -> u32 {
     let mut total = 0;
     // Each of them could have one worker at least.
@@ -170,12 +170,12 @@ fn open_batches(memory: &Memory) -> impl Iterator<Item = &Batch> {
     lists::batches(memory).map(|place| memory.get::<Batch>(place)).filter(|batch| batch.is_open != 0)
 }
 
-/// Is anything queued, or still to be written to a log?
+/// Returns whether anything is queued, or still to be written to a log.
 pub(super) fn has_work(memory: &Memory) -> bool {
     is_queued(memory) || unlogged(memory).any(|place| memory.get::<Batch>(place).is_open != 0)
 }
 
-/// Is any job queued?
+/// Returns whether any job is queued.
 pub(super) fn is_queued(memory: &Memory) -> bool {
     lists::keys(memory).any(|key| memory.get::<Key>(key).has_queue())
 }
@@ -187,7 +187,7 @@ pub(super) fn unlogged(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
     lists::batches(memory).filter(|place| memory.get::<Batch>(*place).unlogged > 0).take(count as usize)
 }
 
-/// Does a session wait for what is queued? It has workers started when the server has processes for them.
+/// Returns whether a session waits for what is queued. It has workers started when the server has processes for them.
 pub(super) fn is_work_awaited(memory: &Memory) -> bool {
     open_batches(memory).any(|batch| batch.queued > 0 && batch.watchers != 0)
 }
@@ -200,7 +200,7 @@ pub(super) fn log_duty(memory: &Memory, database: u32, now: i64) -> Option<Place
     })
 }
 
-/// When final rows that could not be written in this database are to be tried again.
+/// Returns the time at which final rows that could not be written in this database are to be tried again.
 pub(super) fn log_due(memory: &Memory, database: u32) -> Option<i64> {
     let batches = unlogged(memory).map(|place| memory.get::<Batch>(place));
     batches.filter(|batch| batch.database == database).map(|batch| batch.retry_log_at).min()

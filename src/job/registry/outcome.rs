@@ -1,4 +1,4 @@
-//! What came of jobs, until the log has it.
+//! Outcomes of jobs, until the log has them.
 
 use super::lists;
 use super::record::{Job, Place, Root};
@@ -24,7 +24,7 @@ pub fn keep(memory: &mut Memory, outcome: &[u8]) -> Option<Kept> {
     Some(Kept { place, bytes })
 }
 
-/// It is to be no job's.
+/// Discards a kept outcome: it is to be no job's.
 pub fn discard(memory: &mut Memory, kept: Option<Kept>) {
     let Some(Kept { place, bytes }) = kept else { return };
     let root = memory.root();
@@ -32,13 +32,13 @@ pub fn discard(memory: &mut Memory, kept: Option<Kept>) {
     memory.get_mut::<Root>(root).used -= bytes;
 }
 
-/// It is that of this job, which has none.
+/// Gives a kept outcome to this job, which has none.
 pub fn give(memory: &mut Memory, batch: Place, index: u32, kept: Kept) {
     let job = lists::job_mut(memory, batch, index);
     (job.outcome, job.outcome_bytes) = (kept.place, kept.bytes);
 }
 
-/// That of a job.
+/// Returns the outcome of a job.
 pub fn of_job<'a>(memory: &'a Memory, job: &Job) -> Option<&'a [u8]> {
     (job.outcome != 0).then(|| memory.slice(job.outcome, job.outcome_bytes as usize))
 }

@@ -11,17 +11,17 @@ use crate::ffi::area::Memory;
 use crate::ffi::bgworker::Worker;
 use crate::ffi::process;
 
-/// How long the server waits before it starts a worker again that has died or that it could not fork, in seconds.
+/// Time that the server waits before it starts a worker again that has died or that it could not fork, in seconds.
 pub const RESTART_AFTER: i32 = 1;
-/// In place of a worker's place: the process is a probe.
+/// Value in place of a worker's place: the process is a probe.
 pub const PROBE: usize = usize::MAX;
 
-/// How long a start takes at most, in microseconds, if nothing is wrong.
+/// Time that a start takes at most if nothing is wrong, in microseconds.
 const START_TIME: i64 = 100_000;
-/// For how long nobody asks again, in microseconds, when a probe was started or could not be registered.
+/// Time in which nobody asks again after a probe was started or could not be registered, in microseconds.
 const ASK_EVERY: i64 = RESTART_AFTER as i64 * 1_000_000;
 
-/// What is to be done about workers that are late.
+/// Tells what is to be done about workers that are late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Late {
     /// There are none, or it is not known yet why.
@@ -79,7 +79,7 @@ pub fn register_probe(memory: &mut Memory, serial: u64, worker: Worker) {
     }
 }
 
-/// This process is the probe.
+/// Notes that this process is the probe.
 pub fn probe_came(memory: &mut Memory, serial: u64) {
     if let Some(probe) = probe_mut(memory, serial) {
         probe.has_come = 1;
@@ -94,7 +94,7 @@ pub fn refuse_jobs(memory: &mut Memory, asked_at: i64, outcome: &[u8]) {
     }
 }
 
-/// What of a worker that the server has been asked for.
+/// Tells what has become of a worker that the server has been asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coming {
     /// Its process is there.
@@ -105,7 +105,7 @@ pub enum Coming {
     Useless,
 }
 
-/// What of the worker that was to come in this place?
+/// Returns what has become of the worker that was to come in this place.
 pub fn coming(memory: &mut Memory, start: Start) -> Coming {
     let slot = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial);
     match slot.filter(is_to_start) {
@@ -115,7 +115,7 @@ pub fn coming(memory: &mut Memory, start: Start) -> Coming {
     }
 }
 
-/// Is the server still to start the worker in this place?
+/// Returns whether the server is still to start the worker in this place.
 fn is_to_start(slot: &Slot) -> bool {
     slot.life() == Life::Starting
         && slot.pid == 0
@@ -123,7 +123,7 @@ fn is_to_start(slot: &Slot) -> bool {
         && Worker::from_words(slot.handle).is_to_start()
 }
 
-/// Has the server not done so, which it should have at this time?
+/// Returns whether the server has not started the worker, which it should have at this time.
 fn is_late(slot: &Slot, at: i64) -> bool {
     match slot.life() {
         Life::Starting => slot.since + START_TIME <= at && is_to_start(slot),
@@ -133,7 +133,7 @@ fn is_late(slot: &Slot, at: i64) -> bool {
     }
 }
 
-/// Has its process come, and does it look for work sooner or later?
+/// Returns whether its process has come, and looks for work sooner or later.
 pub(super) fn has_come(slot: &Slot) -> bool {
     match slot.life() {
         Life::Ready | Life::Busy | Life::Serving | Life::Idle => true,
@@ -142,8 +142,8 @@ pub(super) fn has_come(slot: &Slot) -> bool {
     }
 }
 
-/// Can a job of the key start only when the server has started a worker? As no other is there that is of the key, or
-/// none at all.
+/// Returns whether a job of the key can start only when the server has started a worker, as no other is there that is
+/// of the key, or none at all.
 pub(super) fn awaits_start(memory: &mut Memory, key: Place, now: i64) -> bool {
     let is_its_own = |slot: &Slot| slot.key == key;
     let there: Vec<&Slot> = slots(memory).iter().filter(|slot| has_come(slot)).collect();
@@ -165,7 +165,7 @@ fn late_keys(memory: &mut Memory, at: i64) -> Vec<Place> {
     keys
 }
 
-/// May it be that a job waits for a worker which nobody has started, or could start?
+/// Returns whether a job may wait for a worker that nobody has started, or could start.
 pub fn may_lack_workers(memory: &Memory) -> bool {
     let is_expected = |slot: &Slot| slot.life() == Life::Died || slot.life() == Life::Starting && slot.pid == 0;
     slot::is_starved(memory) || slots(memory).iter().any(is_expected)

@@ -11,15 +11,15 @@ use crate::ffi::area::Memory;
 use crate::ffi::process;
 use std::collections::HashSet;
 
-/// How many jobs a worker claims at most.
+/// Number of jobs that a worker claims at most.
 const CLAIM_LIMIT: u32 = 64;
-/// How long a worker of a role stays when another role has none, in microseconds.
+/// Time that a worker of a role stays when another role has none, in microseconds.
 const QUANTUM: i64 = 100_000;
 
-/// How often a worker that has nothing to do looks for what nobody tells it, in microseconds.
+/// Interval at which a worker that has nothing to do looks for what nobody tells it, in microseconds.
 const LOOK_EVERY: i64 = 500_000;
 
-/// What a worker does next.
+/// Tells what a worker does next.
 pub enum Task {
     /// Write the rows of a batch.
     Record(Place),
@@ -34,7 +34,7 @@ pub enum Task {
     Pause,
     /// There is nothing to do for it, or it is not wanted any more.
     Leave,
-    /// Somebody else is to have its place.
+    /// Another worker is to have its place.
     HandOver,
 }
 
@@ -46,7 +46,7 @@ pub struct Claim {
     pub indexes: Vec<u32>,
 }
 
-/// How a worker looks for work.
+/// Tells how a worker looks for work.
 #[derive(Debug, Clone, Copy)]
 pub struct Seeker {
     pub index: usize,
@@ -57,7 +57,7 @@ pub struct Seeker {
     pub keeps_turn: bool,
 }
 
-/// What the worker does next.
+/// Decides what the worker does next.
 pub fn claim(memory: &mut Memory, seeker: Seeker, now: i64) -> Task {
     let Seeker { index, .. } = seeker;
     let task = next_task(memory, seeker, now);
@@ -139,7 +139,7 @@ fn next_task(memory: &mut Memory, seeker: Seeker, now: i64) -> Task {
     Task::Wait(next_look(memory, own.key, now))
 }
 
-/// When a worker of the key that has nothing to do looks again, if nobody wakes it before.
+/// Returns the time at which a worker of the key that has nothing to do looks again, if nobody wakes it before.
 fn next_look(memory: &Memory, key: Place, now: i64) -> Option<i64> {
     let idle: HashSet<Place> =
         slots(memory).iter().filter(|slot| slot.life() == Life::Idle).map(|slot| slot.key).collect();

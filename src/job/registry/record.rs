@@ -1,9 +1,9 @@
-//! How batches, jobs and workers lie in shared memory: plain integers; references are offsets in the area.
+//! Layout of batches, jobs and workers in shared memory: plain integers; references are offsets in the area.
 
 use bytemuck::{Pod, Zeroable};
 use serde::{Deserialize, Serialize};
 
-/// What a job is doing, or how it ended.
+/// State of a job: what it is doing, or how it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum State {
@@ -17,12 +17,12 @@ pub enum State {
 impl State {
     pub const ALL: [State; 5] = [State::Queued, State::Running, State::Succeeded, State::Failed, State::Stopped];
 
-    /// From what [`Job::state`] holds.
+    /// Converts what [`Job::state`] holds.
     pub fn from_byte(byte: u8) -> Self {
         State::ALL.into_iter().find(|state| *state as u8 == byte).unwrap_or(State::Failed)
     }
 
-    /// As users see it.
+    /// Returns its name, as users see it.
     pub const fn name(self) -> &'static str {
         match self {
             State::Queued => "queued",
@@ -33,23 +33,23 @@ impl State {
         }
     }
 
-    /// Will nothing more happen to the job?
+    /// Returns whether nothing more will happen to the job.
     pub const fn is_final(self) -> bool {
         !matches!(self, State::Queued | State::Running)
     }
 }
 
-/// Why a job ended that has no outcome of its own.
+/// Tells why a job ended that has no outcome of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Reason {
     /// There is an outcome.
     None,
-    /// Somebody stopped it before it ran.
+    /// The job was stopped before it ran.
     Stopped,
     /// Another job of its batch failed.
     OtherFailed,
-    /// Somebody stopped it while it ran.
+    /// The job was stopped while it ran.
     Cancelled,
 }
 
@@ -62,11 +62,11 @@ impl Reason {
     }
 }
 
-/// What a batch waits for.
+/// Tells what a batch waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Waits {
-    /// Nothing of it is queued.
+    /// None of its jobs is queued.
     NotAtAll,
     ForWorker,
     /// All that could come next waits for another attempt.
@@ -78,18 +78,18 @@ pub type Place = u64;
 
 pub const BUCKETS: usize = 1024;
 
-/// What wakes a session that follows jobs.
+/// Tells what wakes a session that follows jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Hears {
     /// Nothing: it was woken already.
     Nothing,
     EachChange,
-    /// That what it follows has ended. Many jobs of many followers would wake many processes otherwise.
+    /// The end of what it follows. Many jobs of many followers would wake many processes otherwise.
     TheEnd,
 }
 
-/// Where everything begins.
+/// Record from which all others are reached.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Root {
@@ -109,9 +109,9 @@ pub struct Root {
     pub slot_count: u64,
     /// The server had no process for the last worker that was asked for.
     pub is_starved: u64,
-    /// How many batches have final rows that are to be written.
+    /// Number of batches with final rows that are to be written.
     pub unlogged: u64,
-    /// When batches that are done were looked for last.
+    /// Time at which batches that are done were last looked for.
     pub swept_at: i64,
     /// Processes that wait for their first job.
     pub ahead: [Ahead; AHEAD],
@@ -120,7 +120,7 @@ pub struct Root {
     pub buckets: [Place; BUCKETS],
 }
 
-/// How many processes may be started ahead of their job.
+/// Number of processes that may be started ahead of their job.
 pub const AHEAD: usize = 8;
 
 /// A process that was started ahead of its job.
@@ -130,7 +130,7 @@ pub struct Ahead {
     /// 0 = there is none.
     pub is_there: u64,
     pub handle: [u64; 2],
-    /// It was told to go.
+    /// The process was told to go.
     pub is_unwanted: u64,
 }
 
@@ -147,7 +147,7 @@ pub struct Probe {
     pub has_come: u64,
 }
 
-/// Who can run what: workers of a key run jobs of the key. Lives as long as it has batches or workers.
+/// Database and login role of workers, and of the jobs that they can run. Lives as long as it has batches or workers.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Key {
@@ -158,23 +158,23 @@ pub struct Key {
     /// Batches with queued jobs that wait for a worker, oldest first.
     pub first: Place,
     pub last: Place,
-    /// Those that wait for their time, soonest first.
+    /// Batches that wait for their time, soonest first.
     pub soonest: Place,
     pub latest: Place,
     /// Batches of the key, whatever their state.
     pub batches: u32,
     /// Slots of workers that come or are there.
     pub workers: u32,
-    /// Of these, how many run a job.
+    /// Number of these workers that run a job.
     pub busy: u32,
     /// No more workers than this are of use now: the role or the database has no more connections. 0 = any number.
     pub limit: u32,
-    /// When it had a worker last.
+    /// Turn in which it had a worker last.
     pub turn: u64,
 }
 
 impl Key {
-    /// Is anything of it queued?
+    /// Returns whether any of its jobs are queued.
     pub fn has_queue(&self) -> bool {
         self.first != 0 || self.soonest != 0
     }
@@ -207,29 +207,29 @@ pub struct Batch {
     pub next: u32,
     /// Index + 1 of the first job that waits for another attempt; the list is in the order of their times.
     pub again: u32,
-    /// Of the last one, if there is one.
+    /// Index + 1 of the last job of that list, if there is one.
     pub last_again: u32,
     /// Jobs before this one have their final rows.
     pub first_unlogged: u32,
     /// Its jobs must not set a role.
     pub is_confined: u16,
-    /// How often its rows could not be written since they were last.
+    /// Number of times that its rows could not be written since they were last.
     pub log_failures: u16,
     pub is_sequential: u8,
     pub stops_on_error: u8,
-    /// May its jobs run?
+    /// Its jobs may run.
     pub is_open: u8,
     /// [`Waits`]: the list of its key that it is in.
     pub waits: u8,
     /// The slot of the worker that records it or writes its final rows now, + 1.
     pub writer: u32,
-    /// Of its texts: that of its database.
+    /// Encoding of its texts: that of its database.
     pub encoding: u32,
     /// Rows could not be written: not to be tried again before.
     pub retry_log_at: i64,
     /// Its rows are in the table with this oid; 0 = they are not written.
     pub recorded_in: u64,
-    /// When they were written, and by which transaction: who has an older snapshot does not see them.
+    /// Time at which they were written, and the transaction that wrote them: an older snapshot does not see them.
     pub recorded_at: i64,
     pub recorded_by: u64,
     /// The request: where in the texts, and how long.
@@ -243,11 +243,11 @@ pub struct Batch {
     pub next_in_bucket: Place,
     pub previous_in_line: Place,
     pub next_in_line: Place,
-    /// When it waits for its time: until then.
+    /// Time until which it waits, when it waits for its time.
     pub due: i64,
-    /// Who is to be woken when something changes.
+    /// Processes that are to be woken when something changes.
     pub watchers: Place,
-    /// Who has stopped jobs of it: the last one.
+    /// Roles that have stopped jobs of it, the last one first.
     pub stoppers: Place,
 }
 
@@ -269,7 +269,7 @@ pub struct Text {
     pub is_set: u32,
 }
 
-/// As [`Job::is_logged`]: another batch has the job now.
+/// Value of [`Job::is_logged`]: another batch has the job now.
 pub const AGAIN: u8 = 3;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -281,9 +281,9 @@ pub struct Job {
     pub state: u8,
     /// Its final row is written: 1 = with its work, 2 = later, [`AGAIN`] = and it was launched again since
     pub is_logged: u8,
-    /// Somebody wants it stopped.
+    /// Its stop was requested.
     pub is_stopping: u8,
-    /// Why it is stopped: [`Reason`]
+    /// Reason of its stop: [`Reason`]
     pub reason: u8,
     pub attempts: u32,
     pub max_attempts: u32,
@@ -294,7 +294,7 @@ pub struct Job {
     pub again: u32,
     /// The process that runs it, or ran it last.
     pub pid: i32,
-    /// Who stopped it first: the number of a [`Stopper`] of its batch; 0 = nobody, or nobody knows.
+    /// The role that stopped it first: the number of a [`Stopper`] of its batch; 0 = none, or it is not known.
     pub stopper: u32,
     pub query: Text,
     pub name: Text,
@@ -305,30 +305,30 @@ pub struct Job {
     pub not_before: i64,
     pub started: i64,
     pub ended: i64,
-    /// What came of it, until that is logged: a place of its own, and its length in bytes.
+    /// Its outcome, until that is logged: a place of its own, and its length in bytes.
     pub outcome: Place,
     pub outcome_bytes: u64,
 }
 
-/// What the process of a worker's place is doing.
+/// State of the process in a worker's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Life {
     /// There is none.
     Free,
-    /// It was asked for.
+    /// The server was asked for the process.
     Starting,
-    /// It looks for work, or writes the log.
+    /// The process looks for work, or writes the log.
     Ready,
-    /// It runs a job of the queue.
+    /// The process runs a job of the queue.
     Busy,
-    /// It runs a job that a session gave it directly.
+    /// The process runs a job that a session gave it directly.
     Serving,
-    /// It has nothing to do.
+    /// The process has nothing to do.
     Idle,
-    /// It is on its way out; its place is free when the server says that it is gone.
+    /// The process is on its way out; its place is free when the server says that it is gone.
     Leaving,
-    /// It died; the server starts another process in its place, for whatever there is to do then.
+    /// The process died; the server starts another one in its place, for whatever there is to do then.
     Died,
 }
 
@@ -356,7 +356,7 @@ pub struct Slot {
     /// [`Life`]
     pub life: u32,
     pub pid: i32,
-    /// It is wanted elsewhere: to leave when it has nothing to do.
+    /// The worker is wanted elsewhere: it is to leave when it has nothing to do.
     pub is_unwanted: u32,
     pub progress: i32,
     pub padding: u32,
@@ -370,11 +370,11 @@ pub struct Slot {
     pub after: u32,
     /// Another place has taken over from this one: it does not count any more.
     pub is_succeeded: u32,
-    /// What it does cannot be cancelled any more.
+    /// The worker's job cannot be cancelled any more.
     pub is_deaf: u32,
     /// The server does not start it again when it dies, or was told to end it.
     pub is_mortal: u32,
-    /// What its login depended on when it logged in; 0 = it takes no jobs from sessions.
+    /// Version of what its login depended on when it logged in; 0 = it takes no jobs from sessions.
     pub version: u64,
     /// The segment of a job that a session has given it and that it has not begun; 0 = none.
     pub errand: u32,
@@ -382,14 +382,14 @@ pub struct Slot {
     pub segment: u32,
     /// The result of that job has not been read: nobody else gets the worker, for the job has its process id.
     pub is_unread: u32,
-    /// It was read to its end: the worker will have nothing to do in a moment.
+    /// The result was read to its end: the worker will have nothing to do in a moment.
     pub is_read: u32,
     pub since: i64,
     pub message: [u8; MESSAGE_BYTES],
 }
 
 impl Slot {
-    /// How far its worker is.
+    /// Returns how far its worker is.
     pub fn life(&self) -> Life {
         Life::from_number(self.life)
     }
@@ -406,19 +406,19 @@ pub struct Stopper {
     pub length: u32,
 }
 
-/// Somebody who waits for changes of a batch.
+/// Process that waits for changes of a batch.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Watcher {
     pub next: Place,
     pub process: u64,
-    /// What wakes it, [`Hears`]; it has looked since it was woken.
+    /// Changes that wake it, [`Hears`]; it has looked since it was woken.
     pub hears: u32,
     pub pid: i32,
     /// The job that it waits for, as [`Job::ordinal`]; 0 = all of the batch.
     pub ordinal: u32,
-    /// It waits for the end.
+    /// The process waits for the end.
     pub is_follower: u16,
-    /// It runs a job itself.
+    /// The process runs a job itself.
     pub is_worker: u16,
 }

@@ -36,7 +36,8 @@ fn reclaim(memory: &mut Memory) {
     }
 }
 
-/// Is another worker on its way out, so that there will be a process more in a moment? `index`: the one that asks.
+/// Returns whether a worker other than `index`, the one that asks, is on its way out, so that there will be a process
+/// more in a moment.
 pub fn is_one_going(memory: &mut Memory, index: usize) -> bool {
     reclaim(memory);
     slots(memory)
@@ -45,29 +46,29 @@ pub fn is_one_going(memory: &mut Memory, index: usize) -> bool {
         .any(|(at, slot)| at != index && slot.life() == Life::Leaving && slot.has_handle != 0)
 }
 
-/// How many workers of the extension there are in the whole server, or will be.
+/// Counts the workers of the extension that are in the whole server, or will be.
 pub(super) fn live(memory: &mut Memory) -> usize {
     with_a_job(memory) + ahead::count(memory)
 }
 
-/// The same without those that wait for their first job.
+/// Counts the same without those that wait for their first job.
 fn with_a_job(memory: &mut Memory) -> usize {
     reclaim(memory);
     slots(memory).iter().filter(|slot| slot.life() != Life::Free && slot.is_succeeded == 0).count() + area::outside()
 }
 
-/// On its way out, and nobody waits for its place.
+/// Returns whether a worker is on its way out, and nobody waits for its place.
 pub(super) fn is_ceding(slot: &Slot) -> bool {
     slot.life() == Life::Leaving && slot.is_succeeded == 0
 }
 
-/// Those that neither are on their way out nor go as soon as somebody wants their place.
+/// Counts the workers that neither are on their way out nor go as soon as somebody wants their place.
 pub(super) fn staying(memory: &mut Memory) -> usize {
     let all = with_a_job(memory);
     all - slots(memory).iter().filter(|slot| is_ceding(slot)).count()
 }
 
-/// What the cap says of a worker.
+/// Tells where a worker stands with regard to the cap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
     Stays,
@@ -77,7 +78,7 @@ pub(super) enum Standing {
     Pauses,
 }
 
-/// Where a worker that looks for work stands.
+/// Returns where a worker that looks for work stands.
 pub(super) fn standing(memory: &mut Memory, index: usize) -> Standing {
     if staying(memory) <= guc::cap() {
         return Standing::Stays;
@@ -88,7 +89,7 @@ pub(super) fn standing(memory: &mut Memory, index: usize) -> Standing {
     }
 }
 
-/// Is it there, or will it be, and is it not on its way out?
+/// Returns whether a worker is there, or will be, and is not on its way out.
 pub(super) fn is_staying(slot: &Slot) -> bool {
     !matches!(slot.life(), Life::Free | Life::Leaving)
 }
@@ -97,23 +98,23 @@ fn has_workers(memory: &Memory) -> bool {
     slots(memory).iter().any(is_staying)
 }
 
-/// Is there no other worker, now or soon?
+/// Returns whether there is no other worker, now or soon.
 pub(super) fn is_alone(memory: &Memory, index: usize) -> bool {
     !slots(memory).iter().enumerate().any(|(at, slot)| at != index && is_staying(slot))
 }
 
-/// Does it look for work, or will it at once?
+/// Returns whether a worker looks for work, or will at once.
 fn has_time(slot: &Slot) -> bool {
     slot.is_unwanted == 0 && matches!(slot.life(), Life::Starting | Life::Ready | Life::Idle)
 }
 
-/// Would nobody else see to what is queued for later? A worker that is busy looks when it is done.
+/// Returns whether nobody else would see to what is queued for later. A worker that is busy looks when it is done.
 pub(super) fn is_needed(memory: &Memory, index: usize) -> bool {
     let others = slots(memory).iter().enumerate().filter(|(at, _)| *at != index);
     !others.into_iter().any(|(_, slot)| has_time(slot)) && order::has_work(memory)
 }
 
-/// How many workers a call could have at once for this key.
+/// Counts the workers that a call could have at once for this key.
 fn free_places(memory: &mut Memory, database: u32, login: u32) -> usize {
     let free = guc::cap().saturating_sub(live(memory));
     let idle = slots(memory).iter().filter(|slot| slot.life() == Life::Idle && slot.key != 0).filter(|slot| {
@@ -123,9 +124,8 @@ fn free_places(memory: &mut Memory, database: u32, login: u32) -> usize {
     free + idle.count()
 }
 
-/// How many workers roles have, and how many of each key will look for work soon. Of those that there are, which are
-/// few: there
-/// may be very many keys.
+/// Counts the workers of each role, and those of each key that will look for work soon. Goes through the workers, which
+/// are few: there may be very many keys.
 #[derive(Default)]
 struct Shares {
     of_role: HashMap<u32, u32>,
@@ -171,12 +171,12 @@ pub(super) fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Pla
     best.map(|(_, place)| place)
 }
 
-/// Is the place of a worker of this key, which has nothing to do, wanted for another one?
+/// Returns whether the place of a worker of this key, which has nothing to do, is wanted for another one.
 pub(super) fn is_wanted_elsewhere(memory: &mut Memory, key: Place, now: i64) -> bool {
     live(memory) >= guc::cap() && (hungriest(memory, now, key).is_some() || unattended_database(memory, now).is_some())
 }
 
-/// Is the worker in this slot to make room for another role? Only when there is no other room.
+/// Returns whether the worker in this slot is to make room for another role: only when there is no other room.
 pub(super) fn gives_way(memory: &mut Memory, index: usize, now: i64, quantum: i64) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return false };
     if live(memory) < guc::cap() {
@@ -206,7 +206,7 @@ pub(super) fn next_serial(memory: &mut Memory) -> u64 {
     record.last_serial
 }
 
-/// May one more worker have nothing to do? The one that had nothing to do for longest makes room.
+/// Returns whether one more worker may have nothing to do. The one that had nothing to do for longest makes room.
 pub(super) fn has_idle_room(memory: &mut Memory) -> bool {
     let limit = guc::idle_limit();
     idle_count(memory) < limit || limit > 0 && ask_idle_to_leave(memory, 0)
@@ -222,12 +222,12 @@ pub(super) fn ask_outdated_to_leave(memory: &mut Memory, key: Place, version: u6
     }
 }
 
-/// How many workers have nothing to do.
+/// Counts the workers that have nothing to do.
 pub(super) fn idle_count(memory: &Memory) -> usize {
     slots(memory).iter().filter(|slot| slot.life() == Life::Idle).count()
 }
 
-/// Where there is room for one more worker: beside the others, or in the place of one that is on its way out.
+/// Room for one more worker: beside the others, or in the place of one that is on its way out.
 enum Room {
     Beside,
     After(usize),
@@ -308,7 +308,7 @@ pub fn plan(memory: &mut Memory) -> Vec<Start> {
     starts
 }
 
-/// How long a job runs before its worker is not expected to look for something else soon, in microseconds.
+/// Time that a job runs before its worker is not expected to look for something else soon, in microseconds.
 const LONG: i64 = 1_000_000;
 
 /// A database with final rows to write and no worker that will see to them.
@@ -344,8 +344,7 @@ fn in_time(memory: &mut Memory) -> Option<Place> {
     batch::key(memory, database, 0).ok()
 }
 
-/// What a worker is to be that comes in this place, or in the place after it: of another key than `but` if one is
-/// wanted.
+/// Chooses the key of a worker that comes in this place, or in the place after it: another than `but` if one is wanted.
 pub(super) fn next_key(memory: &mut Memory, index: usize, but: Place) -> Option<Place> {
     let now = process::now();
     let wanted = hungriest(memory, now, but).or_else(|| hungriest(memory, now, 0)).or_else(|| unattended(memory, now));
@@ -383,7 +382,7 @@ fn send_away(memory: &mut Memory, index: usize) -> bool {
     true
 }
 
-/// Is a worker between its job and rest, with nothing queued that it could take up?
+/// Returns whether a worker is between its job and rest, with nothing queued that it could take up.
 fn is_one_coming_to_rest(memory: &Memory) -> bool {
     let will_rest = |slot: &Slot| match slot.life() {
         Life::Starting | Life::Ready => true,
@@ -437,8 +436,8 @@ pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) ->
     Ok((idle..wanted).filter_map(|_| prepare(memory, key, None)).collect())
 }
 
-/// Could it reserve these places soon, when those workers have come to rest that are between two jobs or on their way
-/// out? Asks one that is idle and of no use here to leave.
+/// Returns whether [`reserve`] could have these places soon, when those workers have come to rest that are between two
+/// jobs or on their way out. Asks one that is idle and of no use here to leave.
 pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> bool {
     let now = process::now();
     let keys: Vec<Place> = lists::keys(memory).collect();
@@ -459,16 +458,16 @@ pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize
     ask_idle_to_leave(memory, own.unwrap_or(0))
 }
 
-/// Who a worker shares the connections of its role and database with.
+/// Tells with whom a worker shares the connections of its role and database.
 pub enum Company {
     /// Other workers of its key.
     Others,
-    /// It is the only one, but others are still on their way out.
+    /// The worker is the only one, but others are still on their way out.
     Leaving,
     Nobody,
 }
 
-/// Who is there beside this worker.
+/// Returns who is there beside this worker.
 pub fn company(memory: &mut Memory, index: usize) -> Company {
     reclaim(memory);
     let key = slots(memory).get(index).map_or(0, |own| own.key);
@@ -487,7 +486,7 @@ pub fn company(memory: &mut Memory, index: usize) -> Company {
     }
 }
 
-/// Who sees to a batch.
+/// Tells who sees to a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attendance {
     /// Workers that will look at it, or nothing of it is queued.
@@ -497,7 +496,7 @@ pub enum Attendance {
     Nobody,
 }
 
-/// Who sees to this batch?
+/// Returns who sees to this batch.
 pub fn attendance(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> Attendance {
     reclaim(memory);
     // By now it may have been done, and forgotten.
@@ -521,8 +520,8 @@ pub fn attendance(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> Attenda
     }
 }
 
-/// Does every job that runs wait for others, and is there no room for a worker that would run those? Jobs that sessions
-/// have launched themselves take room, too.
+/// Returns whether every job that runs waits for others, and there is no room for a worker that would run those. Jobs
+/// that sessions have launched themselves take room, too.
 pub fn is_stuck(memory: &mut Memory) -> bool {
     let waiting = watch::waiting_workers(memory);
     if waiting < guc::cap() {
@@ -533,7 +532,7 @@ pub fn is_stuck(memory: &mut Memory) -> bool {
     running <= waiting && order::has_work(memory)
 }
 
-/// May one more process have nothing to do for a while?
+/// Returns whether one more process may have nothing to do for a while.
 pub fn has_room_ahead(memory: &mut Memory) -> bool {
     if root(memory).is_err() {
         return false;

@@ -10,20 +10,20 @@ use crate::ffi::process;
 use crate::guc;
 use std::collections::HashSet;
 
-/// What a new worker is to be.
+/// Tells a new worker what it is to be.
 #[derive(Debug, Clone, Copy)]
 pub enum Arrival {
     /// Log in so; role 0 = none.
     LogIn { database: u32, login: u32 },
     /// The one before it is not gone yet: ask again.
     NotYet,
-    /// What it would see to is not due: ask again after a while.
+    /// Its work is not due: ask again after a while.
     Later,
     /// There is nothing to do.
     Nothing,
 }
 
-/// Had the server no process for the worker that was asked for last?
+/// Returns whether the server had no process for the worker that was asked for last.
 pub fn is_starved(memory: &Memory) -> bool {
     memory.root() != 0 && memory.get::<Root>(memory.root()).is_starved != 0
 }
@@ -57,7 +57,7 @@ pub fn cannot_register(memory: &mut Memory, start: Start) {
     give_up(memory, start);
 }
 
-/// Nobody is to come in this place, which was reserved.
+/// Gives up a reserved place: no worker is to come in it.
 pub fn give_up(memory: &mut Memory, start: Start) {
     let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
     leave_key(memory, start.slot);
@@ -132,7 +132,7 @@ pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arriv
     Arrival::LogIn { database: key.database, login: key.login }
 }
 
-/// Would a worker of this key come only to write final rows that cannot be written yet?
+/// Returns whether a worker of this key would come only to write final rows that cannot be written yet.
 fn is_early(memory: &Memory, key: Place) -> bool {
     let key = memory.get::<Key>(key);
     key.login == 0 && order::log_due(memory, key.database).is_some_and(|due| due > process::now())
@@ -168,7 +168,8 @@ pub(super) fn ready(memory: &mut Memory, index: usize) {
     }
 }
 
-/// Is it the last one, and is there still a large batch that readers may look at? It gives back that one's memory.
+/// Returns whether it is the last worker, and there is still a large batch that readers may look at: it gives back that
+/// batch's memory.
 fn keeps_memory(memory: &Memory, index: usize) -> bool {
     let mut others = slots(memory).iter().enumerate().filter(|(at, _)| *at != index);
     !others.any(|(_, slot)| room::is_staying(slot) && slot.is_unwanted == 0) && batch::is_large_one_done(memory)
@@ -197,14 +198,14 @@ pub fn hand_over(memory: &mut Memory, index: usize) -> Option<Start> {
     succeed(memory, index, own.key)
 }
 
-/// What becomes of a worker whose place is wanted for another one.
+/// Tells what becomes of a worker whose place is wanted for another one.
 #[derive(Debug, Clone, Copy)]
 pub enum Succession {
-    /// This worker is to come in its place.
+    /// The worker that is to come in its place.
     By(Start),
-    /// It goes as if nobody wanted its place.
+    /// The worker goes as if nobody wanted its place.
     Leave,
-    /// Nobody wants its place any more.
+    /// Its place is not wanted any more.
     Stay,
 }
 
@@ -222,7 +223,7 @@ pub fn reserve_successor(memory: &mut Memory, index: usize) -> Succession {
     }
 }
 
-/// Could this worker start a job of its own key now?
+/// Returns whether this worker could start a job of its own key now.
 pub fn has_own_work(memory: &mut Memory, index: usize) -> bool {
     let key = slots(memory).get(index).map_or(0, |own| own.key);
     key != 0 && demand(memory, key, process::now(), 1) > 0
@@ -269,22 +270,24 @@ pub fn stays_on(memory: &mut Memory, index: usize) {
     }
 }
 
-/// May a worker go although it could not register a successor? Others are there, or wait for its process.
+/// Returns whether a worker may go although it could not register a successor: others are there, or wait for its
+/// process.
 pub fn may_go(memory: &Memory, index: usize) -> bool {
     !is_alone(memory, index) || order::is_work_awaited(memory)
 }
 
-/// Does the server start this worker again, for it could not register a successor?
+/// Returns whether the server starts this worker again, for it could not register a successor.
 pub fn starts_again(memory: &Memory, index: usize) -> bool {
     slots(memory).get(index).is_some_and(|slot| slot.life() == Life::Died)
 }
 
-/// Why a worker cannot be one.
+/// Tells why a process cannot be a worker.
 #[derive(Clone, Copy)]
 pub enum Refusal {
-    /// Its role or database has too many connections already; was it the only worker there when that was counted?
+    /// Its role or database has too many connections already; `is_alone`: it was the only worker there when that was
+    /// counted.
     TooMany { is_alone: bool },
-    /// It cannot log in.
+    /// The process cannot log in.
     Login,
     /// There is no such database any more.
     NoDatabase,
@@ -381,7 +384,7 @@ pub fn of_process(memory: &Memory, pid: i32) -> Option<usize> {
     slots(memory).iter().position(|slot| slot.pid == pid && slot.life() == Life::Busy)
 }
 
-/// Says how far the job is.
+/// Reports how far the job is.
 pub fn report_progress(memory: &mut Memory, index: usize, percent: i32, message: &[u8]) {
     let Some(slot) = slot_mut(memory, index) else { return };
     slot.progress = percent;
@@ -396,7 +399,7 @@ pub fn report_progress(memory: &mut Memory, index: usize, percent: i32, message:
     }
 }
 
-/// Who wants the job stopped that runs in this place: a role, if it is known. None = nobody.
+/// Returns who wants the job stopped that runs in this place: a role, if it is known. None = nobody.
 pub fn stopping(memory: &Memory, index: usize) -> Option<Option<Vec<u8>>> {
     let slot = slots(memory).get(index).filter(|slot| slot.life() == Life::Busy && slot.batch != 0)?;
     let job = lists::job(memory, slot.batch, slot.job);

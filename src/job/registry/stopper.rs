@@ -1,4 +1,4 @@
-//! Who stopped jobs.
+//! Roles that stopped jobs.
 
 use super::lists;
 use super::record::{Batch, Job, Place, Stopper};

@@ -1,4 +1,4 @@
-//! Who waits for changes of a batch.
+//! Processes that wait for changes of a batch.
 
 use super::record::{Batch, Hears, Job, Life, Place, State, Watcher};
 use super::{lists, slots};
@@ -6,11 +6,11 @@ use crate::ffi::area::Memory;
 use crate::ffi::process;
 use std::collections::HashSet;
 
-/// Who waits for the end of a batch or of a job.
+/// Process that waits for the end of a batch or of a job.
 #[derive(Debug, Clone, Copy)]
 pub struct Follower {
     pub pid: i32,
-    /// It runs a job itself.
+    /// The process runs a job itself.
     pub is_worker: bool,
 }
 
@@ -56,7 +56,7 @@ pub(super) fn leave(memory: &mut Memory, place: Place) -> bool {
     has_watched
 }
 
-/// This process does not wait for the end any more, and goes on watching.
+/// Notes that this process does not wait for the end any more; it goes on watching.
 pub fn unfollow(memory: &mut Memory, uuid: &[u8; 16]) {
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
     for place in places {
@@ -100,7 +100,8 @@ pub fn listen(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, 
     })
 }
 
-/// Has nothing woken this process since it looked last? Its latch may be reset by whatever else it waits for.
+/// Returns whether nothing has woken this process since it looked last. Its latch may be reset by whatever else it
+/// waits for.
 pub fn is_listening(memory: &Memory, uuid: &[u8; 16]) -> bool {
     let own = process::own();
     let batches = lists::batches_of_uuid(memory, uuid).map(|place| memory.get::<Batch>(place));
@@ -150,7 +151,7 @@ pub fn awaited_by(memory: &Memory, pid: i32) -> Vec<(i32, [u8; 16])> {
     awaited
 }
 
-/// How many workers there are whose job waits for the end of others.
+/// Counts the workers whose job waits for the end of others.
 pub(super) fn waiting_workers(memory: &Memory) -> usize {
     let mut waiting = HashSet::new();
     for place in lists::batches(memory) {
@@ -161,7 +162,7 @@ pub(super) fn waiting_workers(memory: &Memory) -> usize {
     waiting.len()
 }
 
-/// Has the job with the ordinal ended, if it is one of the batch? 0 = have all?
+/// Returns whether the job with the ordinal has ended, if it is one of the batch; 0 = whether all have.
 fn is_over(memory: &Memory, place: Place, ordinal: u32) -> bool {
     if ordinal == 0 {
         let batch = memory.get::<Batch>(place);
@@ -171,7 +172,7 @@ fn is_over(memory: &Memory, place: Place, ordinal: u32) -> bool {
     index.is_none_or(|index| State::from_byte(lists::job(memory, place, index).state).is_final())
 }
 
-/// Does this job, which runs, end before the one with the ordinal does? 0 = before all have ended.
+/// Returns whether this job, which runs, ends before the one with the ordinal does; 0 = before all have ended.
 fn is_before(memory: &Memory, place: Place, running: &Job, ordinal: u32) -> bool {
     let batch = memory.get::<Batch>(place);
     let is_queued = || {
