@@ -159,7 +159,8 @@ fn begin_to_write(memory: &mut Memory, index: usize, place: Place) {
     }
 }
 
-/// Tells that the rows of the batch are in the table; none = they could not be written, and are to be tried again later.
+/// Tells that the rows of the batch are in the table; none = they could not be written, and are to be tried again
+/// later.
 pub fn recorded(memory: &mut Memory, place: Place, uuid: &[u8; 16], recorded: Option<Recorded>) {
     // It may have been forgotten with its database.
     if !lists::batches_of_uuid(memory, uuid).any(|at| at == place) {

@@ -90,9 +90,8 @@ pub(super) fn forget(memory: &mut Memory, place: Place) {
     }
 }
 
-/// The next change, or the end, wakes this process again, also of jobs that were launched again since, as a batch of
-/// their own.
-/// `follower` as for [`watch`]. False = there is no memory for that.
+/// Lets the next change, or the end, wake this process again, also of jobs that were launched again since, as a batch
+/// of their own. `follower` as for [`watch`]. False = there is no memory for that.
 pub fn listen(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, hears: Hears) -> bool {
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
     places.into_iter().all(|place| {
@@ -111,8 +110,7 @@ pub fn is_listening(memory: &Memory, uuid: &[u8; 16]) -> bool {
 }
 
 /// Wakes those that watch a batch, have looked since they were woken, and hear of such a change: all, or those whose
-/// jobs have
-/// ended.
+/// jobs have ended.
 pub fn wake(memory: &mut Memory, place: Place) {
     wake_if(memory, place, |memory, watcher| {
         watcher.hears != Hears::TheEnd as u32 || is_over(memory, place, watcher.ordinal)
