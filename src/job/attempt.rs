@@ -1,11 +1,9 @@
-//! Which attempt each worker runs, in files beside those of [`super::spool`]: after a crash they tell which jobs had
+//! Attempt that each worker runs, in files beside those of [`super::spool`]: after a crash they tell which jobs had
 //! started.
 //!
 //! The log is told of several jobs at once that they are about to start, and may not be told at all. These files are
-//! not flushed,
-//! so that they cost no time: they outlive the processes of the server, not the operating system. After the crash of
-//! that it is
-//! not known whether a job had started.
+//! not flushed, so that they cost no time: they outlive the processes of the server, not the operating system. After
+//! the crash of that it is not known whether a job had started.
 
 use super::spool;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
@@ -23,14 +21,14 @@ pub const ATTEMPT: &str = ".attempt";
 /// An attempt that has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// Of which job.
+    /// Uuid of its job.
     pub uuid: [u8; 16],
     /// The role whose rights it has.
     pub owner: u32,
     /// Not known of an attempt that version 0.1.0 began, like all that follows.
     pub pid: Option<i32>,
     pub started: Option<i64>,
-    /// How many attempts there were with it.
+    /// Number of attempts of the job up to this one.
     pub attempts: Option<u32>,
 }
 
@@ -46,7 +44,7 @@ thread_local! {
     static OWN: Slot<Option<(PathBuf, File)>> = const { slot(None) };
 }
 
-/// This worker runs an attempt from now on, or none.
+/// Notes that this worker runs an attempt from now on, or none.
 pub fn set(attempt: Option<&Attempt>) {
     // A job is not to fail for it: after a crash it reads as one of which it is not known whether it had started.
     if let Err(error) = write(attempt) {

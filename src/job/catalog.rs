@@ -23,12 +23,12 @@ pub fn connections_to_database(database: u32) -> String {
     )
 }
 
-/// How many connections a role may have; -1 = any number.
+/// Selects how many connections a role may have; -1 = any number.
 pub fn limit_of_role(role: u32) -> String {
     format!("SELECT rolconnlimit FROM pg_catalog.pg_roles WHERE oid OPERATOR(pg_catalog.=) {role}::pg_catalog.oid")
 }
 
-/// How many connections a database may have, and its name; -1 = any number.
+/// Selects how many connections a database may have; -1 = any number.
 pub fn limit_of_database(database: u32) -> String {
     format!(
         "SELECT datconnlimit FROM pg_catalog.pg_database WHERE oid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid"
@@ -77,7 +77,7 @@ pub const LOG: &str = "SELECT c.relkind, c.oid::pg_catalog.int8 \
      AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\" \
      AND c.relkind OPERATOR(pg_catalog.=) ANY ('{m,S}'::pg_catalog.\"char\"[])";
 
-/// Where the rows of the extension and of its schema are, and which transactions wrote them.
+/// Places of the rows of the extension and of its schema, and the transactions that wrote them.
 pub const EXTENSION_VERSION: &str = "SELECT pg_catalog.concat(e.oid, e.xmin, e.ctid, n.xmin, n.ctid) \
      FROM pg_catalog.pg_extension AS e \
      JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
@@ -87,7 +87,7 @@ pub const EXTENSION_VERSION: &str = "SELECT pg_catalog.concat(e.oid, e.xmin, e.c
 pub const EXTENSION_XMIN: &str = "SELECT xmin FROM pg_catalog.pg_extension \
      WHERE extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";
 
-/// Where the client of this session is; a local one is at 127.0.0.1.
+/// Address of this session's client; a local one is at 127.0.0.1.
 pub const CLIENT_ADDRESS: &str =
     "SELECT COALESCE(pg_catalog.host(pg_catalog.inet_client_addr()), '127.0.0.1'::pg_catalog.text)";
 

@@ -39,7 +39,7 @@ enum Word {
     Process,
     /// There is a job for a new process.
     HasJob,
-    /// What the launcher knows of the login that the process is to make.
+    /// Version of the login that the process is to make, as the launcher knows it.
     LoginVersion,
     /// Bytes for the request and the text.
     Room,
@@ -77,7 +77,7 @@ const LEAST_ROOM: usize = 8192;
 /// A segment is kept for further jobs only with a queue of usual size, and as much room for texts, in bytes.
 const KEPT_BYTES: u64 = 256 * 1024;
 
-/// May the worker run its job?
+/// Tells whether the worker may run its job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Gate {
@@ -152,12 +152,13 @@ impl Channel {
         self.0.word(Word::HasJob as usize).store(1, SeqCst);
     }
 
-    /// Worker: is there a job? One of `set_process`, then this, and `offer`, then its wake-up, sees the other's.
+    /// Worker: returns whether there is a job. One of `set_process`, then this, and `offer`, then its wake-up, sees the
+    /// other's.
     pub fn has_job(&self) -> bool {
         self.0.word(Word::HasJob as usize).load(SeqCst) != 0
     }
 
-    /// Worker: what the launcher knew of the login when it offered the job.
+    /// Worker: returns what the launcher knew of the login when it offered the job.
     pub fn login_version(&self) -> u64 {
         self.get(Word::LoginVersion)
     }
@@ -215,7 +216,7 @@ impl Channel {
         self.0.read(ROOM, self.get(Word::RequestLength) as usize)
     }
 
-    /// Worker: is the request the same as that?
+    /// Worker: returns whether the request is the same as that.
     pub fn has_request(&self, request: &[u8]) -> bool {
         self.get(Word::RequestLength) as usize == request.len() && self.0.holds(ROOM, request)
     }
@@ -226,13 +227,13 @@ impl Channel {
         self.0.read(ROOM + request, self.get(Word::SqlLength) as usize)
     }
 
-    /// Says where in the registry the worker is that has the segment.
+    /// Notes where in the registry the worker is that has the segment.
     pub fn set_seat(&self, (index, serial): Seat) {
         self.set(Word::SeatSerial, serial);
         self.0.word(Word::Seat as usize).store(index as u64 + 1, SeqCst);
     }
 
-    /// Where in the registry the worker is that has the segment; none = nowhere yet.
+    /// Returns where in the registry the worker is that has the segment; none = nowhere yet.
     pub fn seat(&self) -> Option<Seat> {
         let index = self.0.word(Word::Seat as usize).load(SeqCst).checked_sub(1)?;
         Some((index as usize, self.get(Word::SeatSerial)))
@@ -243,7 +244,8 @@ impl Channel {
         self.0.word(Word::IsRead as usize).store(1, SeqCst);
     }
 
-    /// Worker: has the result been read? One of `set_read`, then `seat`, and `set_seat`, then this, sees the other's.
+    /// Worker: returns whether the result has been read. One of `set_read`, then `seat`, and `set_seat`, then this,
+    /// sees the other's.
     pub fn is_read(&self) -> bool {
         self.0.word(Word::IsRead as usize).load(SeqCst) != 0
     }
@@ -287,7 +289,7 @@ impl Channel {
         (delivered >> 32 == self.get(Word::Number) & u64::from(u32::MAX)).then_some(delivered as u32 as usize)
     }
 
-    /// Says which process the server was asked to start for the job.
+    /// Notes which process the server was asked to start for the job.
     pub fn set_worker(&self, worker: Worker) {
         let [slot, generation] = worker.to_words();
         self.set(Word::WorkerSlot, slot);
@@ -361,7 +363,7 @@ impl Channel {
         }
     }
 
-    /// Launcher: what the worker left.
+    /// Launcher: returns what the worker left.
     pub fn last_words(&self) -> Option<Report> {
         let length = self.get(Word::LastWordsLength) as usize;
         let bytes = self.0.read(WORDS_BYTES, length.min(LAST_WORDS_BYTES)).filter(|_| length > 0)?;

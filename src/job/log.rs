@@ -27,7 +27,7 @@ use rows::Rows;
 use std::cell;
 use std::time::Duration;
 
-/// How long a write waits for a lock on the log. Nobody needs one for longer; if somebody has one, the row is written
+/// Time that a write waits for a lock on the log. Nobody needs one for longer; if somebody has one, the row is written
 /// later.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -121,7 +121,7 @@ fn relations() -> Relations {
 /// The oid of the log; 0 = there is none. Inside a transaction.
 pub fn number_of_log() -> u32 {
     thread_local! {
-        /// At which change of the catalogs.
+        /// Change of the catalogs at which the log was found, and its oid.
         static KNOWN: cell::Cell<(u64, u32)> = const { cell::Cell::new((0, 0)) };
     }
     // What this transaction has changed is told to nobody yet, and may be undone.
@@ -216,7 +216,7 @@ pub fn row_of(ended: &Ended) -> FinalRow {
     }
 }
 
-/// What is said of a job that was stopped, after so many attempts.
+/// Returns the outcome of a job that was stopped, after so many attempts.
 pub fn stopped(reason: Reason, stopper: Option<&[u8]>, attempts: u32) -> Outcome {
     let by = stopper.map_or(Vec::new(), |role| [b" by user \"", role, b"\""].concat());
     let before = if attempts == 0 { b" before it started".as_slice() } else { b" before its next attempt" };
@@ -242,7 +242,7 @@ pub fn databases() -> Vec<u32> {
     oids.into_iter().map(|oid| number(Some(oid))).collect()
 }
 
-/// How many rows a worker deletes at once: its queue waits for that.
+/// Number of rows that a worker deletes at once: its queue waits for that.
 const PRUNE_LIMIT: i64 = 10_000;
 
 /// Deletes rows of jobs that ended longer ago than `log_retention`; false = there are more of them. Inside
@@ -300,7 +300,7 @@ fn number<T: std::str::FromStr + Default>(text: Option<Vec<u8>>) -> T {
     text.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or_default()
 }
 
-/// What came of a job that is in the registry.
+/// Returns the outcome of a job that is in the registry.
 pub fn outcome_of(job: &Moment) -> Outcome {
     match (&job.outcome, job.state) {
         (Some(bytes), _) => decode(bytes).unwrap_or_default(),
@@ -313,7 +313,7 @@ pub fn outcome_of(job: &Moment) -> Outcome {
 /// transaction.
 pub fn fingerprint(database: u32, login: u32) -> (u64, Vec<u8>) {
     thread_local! {
-        /// Of the extension, and at which change of the catalogs.
+        /// Version of the extension, and the change of the catalogs at which it was read.
         static KNOWN: Slot<Option<(u64, Vec<u8>)>> = const { slot(None) };
     }
     let changes = login::changes();

@@ -1,11 +1,11 @@
-//! How a job is run, as the log keeps it: a launch that repeats it is to run it in the same manner.
+//! Manner in which a job is run, as the log keeps it: a launch that repeats it is to run it in the same manner.
 
 use serde_json::{Map, Value};
 
 /// Milliseconds
 const DAY: i64 = 24 * 60 * 60 * 1000;
 
-/// What a job and its batch were launched with, names apart.
+/// Options that a job and its batch were launched with, names apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Manner {
     pub sequential: bool,
@@ -16,7 +16,7 @@ pub struct Manner {
     pub max_attempts: u32,
     /// Milliseconds
     pub retry_delay: i64,
-    /// It was launched with the rights of a definer, which it must not leave.
+    /// The job was launched with the rights of a definer, which it must not leave.
     pub is_confined: bool,
 }
 
@@ -24,7 +24,7 @@ pub struct Manner {
 pub const CONFINED: &str = "confined";
 
 impl Manner {
-    /// In the words of `p_options`; none = nothing was said.
+    /// Returns it in the words of `p_options`; none = nothing was said.
     pub fn to_options(self) -> Option<Vec<u8>> {
         // Servers before 15 read no more than 2147483647 of a unit.
         let milliseconds = |value: i64| match i32::try_from(value) {

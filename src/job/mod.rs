@@ -1,4 +1,4 @@
-//! What both processes share: how a job lies in shared memory, and what is asked of the catalogs about it.
+//! Parts that both processes share: how a job lies in shared memory, and what is asked of the catalogs about it.
 
 pub mod attempt;
 pub mod backlog;

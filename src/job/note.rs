@@ -1,4 +1,4 @@
-//! What the log could not be told in time, as files beside those of [`super::spool`].
+//! Notes of what the log could not be told in time, as files beside those of [`super::spool`].
 //!
 //! The registry knows it for as long as the server lives. After a crash such a file tells that a job was begun, or how
 //! it ended: also of one whose work is committed without its row.
@@ -17,17 +17,17 @@ pub(super) const NOTE: &str = ".note2";
 /// Ends the names of those that version 0.1.0 wrote.
 const NOTE_OF_0_1_0: &str = ".note";
 
-/// Of a job that was begun.
+/// Note of a job that was begun.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Note {
     pub epoch: i64,
     pub database: u32,
     pub attempt: Attempt,
-    /// How it ended; with a transaction, if that was committed.
+    /// Its end; with a transaction, if that was committed.
     end: Option<(End, Option<u64>)>,
 }
 
-/// How a job ended, or an attempt of it.
+/// End of a job, or of an attempt of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct End {
     pub state: State,
@@ -39,12 +39,12 @@ pub struct End {
 }
 
 impl Note {
-    /// Says no more than that the attempt was begun.
+    /// Makes a note that the attempt was begun, and of no more.
     pub fn begun(epoch: i64, database: u32, attempt: Attempt) -> Self {
         Note { epoch, database, attempt, end: None }
     }
 
-    /// Says how it ended: if `transaction` was committed, or in any case.
+    /// Adds how it ended: if `transaction` was committed, or in any case.
     pub fn with_end(self, end: End, transaction: Option<u64>) -> Self {
         Note { end: Some((end, transaction)), ..self }
     }
@@ -55,14 +55,14 @@ impl Note {
         file::put(&spool::path(self.epoch, self.database, &self.attempt.uuid, NOTE), &to_bytes(self))
     }
 
-    /// How the job ended, if that is known. Inside a transaction.
+    /// Returns how the job ended, if that is known. Inside a transaction.
     pub fn end(&self) -> Option<&End> {
         let (end, transaction) = self.end.as_ref()?;
         transaction.is_none_or(transaction::was_committed).then_some(end)
     }
 }
 
-/// What a server that has died left of a job that it had begun.
+/// Trace of a job that a server began which has died.
 #[derive(Debug, Clone)]
 pub struct Trace {
     /// The last attempt that is known.
@@ -73,12 +73,12 @@ pub struct Trace {
 /// By epoch and job.
 type Traces = HashMap<(i64, [u8; 16]), (Attempt, Option<Note>)>;
 
-/// What servers that have died left of jobs of this database; read when it is asked for first.
+/// Traces that servers which have died left of jobs of this database; read when they are asked for first.
 #[derive(Debug, Default)]
 pub struct Left(Option<Traces>);
 
 impl Left {
-    /// What a server of this epoch left of a job. Inside a transaction.
+    /// Returns what a server of this epoch left of a job. Inside a transaction.
     pub fn of(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<Trace> {
         let left = self.0.get_or_insert_with(|| {
             let (own, database) = (area::epoch(), session::database());

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// A process that is to go takes a millisecond or two; if something holds it up, the worker is started another time.
 const GOING_CHECK: Duration = Duration::from_millis(1);
 const GOING_CHECKS: u32 = 100;
-/// How long a worker that ends waits for a process for the one after it, while other workers end.
+/// Time that a worker that ends waits for a process for the one after it, while other workers end.
 const GOING_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Starts the workers that are wanted now and that there is room for, and sees to those that the server has not
@@ -55,8 +55,7 @@ pub fn register(start: Start) -> bool {
 }
 
 /// Registers a worker that comes after the one in the place `index`, which ends. While others of the pool end, too,
-/// there will
-/// be a process for it: waits for that.
+/// there will be a process for it: waits for that.
 pub fn register_after(index: usize, start: Start) -> bool {
     let began = Instant::now();
     register_with(start, |ask| loop {

@@ -1,4 +1,4 @@
-//! What is asked of a batch: its jobs, checked, from each form in which a caller can write them.
+//! Specification of a batch: its jobs, checked, from each form in which a caller can write them.
 
 use super::cut;
 use super::manner::CONFINED;
@@ -7,28 +7,28 @@ use crate::ffi::{alloc, interval};
 use crate::protocol::MAX_SQL_BYTES;
 use serde_json::{Map, Value};
 
-/// What is asked of one job.
+/// Specification of one job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobSpec {
     pub query: Vec<u8>,
     pub name: Option<Vec<u8>>,
-    /// How long an attempt may take, in milliseconds; none = as long as it likes.
+    /// Time that an attempt may take, in milliseconds; none = as long as it likes.
     pub timeout: Option<i64>,
-    /// How often it is tried, the first time included.
+    /// Number of attempts at most, the first one included.
     pub max_attempts: u32,
-    /// How long it waits after a failed attempt, in milliseconds.
+    /// Time that it waits after a failed attempt, in milliseconds.
     pub retry_delay: i64,
 }
 
-/// What is asked of the jobs of one call.
+/// Specification of the jobs of one call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchSpec {
     pub name: Option<Vec<u8>>,
     /// One job after the other, in their order.
     pub sequential: bool,
-    /// How many of its jobs may run at once.
+    /// Number of its jobs that may run at once.
     pub max_workers: Option<u32>,
-    /// When a job has failed for good, those that wait are not started.
+    /// The jobs that wait are not started when one has failed for good.
     pub stop_on_error: bool,
     /// Its jobs must not set a role, whoever launches them.
     pub is_confined: bool,
@@ -231,7 +231,7 @@ impl Keys {
         }
     }
 
-    /// Is it the second of two words? Not given is the first.
+    /// Returns whether it is the second of two words. Not given is the first.
     fn choice(&mut self, key: &'static str, words: [&str; 2], wanted: &str) -> Result<bool, Error> {
         match self.take(key) {
             None => Ok(false),
@@ -274,7 +274,7 @@ impl Keys {
         Ok(Some(milliseconds))
     }
 
-    /// How a job is run, with what another says where this object does not.
+    /// Returns how a job is run, with what `defaults` says where this object does not.
     fn manner(&mut self, defaults: &JobSpec) -> Result<JobSpec, Error> {
         // A timeout of 0 is none, as in the server's settings.
         let timeout = self.milliseconds(TIMEOUT)?.map(|timeout| (timeout > 0).then_some(timeout));

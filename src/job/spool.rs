@@ -23,7 +23,7 @@ pub struct SpooledJob {
     pub uuid: [u8; 16],
     pub name: Option<Vec<u8>>,
     pub query: Vec<u8>,
-    /// How it is run: a JSON object.
+    /// Manner in which it is run: a JSON object.
     pub options: Option<Vec<u8>>,
     /// Attempts of launches before this one.
     pub attempts: u32,
@@ -60,7 +60,7 @@ pub(super) fn path(epoch: i64, database: u32, job: &[u8; 16], kind: &str) -> Pat
     Path::new(DIRECTORY).join(format!("{epoch:016x}-{database}-{uuid}{kind}"))
 }
 
-/// What the name of a batch ends with.
+/// End of the name of a batch.
 const BATCH: &str = "";
 
 /// Writes a batch down; when this returns it is on disk.

@@ -28,7 +28,7 @@ pub struct Job {
     pub holder: Option<Holder>,
     /// The beginning of its text, for messages.
     pub sql: Vec<u8>,
-    /// What has been received of the result: its columns.
+    /// Columns of the result, if they have been received.
     pub description: Option<Description>,
     /// Frames that were received, but not given to anybody.
     pub kept: Option<Backlog>,
@@ -158,7 +158,7 @@ impl Job {
     }
 }
 
-/// Will nobody send anything? Asked while nobody has attached to the queue as its sender.
+/// Returns whether nobody will send anything. To be asked while nobody has attached to the queue as its sender.
 pub fn is_lost(channel: Channel) -> bool {
     match (channel.worker(), channel.seat()) {
         (Some(worker), _) => worker.is_gone(),
@@ -194,19 +194,19 @@ fn release(hold: Hold, is_whole: bool) {
     area::write(|memory| registry::release(memory, seat, segment.to_number(), is_whole));
 }
 
-/// Why a result is not there.
+/// Tells why a result is not there.
 #[derive(Clone, Copy)]
 pub enum Gone {
     Read,
     GivenUp,
 }
 
-/// How many channels are kept: each is a segment, with a queue in it.
+/// Number of channels that are kept: each is a segment, with a queue in it.
 const SPARES: usize = 8;
 /// A result of up to so many bytes goes to the session's memory when it stays unread.
 const COLLECTED_BYTES: usize = 64 * 1024;
 
-/// How many results that are gone are remembered, so that asking again gets a good answer.
+/// Number of results that are gone and are remembered, so that asking again gets a good answer.
 const REMEMBERED: usize = 1024;
 
 /// A job that was taken out to be read.
@@ -219,16 +219,16 @@ struct BeingRead {
 
 #[derive(Default)]
 struct Table {
-    /// Those whose results come from a segment.
+    /// Jobs whose results come from a segment.
     jobs: HashMap<i32, Job>,
-    /// Those whose results are in memory, and the bytes of them all.
+    /// Jobs whose results are in memory, and the bytes of them all.
     collected: HashMap<i32, Job>,
     collected_bytes: usize,
-    /// Those that are being read.
+    /// Jobs that are being read.
     reading: Vec<BeingRead>,
     gone: VecDeque<(i32, u32, Gone)>,
     spares: Vec<Line>,
-    /// To a process that was started ahead of its job.
+    /// Channel to a process that was started ahead of its job.
     ahead: Option<Line>,
 }
 
@@ -302,9 +302,8 @@ pub fn insert(job: Job) {
     }
 }
 
-/// Takes a job out to work with it. `may_act_as`: whether the caller may use what belongs to a role; to others the
-/// job does not
-/// exist.
+/// Takes a job out to work with it. `may_act_as`: whether the caller may use what belongs to a role; to others the job
+/// does not exist.
 ///
 /// # Errors
 /// [`Error::NotAttached`], [`Error::AlreadyRead`], [`Error::GivenUp`] (42704); [`Error::BeingRead`] (55000).
@@ -443,7 +442,7 @@ fn keep(add: impl FnOnce(&mut Vec<Line>)) {
     }
 }
 
-/// Is a worker on its way out whose result was read, and which does not stay?
+/// Returns whether a worker is on its way out whose result was read, and which does not stay.
 pub fn is_one_ending() -> bool {
     let has_ended = |spare: &Line| !spare.is_owing || spare.channel.delivered().is_some();
     let is_ending = |spare: &Line| has_ended(spare) && spare.own_worker().is_some_and(|worker| !worker.is_gone());

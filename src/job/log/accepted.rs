@@ -6,7 +6,7 @@ use crate::ffi::{alloc, area, transaction};
 use crate::job::registry::{self, JobView, Place, Recorded};
 use crate::job::spool::Spooled;
 
-/// What the rows of a batch have in common.
+/// Properties that the rows of a batch have in common.
 pub struct Batch {
     pub epoch: i64,
     pub uuid: [u8; 16],

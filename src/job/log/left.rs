@@ -1,4 +1,4 @@
-//! What could not be written in time, and what a server that has died left behind, become rows.
+//! Rows of what could not be written in time, and of what a server that has died left behind.
 
 use super::rows::Rows;
 use super::{accepted, hold, open, FinalRow};
@@ -49,7 +49,7 @@ pub fn launches_left() -> Vec<Spooled> {
 pub struct Folded {
     batches: Vec<Spooled>,
     notes: Vec<Note>,
-    /// Which attempts were running.
+    /// Attempts that were running.
     attempts: Vec<(i64, Attempt)>,
 }
 

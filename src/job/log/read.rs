@@ -1,4 +1,4 @@
-//! What the log says of jobs, as things are now.
+//! State of jobs as the log has it, as things are now.
 
 use super::rows::{self, Column, Entry};
 use super::{find, launches_left, number_of_log, relation, relations, require};
@@ -15,7 +15,7 @@ pub struct Known {
     pub uuid: [u8; 16],
     pub state: Vec<u8>,
     pub owner: u32,
-    /// Who launched it: not the owner if SET ROLE was active.
+    /// Role that launched it: not the owner if SET ROLE was active.
     pub login: u32,
     pub pid: Option<i32>,
 }
@@ -81,11 +81,11 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
     Ok(with_left(states, left, |known| known.uuid, &launches))
 }
 
-/// What the log says of a job, as things are now.
+/// Tells what the log says of a job, as things are now.
 pub enum Fate {
-    /// It has no row.
+    /// The job has no row.
     Gone,
-    /// It has not ended. The role whose rights it has.
+    /// The job has not ended. Its owner is the role whose rights it has.
     Open {
         owner: u32,
     },
@@ -153,7 +153,8 @@ fn with_left<T>(
     logged
 }
 
-/// Has a server left the job behind that has died since, or the database that this one was copied from?
+/// Returns whether the job was left behind by a server that has died since, or by the database that this one was copied
+/// from.
 fn is_left(state: &[u8], epoch: i64, database: u32) -> bool {
     state == State::Queued.name().as_bytes() && (epoch != area::epoch() || database != session::database())
 }
@@ -172,11 +173,11 @@ pub struct Repeat {
     pub name: Option<Vec<u8>>,
     pub attempts: u32,
     pub batch_name: Option<Vec<u8>>,
-    /// How it was run: a JSON object.
+    /// Manner in which it was run: a JSON object.
     pub options: Option<Vec<u8>>,
 }
 
-/// Those of these jobs that have not succeeded, as they were launched last; in the order of their uuids.
+/// Returns those of these jobs that have not succeeded, as they were launched last; in the order of their uuids.
 pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
     let of_row = |row: Entry| {
         let job = Repeat {

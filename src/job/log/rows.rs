@@ -379,7 +379,7 @@ impl Rows<'_> {
     }
 }
 
-/// Says the row that the job has not ended?
+/// Returns whether the row says that the job has not ended.
 fn is_open(row: &Row) -> bool {
     row.text(Column::Status as usize).as_deref() == Some(State::Queued.name().as_bytes())
 }
