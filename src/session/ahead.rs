@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 const SOON: Duration = Duration::from_millis(50);
 
 thread_local! {
-    /// When this session had a new process last.
+    /// Time at which this session last had a new process.
     static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// A job gets a new process now: will the next one want one soon?
+/// Notes that a job gets a new process now, and returns whether the next one will want one soon.
 pub fn is_followed() -> bool {
     let now = Instant::now();
     LAST.replace(Some(now)).is_some_and(|last| now - last < SOON)

@@ -1,4 +1,4 @@
-//! Is the job that this session waits for waiting for this session?
+//! Check whether the job that this session waits for is waiting for this session.
 //!
 //! The server's own deadlock check cannot see it: a session that waits for a worker's result waits for no lock. So
 //! the session looks itself, each time that it has waited for `deadlock_timeout` (deadlock.c does the same for locks).
@@ -9,10 +9,10 @@ use crate::job::registry;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// How many processes a search looks at. A chain that long resolves from another end.
+/// Number of processes that a search looks at, at most. A chain that long resolves from another end.
 const SEARCH_LIMIT: usize = 1000;
 
-/// How much of a statement a message shows, in bytes.
+/// Bytes of a statement that a message shows, at most.
 const STATEMENT_BYTES: usize = 256;
 
 /// A job that is waited for.
@@ -21,14 +21,14 @@ pub struct Awaited<'a> {
     pub sql: &'a [u8],
 }
 
-/// How long a session waits for another one to find the same cycle, and to give way.
+/// Time that a session waits for another one to find the same cycle, and to give way.
 pub const GIVE_WAY: Duration = Duration::from_millis(100);
 
-/// How the search came to a process.
+/// Tells how the search came to a process.
 #[derive(Clone, Copy)]
 struct Step {
     from: i32,
-    /// That one waits for a job, not for a lock: it searches, too.
+    /// The process before waits for a job, not for a lock: it searches, too.
     searches: bool,
 }
 

@@ -16,7 +16,7 @@ use std::time::Instant;
 /// `queue_size` when the caller does not say, or says 0, in bytes: the default in the SQL declaration.
 pub const DEFAULT_QUEUE_BYTES: i32 = 65536;
 
-/// How much of a job's text is remembered for messages, in bytes.
+/// Bytes of a job's text that are remembered for messages, at most.
 const SQL_HEAD_BYTES: usize = 1024;
 
 /// Starts a job in a worker; gives its process id. When this returns, the job will run, whatever becomes of the

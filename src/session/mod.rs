@@ -1,4 +1,4 @@
-//! What runs in the session that launches jobs: the jobs that it has launched, and how it reads their results.
+//! Part that runs in the session that launches jobs: the jobs that it has launched, and how it reads their results.
 
 mod ahead;
 mod blocked;

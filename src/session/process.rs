@@ -11,9 +11,9 @@ use crate::job::{LIBRARY, WORKER_FUNCTION, WORKER_KIND};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// How often a launch looks whether a worker that is to leave is gone.
+/// Interval at which a launch looks whether a worker that is to leave is gone.
 pub const ROOM_CHECK: Duration = Duration::from_millis(2);
-/// How long it waits at most for one that takes its time.
+/// Time that it waits at most for one that takes its time.
 pub const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The segment of a worker that is gone, made ready for another.
@@ -53,7 +53,7 @@ pub fn start(channel: &Channel, registered: &Cell<Option<Worker>>) -> Result<i32
     started(channel)
 }
 
-/// Has the server start a process that will come for this segment. None = there is no room for one.
+/// Asks the server to start a process that will come for this segment. None = there is no room for one.
 pub fn register(channel: &Channel) -> Option<Worker> {
     let registration =
         Registration { function: WORKER_FUNCTION, argument: channel.handle(), words: [0; 3], restart_after: None };

@@ -1,4 +1,4 @@
-//! Who may launch, and what a worker is told of the launching session.
+//! Right to launch, and what a worker is told of the launching session.
 
 use crate::error::Error;
 use crate::ffi::{alloc, guc, role, session};

@@ -84,9 +84,9 @@ pub fn result(pid: i32, rows: Rows) -> Result<Value, Error> {
 /// The frame that is being worked on.
 enum Current {
     None,
-    /// It is still in the queue.
+    /// The frame is still in the queue.
     Received,
-    /// It came from what was kept before.
+    /// The frame came from what was kept before.
     Kept(Vec<u8>),
 }
 
@@ -96,7 +96,7 @@ struct Reading {
     rows: Rows,
     reader: Option<RowReader>,
     current: Current,
-    /// How many rows of complete frames are in the caller's store, and their bytes.
+    /// Number of rows of complete frames that are in the caller's store, and their bytes.
     stored: usize,
     bytes: usize,
     /// The last frame has been received.
@@ -174,7 +174,7 @@ impl Reading {
         }
     }
 
-    /// Why the worker ended without an outcome.
+    /// Returns why the worker ended without an outcome.
     fn lost(&self) -> Error {
         match self.job.line.as_ref().and_then(|line| line.channel.last_words()) {
             Some(report) => job_error(report),
@@ -240,7 +240,7 @@ impl Reading {
         Ok(false)
     }
 
-    /// What does not fit in `work_mem` is in a temporary file.
+    /// Checks `temp_file_limit`: what does not fit in `work_mem` is in a temporary file.
     fn check_temp_file_limit(&self) -> Result<(), Error> {
         match session::temp_file_limit() {
             Some(limit) if self.bytes > limit.max(session::work_mem()) => Err(Error::TempFileLimit(limit / 1024)),
@@ -284,7 +284,7 @@ impl Reading {
         }
     }
 
-    /// What was read and not given, in order.
+    /// Collects what was read and not given, in order.
     fn collect(&mut self) -> Result<Backlog, Error> {
         let mut all = Backlog::new(session::work_mem());
         if let Some(reader) = self.reader.as_mut().filter(|reader| reader.is_same()) {

@@ -12,14 +12,15 @@ use crate::job::{catalog, pool};
 use crate::protocol::{to_bytes, Request};
 use std::time::{Duration, Instant};
 
-/// How long a session that waits for a first worker waits before it tries again to get one: others give processes back
-/// without telling.
+/// Interval at which a session that waits for a first worker tries again to get one: others give processes back without
+/// telling.
 const WORKER_CHECK: Duration = Duration::from_millis(50);
 
-/// How long a launch that is not to wait for workers waits for those that it has started.
+/// Time that a launch that is not to wait for workers waits for those that it has started.
 const START_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a launch that is not to wait for workers gives those that have just ended a job, and how often it looks.
+/// Time that a launch that is not to wait for workers gives those that have just ended a job, and interval at which it
+/// looks.
 const SETTLING: Duration = Duration::from_secs(1);
 const SETTLING_CHECK: Duration = Duration::from_millis(1);
 
@@ -28,12 +29,12 @@ const ACCEPTED_COPIES: usize = 5;
 /// Bytes that a job takes beside its texts, at most.
 const JOB_BYTES: usize = 512;
 
-/// When a launch returns.
+/// Tells when a launch returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExecType {
-    /// As soon as the jobs are accepted and written down.
+    /// The launch returns as soon as the jobs are accepted and written down.
     Async,
-    /// When all of them have ended.
+    /// The launch returns when all of them have ended.
     Sync,
 }
 
@@ -81,7 +82,7 @@ fn new_uuid() -> [u8; 16] {
     uuid
 }
 
-/// Whose jobs they are.
+/// Tells whose jobs they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     /// The role whose rights they have.
@@ -192,14 +193,14 @@ pub(super) fn accept(
     begun.inspect_err(|_| undo())
 }
 
-/// Is the extension there for others, too? One that this transaction has created is not.
+/// Returns whether the extension is there for others, too. One that this transaction has created is not.
 fn is_visible() -> bool {
     let xmin = spi::select(catalog::EXTENSION_XMIN).concat();
     let xmin = std::str::from_utf8(&xmin).ok().and_then(|xmin| xmin.parse().ok());
     xmin.is_some_and(|xmin| !transaction::is_own(xmin))
 }
 
-/// Has the workers started that were reserved for these jobs, beside those that there are.
+/// Registers the workers that were reserved for these jobs, beside those that there are.
 ///
 /// # Errors
 /// [`Error::TooFewWorkers`] (53000): others were faster, or the server has no processes for them.
@@ -217,7 +218,7 @@ fn start(mut starts: Vec<Start>, database: u32, login: u32, jobs: usize) -> Resu
     Err(Error::TooFewWorkers { wanted: jobs, free: jobs - (starts.len() - count) })
 }
 
-/// Nobody is to come in these places, which were reserved: others may have counted on them.
+/// Gives up places that were reserved: others may have counted on them.
 fn give_up(starts: &[Start]) {
     if !starts.is_empty() {
         area::write(|memory| starts.iter().for_each(|start| registry::give_up(memory, *start)));

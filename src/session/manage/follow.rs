@@ -1,4 +1,4 @@
-//! How far jobs are: following a batch, telling what changes in it, and what a job says of itself.
+//! Progress of jobs: following a batch, telling what changes in it, and what a job says of itself.
 
 use super::look::{logged_states, pulses, rights_on, visible, Among, Sight};
 use super::no_such_job;
@@ -13,39 +13,39 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// How often a session that follows queued jobs tries to have workers started that there was no process for.
+/// Interval at which a session that follows queued jobs tries to have workers started that there was no process for.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Longest time between two looks whether the jobs that are followed wait for who follows them.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many times as long as a look at the jobs took, and telling of them, the next one waits: many jobs are not
-/// looked at after each change.
+/// Pause before the next look at the jobs, as a multiple of the time that the last look and telling of it took: many
+/// jobs are not looked at after each change.
 const PAUSE: u32 = 10;
-/// What is not worth a pause.
+/// Time that is not worth a pause.
 const SHORT_PAUSE: Duration = Duration::from_millis(1);
 /// The process itself may have been held up in its look.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// How often progress is told at most.
+/// Shortest interval at which progress is told.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// How often a session that follows more than a few jobs looks at them. Only their end wakes it.
+/// Interval at which a session that follows more than a few jobs looks at them. Only their end wakes it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How much of a job's query names it in a notice, in bytes.
+/// Bytes of a job's query that name it in a notice, at most.
 const QUERY_BYTES: usize = 60;
 
-/// Who waits for changes of a batch.
+/// Wait of this process for changes of a batch.
 pub(super) struct Watch<'a> {
     uuid: &'a [u8; 16],
-    /// When it has looked last, and when it looks again, at the earliest.
+    /// Time of the last look, and earliest time of the next one.
     looked: Instant,
     next: Instant,
     follower: Option<Follower>,
-    /// What wakes this process.
+    /// Changes that wake this process.
     hears: Hears,
-    /// It does; false = there was no memory for that.
+    /// The process is woken by them; false = there was no memory for that.
     is_heard: bool,
 }
 
@@ -82,7 +82,7 @@ impl Watch<'_> {
 }
 
 thread_local! {
-    /// Is it known to this process that it must take back its watches when it ends?
+    /// This process knows that it must take back its watches when it ends.
     static IS_PREPARED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -112,14 +112,14 @@ fn watched_as<T>(
     outcome
 }
 
-/// What is left of a wait when the process ends in the middle of it.
+/// Takes back what is left of a wait when the process ends in the middle of it.
 fn unwatch_all() {
     if !exit::is_postmaster_gone() {
         area::write(registry::unwatch_all);
     }
 }
 
-/// How to follow a batch or a job.
+/// Tells how to follow a batch or a job.
 #[derive(Debug, Clone, Copy)]
 pub struct Following {
     /// Notices tell how far it is, and of a few jobs how each has ended.
@@ -212,8 +212,8 @@ fn check_itself() -> Result<(), Error> {
     }
 }
 
-/// Does a job that this session waits for wait for this session, which will never go on? True = it does, but another
-/// one is to be told.
+/// Checks whether a job that this session waits for waits for this session, which will never go on. True = it does, but
+/// another one is to be told.
 fn check_blocked(insists: bool) -> Result<bool, Error> {
     let mut gives_way = false;
     for (pid, uuid) in awaited().into_iter().filter(|(pid, _)| *pid != session::pid()) {
@@ -240,7 +240,7 @@ pub(super) fn wait_for_rows(watch: &mut Watch, deadline: Option<Instant>) {
 struct Teller<'a> {
     uuid: &'a [u8; 16],
     is_verbose: bool,
-    /// Of a few jobs: what was told of each.
+    /// State and attempts of each of a few jobs, as of the last look.
     seen: HashMap<[u8; 16], (State, u32)>,
     reported: HashMap<[u8; 16], (i32, Vec<u8>)>,
     /// The last line of progress, and when it was told, or when there was nothing to tell.
@@ -314,13 +314,13 @@ impl<'a> Teller<'a> {
         self.is_due = false;
     }
 
-    /// When there is something to tell although nothing may have changed.
+    /// Returns the time at which there is something to tell although nothing may have changed.
     fn due(&self) -> Option<Instant> {
         self.is_due.then(|| self.told_at + TELL_EVERY)
     }
 }
 
-/// How far jobs are, with a bar as that of `pg_background_batches`.
+/// Returns how far jobs are, with a bar as that of `pg_background_batches`.
 fn progress(jobs: &[Pulse]) -> String {
     const WIDTH: usize = 20;
     let count = |state| jobs.iter().filter(|job| job.state == state).count();
@@ -337,7 +337,7 @@ fn progress(jobs: &[Pulse]) -> String {
     line
 }
 
-/// What is told of a job: its number, its name or its query, how it has ended and after how long, and why.
+/// Returns what is told of a job: its number, its name or its query, how it has ended and after how long, and why.
 fn line_of(job: &Pulse, view: &JobView) -> Vec<u8> {
     let name = view.name.as_ref().filter(|name| Some(*name) != view.batch_name.as_ref()).map_or_else(
         || {
@@ -375,7 +375,7 @@ fn notice(message: &[u8]) {
     report::emit(&report, Log::Here);
 }
 
-/// Says how far the job is that this process runs; elsewhere nothing.
+/// Reports how far the job is that this process runs; elsewhere nothing.
 ///
 /// # Errors
 /// [`Error::Progress`] (22023)

@@ -1,4 +1,4 @@
-//! What can be seen of jobs: who sees which, and in which states they are, in the registry and in the log.
+//! View of jobs: who sees which, and in which states they are, in the registry and in the log.
 
 use crate::error::Error;
 use crate::ffi::typed_rows::{Cell, TypedRows};
@@ -11,15 +11,14 @@ use crate::protocol::Outcome;
 use std::cell::Cell as Variable;
 use std::collections::{HashMap, HashSet};
 
-/// May the caller see jobs of this owner?
+/// Returns whether the caller may see jobs of this owner.
 pub(super) fn rights_on(owner: u32) -> bool {
     let current = role::current();
     role::has_rights_of(current, owner) || role::reads_all_stats(current)
 }
 
-/// What the caller may see of what came of a job of this owner. Who reads statistics only sees neither its rows nor
-/// what an error
-/// says of them.
+/// Returns what the caller may see of the outcome of a job of this owner. A role that only reads statistics sees
+/// neither its rows nor what an error says of them.
 pub fn visible(owner: u32, state: State, outcome: Outcome) -> Outcome {
     if role::has_rights_of(role::current(), owner) {
         return outcome;
@@ -34,23 +33,23 @@ thread_local! {
     static FOCUS: Variable<Option<[u8; 16]>> = const { Variable::new(None) };
 }
 
-/// Which batches of the registry are looked at.
+/// Tells which batches of the registry are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Among {
     All,
-    /// Those of this database whose rows the reader's snapshot does not have.
+    /// Batches of this database whose rows the reader's snapshot does not have.
     Unrecorded,
-    /// Those of other databases.
+    /// Batches of other databases.
     Elsewhere,
 }
 
-/// Are the rows of the batch, which is of this database, in a log that is not there any more, as the extension was
-/// made again?
+/// Returns whether the rows of the batch, which is of this database, are in a log that is not there any more, as the
+/// extension was made again.
 pub fn has_lost_its_log(batch: &Header) -> bool {
     batch.recorded.is_some_and(|rows| rows.log != log::number_of_log())
 }
 
-/// Are the rows of the batch in the log that the reader sees?
+/// Returns whether the rows of the batch are in the log that the reader sees.
 pub fn is_recorded(batch: &Header) -> bool {
     batch.recorded.is_some_and(|rows| transaction::is_visible(rows.by)) && !has_lost_its_log(batch)
 }
@@ -71,9 +70,8 @@ fn batches(uuid: Option<&[u8; 16]>, among: Among) -> HashSet<u64> {
     headers.into_iter().filter(|batch| is_wanted(batch)).map(|batch| batch.number).collect()
 }
 
-/// What one query sees of the registry: each batch as it was when the query first came to one of its jobs, but no job
-/// as
-/// running that did not run when the query first looked at all. So never more jobs run than there are workers.
+/// View that one query has of the registry: each batch as it was when the query first came to one of its jobs, but no
+/// job as running that did not run when the query first looked at all. So never more jobs run than there are workers.
 #[derive(Debug, Default)]
 pub struct Sight {
     running: Option<registry::Running>,
@@ -103,7 +101,7 @@ impl Sight {
         jobs
     }
 
-    /// What a job is doing, if it is in the registry and the caller may see it.
+    /// Returns what a job is doing, if it is in the registry and the caller may see it.
     pub fn of(&mut self, uuid: &[u8; 16]) -> Option<&Moment> {
         let batch = registry::uuid_of(uuid, 0);
         let Sight { running, batches: seen, .. } = self;
@@ -122,7 +120,7 @@ impl Sight {
         self.batches.remove(&registry::uuid_of(uuid, 0));
     }
 
-    /// What a server that has died since left of a job that it had begun, if the caller may see it.
+    /// Returns what a server that has died since left of a job that it had begun, if the caller may see it.
     pub fn trace(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<Trace> {
         let Trace { attempt, end } = self.left.of(epoch, uuid).filter(|trace| rights_on(trace.attempt.owner))?;
         Some(Trace { attempt, end: end.map(|end| seen(attempt.owner, end)) })
@@ -139,8 +137,8 @@ pub(super) fn pulses(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<Pulse> {
     area::read(|memory| registry::pulses(memory, uuid))
 }
 
-/// What jobs are doing: the process that runs them, and their state; none = its row was deleted meanwhile, or it is in
-/// the log only, which somebody has for himself. `uuid`: of their batch, or of the only one.
+/// Returns what jobs are doing: the process that runs them, and their state; none = its row was deleted meanwhile, or
+/// it is in the log only, which somebody has for himself. `uuid`: of their batch, or of the only one.
 pub fn states_of(uuid: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Option<Vec<u8>>)> {
     let live: HashMap<[u8; 16], Pulse> = pulses(uuid, |_| true).into_iter().map(|pulse| (pulse.uuid, pulse)).collect();
     // What is not there any more is in the log: that is read last.
@@ -191,11 +189,11 @@ pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Er
     Ok(())
 }
 
-/// How a job is whose row the snapshot of the query shows as queued.
+/// Tells how a job is whose row the snapshot of the query shows as queued.
 pub enum Standing {
-    /// As the server knows it.
+    /// The job as the server knows it.
     Live(Moment),
-    /// As the log has it by now.
+    /// The end of the job as the log has it by now.
     Ended(End),
     /// The server that accepted it has not run it to its end, and does not know it any more.
     Lost,
@@ -203,11 +201,11 @@ pub enum Standing {
     Gone,
 }
 
-/// How often a job is looked for that is launched again while it is looked for.
+/// Number of times that a job is looked for that is launched again while it is looked for.
 const LOOKS: usize = 10;
 
 impl Sight {
-    /// How a job of this server is whose row the snapshot of the query shows as queued.
+    /// Returns how a job of this server is whose row the snapshot of the query shows as queued.
     pub fn standing(&mut self, uuid: &[u8; 16]) -> Standing {
         for _ in 0..LOOKS {
             let live = self.of(uuid).cloned();
@@ -225,12 +223,12 @@ impl Sight {
     }
 }
 
-/// Is what came of a job, which has ended, nowhere but in its row?
+/// Returns whether the outcome of a job, which has ended, is nowhere but in its row.
 pub fn is_in_log_only(job: &Moment) -> bool {
     job.is_logged && job.outcome.is_none()
 }
 
-/// How a job ended, as far as the log has it by now and the caller may see it.
+/// Returns how a job ended, as far as the log has it by now and the caller may see it.
 pub fn end_of(uuid: &[u8; 16]) -> Option<End> {
     match log::fate(uuid) {
         Some(Fate::Ended { owner, end }) if rights_on(owner) => Some(seen(owner, *end)),

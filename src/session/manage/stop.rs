@@ -23,7 +23,7 @@ fn has_rights_on(uuid: &[u8; 16]) -> bool {
     !pulses(uuid, may).is_empty() || logged_states(uuid, |known| may(known.owner)).is_ok_and(|jobs| !jobs.is_empty())
 }
 
-/// What became of a job that was to be stopped.
+/// Tells what became of a job that was to be stopped.
 #[derive(Debug, Clone)]
 pub struct Stopped {
     pub uuid: [u8; 16],
