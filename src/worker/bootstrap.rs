@@ -1,4 +1,4 @@
-//! What every worker does to be a session like the launcher's.
+//! Steps that make every worker a session like the launcher's.
 
 use crate::error::{Error, Text};
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
@@ -10,12 +10,12 @@ use std::cell::Cell;
 thread_local! {
     static SQL: Slot<Vec<u8>> = const { slot(Vec::new()) };
     static HAS_BEEN_CLIENT: Cell<bool> = const { Cell::new(false) };
-    /// What the client of a launcher had set when it connected, as this process has it now: the setting, and the value
-    /// that was there before.
+    /// Settings that the client of a launcher had made when it connected, as this process has them now, each with the
+    /// value that was there before.
     static OF_CLIENT: Slot<Vec<(Setting, Vec<u8>)>> = const { slot(Vec::new()) };
 }
 
-/// What every worker needs before it runs its first text.
+/// Prepares what every worker needs before it runs its first text.
 pub fn prepare_session(on_message: fn(client::Message)) {
     statement::init();
     client::pretend(on_message);
@@ -86,8 +86,8 @@ fn take_over(request: &Request) -> Result<(), Error> {
     Ok(())
 }
 
-/// What a client sets when it connects is what RESET goes back to, so it stays when a session is reset between two
-/// jobs. It is the same from job to job as long as they come from one session; else it is taken back.
+/// Sets what the launcher's client had set when it connected. RESET goes back to that, so it stays when a session is
+/// reset between two jobs. It is the same from job to job as long as they come from one session; else it is taken back.
 fn become_client(settings: &[&Setting]) {
     let is_same = OF_CLIENT.with_borrow(|now| {
         now.len() == settings.len() && now.iter().zip(settings).all(|((now, _), setting)| now == *setting)
@@ -109,8 +109,8 @@ fn become_client(settings: &[&Setting]) {
     }
 }
 
-/// Are there settings that the configuration cannot change any more in this process, as a client has set them once?
-/// Then a new configuration takes a new process.
+/// Returns whether there are settings that the configuration cannot change any more in this process, as a client has
+/// set them once. Then a new configuration takes a new process.
 pub fn has_been_client() -> bool {
     HAS_BEEN_CLIENT.get()
 }

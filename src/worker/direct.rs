@@ -20,9 +20,9 @@ use std::cell::Cell;
 use std::ffi::CString;
 use std::time::{Duration, Instant};
 
-/// How often a worker whose launch is not complete looks whether its launcher still lives.
+/// Interval at which a worker whose launch is not complete looks whether its launcher still lives.
 const LAUNCHER_CHECK: Duration = Duration::from_secs(1);
-/// How long a process that was started ahead of its job waits for one.
+/// Time that a process that was started ahead of its job waits for one.
 const AHEAD: Duration = Duration::from_millis(100);
 
 thread_local! {
@@ -35,9 +35,9 @@ thread_local! {
     static REPORTED: Cell<bool> = const { Cell::new(true) };
     /// This process counts as one that is not in the registry.
     static IS_OUTSIDE: Cell<bool> = const { Cell::new(false) };
-    /// As what the server has started this process.
+    /// Worker as which the server has started this process.
     static WORKER: Cell<Option<Worker>> = const { Cell::new(None) };
-    /// What the launcher knew of the login that this process has made.
+    /// Version of the login that this process has made, as the launcher knew it.
     static LOGIN_VERSION: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -170,7 +170,7 @@ fn let_go() {
     }
 }
 
-/// This process is in the registry from now on, or goes. False = it was, or has gone.
+/// Notes that this process is in the registry from now on, or goes. False = it was, or has gone.
 pub fn come_inside() -> bool {
     let was_outside = IS_OUTSIDE.replace(false);
     if was_outside {
@@ -179,7 +179,7 @@ pub fn come_inside() -> bool {
     was_outside
 }
 
-/// What the session knew of the login of this process; 0 = it logged in for the queue.
+/// Returns what the session knew of the login of this process; 0 = it logged in for the queue.
 pub fn login_version() -> u64 {
     LOGIN_VERSION.get()
 }
@@ -287,7 +287,7 @@ pub fn refuse(segment: Handle, error: Report) {
     }
 }
 
-/// What ends this process without an outcome (a refused login, a termination) is told to the launcher. To be registered
+/// Tells the launcher what ends this process without an outcome (a refused login, a termination). To be registered
 /// before the process connects.
 pub fn on_exit() {
     if let Some(channel) = CHANNEL.get() {

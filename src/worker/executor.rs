@@ -10,7 +10,7 @@ use crate::protocol::Done;
 use std::ffi::CStr;
 use std::time::Instant;
 
-/// Who takes what a job gives.
+/// Takes what a job gives.
 pub trait Audience {
     /// Runs a statement with a place for its rows; gives its command tag.
     ///
@@ -82,7 +82,7 @@ pub fn run(sql: &CStr, audience: &mut dyn Audience, deadline: Option<Instant>) -
 /// The transaction command that is open, if one is.
 struct Transaction {
     is_started: bool,
-    /// When the job's time is over.
+    /// Time at which the job's time is over.
     deadline: Option<Instant>,
 }
 

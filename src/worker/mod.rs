@@ -1,4 +1,4 @@
-//! What runs in a background worker: jobs that sessions give to it directly, and jobs of the queue, one after the
+//! Part that runs in a background worker: jobs that sessions give to it directly, and jobs of the queue, one after the
 //! other.
 
 mod bootstrap;

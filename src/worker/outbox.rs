@@ -1,4 +1,4 @@
-//! What the job sends: kept in order, never waited for while the job runs.
+//! Output of the job: kept in order, never waited for while the job runs.
 //!
 //! A frame goes into the queue if there is room, else behind the others that wait in memory or in a temporary file.
 //! Only when the job has ended, with nothing of it open any more, does the worker wait for its reader.
@@ -21,7 +21,7 @@ use crate::job::backlog::Backlog;
 use crate::job::channel::Channel;
 use crate::protocol::{encode, frame, split, Description, Done, Kind, Report, FRAME_BYTES, HEADER_BYTES};
 
-/// Where the rows of the running statement go.
+/// Tells where the rows of the running statement go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// Nowhere: it has given no columns yet, or they are another set of a statement whose first set is sent.
@@ -40,9 +40,9 @@ struct Outbox {
     pending: Option<Vec<u8>>,
     backlog: Backlog,
     held: Option<Backlog>,
-    /// How the job ended.
+    /// Frame with the outcome of the job.
     outcome: Option<Vec<u8>>,
-    /// It has failed: of what waits, only notices are sent.
+    /// The job has failed: of what waits, only notices are sent.
     is_failed: bool,
     stage: Stage,
     is_last_statement: bool,
@@ -245,7 +245,7 @@ fn deliver_with(send: impl Fn(&mut Sender, &[u8], bool) -> Option<bool>) -> bool
     })
 }
 
-/// Is the reader to be woken for it? Rows can wait for the end, or for more of them.
+/// Returns whether the reader is to be woken for a frame. Rows can wait for the end, or for more of them.
 fn is_urgent(frame: &[u8]) -> bool {
     !matches!(split(frame), Ok((Kind::Describe | Kind::Rows, _)))
 }

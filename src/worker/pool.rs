@@ -24,36 +24,36 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 use wear::{prune_every, Wear};
 
-/// How often an idle worker looks whether its database is wanted, and whether there is something to do that nobody
-/// tells.
+/// Interval at which an idle worker looks whether its database is wanted, and whether there is something to do that
+/// nobody tells.
 const IDLE_CHECK: Duration = Duration::from_millis(500);
-/// How often one that has been idle for [`LONG_IDLE`] does so. DROP DATABASE waits five seconds for others to leave
-/// (procarray.c, `CountOtherDBBackends`).
+/// Interval at which one that has been idle for [`LONG_IDLE`] does so. DROP DATABASE waits five seconds for others to
+/// leave (procarray.c, `CountOtherDBBackends`).
 const LONG_IDLE_CHECK: Duration = Duration::from_secs(2);
 const LONG_IDLE: Duration = Duration::from_secs(2);
 /// Limits, in microseconds, how long a worker has nothing to do whose last result is unread: nobody but its session
 /// could give it a job, and who polls until its process is gone waits for that.
 const UNREAD_TIMEOUT: i64 = 500_000;
-/// How often a worker that goes tries again to have another one started.
+/// Interval at which a worker that goes tries again to have another one started.
 const SUCCESSOR_CHECK: Duration = Duration::from_millis(50);
-/// How long a worker that goes waits until the server has started another one, or has said that it cannot.
+/// Time that a worker that goes waits until the server has started another one, or has said that it cannot.
 const SUCCESSOR_PATIENCE: Duration = Duration::from_millis(300);
-/// How often a worker looks whether the one before it is gone, or the one after it there, at first.
+/// Interval at which a worker looks whether the one before it is gone, or the one after it there, at first.
 const TURN_CHECK: Duration = Duration::from_millis(1);
-/// How often it does so when that takes longer than [`LONG_TURN`].
+/// Interval at which it does so when that takes longer than [`LONG_TURN`].
 const LONG_TURN_CHECK: Duration = Duration::from_millis(50);
 const LONG_TURN: Duration = Duration::from_millis(200);
-/// How long the last worker of a role waits for those to go that are too many.
+/// Time that the last worker of a role waits for those to go that are too many.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a worker that makes room for another role waits for a process at a time, if it has nothing to do itself.
+/// Time that a worker that makes room for another role waits for a process at a time, if it has nothing to do itself.
 const PROCESS_CHECK: Duration = Duration::from_millis(20);
-/// How long it tries to get one. Then it goes without: its own process is free when it has gone.
+/// Time in which it tries to get one. Then it goes without: its own process is free when it has gone.
 const PROCESS_PATIENCE: Duration = Duration::from_millis(500);
 
 thread_local! {
     static PLACE: Cell<Option<usize>> = const { Cell::new(None) };
     static LOGGED_IN: Cell<bool> = const { Cell::new(false) };
-    /// When connections were counted, this was the only worker of its key.
+    /// This was the only worker of its key when connections were counted.
     static COUNTED_ALONE: Cell<bool> = const { Cell::new(false) };
     static LOST: Slot<Option<Report>> = const { slot(None) };
 }
@@ -126,22 +126,21 @@ pub fn stay(database: u32, login: u32) {
     worker.leave();
 }
 
-/// Has no session give this worker another job, if the last one has left what cannot be reset. Before the session
-/// knows that
-/// it is done.
+/// Makes sure that no session gives this worker another job, if the last one has left what cannot be reset. Before the
+/// session knows that it is done.
 pub fn retire_if_spent() {
     if let Some(index) = PLACE.get().filter(|_| reset::is_spent()) {
         area::write(|memory| registry::retire(memory, index));
     }
 }
 
-/// May a process that runs a job of its own stay? No session would give another to one whose login it cannot tell from
-/// what a new one would be: each is to log in anew.
+/// Returns whether a process that runs a job of its own may stay. No session would give another to one whose login it
+/// cannot tell from what a new one would be: each is to log in anew.
 pub fn may_stay() -> bool {
     guc::idle_limit() > 0 && direct::login_version() != 0 && !interrupt::is_dying() && !reset::is_spent()
 }
 
-/// Has a worker started in the place of this one, which goes. False = the server starts this one again.
+/// Registers a worker in the place of this one, which goes. False = the server starts this one again.
 fn succeed(index: usize, start: Start) -> bool {
     let is_succeeded = pool::register_after(index, start);
     if !is_succeeded {
@@ -169,9 +168,9 @@ struct Worker {
     index: usize,
     database: u32,
     login: u32,
-    /// What the login depended on; none = this worker has not looked at the queue yet.
+    /// State of what the login depended on; none = this worker has not looked at the queue yet.
     fingerprint: Option<(u64, Vec<u8>)>,
-    /// What the launcher of the batch has set: the batch's number, and the request.
+    /// Number of the batch, and what its launcher has set: the request.
     request: Option<(u64, Request)>,
     /// Nothing has run since the session was reset.
     is_clean: bool,
@@ -179,18 +178,18 @@ struct Worker {
     is_short: bool,
     /// The role or the database may have only so many connections.
     is_limited: bool,
-    /// Whoever counts connections counts this one.
+    /// This worker is counted wherever connections are counted.
     is_counted: bool,
-    /// When old rows were deleted; none = not yet.
+    /// Time at which old rows were deleted; none = not yet.
     pruned: Option<Instant>,
     wear: Wear,
-    /// When it looked last whether it is still what a new worker would be.
+    /// Time of the last look whether it is still what a new worker would be.
     looked: Instant,
-    /// Of the wait for a session's next job.
+    /// Patience of the wait for a session's next job.
     patience: Patience,
     /// There was no process for a worker in its place: it runs a job of its own before it tries again.
     keeps_turn: bool,
-    /// Since when there has been none.
+    /// Time since which there has been none.
     unsucceeded_since: Option<Instant>,
 }
 
@@ -276,7 +275,7 @@ impl Worker {
             log::in_own_transaction(false, || login::look(self.database, self.login).is_limited).unwrap_or(true);
     }
 
-    /// May the role have this connection?
+    /// Returns whether the role may have this connection.
     fn is_within_limits(&mut self) -> bool {
         self.is_counted = self.is_counted || !self.is_limited || self.may_be_counted();
         self.is_counted
@@ -305,7 +304,7 @@ impl Worker {
         false
     }
 
-    /// As a refused login.
+    /// Ends as a refused login does.
     fn refuse(&mut self) -> bool {
         LOGGED_IN.set(false);
         on_exit();
@@ -463,8 +462,8 @@ impl Worker {
         !(is_to_go && area::write(|memory| registry::close(memory, self.index)))
     }
 
-    /// Would a worker that logs in now be another, or none? As the role, the database, their settings or the extension
-    /// have changed. Looks no more often than an idle worker that nobody wakes.
+    /// Returns whether a worker that logs in now would be another, or none, as the role, the database, their settings
+    /// or the extension have changed. Looks no more often than an idle worker that nobody wakes.
     fn is_outdated(&mut self) -> bool {
         if self.looked.elapsed() < IDLE_CHECK {
             return false;
@@ -489,9 +488,8 @@ impl Worker {
         self.is_clean
     }
 
-    /// Has another worker take the place of this one, which stays until the server has started that one. False = it
-    /// has not,
-    /// and this one goes on.
+    /// Lets another worker take the place of this one, which stays until the server has started that one. False = it
+    /// has not, and this one goes on.
     fn is_taken_over(&mut self) -> bool {
         let start = match area::write(|memory| registry::reserve_successor(memory, self.index)) {
             Succession::By(start) => start,

@@ -1,4 +1,4 @@
-//! What a job of the manager gives, kept for the log.
+//! Result of a job of the manager, kept for the log.
 
 use super::executor::Audience;
 use crate::error::Error;
@@ -53,7 +53,7 @@ impl Kept {
 }
 
 thread_local! {
-    /// What COPY TO STDOUT adds to comes through a callback without context.
+    /// Rows that are kept; what COPY TO STDOUT adds to them comes through a callback without context.
     static KEPT: Slot<Option<Kept>> = const { slot(None) };
 }
 
@@ -94,15 +94,15 @@ pub fn message(message: Message) {
     report::emit(&Report::from(refused), Log::Here);
 }
 
-/// Nobody waits for notices; the server log has them if its settings say so.
+/// Drops a notice: nobody waits for it; the server log has it if its settings say so.
 pub fn notice(_report: Report) {}
 
-/// Before the first statement of a job.
+/// Forgets what is kept, before the first statement of a job.
 pub fn reset() {
     KEPT.set(None);
 }
 
-/// What came of a job that succeeded with these command tags.
+/// Returns the outcome of a job that succeeded with these command tags.
 pub fn outcome(tags: &[Vec<u8>]) -> Outcome {
     let kept = KEPT.with_borrow_mut(Option::take);
     let counted = tags.last().and_then(|tag| count_in(tag));

@@ -1,4 +1,4 @@
-//! What a worker does for the queue: the jobs of a claim, and the rows of the log that tell of them.
+//! Work of a worker for the queue: the jobs of a claim, and the rows of the log that tell of them.
 
 use super::ending::is_interrupt;
 use super::{Worker, PLACE};
@@ -27,20 +27,20 @@ thread_local! {
     static DECIDED: Slot<Option<Decided>> = const { slot(None) };
 }
 
-/// How a job ended whose worker is still busy with it.
+/// End of a job whose worker is still busy with it.
 struct Decided {
     state: State,
     outcome: Outcome,
-    /// It ends so if this transaction is committed.
+    /// The job ends so if this transaction is committed.
     commits: Option<u32>,
 }
 
-/// What there is of a job beside its row.
+/// Tells what there is of a job beside its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Noted {
     Nothing,
     Perhaps,
-    /// How it ends if its transaction is committed.
+    /// The end of the job if its transaction is committed.
     End,
 }
 
@@ -48,7 +48,8 @@ fn decide(state: State, outcome: &Outcome) {
     DECIDED.set(Some(Decided { state, outcome: outcome.clone(), commits: None }));
 }
 
-/// Of a job that failed. Whoever reads the log reads all of it: no text is longer than so many bytes.
+/// Returns the outcome of a job that failed. Whoever reads the log reads all of it: no text is longer than so many
+/// bytes.
 pub fn failed(report: &Report) -> Outcome {
     const TEXT_BYTES: usize = 64 * 1024;
     let mut outcome = Outcome::failed(report);
@@ -61,7 +62,7 @@ pub fn failed(report: &Report) -> Outcome {
     outcome
 }
 
-/// How the job ended, if a transaction decides it and was committed.
+/// Takes how the job ended; if a transaction decides it, only when that was committed.
 pub fn take_decided() -> Option<(State, Outcome)> {
     let decided = DECIDED.with_borrow_mut(Option::take)?;
     decided.commits.is_none_or(transaction::is_committed).then_some((decided.state, decided.outcome))
@@ -175,7 +176,7 @@ impl Worker {
         log::in_own_transaction(false, log::find).unwrap_or(true)
     }
 
-    /// One attempt of one job, to the row that tells of it. `marked`: in which log a row says that it begins.
+    /// Runs one attempt of one job, to the row that tells of it. `marked`: in which log a row says that it begins.
     fn run_job(&mut self, batch: Place, index: u32, marked: Option<u32>) {
         let (job, recorded) =
             area::read(|memory| (RunningJob::read(memory, batch, index), registry::recorded_in(memory, batch)));
