@@ -166,7 +166,7 @@ fn earlier<'a>(memory: &'a Memory, uuid: &[u8; 16], ordinal: u32) -> impl Iterat
     batches_of_uuid(memory, uuid).filter_map(move |place| index_of(memory, place, ordinal).map(|index| (place, index)))
 }
 
-/// From now on its jobs may run, and are not looked for elsewhere.
+/// Opens a batch: from now on its jobs may run, and are not looked for elsewhere.
 pub fn open(memory: &mut Memory, place: Place) {
     let uuid = memory.get::<Batch>(place).uuid;
     let is_alone = batches_of_uuid(memory, &uuid).all(|at| at == place);

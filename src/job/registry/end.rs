@@ -257,8 +257,8 @@ fn settle(memory: &mut Memory, place: Place, indexes: &[u32]) {
     record.first_unlogged += before as u32;
 }
 
-/// No worker can log in to write the final rows of this database: they are not tried again for a while, in which those
-/// of others are written.
+/// Postpones the final rows of this database, for which no worker can log in: they are not tried again for a while, in
+/// which those of others are written.
 pub(super) fn postpone_log(memory: &mut Memory, database: u32) {
     let retry_at = process::now() + REFUSED_RETRY;
     let unlogged: Vec<Place> = order::unlogged(memory).collect();
@@ -294,8 +294,8 @@ pub(super) fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
     }
 }
 
-/// No worker of the key could be started at this time: what one would have begun then has had an attempt that failed
-/// with this outcome.
+/// Refuses jobs of a key of which no worker could be started at this time: what one would have begun then has had an
+/// attempt that failed with this outcome.
 pub(super) fn refuse(memory: &mut Memory, key: Place, at: i64, outcome: &[u8]) {
     loop {
         // Without memory for it, jobs end without it.

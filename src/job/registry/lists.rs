@@ -55,17 +55,17 @@ pub fn jobs(memory: &Memory, batch: Place) -> &[Job] {
     memory.slice(batch + size_of::<Batch>() as u64, count)
 }
 
-/// One of its jobs. The index is one that the registry gave.
+/// Returns one of its jobs. The index is one that the registry gave.
 pub fn job(memory: &Memory, batch: Place, index: u32) -> &Job {
     memory.get(batch + (size_of::<Batch>() + index as usize * size_of::<Job>()) as u64)
 }
 
-/// One of its jobs, to be changed.
+/// Returns one of its jobs, to be changed.
 pub fn job_mut(memory: &mut Memory, batch: Place, index: u32) -> &mut Job {
     memory.get_mut(batch + (size_of::<Batch>() + index as usize * size_of::<Job>()) as u64)
 }
 
-/// One of its texts.
+/// Returns one of its texts.
 pub fn bytes(memory: &Memory, batch: Place, text: Text) -> Option<&[u8]> {
     let texts = memory.get::<Batch>(batch).texts;
     (text.is_set != 0).then(|| memory.slice(texts + text.offset, text.length as usize))

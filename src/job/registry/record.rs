@@ -316,7 +316,7 @@ pub struct Job {
 pub enum Life {
     /// There is none.
     Free,
-    /// The server was asked for the process.
+    /// The process was asked for.
     Starting,
     /// The process looks for work, or writes the log.
     Ready,
