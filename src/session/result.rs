@@ -248,7 +248,7 @@ impl Reading {
         }
     }
 
-    /// Without rows, the command tags are the result.
+    /// Gives the command tags as the result, when there are no rows.
     fn give_tags(&mut self, done: &Done) -> Result<(), Error> {
         self.start(&text_description(b"result"))?;
         let mut rows = Vec::new();
