@@ -95,7 +95,7 @@ fn define_all() {
     define_int(
         c"pg_background_mgr.max_result_memory",
         c"Sets the maximum memory for unread results of a session.",
-        c"This counts the queue_size of each job, and the bytes of small results that the session has in its own memory.",
+        c"This counts the queue_size of each job, and the bytes of small results that are in the session's own memory.",
         &MAX_RESULT_MEMORY,
         (64, i32::MAX),
         Scope::Superuser,

@@ -113,7 +113,8 @@ fn spooled(call: &Call) -> Result<Value, Error> {
     Ok(Value::Void)
 }
 
-/// `pg_background_state(uuid_child uuid, epoch int8, database oid, is_started bool, is_running bool) RETURNS TABLE (…)`
+/// `pg_background_state(uuid_child uuid, epoch int8, database oid, is_started bool, is_running bool)
+/// RETURNS TABLE (…)`
 fn state(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
     if let (Some(uuid), Some(epoch)) = (call.uuid(0), call.int8(1)) {

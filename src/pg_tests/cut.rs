@@ -68,13 +68,17 @@ mod tests {
             "begin isolation level serializable, read only, deferrable",
             "copy t (a, b) to stdout (format csv, delimiter ',')",
             "explain (analyze, costs off) select 1, 2",
-            "select row_number() over (partition by a, b order by c, d), sum(e) over w from t window w as (order by a, b), v as (w)",
+            "select row_number() over (partition by a, b order by c, d), sum(e) over w from t \
+             window w as (order by a, b), v as (w)",
             "select distinct on (a, b) a, b, set, show from t for update of t, u",
-            "create function f(a int, b text default 'x, y') returns table (c int, d int) language sql as $$ select 1, 2 $$",
+            "create function f(a int, b text default 'x, y') returns table (c int, d int) language sql \
+             as $$ select 1, 2 $$",
             "select merge_me, select_me, x",
             "fetch forward 2 from c",
-            "select 1::numeric(10, 2), timestamp with time zone '2020-01-01 00:00, UTC', interval '1' day, cast(1 as numeric(3, 1))",
-            "select extract(epoch from now()), substring('a, b' from 1 for 2), position(',' in 'a,b'), overlay('a,b' placing ',' from 1)",
+            "select 1::numeric(10, 2), timestamp with time zone '2020-01-01 00:00, UTC', interval '1' day, \
+             cast(1 as numeric(3, 1))",
+            "select extract(epoch from now()), substring('a, b' from 1 for 2), position(',' in 'a,b'), \
+             overlay('a,b' placing ',' from 1)",
             "select case when a in (1, 2) then b else c end, d",
             "(select 1, 2) union (select 3, 4) order by 1, 2",
             "values (1, 2), (3, 4)",
