@@ -1,4 +1,4 @@
-//! While launches that need a new process follow each other, the next process is started ahead of its job.
+//! A process for the next job is started ahead of it while launches that need a new process follow each other.
 
 use crate::gate::{self, Gate};
 use crate::manager::{wait_at_gate, wait_gone, Batch};
@@ -222,7 +222,7 @@ fn a_process_that_is_terminated_with_its_job_says_so() {
     cluster.assert_sound(&before);
 }
 
-/// While a session launches all the time, the next process is refused sooner than a launch is, mostly; then that one,
+/// The next process is refused sooner than a launch is, mostly, while a session launches all the time; then that one,
 /// too.
 fn a_process_that_could_not_be_started_is_replaced() {
     let (cluster, before) = cluster();
@@ -349,7 +349,7 @@ fn a_queue_gets_its_place() {
     cluster.assert_sound(&before);
 }
 
-/// Each of them has a process that ends, and would have one that waits.
+/// Every session has a process that ends, and would have one that waits.
 fn few_processes_serve_many_sessions() {
     let (cluster, before) = cluster();
     let mut sessions: Vec<Session> = (0..7).map(|_| cluster.session("postgres")).collect();

@@ -14,7 +14,8 @@ pub fn cases() -> Vec<Case> {
 
 const LINKS: i64 = 1000;
 
-/// Each job launches its successor by `launch`, where `$1` is the text of that one, and ends.
+/// Asserts that a chain goes on: each job launches its successor by `launch`, where `$1` is the text of that one, and
+/// ends.
 #[track_caller]
 fn assert_chain(session: &mut Session, launch: &str) {
     // Committed before the first job looks for it.
@@ -33,7 +34,7 @@ fn assert_chain(session: &mut Session, launch: &str) {
     assert_eq!(session.number("select count(*) from links"), LINKS);
 }
 
-/// Where nobody else takes processes.
+/// The chain is alone in its cluster: nobody else takes processes.
 fn a_chain_of_launches_goes_on() {
     let cluster = Cluster::start_with_extension(&[]);
     assert_chain(&mut cluster.session("postgres"), "pg_background_detach(pg_background_launch($1))");
@@ -46,7 +47,7 @@ fn a_chain_in_the_queue_goes_on(db: &Db) {
     assert_eq!(session.number("select count(*) from log_background where status <> 'succeeded'"), 0);
 }
 
-/// Of two jobs that fail, each has the other one launched again.
+/// Two jobs that fail have each other launched again.
 fn a_chain_of_retries_goes_on(db: &Db) {
     let mut session = db.session();
     session.run(

@@ -97,7 +97,8 @@ fn a_wider_number_is_refused(db: &Db) {
     }
 }
 
-/// As when the values are assigned to such a column; a table that they go into does not look again.
+/// The values are cut and checked as when they are assigned to such a column; a table that they go into does not look
+/// again.
 fn what_the_listed_type_says_more_holds_for_each_value(db: &Db) {
     let mut session = db.session();
     session.run("create table t (n numeric(10,2), v varchar(3), m timestamp(0), b bit(4))");

@@ -135,15 +135,15 @@ fn a_concurrent_index_build_launched_from_a_committing_procedure_works(db: &Db) 
 /// The job waits for a third session, which waits for the session that waits for the job.
 struct Triangle<'a> {
     setup: &'a str,
-    /// What the session, and the third one, have done in a transaction that is open.
+    /// Statements of the session, and of the third one, that they have run in a transaction which is open.
     own: &'a str,
     thirds: &'a str,
-    /// What the third one is to do, and what the job is.
+    /// Statement of the third session that is to wait, and text of the job.
     blocked: &'a str,
     text: &'a str,
 }
 
-/// All of them are let go at the end: the session, and the job.
+/// Asserts that the deadlock is found; lets all of them go at the end, and returns the session and the job.
 #[track_caller]
 fn assert_triangle(db: &Db, triangle: &Triangle) -> (Session, i32) {
     let Triangle { setup, own, thirds, blocked, text } = *triangle;

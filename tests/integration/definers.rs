@@ -18,13 +18,13 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// What the server says inside of a SECURITY DEFINER function.
+/// Messages of the server inside of a SECURITY DEFINER function.
 const REFUSED: [&str; 2] = [
     "cannot set parameter \"role\" within security-definer function",
     "cannot set parameter \"session_authorization\" within security-definer function",
 ];
 
-/// What sets a role or a user, in each way that there is, `{target}` or any.
+/// Statements that set a role or a user, in each way that there is, `{target}` or any.
 const SETS: [&str; 15] = [
     "set role {target}",
     "set local role {target}",
@@ -79,7 +79,7 @@ fn a_definers_job_becomes_no_more_than_its_function(db: &Db) {
     assert_eq!(error.brief(), ("42501".to_owned(), REFUSED[0].to_owned()));
 }
 
-/// How a job of the queue ended: its state and message.
+/// Returns how a job of the queue ended: its state and message.
 #[track_caller]
 fn ended(db: &Db, job: &str) -> String {
     db.session().run(&format!("select * from pg_background_monitor('{job}', false)"));
@@ -119,7 +119,7 @@ fn a_definers_job_launched_again_becomes_no_more(db: &Db) {
     assert_eq!(error.sqlstate(), "22023");
 }
 
-/// Nothing else is refused in such a job than in another one.
+/// Such a job is refused nothing else than another one is.
 fn a_definers_job_works_as_others_do(db: &Db) {
     let weak = db.role("weak", "login");
     let launcher = definer(db, &weak);
@@ -190,7 +190,7 @@ fn a_role_that_is_gone_when_its_job_begins_is_refused(db: &Db) {
     admin.run(&format!("drop role {group}"));
 }
 
-/// To others it is the answer of a process id that means nothing.
+/// Asserts that the session gets the answer of a process id that means nothing.
 #[track_caller]
 fn assert_not_attached(session: &mut Session, pid: i64) {
     let expected = ("42704".to_owned(), format!("PID {pid} is not attached to this session"));

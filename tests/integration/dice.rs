@@ -18,7 +18,7 @@ impl Drop for Dice {
 }
 
 impl Dice {
-    /// With the seed in this variable, or another one each time.
+    /// Takes the seed from this variable, or another one each time.
     pub fn new(variable: &'static str) -> Self {
         let seed = number(variable).unwrap_or_else(|| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");

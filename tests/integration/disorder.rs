@@ -28,12 +28,12 @@ fn end_of(reply: &Reply) -> End {
     }
 }
 
-/// What a job does, and how it ends if it is let alone.
+/// Text of a job, and how it ends if it is let alone.
 struct Work {
     text: String,
     columns: &'static str,
     end: End,
-    /// It inserts its number into `did`, in one transaction with all that it does.
+    /// True = it inserts its number into `did`, in one transaction with all that it does.
     has_effect: bool,
 }
 
@@ -54,7 +54,7 @@ struct User<'a> {
     dice: Dice,
     session: Session,
     jobs: Vec<Job>,
-    /// What the session has set, and its jobs with it.
+    /// Value that the session has set, and its jobs with it.
     work_mem: &'static str,
     last_number: u64,
     /// Jobs whose effect is there, and those whose is not.
@@ -139,13 +139,13 @@ impl<'a> User<'a> {
         }
     }
 
-    /// One of the jobs that are not read.
+    /// Takes one of the jobs that are not read.
     fn take(&mut self) -> Option<Job> {
         let count = self.jobs.len() as u64;
         (count > 0).then(|| self.jobs.remove(self.dice.below(count) as usize))
     }
 
-    /// What a job ended with.
+    /// Judges what a job ended with.
     fn judge(&mut self, job: &Job, end: End) {
         let number = job.work.has_effect.then_some(job.number);
         match end {

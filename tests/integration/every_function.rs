@@ -33,7 +33,7 @@ fn secrets(db: &Db) -> (Session, Batch, i32) {
     (session, batch, pid)
 }
 
-/// Nothing ran, and the superuser's jobs are as they were.
+/// Asserts that nothing ran, and that the superuser's jobs are as they were.
 #[track_caller]
 fn assert_untouched(session: &mut Session, batch: &Batch, pid: i32) {
     assert_eq!(session.value("select count(*) from log_background"), "1");

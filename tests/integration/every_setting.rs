@@ -136,7 +136,7 @@ const CONFIGURED: [(&str, &str, &str); 8] = [
     ("pg_background_mgr.log_retention", "1d", "0"),
 ];
 
-/// Those that superusers change for a session, a role, a database.
+/// Settings that superusers change for a session, a role, a database.
 const OF_SUPERUSERS: [&str; 3] = ["log_result_limit", "max_unread_results", "max_result_memory"];
 
 #[track_caller]

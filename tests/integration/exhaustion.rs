@@ -1,4 +1,4 @@
-//! There is not enough of something: processes, segments, memory.
+//! Jobs when there is not enough of something: processes, segments, memory.
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, log, stop, times, wait_at_gate, wait_gone, Batch, LOCK_LOG};
@@ -347,7 +347,7 @@ fn five_hundred_launches_in_a_transaction_survive_its_abort() {
     cluster.assert_sound(&before);
 }
 
-/// What a process holds, as the system sees it.
+/// Memory and files that a process holds, as the system sees it.
 #[derive(Debug, Clone, Copy)]
 struct Holdings {
     /// Private memory in kB.
@@ -369,7 +369,7 @@ impl Holdings {
         Holdings { memory, mappings: read("maps").lines().count(), files }
     }
 
-    /// Nothing has grown by more than what an allocator may keep in reserve.
+    /// Asserts that nothing has grown by more than what an allocator may keep in reserve.
     #[track_caller]
     fn assert_flat(before: Self, after: Self) {
         let is_flat = after.memory <= before.memory + 512

@@ -1,4 +1,4 @@
-//! Somebody dies, or is told to stop: at every stage of a job.
+//! Processes die, or are told to stop, at every stage of a job.
 
 use crate::gate::{self, Gate};
 use crate::stage::{committed, prepare, settle, Paused, Scene, Stage, STAGES};
@@ -267,8 +267,8 @@ fn a_cancelled_launch_that_is_caught_launches_nothing() {
     cluster.assert_sound(&before);
 }
 
-/// What was launched runs, once, wherever the cancels come. (What was cancelled may run too: a cancel can find the
-/// statement after its launch.)
+/// Every job that was launched runs, once, wherever the cancels come. (One that was cancelled may run too: a cancel can
+/// find the statement after its launch.)
 fn cancels_at_random_lose_no_job_that_was_launched() {
     let cluster = Cluster::start_with_extension(&[]);
     prepare(&cluster);

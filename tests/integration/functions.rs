@@ -5,14 +5,14 @@ use pg_background_mgr_tests::{literal, Session};
 /// A function or a procedure.
 #[derive(Debug, Clone)]
 pub struct Function {
-    /// With its schema.
+    /// Name with its schema.
     pub name: String,
     pub is_procedure: bool,
     /// Gives rows that have no columns of their own: a call names them.
     pub is_record: bool,
     /// The types of its arguments.
     pub types: Vec<String>,
-    /// How many of them may be left out.
+    /// Count of the arguments that may be left out.
     pub defaults: usize,
 }
 
@@ -60,7 +60,7 @@ fn members(catalog: &str) -> String {
     )
 }
 
-/// All that the session's role may call.
+/// Returns all functions that the session's role may call.
 #[track_caller]
 pub fn functions(session: &mut Session) -> Vec<Function> {
     let rows = session.rows(&format!(
@@ -87,7 +87,7 @@ pub fn functions(session: &mut Session) -> Vec<Function> {
     found
 }
 
-/// All relations that the session's role may read, with their schemas.
+/// Returns all relations that the session's role may read, with their schemas.
 #[track_caller]
 pub fn relations(session: &mut Session) -> Vec<String> {
     let found = session.rows(&format!(

@@ -2,10 +2,10 @@
 
 use pg_background_mgr_tests::{wait_until, Session};
 
-/// As a statement of its own: waits until the gate is open.
+/// Statement that waits until the gate is open.
 pub const WAIT: &str = "select pg_advisory_xact_lock_shared(4711)";
 
-/// As a condition: waits until the gate is open, then is true.
+/// Condition that waits until the gate is open, then is true.
 pub const OPENED: &str = "pg_advisory_xact_lock_shared(4711)::text = ''";
 
 /// A closed gate in the database of its session.

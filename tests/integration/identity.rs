@@ -1,4 +1,4 @@
-//! Whose rights a job has.
+//! Rights that a job has: whose they are.
 
 use pg_background_mgr_tests::{case, literal, Case, Db, Reply, Session};
 
@@ -35,7 +35,7 @@ pub fn cases() -> Vec<Case> {
 /// Reads as `session user|current user|role`.
 pub const WHO: &str = "select session_user::text, current_user::text, current_setting('role')";
 
-/// What a job could try to become somebody else. `{target}`: a role that the launcher was not.
+/// Statements by which a job could try to become somebody else. `{target}`: a role that the launcher was not.
 const ESCAPES: [&str; 14] = [
     "reset role",
     "set role none",
@@ -72,7 +72,8 @@ fn who(session: &mut Session, launcher: &str) -> String {
     }
 }
 
-/// Whatever its text tries, the job stays within the roles `allowed`; `targets` are roles that it must not become.
+/// Asserts that a job stays within the roles `allowed`, whatever its text tries; `targets` are roles that it must not
+/// become.
 #[track_caller]
 fn assert_confined(session: &mut Session, launcher: &str, allowed: &[&str], targets: &[&str]) {
     for target in targets {
@@ -186,7 +187,7 @@ fn a_role_that_the_session_may_not_set_any_more_is_refused(db: &Db) {
     assert_eq!(error.brief(), ("42501".to_owned(), format!("permission denied to set role \"{group}\"")));
 }
 
-/// Not the login role instead: what the caller must not do, its job must not do either.
+/// The job does not run as the login role instead: what the caller must not do, its job must not do either.
 fn a_role_dropped_while_it_is_set_is_refused(db: &Db) {
     let user = db.role("user", "login");
     let group = format!("{}_group", db.name);

@@ -1,4 +1,4 @@
-//! What may keep a role from logging in keeps it from running jobs.
+//! Roles that may not log in run no jobs, whatever keeps them from it.
 
 use crate::gate::{self, Gate};
 use pg_background_mgr_tests::cluster::is_alive;

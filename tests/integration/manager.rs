@@ -9,20 +9,20 @@ use pg_background_mgr_tests::{literal, wait_until, Cluster, Session, Stop};
 /// The states of a job that has ended.
 pub const ENDED: &str = "('succeeded', 'failed', 'stopped', 'lost')";
 
-/// As a job: counts the jobs of this kind that run in its database at the same time, itself included.
+/// Text of a job that counts the jobs of this kind that run in its database at the same time, itself included.
 pub const COUNTED: &str = "select pg_advisory_xact_lock_shared(815); insert into peak select count(*) from pg_locks \
     where locktype = 'advisory' and objid = 815 and granted \
     and database = (select oid from pg_database where datname = current_database())";
 
-/// Where [`COUNTED`] writes.
+/// SQL text that makes the table to which [`COUNTED`] writes.
 pub const PEAK: &str = "create table peak (n int)";
 
 /// Runs for ever and goes on when it is cancelled.
 pub const STUBBORN: &str = "do $$ begin loop begin perform pg_sleep(600); \
     exception when query_canceled then null; end; end loop; end $$";
 
-/// What is said of jobs that a server which has gone down did not begin, of those that it had begun, and of those that
-/// it may have begun.
+/// Messages of jobs that a server which has gone down did not begin, of those that it had begun, and of those that it
+/// may have begun.
 pub const NEVER_STARTED: &str = "the server went down before the job started";
 pub const RUNNING: &str = "the server went down while the job was running; its outcome is unknown";
 pub const UNKNOWN: &str = "the server went down while the job was running or about to start; its outcome is unknown";
@@ -33,14 +33,14 @@ pub const LOCK_LOG: &str = "begin; alter materialized view background_mgr.log ow
 /// Keeps everybody from writing the log until the transaction is rolled back, and lets them read it.
 pub const FREEZE_LOG: &str = "begin; create index on background_mgr.log (pid)";
 
-/// How many workers there are in the server.
+/// Query for the count of workers in the server.
 pub const WORKERS: &str = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
 
-/// How many of them run a job that sleeps.
+/// Query for the count of workers that run a job that sleeps.
 pub const SLEEPING: &str =
     "select count(*) from pg_stat_activity where backend_type = 'pg_background' and wait_event = 'PgSleep'";
 
-/// How many jobs the server knows of databases that are gone.
+/// Query for the count of jobs that the server knows of databases that are gone.
 pub const OF_THE_GONE: &str =
     "select count(*) from background_mgr.live() where database not in (select oid from pg_database)";
 
@@ -198,7 +198,7 @@ pub fn cell(column: &str) -> String {
     format!("result::jsonb -> 0 ->> '{column}'")
 }
 
-/// How the jobs of the log are spread over the states.
+/// Returns how the jobs of the log are spread over the states.
 #[track_caller]
 pub fn counts(session: &mut Session, condition: &str) -> Vec<String> {
     session.rows(&format!(
@@ -238,7 +238,7 @@ pub fn wait_at_gate(session: &mut Session, count: usize) {
     }
 }
 
-/// One job that has ended, one that waits at the gate, two behind it in the queue.
+/// Brings a batch half way: one job has ended, one waits at the gate, two are behind it in the queue.
 #[track_caller]
 pub fn half_way(session: &mut Session) -> Batch {
     let texts = ["select 1 as a", gate::WAIT, "select 3 as a", "select 4 as a"];
@@ -256,7 +256,7 @@ pub fn set_server(cluster: &Cluster, session: &mut Session, name: &str, value: &
     wait_until("the server's new setting", || session.value(&query) == value);
 }
 
-/// Has what did not succeed run again; gives the jobs.
+/// Runs again what did not succeed; returns the jobs.
 #[track_caller]
 pub fn retry(session: &mut Session, uuid: &str) -> Vec<String> {
     session.rows(&format!("select uuid_child from pg_background_retry('{uuid}') order by 1"))

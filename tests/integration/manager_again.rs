@@ -41,7 +41,7 @@ fn cluster(max_workers: &str) -> (Cluster, Session) {
     (cluster, session)
 }
 
-/// What a follower is told of a batch now, in the order of its jobs.
+/// Returns what a follower is told of a batch now, in the order of its jobs.
 #[track_caller]
 fn now(session: &mut Session, batch: &Batch, columns: &str) -> Vec<String> {
     let parent = &batch.parent;
@@ -353,7 +353,7 @@ fn a_job_that_ends_its_process_twice_ends_no_other() {
     assert_eq!(session.rows("table ran"), ["1"]);
 }
 
-/// One of them would have to wait for the end of the other.
+/// One of the jobs would have to wait for the end of the other.
 fn without_a_queue_jobs_that_would_wait_are_refused() {
     let (_cluster, mut session) = cluster("4");
     session.run("set statement_timeout = '20s'");

@@ -63,7 +63,7 @@ fn use_log(session: &mut Session) {
     assert_eq!(session.value("select pg_background_prune('0')"), "2");
 }
 
-/// Everything that PostgreSQL lets a role do to a relation, with all rights on it and on its schema.
+/// Statements for everything that PostgreSQL lets a role do to a relation, with all rights on it and on its schema.
 const ATTACKS: &[&str] = &[
     "insert into background_mgr.log select * from background_mgr.log",
     "copy background_mgr.log from '/dev/null'",
@@ -210,7 +210,7 @@ fn who_may_maintain_the_log_loses_no_end_of_a_job(db: &Db) {
     use_log_with(&mut admin, 4);
 }
 
-/// As [`use_log`], beside so many rows of others that have ended.
+/// Calls [`use_log`], beside so many rows of others that have ended.
 #[track_caller]
 fn use_log_with(session: &mut Session, others: usize) {
     assert_eq!(session.value("select pg_background_prune('0')"), others.to_string());
@@ -417,7 +417,7 @@ fn a_namesake_of_the_sequence_is_of_no_account(db: &Db) {
     assert_eq!(session.value("select nextval('log_id')"), "100");
 }
 
-/// Of one cluster, as an apply worker of the other sees it: that what was published after a job has come in.
+/// Publishes a row in one cluster after its jobs, and waits until an apply worker has brought it into the other.
 #[track_caller]
 fn follow(source: &mut Session, target: &mut Session, number: usize) {
     source.run(&format!("insert into app values ({number})"));

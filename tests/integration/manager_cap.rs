@@ -1,4 +1,4 @@
-//! How many workers there are at once, what waits in the queue, and from where none may be launched.
+//! Workers at once: how many there are, what waits in the queue, and from where none may be launched.
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, load, set_server, times, wait_at_gate, Batch, COUNTED, PEAK, WORKERS};
@@ -440,7 +440,7 @@ fn wait_following(session: &mut Session, batch: &Batch) -> String {
     pid
 }
 
-/// Its process gets no time to see that what it waited for has ended.
+/// The process of the job gets no time to see that what it waited for has ended.
 fn a_job_that_is_about_to_go_on_keeps_nobody_from_waiting() {
     let cluster = cluster(2, &[]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -458,7 +458,7 @@ fn a_job_that_is_about_to_go_on_keeps_nobody_from_waiting() {
     second.succeed(&mut session);
 }
 
-/// Who was ended while it waited does not wait any more.
+/// A job that was ended while it waited does not wait any more.
 fn a_job_that_was_ended_while_it_followed_is_forgotten() {
     let cluster = cluster(2, &[]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));

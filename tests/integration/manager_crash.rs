@@ -155,7 +155,7 @@ impl Run {
         batches
     }
 
-    /// What the log must say: `because` is for a failure.
+    /// Asserts that the log tells the truth; `because` is for a failure.
     fn assert_true(&self, session: &mut Session, because: &str) {
         for (rule, query) in [
             ("nothing seems to run", "select uuid_child, status from log_background where status in ('queued', 'running')"),

@@ -13,7 +13,7 @@ pub fn cases() -> Vec<Case> {
     vec![private_case!(disorder_leaves_nothing_undone)]
 }
 
-/// This one is dropped and made again.
+/// Database that is dropped and made again.
 const PASSING: &str = "passing";
 const DATABASES: [&str; 3] = ["postgres", "other", PASSING];
 /// The last one is dropped and made again.
@@ -22,20 +22,20 @@ const STEPS: u64 = 150;
 
 type Step = fn(&mut Disorder);
 
-/// One cluster, and who holds what in it.
+/// State of one cluster, and the sessions that hold something in it.
 struct Disorder {
     cluster: Cluster,
     dice: Dice,
     admin: Session,
-    /// Of the log of a database.
+    /// Sessions that lock the log of a database.
     lockers: Vec<(&'static str, Session)>,
     launched: Vec<(&'static str, Batch)>,
-    /// In the middle of these calls.
+    /// Sessions that are in the middle of these calls.
     calling: Vec<(Session, String)>,
     next: u64,
     /// Jobs of an extension that was dropped have names up to this one, by database.
     forgotten: HashMap<&'static str, u64>,
-    /// Nobody is let into [`PASSING`].
+    /// True = nobody is let into [`PASSING`].
     is_closed: bool,
 }
 
@@ -49,7 +49,7 @@ fn prepare(cluster: &Cluster, database: &str) {
     prepare_roles(&mut session);
 }
 
-/// What they need in a database.
+/// Grants what the roles need in a database.
 fn prepare_roles(session: &mut Session) {
     session.run(
         "select pg_background_grant('weak'), pg_background_grant('guest'); grant insert, select on ran to weak, guest; \
@@ -88,7 +88,7 @@ impl Disorder {
         self.dice.pick(&[first, first, second, if self.is_closed { second } else { third }])
     }
 
-    /// Of a role that may not be let in by itself.
+    /// Opens a session of a role that may not be let in by itself.
     fn session(&mut self, database: &str) -> Session {
         let mut session = self.cluster.session(database);
         session.run(&format!("set session authorization {}", self.dice.pick(&ROLES)));
@@ -188,7 +188,7 @@ impl Disorder {
         }
     }
 
-    /// For a while the server cannot fork.
+    /// Keeps the server from forking for a while.
     fn refuse_forks(&mut self) {
         let (database, jobs) = (self.database(), self.jobs());
         let mut session = self.session(database);
@@ -265,7 +265,7 @@ impl Disorder {
         session.ask(sql);
     }
 
-    /// What may be refused, in the state that the server is in.
+    /// Makes a call that may be refused, in the state that the server is in.
     fn try_with_batch(&mut self, call: &str) {
         if self.launched.is_empty() {
             return;

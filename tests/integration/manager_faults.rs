@@ -1,4 +1,4 @@
-//! Somebody dies or is told to stop while there are jobs, and the log tells the truth afterwards.
+//! Processes die or are told to stop while there are jobs, and the log tells the truth afterwards.
 
 use crate::faults::wait_restarted;
 use crate::gate::{self, Gate};
@@ -66,8 +66,8 @@ fn set_scene(cluster: &Cluster) -> Scene {
     Scene { ended, open, gate, launcher: session }
 }
 
-/// At the first look after the next start, by somebody without rights: what ran and what waited is lost, and nothing
-/// else.
+/// Asserts, at the first look after the next start, by somebody without rights, that what ran and what waited is lost,
+/// and nothing else.
 #[track_caller]
 fn assert_lost(cluster: &Cluster, ended: &Batch, open: &Batch, running: &str) {
     let mut weak = cluster.client("postgres").user("weak").connect();
@@ -232,8 +232,8 @@ fn a_job_between_attempts_is_lost_too() {
     assert_eq!(batch.states(&mut session), ["lost"]);
 }
 
-/// Each says which process ran it, since when and in which attempt, so that the server's log leads to the one that did
-/// it.
+/// A lost job says which process ran it, since when and in which attempt, so that the server's log leads to the one
+/// that did it.
 fn a_lost_job_says_which_attempt_was_lost() {
     let cluster = cluster(&[]);
     let (mut session, _gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -326,7 +326,7 @@ fn a_killed_idle_worker_loses_nothing() {
     assert_eq!(session.rows("select a from ran order by a"), ["1", "2"]);
 }
 
-/// Also when the launcher's session does not wait for its own commits.
+/// The row is there also when the launcher's session does not wait for its own commits.
 fn a_launch_answered_before_a_crash_is_in_the_log() {
     let cluster = cluster(&[]);
     for commit in ["on", "off"] {
@@ -352,8 +352,8 @@ fn a_shutdown_does_not_wait_for_stubborn_jobs() {
     assert!(states.iter().all(|state| ["lost", "stopped"].contains(&state.as_str())), "{states:?}");
 }
 
-/// As in a smart shutdown whose last session goes before the job, which looks for signals a few times a second, has
-/// noticed.
+/// A second termination comes as in a smart shutdown whose last session goes before the job, which looks for signals a
+/// few times a second, has noticed.
 fn a_server_that_insists_does_not_outrun_the_first_termination() {
     let cluster = cluster(&[]);
     let mut session = cluster.session("postgres");
@@ -373,7 +373,7 @@ fn a_server_that_insists_does_not_outrun_the_first_termination() {
     assert_nothing_fatal(&cluster, mark);
 }
 
-/// Whether a signal has been sent to a process that has not taken it yet.
+/// Returns whether a signal has been sent to a process that has not taken it yet.
 fn has_pending(pid: i32, signal: Signal) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let sets = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));

@@ -58,7 +58,7 @@ impl Scene {
         wait_until("the end of other workers", || self.cluster.workers().len() == workers.len());
     }
 
-    /// From now on the server cannot fork, and has no workers but these.
+    /// Keeps the server from forking from now on, and leaves no workers but these.
     #[track_caller]
     fn refuse_but(&mut self, workers: &[String]) {
         self.dismiss_but(workers);
@@ -70,13 +70,14 @@ impl Scene {
         self.refuse_but(&[]);
     }
 
-    /// It can again.
+    /// Lets the server fork again.
     #[track_caller]
     fn allow(&mut self) {
         self.cluster.allow_forks(&mut self.watcher);
     }
 
-    /// It can again, the rows of all jobs are in the log, and the next jobs run; nothing is left.
+    /// Lets the server fork again, and asserts that the rows of all jobs are in the log, that the next jobs run, and
+    /// that nothing is left.
     #[track_caller]
     fn end(mut self) {
         self.allow();
@@ -96,7 +97,7 @@ impl Scene {
 }
 
 const INSERT: &str = "insert into ran values (1)";
-/// How a job ended, and why.
+/// SQL expression for how a job ended, and why.
 const END: &str = "concat_ws(' ', status, sqlstate, message)";
 const REFUSED: &str = "failed 53000 could not start background process";
 
@@ -135,7 +136,7 @@ fn a_launch_that_waits_for_its_jobs_sees_them_fail() {
     scene.end();
 }
 
-/// What waits for more workers is done by those that there are.
+/// Jobs that wait for more workers are done by the workers that there are.
 fn workers_of_the_role_that_are_there_go_on() {
     let mut scene = Scene::set(&[]);
     let gate = Gate::close(scene.cluster.session("postgres"));
@@ -263,7 +264,7 @@ fn what_a_dead_worker_leaves_fails() {
     scene.end();
 }
 
-/// Those of the other role end, nobody follows them.
+/// Jobs of the other role end, and nobody follows them.
 fn a_worker_that_cannot_make_room_goes_on() {
     for workers in [1, 2] {
         let mut scene = Scene::set(&[("pg_background_mgr.max_workers", &workers.to_string())]);
@@ -283,7 +284,7 @@ fn a_worker_that_cannot_make_room_goes_on() {
     }
 }
 
-/// Of a launch after it.
+/// An earlier refusal says nothing of a launch after it.
 fn a_refusal_of_before_says_nothing() {
     let mut scene = Scene::set(&[]);
     scene.refuse();

@@ -200,7 +200,7 @@ fn a_launch_cancelled_at_random_is_all_or_nothing(db: &Db) {
     assert_eq!(ran, i64::try_from(batches.len()).expect("a count") * 10);
 }
 
-/// Only a worker of another role is there, which is asked to make room and takes its time.
+/// No worker is there but one of another role, which is asked to make room and takes its time.
 fn a_launcher_terminated_while_it_waits_for_a_place_leaves_nothing() {
     let cluster = cluster(&[("pg_background_mgr.max_workers", "1"), ("pg_background_mgr.worker_idle_timeout", "1h")]);
     let mut session = cluster.session("postgres");

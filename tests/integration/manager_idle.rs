@@ -18,7 +18,7 @@ fn cluster() -> Cluster {
     Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "100ms")])
 }
 
-/// How often a process has gone to sleep since it was started; none = it has gone.
+/// Returns how often a process has gone to sleep since it was started; none = it has gone.
 pub fn sleeps(pid: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
@@ -104,7 +104,7 @@ fn a_worker_that_waits_for_a_delayed_attempt_of_another_role_sleeps() {
     assert_eq!(theirs.states(&mut session), ["queued"]);
 }
 
-/// One that is idle beside workers with long jobs, and cannot go as nobody else would see to what is queued.
+/// A worker is idle beside others with long jobs, and cannot go as nobody else would see to what is queued.
 fn a_worker_that_waits_while_others_work_sleeps() {
     let cluster = cluster();
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));

@@ -266,7 +266,7 @@ fn the_rows_of_the_log_are_there_when_it_returns(db: &Db) {
     drain(&mut session);
 }
 
-/// Nothing was launched by what was refused.
+/// Asserts that nothing was launched by what was refused.
 #[track_caller]
 fn assert_nothing_launched(session: &mut Session) {
     assert_eq!(session.value("select count(*) from log_background"), "0");

@@ -185,7 +185,7 @@ fn a_row_that_does_not_fit_is_left_out(db: &Db) {
     assert_eq!(batch.log(&mut session, 1, "(result::jsonb = '[{\"t\": \"y\"}]') || ' ' || row_count"), "true 3");
 }
 
-/// Also as long as the log cannot be written.
+/// A result says that it was cut also as long as the log cannot be written.
 fn what_is_cut_says_so(db: &Db) {
     let (mut session, mut locker) = (db.session(), db.session());
     session.run("set pg_background_mgr.log_result_limit = '1kB'");
@@ -514,7 +514,7 @@ fn others_prune_their_own_rows(db: &Db) {
     assert_eq!(session.value("select pg_background_prune('0')"), "2");
 }
 
-/// Also while there are always jobs.
+/// Old rows go also while there are always jobs.
 fn old_rows_go_by_themselves() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.log_retention", "1s")]);
     let mut session = cluster.session("postgres");
@@ -544,7 +544,7 @@ fn any_number_of_old_rows_goes_by_itself() {
     assert_some_jobs(&mut session);
 }
 
-/// Each leaves when it has done what there is.
+/// Each worker leaves when it has done what there is.
 fn old_rows_go_although_no_worker_stays() {
     let cluster = Cluster::start_with_extension(&[
         ("pg_background_mgr.worker_idle_timeout", "0"),

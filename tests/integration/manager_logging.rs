@@ -1,4 +1,4 @@
-//! That each job is in the log, whatever it does, also while the log is locked.
+//! Rows of the log: each job has one, whatever it does, also while the log is locked.
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, cell, drain, fill_log, times, wait_at_gate, Batch, LOCK_LOG};
@@ -203,7 +203,7 @@ fn jobs_of_any_isolation_level_are_logged(db: &Db) {
     assert_eq!(session.rows("table ran"), ["serializable"]);
 }
 
-/// Each reads and writes a table of its own: no conflict is possible but over the log.
+/// Each job reads and writes a table of its own: no conflict is possible but over the log.
 fn serializable_jobs_do_not_conflict_over_the_log(db: &Db) {
     let mut session = db.session();
     session.run("set default_transaction_isolation = serializable");
@@ -316,8 +316,8 @@ fn a_locked_log_does_not_hide_states(db: &Db) {
     assert_eq!(batch.finish(&mut session), ["succeeded", "failed"]);
 }
 
-/// Its process gets no time between the end of the job and the lock, and there is no room in the queue for what has
-/// ended.
+/// The process of the call gets no time between the end of the job and the lock, and there is no room in the queue for
+/// what has ended.
 fn a_call_that_has_waited_knows_how_jobs_ended_whoever_has_the_log() {
     let cluster = Cluster::start_with_extension(&[
         ("pg_background_mgr.queue_memory_limit", "64kB"),
@@ -454,7 +454,7 @@ fn a_caller_with_an_old_snapshot_sees_the_truth_by_functions(db: &Db) {
     }
 }
 
-/// Whoever commits waits for a standby that never comes, unless the session has said that it does not want to.
+/// A session that commits waits for a standby that never comes, unless it has said that it does not want to.
 fn the_log_waits_for_no_standby() {
     let cluster = Cluster::start_with_extension(&[]);
     let mut session = cluster.client("postgres").parameter("options", "-c synchronous_commit=local").connect();

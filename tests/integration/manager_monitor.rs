@@ -47,7 +47,7 @@ fn now(session: &mut Session, columns: &str, uuid: &str) -> Vec<String> {
     session.rows(&format!("select {columns} from pg_background_monitor('{uuid}', false, '0')"))
 }
 
-/// Whether a session waits within its statement.
+/// Returns a query for whether a session waits within its statement.
 fn waiting(session: &Session) -> String {
     format!(
         "select count(*) from pg_stat_activity where pid = {} and state = 'active' and wait_event is not null",

@@ -1,4 +1,4 @@
-//! What the log could not be told before the server went down is known all the same.
+//! Outcomes that the log could not be told before the server went down, and that are known all the same.
 
 use crate::gate::{self, Gate};
 use crate::manager::{

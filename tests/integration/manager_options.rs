@@ -176,7 +176,7 @@ fn a_batch_that_stops_lets_running_jobs_go_on(db: &Db) {
     assert_eq!(batch.finish(&mut session), ["succeeded", "failed", "stopped", "stopped"]);
 }
 
-/// As a job that fails until its sequence has come to `times`; attempts that fail leave no other trace.
+/// Returns the text of a job that fails until its sequence has come to `times`; failed attempts leave no other trace.
 fn fails_until(sequence: &str, times: u32) -> String {
     format!(
         "do $$ begin if nextval('{sequence}') < {times} then raise 'not yet: %', currval('{sequence}'); end if; end $$"

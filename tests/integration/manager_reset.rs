@@ -344,7 +344,7 @@ fn the_modes_of_a_transaction_are_reset(db: &Db) {
     }
 }
 
-/// They outlive the transactions of a build that does not block others.
+/// The locks outlive the transactions of a build that does not block others.
 fn locks_of_an_unfinished_index_build_are_released() {
     let cluster = one_worker();
     let (mut session, mut blocker) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -386,11 +386,11 @@ fn temporary_replication_slots_are_dropped(db: &Db) {
     assert_next(&mut session, &first, &count, "0");
 }
 
-/// As much state as one job can leave.
+/// Text of a job that leaves as much state as one can.
 const MESS: &str = "set work_mem = '77MB'; set my.own = 'x'; set search_path = pg_catalog; create temp table mine (a int); \
     prepare p as select 1; select pg_advisory_lock(77); declare c cursor with hold for select 1; set statement_timeout = '1h'";
 
-/// What is left of it.
+/// Query for what is left of it.
 const LEFT: &str = "select concat_ws(' ', current_setting('work_mem'), current_setting('my.own', true), current_setting('search_path'), \
     (select count(*) from pg_class where relname = 'mine'), (select count(*) from pg_prepared_statements), \
     (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid() and objid = 77), \
@@ -519,7 +519,7 @@ fn memory(pid: &str) -> u64 {
     line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
 }
 
-/// What a procedural language keeps of its functions is beyond any reset.
+/// No reset takes back what a procedural language keeps of its functions.
 fn a_worker_that_has_grown_is_replaced() {
     let cluster = one_worker();
     let mut session = cluster.session("postgres");

@@ -236,7 +236,7 @@ fn a_batch_keeps_its_name(db: &Db) {
     batch.succeed(&mut session);
 }
 
-/// Also when the log cannot be written between them.
+/// The options hold also when the log cannot be written between the retries.
 fn the_options_hold_for_every_retry(db: &Db) {
     let (mut session, mut holder) = (db.session(), db.session());
     let options =
@@ -262,7 +262,7 @@ fn the_options_hold_for_every_retry(db: &Db) {
     assert_eq!(session.value(&kept), "t");
 }
 
-/// Of a batch that no worker had come to, and of one that was written to the log.
+/// The server crashes once before a worker has come to the batch, and once after the batch was written to the log.
 fn the_options_survive_crashes() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
     let mut session = cluster.session("postgres");
@@ -409,7 +409,7 @@ fn what_the_log_says_has_failed_is_run_again(db: &Db) {
     assert_eq!(session.rows("select count(*), sum(n) from retried"), ["100|100"]);
 }
 
-/// Each of them asks for the same jobs at the same time.
+/// Each session asks for the same jobs at the same time.
 fn sessions_at_once_run_a_job_again_once(db: &Db) {
     let mut session = db.session();
     session.run("create table wanted (a int); create table ran (a int)");
@@ -444,7 +444,7 @@ fn what_was_stopped_just_now_is_run_again(db: &Db) {
     batch.succeed(&mut session);
 }
 
-/// Nobody may take it for one that needs no retry.
+/// A retry must not take the job for one that needs none.
 fn a_job_whose_end_cannot_be_written_is_run_again_later(db: &Db) {
     let (mut session, mut holder) = (db.session(), db.session());
     holder.run(FREEZE_LOG);

@@ -1,4 +1,4 @@
-//! Whose jobs one sees and runs: row security and grants.
+//! Jobs that one sees and runs, and whose they are: row security and grants.
 
 use crate::gate::{self, Gate};
 use crate::manager::{cell, counts, drain, wait_at_gate, Batch, FREEZE_LOG, LOCK_LOG};
@@ -231,7 +231,7 @@ fn functions_in_a_query_do_not_leak_rows(db: &Db) {
     roles.end();
 }
 
-/// What the manager adds to the interface.
+/// Calls of what the manager adds to the interface.
 const CALLS: [&str; 13] = [
     "pg_background_launch_num('select 1')",
     "pg_background_launch_num(array['select 1'])",
@@ -399,7 +399,7 @@ fn a_retry_does_not_lend_the_login_of_who_asks(db: &Db) {
     assert_eq!(admin.value(&format!("select rolsuper from pg_roles where rolname = '{bob}'")), "f");
 }
 
-/// As `pg_cancel_backend` looks at the role that a process has logged in as.
+/// The role that a process has logged in as decides, as for `pg_cancel_backend`.
 fn jobs_in_a_superusers_login_are_not_stopped_by_others(db: &Db) {
     let (app, operator) = (db.role("app", "login"), db.role("operator", "login"));
     db.session().run(&format!("grant pg_signal_backend to {operator}"));

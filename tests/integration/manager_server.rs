@@ -301,7 +301,7 @@ fn the_extension_is_dropped_and_made_again_at_once() {
     });
 }
 
-/// In one transaction: no worker sees that it was gone, and their rows are.
+/// The extension is made again in one transaction: no worker sees that it was gone, and their rows are.
 fn jobs_outlive_an_extension_that_is_made_again() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
     let (mut session, mut admin) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -391,7 +391,7 @@ fn a_database_dropped_by_force_takes_its_jobs_along() {
     Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
 }
 
-/// As [`with_other`]; the one worker that there may be waits at a gate.
+/// Calls [`with_other`], and holds the one worker that there may be at a gate.
 fn with_other_held_up() -> (Cluster, Session, Gate, Batch) {
     let (cluster, mut admin) = with_other();
     load(&mut admin);

@@ -1,4 +1,4 @@
-//! What is said of jobs while they run and end: nothing runs but what has a worker, and what has ended stays ended.
+//! States of jobs while they run and end: nothing runs but what has a worker, and what has ended stays ended.
 
 use crate::gate::{self, Gate};
 use crate::manager::{stop, times, wait_at_gate, Batch, ENDED};
@@ -40,7 +40,7 @@ fn look(session: &mut Session, query: &str) -> Vec<Seen> {
     seen.collect()
 }
 
-/// What has been seen of jobs so far.
+/// Record of the jobs that have been seen so far.
 #[derive(Default)]
 struct Witness {
     ends: HashMap<String, String>,
@@ -120,7 +120,7 @@ fn only_what_has_a_worker_runs() {
     }
 }
 
-/// Also where a query comes to batches one after the other.
+/// A worker runs one job also where a query comes to batches one after the other.
 fn each_worker_runs_one_job() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "3")]);
     let mut session = cluster.session("postgres");
@@ -145,7 +145,7 @@ fn each_worker_runs_one_job() {
     }
 }
 
-/// What has ended is seen to have ended, with all that came of it, in a transaction that began before.
+/// A transaction that began before sees that what has ended has ended, with all that came of it.
 fn an_old_snapshot_shows_how_jobs_have_ended(db: &Db) {
     let (mut session, mut old, gate) = (db.session(), db.session(), Gate::close(db.session()));
     session.run("create table ran (a int)");

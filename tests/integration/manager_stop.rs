@@ -381,7 +381,7 @@ fn a_stop_does_not_wait_longer_than_it_must(db: &Db) {
     gate.open();
 }
 
-/// It may have ended by itself: a stop need not wait for what it has asked.
+/// The call may have ended by itself: a stop need not wait for what it has asked.
 fn a_waiting_stop_can_be_cancelled(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch(&mut session, &[STUBBORN]);

@@ -15,7 +15,8 @@ pub fn cases() -> Vec<Case> {
 
 const UPDATE: &str = "alter extension pg_background_mgr update";
 
-/// Everything that the catalogs say of the members of the extension; of rights, those that others than the owner have.
+/// Query for everything that the catalogs say of the members of the extension; of rights, those that others than the
+/// owner have.
 const MEMBERS: &str = "
 create function pg_temp.rights(rights aclitem[], kind \"char\", owner oid) returns jsonb language sql as $$
     select jsonb_agg(a.*) from aclexplode(coalesce(rights, acldefault(kind, owner))) a where a.grantee <> owner $$;
@@ -52,7 +53,7 @@ select m.name, obj_description(m.objid, m.classid::regclass::name),
      where i.classoid = m.classid and i.objoid = m.objid and a.grantee <> 10)
 from members m order by 1";
 
-/// Everything to everybody: what the extension makes takes it back.
+/// Statements that grant everything to everybody by default; what the extension makes takes it back.
 const GRANTS: &str = "alter default privileges grant all on tables to somebody, public; \
      alter default privileges grant all on sequences to somebody; \
      alter default privileges grant all on functions to somebody; \
@@ -163,7 +164,7 @@ fn an_update_that_would_lose_something_is_refused() {
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
 }
 
-/// Whoever made 0.1.0 may be no superuser any more, and still own what the update reads.
+/// The role that made 0.1.0 may be no superuser any more, and still own what the update reads.
 fn an_update_runs_no_code_of_a_former_owner() {
     let cluster = Cluster::start_new(&[]);
     let mut admin = cluster.session("postgres");

@@ -248,7 +248,7 @@ fn jobs_of_other_databases_are_in_the_view() {
     assert_eq!(there.rows("select count(*) from pg_background_jobs"), ["2"]);
 }
 
-/// With 20,000 queued jobs around: nothing is quadratic, and who asks for one small batch does not pay for the others.
+/// Nothing is quadratic with 20,000 queued jobs around, and who asks for one small batch does not pay for the others.
 fn a_look_costs_what_it_shows() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "2")]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -287,7 +287,7 @@ fn a_look_costs_what_it_shows() {
     gate.open();
 }
 
-/// Of jobs that run one after the other, no look sees one that has begun behind one that has not.
+/// No look at jobs that run one after the other sees one that has begun behind one that has not.
 fn a_query_sees_a_batch_at_one_moment(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let mut texts = vec![gate::WAIT];

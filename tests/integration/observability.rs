@@ -1,4 +1,4 @@
-//! What administrators see: activity, logs, statistics.
+//! Activity, logs and statistics that administrators see.
 
 use pg_background_mgr_tests::cluster::is_alive;
 use pg_background_mgr_tests::log::LogLine;

@@ -20,7 +20,7 @@ pub fn cases() -> Vec<Case> {
 const SEED: &str = "PGBM_ODD_ARGUMENTS_SEED";
 const STEPS: &str = "PGBM_ODD_ARGUMENTS_STEPS";
 
-/// Of each statement. Only a wait may last as long.
+/// Time limit of each statement. Only a wait may last as long.
 const TIMEOUT_MS: u64 = 2000;
 
 const TEXTS: &[&str] = &[
@@ -151,9 +151,9 @@ const LONG_INTEGERS: &[&str] = &["null", "0", "1", "-1", "9223372036854775807", 
 const OIDS: &[&str] = &["null", "0", "1", "4294967295", "1259", "(select oid from pg_database limit 1)"];
 const TIMES: &[&str] = &["null", "now()", "'infinity'", "'-infinity'", "'294276-12-31'", "'4714-11-24 BC'"];
 
-/// What sessions know of each other's jobs.
+/// Knowledge that sessions have of each other's jobs.
 struct Jobs {
-    /// Of every role.
+    /// Identifiers of the jobs of every role.
     uuids: Vec<String>,
 }
 
@@ -275,7 +275,7 @@ impl<'a> User<'a> {
         (query, Some(function))
     }
 
-    /// As a statement, or as several that need what comes before.
+    /// Returns a call as a statement, or as several that need what comes before.
     fn statement(&mut self) -> String {
         let (query, function) = self.query();
         let is_call = query.starts_with("call");
@@ -436,7 +436,7 @@ fn assert_at_rest(cluster: &Cluster, segments: usize) {
     assert!(cluster.segments().len() <= segments + 4, "{segments} segments before, now {:?}", cluster.segments());
 }
 
-/// Neither a process that died nor an internal error.
+/// Asserts that neither a process died nor an internal error was logged.
 #[track_caller]
 fn assert_quiet(cluster: &Cluster, mark: LogMark) {
     let is_bad = |line: &pg_background_mgr_tests::log::LogLine| {

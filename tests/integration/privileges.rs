@@ -1,4 +1,4 @@
-//! Who may use the extension.
+//! Rights to use the extension.
 
 use pg_background_mgr_tests::{case, literal, wait_until, Case, Db, Session};
 
@@ -23,7 +23,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// Everything in the extension, with its catalog.
+/// FROM clause for everything in the extension, with its catalog.
 pub const MEMBERS: &str =
     "pg_depend d join pg_extension e on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid \
     and d.deptype = 'e' and e.extname = 'pg_background_mgr'";
@@ -36,7 +36,7 @@ fn interface() -> String {
     )
 }
 
-/// How many functions of the interface a role may call, of how many.
+/// Returns how many functions of the interface a role may call, of how many.
 fn callable(session: &mut Session, role: &str) -> (i64, i64) {
     let query = format!(
         "select count(*) filter (where has_function_privilege({}, oid, 'execute')) from ({}) i",

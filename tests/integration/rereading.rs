@@ -1,4 +1,4 @@
-//! What interrupts the reading of a result leaves the result to be read again, whole.
+//! Results whose reading is interrupted: each is left to be read again, whole.
 
 use pg_background_mgr_tests::cluster::is_alive;
 use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session};
@@ -155,7 +155,7 @@ fn a_column_list_that_changes_between_reads_works() {
     assert_no_temporary_files(&cluster);
 }
 
-/// Each of these takes longer than it may.
+/// Asserts that each of these reads takes longer than it may.
 #[track_caller]
 fn assert_no_time_for(reader: &mut Session, reads: &[String]) {
     reader.run("set statement_timeout = '20ms'");

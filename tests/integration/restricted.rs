@@ -1,4 +1,4 @@
-//! From where no job may be launched.
+//! Places from which no job may be launched.
 
 use pg_background_mgr_tests::lab::{forced_parallel, lab};
 use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
@@ -84,7 +84,7 @@ fn materialized_views_do_not_launch(db: &Db) {
     assert_refused(&mut session, &commands);
 }
 
-/// Those of the session are its user's, not the table owner's.
+/// The results of the session are its user's, not the table owner's.
 fn results_are_not_read_in_a_restricted_operation(db: &Db) {
     let (_, mut session) = set_trap(db);
     let pid = session.launch("select 'secret'");
@@ -146,7 +146,7 @@ fn a_walsender_does_not_launch(db: &Db) {
     assert_eq!(error.brief(), ("42501".to_owned(), "cannot launch a background job from a walsender".to_owned()));
 }
 
-/// From 16 on changes are applied as the owner of the table, which must not launch.
+/// Changes are applied from 16 on as the owner of the table, which must not launch.
 fn a_subscription_launches_as_its_owner_only() {
     let publisher = Cluster::start_new(&[("wal_level", "logical")]);
     let subscriber = Cluster::start_with_extension(&[]);

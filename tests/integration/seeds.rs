@@ -1,4 +1,4 @@
-//! How people use the classic interface: what articles, courses and notes about it show, each as a test.
+//! Uses of the classic interface that articles, courses and notes about it show, each as a test.
 
 use crate::gate::{self, Gate};
 use crate::stage::settle;
@@ -486,7 +486,7 @@ fn the_number_of_processes_needs_a_restart(db: &Db) {
     assert_eq!(session.result_error(pid).brief(), error.brief());
 }
 
-/// How dblink reaches the database that it is in.
+/// Returns the connection string by which dblink reaches the database that it is in.
 fn own_connection(session: &mut Session) -> String {
     session.value("select format('host=%s dbname=%s user=postgres', current_setting('unix_socket_directories'), current_database())")
 }

@@ -40,7 +40,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// What the user has made up needs none, and loading them takes time.
+/// Settings that the user has made up need no library, and loading one takes time.
 fn libraries_are_loaded_for_their_settings_only(db: &Db) {
     let mut session = db.session();
     session.run("load 'pg_trgm'; set my.own = 'mine'; set pg_background_mgr.log_result_limit = '1MB'");

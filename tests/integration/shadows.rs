@@ -1,4 +1,4 @@
-//! That nothing which others create is taken for what the extension's own SQL means.
+//! Objects of others: none is taken for what the extension's own SQL means.
 
 use crate::gate::{self, Gate};
 use crate::manager::{crash, wait_at_gate, Batch, LOCK_LOG};
@@ -18,8 +18,8 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// In schema `evil`: whatever the extension's own SQL could name by mistake. Each raises an error as soon as it is
-/// used.
+/// SQL text that makes, in schema `evil`, whatever the extension's own SQL could name by mistake. Each raises an error
+/// as soon as it is used.
 const EVIL: &str = "
 create schema evil;
 grant all on schema evil to public;
@@ -114,7 +114,7 @@ fn temporary_objects_have_no_effect(db: &Db) {
     assert_unimpressed(db, &mut session);
 }
 
-/// What a worker looks up before it runs the text of a job: the limits of the role and of the database.
+/// A worker looks up the limits of the role and of the database before it runs the text of a job.
 fn objects_first_in_a_jobs_search_path_have_no_effect(db: &Db) {
     let role = db.role("role", "login connection limit 2");
     let mut admin = db.session();
@@ -218,7 +218,7 @@ fn rivals(schema: &str) -> String {
         .concat()
 }
 
-/// What the table has, once nothing of a batch is queued there any more.
+/// Returns the states that the table has, once nothing of a batch is queued there any more.
 fn written(session: &mut Session, parent: &str) -> Vec<String> {
     let query = format!(
         "select status from background_mgr.log where uuid_parent OPERATOR(pg_catalog.=) '{parent}' order by uuid_child"
@@ -230,7 +230,7 @@ fn written(session: &mut Session, parent: &str) -> Vec<String> {
     session.rows(&query)
 }
 
-/// Whoever may create functions in the schema of the extension, which everybody could in `public` before 15.
+/// Others may have the right to create functions in the schema of the extension: before 15 all had it in `public`.
 fn namesakes_of_the_extensions_functions_are_not_called() {
     let cluster = Cluster::start_with_extension(&[]);
     let mut session = cluster.session("postgres");

@@ -23,7 +23,7 @@ struct Busy {
     _sessions: Vec<Session>,
 }
 
-/// None of the jobs waits for another session: that could let it go on when it ends first.
+/// Launches jobs of which none waits for another session: that could let it go on when it ends first.
 fn keep_busy(cluster: &Cluster) -> Busy {
     prepare(cluster);
     let rows = "select i from generate_series(1, 200000) i";

@@ -6,20 +6,20 @@ use pg_background_mgr_tests::log::LogMark;
 use pg_background_mgr_tests::{literal, wait_for, wait_until, Cluster, Session, Signal};
 use std::fs;
 
-/// Where a job is when something happens.
+/// Point that a job has reached when something happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 pub enum Stage {
     /// The launcher waits for the postmaster to start the worker.
     Registered,
     /// The worker is there; the launcher has not yet told it to begin.
     Attached,
-    /// It runs; the launcher does something else.
+    /// The job runs; the launcher does something else.
     Running,
-    /// It runs; the launcher waits for it.
+    /// The job runs; the launcher waits for it.
     Awaited,
-    /// It has given half of its rows, which the launcher has read.
+    /// The job has given half of its rows, which the launcher has read.
     Sending,
-    /// It has committed; its rows are unread.
+    /// The job has committed; its rows are unread.
     Ended,
 }
 
@@ -116,7 +116,7 @@ pub fn assert_nothing_fatal(cluster: &Cluster, mark: LogMark) {
     assert!(logged.iter().all(|line| line.kind != "FATAL"), "{logged:?}");
 }
 
-/// How many jobs have committed since the last call, once all have ended.
+/// Returns how many jobs have committed since the last call, once all have ended.
 #[track_caller]
 pub fn committed(cluster: &Cluster) -> i64 {
     let mut session = cluster.session("postgres");
@@ -254,7 +254,7 @@ impl Scene {
         Rest { gate: self.gate, paused: self.paused, _watcher: self.watcher }
     }
 
-    /// Is the launcher in a statement whose answer has not been read?
+    /// Returns whether the launcher is in a statement whose answer has not been read.
     pub fn is_launcher_busy(&self) -> bool {
         matches!(self.stage, Stage::Registered | Stage::Attached | Stage::Awaited | Stage::Sending)
     }
@@ -288,7 +288,7 @@ impl Scene {
     }
 }
 
-/// What is left of a scene without its launcher.
+/// Parts of a scene that are left without its launcher.
 pub struct Rest {
     gate: Option<Gate>,
     paused: Option<Paused>,

@@ -52,7 +52,7 @@ fn jobs_write_after_promotion() {
     standby.wait_no_workers();
 }
 
-/// Whatever the log of the primary says: what a standby does not know it does not answer.
+/// A standby does not answer for jobs that it does not know, whatever the log of the primary says.
 fn jobs_of_the_primary_are_not_stopped_on_a_standby() {
     let (primary, standby) = pair();
     let mut session = primary.session("postgres");

@@ -286,7 +286,7 @@ fn a_type_made_in_a_temp_schema_reads_as_text(db: &Db) {
     assert_eq!(session.job(text, "r text, a int"), ["(5,x)|5"]);
 }
 
-/// It goes with the session of the job, before anybody can read the result.
+/// The type goes with the session of the job, before anybody can read the result.
 fn values_of_temporary_types_are_read_as_text(db: &Db) {
     let mut session = db.session();
     for (create, value, text) in [

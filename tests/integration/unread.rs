@@ -73,7 +73,7 @@ fn a_million_rows_unread_hold_no_lock_and_no_snapshot(db: &Db) {
     });
 }
 
-/// What a session has until it ends a job has until it ends, whoever reads it and when.
+/// A job has until it ends what a session has until it ends, whoever reads it and when.
 fn a_million_rows_unread_hold_nothing_of_the_session(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -250,7 +250,7 @@ fn a_converting_read_cancelled_in_the_middle_is_started_again(db: &Db) {
     assert_eq!(count(&mut session, pid), WHOLE);
 }
 
-/// As a pooler does before another client gets the session.
+/// A pooler runs DISCARD ALL before another client gets the session.
 fn discard_all_gives_unread_results_up(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");

@@ -37,7 +37,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// What came of a job, as its launcher sees it.
+/// Rows, error and notices of a job, as its launcher sees them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     pub rows: Vec<String>,
@@ -45,7 +45,7 @@ pub struct Outcome {
     pub notices: Vec<BTreeMap<char, String>>,
 }
 
-/// All fields but the places in the server's source.
+/// Returns all fields but the places in the server's source.
 fn fields(error: &ServerError) -> BTreeMap<char, String> {
     let named = error.fields.keys().filter(|letter| !"FLR".contains(**letter));
     named.filter_map(|letter| Some((*letter, error.field(*letter)?))).collect()
@@ -304,7 +304,7 @@ fn a_worker_of_the_queue_serves_sessions(db: &Db) {
     }
 }
 
-/// Who a process logged in as must never change.
+/// Query for who a process logged in as, which must never change.
 const WHO: &str = "select session_user || ' ' || current_user || ' ' || current_setting('is_superuser')";
 
 fn no_job_gets_a_worker_of_another_login(db: &Db) {
@@ -571,7 +571,7 @@ fn nothing_stays_where_the_cap_is_zero() {
     cluster.assert_sound(&before);
 }
 
-/// Whoever of the two was told first.
+/// The two may be told of a new configuration in either order.
 fn a_worker_has_the_configuration_that_its_launcher_has() {
     let cluster = Cluster::start_with_extension(&[]);
     let mut session = cluster.session("postgres");

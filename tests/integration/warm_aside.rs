@@ -31,7 +31,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// By themselves, though nobody has a job for them and none would be theirs.
+/// The workers leave by themselves, though nobody has a job for them and none would be theirs.
 fn workers_leave_when_their_role_or_the_extension_changes() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let mut admin = cluster.session("postgres");
@@ -224,7 +224,7 @@ fn a_role_that_is_no_superuser_any_more_has_no_such_job(db: &Db) {
     admin.run(&format!("drop table secret; drop role {role}_group, {role}"));
 }
 
-/// What a new session has of a setting is what a job has at once.
+/// Asserts that a job has at once what a new session has of a setting.
 #[track_caller]
 fn assert_has(session: &mut Session, expected: &str) {
     let shown = "select concat_ws(' ', current_setting('my.own', true), current_setting('work_mem'))";

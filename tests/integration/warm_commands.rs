@@ -138,7 +138,7 @@ fn an_index_that_cannot_be_built_is_left_as_by_a_client(db: &Db) {
     assert_eq!(session.rows(index), ["i|t|t|t"]);
 }
 
-/// How many workers a plan that was explained wanted, and got.
+/// Returns how many workers a plan that was explained wanted, and got.
 fn workers(outcome: &Outcome) -> Vec<&str> {
     let told = outcome.rows.iter().filter_map(|line| line.split_once("Workers "));
     told.map(|(_, rest)| rest.trim_end_matches(['"', ')'])).collect()

@@ -1,4 +1,4 @@
-//! What a job leaves that no reset takes back: connections to other servers, an origin, a backup.
+//! Connections to other servers, an origin, a backup: no reset takes back what a job leaves of these.
 
 use crate::manager::{drain, Batch};
 use crate::warm::{rest, run, warm};
@@ -94,7 +94,7 @@ fn a_connection_ends_also_where_the_library_is_preloaded() {
     cluster.wait_no_workers();
 }
 
-/// One that a session gives as soon as it has the result of the one before.
+/// The session gives its next job as soon as it has the result of the one before.
 fn the_next_job_is_not_refused(db: &Db) {
     let mut session = db.session();
     let text = connecting(&mut session).replace("; select dblink_exec('c', 'lock table held')", "");

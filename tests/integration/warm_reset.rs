@@ -96,7 +96,7 @@ const SHOWN: &str = "load 'plpgsql';
     union all select 'rows', count(*)::text, '' from t
     order by 1, 2, 3";
 
-/// What a job may use or see: after each that leaves something.
+/// Texts for what a job may use or see: after each that leaves something.
 const WORKS: &[&str] = &[
     "select count(*), current_schema() from t",
     "select a from mine",
@@ -372,7 +372,7 @@ fn advisory_locks_are_free_for_others(db: &Db) {
     }
 }
 
-/// Whose definition does not fit into its row of the catalog.
+/// The definition of the function does not fit into its row of the catalog.
 fn a_long_temporary_function_is_gone(db: &Db) {
     let mut session = db.session();
     warm(&mut session);
@@ -423,7 +423,7 @@ fn each_level_of_notices_is_the_sessions(db: &Db) {
     }
 }
 
-/// Those that the text raises: at low levels the server has messages of its own.
+/// Returns the notices that the text raises: at low levels the server has messages of its own.
 fn own(texts: Vec<String>) -> Vec<String> {
     texts.into_iter().filter(|text| text.split_once(": ").is_some_and(|(_, message)| message.len() == 1)).collect()
 }

@@ -56,7 +56,7 @@ impl Db {
         self.cluster.log_mark()
     }
 
-    /// What the process `pid` logged after `mark`.
+    /// Returns what the process `pid` logged after `mark`.
     pub fn log_of(&self, mark: LogMark, pid: i32) -> Vec<LogLine> {
         self.cluster.log_since(mark).into_iter().filter(|line| line.pid == pid).collect()
     }
@@ -82,9 +82,9 @@ impl Db {
 
 #[derive(Debug, Clone, Copy)]
 enum Body {
-    /// In a database of the shared cluster.
+    /// Case in a database of the shared cluster.
     Shared(fn(&Db)),
-    /// With clusters of its own.
+    /// Case with clusters of its own.
     Private(fn()),
 }
 
@@ -129,25 +129,25 @@ impl Case {
         Case { name: format!("{module}::{name}"), body, since: 0, ends_only: false, library: None, alone: false }
     }
 
-    /// Only on this version of the server and newer ones.
+    /// Limits the case to this version of the server and newer ones.
     pub fn since(mut self, version: u32) -> Self {
         self.since = version;
         self
     }
 
-    /// Only on the oldest and the newest version: it takes long, and what it looks at is not the server's.
+    /// Limits the case to the oldest and the newest version: it takes long, and what it looks at is not the server's.
     pub fn oldest_and_newest(mut self) -> Self {
         self.ends_only = true;
         self
     }
 
-    /// Only where the installation has this library.
+    /// Limits the case to installations that have this library.
     pub fn needs_library(mut self, name: &'static str) -> Self {
         self.library = Some(name);
         self
     }
 
-    /// While no other case runs.
+    /// Makes the case run while no other one does.
     pub fn alone(mut self) -> Self {
         self.alone = true;
         self
@@ -182,7 +182,7 @@ impl Case {
     }
 }
 
-/// How long each case took that has passed.
+/// Times of the cases that have passed.
 static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
 
 /// Prints the slowest of many cases: the whole run has a limit.

@@ -32,7 +32,7 @@ timezone = 'UTC'
 log_timezone = 'UTC'
 ";
 
-/// How to stop a server.
+/// Ways to stop a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
     /// Waits for the clients to leave.
@@ -56,11 +56,11 @@ impl Stop {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     pub pid: i32,
-    /// As `ps` shows it.
+    /// Title as `ps` shows it.
     pub title: String,
 }
 
-/// What [`Cluster::assert_sound`] compares with.
+/// State that [`Cluster::assert_sound`] compares with.
 #[derive(Debug, Clone)]
 pub struct Baseline {
     segments: usize,
@@ -72,7 +72,7 @@ pub struct Cluster {
     place: PathBuf,
     /// The server program; a relative path is one in the installation that is tested.
     program: PathBuf,
-    /// How much dynamic shared memory there is for it, in kilobytes.
+    /// Dynamic shared memory that there is for it, in kilobytes.
     shared_memory: Option<u32>,
     server: Mutex<Option<Child>>,
 }
@@ -164,7 +164,7 @@ impl Cluster {
         standby
     }
 
-    /// From its next start on, the server has so many kilobytes of dynamic shared memory. False = the tests cannot do
+    /// Gives the server so many kilobytes of dynamic shared memory from its next start on. False = the tests cannot do
     /// that: they do not run as root.
     #[must_use]
     pub fn limit_shared_memory(&mut self, kilobytes: u32) -> bool {
@@ -195,7 +195,7 @@ impl Cluster {
         self.place.join(".s.PGSQL.5432")
     }
 
-    /// From its next start on the server is that of another installation.
+    /// Makes the server that of another installation from its next start on.
     pub fn run_from(&mut self, installation: &Installation) {
         self.program = installation.bin().join("postgres");
     }
@@ -267,13 +267,13 @@ impl Cluster {
         signal_process(self.postmaster(), signal);
     }
 
-    /// From now on the server cannot fork; for a session that may run programs.
+    /// Keeps the server from forking from now on, by a session that may run programs.
     #[track_caller]
     pub fn refuse_forks(&self, session: &mut Session) {
         self.limit_processes(session, "1");
     }
 
-    /// It can again.
+    /// Lets the server fork again.
     #[track_caller]
     pub fn allow_forks(&self, session: &mut Session) {
         self.limit_processes(session, "$(prlimit --pid $PPID --nproc --noheadings --output HARD | tr -d [:blank:])");
@@ -318,7 +318,7 @@ impl Cluster {
     /// Runs statements, a line each, in single-user mode, while the server is stopped; returns everything that it says.
     ///
     /// # Panics
-    /// When it does not end by itself; then it is killed.
+    /// Panics when it does not end by itself; then it is killed.
     #[track_caller]
     pub fn single_user(&self, database: &str, statements: &str) -> String {
         let mut command = lab().command(&self.program);
@@ -382,7 +382,7 @@ impl Cluster {
         fs::read_dir("/proc").expect("/proc").flatten().filter_map(of_cluster).collect()
     }
 
-    /// How to connect to a database; `connect` does.
+    /// Returns a client for a database; its `connect` connects.
     pub fn client(&self, database: &str) -> Client {
         Client::new(&self.socket(), database)
     }
@@ -405,7 +405,7 @@ impl Cluster {
         LogMark(fs::metadata(self.log_path()).map(|file| file.len()).unwrap_or(0))
     }
 
-    /// What was logged after `mark`.
+    /// Returns what was logged after `mark`.
     pub fn log_since(&self, mark: LogMark) -> Vec<LogLine> {
         let log = fs::read(self.log_path()).expect("the server's log");
         let start = usize::try_from(mark.0).expect("a log that fits in memory").min(log.len());
@@ -427,7 +427,7 @@ impl Cluster {
         fs::read_dir(self.data().join("pg_dynshmem")).into_iter().flatten().flatten().filter_map(name).collect()
     }
 
-    /// What is there in quiet times. A first job makes what the extension keeps for good.
+    /// Returns what is there in quiet times. A first job makes what the extension keeps for good.
     #[track_caller]
     pub fn baseline(&self) -> Baseline {
         let mut session = self.session("postgres");
@@ -560,7 +560,7 @@ pub fn try_signal(pid: i32, signal: Signal) -> Result<(), Errno> {
     kill(Pid::from_raw(pid), signal)
 }
 
-/// Whether a process exists that has not ended.
+/// Returns whether a process exists that has not ended.
 pub fn is_alive(pid: i32) -> bool {
     let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name in parentheses may have spaces and parentheses itself.

@@ -22,7 +22,7 @@ impl Drop for Installation {
 }
 
 impl Installation {
-    /// That of the server that the session is connected to.
+    /// Returns a copy of the installation of the server that the session is connected to.
     #[track_caller]
     pub fn beside(session: &mut Session) -> Self {
         let mut directory =

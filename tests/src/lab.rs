@@ -41,7 +41,7 @@ for pid in $(servers); do kill -KILL "$pid" 2> /dev/null; done
 rm -rf "$root"
 "#;
 
-/// What all clusters of a run share.
+/// State that all clusters of a run share.
 #[derive(Debug)]
 pub struct Lab {
     root: PathBuf,
@@ -164,8 +164,8 @@ impl Lab {
         command
     }
 
-    /// As [`command`](Self::command); `directory` is a file system of so many kilobytes for it, which nobody else
-    /// sees. None = only root can make one.
+    /// Returns a command as [`command`](Self::command) does; `directory` is a file system of so many kilobytes for it,
+    /// which nobody else sees. None = only root can make one.
     pub(crate) fn command_with_file_system(&self, program: &Path, directory: &Path, kilobytes: u32) -> Option<Command> {
         const SCRIPT: &str = "mount -t tmpfs -o size=$1k,uid=$2,gid=$3,mode=700 tmpfs \"$4\" || exit; \
                               user=$2 group=$3; shift 4; exec setpriv --reuid $user --regid $group --clear-groups \"$@\"";
@@ -183,7 +183,7 @@ impl Lab {
     /// Runs `command`; its output.
     ///
     /// # Panics
-    /// When it fails.
+    /// Panics when it fails.
     pub fn must_run(&self, command: &mut Command) -> String {
         let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
         let told = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -245,7 +245,7 @@ impl Lab {
         path
     }
 
-    /// Whether the installation has a loadable library of this name.
+    /// Returns whether the installation has a loadable library of this name.
     pub fn has_library(&self, name: &str) -> bool {
         let file = format!("{name}.so");
         let mut open = vec![self.bin.join("../lib")];

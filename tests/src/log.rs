@@ -15,7 +15,7 @@ pub struct LogLine {
     pub text: String,
 }
 
-/// What [`parse`] reads.
+/// Prefix of log lines that [`parse`] reads.
 pub(crate) const LINE_PREFIX: &str = "<%p %e %m> ";
 
 pub(crate) fn parse(log: &str) -> Vec<LogLine> {

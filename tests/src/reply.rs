@@ -1,9 +1,9 @@
-//! What a server answered, whole: every result set, command tag, COPY line and error field.
+//! Answers of a server, whole: every result set, command tag, COPY line and error field.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// How [`Statement::text_rows`] shows a null.
+/// Text by which [`Statement::text_rows`] shows a null.
 pub const NULL: &str = "∅";
 
 /// The answer to one simple query message.
@@ -35,7 +35,7 @@ pub struct Statement {
     pub rows: Vec<Vec<Option<Vec<u8>>>>,
     /// None when an error came first, and for an empty query.
     pub tag: Option<String>,
-    /// What COPY TO STDOUT gave.
+    /// Output of COPY TO STDOUT.
     pub copied: Vec<u8>,
 }
 
@@ -43,7 +43,7 @@ impl Statement {
     /// Rows in the form `a|b|∅`.
     ///
     /// # Panics
-    /// When a value is not UTF-8: a test of encodings reads `rows`.
+    /// Panics when a value is not UTF-8: a test of encodings reads `rows`.
     pub fn text_rows(&self) -> Vec<String> {
         let cell = |cell: &Option<Vec<u8>>| match cell {
             Some(bytes) => String::from_utf8(bytes.clone()).expect("a value in UTF-8"),
@@ -75,7 +75,7 @@ impl ServerError {
         self.field(letter).unwrap_or_default()
     }
 
-    /// Not translated: ERROR, FATAL, NOTICE, ...
+    /// Returns the severity, not translated: ERROR, FATAL, NOTICE, ...
     pub fn severity(&self) -> String {
         self.text('V')
     }

@@ -18,7 +18,7 @@ pub fn literal(text: &str) -> String {
     format!("{prefix}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
-/// How to connect: made by [`crate::Cluster::client`], changed by the methods, used by `connect`.
+/// Way to connect: made by [`crate::Cluster::client`], changed by the methods, used by `connect`.
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
@@ -42,7 +42,7 @@ impl Client {
         self.parameter("application_name", name)
     }
 
-    /// Any parameter of the startup message: settings, or `options`.
+    /// Sets any parameter of the startup message: settings, or `options`.
     pub fn parameter(mut self, name: &str, value: &str) -> Self {
         self.parameters.retain(|(known, _)| known != name);
         self.parameters.push((name.to_owned(), value.to_owned()));
@@ -52,7 +52,7 @@ impl Client {
     /// Connects.
     ///
     /// # Panics
-    /// When the server refuses.
+    /// Panics when the server refuses.
     #[track_caller]
     pub fn connect(&self) -> Session {
         match self.try_connect() {
@@ -128,7 +128,7 @@ pub struct Session {
     socket: PathBuf,
     stream: UnixStream,
     received: Vec<u8>,
-    /// How much of `received` has been taken.
+    /// Count of bytes of `received` that have been taken.
     taken: usize,
     key: [u8; 8],
     notices: Vec<ServerError>,
@@ -192,7 +192,7 @@ impl Session {
     /// Waits for the answer to what was sent.
     ///
     /// # Panics
-    /// When it does not come within the usual patience.
+    /// Panics when it does not come within the usual patience.
     #[track_caller]
     pub fn finish(&mut self, sent: &str) -> Reply {
         self.finish_within(PATIENCE, sent)
@@ -231,7 +231,7 @@ impl Session {
         value.parse().unwrap_or_else(|_| panic!("not a number: {value}, from: {sql}"))
     }
 
-    /// Whether the one value is true.
+    /// Returns whether the one value is true.
     #[track_caller]
     pub fn holds(&mut self, sql: &str) -> bool {
         match self.value(sql).as_str() {
@@ -264,7 +264,7 @@ impl Session {
     /// Waits until a notice has arrived, also in the middle of an answer that [`Session::finish`] then goes on reading.
     ///
     /// # Panics
-    /// When none does within the usual patience, or when the answer ends before.
+    /// Panics when none does within the usual patience, or when the answer ends before.
     #[track_caller]
     pub fn next_notice(&mut self) -> ServerError {
         let deadline = Instant::now() + PATIENCE;
@@ -282,7 +282,7 @@ impl Session {
     /// Waits until a NOTIFY has arrived.
     ///
     /// # Panics
-    /// When none does within the usual patience.
+    /// Panics when none does within the usual patience.
     #[track_caller]
     pub fn notification(&mut self) -> Notification {
         let deadline = Instant::now() + PATIENCE;
@@ -335,7 +335,7 @@ impl Session {
         wait_until("a process that sleeps", || self.rows(&query) == ["PgSleep"]);
     }
 
-    /// Whether the server has ended this session; looks without waiting for more than what has arrived.
+    /// Returns whether the server has ended this session; looks without waiting for more than what has arrived.
     pub fn is_closed(&mut self) -> bool {
         while !self.closed {
             match self.receive(Instant::now() + Duration::from_millis(1)) {

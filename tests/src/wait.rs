@@ -3,13 +3,13 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// How long anything may take before a test fails. Generous: it is reached only by what is broken.
+/// Time that anything may take before a test fails. Generous: it is reached only by what is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds.
 ///
 /// # Panics
-/// When it does not within [`PATIENCE`].
+/// Panics when it does not within [`PATIENCE`].
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(what, || condition().then_some(()))
@@ -18,7 +18,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 /// Waits until `probe` gives something.
 ///
 /// # Panics
-/// When it does not within [`PATIENCE`].
+/// Panics when it does not within [`PATIENCE`].
 #[track_caller]
 pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     match poll(PATIENCE, &mut probe) {
