@@ -21,7 +21,8 @@ prop_compose! {
     fn report()(level in any::<i32>(), sqlstate in any::<i32>(), message in bytes(), detail in optional_bytes(),
                 hint in optional_bytes(), context in optional_bytes(), constraint in optional_bytes(),
                 position in any::<i32>(), internal_query in optional_bytes()) -> Report {
-        Report { level, sqlstate, message, detail, hint, context, constraint, position, internal_query, ..Report::default() }
+        let rest = Report::default();
+        Report { level, sqlstate, message, detail, hint, context, constraint, position, internal_query, ..rest }
     }
 }
 
@@ -59,7 +60,8 @@ proptest! {
             written.resize(aligned(written.len()), 0);
             expected.push(tuple);
         }
-        let read: Result<Vec<_>, _> = RowsIter::new(split(&written).unwrap().1).map(|row| row.map(<[u8]>::to_vec)).collect();
+        let iter = RowsIter::new(split(&written).unwrap().1);
+        let read: Result<Vec<_>, _> = iter.map(|row| row.map(<[u8]>::to_vec)).collect();
         prop_assert_eq!(read, Ok(expected));
     }
 

@@ -229,7 +229,8 @@ fn a_process_that_could_not_be_started_is_replaced() {
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
     session.run("create table ran (a int); create table enough ()");
     let jobs = "do $$ begin while not exists (select from enough) loop \
-                begin perform from pg_background_result(pg_background_launch('insert into ran values (1)')) as (a text); \
+                begin perform from pg_background_result(pg_background_launch('insert into ran values (1)')) \
+                as (a text); \
                 exception when insufficient_resources then null; end; end loop; end $$";
     session.send(jobs);
     let wait_for_jobs = |other: &mut Session| {
@@ -258,7 +259,8 @@ fn a_cancelled_launch_runs_nothing() {
     let mut launched = 0;
     for _ in 0..20 {
         session.send(
-            "do $$ declare job int; begin for i in 1 .. 200 loop job := pg_background_launch('insert into ran values (1)'); \
+            "do $$ declare job int; begin \
+             for i in 1 .. 200 loop job := pg_background_launch('insert into ran values (1)'); \
              perform from pg_background_result(job) as (a text); raise notice 'one'; end loop; end $$",
         );
         session.next_notice();

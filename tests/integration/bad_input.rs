@@ -170,7 +170,8 @@ fn jobs_nested_too_deeply_are_refused(db: &Db) {
         "create table reached (depth int); \
          create procedure dig(depth int) language plpgsql as $$ declare tag text; begin \
          insert into reached values (depth); commit; \
-         select * into tag from pg_background_result(pg_background_launch(format('call dig(%s)', depth + 1))) as (tag text); end $$",
+         select * into tag from pg_background_result(pg_background_launch(format('call dig(%s)', depth + 1))) \
+         as (tag text); end $$",
     );
     let error = session.job_error("call dig(1)");
     assert_error(&error, "54000", "background jobs are nested too deeply", None);

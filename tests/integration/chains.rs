@@ -82,7 +82,8 @@ fn a_job_that_lives_on_counts(db: &Db) {
         "create table reached (depth int); \
          create procedure dig(depth int) language plpgsql as $$ declare tag text; begin \
          insert into reached values (depth); commit; perform pg_advisory_unlock_all(); \
-         select * into tag from pg_background_result(pg_background_launch(format('call dig(%s)', depth + 1))) as (tag text); end $$",
+         select * into tag from pg_background_result(pg_background_launch(format('call dig(%s)', depth + 1))) \
+         as (tag text); end $$",
     );
     assert_eq!(session.job_error("call dig(1)").sqlstate(), "54000");
     assert_eq!(session.value("select max(depth) from reached"), "16");

@@ -263,7 +263,10 @@ fn a_function_without_a_result_reads_as_an_empty_text(db: &Db) {
 }
 
 fn a_text_with_every_kind_of_quote_arrives_whole(db: &Db) {
-    let text = r#"select 'it''s', E'tab\there', $q$dollar ' " $x$ $q$, U&'\0441\0442\043e', "c "" d" from (select 1 "c "" d") s; -- "end'"#;
+    let text = concat!(
+        r#"select 'it''s', E'tab\there', $q$dollar ' " $x$ $q$, U&'\0441\0442\043e', "c "" d" "#,
+        r#"from (select 1 "c "" d") s; -- "end'"#
+    );
     assert_like_client(db, "", text, "");
     assert_like_client(db, "", "select '\u{1f600} ünïcödé \u{4e2d}\u{6587}', $$\\$$, '\\'\n\t", "");
 }

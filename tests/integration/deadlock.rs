@@ -255,7 +255,8 @@ fn a_deadlock_can_be_caught(db: &Db) {
     session.run("create table t (n int); insert into t values (0)");
     session.run(
         "do $$ declare job int; begin update t set n = 1; job := pg_background_launch('update t set n = n + 10'); \
-         begin perform * from pg_background_result(job) as (r text); exception when deadlock_detected then raise notice 'caught'; end; \
+         begin perform * from pg_background_result(job) as (r text); \
+         exception when deadlock_detected then raise notice 'caught'; end; \
          commit; perform * from pg_background_result(job) as (r text); end $$",
     );
     assert_eq!(session.notice_texts(), ["NOTICE: caught"]);

@@ -73,7 +73,8 @@ fn a_definers_job_becomes_no_more_than_its_function(db: &Db) {
     }
     // Nor a job that such a job launches.
     let text = format!(
-        "select * from pg_background_result(pg_background_launch('set role {boss}; select 1')) as (a text); select '', '', ''"
+        "select * from pg_background_result(pg_background_launch('set role {boss}; select 1')) as (a text); \
+         select '', '', ''"
     );
     let error = ask_job(&mut session, &launcher, &text).error.expect("an error");
     assert_eq!(error.brief(), ("42501".to_owned(), REFUSED[0].to_owned()));
@@ -125,7 +126,8 @@ fn a_definers_job_works_as_others_do(db: &Db) {
     let launcher = definer(db, &weak);
     let mut session = db.session();
     session.run(&format!(
-        "grant create on schema public to {weak}; create table many as select generate_series(1, 20000) a; grant select on many to public"
+        "grant create on schema public to {weak}; create table many as select generate_series(1, 20000) a; \
+         grant select on many to public"
     ));
     for text in [
         "create table made (a serial primary key, b text); insert into made (b) values ('x'), ('y')",
@@ -159,7 +161,8 @@ fn a_role_that_is_renamed_stays_the_jobs(db: &Db) {
     let gate = crate::gate::Gate::close(db.session());
     let text = format!("array['{}', 'select current_user::text']", crate::gate::WAIT.replace('\'', "''"));
     let last = session.value(&format!(
-        "select max(uuid_child::text) from pg_background_launch_num({text}, p_options => '{{\"mode\": \"sequential\"}}')"
+        "select max(uuid_child::text) from pg_background_launch_num({text}, \
+         p_options => '{{\"mode\": \"sequential\"}}')"
     ));
     admin.run(&format!("alter role {low} rename to {low}_old; alter role {high} rename to {low}"));
     gate.open();
@@ -181,10 +184,14 @@ fn a_role_that_is_gone_when_its_job_begins_is_refused(db: &Db) {
     let gate = crate::gate::Gate::close(db.session());
     let text = format!("array['{}', 'select 1']", crate::gate::WAIT.replace('\'', "''"));
     let last = session.value(&format!(
-        "select max(uuid_child::text) from pg_background_launch_num({text}, p_options => '{{\"mode\": \"sequential\"}}')"
+        "select max(uuid_child::text) from pg_background_launch_num({text}, \
+         p_options => '{{\"mode\": \"sequential\"}}')"
     ));
     // Another one has its name.
-    admin.run(&format!("drop owned by {group}; drop role {group}; create role {other}; alter role {other} rename to {group}; grant {group} to {user}"));
+    admin.run(&format!(
+        "drop owned by {group}; drop role {group}; create role {other}; \
+         alter role {other} rename to {group}; grant {group} to {user}"
+    ));
     gate.open();
     assert_eq!(ended(db, &last), format!("failed|role with OID {oid} does not exist"));
     admin.run(&format!("drop role {group}"));
@@ -222,7 +229,8 @@ fn a_result_is_not_read_by_a_trigger_of_another_role(db: &Db) {
     let thief = db.role("thief", "login");
     let mut session = db.session();
     session.run(&format!(
-        "create table pk (id int primary key); insert into pk values (1), (2); grant references, select on pk to {thief}; \
+        "create table pk (id int primary key); insert into pk values (1), (2); \
+         grant references, select on pk to {thief}; \
          create schema lair authorization {thief}"
     ));
     db.client().user(&thief).connect().run(

@@ -142,7 +142,8 @@ fn positions_count_characters(db: &Db) {
 
 fn positions_inside_functions_stay_on_the_functions_text(db: &Db) {
     let setup = "set check_function_bodies = off; \
-                 create function broken() returns int language plpgsql as $$ begin return (select missing from pg_am); end $$; \
+                 create function broken() returns int language plpgsql as $$ begin return (select missing from pg_am); \
+                 end $$; \
                  create function broken_sql() returns int language sql as 'select missing from pg_am'";
     assert_like_client(db, setup, "select 1; select broken()", "");
     assert_like_client(db, setup, "select broken_sql()", "");
@@ -160,7 +161,8 @@ fn an_error_of_a_later_statement_points_into_the_whole_text(db: &Db) {
 
 fn errors_of_every_phase_are_the_clients(db: &Db) {
     let setup = "create table t (a int primary key); insert into t values (1); create view v as select 1 as a; \
-                 create function stable_writer() returns int language plpgsql stable as $$ begin insert into t values (2); return 1; end $$";
+                 create function stable_writer() returns int language plpgsql stable as $$ begin \
+                 insert into t values (2); return 1; end $$";
     let texts = [
         "select 1; select 1 / 0; select 2",
         "select 10 / (a - 1) from t",
@@ -213,7 +215,8 @@ fn the_last_of_several_errors_counts(db: &Db) {
 fn errors_while_handling_errors_arrive(db: &Db) {
     let setup = "create table t (a int); create function late() returns trigger language plpgsql as \
                  $$ begin begin perform 1 / 0; exception when others then null; end; raise 'from the trigger'; end $$; \
-                 create constraint trigger late after insert on t deferrable initially deferred for each row execute function late()";
+                 create constraint trigger late after insert on t deferrable initially deferred \
+                 for each row execute function late()";
     assert_like_client(db, setup, "insert into t values (1)", "table t");
     let text = "do $$ begin begin perform 1 / 0; exception when others then perform 'x'::int; end; exception \
         when others then raise; end $$";
@@ -333,7 +336,8 @@ fn errors_are_diagnosed_in_plpgsql(db: &Db) {
         "do $$ declare s text; m text; d text; t text; c text; begin \
          perform * from pg_background_result(pg_background_launch('insert into q values (11)')) as (r text); \
          exception when check_violation then get stacked diagnostics s = returned_sqlstate, m = message_text, \
-         d = pg_exception_detail, t = table_name, c = constraint_name; raise notice '% | % | % | % | %', s, m, d, t, c; end $$",
+         d = pg_exception_detail, t = table_name, c = constraint_name; \
+         raise notice '% | % | % | % | %', s, m, d, t, c; end $$",
     );
     let expected = "NOTICE: 23514 | new row for relation \"q\" violates check constraint \"small\" | \
                     Failing row contains (11). | q | small";

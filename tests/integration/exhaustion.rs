@@ -384,7 +384,9 @@ fn ten_thousand_jobs_in_a_session_do_not_fill_its_memory() {
     let before = cluster.baseline();
     let mut session = cluster.session("postgres");
     let thousand = "do $$ declare n int; begin for i in 1 .. 1000 loop \
-                    select a into n from pg_background_result(pg_background_launch('select ' || i || ', repeat(''x'', 100)')) as (a int, b text); \
+                    select a into n from \
+                    pg_background_result(pg_background_launch('select ' || i || ', repeat(''x'', 100)')) \
+                    as (a int, b text); \
                     if n <> i then raise 'got % for %', n, i; end if; end loop; end $$";
     session.run(thousand);
     // One, mostly; another when that is not back from its job in time.

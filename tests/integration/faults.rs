@@ -309,7 +309,8 @@ fn cancels_at_random_lose_no_job_that_was_launched() {
 
 /// Launches, reads, gives up and forgets, in turns.
 const TURMOIL: &str = "do $$ declare job int; begin for i in 1 .. 1000 loop begin \
-    job := pg_background_launch('select i, repeat(''x'', 200) from generate_series(1, ' || (random() * 5000)::int || ') i'); \
+    job := pg_background_launch('select i, repeat(''x'', 200) from generate_series(1, ' || (random() * 5000)::int || \
+        ') i'); \
     case i % 4 \
     when 0 then perform count(*) from pg_background_result(job) as (a int, b text); \
     when 1 then perform count(*) from pg_background_result(job) as (a text, b text); \
@@ -344,7 +345,8 @@ fn ends_at_random_leave_nothing() {
     }
     drop(sessions);
     killer.run(
-        "select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()",
+        "select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'client backend' \
+         and pid <> pg_backend_pid()",
     );
     cluster.assert_sound(&before);
     let told: Vec<String> = cluster.log_since(mark).into_iter().map(|line| line.text).collect();

@@ -98,7 +98,8 @@ pub const PLAIN: &str = "pg_background_launch($1)";
 fn reader(db: &Db, name: &str, owner: &str) {
     db.session().run(&format!(
         "create function {name}(int) returns table (a text, b text, c text) language sql security definer as \
-         'select * from public.pg_background_result($1) as (a text, b text, c text)'; alter function {name} owner to {owner}"
+         'select * from public.pg_background_result($1) as (a text, b text, c text)'; \
+         alter function {name} owner to {owner}"
     ));
 }
 

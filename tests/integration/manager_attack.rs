@@ -76,8 +76,10 @@ const ATTACKS: &[&str] = &[
     "lock table background_mgr.log in access share mode",
     "select * from background_mgr.log for update",
     "select * from background_mgr.log for key share",
-    "create trigger t before insert or update or delete on background_mgr.log for each row execute function {}.spring()",
-    "create trigger t after insert or update or delete on background_mgr.log for each statement execute function {}.spring()",
+    "create trigger t before insert or update or delete on background_mgr.log \
+     for each row execute function {}.spring()",
+    "create trigger t after insert or update or delete on background_mgr.log \
+     for each statement execute function {}.spring()",
     "create constraint trigger t after insert on background_mgr.log for each row execute function {}.spring()",
     "create rule r as on insert to background_mgr.log do also select {}.gives('x')",
     "create rule r as on delete to log_background do instead select {}.gives('x')",
@@ -109,7 +111,8 @@ const ATTACKS: &[&str] = &[
     "drop sequence background_mgr.log_id cascade",
     "drop extension pg_background_mgr cascade",
     "alter extension pg_background_mgr drop materialized view background_mgr.log",
-    "create or replace function background_mgr.log_rows() returns setof background_mgr.log language sql as 'select null'",
+    "create or replace function background_mgr.log_rows() returns setof background_mgr.log \
+     language sql as 'select null'",
     "comment on materialized view background_mgr.log is 'mine'",
     "create publication p for table background_mgr.log",
     "refresh materialized view background_mgr.log",
@@ -134,7 +137,8 @@ fn who_is_granted_everything_has_no_effect_on_the_log(db: &Db) {
     for schema in ["public", "background_mgr"] {
         admin.run(&format!(
             "grant all on schema {schema} to {role}; grant all on all tables in schema {schema} to {role}; \
-             grant all on all sequences in schema {schema} to {role}; grant all on all functions in schema {schema} to {role}"
+             grant all on all sequences in schema {schema} to {role}; \
+             grant all on all functions in schema {schema} to {role}"
         ));
     }
     let last = ATTACKS.iter().position(|text| text.starts_with("select setval")).expect("what is possible");
@@ -343,7 +347,8 @@ fn a_trigger_function_of_the_extension_serves_nobody_else(db: &Db) {
 /// Lists what others than the owners may do with members of the extension.
 const RIGHTS: &str = "select m.name, a.grantee::regrole, a.privilege_type from pg_extension e \
     join pg_depend d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid and d.deptype = 'e' \
-    join (select tableoid, oid, proname::text as name, proowner as owner, coalesce(proacl, acldefault('f', proowner)) as acl \
+    join (select tableoid, oid, proname::text as name, proowner as owner, \
+        coalesce(proacl, acldefault('f', proowner)) as acl \
         from pg_proc \
         union all select tableoid, oid, relname, relowner, relacl from pg_class \
         union all select tableoid, oid, nspname, nspowner, nspacl from pg_namespace) m \
@@ -356,8 +361,10 @@ fn default_privileges_give_nothing(db: &Db) {
     admin.run(&format!("drop extension pg_background_mgr; create role {role} login"));
     for to in [role.as_str(), "public"] {
         admin.run(&format!(
-            "alter default privileges grant all on tables to {to}; alter default privileges grant all on sequences to {to}; \
-             alter default privileges grant all on functions to {to}; alter default privileges grant all on schemas to {to}; \
+            "alter default privileges grant all on tables to {to}; \
+             alter default privileges grant all on sequences to {to}; \
+             alter default privileges grant all on functions to {to}; \
+             alter default privileges grant all on schemas to {to}; \
              alter default privileges in schema public grant all on tables to {to}"
         ));
     }
@@ -549,7 +556,8 @@ fn who_reads_statistics_deletes_nothing(db: &Db) {
     let (role, mut reader) = mallory(db);
     let mut admin = db.session();
     admin.run(&format!(
-        "grant pg_read_all_stats to {role}; select pg_background_grant('{role}'); grant delete on log_background to {role}"
+        "grant pg_read_all_stats to {role}; select pg_background_grant('{role}'); \
+         grant delete on log_background to {role}"
     ));
     let batch = Batch::launch(&mut admin, &["select 1"]);
     batch.succeed(&mut admin);

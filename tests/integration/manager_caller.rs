@@ -80,7 +80,8 @@ fn jobs_of_a_definers_function_are_the_definers(db: &Db) {
         let parent = client.connect().value(&format!("select launch_as({})", literal(WHO)));
         admin.run(&format!("select * from pg_background_monitor('{parent}')"));
         let shown = format!(
-            "select distinct concat_ws('|', status, {}, {}, {}, user_name) from log_background where uuid_parent = '{parent}'",
+            "select distinct concat_ws('|', status, {}, {}, {}, user_name) from log_background \
+             where uuid_parent = '{parent}'",
             cell("s"),
             cell("c"),
             cell("r")

@@ -74,12 +74,14 @@ impl Run {
         let cluster = Cluster::start_with_extension(&[("max_worker_processes", "8")]);
         let mut session = cluster.session("postgres");
         session.run(
-            "create table checked_by (a int primary key); create table ran (a int); create table half (a int); create table small as select 1 as a; \
+            "create table checked_by (a int primary key); create table ran (a int); create table half (a int); \
+             create table small as select 1 as a; \
              create procedure write(n int) language plpgsql as \
              $$ begin insert into half values (n); commit; insert into ran values (n); end $$; \
              create role weak login; grant insert, select on ran, half to weak; select pg_background_grant('weak'); \
              alter table small owner to weak; create sequence tries; grant usage on sequence tries to weak; \
-             create table checked (a int references checked_by deferrable initially deferred); grant insert on checked to weak",
+             create table checked (a int references checked_by deferrable initially deferred); \
+             grant insert on checked to weak",
         );
         drop(session);
         Run { cluster, dice, next: 0 }
@@ -158,7 +160,11 @@ impl Run {
     /// Asserts that the log tells the truth; `because` is for a failure.
     fn assert_true(&self, session: &mut Session, because: &str) {
         for (rule, query) in [
-            ("nothing seems to run", "select uuid_child, status from log_background where status in ('queued', 'running')"),
+            (
+                "nothing seems to run",
+                "select uuid_child, status from log_background \
+                 where status in ('queued', 'running')",
+            ),
             (
                 "what succeeded has its effect, once",
                 "select name, count(a) from log_background left join ran on a::text = name \
@@ -166,7 +172,8 @@ impl Run {
             ),
             (
                 "what is said not to have succeeded has none",
-                "select name, status, message from log_background join ran on a::text = name where status <> 'succeeded'",
+                "select name, status, message from log_background join ran on a::text = name \
+                 where status <> 'succeeded'",
             ),
             (
                 "there is no effect without a row",
@@ -181,11 +188,13 @@ impl Run {
             (
                 "a failed job failed by itself",
                 "select name, message from log_background where status = 'failed' and message <> 'division by zero' \
-                 and message <> 'canceling job due to timeout' and message not like '%violates foreign key constraint%'",
+                 and message <> 'canceling job due to timeout' \
+                 and message not like '%violates foreign key constraint%'",
             ),
             (
                 "a lost job says so",
-                "select name, message from log_background where status = 'lost' and message not like 'the server went down %'",
+                "select name, message from log_background where status = 'lost' \
+                 and message not like 'the server went down %'",
             ),
             (
                 "a job that never started has done nothing",
@@ -194,7 +203,8 @@ impl Run {
             ),
             (
                 "a stopped job says so",
-                "select name, message from log_background where status = 'stopped' and message not like '%stopped by user \"postgres\"%'",
+                "select name, message from log_background where status = 'stopped' \
+                 and message not like '%stopped by user \"postgres\"%'",
             ),
         ] {
             assert_eq!(session.rows(query), [""; 0], "{rule}: {because}");

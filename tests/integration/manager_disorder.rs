@@ -402,11 +402,13 @@ impl Disorder {
                 (
                     "what succeeded has its effect, once",
                     "select l.name, l.query, count(r.name) from log_background l left join ran r using (name) \
-                     where status = 'succeeded' and l.name is not null group by l.name, l.query having count(r.name) <> 1",
+                     where status = 'succeeded' and l.name is not null group by l.name, l.query \
+                     having count(r.name) <> 1",
                 ),
                 (
                     "what has not succeeded has none",
-                    "select name, status, message from log_background join ran using (name) where status <> 'succeeded'",
+                    "select name, status, message from log_background join ran using (name) \
+                     where status <> 'succeeded'",
                 ),
                 (
                     "there is no effect without a row",
@@ -417,7 +419,8 @@ impl Disorder {
                 ),
                 (
                     "what is lost says so",
-                    "select name, message from log_background where status = 'lost' and message not like 'the server went down %'",
+                    "select name, message from log_background where status = 'lost' \
+                     and message not like 'the server went down %'",
                 ),
             ] {
                 assert_eq!(session.rows(query), [""; 0], "{rule}: {database}, {because}");

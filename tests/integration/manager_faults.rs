@@ -40,7 +40,8 @@ pub fn cluster(settings: &[(&str, &str)]) -> Cluster {
     all.extend(settings);
     let cluster = Cluster::start_with_extension(&all);
     cluster.session("postgres").run(
-        "create table ran (a int); create role weak login; grant select, insert on ran to weak; select pg_background_grant('weak')",
+        "create table ran (a int); create role weak login; grant select, insert on ran to weak; \
+         select pg_background_grant('weak')",
     );
     cluster
 }
@@ -84,7 +85,8 @@ fn assert_lost(cluster: &Cluster, ended: &Batch, open: &Batch, running: &str) {
             assert_eq!(session.value(&format!("select count(*) from {view} {live}")), "0", "{view}");
         }
         let batch = format!(
-            "select queued, running, lost + stopped, total, percent from pg_background_batches where uuid_parent = '{}'",
+            "select queued, running, lost + stopped, total, percent from pg_background_batches \
+             where uuid_parent = '{}'",
             open.parent
         );
         assert!(session.value(&batch).starts_with("0|0|5|5|100"));
@@ -295,7 +297,8 @@ fn what_had_ended_stays_as_it_was() {
     ];
     let batch = Batch::launch(&mut session, &texts);
     batch.wait(&mut session);
-    let row = "concat_ws('|', id, pid, status, query, result, attempts, sqlstate, message, start_time_exec, end_time_exec, queued_at)";
+    let row = "concat_ws('|', id, pid, status, query, result, attempts, sqlstate, message, start_time_exec, \
+               end_time_exec, queued_at)";
     let before = batch.column(&mut session, row);
     // Told as ended, it has ended, also in a crash the moment after.
     cluster.signal_postmaster(Signal::SIGKILL);

@@ -325,7 +325,8 @@ fn a_start_that_takes_its_time_is_none_that_was_refused() {
     scene.dismiss_but(&[]);
     let paused = Paused::new(scene.cluster.postmaster());
     scene.session.send(&format!("select * from pg_background_launch_num({})", array(&times(INSERT, 3))));
-    let age = "select coalesce(max(clock_timestamp() - queued_at), '0') > '0.5 s' from log_background where status = 'queued'";
+    let age = "select coalesce(max(clock_timestamp() - queued_at), '0') > '0.5 s' from log_background \
+               where status = 'queued'";
     wait_until("a start that takes its time", || scene.watcher.value(age) == "t");
     drop(paused);
     assert!(scene.session.finish("launch").error.is_none());

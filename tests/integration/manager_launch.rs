@@ -71,8 +71,10 @@ fn the_authors_call_runs_each_piece(db: &Db) {
 fn inserts_with_text_commas_and_accents_are_launched(db: &Db) {
     let mut session = db.session();
     session.run("create table empleados (nombre text, puesto text, salario numeric)");
-    let text = "  INSERT INTO empleados (nombre, puesto, salario) VALUES ('taizon Gómez', 'Desarrolladora', 85000.00);,\n\
-        INSERT INTO empleados (nombre, puesto, salario) VALUES ('O''Brien, Seán', 'Jefe, señor', 1.2), ('李, 小龍', $$it's, $$, -3);, ";
+    let text = "  INSERT INTO empleados (nombre, puesto, salario) \
+        VALUES ('taizon Gómez', 'Desarrolladora', 85000.00);,\n\
+        INSERT INTO empleados (nombre, puesto, salario) \
+        VALUES ('O''Brien, Seán', 'Jefe, señor', 1.2), ('李, 小龍', $$it's, $$, -3);, ";
     let batch = Batch::call(&mut session, &format!("pg_background_launch_num({})", literal(text)));
     batch.succeed(&mut session);
     assert_eq!(batch.column(&mut session, "result || ' ' || row_count"), ["INSERT 0 1 1", "INSERT 0 2 2"]);
@@ -85,7 +87,8 @@ fn inserts_with_text_commas_and_accents_are_launched(db: &Db) {
 fn the_interface_is_as_documented(db: &Db) {
     let mut session = db.session();
     let functions = session.rows(
-        "select p.proname || '(' || replace(replace(pg_get_function_arguments(p.oid), '::text', ''), '::jsonb', '') || ') ' \
+        "select p.proname || '(' \
+         || replace(replace(pg_get_function_arguments(p.oid), '::text', ''), '::jsonb', '') || ') ' \
          || replace(pg_get_function_result(p.oid), 'timestamp with time zone', 'timestamptz') \
          from pg_proc p join pg_depend d on d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e' \
          join pg_extension e on e.oid = d.refobjid and d.refclassid = 'pg_extension'::regclass \
@@ -94,8 +97,9 @@ fn the_interface_is_as_documented(db: &Db) {
     let launched = "TABLE(pid integer, status text, uuid_parent uuid, uuid_child uuid)";
     let rest = "p_monitor boolean DEFAULT true, p_exec_type text DEFAULT 'async', p_options jsonb DEFAULT '{}')";
     let followed = "p_show_verbose boolean DEFAULT true, p_timeout interval DEFAULT NULL::interval) \
-        TABLE(pid integer, status text, uuid_parent uuid, uuid_child uuid, name text, query text, result text, message text, \
-        queue_position bigint, start_time_exec timestamptz, end_time_exec timestamptz, elapsed interval)";
+        TABLE(pid integer, status text, uuid_parent uuid, uuid_child uuid, name text, query text, result text, \
+        message text, queue_position bigint, start_time_exec timestamptz, end_time_exec timestamptz, \
+        elapsed interval)";
     let grace = "p_grace interval DEFAULT '00:00:05'::interval) TABLE(uuid_child uuid, was text, now text)";
     for wanted in [
         format!("pg_background_launch_num(p_querys text, p_delimiter text DEFAULT ',', {rest} {launched}"),
@@ -116,10 +120,12 @@ fn the_interface_is_as_documented(db: &Db) {
                    from pg_attribute where attrelid = 'log_background'::regclass and attnum > 0";
     assert_eq!(
         session.value(columns),
-        "id bigint, pid integer, status text, ip_client inet, user_name name, uuid_parent uuid, uuid_child uuid, query text, \
-         result text, start_time_exec timestamp with time zone, end_time_exec timestamp with time zone, name text, \
-         batch_name text, queued_at timestamp with time zone, elapsed interval, attempts integer, row_count bigint, result_truncated boolean, command_tag text, sqlstate text, \
-         message text, detail text, hint text, context text"
+        "id bigint, pid integer, status text, ip_client inet, user_name name, uuid_parent uuid, uuid_child uuid, \
+         query text, result text, start_time_exec timestamp with time zone, \
+         end_time_exec timestamp with time zone, name text, \
+         batch_name text, queued_at timestamp with time zone, elapsed interval, attempts integer, row_count bigint, \
+         result_truncated boolean, command_tag text, sqlstate text, message text, \
+         detail text, hint text, context text"
     );
 }
 

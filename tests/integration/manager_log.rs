@@ -53,7 +53,8 @@ fn a_job_that_gave_rows_is_shown_whole(db: &Db) {
     let row = batch.log(
         &mut session,
         0,
-        "concat_ws('|', status, host(ip_client), user_name, uuid_parent, uuid_child, query, name, attempts, row_count, command_tag)",
+        "concat_ws('|', status, host(ip_client), user_name, uuid_parent, uuid_child, query, name, attempts, row_count, \
+         command_tag)",
     );
     let expected =
         format!("succeeded|127.0.0.1|postgres|{}|{}|{text}|the name|1|3|SELECT 3", batch.parent, batch.children[0]);
@@ -124,9 +125,13 @@ fn rows_are_kept_as_json(db: &Db) {
 
 fn values_that_json_has_no_form_for_are_kept(db: &Db) {
     let mut session = db.session();
-    session.run("create type mood as enum ('sad', 'ok'); create domain positive as int check (value > 0); create type pair as (a int, b text)");
-    let text = "select 'NaN'::float8 as f, 'infinity'::timestamptz as t, 'ok'::mood as m, 5::positive as p, (1, 'x')::pair as c, \
-                '(1,2)'::point as g, '1 day'::interval as i, 'NaN'::numeric as n, '[1,3)'::int4range as r, pg_sleep(0) as v, \
+    session.run(
+        "create type mood as enum ('sad', 'ok'); create domain positive as int check (value > 0); \
+         create type pair as (a int, b text)",
+    );
+    let text = "select 'NaN'::float8 as f, 'infinity'::timestamptz as t, 'ok'::mood as m, 5::positive as p, \
+                (1, 'x')::pair as c, '(1,2)'::point as g, '1 day'::interval as i, 'NaN'::numeric as n, \
+                '[1,3)'::int4range as r, pg_sleep(0) as v, \
                 'pg_class'::regclass as k";
     let batch = Batch::launch(&mut session, &[text]);
     batch.succeed(&mut session);
@@ -353,7 +358,8 @@ fn the_address_of_a_remote_session_is_kept() {
     // From nowhere but the same machine.
     let rules = cluster.data().join("pg_hba.conf");
     session.run(&format!(
-        "copy (values ('local all all trust'), ('host all all {address}/' || masklen('{address}'::inet) || ' trust')) to {}; \
+        "copy (values ('local all all trust'), ('host all all {address}/' || masklen('{address}'::inet) || ' trust')) \
+         to {}; \
          select pg_reload_conf()",
         literal(&rules.display().to_string())
     ));

@@ -63,9 +63,19 @@ fn explicit_transactions_are_logged(db: &Db) {
     for (text, state, result) in [
         ("begin; insert into ran values (1); commit", "succeeded", "BEGIN\nINSERT 0 1\nCOMMIT"),
         ("begin; insert into ran values (2); rollback", "succeeded", "BEGIN\nINSERT 0 1\nROLLBACK"),
-        ("begin; insert into ran values (3); commit; begin; insert into ran values (4); commit", "succeeded", "BEGIN\nINSERT 0 1\nCOMMIT\nBEGIN\nINSERT 0 1\nCOMMIT"),
+        (
+            "begin; insert into ran values (3); commit; begin; \
+             insert into ran values (4); commit",
+            "succeeded",
+            "BEGIN\nINSERT 0 1\nCOMMIT\nBEGIN\nINSERT 0 1\nCOMMIT",
+        ),
         ("insert into ran values (5); commit; insert into ran values (6); rollback", "succeeded", ""),
-        ("begin; insert into ran values (7); savepoint s; insert into ran values (8); rollback to s; commit and chain; commit", "succeeded", ""),
+        (
+            "begin; insert into ran values (7); savepoint s; \
+             insert into ran values (8); rollback to s; commit and chain; commit",
+            "succeeded",
+            "",
+        ),
         ("begin; insert into ran values (9); commit; select 1 / 0", "failed", ""),
         ("begin; insert into ran values (10); select 1 / 0; commit", "failed", ""),
     ] {
@@ -207,7 +217,10 @@ fn jobs_of_any_isolation_level_are_logged(db: &Db) {
 fn serializable_jobs_do_not_conflict_over_the_log(db: &Db) {
     let mut session = db.session();
     session.run("set default_transaction_isolation = serializable");
-    session.run("do $$ begin for i in 100 .. 199 loop execute format('create table t%s (a int primary key)', i); end loop; end $$");
+    session.run(
+        "do $$ begin for i in 100 .. 199 loop execute format('create table t%s (a int primary key)', i); \
+         end loop; end $$",
+    );
     let texts: Vec<String> =
         (100..200).map(|number| format!("insert into t{number} select count(*) from t{number}")).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -232,17 +245,21 @@ fn settings_of_a_job_do_not_disturb_the_log(db: &Db) {
     );
     let texts = [
         "set search_path = evil, pg_catalog; select 1 as a",
-        "set datestyle = 'German'; set intervalstyle = iso_8601; set timezone = 'Asia/Tokyo'; set bytea_output = escape; select 1 as a",
+        "set datestyle = 'German'; set intervalstyle = iso_8601; set timezone = 'Asia/Tokyo'; \
+         set bytea_output = escape; select 1 as a",
         "set standard_conforming_strings = off; set escape_string_warning = on; select 1 as a",
         "select 1 as a; set lock_timeout = '1ms'; set statement_timeout = '1ms'",
         "set row_security = off; set client_encoding = 'LATIN1'; select 1 as a",
-        "set extra_float_digits = -15; set xmloption = document; set array_nulls = off; set transform_null_equals = on; select 1 as a",
+        "set extra_float_digits = -15; set xmloption = document; set array_nulls = off; \
+         set transform_null_equals = on; select 1 as a",
         "set enable_seqscan = off; set enable_indexscan = off; set enable_bitmapscan = off; select 1 as a",
         "set default_transaction_isolation = serializable; set default_transaction_deferrable = on; select 1 as a",
-        "set client_min_messages = debug5; set log_min_messages = debug5; set log_error_verbosity = verbose; select 1 as a",
+        "set client_min_messages = debug5; set log_min_messages = debug5; set log_error_verbosity = verbose; \
+         select 1 as a",
         "set session_replication_role = replica; select 1 as a",
         "set synchronous_commit = off; select 1 as a",
-        "set quote_all_identifiers = on; set plan_cache_mode = force_generic_plan; set jit_above_cost = 0; select 1 as a",
+        "set quote_all_identifiers = on; set plan_cache_mode = force_generic_plan; set jit_above_cost = 0; \
+         select 1 as a",
     ];
     let batch = Batch::launch(&mut session, &texts);
     batch.succeed(&mut session);
@@ -329,7 +346,8 @@ fn a_call_that_has_waited_knows_how_jobs_ended_whoever_has_the_log() {
     let calls = [
         format!("select status from pg_background_launch_num({failing}, p_exec_type => 'sync')"),
         format!(
-            "select status from pg_background_monitor((select uuid_parent from pg_background_launch_num({failing})), false)"
+            "select status from pg_background_monitor((select uuid_parent \
+             from pg_background_launch_num({failing})), false)"
         ),
     ];
     for call in calls {

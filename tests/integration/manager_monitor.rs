@@ -158,7 +158,8 @@ fn columns_say_what_each_job_did(db: &Db) {
     let batch = Batch::launch_json(&mut session, jobs);
     let rows = session.rows(&format!(
         "select status, name, query, result, message, queue_position, pid > 0, uuid_parent = '{}', \
-         start_time_exec <= end_time_exec, elapsed = end_time_exec - start_time_exec from pg_background_monitor('{}', false)",
+         start_time_exec <= end_time_exec, elapsed = end_time_exec - start_time_exec \
+         from pg_background_monitor('{}', false)",
         batch.parent, batch.parent
     ));
     assert_eq!(rows[0].replace(' ', ""), "succeeded|good|select7asa|[{\"a\":7}]|∅|∅|t|t|t|t");

@@ -369,7 +369,8 @@ fn a_retry_waits_for_its_delay(db: &Db) {
     let batch = Batch::call(&mut session, &call);
     assert_eq!(batch.finish(&mut session), ["failed", "failed"]);
     let gaps = "select job, count(*), min(gap) >= interval '0.3 s' from (\
-                select job, at - lag(at) over (partition by job order by at) as gap from tries) g group by job order by job";
+                select job, at - lag(at) over (partition by job order by at) as gap from tries) g group by job \
+                order by job";
     assert_eq!(session.rows(gaps), ["1|3|t", "2|3|t"]);
 }
 

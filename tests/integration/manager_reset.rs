@@ -322,7 +322,8 @@ fn a_failed_transaction_is_rolled_back(db: &Db) {
 fn locks_of_an_unfinished_transaction_are_released(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     session.run("create table t (a int)");
-    let held = "select count(*) as v from pg_locks where pid = pg_backend_pid() and locktype = 'relation' and mode = 'AccessExclusiveLock'";
+    let held = "select count(*) as v from pg_locks where pid = pg_backend_pid() and locktype = 'relation' \
+                and mode = 'AccessExclusiveLock'";
     let (value, state) = after(&mut session, "begin; lock table t", held);
     assert_eq!((value.as_str(), state.as_str()), ("0", "failed"));
     Batch::launch(&mut session, &["begin; lock table t"]).wait(&mut session);
@@ -387,12 +388,14 @@ fn temporary_replication_slots_are_dropped(db: &Db) {
 }
 
 /// Text of a job that leaves as much state as one can.
-const MESS: &str = "set work_mem = '77MB'; set my.own = 'x'; set search_path = pg_catalog; create temp table mine (a int); \
-    prepare p as select 1; select pg_advisory_lock(77); declare c cursor with hold for select 1; set statement_timeout = '1h'";
+const MESS: &str = "set work_mem = '77MB'; set my.own = 'x'; set search_path = pg_catalog; \
+    create temp table mine (a int); prepare p as select 1; select pg_advisory_lock(77); \
+    declare c cursor with hold for select 1; set statement_timeout = '1h'";
 
 /// Query for what is left of it.
-const LEFT: &str = "select concat_ws(' ', current_setting('work_mem'), current_setting('my.own', true), current_setting('search_path'), \
-    (select count(*) from pg_class where relname = 'mine'), (select count(*) from pg_prepared_statements), \
+const LEFT: &str = "select concat_ws(' ', current_setting('work_mem'), current_setting('my.own', true), \
+    current_setting('search_path'), (select count(*) from pg_class where relname = 'mine'), \
+    (select count(*) from pg_prepared_statements), \
     (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid() and objid = 77), \
     (select count(*) from pg_cursors), current_setting('statement_timeout')) as v";
 
@@ -474,7 +477,8 @@ fn the_next_batch_has_its_own_settings() {
     let cluster = one_worker();
     let (mut first, mut second) = (cluster.session("postgres"), cluster.session("postgres"));
     first.run("set work_mem = '7MB'; set my.own = 'first'; set timezone = 'Asia/Tokyo'");
-    let text = "select concat_ws(' ', current_setting('work_mem'), current_setting('my.own', true), current_setting('timezone')) as v";
+    let text = "select concat_ws(' ', current_setting('work_mem'), current_setting('my.own', true), \
+                current_setting('timezone')) as v";
     let (value, worker) = run(&mut first, text);
     assert_eq!(value, "7MB first Asia/Tokyo");
     for _ in 0..3 {
@@ -503,7 +507,10 @@ fn changed_defaults_reach_a_warm_worker() {
 fn changed_definitions_reach_a_warm_worker() {
     let cluster = one_worker();
     let mut session = cluster.session("postgres");
-    session.run("create table t as select 1 as v; create function f() returns int language plpgsql as $$ begin return (select v from t); end $$");
+    session.run(
+        "create table t as select 1 as v; \
+         create function f() returns int language plpgsql as $$ begin return (select v from t); end $$",
+    );
     let (value, worker) = run(&mut session, "select f() as v");
     assert_eq!(value, "1");
     session.run("drop table t; create table t as select 2 as other, 3 as v");
@@ -524,7 +531,8 @@ fn a_worker_that_has_grown_is_replaced() {
     let cluster = one_worker();
     let mut session = cluster.session("postgres");
     session.run(
-        "do $make$ begin for i in 1 .. 12 loop execute format('create function grow%s() returns int language plpgsql as \
+        "do $make$ begin for i in 1 .. 12 loop \
+         execute format('create function grow%s() returns int language plpgsql as \
          $f$ declare x int := 0; begin %s return x; end $f$', i, repeat('x := x + 1; ', 3000)); end loop; end $make$",
     );
     let grow = (1..=12).map(|i| format!("grow{i}()")).collect::<Vec<_>>().join(", ");

@@ -243,7 +243,10 @@ fn the_options_hold_for_every_retry(db: &Db) {
         r#"{"mode": "sequential", "max_attempts": 2, "timeout": "1 day", "max_workers": 3, "retry_delay": "2 ms"}"#;
     let batch = Batch::launch_with(&mut session, &["select 1 / 0", "select 1 / 0"], options);
     let kept = "select options from background_mgr.log order by uuid_child";
-    let expected = r#"{"mode": "sequential", "timeout": "86400000 ms", "max_workers": 3, "retry_delay": "2 ms", "max_attempts": 2}"#;
+    let expected = concat!(
+        r#"{"mode": "sequential", "timeout": "86400000 ms", "max_workers": 3, "#,
+        r#""retry_delay": "2 ms", "max_attempts": 2}"#
+    );
     for attempts in ["2", "4", "6", "8"] {
         assert_eq!(batch.finish(&mut session), ["failed", "failed"]);
         assert_eq!(batch.column(&mut session, "attempts"), [attempts, attempts]);

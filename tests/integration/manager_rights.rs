@@ -150,7 +150,8 @@ fn statistics_readers_see_no_results(db: &Db) {
     let mut session = db.client().user(&owner).connect();
     let mut other = db.client().user(&reader).connect();
     let mut locker = db.session();
-    let raise = "do $$ begin raise exception 'secret message' using detail = 'secret detail', hint = 'secret hint', errcode = 'SEC01'; end $$";
+    let raise = "do $$ begin raise exception 'secret message' using detail = 'secret detail', hint = 'secret hint', \
+                 errcode = 'SEC01'; end $$";
     let again =
         "do $$ begin raise exception 'secret attempt' using detail = 'secret detail', errcode = 'SEC02'; end $$";
     let jobs = format!(
@@ -275,7 +276,8 @@ fn public_has_nothing_of_the_manager(db: &Db) {
     let role = stranger(db, "stranger");
     assert_denied(&mut db.client().user(&role).connect(), "");
     assert_eq!(db.session().value("select count(*) from log_background"), "0");
-    let granted = "select c.relname from pg_class c, aclexplode(c.relacl) a where a.grantee = 0 and c.relname like '%background%'";
+    let granted = "select c.relname from pg_class c, aclexplode(c.relacl) a where a.grantee = 0 \
+                   and c.relname like '%background%'";
     assert_eq!(db.session().rows(granted), [""; 0]);
 }
 
@@ -333,7 +335,8 @@ fn the_manager_works_in_a_schema_of_its_own(db: &Db) {
     let mut admin = db.session();
     for schema in ["bg", "\"Odd \"\"schema\"\"; ünï\""] {
         admin.run(&format!(
-            "drop extension pg_background_mgr; create schema {schema}; create extension pg_background_mgr schema {schema}"
+            "drop extension pg_background_mgr; create schema {schema}; \
+             create extension pg_background_mgr schema {schema}"
         ));
         let mut session = db.client().user(&role).connect();
         assert_eq!(session.error(&format!("select * from {schema}.pg_background_monitor()")).sqlstate(), "42501");
@@ -478,7 +481,8 @@ fn a_definers_function_launches_for_its_owner_only(db: &Db) {
     let mut admin = db.session();
     admin.run(&format!(
         "create function launch_as(text) returns uuid language sql security definer as \
-         $$ select uuid_parent from public.pg_background_launch_num(array[$1]) $$; alter function launch_as owner to {owner}"
+         $$ select uuid_parent from public.pg_background_launch_num(array[$1]) $$; \
+         alter function launch_as owner to {owner}"
     ));
     let mut session = db.client().user(&user).connect();
     let parent = session.value("select launch_as('select current_user::text as c, session_user::text as s')");

@@ -31,7 +31,8 @@ fn set_waiting(change: &str) -> Waiting {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
     let mut admin = cluster.session("postgres");
     admin.run(
-        "create table ran (a int); grant insert on ran to public; grant execute on all functions in schema public to public; \
+        "create table ran (a int); grant insert on ran to public; \
+         grant execute on all functions in schema public to public; \
          grant select on log_background to public; create role weak login; create role other login",
     );
     let gate = Gate::close(cluster.session("postgres"));

@@ -43,8 +43,10 @@ fn roles_take_turns() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "2")]);
     let mut admin = cluster.session("postgres");
     admin.run(
-        "create table ran (a serial, who text); grant insert, select on ran to public; grant usage on sequence ran_a_seq to public; \
-         create role greedy login; create role modest login; select pg_background_grant('greedy'); select pg_background_grant('modest')",
+        "create table ran (a serial, who text); grant insert, select on ran to public; \
+         grant usage on sequence ran_a_seq to public; \
+         create role greedy login; create role modest login; select pg_background_grant('greedy'); \
+         select pg_background_grant('modest')",
     );
     let gate = Gate::close(cluster.session("postgres"));
     let held = Batch::launch(&mut admin, &times(gate::WAIT, 2));
@@ -66,8 +68,10 @@ fn one_batch_after_the_other_does_not_starve_a_role() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
     let mut admin = cluster.session("postgres");
     admin.run(
-        "create table ran (a serial, who text); grant insert, select on ran to public; grant usage on sequence ran_a_seq to public; \
-         create role greedy login; create role modest login; select pg_background_grant('greedy'); select pg_background_grant('modest')",
+        "create table ran (a serial, who text); grant insert, select on ran to public; \
+         grant usage on sequence ran_a_seq to public; \
+         create role greedy login; create role modest login; select pg_background_grant('greedy'); \
+         select pg_background_grant('modest')",
     );
     let mut greedy = cluster.client("postgres").user("greedy").connect();
     let mut modest = cluster.client("postgres").user("modest").connect();
@@ -122,11 +126,13 @@ fn hundreds_of_roles_have_one_job_each() {
     let mut admin = cluster.session("postgres");
     admin.run(&format!("{PEAK}; grant insert on peak to public"));
     admin.run(
-        "do $$ begin for i in 1 .. 300 loop execute format('create role tenant%s login', i);          perform pg_background_grant(format('tenant%s', i)); end loop; end $$",
+        "do $$ begin for i in 1 .. 300 loop execute format('create role tenant%s login', i);          \
+         perform pg_background_grant(format('tenant%s', i)); end loop; end $$",
     );
     let mark = cluster.log_mark();
     admin.run(&format!(
-        "do $do$ begin for i in 1 .. 300 loop execute format('set session authorization tenant%s', i);          perform pg_background_launch_num(array[$${COUNTED}$$]); reset session authorization; end loop; end $do$"
+        "do $do$ begin for i in 1 .. 300 loop execute format('set session authorization tenant%s', i);          \
+         perform pg_background_launch_num(array[$${COUNTED}$$]); reset session authorization; end loop; end $do$"
     ));
     drain(&mut admin);
     assert_eq!(counts(&mut admin, "true"), ["succeeded 300"]);
@@ -167,7 +173,10 @@ fn small_queue() -> Cluster {
 
 /// An array of texts of `size` bytes each.
 fn long_jobs(count: usize, size: usize) -> String {
-    format!("(select array_agg('insert into ran values (' || i || ') --' || repeat('x', {size})) from generate_series(1, {count}) i)")
+    format!(
+        "(select array_agg('insert into ran values (' || i || ') --' || repeat('x', {size})) \
+         from generate_series(1, {count}) i)"
+    )
 }
 
 fn a_full_queue_refuses_the_whole_call() {
@@ -439,8 +448,11 @@ fn open_jobs_of_a_database_are_not_those_of_its_copy() {
     let mut session = cluster.session("other");
     let batch = Batch::launch_json(
         &mut session,
-        r#"[{"query": "insert into ran values (1 / (select count(*) from ran))", "max_attempts": 2, "retry_delay": 3600},
-            {"query": "select 1 / 0", "max_attempts": 2, "retry_delay": 3600}]"#,
+        concat!(
+            r#"[{"query": "insert into ran values (1 / (select count(*) from ran))", "#,
+            r#""max_attempts": 2, "retry_delay": 3600},
+            {"query": "select 1 / 0", "max_attempts": 2, "retry_delay": 3600}]"#
+        ),
     );
     wait_until("the first attempts' end", || batch.column(&mut session, "status || attempts") == ["queued1"; 2]);
     drop(session);

@@ -97,7 +97,8 @@ fn only_what_has_a_worker_runs() {
                 witness.check(&seen, WORKERS, &[(&narrow, 2), (&wide, WORKERS)]);
             }
             let counts = format!(
-                "select uuid_parent, running, succeeded, total, queued + running + succeeded + failed + stopped + lost, \
+                "select uuid_parent, running, succeeded, total, \
+                 queued + running + succeeded + failed + stopped + lost, \
                  percent = round(100.0 * (succeeded + failed + stopped + lost) / total, 1), \
                  (estimate is not null) = (succeeded > 0 and succeeded < total) from pg_background_batches {of_both}"
             );

@@ -258,7 +258,13 @@ fn a_stopped_batch_makes_room(db: &Db) {
         Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
     }
     gate.open();
-    assert_eq!(session.value("select count(*) from pg_background_jobs where database = current_database() and status in ('queued', 'running')"), "0");
+    assert_eq!(
+        session.value(
+            "select count(*) from pg_background_jobs where database = current_database() \
+             and status in ('queued', 'running')"
+        ),
+        "0"
+    );
 }
 
 fn a_stopped_job_does_not_stop_the_next_of_a_sequence(db: &Db) {
@@ -284,7 +290,8 @@ fn a_stopped_job_is_not_tried_again(db: &Db) {
 /// A function that stops the job or the batch that it runs in.
 const STOP_ME: &str = "create function stop_me(whole boolean) returns text language sql as $$ \
     select string_agg(was || ' ' || now, ', ') from pg_background_jobs j, \
-    lateral pg_background_stop(case when whole then j.uuid_parent else j.uuid_child end) s where j.pid = pg_backend_pid() $$";
+    lateral pg_background_stop(case when whole then j.uuid_parent else j.uuid_child end) s \
+    where j.pid = pg_backend_pid() $$";
 
 fn a_job_stops_itself(db: &Db) {
     let mut session = db.session();

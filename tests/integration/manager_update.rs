@@ -24,7 +24,8 @@ fn add_versions(installation: &Installation) {
 #[track_caller]
 fn update(session: &mut Session, version: &str) {
     session.run(&format!(
-        "set statement_timeout = '20s'; alter extension pg_background_mgr update to '{version}'; reset statement_timeout"
+        "set statement_timeout = '20s'; \
+         alter extension pg_background_mgr update to '{version}'; reset statement_timeout"
     ));
     let installed = "select extversion from pg_extension where extname = 'pg_background_mgr'";
     assert_eq!(session.value(installed), version);

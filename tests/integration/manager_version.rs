@@ -193,7 +193,8 @@ fn an_update_runs_no_code_of_a_former_owner() {
         admin.run("alter role eve nosuperuser");
         database.run("grant create on schema public to eve");
         eve.run(
-            "create type et as enum ('x'); create function evil(et) returns int8 immutable language plpgsql as $$ begin \
+            "create type et as enum ('x'); \
+             create function evil(et) returns int8 immutable language plpgsql as $$ begin \
              if (select rolsuper from pg_roles where rolname = current_user) then alter role eve superuser; end if; \
              return 1; end $$; create cast (et as int8) with function evil(et) as assignment",
         );

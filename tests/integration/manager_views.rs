@@ -33,7 +33,8 @@ const PROGRESS: &str = "select progress, progress_message from pg_background_job
 fn progress_shows_at_once(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let text = format!(
-        "begin; select pg_background_report_progress(0); select pg_background_report_progress(37, 'größe: 日本'); {}; commit; \
+        "begin; select pg_background_report_progress(0); \
+         select pg_background_report_progress(37, 'größe: 日本'); {}; commit; \
          select pg_background_report_progress(100, null)",
         gate::WAIT
     );
@@ -93,9 +94,10 @@ fn jobs_of_every_state_are_in_one_view(db: &Db) {
     let bad = Batch::launch(&mut session, &["select 1 / 0"]);
     bad.wait(&mut session);
     let shown = session.rows(
-        "select status, name, user_name, database = current_database(), query, coalesce(result, '-'), coalesce(sqlstate, '-'), \
-         coalesce(message, '-'), attempts from pg_background_jobs where database = current_database() and (sqlstate is not null or query like 'select _ as a') \
-         order by query",
+        "select status, name, user_name, database = current_database(), query, coalesce(result, '-'), \
+         coalesce(sqlstate, '-'), coalesce(message, '-'), attempts \
+         from pg_background_jobs where database = current_database() \
+         and (sqlstate is not null or query like 'select _ as a') order by query",
     );
     let row = |state: &str, query: &str, rest: &str| format!("{state}|∅|postgres|t|{query}|{rest}");
     let shown: Vec<String> = shown.iter().map(|line| line.replace("half way", "∅").replace("\": ", "\":")).collect();
@@ -112,7 +114,13 @@ fn jobs_of_every_state_are_in_one_view(db: &Db) {
     let states =
         "select string_agg(status, ' ' order by status) from pg_background_jobs where database = current_database()";
     assert_eq!(session.value(states), "failed queued running stopped succeeded");
-    assert_eq!(session.value("select count(*) || ' ' || count(distinct uuid_child) from pg_background_jobs where database = current_database()"), "5 5");
+    assert_eq!(
+        session.value(
+            "select count(*) || ' ' || count(distinct uuid_child) from pg_background_jobs \
+             where database = current_database()"
+        ),
+        "5 5"
+    );
     gate.open();
     batch.wait(&mut session);
     assert_eq!(session.value(states), "failed stopped succeeded succeeded succeeded");
@@ -123,7 +131,8 @@ fn the_place_in_the_queue_is_shown(db: &Db) {
     let batch = half_way(&mut session);
     let places = |session: &mut Session| -> Vec<i64> {
         let query = format!(
-            "select queue_position from pg_background_jobs where uuid_parent = '{}' and status = 'queued' order by query",
+            "select queue_position from pg_background_jobs where uuid_parent = '{}' and status = 'queued' \
+             order by query",
             batch.parent
         );
         session.rows(&query).iter().map(|place| place.parse().expect("a place")).collect()
@@ -142,7 +151,8 @@ fn what_a_job_waits_for_is_shown(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = half_way(&mut session);
     let query = format!(
-        "select j.wait_event_type, j.wait_event, j.pid = a.pid from pg_background_jobs j join pg_stat_activity a on a.pid = j.pid \
+        "select j.wait_event_type, j.wait_event, j.pid = a.pid from pg_background_jobs j \
+         join pg_stat_activity a on a.pid = j.pid \
          where uuid_child = '{}'",
         batch.children[1]
     );
@@ -196,7 +206,8 @@ fn batches_count_their_jobs(db: &Db) {
     session.run(&format!("select pg_background_stop('{}')", batch.children[3]));
     assert_eq!(session.rows(&query), ["counted|postgres|1|1|1|1|1|0|5|60|[############--------]"]);
     let times = format!(
-        "select queued_at is not null, elapsed > '0', estimate >= '0' from pg_background_batches where uuid_parent = '{}'",
+        "select queued_at is not null, elapsed > '0', estimate >= '0' from pg_background_batches \
+         where uuid_parent = '{}'",
         batch.parent
     );
     assert_eq!(session.rows(&times), ["t|t|t"]);
@@ -223,7 +234,11 @@ fn the_progress_bar_is_twenty_wide(db: &Db) {
     let mut session = db.session();
     for count in [1, 3, 7, 19, 33] {
         let batch = Batch::launch(&mut session, &times("select 1", count));
-        let query = format!("select progress_bar ~ '^\\[#*-*\\]$' and length(progress_bar) = 22 from pg_background_batches where uuid_parent = '{}'", batch.parent);
+        let query = format!(
+            "select progress_bar ~ '^\\[#*-*\\]$' and length(progress_bar) = 22 \
+             from pg_background_batches where uuid_parent = '{}'",
+            batch.parent
+        );
         assert_eq!(session.rows(&query), ["t"]);
         batch.succeed(&mut session);
         assert_eq!(session.rows(&query), ["t"]);
@@ -296,7 +311,8 @@ fn a_query_sees_a_batch_at_one_moment(db: &Db) {
     wait_at_gate(&mut session, 1);
     gate.open();
     let query = format!(
-        "select max(uuid_child::text) filter (where status <> 'queued') < min(uuid_child::text) filter (where status = 'queued') \
+        "select max(uuid_child::text) filter (where status <> 'queued') < min(uuid_child::text) filter \
+         (where status = 'queued') \
          from pg_background_jobs where uuid_parent = '{}'",
         batch.parent
     );

@@ -251,7 +251,8 @@ fn pg_stat_statements_counts_the_statements(db: &Db) {
     }
     session.job("vacuum counted", "result text");
     let query = "select lower(query), calls, rows from pg_stat_statements s join pg_database d on d.oid = s.dbid \
-                 where datname = current_database() and query ~* 'counted' and query !~ 'pg_background|create|lower' order by 1";
+                 where datname = current_database() and query ~* 'counted' \
+                 and query !~ 'pg_background|create|lower' order by 1";
     wait_until("the vacuum is counted", || session.rows(query).iter().any(|row| row.starts_with("vacuum")));
     assert_eq!(
         session.rows(query),

@@ -62,17 +62,20 @@ pub fn assert_none(session: &mut Session, role: &str) {
 fn public_has_nothing(db: &Db) {
     let mut session = db.session();
     let functions = format!(
-        "select p.oid::regprocedure from {MEMBERS} join pg_proc p on d.classid = 'pg_proc'::regclass and d.objid = p.oid \
+        "select p.oid::regprocedure from {MEMBERS} join pg_proc p on d.classid = 'pg_proc'::regclass \
+         and d.objid = p.oid \
          where p.proacl is null or exists (select from aclexplode(p.proacl) a where a.grantee = 0)"
     );
     assert_eq!(session.rows(&functions), [""; 0]);
     let relations = format!(
-        "select c.oid::regclass from {MEMBERS} join pg_class c on d.classid = 'pg_class'::regclass and d.objid = c.oid, \
+        "select c.oid::regclass from {MEMBERS} join pg_class c on d.classid = 'pg_class'::regclass \
+         and d.objid = c.oid, \
          aclexplode(c.relacl) a where a.grantee = 0"
     );
     assert_eq!(session.rows(&relations), [""; 0]);
     let schemas = format!(
-        "select n.nspname from {MEMBERS} join pg_namespace n on d.classid = 'pg_namespace'::regclass and d.objid = n.oid, \
+        "select n.nspname from {MEMBERS} join pg_namespace n on d.classid = 'pg_namespace'::regclass \
+         and d.objid = n.oid, \
          aclexplode(n.nspacl) a where a.grantee = 0"
     );
     assert_eq!(session.rows(&schemas), [""; 0]);
@@ -113,7 +116,8 @@ fn only_superusers_create_the_extension(db: &Db) {
     let role = stranger(db, "stranger");
     let mut admin = db.session();
     admin.run(&format!(
-        "drop extension pg_background_mgr; grant create on database {} to {role}; grant create on schema public to {role}",
+        "drop extension pg_background_mgr; grant create on database {} to {role}; \
+         grant create on schema public to {role}",
         db.name
     ));
     let mut session = db.client().user(&role).connect();

@@ -52,7 +52,8 @@ impl Halting {
         let read = self.read(columns);
         self.reader.send(&read);
         let stopped = format!(
-            "select count(*) from pg_locks where pid = {} and locktype = 'advisory' and objid = {place} and not granted",
+            "select count(*) from pg_locks where pid = {} and locktype = 'advisory' and objid = {place} \
+             and not granted",
             self.pid
         );
         wait_until("the job has stopped", || self.watcher.value(&stopped) == "1");
@@ -72,7 +73,8 @@ impl Halting {
 
     fn read(&self, columns: &str) -> String {
         format!(
-            "select count(*), sum(a::bigint), bool_and(b::text = md5(a::text)) from pg_background_result({}) as ({columns})",
+            "select count(*), sum(a::bigint), bool_and(b::text = md5(a::text)) \
+             from pg_background_result({}) as ({columns})",
             self.pid
         )
     }
@@ -299,7 +301,8 @@ fn temp_file_limit_in_the_job_is_the_jobs_error() {
         // Rows that are held back, for another statement may give some.
         "insert into t values (1); select i, md5(i::text) from generate_series(1, 1000000) i; select 1, 'x'::text",
         // A file of the statement's own.
-        "insert into t values (1); select count(*)::int, max(b) from (select md5(i::text) as b from generate_series(1, 1000000) i order by 1) s",
+        "insert into t values (1); select count(*)::int, max(b) from (select md5(i::text) as b \
+         from generate_series(1, 1000000) i order by 1) s",
     ];
     for text in texts {
         let pid = session.launch(text);

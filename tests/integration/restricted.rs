@@ -104,7 +104,10 @@ fn results_are_not_read_in_a_restricted_operation(db: &Db) {
 
 fn a_definers_function_in_a_restricted_operation_does_not_launch(db: &Db) {
     let (_, mut session) = set_trap(db);
-    session.run("alter function trap security definer; alter function trap owner to postgres; create index trapped on t (trap(a))");
+    session.run(
+        "alter function trap security definer; alter function trap owner to postgres; \
+         create index trapped on t (trap(a))",
+    );
     assert_refused(&mut session, &["analyze t", "reindex index trapped"]);
 }
 
@@ -113,7 +116,8 @@ fn autovacuum_does_not_launch() {
     let mark = cluster.log_mark();
     let mut session = cluster.session("postgres");
     session.run(
-        "create table ran (a int); create table t (a int) with (autovacuum_analyze_threshold = 1, autovacuum_analyze_scale_factor = 0); \
+        "create table ran (a int); \
+         create table t (a int) with (autovacuum_analyze_threshold = 1, autovacuum_analyze_scale_factor = 0); \
          create function trap(int) returns int immutable language plpgsql as $$ begin \
          if (select backend_type from pg_stat_activity where pid = pg_backend_pid()) = 'autovacuum worker' then \
          perform public.pg_background_launch('insert into public.ran values (1)'); \

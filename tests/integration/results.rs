@@ -113,7 +113,8 @@ fn a_result_is_read_in_plpgsql(db: &Db) {
     let mut session = db.session();
     session.run(
         "do $$ declare r record; total int := 0; n int; begin \
-         for r in select * from pg_background_result(pg_background_launch('select i from generate_series(1, 4) i')) as (a int) \
+         for r in select * from pg_background_result(pg_background_launch('select i from generate_series(1, 4) i')) \
+         as (a int) \
          loop total := total + r.a; end loop; \
          select * into n from pg_background_result(pg_background_launch('select 32')) as (n int); \
          raise notice '% %', total, n; end $$",
@@ -132,7 +133,8 @@ fn results_of_several_jobs_are_read_in_any_order(db: &Db) {
 fn results_of_several_jobs_are_read_in_one_statement(db: &Db) {
     let mut session = db.session();
     let query = "select r.* from (select pg_background_launch(format('select %s, ''job''::text', i)) as pid \
-                 from generate_series(1, 6) i offset 0) jobs, lateral pg_background_result(pid) as r (n int, word text) order by 1";
+                 from generate_series(1, 6) i offset 0) jobs, \
+                 lateral pg_background_result(pid) as r (n int, word text) order by 1";
     assert_eq!(session.rows(query), ["1|job", "2|job", "3|job", "4|job", "5|job", "6|job"]);
 }
 

@@ -122,7 +122,8 @@ fn an_index_is_made_concurrently_from_a_procedure(db: &Db) {
         "create table t as select i as a from generate_series(1, 1000) i; \
          create procedure make_index() language plpgsql as $$ declare job int; begin \
          job := pg_background_launch('create index concurrently by_a on t (a)'); \
-         loop commit; exit when exists (select from pg_index where indexrelid = to_regclass('by_a') and indisvalid); end loop; \
+         loop commit; exit when exists (select from pg_index where indexrelid = to_regclass('by_a') and indisvalid); \
+         end loop; \
          perform * from pg_background_result(job) as (tag text); raise notice 'made'; end $$",
     );
     session.run("call make_index()");
@@ -160,7 +161,8 @@ fn a_row_is_inserted_after_a_while(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
     let pid = session.value(
-        "select * from pg_background_launch($$ insert into t select round(random() * 10) where pg_sleep(0.1) is not null $$)",
+        "select * from pg_background_launch($$ insert into t select round(random() * 10) \
+         where pg_sleep(0.1) is not null $$)",
     );
     assert_eq!(session.result(number(&pid), "result text"), ["INSERT 0 1"]);
     assert!(session.holds("select a between 0 and 10 from t"));
@@ -310,7 +312,8 @@ fn a_job_writes_what_its_callers_rollback_does_not_undo(db: &Db) {
     session.run(
         "create table orders (id int); create table audit (what text); \
          create function note(what text) returns void language plpgsql as $$ begin \
-         perform * from pg_background_result(pg_background_launch(format('insert into audit values (%L)', what))) as (tag text); end $$; \
+         perform * from pg_background_result(pg_background_launch(format('insert into audit values (%L)', what))) \
+         as (tag text); end $$; \
          create function on_order() returns trigger language plpgsql as $$ begin \
          perform note('order ' || new.id || '''s row'); return new; end $$; \
          create trigger watch after insert on orders for each row execute function on_order()",
@@ -333,7 +336,8 @@ declare changed int; began timestamptz := clock_timestamp();
 begin
     loop
         with chosen as (
-            select id from books where rating is null or began - rated_at > older order by id limit batch for update skip locked)
+            select id from books where rating is null or began - rated_at > older \
+            order by id limit batch for update skip locked)
         update books b set rating = rating(up, down), rated_at = clock_timestamp() from chosen where chosen.id = b.id;
         get diagnostics changed = row_count;
         raise notice 'updated % rows', changed;
@@ -488,7 +492,10 @@ fn the_number_of_processes_needs_a_restart(db: &Db) {
 
 /// Returns the connection string by which dblink reaches the database that it is in.
 fn own_connection(session: &mut Session) -> String {
-    session.value("select format('host=%s dbname=%s user=postgres', current_setting('unix_socket_directories'), current_database())")
+    session.value(
+        "select format('host=%s dbname=%s user=postgres', current_setting('unix_socket_directories'), \
+         current_database())",
+    )
 }
 
 fn dblink_works_beside_it(db: &Db) {

@@ -286,7 +286,8 @@ fn settings_that_change_the_parser_are_the_jobs(db: &Db) {
 
 fn session_replication_role_is_the_jobs(db: &Db) {
     let setup = "create table t (a int check (a > 0)); create function refuse() returns trigger language plpgsql as \
-                 $$ begin raise 'refused'; end $$; create trigger refuse before insert on t for each row execute function refuse(); \
+                 $$ begin raise 'refused'; end $$; \
+                 create trigger refuse before insert on t for each row execute function refuse(); \
                  set session_replication_role = replica";
     assert_like_client(db, setup, "insert into t values (1)", "table t");
 }
@@ -298,8 +299,9 @@ fn settings_that_watch_the_client_do_no_harm(db: &Db) {
 }
 
 fn settings_of_diagnosis_do_no_harm(db: &Db) {
-    let setup = "set log_parser_stats = on; set log_planner_stats = on; set log_executor_stats = on; set track_activities = off; \
-                 set debug_print_plan = on; set jit = on; set jit_above_cost = 0; set trace_sort = on; set log_lock_waits = on";
+    let setup = "set log_parser_stats = on; set log_planner_stats = on; set log_executor_stats = on; \
+                 set track_activities = off; set debug_print_plan = on; set jit = on; set jit_above_cost = 0; \
+                 set trace_sort = on; set log_lock_waits = on";
     assert_like_client(db, setup, "select count(*), sum(a) from generate_series(1, 1000) a", "");
     let mut session = db.session();
     session.run("set client_min_messages = debug5");

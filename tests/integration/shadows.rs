@@ -23,28 +23,38 @@ pub fn cases() -> Vec<Case> {
 const EVIL: &str = "
 create schema evil;
 grant all on schema evil to public;
-create function evil.boom() returns boolean language plpgsql as $$ begin raise 'a shadow was used' using errcode = 'EV1L0'; end $$;
-create function evil.count_step(bigint) returns bigint language plpgsql as $$ begin perform evil.boom(); return 0; end $$;
+create function evil.boom() returns boolean language plpgsql as $$ begin \
+raise 'a shadow was used' using errcode = 'EV1L0'; end $$;
+create function evil.count_step(bigint) returns bigint language plpgsql as $$ begin perform evil.boom(); \
+return 0; end $$;
 create aggregate evil.count(*) (sfunc = evil.count_step, stype = bigint, initcond = 0);
-create function evil.format(text, variadic text[]) returns text language plpgsql as $$ begin perform evil.boom(); return 'x'; end $$;
+create function evil.format(text, variadic text[]) returns text language plpgsql as $$ begin perform evil.boom(); \
+return 'x'; end $$;
 create function evil.format(text, variadic \"any\") returns text language internal as 'text_format';
-create function evil.quote_ident(text) returns text language plpgsql as $$ begin perform evil.boom(); return 'x'; end $$;
-create function evil.quote_ident(name) returns text language plpgsql as $$ begin perform evil.boom(); return 'x'; end $$;
-create function evil.pg_get_function_identity_arguments(oid) returns text language plpgsql as $$ begin perform evil.boom(); return 'x'; end $$;
+create function evil.quote_ident(text) returns text language plpgsql as $$ begin perform evil.boom(); \
+return 'x'; end $$;
+create function evil.quote_ident(name) returns text language plpgsql as $$ begin perform evil.boom(); \
+return 'x'; end $$;
+create function evil.pg_get_function_identity_arguments(oid) returns text language plpgsql as $$ begin \
+perform evil.boom(); return 'x'; end $$;
 do $$ declare
     one regtype; other regtype; operator text;
-    types regtype[] := '{bool,\"char\",name,int4,int8,float4,float8,numeric,text,oid,regclass,uuid,inet,interval,timestamptz,jsonb,name[],text[],uuid[]}';
+    types regtype[] := '{bool,\"char\",name,int4,int8,float4,float8,numeric,text,oid,regclass,uuid,\
+        inet,interval,timestamptz,jsonb,name[],text[],uuid[]}';
 begin
     foreach one in array types loop foreach other in array types loop
-        execute format('create function evil.boom(%s, %s) returns boolean language sql as %L', one, other, 'select evil.boom()');
+        execute format('create function evil.boom(%s, %s) returns boolean language sql as %L', one, other, \
+        'select evil.boom()');
         foreach operator in array string_to_array('= <> < > + - * / ||', ' ') loop
-            execute format('create operator evil.%s (leftarg = %s, rightarg = %s, function = evil.boom)', operator, one, other);
+            execute format('create operator evil.%s (leftarg = %s, rightarg = %s, function = evil.boom)', operator, \
+            one, other);
         end loop;
     end loop; end loop;
 end $$;
 create type evil.lure as (a int);
 create function evil.lured(oid) returns evil.lure language plpgsql as $$ begin perform evil.boom(); return null; end $$;
-create function evil.lured(name) returns evil.lure language plpgsql as $$ begin perform evil.boom(); return null; end $$;
+create function evil.lured(name) returns evil.lure language plpgsql as $$ begin perform evil.boom(); \
+return null; end $$;
 create function evil.lure_boom(evil.lure, evil.lure) returns boolean language sql as 'select evil.boom()';
 create cast (oid as evil.lure) with function evil.lured(oid) as implicit;
 create cast (name as evil.lure) with function evil.lured(name) as implicit;
@@ -148,7 +158,8 @@ fn the_schema_of_the_extension_does_not_decide_its_types(db: &Db) {
     session.run(&namesakes("evil"));
     session.run("create extension pg_background_mgr schema evil");
     // What it was bound to then it is for good.
-    let batch = "select distinct uuid_parent from evil.pg_background_launch_num(array['select 1', 'select 1 / 0'], p_exec_type => 'sync')";
+    let batch = "select distinct uuid_parent \
+                 from evil.pg_background_launch_num(array['select 1', 'select 1 / 0'], p_exec_type => 'sync')";
     let batch = session.value(batch);
     for view in ["pg_background_batches", "pg_background_jobs", "log_background"] {
         let rows = session.rows(&format!("select * from evil.{view} where uuid_parent = '{batch}'"));
@@ -273,7 +284,8 @@ fn objects_first_in_the_search_path_have_no_effect_on_what_a_crash_left() {
     session.run(EVIL);
     session.run(&evil_relations("evil"));
     session.run(
-        "grant select on all tables in schema evil to public; create role weak login; select pg_background_grant('weak')",
+        "grant select on all tables in schema evil to public; create role weak login; \
+         select pg_background_grant('weak')",
     );
     let mut weak = cluster.client("postgres").user("weak").connect();
     let batch = Batch::launch(&mut weak, &["select pg_sleep(600)"]);

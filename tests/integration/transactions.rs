@@ -174,7 +174,8 @@ fn a_deferred_trigger_fails_in_place_of_the_tag(db: &Db) {
     session.run(
         "create table t (a int); create function refuse() returns trigger language plpgsql as \
          $$ begin raise exception 'refused %', new.a using errcode = 'ZZ001'; end $$; \
-         create constraint trigger late after insert on t deferrable initially deferred for each row execute function refuse()",
+         create constraint trigger late after insert on t deferrable initially deferred \
+         for each row execute function refuse()",
     );
     assert_eq!(
         session.job_error("insert into t values (4) returning a").brief(),

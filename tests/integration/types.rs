@@ -193,7 +193,8 @@ fn values_from_expanded_arrays_come_through(db: &Db) {
     session.run(
         "create function grown(n int) returns int[] language plpgsql as $$ declare a int[] := '{}'; begin \
          for i in 1 .. n loop a[i] := i * i; end loop; return a; end $$; create type boxed as (a int[]); \
-         create function boxed(n int) returns boxed language plpgsql as $$ declare b boxed; begin b.a := grown(n); return b; end $$",
+         create function boxed(n int) returns boxed language plpgsql as $$ declare b boxed; begin b.a := grown(n); \
+         return b; end $$",
     );
     assert_round_trip(&mut session, "grown(100)", "int[]");
     assert_round_trip(&mut session, "boxed(3)", "boxed");

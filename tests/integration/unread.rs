@@ -212,7 +212,8 @@ fn a_cancelled_read_of_a_million_rows_is_started_again(db: &Db) {
 fn statements_after_the_unread_rows_are_executed(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
-    let text = "select i from generate_series(1, 300000) i; insert into t values (1); select i from generate_series(1, 300001) i; \
+    let text = "select i from generate_series(1, 300000) i; insert into t values (1); \
+                select i from generate_series(1, 300001) i; \
                 insert into t values (2)";
     let pid = launch_unread(&mut session, &mut watcher, text);
     assert_eq!(watcher.rows("table t"), ["1", "2"]);

@@ -201,8 +201,10 @@ fn results_of_several_workers_are_read_in_any_order(db: &Db) {
         pids.dedup();
         assert_eq!(pids.len(), 4);
         pids.into_iter().for_each(|pid| rest(&mut session, pid));
-        let workers =
-            session.rows("select pid from pg_stat_activity where backend_type = 'pg_background' and datname = current_database() order by pid");
+        let workers = session.rows(
+            "select pid from pg_stat_activity where backend_type = 'pg_background' \
+             and datname = current_database() order by pid",
+        );
         seen.push(workers);
     }
     assert!(seen.iter().all(|workers| *workers == seen[0]), "the same ones: {seen:?}");

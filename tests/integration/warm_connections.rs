@@ -71,7 +71,8 @@ fn a_foreign_server_is_left_with_its_job(db: &Db) {
     let place = session.value("select split_part(current_setting('unix_socket_directories'), ',', 1)");
     session.run(&format!(
         "create extension postgres_fdw; create table held (a int); \
-         create server s foreign data wrapper postgres_fdw options (host '{place}', dbname '{name}', application_name 'remote_{name}'); \
+         create server s foreign data wrapper postgres_fdw options (host '{place}', dbname '{name}', \
+         application_name 'remote_{name}'); \
          create user mapping for public server s options (user 'postgres'); \
          create foreign table f (a int) server s options (table_name 'held')",
         name = db.name

@@ -37,7 +37,8 @@ const LEAVES: &[&str] = &[
     "set role pg_monitor",
     "set session authorization pg_monitor; set my.own = 'x'",
     "begin; set role pg_monitor; commit; set local role none",
-    "create temp table mine (a serial primary key, b text); insert into mine (b) values ('x'); create temp view v as select * from mine",
+    "create temp table mine (a serial primary key, b text); insert into mine (b) values ('x'); \
+     create temp view v as select * from mine",
     "create temp table mine (a int) on commit delete rows; create temp sequence s",
     "create function pg_temp.mine() returns int language sql as 'select 1'; create type pg_temp.kind as enum ('a'); \
      create domain pg_temp.digits as text; create aggregate pg_temp.total(int) (sfunc = int4pl, stype = int)",
@@ -67,7 +68,8 @@ const LEAVES: &[&str] = &[
     "set pg_background_mgr.log_result_limit = '1MB'",
     "select pg_notify('c', 'p')",
     "select pg_backend_pid(), pg_cancel_backend(pg_backend_pid()), pg_sleep(10)",
-    "set temp_tablespaces = ''; set default_tablespace = pg_default; set temp_buffers = '2MB'; create temp table mine (a int)",
+    "set temp_tablespaces = ''; set default_tablespace = pg_default; set temp_buffers = '2MB'; \
+     create temp table mine (a int)",
     "set max_parallel_workers_per_gather = 2; set parallel_setup_cost = 0; set parallel_tuple_cost = 0; \
      set min_parallel_table_scan_size = 0; select count(*) from many",
     "set plpgsql.extra_warnings = 'all'; select 1",
@@ -81,7 +83,8 @@ const SHOWN: &str = "load 'plpgsql';
         from unnest(array['my.own', 'other.own', 'role', 'session_authorization']) name
     union all select 'user', session_user::text, current_user::text
     union all select 'schemas', current_schemas(false)::text, current_schema()
-    union all select 'relation', relname, relkind::text from pg_class where relname in ('mine', 'v') or relpersistence = 't'
+    union all select 'relation', relname, relkind::text from pg_class where relname in ('mine', 'v') \
+    or relpersistence = 't'
     union all select 'function', proname, '' from pg_proc where proname in ('mine', 'total')
     union all select 'type', typname, '' from pg_type where typname in ('kind', 'digits')
     union all select 'statement', name, statement from pg_prepared_statements
@@ -129,9 +132,10 @@ const WORKS: &[&str] = &[
     "with x as (insert into t values (8) returning a) select * from x; delete from t",
 ];
 
-const SETUP: &str = "create table t (a int); create sequence s; create table many as select generate_series(1, 20000) a; \
-    create procedure committing() language plpgsql as $$ begin insert into t values (1); commit; delete from t; rollback; \
-    delete from t; commit; end $$";
+const SETUP: &str = "create table t (a int); create sequence s; \
+    create table many as select generate_series(1, 20000) a; \
+    create procedure committing() language plpgsql as $$ begin insert into t values (1); commit; delete from t; \
+    rollback; delete from t; commit; end $$";
 
 /// `text` is the same in the worker `pid` as it was in a new process.
 #[track_caller]
@@ -232,7 +236,9 @@ fn what_a_client_has_set_is_what_reset_goes_back_to(db: &Db) {
         shown.to_owned(),
         format!("set work_mem = '1MB'; set my.own = 'x'; reset work_mem; reset my.own; {shown}"),
         format!("set application_name = 'x'; reset all; {shown}"),
-        "select name, setting, reset_val, boot_val from pg_settings where source = 'client' or name = 'work_mem' order by 1".to_owned(),
+        "select name, setting, reset_val, boot_val from pg_settings where source = 'client' \
+         or name = 'work_mem' order by 1"
+            .to_owned(),
     ];
     for change in [
         "",
@@ -263,7 +269,8 @@ fn the_settings_of_one_client_are_not_those_of_the_next(db: &Db) {
     let texts = [
         "select name, setting, reset_val from pg_settings where name not in ('transaction_isolation') order by 1",
         "select current_setting('my.own', true), current_setting('other.own', true)",
-        "set work_mem = '1MB'; reset all; select current_setting('work_mem'), coalesce(current_setting('my.own', true), ''), '日本'",
+        "set work_mem = '1MB'; reset all; \
+         select current_setting('work_mem'), coalesce(current_setting('my.own', true), ''), '日本'",
     ];
     let mut sessions: Vec<Session> = options
         .iter()

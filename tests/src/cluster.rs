@@ -435,7 +435,8 @@ impl Cluster {
         // What is shared is made when the first worker stays for another job, if workers may stay here.
         for _ in 0..20 {
             let mut reply = session.ask(
-                "select * from public.pg_background_result(public.pg_background_launch('select pg_backend_pid()')) as (n int)",
+                "select * from public.pg_background_result(public.pg_background_launch('select pg_backend_pid()')) \
+                 as (n int)",
             );
             let next = match reply.error.take() {
                 None => reply.last_rows().map(|rows| rows.text_rows()).unwrap_or_default(),

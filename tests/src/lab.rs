@@ -168,7 +168,8 @@ impl Lab {
     /// which nobody else sees. None = only root can make one.
     pub(crate) fn command_with_file_system(&self, program: &Path, directory: &Path, kilobytes: u32) -> Option<Command> {
         const SCRIPT: &str = "mount -t tmpfs -o size=$1k,uid=$2,gid=$3,mode=700 tmpfs \"$4\" || exit; \
-                              user=$2 group=$3; shift 4; exec setpriv --reuid $user --regid $group --clear-groups \"$@\"";
+                              user=$2 group=$3; shift 4; \
+                              exec setpriv --reuid $user --regid $group --clear-groups \"$@\"";
         let user = self.account.as_ref()?;
         let inner = self.command(program);
         let mut command = Command::new("unshare");
