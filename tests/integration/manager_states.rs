@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 pub fn cases() -> Vec<Case> {
     vec![
-        private_case!(only_what_has_a_worker_runs),
+        private_case!(only_what_has_a_worker_runs).oldest_and_newest(),
         private_case!(each_worker_runs_one_job),
         case!(an_old_snapshot_shows_how_jobs_have_ended),
         case!(a_row_that_was_deleted_is_not_seen_to_run),

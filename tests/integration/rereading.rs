@@ -211,12 +211,12 @@ fn a_session_ends_with_a_result_put_back() {
             let mut job = Halting::launch(&cluster, work_mem, 200_000, 1);
             let place = job.places[0];
             job.cancel_at(place, columns);
-            let Halting { reader, mut watcher, pid, .. } = job;
+            let Halting { reader, mut watcher, .. } = job;
             let launcher = reader.pid();
             drop(reader);
             wait_until("the end of the session", || !is_alive(launcher));
             watcher.run(&format!("select pg_advisory_unlock({place})"));
-            wait_until("the end of the job", || !is_alive(pid));
+            cluster.wait_no_workers();
         }
     }
     cluster.assert_sound(&before);
@@ -245,7 +245,7 @@ fn a_terminated_session_ends_with_a_result_put_back() {
     job.watcher.run(&format!("select pg_terminate_backend({})", job.reader.pid()));
     wait_until("the end of the session", || job.reader.is_closed());
     job.let_go(place);
-    wait_until("the end of the job", || !is_alive(job.pid));
+    cluster.wait_no_workers();
     cluster.assert_sound(&before);
     assert_no_temporary_files(&cluster);
     assert_no_crash(&cluster, mark);
@@ -265,7 +265,7 @@ fn a_result_put_back_is_given_up() {
             !temporary_files(&cluster).iter().any(|name| name.starts_with(&own))
         });
         job.let_go(place);
-        wait_until("the end of the job", || !is_alive(job.pid));
+        cluster.wait_no_workers();
     }
     cluster.assert_sound(&before);
     assert_no_temporary_files(&cluster);

@@ -122,6 +122,7 @@ pub fn committed(cluster: &Cluster) -> i64 {
     let mut session = cluster.session("postgres");
     // What was registered before this job has been started when this one has.
     assert_eq!(session.job("select 1", "n int"), ["1"]);
+    cluster.wait_no_workers(); // they would stay for ten seconds
     settle(cluster);
     let count = session.number("select count(*) from ran");
     session.run("delete from ran");
