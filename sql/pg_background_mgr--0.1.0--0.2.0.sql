@@ -4,23 +4,23 @@
 -- well. Whoever else has the log open ends first, and what is read below is all that there is.
 DO $$
 DECLARE
-    dependent pg_catalog.regclass;
+    dependents pg_catalog.text;
 BEGIN
     IF pg_catalog.current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION 'cannot update pg_background_mgr in a transaction with isolation level "%"', pg_catalog.current_setting('transaction_isolation')
             USING ERRCODE = '25001', HINT = 'Its snapshot may be older than rows of the log. Use READ COMMITTED.';
     END IF;
     -- Its columns come into another order, which a view that is replaced cannot have.
-    SELECT r.ev_class INTO dependent
+    SELECT pg_catalog.string_agg(DISTINCT r.ev_class::pg_catalog.regclass::pg_catalog.text, ', ') INTO dependents
     FROM pg_catalog.pg_depend AS d
     JOIN pg_catalog.pg_rewrite AS r ON r.oid = d.objid
     WHERE d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass::pg_catalog.oid
         AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid
-        AND d.refobjid = 'log_background'::pg_catalog.regclass::pg_catalog.oid AND r.ev_class <> d.refobjid
-    LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'view % depends on view log_background', dependent
-            USING ERRCODE = '2BP01', HINT = 'Drop it, update the extension, and create it again: columns of log_background have another order.';
+        AND d.refobjid = 'log_background'::pg_catalog.regclass::pg_catalog.oid AND r.ev_class <> d.refobjid;
+    IF dependents IS NOT NULL THEN
+        RAISE EXCEPTION 'other views depend on view log_background'
+            USING ERRCODE = '2BP01', DETAIL = pg_catalog.format('They are %s.', dependents),
+                HINT = 'Drop them, update the extension, and create them again: columns of log_background have another order.';
     END IF;
 END
 $$;
@@ -298,7 +298,7 @@ COMMENT ON VIEW log_background IS
 COMMENT ON COLUMN log_background.id IS
 'Number of the row in the log; NULL until it is there.';
 COMMENT ON COLUMN log_background.pid IS
-'Process ID of the worker that runs the job, or ran it last.';
+'Process ID of the worker that runs the job or ran it; NULL between two attempts.';
 COMMENT ON COLUMN log_background.status IS
 'queued, running, succeeded, failed, stopped, or lost: the server died under it, or it is a job of the database that this one was copied from.';
 COMMENT ON COLUMN log_background.ip_client IS
@@ -314,17 +314,17 @@ COMMENT ON COLUMN log_background.query IS
 COMMENT ON COLUMN log_background.result IS
 'Rows of the last statement that gave rows, as a JSON array of as many whole rows as fit in pg_background_mgr.log_result_limit; without rows, the command tags.';
 COMMENT ON COLUMN log_background.start_time_exec IS
-'When the last attempt began.';
+'When the attempt began that runs, or that was the last; NULL between two attempts.';
 COMMENT ON COLUMN log_background.end_time_exec IS
 'When the job ended.';
 COMMENT ON COLUMN log_background.name IS
-'Name of the job, from p_jobs.';
+'Name of the job, from p_jobs; without one, that of its call.';
 COMMENT ON COLUMN log_background.batch_name IS
 'Name of the call, from p_options.';
 COMMENT ON COLUMN log_background.queued_at IS
 'When the job was launched, or launched again.';
 COMMENT ON COLUMN log_background.elapsed IS
-'From the beginning of the last attempt to its end, or to now while it runs.';
+'From start_time_exec to end_time_exec, or to now while the job runs.';
 COMMENT ON COLUMN log_background.attempts IS
 'How often the job was begun.';
 COMMENT ON COLUMN log_background.row_count IS
@@ -371,7 +371,7 @@ COMMENT ON COLUMN pg_background_jobs.uuid_parent IS
 COMMENT ON COLUMN pg_background_jobs.uuid_child IS
 'The job.';
 COMMENT ON COLUMN pg_background_jobs.name IS
-'Name of the job, from p_jobs.';
+'Name of the job, from p_jobs; without one, that of its call.';
 COMMENT ON COLUMN pg_background_jobs.user_name IS
 'Role that launched the job, and whose rights it has.';
 COMMENT ON COLUMN pg_background_jobs.database IS
@@ -379,15 +379,15 @@ COMMENT ON COLUMN pg_background_jobs.database IS
 COMMENT ON COLUMN pg_background_jobs.status IS
 'queued, running, succeeded, failed, stopped, or lost.';
 COMMENT ON COLUMN pg_background_jobs.queue_position IS
-'Place among the queued jobs of the whole server, the oldest first; NULL if the job is not queued.';
+'Place among the queued jobs of the whole server, the oldest first, those that wait for another attempt among them; NULL if the job is not queued.';
 COMMENT ON COLUMN pg_background_jobs.pid IS
-'Process ID of the worker that runs the job, or ran it last.';
+'Process ID of the worker that runs the job or ran it; NULL between two attempts.';
 COMMENT ON COLUMN pg_background_jobs.wait_event_type IS
 'Type of the event that the worker waits for.';
 COMMENT ON COLUMN pg_background_jobs.wait_event IS
 'Event that the worker waits for.';
 COMMENT ON COLUMN pg_background_jobs.progress IS
-'How far the job is, in percent, as pg_background_report_progress said it.';
+'How far the running job is, in percent, as pg_background_report_progress said it.';
 COMMENT ON COLUMN pg_background_jobs.progress_message IS
 'Message of pg_background_report_progress.';
 COMMENT ON COLUMN pg_background_jobs.attempts IS
@@ -395,11 +395,11 @@ COMMENT ON COLUMN pg_background_jobs.attempts IS
 COMMENT ON COLUMN pg_background_jobs.queued_at IS
 'When the job was launched, or launched again.';
 COMMENT ON COLUMN pg_background_jobs.start_time_exec IS
-'When the last attempt began.';
+'When the attempt began that runs, or that was the last; NULL between two attempts.';
 COMMENT ON COLUMN pg_background_jobs.end_time_exec IS
 'When the job ended.';
 COMMENT ON COLUMN pg_background_jobs.elapsed IS
-'From the beginning of the last attempt to its end, or to now while it runs.';
+'From start_time_exec to end_time_exec, or to now while the job runs.';
 COMMENT ON COLUMN pg_background_jobs.query IS
 'SQL text of the job.';
 COMMENT ON COLUMN pg_background_jobs.result IS
@@ -416,7 +416,7 @@ SELECT b.uuid_parent, b.name, b.user_name, b.queued, b.running, b.succeeded, b.f
         || pg_catalog.repeat('-', 20 - (20 * b.ended / b.total)::pg_catalog.int4) || ']' AS progress_bar,
     b.queued_at,
     CASE WHEN b.ended < b.total THEN pg_catalog.clock_timestamp() ELSE b.ended_at END - b.queued_at AS elapsed,
-    CASE WHEN b.ended > 0 AND b.ended < b.total
+    CASE WHEN b.ended > 0 AND b.ended < b.total AND b.queued_at = b.last_queued_at
         THEN (pg_catalog.clock_timestamp() - b.queued_at) * ((b.total - b.ended)::pg_catalog.float8 / b.ended::pg_catalog.float8) END AS estimate
 FROM (
     SELECT l.uuid_parent, pg_catalog.min(l.batch_name) AS name, pg_catalog.min(l.user_name::pg_catalog.text)::pg_catalog.name AS user_name,
@@ -428,7 +428,7 @@ FROM (
         pg_catalog.count(*) FILTER (WHERE l.status = 'lost') AS lost,
         pg_catalog.count(*) AS total,
         pg_catalog.count(*) FILTER (WHERE l.status NOT IN ('queued', 'running')) AS ended,
-        pg_catalog.min(l.queued_at) AS queued_at, pg_catalog.max(l.end_time_exec) AS ended_at
+        pg_catalog.min(l.queued_at) AS queued_at, pg_catalog.max(l.queued_at) AS last_queued_at, pg_catalog.max(l.end_time_exec) AS ended_at
     FROM background_mgr.all_jobs AS l
     GROUP BY l.uuid_parent
 ) AS b;
@@ -464,7 +464,7 @@ COMMENT ON COLUMN pg_background_batches.queued_at IS
 COMMENT ON COLUMN pg_background_batches.elapsed IS
 'From then until the last job ended, or until now.';
 COMMENT ON COLUMN pg_background_batches.estimate IS
-'How long the rest takes if it takes as long, job by job, as what has ended; NULL before a job has ended, and when all have.';
+'How long the rest takes if it takes as long, job by job, as what has ended; NULL before a job has ended, when all have, and after a retry.';
 
 -- Who could read the views and call what they are made of. Nothing else of what is new is granted to PUBLIC, or to whom default
 -- privileges name.

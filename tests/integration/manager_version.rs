@@ -155,12 +155,16 @@ fn an_update_that_would_lose_something_is_refused() {
     // The snapshot of such a transaction may be older than rows of the log.
     session.run("begin isolation level repeatable read");
     assert_eq!(session.error(UPDATE).sqlstate(), "25001");
-    session.run("rollback; create view of_user as select query from log_background");
+    session.run(
+        "rollback; create view of_user as select query from log_background; \
+                 create view another as select status from log_background",
+    );
     let error = session.error(UPDATE);
-    let expected = ("2BP01".to_owned(), "view of_user depends on view log_background".to_owned());
+    let expected = ("2BP01".to_owned(), "other views depend on view log_background".to_owned());
     assert_eq!(error.brief(), expected);
+    assert_eq!(error.detail().as_deref(), Some("They are another, of_user."));
     assert_eq!(session.value("select extversion from pg_extension where extname = 'pg_background_mgr'"), "0.1.0");
-    session.run(&format!("drop view of_user; {UPDATE}"));
+    session.run(&format!("drop view of_user, another; {UPDATE}"));
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
 }
 

@@ -1,7 +1,7 @@
 //! The two views, and progress that jobs report.
 
 use crate::gate::{self, Gate};
-use crate::manager::{array, drain, half_way, times, wait_at_gate, Batch};
+use crate::manager::{array, drain, half_way, retry, times, wait_at_gate, Batch};
 use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session};
 use std::time::Instant;
 
@@ -21,6 +21,7 @@ pub fn cases() -> Vec<Case> {
         case!(times_of_running_jobs_go_on),
         case!(batches_count_their_jobs),
         case!(a_batch_that_has_ended_has_no_estimate),
+        case!(a_batch_that_was_launched_again_has_no_estimate),
         case!(the_progress_bar_is_twenty_wide),
         private_case!(jobs_of_other_databases_are_in_the_view),
         private_case!(a_look_costs_what_it_shows),
@@ -228,6 +229,28 @@ fn a_batch_that_has_ended_has_no_estimate(db: &Db) {
     gate.open();
     batch.wait(&mut session);
     assert_eq!(session.rows(&query), ["100|[####################]|∅"]);
+}
+
+/// Its first jobs may have been launched days ago.
+fn a_batch_that_was_launched_again_has_no_estimate(db: &Db) {
+    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let fails = format!("{}; select 1 / 0", gate::WAIT);
+    let batch = Batch::launch(&mut session, &["select 1", &fails]);
+    batch.wait_state(&mut session, 0, "succeeded");
+    let query = format!(
+        "select running, elapsed > '0', estimate >= '0' from pg_background_batches where uuid_parent = '{}'",
+        batch.parent
+    );
+    wait_at_gate(&mut session, 1);
+    assert_eq!(session.rows(&query), ["1|t|t"]);
+    gate.open();
+    assert_eq!(batch.finish(&mut session), ["succeeded", "failed"]);
+    let gate = Gate::close(db.session());
+    retry(&mut session, &batch.parent);
+    wait_at_gate(&mut session, 1);
+    assert_eq!(session.rows(&query), ["1|t|∅"]);
+    gate.open();
+    batch.wait(&mut session);
 }
 
 fn the_progress_bar_is_twenty_wide(db: &Db) {
