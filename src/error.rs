@@ -80,7 +80,7 @@ pub enum Error {
     SetNotAccepted,
     #[error("the function is declared otherwise than the library of pg_background_mgr expects")]
     Declaration,
-    #[error("result has {result} columns, but the column list has {listed}")]
+    #[error("result has {}, but the column list has {listed}", counted(*result, "column"))]
     ColumnCount { result: usize, listed: usize },
     #[error("result column {number} (\"{name}\") has type {result}, but the column list says {listed}")]
     ColumnType { number: usize, name: Text, result: Text, listed: Text },
@@ -121,9 +121,9 @@ pub enum Error {
     SingleUser,
     #[error("out of shared memory")]
     SharedMemory,
-    #[error("could not start {wanted} background jobs at once")]
+    #[error("could not start {} at once", counted(*wanted, "background job"))]
     TooFewWorkers { wanted: usize, free: usize },
-    #[error("could not start {wanted} background jobs at once")]
+    #[error("could not start {} at once", counted(*wanted, "background job"))]
     FewerAllowed { wanted: usize, allowed: usize },
     #[error("no background workers are available to pg_background_mgr")]
     NoWorkers,
@@ -222,6 +222,11 @@ impl std::fmt::Display for Text {
     }
 }
 
+/// Returns a number with its noun, in singular or plural.
+fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Turns a text back into the bytes of the database's encoding.
 fn bytes(text: String) -> Vec<u8> {
     text.chars().map(|character| character as u8).collect()
@@ -296,8 +301,9 @@ impl Error {
             }
             Error::TooFewWorkers { free: 1, .. } => "1 worker is free.".into(),
             Error::TooFewWorkers { free, .. } => format!("{free} workers are free."),
-            Error::FewerAllowed { allowed: 1, .. } => "The options allow the batch 1 worker.".into(),
-            Error::FewerAllowed { allowed, .. } => format!("The options allow the batch {allowed} workers."),
+            Error::FewerAllowed { allowed, .. } => {
+                format!("The options allow the batch {}.", counted(*allowed, "worker"))
+            }
             Error::SettingRefused(_) => {
                 "pg_background_mgr does not know the value of the server's configuration in this session.".into()
             }
@@ -319,6 +325,9 @@ impl Error {
     fn hint(&self) -> Option<String> {
         Some(
             match self {
+                Error::QueueFull { wanted, limit, .. } if wanted > limit => {
+                    "Launch fewer or shorter jobs in a call, or increase pg_background_mgr.queue_memory_limit."
+                }
                 Error::QueueFull { .. } => {
                     "Wait until jobs have ended, or increase pg_background_mgr.queue_memory_limit."
                 }
@@ -366,7 +375,7 @@ impl Error {
                 Error::SegmentsExhausted { .. } => "Read or detach the results of jobs that have ended.",
                 Error::TooManyUnread { .. } => {
                     "Read them with pg_background_result, or give them up with pg_background_detach. DISCARD ALL gives \
-                     all of them up."
+                     all of them up. Or increase pg_background_mgr.max_unread_results."
                 }
                 Error::ResultMemory { .. } => {
                     "Read or detach the results of jobs that have ended, or launch with a smaller queue_size: what \
@@ -384,7 +393,8 @@ impl Error {
                 Error::NotStarted => "The server log may tell why.",
                 Error::NotRun => "The job has not begun. Launch it again.",
                 Error::NotAttached(_) => {
-                    "A result can be read only in the session that launched the job, and by the role that did."
+                    "A result can be read only in the session that launched the job, and by the role that did. Jobs of \
+                     pg_background_launch_num have theirs in log_background."
                 }
                 Error::AlreadyRead(_) | Error::GivenUp(_) => "Launch the job again to have its result again.",
                 Error::SetNotAccepted => "Call it in FROM with a column list, or in a select list.",

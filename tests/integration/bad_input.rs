@@ -100,7 +100,8 @@ fn queue_sizes_within_bounds_work(db: &Db) {
 
 #[track_caller]
 fn assert_not_attached(session: &mut Session, pid: i32) {
-    let hint = "A result can be read only in the session that launched the job, and by the role that did.";
+    let hint = "A result can be read only in the session that launched the job, and by the role that did. Jobs of \
+                pg_background_launch_num have theirs in log_background.";
     for call in [
         format!("select pg_background_result({pid})"),
         format!("select * from pg_background_result({pid}) as (a int)"),

@@ -76,6 +76,9 @@ fn the_extensions_settings_change_under_load() {
     set("pg_background_mgr.queue_memory_limit", "64");
     let error = session.error("select pg_background_launch_num(array_fill(repeat('x', 10000), array[100]))");
     assert_eq!(error.brief(), ("53400".to_owned(), "background job queue is full".to_owned()));
+    // It would not fit into an empty one either.
+    let hint = "Launch fewer or shorter jobs in a call, or increase pg_background_mgr.queue_memory_limit.";
+    assert_eq!(error.hint().as_deref(), Some(hint));
     assert_eq!(session.job("select 42", "n int"), ["42"]);
 }
 

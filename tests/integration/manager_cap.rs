@@ -68,7 +68,8 @@ fn without_a_queue_all_jobs_start_at_once() {
 
 #[track_caller]
 fn assert_too_few(error: &ServerError, wanted: usize, free: usize) {
-    assert_eq!(error.brief(), ("53000".to_owned(), format!("could not start {wanted} background jobs at once")));
+    let jobs = if wanted == 1 { "job" } else { "jobs" };
+    assert_eq!(error.brief(), ("53000".to_owned(), format!("could not start {wanted} background {jobs} at once")));
     let workers = if free == 1 { "1 worker is".to_owned() } else { format!("{free} workers are") };
     assert_eq!(error.detail(), Some(format!("{workers} free.")));
 }

@@ -207,7 +207,7 @@ fn unread_results_are_bounded(db: &Db) {
         let detail = "It has 2 in shared memory, and pg_background_mgr.max_unread_results allows 2.";
         assert_eq!(error.detail().as_deref(), Some(detail));
         let hint = "Read them with pg_background_result, or give them up with pg_background_detach. \
-                    DISCARD ALL gives all of them up.";
+                    DISCARD ALL gives all of them up. Or increase pg_background_mgr.max_unread_results.";
         assert_eq!(error.hint().as_deref(), Some(hint));
         assert_eq!(session.error("select background_launch('select 1')").message(), TOO_MANY);
     };
