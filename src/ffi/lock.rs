@@ -71,6 +71,21 @@ pub fn is_key_taken(key: u64) -> bool {
     false
 }
 
+/// Runs `body` with the lock of a key, which no other session has then. None = another session has it. `body` raises no
+/// error: the lock would stay until the session ends or is reset.
+pub fn while_alone<T>(key: u64, body: impl FnOnce() -> T) -> Option<T> {
+    let (tag, mode) = (tag_of_key(key), pg_sys::ExclusiveLock as i32);
+    // SAFETY: a complete lock tag; the lock is the session's, and taken without waiting.
+    let outcome = unsafe { pg_sys::LockAcquire(&tag, mode, true, true) };
+    if outcome == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+        return None;
+    }
+    let value = body();
+    // SAFETY: it is held since.
+    unsafe { pg_sys::LockRelease(&tag, mode, true) };
+    Some(value)
+}
+
 /// Takes the lock that reading a table needs, if nobody is in the way.
 pub fn try_to_read(table: u32) -> bool {
     // SAFETY: inside a transaction, which the lock belongs to; numbers of relations that are gone may be locked.

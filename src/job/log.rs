@@ -25,7 +25,7 @@ use crate::guc;
 use crate::protocol::{decode, sqlstate, Outcome, Report};
 use rows::Rows;
 use std::cell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time that a write waits for a lock on the log. Nobody needs one for longer; if somebody has one, the row is written
 /// later.
@@ -36,6 +36,9 @@ fn lock_timeout() -> i32 {
     let limit = LOCK_TIMEOUT.min(session::deadlock_timeout() / 2);
     i32::try_from(limit.as_millis()).unwrap_or(1).max(1)
 }
+
+/// Shortest interval at which a process tells the server's log the same reason why rows cannot be written.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// A final row, or what is known after an attempt that will be repeated.
 pub struct FinalRow {
@@ -162,11 +165,22 @@ pub fn in_own_transaction<T>(is_durable: bool, body: impl FnOnce() -> T) -> Resu
     outcome
 }
 
-/// Tells the server's log that the jobs' log could not be written: nobody else would hear of it.
+/// Tells the server's log that the jobs' log could not be written: nobody else would hear of it. Not of each row: many
+/// may wait for the same.
 fn tell(captured: &Captured) {
+    thread_local! {
+        /// Last text that was told, and when.
+        static TOLD: Slot<Option<(Vec<u8>, Instant)>> = const { slot(None) };
+    }
     let Captured { report, .. } = captured;
     let text = [b"could not write the log of pg_background_mgr, will try again: ".as_slice(), &report.message].concat();
-    crate::compat::process::log_line(&text);
+    let is_told = |told: &Option<(Vec<u8>, Instant)>| {
+        told.as_ref().is_some_and(|(last, at)| *last == text && at.elapsed() < TELL_EVERY)
+    };
+    if !TOLD.with_borrow(is_told) {
+        crate::compat::process::log_line(&text);
+        TOLD.set(Some((text, Instant::now())));
+    }
 }
 
 /// Writes a row as part of the job's own transaction, in the log that has it. False = that is not there any more.
@@ -251,7 +265,7 @@ pub fn prune_old() -> bool {
     let Some(seconds) = guc::log_retention().filter(|_| find()) else { return true };
     let limit = process::now().saturating_sub(seconds.saturating_mul(1_000_000));
     // What another deletes now is gone without this one.
-    let pruned = open(hold(true), |rows| rows.prune(limit, None, Some(PRUNE_LIMIT), false));
+    let pruned = open(hold(true), |rows| rows.prune(limit, None, Some(PRUNE_LIMIT), false, left::is_left));
     pruned.is_none_or(|count| count < PRUNE_LIMIT)
 }
 
@@ -259,12 +273,12 @@ pub fn prune_old() -> bool {
 pub fn prune(older_than: i64, owner: Option<u32>) -> i64 {
     transaction::require_writable(c"pg_background_prune()");
     let limit = process::now().saturating_sub(older_than);
-    open_for_caller(|rows| rows.prune(limit, owner, None, true)).unwrap_or(0)
+    open_for_caller(|rows| rows.prune(limit, owner, None, true, left::is_left)).unwrap_or(0)
 }
 
 /// Deletes the row of a job that has ended, if `may` lets its owner's be deleted. False = it stays, or is not there.
 pub fn delete(uuid: &[u8; 16], may: impl FnOnce(u32) -> bool) -> bool {
-    open_for_caller(|rows| rows.delete(uuid, may)).unwrap_or(false)
+    !left::is_left(uuid) && open_for_caller(|rows| rows.delete(uuid, may)).unwrap_or(false)
 }
 
 /// Opens the log for a statement of the caller, which waits for locks as long as his settings let it.

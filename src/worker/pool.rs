@@ -182,6 +182,8 @@ struct Worker {
     is_counted: bool,
     /// Time at which old rows were deleted; none = not yet.
     pruned: Option<Instant>,
+    /// Time at which what a server has left behind is tried again to be written, and the pause before; none = all is.
+    refold: Option<(Instant, Duration)>,
     wear: Wear,
     /// Time of the last look whether it is still what a new worker would be.
     looked: Instant,
@@ -206,6 +208,7 @@ impl Worker {
             is_limited: true,
             is_counted: false,
             pruned: None,
+            refold: None,
             wear: Wear::default(),
             looked: Instant::now(),
             patience: Patience::new(),
@@ -387,6 +390,9 @@ impl Worker {
                 }
                 Task::HandOver if !self.is_taken_over() => {}
                 Task::Leave | Task::HandOver => return,
+            }
+            if self.refold.is_some_and(|(at, _)| at <= Instant::now()) && (self.is_clean || self.reset()) {
+                self.fold();
             }
             // Also of one that does not stay for long.
             if self.pruned.is_none_or(|at| at.elapsed() > prune_every()) && self.fingerprint.is_some() {

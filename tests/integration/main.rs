@@ -124,6 +124,8 @@ mod manager_log;
 mod manager_logging;
 // What the log could not be told before a crash.
 mod manager_notes;
+// Files that a server left, which cannot become rows at once.
+mod manager_left;
 // Following jobs.
 mod manager_monitor;
 // The views, and progress that jobs report.
@@ -232,6 +234,7 @@ fn main() -> ExitCode {
         manager_log::cases(),
         manager_logging::cases(),
         manager_notes::cases(),
+        manager_left::cases(),
         manager_monitor::cases(),
         manager_views::cases(),
         manager_states::cases(),

@@ -36,7 +36,7 @@ fn begin() -> (Cluster, Session) {
 }
 
 /// Files beside the log.
-fn files(cluster: &Cluster) -> Vec<String> {
+pub fn files(cluster: &Cluster) -> Vec<String> {
     let Ok(entries) = fs::read_dir(cluster.data().join("pg_background_mgr")) else { return Vec::new() };
     let names = entries.map(|entry| entry.expect("a file").file_name().into_string().expect("ASCII"));
     // Each worker that is there has one of this kind.

@@ -2,11 +2,13 @@
 
 use super::rows::Rows;
 use super::{accepted, hold, open, FinalRow};
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::{area, process, session, transaction};
 use crate::guc;
 use crate::job::attempt::{self, Attempt};
 use crate::job::note::{self, Note};
 use crate::job::spool::{self, Spooled};
+use std::collections::HashSet;
 
 /// Notes that an attempt was begun of which the log does not say so.
 pub fn note_begun(attempt: Attempt) {
@@ -45,12 +47,33 @@ pub fn launches_left() -> Vec<Spooled> {
     left
 }
 
+/// Returns whether a job of this database is in a file of a server that has died. Its row, if the log has one, is not
+/// to be deleted: the file would bring it back, as it was before. Inside a transaction.
+pub fn is_left(uuid: &[u8; 16]) -> bool {
+    thread_local! {
+        /// The jobs that are, as a transaction has found them: there will be no more of them.
+        static LEFT: Slot<Option<(u64, HashSet<[u8; 16]>)>> = const { slot(None) };
+    }
+    let now = transaction::current_id();
+    let known = LEFT.with_borrow(|left| {
+        let (_, jobs) = left.as_ref().filter(|(by, jobs)| *by == now || jobs.is_empty())?;
+        Some(jobs.contains(uuid))
+    });
+    known.unwrap_or_else(|| {
+        let jobs: HashSet<_> = launches_left().iter().flat_map(|batch| &batch.jobs).map(|job| job.uuid).collect();
+        let is_left = jobs.contains(uuid);
+        LEFT.set(Some((now, jobs)));
+        is_left
+    })
+}
+
 /// The files of batches and jobs whose rows are written.
+#[derive(Default)]
 pub struct Folded {
     batches: Vec<Spooled>,
     notes: Vec<Note>,
-    /// Attempts that were running.
-    attempts: Vec<(i64, Attempt)>,
+    /// False = others are left, for a transaction is deleting rows of their jobs.
+    pub is_all: bool,
 }
 
 impl Folded {
@@ -58,28 +81,49 @@ impl Folded {
     pub fn remove(&self) {
         self.batches.iter().for_each(|batch| spool::remove(batch.epoch, batch.database, &batch.first()));
         self.notes.iter().for_each(|note| note::remove(note.epoch, note.database, &note.attempt.uuid));
-        attempt::remove_left_behind(area::epoch(), session::database());
+        if self.is_all {
+            attempt::remove_left_behind(area::epoch(), session::database());
+        }
     }
 }
 
 /// Writes the rows of batches that a server that has died accepted, and what it noted of its jobs. Inside
-/// [`super::in_own_transaction`].
+/// [`super::in_own_transaction`]; nobody else does so until the files are removed.
 pub fn fold_left_behind(database: u32) -> Folded {
     let epoch = area::epoch();
-    let folded = Folded {
-        batches: spool::left_behind(epoch, database),
-        notes: note::left_behind(epoch, database),
-        attempts: attempt::left_behind(epoch, database),
-    };
-    if folded.batches.is_empty() && folded.notes.is_empty() && folded.attempts.is_empty() {
-        return folded;
+    let (mut batches, mut notes) = (spool::left_behind(epoch, database), note::left_behind(epoch, database));
+    // Of attempts that were running.
+    let attempts = attempt::left_behind(epoch, database);
+    let count = batches.len() + notes.len();
+    if count == 0 && attempts.is_empty() {
+        return Folded { is_all: true, ..Folded::default() };
     }
-    open(hold(true), |rows| {
-        folded.batches.iter().filter(|batch| is_kept(batch)).for_each(|batch| accepted::recover(rows, batch));
-        folded.attempts.iter().for_each(|(epoch, attempt)| rows.fold_attempt(*epoch, attempt));
-        folded.notes.iter().for_each(|note| fold_note(rows, note));
+    let folded = open(hold(true), |rows| {
+        // A row that a transaction is deleting keeps back what is known of its job, and of its batch.
+        let mut held = HashSet::new();
+        batches.retain(|batch| {
+            let is_free = !batch.jobs.iter().any(|job| rows.is_taken(&job.uuid));
+            if !is_free {
+                held.extend(batch.jobs.iter().map(|job| job.uuid));
+            }
+            is_free
+        });
+        let mut is_free = |uuid: &[u8; 16]| {
+            let is_free = !held.contains(uuid) && !rows.is_taken(uuid);
+            if !is_free {
+                held.insert(*uuid);
+            }
+            is_free
+        };
+        notes.retain(|note| is_free(&note.attempt.uuid));
+        let free: Vec<_> = attempts.iter().filter(|(_, attempt)| is_free(&attempt.uuid)).collect();
+        let is_all = batches.len() + notes.len() == count && free.len() == attempts.len();
+        batches.iter().filter(|batch| is_kept(batch)).for_each(|batch| accepted::recover(rows, batch));
+        free.iter().for_each(|(epoch, attempt)| rows.fold_attempt(*epoch, attempt));
+        notes.iter().for_each(|note| fold_note(rows, note));
+        Folded { batches, notes, is_all }
     });
-    folded
+    folded.unwrap_or_default()
 }
 
 fn fold_note(rows: &Rows, note: &Note) {

@@ -351,9 +351,21 @@ impl Rows<'_> {
         self.find_open(uuid).filter(|row| row.big_int(Column::Epoch as usize) == Some(epoch))
     }
 
-    /// Deletes rows of jobs that ended before `limit`, of one owner or of all, so many or all; gives how many. `waits`:
-    /// for who is about to delete one of them.
-    pub fn prune(&self, limit: i64, owner: Option<u32>, count: Option<i64>, waits: bool) -> i64 {
+    /// Returns whether another transaction is deleting the row of a job.
+    pub fn is_taken(&self, uuid: &[u8; 16]) -> bool {
+        self.find(uuid).as_ref().is_some_and(Row::is_taken)
+    }
+
+    /// Deletes rows of jobs that ended before `limit`, of one owner or of all, so many or all, but for jobs that `stays`
+    /// names; gives how many. `waits`: for transactions that are deleting one of them.
+    pub fn prune(
+        &self,
+        limit: i64,
+        owner: Option<u32>,
+        count: Option<i64>,
+        waits: bool,
+        stays: impl Fn(&[u8; 16]) -> bool,
+    ) -> i64 {
         let mut deleted = 0;
         // What has ended before was queued before: there is an index on that, and no end of a job changes it.
         self.heap.each_before(Column::QueuedAt as usize, limit, |row| {
@@ -362,7 +374,8 @@ impl Rows<'_> {
                 false => row.big_int(Column::EndTimeExec as usize).is_some_and(|ended| ended < limit),
             };
             let is_meant = is_old && owner.is_none_or(|owner| row.oid(Column::Owner as usize) == Some(owner));
-            if is_meant && self.heap.delete(row, waits) {
+            let stays = || row.uuid(Column::UuidChild as usize).is_none_or(|uuid| stays(&uuid));
+            if is_meant && !stays() && self.heap.delete(row, waits) {
                 deleted += 1;
             }
             count.is_none_or(|count| deleted < count)

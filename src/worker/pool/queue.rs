@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::ffi::interrupt::Concluding;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::report::{self, Captured};
-use crate::ffi::{alloc, area, client, interrupt, process, reset, session, statement, transaction};
+use crate::ffi::{alloc, area, client, interrupt, lock, process, reset, session, statement, transaction};
 use crate::job::attempt::{self, Attempt};
 use crate::job::log::{self, FinalRow};
 use crate::job::note::{self, End};
@@ -20,6 +20,11 @@ use std::cell::Cell;
 use std::ffi::CString;
 use std::time::{Duration, Instant};
 
+/// Key of the lock of whoever makes rows of what a server has left behind, with the database in the lower half.
+const FOLDING: u64 = 0x666f_6c64_0000_0000;
+/// Pauses before what could not be written of it is tried again: the first, and the longest.
+const REFOLD: Duration = Duration::from_millis(500);
+const LONGEST_REFOLD: Duration = Duration::from_secs(16);
 /// Jobs that are shorter are claimed several at a time.
 const SHORT: Duration = Duration::from_millis(5);
 
@@ -301,10 +306,20 @@ impl Worker {
         interrupt::end_job();
     }
 
-    /// Makes rows of what a server that has died left behind.
+    /// Makes rows of what a server that has died left behind; what cannot be written now is tried again.
     pub(super) fn fold(&mut self) {
-        if let Ok(folded) = log::in_own_transaction(true, || log::fold_left_behind(self.database)) {
-            folded.remove();
+        let folded = lock::while_alone(FOLDING | u64::from(self.database), || {
+            log::in_own_transaction(true, || log::fold_left_behind(self.database)).map(|folded| {
+                folded.remove();
+                folded.is_all
+            })
+        });
+        let is_all = matches!(folded, Some(Ok(true)));
+        self.refold = (!is_all).then(|| {
+            let pause = self.refold.map_or(REFOLD, |(_, pause)| (pause * 2).min(LONGEST_REFOLD));
+            (Instant::now() + pause, pause)
+        });
+        if is_all {
             spool::remove_unknown(area::epoch(), self.database);
             // Files of databases that are gone concern nobody else.
             let databases = log::in_own_transaction(false, log::databases).unwrap_or_default();
@@ -332,10 +347,11 @@ impl Worker {
         if recorded.is_none() && !self.is_extension_there() {
             return self.forget_database();
         }
-        area::write(|memory| registry::recorded(memory, place, &uuid, recorded));
+        // Before a session can launch its jobs again, which has a file of the same name.
         if recorded.is_some() {
             spool::remove(area::epoch(), self.database, &first);
         }
+        area::write(|memory| registry::recorded(memory, place, &uuid, recorded));
     }
 
     /// Writes final rows that are still to be written.
