@@ -1,4 +1,4 @@
-//! What is asked of a batch, from each form.
+//! Jobs and options of a batch, from each form.
 
 #[pgrx::pg_schema]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]

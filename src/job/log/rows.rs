@@ -356,8 +356,8 @@ impl Rows<'_> {
         self.find(uuid).as_ref().is_some_and(Row::is_taken)
     }
 
-    /// Deletes rows of jobs that ended before `limit`, of one owner or of all, so many or all, but for jobs that `stays`
-    /// names; gives how many. `waits`: for transactions that are deleting one of them.
+    /// Deletes rows of jobs that ended before `limit`, of one owner or of all, so many or all, but for those of which
+    /// `stays` is true; gives how many. `waits`: for transactions that are deleting one of them.
     pub fn prune(
         &self,
         limit: i64,
