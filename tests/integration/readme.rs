@@ -1,31 +1,34 @@
-//! The README: its SQL is typed into psql, and what it shows is what comes back.
+//! The README and the pages of docs/: their SQL is typed into psql, and what they show is what comes back.
 //!
 //! A block marked `sql` is run; if a block marked `text` follows, that is its output, else what it gives is not looked
 //! at, but must be no error. Process IDs (four digits and more) count as equal, and so do the widths of columns that
-//! depend on them. All blocks share one psql, in order.
+//! depend on them. All blocks of a file share one psql and one database, in order.
 
 use pg_background_mgr_tests::{case, Case, Db};
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub fn cases() -> Vec<Case> {
-    vec![case!(the_readme_shows_what_happens)]
+    vec![case!(the_readme_shows_what_happens), case!(the_docs_show_what_happens)]
 }
 
 struct Block {
+    /// Line of the file that it begins in.
+    line: usize,
     sql: String,
     output: Option<String>,
 }
 
-fn blocks(readme: &str) -> Vec<Block> {
+fn blocks(page: &str) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
-    let mut lines = readme.lines();
-    while let Some(line) = lines.next() {
-        let Some(kind) = line.strip_prefix("```") else { continue };
-        let body: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
-        match kind {
-            "sql" => blocks.push(Block { sql: body.join("\n"), output: None }),
-            "text" => blocks.last_mut().expect("a text block follows a sql block").output = Some(body.join("\n")),
+    let mut lines = page.lines().zip(1..);
+    while let Some((opening, line)) = lines.next() {
+        let Some(kind) = opening.strip_prefix("```") else { continue };
+        let body: Vec<&str> = lines.by_ref().map(|(text, _)| text).take_while(|text| *text != "```").collect();
+        let body = body.join("\n");
+        match (kind, blocks.last_mut()) {
+            ("sql", _) => blocks.push(Block { line, sql: body, output: None }),
+            ("text", Some(block)) => block.output = Some(body),
             _ => {}
         }
     }
@@ -56,30 +59,71 @@ fn comparable(output: &str) -> Vec<String> {
     lines
 }
 
-fn the_readme_shows_what_happens(db: &Db) {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let readme = std::fs::read_to_string(&readme).expect("README.md");
-    let blocks = blocks(&readme);
-    assert!(blocks.len() > 5, "the README has lost its tour");
+/// Returns what is wrong with the blocks of one page.
+fn complaints_about(page: &str, blocks: &[Block], db: &Db) -> Vec<String> {
     let mut script = String::from("\\set QUIET on\n\\set VERBOSITY default\n\\pset pager off\n");
-    for block in &blocks {
+    for block in blocks {
         writeln!(script, "{}\n\\warn end of block\n\\echo end of block", block.sql).expect("memory");
     }
     let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("readme.sql");
+    let file = directory.path().join("page.sql");
     std::fs::write(&file, script).expect("the script");
     let output = db.cluster.psql(&db.name, &["-f", file.to_str().expect("a path")]);
-    let (answers, complaints) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    let both = answers.split("end of block\n").zip(complaints.split("end of block\n"));
-    let mut seen = 0;
-    for (block, (answer, complaint)) in blocks.iter().zip(both) {
+    let (answers, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let both = answers.split("end of block\n").zip(errors.split("end of block\n"));
+    let (mut complaints, mut seen) = (Vec::new(), 0);
+    for ((block, number), (answer, error)) in blocks.iter().zip(1..).zip(both) {
         // A block that shows an error shows it last.
-        let got = format!("{answer}{complaint}");
-        match &block.output {
-            Some(expected) => assert_eq!(comparable(&got), comparable(expected), "{}\n{got}", block.sql),
-            None => assert!(!complaint.contains("ERROR:"), "{}\n{got}", block.sql),
+        let got = format!("{answer}{error}");
+        let is_as_shown = match &block.output {
+            Some(expected) => comparable(&got) == comparable(expected),
+            None => !["ERROR:", "FATAL:", ": error: "].iter().any(|level| error.contains(level)),
+        };
+        if !is_as_shown {
+            let shown = block.output.as_deref().unwrap_or("no error");
+            let (line, sql) = (block.line, &block.sql);
+            complaints
+                .push(format!("{page}, block {number}, line {line}:\n{sql}\n-- got:\n{got}\n-- shown:\n{shown}\n"));
         }
         seen += 1;
     }
-    assert_eq!(seen, blocks.len(), "{complaints}");
+    if seen != blocks.len() {
+        complaints.push(format!("{page}: psql ended after {seen} blocks: {errors}"));
+    }
+    complaints
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn the_readme_shows_what_happens(db: &Db) {
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("README.md");
+    let blocks = blocks(&readme);
+    assert!(blocks.len() > 5, "the README has lost its tour");
+    let complaints = complaints_about("README.md", &blocks, db);
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+fn the_docs_show_what_happens(_: &Db) {
+    let entries = std::fs::read_dir(root().join("docs")).expect("docs");
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("a file").path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
+    files.sort();
+    let (mut complaints, mut recipes) = (Vec::new(), 0);
+    for file in files {
+        let name = file.file_name().and_then(|name| name.to_str()).expect("a name");
+        let blocks = blocks(&std::fs::read_to_string(&file).expect("a page"));
+        if blocks.is_empty() {
+            continue;
+        }
+        if name == "cookbook.md" {
+            recipes = blocks.len();
+        }
+        let db = Db::create();
+        complaints.extend(complaints_about(&format!("docs/{name}"), &blocks, &db));
+        db.close();
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+    assert!(recipes >= 10, "docs/cookbook.md has lost its recipes");
 }

@@ -28,7 +28,8 @@ pub struct Db {
 }
 
 impl Db {
-    fn create() -> Self {
+    /// Creates another database with the extension, for a case that needs several; it is the case's to close.
+    pub fn create() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let db = Db { name: format!("t{}", NUMBER.fetch_add(1, Ordering::Relaxed)), cluster: lab().shared() };
         db.cluster.session("postgres").run(&format!("create database {} template prepared", db.name));
@@ -63,7 +64,7 @@ impl Db {
 
     /// Ends the case's use of the database. When the case is done, no job may have left a process; what is idle must
     /// step aside when the database is dropped.
-    fn close(self) {
+    pub fn close(self) {
         let mut session = self.cluster.session("postgres");
         let left = format!(
             "select pid, state, wait_event, query from pg_stat_activity \
