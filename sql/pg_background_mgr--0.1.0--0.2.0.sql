@@ -316,7 +316,7 @@ COMMENT ON COLUMN log_background.result IS
 COMMENT ON COLUMN log_background.start_time_exec IS
 'When the attempt began that runs, or that was the last; NULL between two attempts.';
 COMMENT ON COLUMN log_background.end_time_exec IS
-'When the job ended.';
+'When the job ended; NULL if it is lost.';
 COMMENT ON COLUMN log_background.name IS
 'Name of the job, from p_jobs; without one, that of its call.';
 COMMENT ON COLUMN log_background.batch_name IS
@@ -324,7 +324,7 @@ COMMENT ON COLUMN log_background.batch_name IS
 COMMENT ON COLUMN log_background.queued_at IS
 'When the job was launched, or launched again.';
 COMMENT ON COLUMN log_background.elapsed IS
-'From start_time_exec to end_time_exec, or to now while the job runs.';
+'From start_time_exec to end_time_exec, or to now while the job runs; NULL if it is lost.';
 COMMENT ON COLUMN log_background.attempts IS
 'How often the job was begun.';
 COMMENT ON COLUMN log_background.row_count IS
@@ -397,9 +397,9 @@ COMMENT ON COLUMN pg_background_jobs.queued_at IS
 COMMENT ON COLUMN pg_background_jobs.start_time_exec IS
 'When the attempt began that runs, or that was the last; NULL between two attempts.';
 COMMENT ON COLUMN pg_background_jobs.end_time_exec IS
-'When the job ended.';
+'When the job ended; NULL if it is lost.';
 COMMENT ON COLUMN pg_background_jobs.elapsed IS
-'From start_time_exec to end_time_exec, or to now while the job runs.';
+'From start_time_exec to end_time_exec, or to now while the job runs; NULL if it is lost.';
 COMMENT ON COLUMN pg_background_jobs.query IS
 'SQL text of the job.';
 COMMENT ON COLUMN pg_background_jobs.result IS
@@ -462,7 +462,7 @@ COMMENT ON COLUMN pg_background_batches.progress_bar IS
 COMMENT ON COLUMN pg_background_batches.queued_at IS
 'When the first of the jobs was launched, or launched again.';
 COMMENT ON COLUMN pg_background_batches.elapsed IS
-'From then until the last job ended, or until now.';
+'From then until the last job ended, or until now; NULL if all are lost.';
 COMMENT ON COLUMN pg_background_batches.estimate IS
 'How long the rest takes if it takes as long, job by job, as what has ended; NULL before a job has ended, when all have, and after a retry.';
 

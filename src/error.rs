@@ -145,7 +145,7 @@ pub enum Error {
     LogMissing,
     #[error("the function can only be called by the trigger of log_background")]
     NotOwnTrigger,
-    #[error("log_background has a trigger that is not part of extension pg_background_mgr")]
+    #[error("view \"log_background\" has a trigger that is not part of extension \"pg_background_mgr\"")]
     ForeignTrigger,
     #[error("the log of pg_background_mgr cannot be refreshed")]
     LogRefresh,

@@ -28,9 +28,8 @@ pub unsafe fn restore_setting(name: *const c_char, value: *const c_char, setting
     };
 }
 
-/// Tells the server that settings whose names begin with this prefix are this library's: those that it has not
-/// defined are
-/// refused from now on, and forgotten with a warning if they are there already (guc.c). Before 15 there is only the
+/// Tells the server that settings whose names begin with this prefix are this library's: those that it has not defined
+/// are refused from now on, and forgotten with a warning if they are there already (guc.c). Before 15 there is only the
 /// warning.
 pub fn reserve_prefix(prefix: &'static std::ffi::CStr) {
     #[cfg(not(feature = "__ge15"))]

@@ -33,9 +33,8 @@ pub fn is_walsender() -> bool {
     unsafe { am_walsender }
 }
 
-/// Returns whether this process applies changes of a subscription as the owner of each table, which it does from 16
-/// on unless
-/// the subscription says `run_as_owner` (worker.c, usercontext.c).
+/// Returns whether this process applies changes of a subscription as the owner of each table, which it does from 16 on
+/// unless the subscription says `run_as_owner` (worker.c, usercontext.c).
 pub fn applies_as_table_owner() -> bool {
     #[cfg(feature = "__ge16")]
     {

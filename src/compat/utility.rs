@@ -43,8 +43,7 @@ unsafe fn is_discard_all(statement: *const pg_sys::PlannedStmt) -> bool {
 }
 
 /// Defines the hook. It has no guard: an error of the server passes through its frame, which holds nothing to be
-/// dropped, and
-/// keeps all its fields.
+/// dropped, and keeps all its fields.
 macro_rules! utility_hook {
     ($abi:literal, $($argument:ident: $type:ty),*) => {
         mod server {

@@ -251,8 +251,7 @@ fn attach(header: &'static Header, makes: bool) -> *mut pg_sys::dsa_area {
 }
 
 /// While this lives, what has a segment of its own stays mapped from one look to the next. Without it an idle process
-/// would
-/// hold memory that is of no use any more.
+/// would hold memory that is of no use any more.
 pub struct Mapped(());
 
 impl Mapped {
@@ -319,9 +318,8 @@ pub fn read<T>(body: impl FnOnce(&Memory) -> T) -> T {
     body(&Memory { header, area, root: header.root.load(Ordering::Acquire) })
 }
 
-/// Changes the area; without memory for it nothing is there, and nothing can be allocated. `body` must not wait;
-/// should it raise,
-/// what it has changed so far stays changed.
+/// Changes the area; without memory for it nothing is there, and nothing can be allocated. `body` must not wait; should
+/// it raise, what it has changed so far stays changed.
 pub fn write<T>(body: impl FnOnce(&mut Memory) -> T) -> T {
     let header = header();
     let area = attach(header, true);

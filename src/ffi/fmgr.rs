@@ -192,13 +192,12 @@ impl Call {
         }
     }
 
-    /// Works with what an earlier call in this query, of any function, has left here for this type; at the first,
-    /// with a new
-    /// value. `work` runs no function that asks for the same type.
+    /// Works with what an earlier call in this query, of any function, has left here for this type; at the first, with
+    /// a new value. `work` runs no function that asks for the same type.
     pub fn with_memory_of_query<T: Default + 'static, R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
         // SAFETY: the server passes a valid call. Functions that give sets have the memory of the whole query as that
-        // of their
-        // expression (execSRF.c, `ExecInitTableFunctionResult`, `ExecInitFunctionResultSet`); it outlives the call.
+        // of their expression (execSRF.c, `ExecInitTableFunctionResult`, `ExecInitFunctionResultSet`); it outlives the
+        // call.
         unsafe { work(&mut *super::memory::value_of((*(*self.0).flinfo).fn_mcxt)) }
     }
 

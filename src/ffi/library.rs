@@ -6,9 +6,8 @@ use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::CStr;
 
-/// Libraries of the server that keep nothing of a session but caches and settings, and settings are reset.
-/// Conversions of
-/// encodings, which have `_and_` in their names, are as such.
+/// Libraries of the server that keep nothing of a session but caches and settings, and settings are reset. Conversions
+/// of encodings, which have `_and_` in their names, are as such.
 const STATELESS: &[&str] = &[
     // Of the server itself.
     "plpgsql",
@@ -79,9 +78,8 @@ pub fn remember() {
     KNOWN.set((0, false));
 }
 
-/// Returns whether a job may have left something in a library that no reset takes back: one that it has loaded and
-/// that is
-/// not known to keep nothing, or one that connects to other servers.
+/// Returns whether a job may have left something in a library that no reset takes back: one that it has loaded and that
+/// is not known to keep nothing, or one that connects to other servers.
 pub fn may_keep_state() -> bool {
     // SAFETY: reads the list of this process. Nothing is ever taken off it, so it is the same as long as its size is.
     let size = unsafe { pg_sys::EstimateLibraryStateSpace() };

@@ -34,10 +34,8 @@ pub fn effective() -> Identity {
 }
 
 /// Makes the server refuse every change of the role and of the session's user, as inside a SECURITY DEFINER function
-/// (guc.c,
-/// `GUC_NOT_WHILE_SEC_REST`), until [`release`]. Outside of a transaction: each one that begins later, also in a
-/// procedure,
-/// keeps what it finds, and an abort goes back to that (xact.c, `StartTransaction`, `AbortTransaction`).
+/// (guc.c, `GUC_NOT_WHILE_SEC_REST`), until [`release`]. Outside of a transaction: each one that begins later, also in
+/// a procedure, keeps what it finds, and an abort goes back to that (xact.c, `StartTransaction`, `AbortTransaction`).
 pub fn confine() {
     // A server with assertions checks that nothing is set outside of a transaction, and would end.
     if super::guc::value(b"debug_assertions").as_deref() != Some(b"on") {

@@ -39,9 +39,8 @@ pub fn detach(pid: i32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes a job of this session, if it belongs to the role that runs, or to one whose rights that has. Not for what
-/// runs with the
-/// rights of another in the middle of a command, as the function of an index does while its table is analyzed.
+/// Takes a job of this session, if it belongs to the role that runs, or to one whose rights that has. Not for what runs
+/// with the rights of another in the middle of a command, as the function of an index does while its table is analyzed.
 fn take(pid: i32) -> Result<Job, Error> {
     if role::in_restricted_operation() {
         return Err(Error::RestrictedRead);

@@ -379,8 +379,7 @@ impl Worker {
                     {
                         let _held = CancelHeld::new();
                         // A cap of none changes with the configuration, of which the server tells its processes. Of
-                        // jobs of
-                        // the classic interface that fill the cap nobody tells that they have ended.
+                        // jobs of the classic interface that fill the cap nobody tells that they have ended.
                         latch::wait(Some(if guc::cap() == 0 { LONG_IDLE_CHECK } else { IDLE_CHECK }));
                     }
                     interrupt::forget_cancel();

@@ -179,7 +179,7 @@ fn who_may_have_triggers_on_the_view_has_none_run(db: &Db) {
         mallory.run(&format!("create trigger \"!\" {event} execute function {role}.spring()"));
         for text in ["delete from log_background", "execute d"] {
             let error = admin.error(text);
-            let message = "log_background has a trigger that is not part of extension pg_background_mgr";
+            let message = r#"view "log_background" has a trigger that is not part of extension "pg_background_mgr""#;
             assert_eq!(error.brief(), ("55000".to_owned(), message.to_owned()), "{event}");
         }
         assert_no_superuser(&mut admin, &role);
