@@ -2,14 +2,19 @@
 //!
 //! A block marked `sql` is run; if a block marked `text` follows, that is its output, else what it gives is not looked
 //! at, but must be no error. Process IDs (four digits and more) count as equal, and so do the widths of columns that
-//! depend on them. All blocks of a file share one psql and one database, in order.
+//! depend on them. All blocks of a file share one psql and one database, in order. Translations (README.es.md and
+//! docs/es/) are not run: they have the blocks of the English page.
 
 use pg_background_mgr_tests::{case, Case, Db};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 pub fn cases() -> Vec<Case> {
-    vec![case!(the_readme_shows_what_happens), case!(the_docs_show_what_happens)]
+    vec![
+        case!(the_readme_shows_what_happens),
+        case!(the_docs_show_what_happens),
+        case!(translations_have_the_same_examples),
+    ]
 }
 
 struct Block {
@@ -19,13 +24,29 @@ struct Block {
     output: Option<String>,
 }
 
-fn blocks(page: &str) -> Vec<Block> {
-    let mut blocks: Vec<Block> = Vec::new();
+/// Something between lines of three backticks.
+struct Fence<'a> {
+    /// Line of the file that it begins in.
+    line: usize,
+    /// Its mark, such as `sql`.
+    kind: &'a str,
+    body: String,
+}
+
+fn fences(page: &str) -> Vec<Fence<'_>> {
+    let mut fences = Vec::new();
     let mut lines = page.lines().zip(1..);
     while let Some((opening, line)) = lines.next() {
         let Some(kind) = opening.strip_prefix("```") else { continue };
         let body: Vec<&str> = lines.by_ref().map(|(text, _)| text).take_while(|text| *text != "```").collect();
-        let body = body.join("\n");
+        fences.push(Fence { line, kind, body: body.join("\n") });
+    }
+    fences
+}
+
+fn blocks(page: &str) -> Vec<Block> {
+    let mut blocks: Vec<Block> = Vec::new();
+    for Fence { line, kind, body } in fences(page) {
         match (kind, blocks.last_mut()) {
             ("sql", _) => blocks.push(Block { line, sql: body, output: None }),
             ("text", Some(block)) => block.output = Some(body),
@@ -126,4 +147,37 @@ fn the_docs_show_what_happens(_: &Db) {
     }
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
     assert!(recipes >= 10, "docs/cookbook.md has lost its recipes");
+}
+
+/// Returns what the blocks of a translation have different from those of its original; both are files below the root.
+fn differences(original: &str, translation: &str) -> Vec<String> {
+    let read =
+        |file: &str| std::fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let (ours, theirs) = (read(original), read(translation));
+    let examples = |page| -> Vec<Fence> {
+        fences(page).into_iter().filter(|fence| ["sql", "text"].contains(&fence.kind)).collect()
+    };
+    let (ours, theirs) = (examples(&ours), examples(&theirs));
+    let mut differences = Vec::new();
+    for ((our, their), number) in ours.iter().zip(&theirs).zip(1..) {
+        if (our.kind, &our.body) != (their.kind, &their.body) {
+            differences.push(format!(
+                "{translation}, block {number}, line {}:\n{}\n{}\n-- {original}, line {}:\n{}\n{}\n",
+                their.line, their.kind, their.body, our.line, our.kind, our.body
+            ));
+        }
+    }
+    if ours.len() != theirs.len() {
+        differences.push(format!("{translation} has {} blocks, {original} has {}", theirs.len(), ours.len()));
+    }
+    differences
+}
+
+fn translations_have_the_same_examples(_: &Db) {
+    let mut differences_of_all = differences("README.md", "README.es.md");
+    for entry in std::fs::read_dir(root().join("docs/es")).expect("docs/es") {
+        let name = entry.expect("a file").file_name().into_string().expect("a name");
+        differences_of_all.extend(differences(&format!("docs/{name}"), &format!("docs/es/{name}")));
+    }
+    assert!(differences_of_all.is_empty(), "{}", differences_of_all.join("\n"));
 }
