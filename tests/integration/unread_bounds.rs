@@ -277,11 +277,14 @@ fn results_in_the_sessions_memory_are_bounded(db: &Db) {
     ));
     // Each has 40 kB, and the last one 64 kB for its queue; the jobs of those in a queue may still have run.
     let wants = "results of background jobs exceed pg_background_mgr.max_result_memory (1024kB)";
+    let mut count = 0;
     wait_until("all are in memory", || {
-        session.error(&format!("select {launch} from generate_series(1, 30)")).message() == wants
+        let error = session.error(&format!("select {launch} from generate_series(1, 30)"));
+        // Some of those that fill it with their queues may not have run yet.
+        count = session.number("select count(*) from got");
+        error.message() == wants && count >= 15
     });
-    let count = session.number("select count(*) from got");
-    assert!((15..=26).contains(&count), "{count}");
+    assert!(count <= 26, "{count}");
     session.run("discard all");
     assert_eq!(session.job("select 1", "n int"), ["1"]);
 }
