@@ -19,7 +19,6 @@ pub fn cases() -> Vec<Case> {
         case!(who_locks_the_views_keeps_nobody_out),
         case!(who_reads_statistics_deletes_nothing),
         case!(a_savepoint_does_not_give_the_log_away),
-        case!(an_open_prune_of_an_emptied_log_is_in_nobodys_way),
         private_case!(publications_leave_the_log_out),
         private_case!(nothing_stays_of_an_extension_that_was_dropped),
     ]
@@ -581,21 +580,4 @@ fn a_savepoint_does_not_give_the_log_away(db: &Db) {
                  and mode = 'RowExclusiveLock'";
     assert_eq!(session.value(locks), "1");
     session.run("commit");
-}
-
-fn an_open_prune_of_an_emptied_log_is_in_nobodys_way(db: &Db) {
-    let (mut session, mut pruner) = (db.session(), db.session());
-    let batch = Batch::launch(&mut session, &["select 1"]);
-    batch.succeed(&mut session);
-    wait_until("the row is written", || batch.written(&mut session) == ["succeeded"]);
-    session.run("refresh materialized view background_mgr.log with no data");
-    pruner.run("begin");
-    assert_eq!(pruner.value("select pg_background_prune('0')"), "0");
-    let batch = Batch::call(&mut session, "pg_background_launch_num(array['select 1'])");
-    wait_until("the log is there again", || {
-        let reply = session.ask("select status from background_mgr.log");
-        reply.error.is_none() && reply.last_rows().is_some_and(|rows| rows.text_rows() == ["succeeded"])
-    });
-    assert_eq!(batch.states(&mut session), ["succeeded"]);
-    pruner.run("rollback");
 }

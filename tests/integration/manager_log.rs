@@ -39,6 +39,7 @@ pub fn cases() -> Vec<Case> {
         case!(only_what_has_ended_is_pruned),
         case!(a_bad_age_is_refused),
         case!(others_prune_their_own_rows),
+        case!(an_open_prune_of_an_emptied_log_is_in_nobodys_way),
         private_case!(old_rows_go_by_themselves),
         private_case!(any_number_of_old_rows_goes_by_itself),
         private_case!(old_rows_go_although_no_worker_stays),
@@ -569,4 +570,21 @@ fn old_rows_go_although_no_worker_stays() {
 #[track_caller]
 fn assert_some_jobs(session: &mut Session) {
     Batch::launch(session, &["select 1", "select 2"]).wait(session);
+}
+
+fn an_open_prune_of_an_emptied_log_is_in_nobodys_way(db: &Db) {
+    let (mut session, mut pruner) = (db.session(), db.session());
+    let batch = Batch::launch(&mut session, &["select 1"]);
+    batch.succeed(&mut session);
+    wait_until("the row is written", || batch.written(&mut session) == ["succeeded"]);
+    session.run("refresh materialized view background_mgr.log with no data");
+    pruner.run("begin");
+    assert_eq!(pruner.value("select pg_background_prune('0')"), "0");
+    let batch = Batch::call(&mut session, "pg_background_launch_num(array['select 1'])");
+    wait_until("the log is there again", || {
+        let reply = session.ask("select status from background_mgr.log");
+        reply.error.is_none() && reply.last_rows().is_some_and(|rows| rows.text_rows() == ["succeeded"])
+    });
+    assert_eq!(batch.states(&mut session), ["succeeded"]);
+    pruner.run("rollback");
 }
