@@ -19,25 +19,31 @@ pub fn blocking_pids(pid: i32) -> Vec<i32> {
 /// Returns whether somebody wants this database for himself (DROP, RENAME, TEMPLATE; dbcommands.c). Then who only sits
 /// in it is in the way.
 pub fn is_database_wanted() -> bool {
-    // SAFETY: a lock tag as SET_LOCKTAG_OBJECT makes it; the lock is the session's, taken without waiting, and given
-    // back at once.
-    unsafe {
-        let tag = pg_sys::LOCKTAG {
-            locktag_field1: 0,
-            locktag_field2: DATABASE_RELATION,
-            locktag_field3: crate::compat::oid_to_u32(pg_sys::MyDatabaseId),
-            locktag_field4: 0,
-            locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
-            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
-        };
-        let mode = pg_sys::RowExclusiveLock as i32;
-        let outcome = pg_sys::LockAcquire(&tag, mode, true, true);
-        if outcome == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
-            return true;
-        }
-        pg_sys::LockRelease(&tag, mode, true);
-        false
+    // As SET_LOCKTAG_OBJECT makes it.
+    let tag = pg_sys::LOCKTAG {
+        locktag_field1: 0,
+        locktag_field2: DATABASE_RELATION,
+        // SAFETY: a variable of this process.
+        locktag_field3: crate::compat::oid_to_u32(unsafe { pg_sys::MyDatabaseId }),
+        locktag_field4: 0,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+    };
+    with_lock(&tag, pg_sys::RowExclusiveLock, || ()).is_none()
+}
+
+/// Runs `body` with a lock, taken for the session without waiting, and released afterwards. None = another session has
+/// a lock that conflicts. `body` raises no error: the lock would stay until the session ends or is reset.
+fn with_lock<T>(tag: &pg_sys::LOCKTAG, mode: u32, body: impl FnOnce() -> T) -> Option<T> {
+    // SAFETY: a complete lock tag.
+    let outcome = unsafe { pg_sys::LockAcquire(tag, mode as i32, true, true) };
+    if outcome == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+        return None;
     }
+    let value = body();
+    // SAFETY: it is held since.
+    unsafe { pg_sys::LockRelease(tag, mode as i32, true) };
+    Some(value)
 }
 
 /// The lock of a key, among those that transactions do not release (lock.h; the type is nobody else's).
@@ -60,30 +66,13 @@ pub fn take_key(key: u64) {
 
 /// Returns whether another session has the lock of a key.
 pub fn is_key_taken(key: u64) -> bool {
-    let (tag, mode) = (tag_of_key(key), pg_sys::ShareLock as i32);
-    // SAFETY: a complete lock tag; the lock is taken without waiting, and released at once.
-    unsafe {
-        if pg_sys::LockAcquire(&tag, mode, true, true) == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
-            return true;
-        }
-        pg_sys::LockRelease(&tag, mode, true);
-    }
-    false
+    with_lock(&tag_of_key(key), pg_sys::ShareLock, || ()).is_none()
 }
 
-/// Runs `body` with the lock of a key, which no other session has then. None = another session has it. `body` raises no
-/// error: the lock would stay until the session ends or is reset.
+/// Runs `body`, which raises no error, with the lock of a key, which no other session has then. None = another session
+/// has it.
 pub fn while_alone<T>(key: u64, body: impl FnOnce() -> T) -> Option<T> {
-    let (tag, mode) = (tag_of_key(key), pg_sys::ExclusiveLock as i32);
-    // SAFETY: a complete lock tag; the lock is the session's, and taken without waiting.
-    let outcome = unsafe { pg_sys::LockAcquire(&tag, mode, true, true) };
-    if outcome == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
-        return None;
-    }
-    let value = body();
-    // SAFETY: it is held since.
-    unsafe { pg_sys::LockRelease(&tag, mode, true) };
-    Some(value)
+    with_lock(&tag_of_key(key), pg_sys::ExclusiveLock, body)
 }
 
 /// Takes the lock that reading a table needs, if nobody is in the way.
