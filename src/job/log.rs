@@ -98,13 +98,8 @@ fn require(relations: Relations) {
     }
 }
 
-/// Opens the log that is held, in [`in_own_transaction`].
-fn open<T>(held: Relations, body: impl FnOnce(&Rows) -> T) -> Option<T> {
-    open_for(held, Access::Write, body)
-}
-
-/// Opens the log that is held.
-fn open_for<T>(held: Relations, access: Access, body: impl FnOnce(&Rows) -> T) -> Option<T> {
+/// Opens the log that is held; [`Access::Write`] in [`in_own_transaction`].
+fn open<T>(held: Relations, access: Access, body: impl FnOnce(&Rows) -> T) -> Option<T> {
     rows::open(held.log, held.sequence, access, body)
 }
 
@@ -195,7 +190,7 @@ pub fn write_with_job(log: u32, row: &FinalRow) -> Result<bool, Box<Captured>> {
             // Not in a transaction that may last: the row follows in one of the extension's own.
             report::emit(&Report::from(Error::LogLocked), Log::Here);
         }
-        held.log == log && open_for(held, Access::Change, |rows| rows.write(row)).is_some()
+        held.log == log && open(held, Access::Change, |rows| rows.write(row)).is_some()
     };
     let written = transaction::attempt(lock_timeout(), || role::as_cluster_owner(write));
     written.inspect_err(|captured| {
@@ -207,7 +202,7 @@ pub fn write_with_job(log: u32, row: &FinalRow) -> Result<bool, Box<Captured>> {
 /// Writes rows in the log that has them. False = that is not there any more. Inside [`in_own_transaction`].
 pub fn write_rows(log: u32, rows: &[FinalRow]) -> bool {
     let held = hold(true);
-    held.log == log && open(held, |log| rows.iter().for_each(|row| log.write(row))).is_some()
+    held.log == log && open(held, Access::Write, |log| rows.iter().for_each(|row| log.write(row))).is_some()
 }
 
 /// The final row of a job that ended without writing it.
@@ -247,7 +242,7 @@ pub fn stopped(reason: Reason, stopper: Option<&[u8]>, attempts: u32) -> Outcome
 pub fn mark_started(log: u32, jobs: &[[u8; 16]]) -> Option<Vec<bool>> {
     let held = hold(true);
     let mark = |rows: &Rows| jobs.iter().map(|uuid| rows.mark_started(uuid)).collect();
-    (held.log == log).then(|| open(held, mark)).flatten()
+    (held.log == log).then(|| open(held, Access::Write, mark)).flatten()
 }
 
 /// The databases that there are: oids.
@@ -265,7 +260,8 @@ pub fn prune_old() -> bool {
     let Some(seconds) = guc::log_retention().filter(|_| find()) else { return true };
     let limit = process::now().saturating_sub(seconds.saturating_mul(1_000_000));
     // What another deletes now is gone without this one.
-    let pruned = open(hold(true), |rows| rows.prune(limit, None, Some(PRUNE_LIMIT), false, left::is_left));
+    let pruned =
+        open(hold(true), Access::Write, |rows| rows.prune(limit, None, Some(PRUNE_LIMIT), false, left::is_left));
     pruned.is_none_or(|count| count < PRUNE_LIMIT)
 }
 
@@ -301,7 +297,7 @@ fn open_for_caller<T>(body: impl FnOnce(&Rows) -> T) -> Option<T> {
         }
     };
     HELD.set((transaction, held));
-    open_for(held, Access::Change, body)
+    open(held, Access::Change, body)
 }
 
 /// Returns whether the log has no rows at all, or is not there. It is locked.

@@ -152,9 +152,8 @@ fn from_item(place: Place, item: Value, defaults: &JobSpec) -> Result<JobSpec, E
     match item {
         Value::String(query) => Ok(JobSpec { query: to_database(&query), ..defaults.clone() }),
         Value::Object(map) => {
-            let has_query = map.contains_key(QUERY);
             let mut keys = Keys::new(place, map, KEYS)?;
-            if !has_query {
+            if !keys.map.contains_key(QUERY) {
                 return Err(Error::MissingQuery(place));
             }
             let (query, name) = (keys.text(QUERY)?, keys.text(NAME)?);

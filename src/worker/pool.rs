@@ -182,8 +182,8 @@ struct Worker {
     is_counted: bool,
     /// Time at which old rows were deleted; none = not yet.
     pruned: Option<Instant>,
-    /// Time at which what a server has left behind is tried again to be written, and the pause before; none = all is.
-    refold: Option<(Instant, Duration)>,
+    /// Time of the next try to write what a server has left behind, and count of failed ones; none = all is written.
+    refold: Option<(i64, u16)>,
     wear: Wear,
     /// Time of the last look whether it is still what a new worker would be.
     looked: Instant,
@@ -390,7 +390,7 @@ impl Worker {
                 Task::HandOver if !self.is_taken_over() => {}
                 Task::Leave | Task::HandOver => return,
             }
-            if self.refold.is_some_and(|(at, _)| at <= Instant::now()) && (self.is_clean || self.reset()) {
+            if self.refold.is_some_and(|(at, _)| at <= process::now()) && (self.is_clean || self.reset()) {
                 self.fold();
             }
             // Also of one that does not stay for long.

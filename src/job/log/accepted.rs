@@ -2,6 +2,7 @@
 
 use super::rows::{Job, Rows};
 use super::{hold, open};
+use crate::ffi::heap::Access;
 use crate::ffi::{alloc, area, transaction};
 use crate::job::registry::{self, JobView, Place, Recorded};
 use crate::job::spool::Spooled;
@@ -52,7 +53,7 @@ pub fn record(place: Place, uuid: &[u8; 16]) -> Recorded {
     // Of a batch that is recorded again, for the log was dropped and made again.
     jobs.retain(|job| !job.now.is_logged);
     if let Some(batch) = jobs.first().map(batch_of) {
-        open(held, |rows| jobs.into_iter().for_each(|job| rows.accept(&batch, row_of(job), false)));
+        open(held, Access::Write, |rows| jobs.into_iter().for_each(|job| rows.accept(&batch, row_of(job), false)));
     }
     Recorded { log: held.log, by: transaction::current_id() }
 }

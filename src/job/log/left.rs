@@ -2,6 +2,7 @@
 
 use super::rows::Rows;
 use super::{accepted, hold, open, FinalRow};
+use crate::ffi::heap::Access;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use crate::ffi::{area, process, session, transaction};
 use crate::guc;
@@ -98,7 +99,7 @@ pub fn fold_left_behind(database: u32) -> Folded {
     if count == 0 && attempts.is_empty() {
         return Folded { is_all: true, ..Folded::default() };
     }
-    let folded = open(hold(true), |rows| {
+    let folded = open(hold(true), Access::Write, |rows| {
         // A row that a transaction is deleting keeps back what is known of its job, and of its batch.
         let mut held = HashSet::new();
         batches.retain(|batch| {

@@ -236,9 +236,14 @@ pub(super) fn tried_to_write(memory: &mut Memory, place: Place, is_written: bool
     if is_written {
         batch.log_failures = 0;
     } else {
-        batch.retry_log_at = process::now() + (LOG_RETRY << batch.log_failures.min(LOG_RETRY_DOUBLINGS));
+        batch.retry_log_at = next_try(batch.log_failures);
         batch.log_failures = batch.log_failures.saturating_add(1);
     }
+}
+
+/// Returns the time at which what could not be written into the log is tried again: now and, before, so often.
+pub fn next_try(failures: u16) -> i64 {
+    process::now() + (LOG_RETRY << failures.min(LOG_RETRY_DOUBLINGS))
 }
 
 /// Notes that nothing more is to be written of these jobs.

@@ -26,7 +26,7 @@ pub use direct::{
     close, give, has_errand, has_idle, has_job, is_there, is_unread, join, offer, release, retire, served, take_back,
     Newcomer, Seat,
 };
-pub use end::{deafen, ended, finish, forget_database, stop, written, Ended, Finish, FEW};
+pub use end::{deafen, ended, finish, forget_database, next_try, stop, written, Ended, Finish, FEW};
 pub use lists::{ordinal_of, uuid_of};
 pub use look::{
     accepted_at, find, headers, is_pending, job_of, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request,

@@ -22,9 +22,6 @@ use std::time::{Duration, Instant};
 
 /// Key of the lock of whoever makes rows of what a server has left behind, with the database in the lower half.
 const FOLDING: u64 = 0x666f_6c64_0000_0000;
-/// Pauses before what could not be written of it is tried again: the first, and the longest.
-const REFOLD: Duration = Duration::from_millis(500);
-const LONGEST_REFOLD: Duration = Duration::from_secs(16);
 /// Jobs that are shorter are claimed several at a time.
 const SHORT: Duration = Duration::from_millis(5);
 
@@ -315,10 +312,8 @@ impl Worker {
             })
         });
         let is_all = matches!(folded, Some(Ok(true)));
-        self.refold = (!is_all).then(|| {
-            let pause = self.refold.map_or(REFOLD, |(_, pause)| (pause * 2).min(LONGEST_REFOLD));
-            (Instant::now() + pause, pause)
-        });
+        let failures = self.refold.map_or(0, |(_, failures)| failures);
+        self.refold = (!is_all).then(|| (registry::next_try(failures), failures.saturating_add(1)));
         if is_all {
             spool::remove_unknown(area::epoch(), self.database);
             // Files of databases that are gone concern nobody else.
