@@ -1,6 +1,8 @@
 //! Jobs of SECURITY DEFINER functions: they become no more than the function could, and their results are its owner's.
 
+use crate::gate::{self, Gate};
 use crate::identity::{ask_job, definer, PLAIN, WHO};
+use crate::manager::Batch;
 use pg_background_mgr_tests::{case, literal, wait_until, Case, Db, Session};
 
 pub fn cases() -> Vec<Case> {
@@ -152,18 +154,20 @@ fn a_definers_job_works_as_others_do(db: &Db) {
     }
 }
 
+/// Launches a job that begins when the gate has been opened; its uuid.
+fn launch_behind_gate(db: &Db, session: &mut Session, text: &str) -> (Gate, String) {
+    let gate = Gate::close(db.session());
+    let batch = Batch::launch_with(session, &[gate::WAIT, text], r#"{"mode": "sequential"}"#);
+    (gate, batch.children[1].clone())
+}
+
 fn a_role_that_is_renamed_stays_the_jobs(db: &Db) {
     let (user, low, high) = (db.role("user", "login"), db.role("low", ""), db.role("high", ""));
     let mut admin = db.session();
     admin.run(&format!("grant {low}, {high} to {user}"));
     let mut session = db.client().user(&user).connect();
     session.run(&format!("set role {low}"));
-    let gate = crate::gate::Gate::close(db.session());
-    let text = format!("array['{}', 'select current_user::text']", crate::gate::WAIT.replace('\'', "''"));
-    let last = session.value(&format!(
-        "select max(uuid_child::text) from pg_background_launch_num({text}, \
-         p_options => '{{\"mode\": \"sequential\"}}')"
-    ));
+    let (gate, last) = launch_behind_gate(db, &mut session, "select current_user::text");
     admin.run(&format!("alter role {low} rename to {low}_old; alter role {high} rename to {low}"));
     gate.open();
     ended(db, &last);
@@ -181,12 +185,7 @@ fn a_role_that_is_gone_when_its_job_begins_is_refused(db: &Db) {
         "grant execute on all functions in schema public to {group}; grant select on log_background to {group}"
     ));
     session.run(&format!("set role {group}"));
-    let gate = crate::gate::Gate::close(db.session());
-    let text = format!("array['{}', 'select 1']", crate::gate::WAIT.replace('\'', "''"));
-    let last = session.value(&format!(
-        "select max(uuid_child::text) from pg_background_launch_num({text}, \
-         p_options => '{{\"mode\": \"sequential\"}}')"
-    ));
+    let (gate, last) = launch_behind_gate(db, &mut session, "select 1");
     // Another one has its name.
     admin.run(&format!(
         "drop owned by {group}; drop role {group}; create role {other}; \
