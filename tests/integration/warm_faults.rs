@@ -182,8 +182,10 @@ fn terminations_at_random_never_give_a_wrong_result() {
     for number in 0..150 {
         // The termination is for a worker that has nothing to do, is about to begin, or runs.
         other.send(&format!("select pg_sleep(0.0001 * {}), pg_terminate_backend({last})", number % 10));
-        let reply =
-            session.ask(&format!("select pg_background_launch('insert into ran values ({number}) returning a')"));
+        // Every other job has a segment that the worker does not know.
+        let size = 65536 * (1 + number % 2 * number % 20);
+        let text = format!("insert into ran values ({number}) returning a");
+        let reply = session.ask(&format!("select pg_background_launch('{text}', {size})"));
         other.finish("a termination");
         assert!(reply.error.is_none(), "{:?}", reply.error);
         last = reply.last_rows().expect("a row").text_rows()[0].parse().expect("a process id");

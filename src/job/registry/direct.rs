@@ -168,13 +168,21 @@ pub fn offer(memory: &mut Memory, index: usize, version: u64) {
     }
 }
 
-/// The worker goes, and takes no jobs any more. Gives the one that it was given and will not begin.
-pub fn take_back(memory: &mut Memory, index: usize) -> Option<u32> {
+/// Takes no more jobs from sessions, as the worker goes. Returns the segment of the job that it was given and will not
+/// begin, which it has until [`take_back`]: its session must not find the job gone without knowing why.
+pub fn refuse_more(memory: &mut Memory, index: usize) -> Option<u32> {
     let slot = slot_mut(memory, index)?;
     if matches!(slot.life(), Life::Idle | Life::Serving) {
         slot.life = Life::Ready as u32;
     }
-    Some(std::mem::take(&mut slot.errand)).filter(|segment| *segment != 0)
+    Some(slot.errand).filter(|segment| *segment != 0)
+}
+
+/// Takes back the job that the worker was given and will not begin.
+pub fn take_back(memory: &mut Memory, index: usize) {
+    if let Some(slot) = slot_mut(memory, index) {
+        slot.errand = 0;
+    }
 }
 
 /// The worker goes when it has done its job: nobody gives it another.

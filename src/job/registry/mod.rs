@@ -23,8 +23,8 @@ mod watch;
 pub use ahead::{add_ahead, dismiss_ahead, make_room_ahead, take_ahead};
 pub use batch::{add, open, take_back_batch, unwatch, unwatch_all, NewBatch, NewJob};
 pub use direct::{
-    close, give, has_errand, has_idle, has_job, is_there, is_unread, join, offer, release, retire, served, take_back,
-    Newcomer, Seat,
+    close, give, has_errand, has_idle, has_job, is_there, is_unread, join, offer, refuse_more, release, retire, served,
+    take_back, Newcomer, Seat,
 };
 pub use end::{deafen, ended, finish, forget_database, next_try, stop, written, Ended, Finish, FEW};
 pub use lists::{ordinal_of, uuid_of};

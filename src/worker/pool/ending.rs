@@ -66,10 +66,11 @@ fn with_login_hint(mut report: Report) -> Report {
 
 /// A job that a session has given to this worker, which goes before it has begun it, is told so.
 pub(super) fn refuse_errand(index: usize) {
-    if let Some(segment) = area::write(|memory| registry::take_back(memory, index)) {
+    if let Some(segment) = area::write(|memory| registry::refuse_more(memory, index)) {
         let is_ending = interrupt::is_ending() || interrupt::is_dying();
         let error = if is_ending { Error::Terminated } else { Error::NotRun };
         direct::refuse(Handle::from_number(segment), error.into());
+        area::write(|memory| registry::take_back(memory, index));
     }
 }
 
