@@ -1,7 +1,8 @@
 //! Every error that the extension itself raises, with its SQLSTATE, detail and hint.
 
 use crate::ffi::report::ERROR;
-use crate::protocol::{sqlstate, Malformed, Report, MAX_NESTING, MAX_PIECES, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
+use crate::protocol::{sqlstate, Malformed, Report, MAX_NESTING, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
+use crate::sql_split::MAX_PIECES;
 
 /// An error of the extension. Texts that come from the server are [`Text`].
 #[derive(Debug, thiserror::Error)]

@@ -1,9 +1,9 @@
 //! The settings `pg_background_mgr.*`.
 
 use crate::error::{Error, Text};
-use crate::ffi::dsm;
-use crate::ffi::guc::{self, define_int, own_settings_given, reserve_prefix, IntSetting, Scope, Unit};
+use crate::ffi::guc::{define_int, own_settings_given, reserve_prefix, IntSetting, Scope, Unit};
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::{dsm, guc};
 
 /// Workers of the extension in the whole server; -1 = as many as `max_worker_processes` and `reserved_workers` leave.
 static MAX_WORKERS: IntSetting = IntSetting::new(-1);

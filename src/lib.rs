@@ -4,8 +4,9 @@
 //! memory and has the server start a worker. The worker logs in as the launcher, runs the text as if a client had sent
 //! it, and sends back rows, notices and the outcome. `docs/` tells why it is built so.
 //!
-//! Layers, each importing only from those below: `api`, `session` and `worker` (two processes, which never import each
-//! other), `job`, `ffi`, `compat`; beside them `protocol`, plain data that imports nothing, `error`.
+//! Layers, each importing only from those below: `api`; `session` and `worker` (two processes, which never import each
+//! other); `channel` and `log`; `scheduler`; `registry`; `spec`; `sql_split`; `ffi`; `compat`. Beside them are
+//! `protocol`, plain data that imports nothing, `queries`, the text of the extension's own SQL, and `error`.
 
 #[cfg(not(feature = "__ge18"))]
 extern crate pgrx_013 as pgrx;
@@ -17,13 +18,19 @@ extern crate pgrx_tests_013 as pgrx_tests;
 extern crate pgrx_tests_018 as pgrx_tests;
 
 mod api;
+mod channel;
 mod compat;
 mod error;
 mod ffi;
 mod guc;
-mod job;
+mod log;
 mod protocol;
+mod queries;
+mod registry;
+mod scheduler;
 mod session;
+mod spec;
+mod sql_split;
 mod worker;
 
 use pgrx::prelude::*;
@@ -40,7 +47,7 @@ pgrx::extension_sql_file!("../sql/grants.sql", name = "grants", requires = ["man
 pub extern "C-unwind" fn _PG_init() {
     ffi::report::filter_log();
     guc::define();
-    compat::utility::after_discard_all(job::table::clear);
+    compat::utility::after_discard_all(channel::attached_jobs::clear);
 }
 
 #[cfg(any(test, feature = "pg_test"))]

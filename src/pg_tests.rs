@@ -8,9 +8,9 @@ mod spec;
 #[pgrx::pg_schema]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 mod tests {
+    use crate::channel::overflow_queue::Backlog;
     use crate::error::{Error, Place, Text};
     use crate::ffi::{guc, report, role, session, spi};
-    use crate::job::backlog::Backlog;
     use crate::protocol::{sqlstate, Report, ERRCODE_INTERNAL_ERROR};
     use pgrx::prelude::*;
 

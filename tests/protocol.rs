@@ -1,8 +1,11 @@
-//! Runs the unit tests of `src/protocol`, which needs no server, and checks its properties.
+//! Runs the unit tests of `src/protocol` and `src/sql_split`, which need no server, and checks properties of messages.
 
 #[path = "../src/protocol/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "only its tests run here")]
 mod protocol;
+#[path = "../src/sql_split/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "only its tests run here")]
+mod sql_split;
 
 use proptest::prelude::*;
 use protocol::{

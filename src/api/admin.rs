@@ -3,12 +3,12 @@
 use crate::error::{Error, Text};
 use crate::ffi::fmgr::{sql_function, Call, Value};
 use crate::ffi::{role, spi};
-use crate::job::catalog;
+use crate::queries;
 
 /// `pg_background_grant(role_name name) RETURNS void`
 fn grant(call: &Call) -> Result<Value, Error> {
     let role = granted_role(call)?;
-    let schema = spi::select(catalog::SCHEMA).concat();
+    let schema = spi::select(queries::SCHEMA).concat();
     spi::execute(&[b"GRANT USAGE ON SCHEMA ", schema.as_slice(), b" TO ", &role].concat());
     spi::execute(&[b"GRANT EXECUTE ON FUNCTION ", interface().as_slice(), b" TO ", &role].concat());
     spi::execute(&[b"GRANT SELECT ON ", views().as_slice(), b" TO ", &role].concat());
@@ -26,11 +26,11 @@ fn revoke(call: &Call) -> Result<Value, Error> {
 }
 
 fn interface() -> Vec<u8> {
-    spi::select(catalog::INTERFACE).join(&b", "[..])
+    spi::select(queries::INTERFACE).join(&b", "[..])
 }
 
 fn views() -> Vec<u8> {
-    spi::select(catalog::VIEWS).join(&b", "[..])
+    spi::select(queries::VIEWS).join(&b", "[..])
 }
 
 /// The role, quoted. Only the extension's owner and superusers may give and take.
@@ -40,7 +40,7 @@ fn granted_role(call: &Call) -> Result<Vec<u8>, Error> {
     if name == b"public" {
         return Err(Error::NoRole(Text::new(&name)));
     }
-    let owner = spi::select(catalog::EXTENSION_OWNER).concat();
+    let owner = spi::select(queries::EXTENSION_OWNER).concat();
     let owner = std::str::from_utf8(&owner).ok().and_then(|owner| owner.parse().ok());
     match owner {
         Some(owner) if role::has_rights_of(role::current(), owner) => Ok(spi::quote_identifier(&name)),

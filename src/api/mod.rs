@@ -1,7 +1,7 @@
 //! SQL-callable functions: check arguments, call one thing, shape what comes back. `sql/functions.sql` declares them.
 
 mod admin;
-mod classic;
-mod manager;
+mod attached;
+mod batch;
+mod inspect;
 mod update;
-mod views;

@@ -3,29 +3,29 @@
 use crate::error::Error;
 use crate::ffi::fmgr::{sql_function, Call, Value};
 use crate::ffi::{session, spi};
-use crate::job::rights;
+use crate::queries::privileges;
 
 /// `background_mgr.take_back() RETURNS void`, and `take_back(regnamespace)` for what is in a schema
 ///
 /// Takes away what others may do with the members of the extension: what a new object gives to PUBLIC, and what default
 /// privileges have given.
 fn take_back(call: &Call) -> Result<Value, Error> {
-    execute(&call.oid(0).map_or_else(rights::of_others, rights::of_others_in_schema));
+    execute(&call.oid(0).map_or_else(privileges::of_others, privileges::of_others_in_schema));
     Ok(Value::Void)
 }
 
 /// `background_mgr.copy_rights(source regclass, target regclass) RETURNS void`
 fn copy_rights_of_relation(call: &Call) -> Result<Value, Error> {
     let (source, target) = source_and_target(call)?;
-    execute(&rights::of_others_on_relation(target));
-    give(&rights::of_relation(source, target));
+    execute(&privileges::of_others_on_relation(target));
+    give(&privileges::of_relation(source, target));
     Ok(Value::Void)
 }
 
 /// `background_mgr.copy_rights(source regprocedure, target regprocedure) RETURNS void`
 fn copy_rights_of_function(call: &Call) -> Result<Value, Error> {
     let (source, target) = source_and_target(call)?;
-    give(&rights::of_function(source, target));
+    give(&privileges::of_function(source, target));
     Ok(Value::Void)
 }
 

@@ -1,6 +1,6 @@
 //! Parse, plan, run: the steps of a simple query (postgres.c, `exec_simple_query`).
 
-use super::callback;
+use crate::compat::callback;
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, CStr};

@@ -11,4 +11,4 @@ pub mod process;
 pub mod utility;
 pub mod wire;
 
-pub use abi::*;
+pub use crate::compat::abi::*;

@@ -1,6 +1,6 @@
 //! Kinds of processes, their signals, their titles.
 
-use super::SignalHandler;
+use crate::compat::SignalHandler;
 use pgrx::pg_sys;
 use std::ffi::{c_char, c_int, CStr};
 

@@ -1,6 +1,6 @@
 //! The hook of utility commands (utility.c, `ProcessUtility`).
 
-use super::callback;
+use crate::compat::callback;
 use pgrx::pg_sys;
 use std::cell::Cell;
 

@@ -5,9 +5,10 @@
 //! server copies errors on their way through Rust, and cannot raise another one then (pgrx, `pg_guard_ffi_boundary`):
 //! for that there is spare memory, which is given back when an error is raised and there is no more.
 
-use super::process_local::{slot, ProcessLocal, Slot};
-use super::report::{self, Log};
 use crate::error::Error;
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::report;
+use crate::ffi::report::Log;
 use crate::protocol::Report;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;

@@ -6,11 +6,11 @@
 //!
 //! What lies in the area is plain data ([`Pod`]); references to it are offsets, and are looked at under one lock only.
 
-use super::memory::Switch;
-use super::process_local::{slot, ProcessLocal, Slot};
-use super::{process, report};
 use crate::compat::area::create_dsa;
 use crate::error::Error;
+use crate::ffi::memory::Switch;
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::{process, report};
 use crate::protocol::Report;
 use bytemuck::Pod;
 use pgrx::pg_sys;

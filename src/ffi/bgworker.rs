@@ -1,6 +1,6 @@
 //! Background workers (bgworker.c).
 
-use super::{dsm, latch, process};
+use crate::ffi::{dsm, latch, process};
 use pgrx::pg_sys;
 use std::ffi::{c_char, CStr};
 use std::time::{Duration, Instant};

@@ -3,8 +3,8 @@
 //! A segment begins with words that both sides read and write as atomics; behind them lie areas of bytes that one side
 //! writes before it tells the other.
 
-use super::report;
 use crate::error::SHARED_MEMORY_HINT;
+use crate::ffi::report;
 use crate::protocol::sqlstate;
 use pgrx::pg_sys;
 use std::sync::atomic::AtomicU64;
@@ -155,7 +155,7 @@ impl Segment {
     pub fn read(&self, offset: usize, length: usize) -> Option<Vec<u8>> {
         offset.checked_add(length).filter(|end| *end <= self.length)?;
         // SAFETY: in bounds; the area was written before a word said so, and is not written again.
-        Some(super::alloc::copy(unsafe { std::slice::from_raw_parts(self.address.add(offset), length) }))
+        Some(crate::ffi::alloc::copy(unsafe { std::slice::from_raw_parts(self.address.add(offset), length) }))
     }
 
     /// Returns whether these are the bytes at this offset.

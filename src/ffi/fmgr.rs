@@ -1,12 +1,12 @@
 //! SQL-callable functions (fmgr.h, version 1 calling convention; funcapi.h, materialize mode).
 
-use super::alloc;
-use super::memory::Switch;
-use super::report::{self, Log, Raised};
-use super::tuple::{Output, TupleDesc};
-use super::typed_rows::TypedRows;
 use crate::compat::tuple_desc_attr;
 use crate::error::Error;
+use crate::ffi::memory::Switch;
+use crate::ffi::report::{Log, Raised};
+use crate::ffi::tuple::{Output, TupleDesc};
+use crate::ffi::typed_rows::TypedRows;
+use crate::ffi::{alloc, report};
 use crate::protocol::Report;
 use pgrx::pg_sys;
 use std::ffi::{c_char, c_int, CStr};
@@ -151,16 +151,16 @@ impl Call {
         self.argument(index).map(|datum| unsafe { datum.cast_mut_ptr::<[u8; 16]>().read() })
     }
 
-    /// An `interval` argument in microseconds, as [`interval`](super::interval) counts them; none = NULL.
+    /// An `interval` argument in microseconds, as [`interval`](crate::ffi::interval) counts them; none = NULL.
     pub fn interval(&self, index: usize) -> Option<i64> {
         // SAFETY: the SQL declaration makes the argument an interval: a pointer to one.
-        self.argument(index).map(|datum| unsafe { super::interval::from_datum(datum) })
+        self.argument(index).map(|datum| unsafe { crate::ffi::interval::from_datum(datum) })
     }
 
     /// A `name` argument; none = NULL.
     pub fn name(&self, index: usize) -> Option<Vec<u8>> {
         // SAFETY: the SQL declaration makes the argument a name: zero-terminated within NAMEDATALEN bytes.
-        self.argument(index).and_then(|datum| unsafe { super::memory::copy_c_string(datum.cast_mut_ptr()) })
+        self.argument(index).and_then(|datum| unsafe { crate::ffi::memory::copy_c_string(datum.cast_mut_ptr()) })
     }
 
     /// Returns the row that is deleted from a relation of the extension, and the value of this `uuid` column of it.
@@ -179,7 +179,7 @@ impl Call {
             let mask = pg_sys::TRIGGER_EVENT_OPMASK | pg_sys::TRIGGER_EVENT_ROW | pg_sys::TRIGGER_EVENT_TIMINGMASK;
             let columns = (*relation).rd_att;
             let number = pg_sys::SPI_fnumber(columns, column.as_ptr());
-            if event & mask != wanted || !super::own_sql::is_own((*relation).rd_id) || number <= 0 {
+            if event & mask != wanted || !crate::ffi::internal_sql::is_own((*relation).rd_id) || number <= 0 {
                 return None;
             }
             if tuple_desc_attr(columns, number as usize - 1).atttypid != pg_sys::UUIDOID {
@@ -198,7 +198,7 @@ impl Call {
         // SAFETY: the server passes a valid call. Functions that give sets have the memory of the whole query as that
         // of their expression (execSRF.c, `ExecInitTableFunctionResult`, `ExecInitFunctionResultSet`); it outlives the
         // call.
-        unsafe { work(&mut *super::memory::value_of((*(*self.0).flinfo).fn_mcxt)) }
+        unsafe { work(&mut *crate::ffi::memory::value_of((*(*self.0).flinfo).fn_mcxt)) }
     }
 
     /// Prepares the call to return a set of rows with the columns of its own declaration.

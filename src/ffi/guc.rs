@@ -29,7 +29,13 @@ pub fn session_settings() -> Vec<Setting> {
     while let Some(setting) = next_setting(&mut rest) {
         if is_of_session(setting.source as u32) && !NOT_CARRIED.contains(&setting.name) {
             let Serialized { name, value, source, context, role } = setting;
-            settings.push(Setting { name: name.to_vec(), value: super::alloc::copy(value), source, context, role });
+            settings.push(Setting {
+                name: name.to_vec(),
+                value: crate::ffi::alloc::copy(value),
+                source,
+                context,
+                role,
+            });
         }
     }
     settings
@@ -93,12 +99,12 @@ fn serialized() -> Vec<u8> {
     // SerializeGUCState).
     unsafe {
         let size = pg_sys::EstimateGUCStateSpace();
-        super::alloc::ensure(2 * size + 8);
+        crate::ffi::alloc::ensure(2 * size + 8);
         let mut bytes = vec![0_u64; size.div_ceil(8)];
         pg_sys::SerializeGUCState(size, bytes.as_mut_ptr().cast());
         let length = bytes.first().copied().unwrap_or_default() as usize;
         let start = bytes.as_ptr().cast::<u8>().add(size_of::<usize>());
-        super::alloc::copy(std::slice::from_raw_parts(start, length.min(size.saturating_sub(size_of::<usize>()))))
+        crate::ffi::alloc::copy(std::slice::from_raw_parts(start, length.min(size.saturating_sub(size_of::<usize>()))))
     }
 }
 
@@ -150,7 +156,7 @@ pub fn is_of_client(setting: &Setting) -> bool {
 pub fn value(name: &[u8]) -> Option<Vec<u8>> {
     let name = CString::new(name).ok()?;
     // SAFETY: a C string; what comes back is null or one, which is copied.
-    unsafe { super::memory::copy_c_string(pg_sys::GetConfigOption(name.as_ptr(), true, false)) }
+    unsafe { crate::ffi::memory::copy_c_string(pg_sys::GetConfigOption(name.as_ptr(), true, false)) }
 }
 
 /// `SET ROLE`: checked against the rights of the session's user, now.
@@ -197,7 +203,7 @@ pub fn loaded_libraries() -> Vec<u8> {
     // SAFETY: the server writes at most as many bytes as it estimated.
     unsafe {
         let size = pg_sys::EstimateLibraryStateSpace();
-        let mut bytes = super::alloc::zeroed(size);
+        let mut bytes = crate::ffi::alloc::zeroed(size);
         pg_sys::SerializeLibraryState(size, bytes.as_mut_ptr().cast());
         bytes
     }

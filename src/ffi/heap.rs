@@ -6,13 +6,13 @@
 //!
 //! The next look at a row in the same transaction sees what was done with it.
 
-use super::fmgr::text_bytes;
-use super::memory::Context;
-use super::own_sql::FIRST_NORMAL_OID;
-use super::tuple::Output;
-use super::typed_rows::Cell;
 use crate::compat::exec::list_of_oids;
 use crate::compat::{oid_to_u32, tuple_desc_attr};
+use crate::ffi::fmgr::text_bytes;
+use crate::ffi::internal_sql::FIRST_NORMAL_OID;
+use crate::ffi::memory::Context;
+use crate::ffi::tuple::Output;
+use crate::ffi::typed_rows::Cell;
 use pgrx::pg_sys;
 use std::ffi::CString;
 
@@ -253,7 +253,7 @@ impl Heap {
             pg_sys::ScanKeyInit(&raw mut key, column as i16, strategy, operator.into(), value);
             let scan = pg_sys::systable_beginscan(self.relation, oid, index.is_some(), snapshot, 1, &raw mut key);
             loop {
-                super::interrupt::check();
+                crate::ffi::interrupt::check();
                 let tuple = pg_sys::systable_getnext(scan);
                 if tuple.is_null() || !visit(Row::copy_of(tuple, (*self.relation).rd_att)) {
                     break;
@@ -339,7 +339,7 @@ impl Heap {
     /// Makes what was written visible to the next look.
     fn be_seen(&self) {
         self.memory.reset();
-        super::transaction::command_counter_increment();
+        crate::ffi::transaction::command_counter_increment();
     }
 
     /// Returns the value of a column, and whether it is null. In the current memory context.

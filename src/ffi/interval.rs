@@ -1,8 +1,9 @@
 //! Intervals as a number of microseconds (timestamp.c): a month counts as 30 days and a day as 24 hours, as when the
 //! server compares them. Infinite ones (17 and later) are the largest and the smallest number.
 
-use super::memory::c_string;
-use super::report::{self, Captured};
+use crate::ffi::memory::c_string;
+use crate::ffi::report;
+use crate::ffi::report::Captured;
 use pgrx::pg_sys;
 
 const DAY: i64 = 24 * 60 * 60 * 1_000_000;

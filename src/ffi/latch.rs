@@ -1,6 +1,6 @@
 //! The one wait (latch.c).
 
-use super::interrupt;
+use crate::ffi::interrupt;
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::time::{Duration, Instant};

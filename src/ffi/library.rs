@@ -1,7 +1,7 @@
 //! The libraries that a worker has loaded: which of them a job may have left something in (dfmgr.c).
 
-use super::guc::loaded_libraries;
-use super::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::guc::loaded_libraries;
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::CStr;

@@ -1,7 +1,7 @@
 //! Memory contexts (mcxt.c).
 
-use super::process_local::{slot, ProcessLocal, Slot};
 use crate::compat::callback;
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
 use pgrx::pg_sys;
 use std::any::{Any, TypeId};
 use std::ffi::{c_void, CStr};
@@ -171,5 +171,5 @@ pub(super) fn c_string(bytes: &[u8]) -> *mut std::ffi::c_char {
 /// `text` is null or a valid C string.
 pub(super) unsafe fn copy_c_string(text: *const std::ffi::c_char) -> Option<Vec<u8>> {
     // SAFETY: by contract.
-    (!text.is_null()).then(|| super::alloc::copy(unsafe { CStr::from_ptr(text) }.to_bytes()))
+    (!text.is_null()).then(|| crate::ffi::alloc::copy(unsafe { CStr::from_ptr(text) }.to_bytes()))
 }

@@ -1,7 +1,7 @@
 //! Thin safe wrappers over the server, one C concept a file. They know nothing of jobs.
 //!
 //! A server error inside a guarded call (`pg_sys::…`) becomes a Rust panic, so values of the frames above are
-//! dropped. FATAL and `proc_exit` never come back: what must happen on death sits in [`exit`].
+//! dropped. FATAL and `proc_exit` never come back: what must happen on death sits in [`exit_hooks`].
 //!
 //! What `Drop` does here:
 //!
@@ -12,22 +12,23 @@
 //! | `parser::Quiet` | the frame | shows and logs messages again, also while unwinding |
 //! | [`heap::Row`] | the value | frees the copy, unless unwinding |
 //! | `own_sql`'s check of queries | the frame | looks at them no more, also while unwinding |
-//! | [`spill::TempFileUnlimited`] | the frame | lets `temp_file_limit` bind again, also while unwinding |
+//! | [`temp_file::TempFileUnlimited`] | the frame | lets `temp_file_limit` bind again, also while unwinding |
 //! | [`memory::Context`] | the value | deletes the context, unless unwinding |
 //! | [`dsm::Segment`], [`shm_mq::Receiver`], [`shm_mq::Sender`] | the process | nothing; `close` releases, exit does
 //! too |
-//! | [`spill::File`] | the process | closes the file, unless unwinding |
+//! | [`temp_file::File`] | the process | closes the file, unless unwinding |
 
 pub mod alloc;
 pub mod area;
 pub mod bgworker;
-pub mod client;
+pub mod discard_all;
 pub mod dsm;
-pub mod exit;
+pub mod exit_hooks;
 pub mod file;
 pub mod fmgr;
 pub mod guc;
 pub mod heap;
+pub mod internal_sql;
 pub mod interrupt;
 pub mod interval;
 pub mod json;
@@ -36,12 +37,11 @@ pub mod library;
 pub mod lock;
 pub mod login;
 pub mod memory;
-pub mod own_sql;
 pub mod parser;
 pub mod process;
 pub mod process_local;
+pub mod remote_dest;
 pub mod report;
-pub mod reset;
 pub mod role;
 pub mod row_reader;
 mod row_type;
@@ -49,8 +49,8 @@ pub mod row_writer;
 pub mod session;
 pub mod shm_mq;
 pub mod spi;
-pub mod spill;
 pub mod statement;
+pub mod temp_file;
 pub mod transaction;
 pub mod tuple;
 pub mod typed_rows;

@@ -1,10 +1,11 @@
 //! The server's parser, for texts that are looked at and not run (parser.c, scan.l).
 
-use super::memory::{c_string, Context};
-use super::report::{self, Captured, Log, ERROR};
-use super::{interrupt, session};
 use crate::compat::exec;
-use crate::protocol::{Parsed, Report};
+use crate::ffi::memory::{c_string, Context};
+use crate::ffi::report::{Captured, Log, ERROR};
+use crate::ffi::{interrupt, report, session};
+use crate::protocol::Report;
+use crate::sql_split::Parsed;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 

@@ -3,12 +3,12 @@
 //! A caught error has lost fields by the time pgrx hands it over, so a worker watches the server's own: a callback at
 //! the bottom of `error_context_stack` runs last for every report, when its context is complete, and copies it.
 
-use super::alloc::{self, SPARE_BYTES};
-use super::interrupt;
-use super::memory::{self, c_string, copy_c_string};
-use super::process_local::{slot, ProcessLocal, Slot};
 use crate::compat::callback;
 use crate::error::Error;
+use crate::ffi::alloc::SPARE_BYTES;
+use crate::ffi::memory::{c_string, copy_c_string};
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::{alloc, interrupt, memory};
 use crate::protocol::{sqlstate, Report, ERRCODE_INTERNAL_ERROR};
 use pgrx::pg_sys;
 use std::cell::{Cell, UnsafeCell};
@@ -447,7 +447,7 @@ callback! {
                 (*edata).output_to_server = false;
             }
             if let Some(previous) = PREVIOUS_LOG_HOOK.get() {
-                super::pg_guard_ffi_boundary(|| previous(edata));
+                crate::ffi::pg_guard_ffi_boundary(|| previous(edata));
             }
         }
     }

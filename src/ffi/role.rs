@@ -38,7 +38,7 @@ pub fn effective() -> Identity {
 /// a procedure, keeps what it finds, and an abort goes back to that (xact.c, `StartTransaction`, `AbortTransaction`).
 pub fn confine() {
     // A server with assertions checks that nothing is set outside of a transaction, and would end.
-    if super::guc::value(b"debug_assertions").as_deref() != Some(b"on") {
+    if crate::ffi::guc::value(b"debug_assertions").as_deref() != Some(b"on") {
         set_context(pg_sys::SECURITY_LOCAL_USERID_CHANGE as c_int);
     }
 }
@@ -116,10 +116,10 @@ pub fn signals_backends(role: u32) -> bool {
 }
 
 /// Runs `body` with the rights of the superuser that owns the cluster, and with a search path in which nobody else can
-/// create anything; its statements reach no relation of others ([`own_sql`](super::own_sql)). Only for constant SQL
-/// that names everything with its schema all the same, and calls no function but those of `pg_catalog`: others can have
-/// a namesake in the schema of the extension. It changes no rows ([`heap`](super::heap) does). An error leaves the
-/// rights raised until the transaction is aborted, which the server does next.
+/// create anything; its statements reach no relation of others ([`super::internal_sql`]). Only for constant SQL that
+/// names everything with its schema all the same, and calls no function but those of `pg_catalog`: others can have a
+/// namesake in the schema of the extension. It changes no rows ([`super::heap`] does). An error leaves the rights
+/// raised until the transaction is aborted, which the server does next.
 pub fn as_cluster_owner<T>(body: impl FnOnce() -> T) -> T {
     let mut user = pg_sys::Oid::INVALID;
     let mut context: c_int = 0;
@@ -129,7 +129,7 @@ pub fn as_cluster_owner<T>(body: impl FnOnce() -> T) -> T {
         pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
         pg_sys::SetUserIdAndSecContext(pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID), context | local);
     }
-    let value = super::own_sql::checked(|| super::guc::with_pinned_search_path(body));
+    let value = crate::ffi::internal_sql::checked(|| crate::ffi::guc::with_pinned_search_path(body));
     // SAFETY: as above.
     unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
     value

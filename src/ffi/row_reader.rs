@@ -1,9 +1,9 @@
 //! Rows on their way in (tuplestore.c): those that fit the caller's columns are taken as they are.
 
-use super::memory::{copy_c_string, Context};
-use super::row_type::is_as_before;
-use super::tuple::{Attribute, Input, Output, Slot, TupleDesc};
 use crate::error::{Error, Text};
+use crate::ffi::memory::{copy_c_string, Context};
+use crate::ffi::row_type::is_as_before;
+use crate::ffi::tuple::{Attribute, Input, Output, Slot, TupleDesc};
 use crate::protocol::{frame, Column, Description, Kind, Malformed, RowsIter, Wire, ALIGNMENT, FRAME_BYTES};
 use pgrx::pg_sys;
 
@@ -118,7 +118,7 @@ impl RowReader {
         let mut count = 0;
         let mut tuples = RowsIter::new(payload);
         while let Some(tuple) = tuples.next() {
-            super::alloc::check();
+            crate::ffi::alloc::check();
             let (copy, text_copy);
             copy = Tuple::aligned(tuple?);
             let texts = if self.text_slot.is_null() { None } else { Some(tuples.next().ok_or(Malformed)??) };
@@ -218,7 +218,7 @@ impl<'a> Tuple<'a> {
             return Tuple::There(tuple);
         }
         let mut copy = Vec::new();
-        super::alloc::reserve(&mut copy, tuple.len().div_ceil(ALIGNMENT));
+        crate::ffi::alloc::reserve(&mut copy, tuple.len().div_ceil(ALIGNMENT));
         copy.extend(tuple.chunks(ALIGNMENT).map(word));
         Tuple::Copied(copy)
     }

@@ -1,10 +1,10 @@
 //! Rows of a statement on their way out: values that lie elsewhere are brought in, and types that mean nothing in
 //! another process become text.
 
-use super::memory::Context;
-use super::row_type;
-use super::tuple::{append_tuple, Output, Slot, TupleDesc};
 use crate::compat::{oid_to_u32, wire};
+use crate::ffi::memory::Context;
+use crate::ffi::row_type;
+use crate::ffi::tuple::{append_tuple, Output, Slot, TupleDesc};
 use crate::protocol::{Column, Description, Wire};
 use pgrx::pg_sys;
 
@@ -114,7 +114,7 @@ impl RowWriter {
 
     /// Appends a row. Toasted values are brought in: their table may be gone when the row is read.
     pub fn append(&mut self, row: Slot, out: &mut Vec<u8>) {
-        super::alloc::check();
+        crate::ffi::alloc::check();
         if self.form.is_none() && !(self.has_varlena && self.has_external(&row)) {
             row.append_to(out);
             return;

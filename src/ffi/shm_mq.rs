@@ -1,8 +1,8 @@
 //! Message queues in shared memory (shm_mq.c): one sender, one receiver.
 
-use super::dsm::Segment;
-use super::memory::Switch;
 use crate::compat::wire;
+use crate::ffi::dsm::Segment;
+use crate::ffi::memory::Switch;
 use pg_sys::shm_mq_result::{SHM_MQ_SUCCESS, SHM_MQ_WOULD_BLOCK};
 use pgrx::pg_sys;
 

@@ -1,7 +1,7 @@
 //! SQL that the extension itself runs (spi.c).
 
-use super::memory::copy_c_string;
-use super::typed_rows::Cell;
+use crate::ffi::memory::copy_c_string;
+use crate::ffi::typed_rows::Cell;
 use pgrx::pg_sys;
 use std::ffi::CString;
 

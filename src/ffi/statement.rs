@@ -1,7 +1,7 @@
 //! One statement of a text: parse, plan, run (postgres.c, `exec_simple_query`; pquery.c).
 
-use super::tuple::{Slot, TupleDesc};
 use crate::compat::{callback, exec};
+use crate::ffi::tuple::{Slot, TupleDesc};
 use pgrx::pg_sys;
 use std::ffi::{c_char, c_int, CStr};
 use std::ptr::null_mut;
@@ -39,7 +39,7 @@ impl<'a> Text<'a> {
     pub fn parse(sql: &'a CStr) -> Self {
         // SAFETY: the list and its nodes live in MessageContext until `forget`.
         let statements = unsafe {
-            let _switch = super::memory::Switch::to(pg_sys::MessageContext);
+            let _switch = crate::ffi::memory::Switch::to(pg_sys::MessageContext);
             let list = pg_sys::pg_parse_query(sql.as_ptr());
             exec::list_of_nodes(list)
         };
@@ -110,7 +110,7 @@ impl Statement<'_> {
         let mut completion = exec::Completion::new();
         // SAFETY: the steps and their order are those of exec_simple_query; the receiver outlives the portal's run.
         unsafe {
-            let _switch = super::memory::Switch::to(pg_sys::MessageContext);
+            let _switch = crate::ffi::memory::Switch::to(pg_sys::MessageContext);
             let own_memory = pg_sys::AllocSetContextCreateInternal(
                 pg_sys::MessageContext,
                 c"pg_background_mgr statement".as_ptr(),
@@ -118,7 +118,7 @@ impl Statement<'_> {
                 pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
                 pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
             );
-            let _inner = super::memory::Switch::to(own_memory);
+            let _inner = crate::ffi::memory::Switch::to(own_memory);
             let sql = self.sql.as_ptr();
             let snapshot = pg_sys::analyze_requires_snapshot(self.raw);
             if snapshot {
@@ -129,7 +129,7 @@ impl Statement<'_> {
             if snapshot {
                 pg_sys::PopActiveSnapshot();
             }
-            super::interrupt::check();
+            crate::ffi::interrupt::check();
             let portal = pg_sys::CreatePortal(c"".as_ptr(), true, true);
             (*portal).visible = false;
             pg_sys::PortalDefineQuery(portal, std::ptr::null(), sql, exec::command_tag(self.raw), plans, null_mut());
@@ -198,7 +198,7 @@ pub fn announce(sql: &'static CStr) {
 ///
 /// The text is kept until the next call.
 pub fn announce_kept(sql: std::ffi::CString) -> &'static CStr {
-    use super::process_local::{slot, ProcessLocal, Slot};
+    use crate::ffi::process_local::{slot, ProcessLocal, Slot};
     thread_local! {
         static KEPT: Slot<Option<Box<CStr>>> = const { slot(None) };
     }

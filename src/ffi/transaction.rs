@@ -1,6 +1,7 @@
 //! Transactions (xact.c, postgres.c).
 
-use crate::compat::{self, callback};
+use crate::compat;
+use crate::compat::callback;
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::{c_int, CStr};
@@ -87,7 +88,7 @@ callback! {
         if event == pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT && STATEMENT_TIMER.get() {
             stop_statement_timeout();
             // One that came in the last moment is for the job: it can still be undone.
-            super::interrupt::check();
+            crate::ffi::interrupt::check();
         }
     }
 }
@@ -97,7 +98,7 @@ fn start_timeout(milliseconds: i64) {
     /// No timer is for longer.
     const CENTURY: i64 = 100 * 366 * 24 * 60 * 60 * 1000;
     if !STATEMENT_TIMER.replace(true) {
-        let time = super::process::now() + milliseconds.clamp(1, CENTURY) * 1000;
+        let time = crate::ffi::process::now() + milliseconds.clamp(1, CENTURY) * 1000;
         // SAFETY: InitPostgres has registered the timer.
         unsafe { enable_timeout_at(STATEMENT_TIMEOUT, time) };
     }
@@ -228,7 +229,7 @@ impl Drop for NoStandby {
 ///
 /// # Errors
 /// The report of the error.
-pub fn attempt<T>(lock_timeout: c_int, body: impl FnOnce() -> T) -> Result<T, Box<super::report::Captured>> {
+pub fn attempt<T>(lock_timeout: c_int, body: impl FnOnce() -> T) -> Result<T, Box<crate::ffi::report::Captured>> {
     // SAFETY: inside a transaction; memory context and resource owner are put back as plpgsql does (pl_exec.c,
     // exec_stmt_block).
     unsafe {
@@ -236,7 +237,7 @@ pub fn attempt<T>(lock_timeout: c_int, body: impl FnOnce() -> T) -> Result<T, Bo
         let _timeout = LockTimeout::set(lock_timeout);
         pg_sys::BeginInternalSubTransaction(std::ptr::null());
         pg_sys::CurrentMemoryContext = context;
-        let outcome = super::report::catch_call(|| {
+        let outcome = crate::ffi::report::catch_call(|| {
             let value = body();
             pg_sys::ReleaseCurrentSubTransaction();
             value
@@ -297,7 +298,7 @@ pub fn was_committed(transaction: u64) -> bool {
         "SELECT pg_catalog.txid_status({transaction}) WHERE {transaction} OPERATOR(pg_catalog.<) \
          pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())"
     );
-    super::spi::select(&status) == [b"committed"]
+    crate::ffi::spi::select(&status) == [b"committed"]
 }
 
 /// Returns whether a transaction of this process, which is over, was committed; false for 0.

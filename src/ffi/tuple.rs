@@ -1,7 +1,6 @@
 //! Tuples and their descriptors (tupdesc.c, heaptuple.c, execTuples.c).
 //!
-//! Rows travel as minimal tuples: [`row_writer`](super::row_writer) makes them, [`row_reader`](super::row_reader) takes
-//! them.
+//! Rows travel as minimal tuples: [`super::row_writer`] makes them, [`super::row_reader`] takes them.
 
 use crate::compat::{oid_to_u32, tuple_desc_attr, wire};
 use crate::protocol::{Column, Description, Wire, ALIGNMENT};
@@ -42,7 +41,7 @@ impl TupleDesc {
         (0..self.len()).map(move |index| unsafe {
             let attribute = tuple_desc_attr(self.0, index);
             Attribute {
-                name: super::memory::copy_c_string(attribute.attname.data.as_ptr()).unwrap_or_default(),
+                name: crate::ffi::memory::copy_c_string(attribute.attname.data.as_ptr()).unwrap_or_default(),
                 type_oid: attribute.atttypid,
                 typmod: attribute.atttypmod,
                 is_varlena: attribute.attlen == -1,
@@ -116,7 +115,7 @@ impl Slot {
 pub(super) unsafe fn append_tuple(out: &mut Vec<u8>, tuple: pg_sys::MinimalTuple) {
     // SAFETY: by contract; a minimal tuple begins with its length.
     let bytes = unsafe { std::slice::from_raw_parts(tuple.cast::<u8>(), (*tuple).t_len as usize) };
-    super::alloc::reserve(out, bytes.len() + ALIGNMENT);
+    crate::ffi::alloc::reserve(out, bytes.len() + ALIGNMENT);
     out.extend_from_slice(bytes);
     out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
 }
@@ -146,7 +145,7 @@ impl Output {
     /// The value as text.
     pub(super) fn to_bytes(self, value: pg_sys::Datum) -> Vec<u8> {
         // SAFETY: as above.
-        unsafe { super::memory::copy_c_string(pg_sys::OidOutputFunctionCall(self.0, value)) }.unwrap_or_default()
+        unsafe { crate::ffi::memory::copy_c_string(pg_sys::OidOutputFunctionCall(self.0, value)) }.unwrap_or_default()
     }
 }
 
@@ -177,7 +176,7 @@ impl Input {
     }
 }
 
-/// A row of one `text` column, as [`RowWriter`](super::row_writer::RowWriter) would write it.
+/// A row of one `text` column, as [`RowWriter`](crate::ffi::row_writer::RowWriter) would write it.
 pub fn text_row(text: &[u8], out: &mut Vec<u8>) {
     // SAFETY: the descriptor has one column; everything is freed at once.
     unsafe {

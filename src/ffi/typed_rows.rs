@@ -1,10 +1,10 @@
 //! Rows of a function whose declaration lists their columns (`RETURNS TABLE`; funcapi.h, tuplestore.c).
 
-use super::fmgr::Rows;
-use super::memory::Context;
-use super::spi;
-use super::tuple::TupleDesc;
 use crate::error::Error;
+use crate::ffi::fmgr::Rows;
+use crate::ffi::memory::Context;
+use crate::ffi::spi;
+use crate::ffi::tuple::TupleDesc;
 use pgrx::pg_sys;
 
 /// A value of a row.
@@ -44,7 +44,7 @@ impl From<Vec<u8>> for Cell {
 
 impl From<&[u8]> for Cell {
     fn from(text: &[u8]) -> Self {
-        Cell::Text(super::alloc::copy(text))
+        Cell::Text(crate::ffi::alloc::copy(text))
     }
 }
 
@@ -88,7 +88,7 @@ impl Cell {
             Cell::Bool(value) => pg_sys::Datum::from(*value),
             Cell::Int(value) => pg_sys::Datum::from(*value),
             Cell::BigInt(value) | Cell::Timestamp(value) => pg_sys::Datum::from(*value),
-            Cell::Interval(value) => super::interval::to_datum(*value),
+            Cell::Interval(value) => crate::ffi::interval::to_datum(*value),
             Cell::Text(text) => text_datum(text),
             // SAFETY: the allocation has the size of what is written.
             Cell::Uuid(uuid) => unsafe {

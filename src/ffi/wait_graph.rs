@@ -5,8 +5,8 @@
 //! the slack that the server leaves to libraries that were not preloaded, so it is small; when it is full, a wait is
 //! not seen by others, but still sees itself.
 
-use super::exit;
-use super::session::pid;
+use crate::ffi::exit_hooks;
+use crate::ffi::session::pid;
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,7 +38,7 @@ fn table() -> &'static [AtomicU64; EDGES] {
         &*table.cast::<[AtomicU64; EDGES]>()
     };
     TABLE.set(Some(table));
-    exit::before_exit(forget_all);
+    exit_hooks::before_exit(forget_all);
     table
 }
 

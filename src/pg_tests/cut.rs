@@ -5,8 +5,9 @@
 mod tests {
     use crate::error::Error;
     use crate::ffi::parser::Parser;
-    use crate::job::cut::cut;
-    use crate::protocol::{sqlstate, Parsed, Report};
+    use crate::protocol::{sqlstate, Report};
+    use crate::spec::sql_text::cut;
+    use crate::sql_split::Parsed;
     use pgrx::prelude::*;
     use std::time::{Duration, Instant};
 

@@ -4,8 +4,8 @@
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 mod tests {
     use crate::error::Error;
-    use crate::job::spec::{BatchSpec, JobSpec};
     use crate::protocol::{sqlstate, Report, MAX_SQL_BYTES};
+    use crate::spec::{BatchSpec, JobSpec};
     use pgrx::prelude::*;
 
     fn batch(options: &str) -> Result<BatchSpec, Error> {

@@ -3,8 +3,6 @@
 //! Pure Rust: no server, no raw memory. Both processes are children of one postmaster, so numbers are native and texts
 //! are bytes in the database's encoding.
 //!
-//! How a text of several queries is cut is here, too.
-//!
 //! A worker sends *frames*. The first eight bytes of a frame name its kind ([`Kind`]), so that what follows is
 //! aligned as the server aligns tuples. A session sends nothing: the job is in the segment before the worker starts.
 
@@ -14,8 +12,6 @@ mod outcome;
 mod report;
 mod request;
 mod rows;
-mod scan;
-mod split;
 
 pub use frame::{frame, split, Kind, FRAME_BYTES, HEADER_BYTES};
 pub use json::json_string;
@@ -23,7 +19,6 @@ pub use outcome::Outcome;
 pub use report::{Report, ERRCODE_INTERNAL_ERROR};
 pub use request::{sqlstate, sqlstate_text, Request, Setting, MAX_NESTING, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
 pub use rows::{aligned, Column, Description, Done, RowsIter, Wire, ALIGNMENT};
-pub use split::{split as split_text, Parsed, Refused, MAX_PIECES};
 
 use serde::{de::DeserializeOwned, Serialize};
 

@@ -1,15 +1,15 @@
 //! Launching a job.
 
-use super::{ahead, process};
+use crate::channel::attached_jobs::{Job, Line, Unread};
+use crate::channel::{attached_jobs, Channel};
 use crate::error::Error;
 use crate::ffi::bgworker::Worker;
 use crate::ffi::shm_mq::Receiver;
 use crate::ffi::{area, latch, login, report, role, session, shm_mq};
-use crate::guc;
-use crate::job::channel::Channel;
-use crate::job::registry;
-use crate::job::table::{self, Job, Line, Unread};
 use crate::protocol::{to_bytes, Request, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
+use crate::session::launch_request::request;
+use crate::session::{prestart, start_worker};
+use crate::{guc, scheduler};
 use std::cell::Cell;
 use std::time::Instant;
 
@@ -33,7 +33,7 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
         return Err(Error::SqlTooLong(sql.len()));
     }
     make_room(queue_bytes)?;
-    let request = super::request()?;
+    let request = request()?;
     let letter = to_bytes(&request);
     if let Some(pid) = launch_warm(&request, &letter, sql, queue_bytes) {
         return Ok(pid);
@@ -47,7 +47,7 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
 /// [`Error::TooManyUnread`] (53000), [`Error::ResultMemory`] (53400)
 fn make_room(queue_bytes: usize) -> Result<(), Error> {
     let check = || {
-        let Unread { count, bytes } = table::unread();
+        let Unread { count, bytes } = attached_jobs::unread();
         let (most, limit) = (guc::max_unread_results(), guc::max_result_memory());
         if count >= most {
             Err(Error::TooManyUnread { unread: count, limit: most })
@@ -57,16 +57,16 @@ fn make_room(queue_bytes: usize) -> Result<(), Error> {
             Ok(())
         }
     };
-    table::collect(false);
+    attached_jobs::collect(false);
     if check().is_ok() {
         return Ok(());
     }
-    table::collect(true);
+    attached_jobs::collect(true);
     let began = Instant::now();
     loop {
         match check() {
-            Err(_) if table::is_one_letting_go() && began.elapsed() < process::ROOM_PATIENCE => {
-                latch::wait(Some(process::ROOM_CHECK));
+            Err(_) if attached_jobs::is_one_letting_go() && began.elapsed() < start_worker::ROOM_PATIENCE => {
+                latch::wait(Some(start_worker::ROOM_CHECK));
             }
             outcome => return outcome,
         }
@@ -77,7 +77,7 @@ fn make_room(queue_bytes: usize) -> Result<(), Error> {
 /// session does not need.
 fn create(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
     Channel::create(letter, sql, queue_bytes).or_else(|| {
-        table::collect(true);
+        attached_jobs::collect(true);
         Channel::create(letter, sql, queue_bytes)
     })
 }
@@ -95,15 +95,15 @@ fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
     if let Some(pid) = launch_again(key, letter, sql, queue_bytes) {
         return Some(pid);
     }
-    if !area::read(|memory| registry::has_idle(memory, key)) {
-        return table::await_spare(queue_bytes).then(|| launch_again(key, letter, sql, queue_bytes)).flatten();
+    if !area::read(|memory| scheduler::has_idle(memory, key)) {
+        return attached_jobs::await_spare(queue_bytes).then(|| launch_again(key, letter, sql, queue_bytes)).flatten();
     }
     let (channel, receiver) = create(letter, sql, queue_bytes)?;
     channel.open();
     channel.pin();
     let segment = channel.handle().to_number();
     let given = area::write(|memory| {
-        let given = registry::give(memory, key, segment, None);
+        let given = scheduler::give(memory, key, segment, None);
         if let Some((seat, _)) = given {
             channel.set_seat(seat);
         }
@@ -123,32 +123,32 @@ fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
 fn launch_again(key: Key, letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<i32> {
     let mut later = Vec::new();
     let mut given = None;
-    while let Some(mut spare) = table::take_spare() {
+    while let Some(mut spare) = attached_jobs::take_spare() {
         let Some(seat) = spare.channel.seat() else {
             // Its worker is on its way: it will be there for another job; or gone, then a new worker may have it.
             later.push(spare);
             continue;
         };
-        if spare.queue_bytes != queue_bytes || !spare.settle() && !table::is_lost(spare.channel) {
+        if spare.queue_bytes != queue_bytes || !spare.settle() && !attached_jobs::is_lost(spare.channel) {
             later.push(spare);
             continue;
         }
         if spare.settle() && spare.channel.write_job(letter, sql) {
             let segment = spare.channel.handle().to_number();
-            if let Some((_, pid)) = area::write(|memory| registry::give(memory, key, segment, Some(seat))) {
+            if let Some((_, pid)) = area::write(|memory| scheduler::give(memory, key, segment, Some(seat))) {
                 given = Some((pid, spare));
                 break;
             }
         }
         spare.close();
     }
-    later.into_iter().rev().for_each(table::put_back_spare);
+    later.into_iter().rev().for_each(attached_jobs::put_back_spare);
     given.map(|(pid, Line { channel, receiver, .. })| remember(pid, channel, receiver, queue_bytes, sql))
 }
 
 fn remember(pid: i32, channel: Channel, receiver: Receiver, queue_bytes: usize, sql: &[u8]) -> i32 {
     let sql = session::clip(sql, SQL_HEAD_BYTES).to_vec();
-    table::insert(Job {
+    attached_jobs::insert(Job {
         pid,
         role: role::current(),
         line: Some(Line::new(channel, receiver, queue_bytes)),
@@ -164,13 +164,13 @@ fn remember(pid: i32, channel: Channel, receiver: Receiver, queue_bytes: usize, 
 fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize) -> Result<i32, Error> {
     // What the worker logs in to is at least as new.
     let version = login::version(request.database, request.login);
-    let is_followed = ahead::is_followed();
-    let given = match ahead::take(letter, sql, queue_bytes) {
+    let is_followed = prestart::is_followed();
+    let given = match prestart::take(letter, sql, queue_bytes) {
         Some(Line { channel, receiver, .. }) => {
             let given = complete(channel, receiver, |registered| {
                 registered.set(channel.worker());
                 channel.offer(version);
-                channel.pid().map_or_else(|| process::started(&channel), Ok)
+                channel.pid().map_or_else(|| start_worker::started(&channel), Ok)
             });
             match given {
                 // The server could not start it, perhaps for lack of something that is there again.
@@ -184,17 +184,19 @@ fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
         Some(given) => given,
         None => {
             let made = || create(letter, sql, queue_bytes);
-            let used = || process::used_segment(letter, sql, queue_bytes);
+            let used = || start_worker::used_segment(letter, sql, queue_bytes);
             // What is left of a launch before is for the process that is started ahead of the next.
             let segment = if is_followed { made().or_else(used) } else { used().or_else(made) };
-            let (channel, receiver) = segment.ok_or_else(|| Error::SegmentsExhausted { own: table::segments() })?;
+            let (channel, receiver) =
+                segment.ok_or_else(|| Error::SegmentsExhausted { own: attached_jobs::segments() })?;
             channel.offer(version);
-            complete(channel, receiver, |registered| process::start(&channel, registered))?.ok_or(Error::NotStarted)?
+            complete(channel, receiver, |registered| start_worker::start(&channel, registered))?
+                .ok_or(Error::NotStarted)?
         }
     };
     let pid = remember(pid, channel, receiver, queue_bytes, sql);
     if is_followed {
-        ahead::start(queue_bytes);
+        prestart::start(queue_bytes);
     }
     Ok(pid)
 }

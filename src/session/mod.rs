@@ -1,17 +1,26 @@
 //! Part that runs in the session that launches jobs: the jobs that it has launched, and how it reads their results.
 
-mod ahead;
-mod blocked;
+mod access;
+mod deadlock;
 mod launch;
-mod manage;
-mod process;
-mod request;
+mod launch_request;
+mod monitor;
+mod prestart;
 mod result;
+mod retry;
+mod start_worker;
+mod stop;
+mod submit;
+mod visibility;
 
-pub use launch::{launch, DEFAULT_QUEUE_BYTES};
-pub use manage::{
-    delete, end_of, follow, has_lost_its_log, is_in_log_only, is_recorded, launch_batch, left_behind, prune, read_jobs,
-    report_progress, retry, states_of, stop, uuid_of, visible, Among, ExecType, Following, Sight, Standing,
+pub use crate::session::access::uuid_of;
+pub use crate::session::launch::{launch, DEFAULT_QUEUE_BYTES};
+pub use crate::session::monitor::{follow, report_progress, Following};
+pub use crate::session::result::{detach, result};
+pub use crate::session::retry::{delete, prune, retry};
+pub use crate::session::stop::stop;
+pub use crate::session::submit::{launch_batch, ExecType};
+pub use crate::session::visibility::{
+    end_of, has_lost_its_log, is_in_log_only, is_recorded, left_behind, read_jobs, states_of, visible, Among, Sight,
+    Standing,
 };
-use request::request;
-pub use result::{detach, result};

@@ -3,23 +3,22 @@
 //! Nothing is lost before the whole result is in the caller's hands: what an error or a cancel interrupts is put back,
 //! so that the result can be read again.
 
-use super::blocked::{self, Awaited, GIVE_WAY};
+use crate::channel::attached_jobs;
+use crate::channel::attached_jobs::{Gone, Job, Line};
+use crate::channel::overflow_queue::Backlog;
 use crate::error::Error;
-use crate::ffi::alloc;
 use crate::ffi::fmgr::{Rows, Value};
-use crate::ffi::interrupt;
-use crate::ffi::latch::{self, Patience};
-use crate::ffi::report::{self, Log};
-use crate::ffi::role;
+use crate::ffi::latch::Patience;
+use crate::ffi::report::Log;
 use crate::ffi::row_reader::RowReader;
-use crate::ffi::session;
 use crate::ffi::shm_mq::ReceiveError;
-use crate::ffi::spill::TempFileUnlimited;
+use crate::ffi::temp_file::TempFileUnlimited;
 use crate::ffi::tuple::{text_description, text_row};
 use crate::ffi::wait_graph::Wait;
-use crate::job::backlog::Backlog;
-use crate::job::table::{self, Gone, Job, Line};
+use crate::ffi::{alloc, interrupt, latch, report, role, session};
 use crate::protocol::{decode, split, Description, Done, Kind, Malformed, Report};
+use crate::session::deadlock;
+use crate::session::deadlock::{Awaited, GIVE_WAY};
 use std::cell::RefCell;
 use std::time::Instant;
 
@@ -33,9 +32,9 @@ thread_local! {
 /// Gives up the result of a job; the job runs on.
 ///
 /// # Errors
-/// Those of [`table::take`]; [`Error::RestrictedRead`] (42501).
+/// Those of [`attached_jobs::take`]; [`Error::RestrictedRead`] (42501).
 pub fn detach(pid: i32) -> Result<(), Error> {
-    table::finish(take(pid)?, Gone::GivenUp, false);
+    attached_jobs::finish(take(pid)?, Gone::GivenUp, false);
     Ok(())
 }
 
@@ -45,7 +44,7 @@ fn take(pid: i32) -> Result<Job, Error> {
     if role::in_restricted_operation() {
         return Err(Error::RestrictedRead);
     }
-    table::take(pid, role::may_act_as)
+    attached_jobs::take(pid, role::may_act_as)
 }
 
 /// Waits for the result of a job and gives its rows; gives its notices as they come.
@@ -69,7 +68,7 @@ pub fn result(pid: i32, rows: Rows) -> Result<Value, Error> {
     match outcome {
         Ok(()) => reading.finish(),
         Err(error @ (Error::Job(_) | Error::WorkerLost(_))) => {
-            table::finish(reading.job, Gone::Read, reading.is_whole);
+            attached_jobs::finish(reading.job, Gone::Read, reading.is_whole);
             return Err(error);
         }
         Err(error) => {
@@ -149,7 +148,7 @@ impl Reading {
         let mut insists = false;
         loop {
             let Some(Line { channel, receiver, .. }) = &mut self.job.line else { return Err(Malformed.into()) };
-            match receiver.try_receive(|| table::is_lost(*channel)) {
+            match receiver.try_receive(|| attached_jobs::is_lost(*channel)) {
                 Ok(_) => {
                     PATIENCE.with(Patience::has_come);
                     self.current = Current::Received;
@@ -166,7 +165,7 @@ impl Reading {
             let due = *look_at.get_or_insert(now + patience);
             if now >= due {
                 visible_wait.get_or_insert_with(|| Wait::publish(self.job.pid));
-                insists = blocked::check(&Awaited { pid: self.job.pid, sql: &self.job.sql }, insists)?;
+                insists = deadlock::check(&Awaited { pid: self.job.pid, sql: &self.job.sql }, insists)?;
                 look_at = Some(now + if insists { GIVE_WAY } else { patience });
             }
             latch::wait(Some(look_at.unwrap_or(due).saturating_duration_since(now)));
@@ -262,7 +261,7 @@ impl Reading {
         if let Some(reader) = self.reader {
             self.rows.finish(reader.target());
         }
-        table::finish(self.job, Gone::Read, self.is_whole);
+        attached_jobs::finish(self.job, Gone::Read, self.is_whole);
     }
 
     /// Puts everything that was read back, so that it can be read again. The rows are in a file of the caller already
@@ -272,12 +271,12 @@ impl Reading {
         match report::attempt(|| self.collect()) {
             Ok(Ok(kept)) => {
                 self.job.kept = Some(kept);
-                table::put_back(self.job);
+                attached_jobs::put_back(self.job);
             }
             // Only a broken disk: then there is nothing to read again.
-            Ok(Err(_)) => table::finish(self.job, Gone::Read, false),
+            Ok(Err(_)) => attached_jobs::finish(self.job, Gone::Read, false),
             Err(error) => {
-                table::finish(self.job, Gone::Read, false);
+                attached_jobs::finish(self.job, Gone::Read, false);
                 error.go_on();
             }
         }

@@ -1,0 +1,523 @@
+//! The jobs that this session has launched, and the channels to workers that have done one.
+//!
+//! They live as long as the session, whatever becomes of the transaction that launched them.
+
+use crate::channel::overflow_queue::Backlog;
+use crate::channel::Channel;
+use crate::error::Error;
+use crate::ffi::bgworker::Worker;
+use crate::ffi::dsm::{Handle, Segment};
+use crate::ffi::latch::Patience;
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::shm_mq::Receiver;
+use crate::ffi::{alloc, area, exit_hooks, latch};
+use crate::protocol::{split, Description, Kind};
+use crate::scheduler;
+use crate::scheduler::Seat;
+use std::cell::Cell;
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+/// A job whose result can still be read.
+pub struct Job {
+    pub pid: i32,
+    /// The role that was in effect when it was launched: oid. Its result belongs to that role.
+    pub role: u32,
+    /// Brings the result; none = all that was to be received has been.
+    pub line: Option<Line>,
+    /// The worker that has the process id, when that is known no more from the channel.
+    pub holder: Option<Holder>,
+    /// The beginning of its text, for messages.
+    pub sql: Vec<u8>,
+    /// Columns of the result, if they have been received.
+    pub description: Option<Description>,
+    /// Frames that were received, but not given to anybody.
+    pub kept: Option<Backlog>,
+}
+
+/// The way on which results come from a worker. When one has been read, the next job may go the same way.
+pub struct Line {
+    pub channel: Channel,
+    pub receiver: Receiver,
+    /// Bytes of the queue.
+    pub queue_bytes: usize,
+    /// The result of the last job was given up, and is not out of the queue yet.
+    is_owing: bool,
+    /// All of the last result has been received: its worker lets go of the segment.
+    has_ended: bool,
+    /// Time at which the last job was given to it.
+    since: Instant,
+}
+
+impl Line {
+    /// Makes one for a job that is launched now.
+    pub fn new(channel: Channel, receiver: Receiver, queue_bytes: usize) -> Self {
+        Line { channel, receiver, queue_bytes, is_owing: false, has_ended: false, since: Instant::now() }
+    }
+
+    /// Returns whether its worker can have no other job this way: it has gone, or the segment is too large to be kept.
+    fn is_widowed(&self) -> bool {
+        !self.channel.is_kept()
+            || match (self.channel.seat(), self.channel.worker()) {
+                (Some(seat), _) => !area::read(|memory| scheduler::is_there(memory, seat)),
+                (None, worker) => worker.is_none_or(Worker::is_gone),
+            }
+    }
+
+    /// Takes what was given up out of the queue. False = its job has not ended.
+    pub fn settle(&mut self) -> bool {
+        if self.is_owing && self.channel.delivered().is_some() {
+            self.is_owing = !self.receive_all(|_| true);
+        }
+        !self.is_owing
+    }
+
+    /// Receives the whole result of a job that has ended, as long as `keep` wants more. False = that was not all.
+    fn receive_all(&mut self, mut keep: impl FnMut(&[u8]) -> bool) -> bool {
+        while let Ok(frame) = self.receiver.try_receive(|| false) {
+            let is_last = matches!(split(frame), Ok((Kind::Error | Kind::Done, _)));
+            if !keep(frame) {
+                return false;
+            }
+            if is_last {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Returns the worker that was started for it, if that has not become one that stays.
+    fn own_worker(&self) -> Option<Worker> {
+        self.channel.worker().filter(|_| self.channel.seat().is_none())
+    }
+
+    /// Gives it up. A worker that still sends notices, and goes on without a reader.
+    pub fn close(self) {
+        if is_lost(self.channel) {
+            self.channel.unpin();
+        }
+        if !self.channel.is_kept() {
+            let segment =
+                GivenUp { handle: self.channel.handle(), queue_bytes: self.queue_bytes, has_ended: self.has_ended };
+            GIVEN_UP.with_borrow_mut(|given_up| given_up.push(segment));
+        }
+        close(self.channel, self.receiver);
+    }
+}
+
+/// A worker whose process id is a job's: its place, and the segment in which it was given the job.
+pub type Holder = (Seat, Handle);
+
+/// Keeps a process id for a job.
+#[derive(Clone, Copy)]
+enum Hold {
+    Channel(Channel),
+    Worker(Holder),
+    Nothing,
+}
+
+impl Job {
+    fn hold(&self) -> Hold {
+        match (&self.line, self.holder) {
+            (Some(line), _) => Hold::Channel(line.channel),
+            (None, Some(holder)) => Hold::Worker(holder),
+            (None, None) => Hold::Nothing,
+        }
+    }
+
+    /// Returns the bytes that it takes in this session's memory.
+    fn bytes(&self) -> usize {
+        size_of::<Job>() + self.sql.capacity() + self.kept.as_ref().map_or(0, Backlog::bytes)
+    }
+
+    /// Gives up the result.
+    fn close(self) {
+        release(self.hold(), false);
+        if let Some(line) = self.line {
+            line.close();
+        }
+    }
+
+    /// Returns whether the whole result is in the queue, small, and unread so far, and its process id is still known
+    /// without the channel.
+    fn is_collectable(&self) -> bool {
+        let Some(Line { channel, .. }) = &self.line else { return false };
+        self.kept.is_none()
+            && channel.delivered().is_some_and(|bytes| bytes <= COLLECTED_BYTES)
+            && (channel.seat().is_some() || channel.worker().is_none_or(Worker::is_gone))
+    }
+
+    /// Receives the whole result. False = it is not there as a whole, and is to be read from the queue.
+    fn collect(&mut self) -> bool {
+        let Some(line) = &mut self.line else { return false };
+        // A frame that has been received and cannot be kept would be lost.
+        if !alloc::has(2 * COLLECTED_BYTES) {
+            return false;
+        }
+        let kept = self.kept.get_or_insert_with(|| Backlog::new(usize::MAX));
+        line.receive_all(|frame| kept.push(frame.to_vec()).is_ok())
+    }
+}
+
+/// Returns whether nobody will send anything. To be asked while nobody has attached to the queue as its sender.
+pub fn is_lost(channel: Channel) -> bool {
+    match (channel.worker(), channel.seat()) {
+        (Some(worker), _) => worker.is_gone(),
+        (None, Some(seat)) => {
+            let segment = channel.handle().to_number();
+            !area::read(|memory| scheduler::has_job(memory, seat, segment))
+        }
+        (None, None) => false,
+    }
+}
+
+/// A channel that is of no use any more.
+fn close(channel: Channel, receiver: Receiver) {
+    receiver.close();
+    channel.close();
+}
+
+/// The worker's process id means nothing to this session any more: others may have it.
+/// `is_whole`: it was read to its end.
+fn release(hold: Hold, is_whole: bool) {
+    let (seat, segment) = match hold {
+        Hold::Nothing => return,
+        Hold::Worker(holder) => holder,
+        Hold::Channel(channel) => {
+            channel.set_read();
+            match channel.seat() {
+                Some(seat) => (seat, channel.handle()),
+                None if is_whole => return area::note_leaving(),
+                None => return,
+            }
+        }
+    };
+    area::write(|memory| scheduler::release(memory, seat, segment.to_number(), is_whole));
+}
+
+/// Tells why a result is not there.
+#[derive(Clone, Copy)]
+pub enum Gone {
+    Read,
+    GivenUp,
+}
+
+/// Number of channels that are kept: each is a segment, with a queue in it.
+const SPARES: usize = 8;
+/// A result of up to so many bytes goes to the session's memory when it stays unread.
+const COLLECTED_BYTES: usize = 64 * 1024;
+
+/// Number of results that are gone and are remembered, so that asking again gets a good answer.
+const REMEMBERED: usize = 1024;
+
+/// A job that was taken out to be read.
+struct BeingRead {
+    pid: i32,
+    role: u32,
+    hold: Hold,
+    queue_bytes: usize,
+}
+
+#[derive(Default)]
+struct Table {
+    /// Jobs whose results come from a segment.
+    jobs: HashMap<i32, Job>,
+    /// Jobs whose results are in memory, and the bytes of them all.
+    collected: HashMap<i32, Job>,
+    collected_bytes: usize,
+    /// Jobs that are being read.
+    reading: Vec<BeingRead>,
+    gone: VecDeque<(i32, u32, Gone)>,
+    spares: Vec<Line>,
+    /// Channel to a process that was started ahead of its job.
+    ahead: Option<Line>,
+}
+
+impl Table {
+    /// Adds a job; gives the one with the same process id.
+    fn add(&mut self, job: Job) -> Option<Job> {
+        let before = self.remove(job.pid);
+        if job.line.is_some() {
+            self.jobs.insert(job.pid, job);
+        } else {
+            self.collected_bytes += job.bytes();
+            self.collected.insert(job.pid, job);
+        }
+        before
+    }
+
+    fn remove(&mut self, pid: i32) -> Option<Job> {
+        let collected = self.collected.remove(&pid).inspect(|job| self.collected_bytes -= job.bytes());
+        collected.or_else(|| self.jobs.remove(&pid))
+    }
+
+    fn get(&self, pid: i32) -> Option<&Job> {
+        self.jobs.get(&pid).or_else(|| self.collected.get(&pid))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values().chain(self.collected.values())
+    }
+}
+
+/// A job that was launched within this time may end before a new process would be there.
+const YOUNG: Duration = Duration::from_millis(1);
+/// Names the time in which a session does not wait for the end of a job again, after it did so in vain.
+const VAIN: Duration = Duration::from_millis(100);
+
+thread_local! {
+    static LAST_VAIN: Cell<Option<Instant>> = const { Cell::new(None) };
+    static PATIENCE: Patience = const { Patience::new() };
+    static IS_WATCHED: Cell<bool> = const { Cell::new(false) };
+    static TABLE: Slot<Table> = slot(Table::default());
+    static GIVEN_UP: Slot<Vec<GivenUp>> = const { slot(Vec::new()) };
+}
+
+/// A large segment that this session has given up, and its worker not yet.
+struct GivenUp {
+    handle: Handle,
+    queue_bytes: usize,
+    /// Its job has ended.
+    has_ended: bool,
+}
+
+/// Adds a job. Should an old job with the same process id still be there, its worker has ended and its number was given
+/// to the new one: nobody can ask for the old result any more.
+pub fn insert(job: Job) {
+    if !IS_WATCHED.replace(true) {
+        // Nobody will read any more, and the workers learn it.
+        exit_hooks::before_exit(|| {
+            TABLE.with_borrow(|table| {
+                let unread = table.all().map(Job::hold);
+                unread.chain(table.reading.iter().map(|reading| reading.hold)).for_each(|hold| release(hold, false));
+                table.ahead.iter().for_each(|ahead| ahead.channel.give_up());
+            });
+        });
+    }
+    let replaced = TABLE.with_borrow_mut(|table| {
+        table.gone.retain(|(pid, ..)| *pid != job.pid);
+        table.add(job)
+    });
+    if let Some(replaced) = replaced {
+        replaced.close();
+    }
+}
+
+/// Takes a job out to work with it. `may_act_as`: whether the caller may use what belongs to a role; to others the job
+/// does not exist.
+///
+/// # Errors
+/// [`Error::NotAttached`], [`Error::AlreadyRead`], [`Error::GivenUp`] (42704); [`Error::BeingRead`] (55000).
+pub fn take(pid: i32, may_act_as: impl Fn(u32) -> bool) -> Result<Job, Error> {
+    TABLE.with_borrow_mut(|table| {
+        if table.get(pid).is_some_and(|job| !may_act_as(job.role)) {
+            return Err(Error::NotAttached(pid));
+        }
+        if let Some(job) = table.remove(pid) {
+            let queue_bytes = job.line.as_ref().map_or(0, |line| line.queue_bytes);
+            job.line.iter().for_each(|line| line.channel.set_being_read(true));
+            table.reading.push(BeingRead { pid, role: job.role, hold: job.hold(), queue_bytes });
+            return Ok(job);
+        }
+        if table.reading.iter().any(|reading| reading.pid == pid && may_act_as(reading.role)) {
+            return Err(Error::BeingRead(pid));
+        }
+        Err(match table.gone.iter().find(|(gone, role, _)| *gone == pid && may_act_as(*role)) {
+            Some((_, _, Gone::Read)) => Error::AlreadyRead(pid),
+            Some((_, _, Gone::GivenUp)) => Error::GivenUp(pid),
+            None => Error::NotAttached(pid),
+        })
+    })
+}
+
+/// Puts a job back: its result can be read again.
+pub fn put_back(job: Job) {
+    TABLE.with_borrow_mut(|table| {
+        table.reading.retain(|reading| reading.pid != job.pid);
+        job.line.iter().for_each(|line| line.channel.set_being_read(false));
+        table.add(job);
+    });
+}
+
+/// Ends a job that was taken. `is_whole`: its result was received to the end, so that its channel can take another job.
+pub fn finish(mut job: Job, gone: Gone, is_whole: bool) {
+    TABLE.with_borrow_mut(|table| {
+        table.reading.retain(|reading| reading.pid != job.pid);
+        if table.gone.len() == REMEMBERED {
+            table.gone.pop_front();
+        }
+        table.gone.push_back((job.pid, job.role, gone));
+    });
+    let is_kept = job.line.as_ref().is_none_or(|line| line.channel.is_kept());
+    let is_owing = matches!(gone, Gone::GivenUp);
+    if let Some(line) = &mut job.line {
+        line.has_ended = is_whole;
+    }
+    if !is_kept || !is_whole && !is_owing {
+        return job.close();
+    }
+    release(job.hold(), is_whole);
+    let Some(mut line) = job.line.take() else { return };
+    // A worker that waits for a reader is told that there is none; the segment of one that has gone is for others.
+    if is_owing && (line.channel.is_waiting() || line.is_widowed()) {
+        return line.close();
+    }
+    line.is_owing = is_owing;
+    line.settle();
+    keep(|spares| spares.push(line));
+}
+
+/// Takes small results of jobs that have ended out of their segments into this session's memory: if their segments
+/// are of no further use, or if there are many; `all`: in any case. The segments go, or serve the next workers.
+pub fn collect(all: bool) {
+    let mut lines = Vec::new();
+    TABLE.with_borrow_mut(|table| {
+        let all = all || table.jobs.len() > SPARES;
+        let is_due = |job: &Job| job.is_collectable() && (all || job.line.as_ref().is_some_and(Line::is_widowed));
+        let due: Vec<i32> = table.jobs.values().filter(|job| is_due(job)).map(|job| job.pid).collect();
+        for pid in due {
+            if !table.jobs.get_mut(&pid).is_some_and(Job::collect) {
+                continue;
+            }
+            let Some(mut job) = table.jobs.remove(&pid) else { continue };
+            if let Some(mut line) = job.line.take() {
+                line.has_ended = true;
+                job.holder = line.channel.seat().map(|seat| (seat, line.channel.handle()));
+                lines.push(line);
+            }
+            table.add(job);
+        }
+    });
+    for line in lines {
+        match line.own_worker() {
+            Some(worker) if worker.is_gone() && line.channel.is_kept() => keep(|spares| spares.insert(0, line)),
+            _ => line.close(),
+        }
+    }
+}
+
+/// Counts of what this session has not read.
+pub struct Unread {
+    /// Counts the results that are in shared memory, or will be.
+    pub count: usize,
+    /// Bytes of the queues of those, of large ones that were given up while their jobs still run, and of results that
+    /// are in this session's memory.
+    pub bytes: usize,
+}
+
+/// Counts what this session has not read.
+pub fn unread() -> Unread {
+    let given_up: usize = GIVEN_UP.with_borrow_mut(|given_up| {
+        given_up.retain(|segment| Segment::exists(segment.handle));
+        given_up.iter().map(|segment| segment.queue_bytes).sum()
+    });
+    TABLE.with_borrow(|table| {
+        let lines = table.jobs.values().filter_map(|job| job.line.as_ref());
+        let unread: usize = lines.map(|line| line.queue_bytes).sum();
+        let reading: usize = table.reading.iter().map(|reading| reading.queue_bytes).sum();
+        let count = table.jobs.len() + table.reading.iter().filter(|reading| reading.queue_bytes > 0).count();
+        Unread { count, bytes: unread + reading + given_up + table.collected_bytes }
+    })
+}
+
+/// Returns whether a worker has yet to let go of a large segment whose result was received, as [`unread`] has found it.
+pub fn is_one_letting_go() -> bool {
+    GIVEN_UP.with_borrow(|given_up| given_up.iter().any(|segment| segment.has_ended))
+}
+
+/// Counts the segments of this session.
+pub fn segments() -> usize {
+    TABLE.with_borrow(|table| {
+        table.jobs.len() + table.reading.len() + table.spares.len() + usize::from(table.ahead.is_some())
+    })
+}
+
+/// Keeps a channel, and lets the oldest go if there are too many.
+fn keep(add: impl FnOnce(&mut Vec<Line>)) {
+    let too_many = TABLE.with_borrow_mut(|table| {
+        add(&mut table.spares);
+        (table.spares.len() > SPARES).then(|| table.spares.remove(0))
+    });
+    if let Some(spare) = too_many {
+        spare.close();
+    }
+}
+
+/// Returns whether a worker is on its way out whose result was read, and which does not stay.
+pub fn is_one_ending() -> bool {
+    let has_ended = |spare: &Line| !spare.is_owing || spare.channel.delivered().is_some();
+    let is_ending = |spare: &Line| has_ended(spare) && spare.own_worker().is_some_and(|worker| !worker.is_gone());
+    TABLE.with_borrow(|table| table.spares.iter().any(is_ending))
+}
+
+/// Waits for the end of a job whose result was given up and that was launched just now, so that its worker can have the
+/// next one; not longer than a new process takes. False = there is none that is worth it.
+pub fn await_spare(queue_bytes: usize) -> bool {
+    let began = Instant::now();
+    if LAST_VAIN.get().is_some_and(|last| began - last < VAIN) {
+        return false;
+    }
+    let mut has_looked = false;
+    loop {
+        let (mut is_there, mut is_young) = (false, false);
+        TABLE.with_borrow_mut(|table| {
+            let fits = |spare: &&mut Line| spare.queue_bytes == queue_bytes && spare.channel.seat().is_some();
+            for spare in table.spares.iter_mut().filter(fits) {
+                let is_owing = spare.is_owing;
+                is_young |= is_owing && began.saturating_duration_since(spare.since) < YOUNG;
+                is_there |= is_owing && spare.settle();
+            }
+        });
+        if is_there {
+            PATIENCE.with(Patience::has_come);
+            return true;
+        }
+        let left = YOUNG.saturating_sub(began.elapsed());
+        if !is_young || left.is_zero() {
+            LAST_VAIN.set(is_young.then(Instant::now));
+            return false;
+        }
+        if !std::mem::replace(&mut has_looked, true) && PATIENCE.with(Patience::look) {
+            continue;
+        }
+        latch::wait(Some(left));
+    }
+}
+
+/// Takes a channel with such a queue out whose worker is gone: its segment can be that of a new one.
+pub fn take_widowed(queue_bytes: usize) -> Option<Line> {
+    TABLE.with_borrow_mut(|table| {
+        let is_widowed =
+            |spare: &Line| spare.queue_bytes == queue_bytes && spare.own_worker().is_some_and(Worker::is_gone);
+        let index = table.spares.iter().position(is_widowed)?;
+        Some(table.spares.remove(index))
+    })
+}
+
+/// Keeps the channel to a process that was started ahead of its job.
+pub fn set_ahead(ahead: Line) {
+    TABLE.with_borrow_mut(|table| table.ahead = Some(ahead));
+}
+
+/// Takes it out.
+pub fn take_ahead() -> Option<Line> {
+    TABLE.with_borrow_mut(|table| table.ahead.take())
+}
+
+/// Takes the channel that was used last out.
+pub fn take_spare() -> Option<Line> {
+    TABLE.with_borrow_mut(|table| table.spares.pop())
+}
+
+/// Puts a channel back that was not used: it is the first to go.
+pub fn put_back_spare(spare: Line) {
+    keep(|spares| spares.insert(0, spare));
+}
+
+/// Gives everything up: this process begins another session, or its client has discarded all that it had.
+pub fn clear() {
+    let table = TABLE.with_borrow_mut(std::mem::take);
+    table.jobs.into_values().chain(table.collected.into_values()).for_each(Job::close);
+    table.ahead.iter().for_each(|ahead| ahead.channel.give_up());
+    table.spares.into_iter().chain(table.ahead).for_each(Line::close);
+}

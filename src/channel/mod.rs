@@ -1,0 +1,403 @@
+//! The segment that a session and a worker share, for one job after the other.
+//!
+//! ```text
+//! words        [L] layout, sizes, has the result been read    [W] process, seat, lengths    [LW] gate, pin
+//! last words   [W] why the worker died, if it could not send it
+//! room         [L] the request, and the job's SQL
+//! queue        shm_mq: frames from worker to session
+//! ```
+//! `[L]` the launcher writes it before it names the segment to a worker, `[W]` the worker writes it.
+//!
+//! The segment is pinned until the worker has it: the launcher may be gone before that, once it has told the worker.
+//! The first of a worker that attaches and a launcher that gives the launch up takes the pin away.
+//!
+//! The gate makes a launch all or nothing: a new worker runs its job only after the launcher, which may be cancelled
+//! while it waits for the worker to start, has opened it. A process that was started ahead of its job waits until one
+//! is there; it closes the gate for ever when it has waited for long enough.
+//!
+//! When the result has been read, launcher and worker may use the segment for the next job: the launcher writes it
+//! into the room, and has the registry tell the worker.
+
+pub mod attached_jobs;
+pub mod nesting;
+pub mod overflow_queue;
+
+use crate::ffi::bgworker::Worker;
+use crate::ffi::dsm::{Handle, Segment};
+use crate::ffi::shm_mq::{Receiver, Sender};
+use crate::ffi::{process, session};
+use crate::protocol::{aligned, to_bytes, Report};
+use crate::scheduler::Seat;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+
+/// Changes with the layout, so that a library of another version is noticed.
+const LAYOUT: u64 = u64::from_be_bytes(*b"pgbm\0\0\0\x04");
+
+/// Words at the beginning of the segment.
+#[derive(Clone, Copy)]
+enum Word {
+    Layout,
+    Gate,
+    Pid,
+    /// The worker as others wake it.
+    Process,
+    /// There is a job for a new process.
+    HasJob,
+    /// Version of the login that the process is to make, as the launcher knows it.
+    LoginVersion,
+    /// Bytes for the request and the text.
+    Room,
+    /// Bytes of the queue.
+    Queue,
+    RequestLength,
+    SqlLength,
+    LastWordsLength,
+    PinTaken,
+    /// The worker's place in the registry, + 1.
+    Seat,
+    SeatSerial,
+    /// The launcher has read the result, or given it up.
+    IsRead,
+    /// The launcher is reading the result.
+    IsBeingRead,
+    /// The worker waits, or will, until somebody takes what does not fit in the queue.
+    IsWaiting,
+    /// Counts the jobs that have been written here.
+    Number,
+    /// The number of the last job whose result is in the queue as a whole, and its bytes.
+    Delivered,
+    /// The server's handle of a worker that was started for the job.
+    WorkerSlot,
+    WorkerGeneration,
+    HasWorker,
+}
+
+const WORDS_BYTES: usize = 192;
+/// Room for a report with long texts; a longer one is cut.
+const LAST_WORDS_BYTES: usize = 4096;
+const ROOM: usize = WORDS_BYTES + LAST_WORDS_BYTES;
+/// Room for the jobs that may follow.
+const LEAST_ROOM: usize = 8192;
+/// A segment is kept for further jobs only with a queue of usual size, and as much room for texts, in bytes.
+const KEPT_BYTES: u64 = 256 * 1024;
+
+/// Tells whether the worker may run its job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Gate {
+    /// The launcher has not decided yet. A new segment is all zeros.
+    Closed,
+    /// The launch is complete.
+    Open,
+    /// The launch failed; the job must not run.
+    Abandoned,
+}
+
+/// The shared segment of one job.
+#[derive(Clone, Copy)]
+pub struct Channel(Segment);
+
+impl Channel {
+    /// Launcher: creates the segment and writes the job into it, or nothing yet. None = no segment is left.
+    pub fn create(request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Self, Receiver)> {
+        let room = (aligned(request.len()) + sql.len()).max(LEAST_ROOM);
+        let queue = queue_offset(room);
+        // The queue's size is rounded down by the server; a whole number of alignments keeps what was asked for.
+        let queue_bytes = aligned(queue_bytes);
+        let segment = Segment::create(queue + queue_bytes)?;
+        let channel = Channel(segment);
+        channel.set(Word::Room, room as u64);
+        channel.set(Word::Queue, queue_bytes as u64);
+        channel.write_job(request, sql);
+        let receiver = Receiver::create(&segment, queue, queue_bytes);
+        channel.set(Word::PinTaken, 1);
+        channel.set(Word::Layout, LAYOUT);
+        Some((channel, receiver))
+    }
+
+    /// Launcher: makes the segment ready for another worker, as if it were new; the one that had it is gone, and its
+    /// receiver was closed. None = the job does not fit.
+    pub fn renew(&self, request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<Receiver> {
+        if !self.write_job(request, sql) {
+            return None;
+        }
+        for word in [Word::Gate, Word::Pid, Word::Process, Word::HasJob, Word::Seat, Word::HasWorker] {
+            self.set(word, 0);
+        }
+        Some(Receiver::create(&self.0, queue_offset(self.get(Word::Room) as usize), aligned(queue_bytes)))
+    }
+
+    /// Returns whether the segment is small enough to be kept for further jobs.
+    pub fn is_kept(self) -> bool {
+        self.get(Word::Room) <= KEPT_BYTES && self.get(Word::Queue) <= KEPT_BYTES
+    }
+
+    /// Launcher: writes a job. Nobody reads the room meanwhile. False = it does not fit.
+    pub fn write_job(&self, request: &[u8], sql: &[u8]) -> bool {
+        if aligned(request.len()) + sql.len() > self.get(Word::Room) as usize {
+            return false;
+        }
+        self.0.write(ROOM, request);
+        self.0.write(ROOM + aligned(request.len()), sql);
+        self.set(Word::RequestLength, request.len() as u64);
+        self.set(Word::SqlLength, sql.len() as u64);
+        self.set(Word::LastWordsLength, 0);
+        self.set(Word::IsRead, 0);
+        self.set(Word::IsBeingRead, 0);
+        self.set(Word::IsWaiting, 0);
+        self.set(Word::Number, self.get(Word::Number) + 1);
+        true
+    }
+
+    /// Launcher: a new process may begin with the job that was written, and log in. One that is there already, with a
+    /// process id, is woken when the gate opens.
+    pub fn offer(&self, login_version: u64) {
+        self.set(Word::LoginVersion, login_version);
+        self.0.word(Word::HasJob as usize).store(1, SeqCst);
+    }
+
+    /// Worker: returns whether there is a job. One of `set_process`, then this, and `offer`, then its wake-up, sees the
+    /// other's.
+    pub fn has_job(&self) -> bool {
+        self.0.word(Word::HasJob as usize).load(SeqCst) != 0
+    }
+
+    /// Worker: returns what the launcher knew of the login when it offered the job.
+    pub fn login_version(&self) -> u64 {
+        self.get(Word::LoginVersion)
+    }
+
+    /// Worker: maps the segment. None = the launcher has gone, or has another version of the library.
+    pub fn attach(handle: Handle) -> Option<Self> {
+        let channel = Channel(Segment::attach(handle)?);
+        if channel.get(Word::Layout) != LAYOUT {
+            return None;
+        }
+        channel.unpin();
+        Some(channel)
+    }
+
+    /// Launcher: lets the segment live without anybody who has it: a worker will come for it. No interrupt is served
+    /// between this and telling the worker, for a session that ends in between would leave it for ever.
+    pub fn pin(&self) {
+        self.set(Word::PinTaken, 0);
+        self.0.pin();
+    }
+
+    /// Lets the segment go with the last that has it. Whoever calls it first does it.
+    pub fn unpin(&self) {
+        if self.0.word(Word::PinTaken as usize).compare_exchange(0, 1, AcqRel, Relaxed).is_ok() {
+            self.0.unpin();
+        }
+    }
+
+    /// Launcher: gives the launch up. The job will not run.
+    pub fn give_up(&self) {
+        self.decide(Gate::Abandoned);
+        self.unpin();
+        self.wake();
+    }
+
+    /// Launcher: as [`give_up`](Self::give_up), and gives the segment back. The receiver must have been closed before.
+    pub fn abandon(self) {
+        self.give_up();
+        self.close();
+    }
+
+    /// Names the segment to the worker.
+    pub fn handle(&self) -> Handle {
+        self.0.handle()
+    }
+
+    /// Worker: the sending end of the queue. To be attached at once by a worker whose end the server does not tell the
+    /// launcher.
+    pub fn sender(&self) -> Sender {
+        Sender::new(&self.0, queue_offset(self.get(Word::Room) as usize))
+    }
+
+    /// Worker: the request, as it was written.
+    pub fn request(&self) -> Option<Vec<u8>> {
+        self.0.read(ROOM, self.get(Word::RequestLength) as usize)
+    }
+
+    /// Worker: returns whether the request is the same as that.
+    pub fn has_request(&self, request: &[u8]) -> bool {
+        self.get(Word::RequestLength) as usize == request.len() && self.0.holds(ROOM, request)
+    }
+
+    /// Worker: the text of the job.
+    pub fn sql(&self) -> Option<Vec<u8>> {
+        let request = aligned(self.get(Word::RequestLength) as usize);
+        self.0.read(ROOM + request, self.get(Word::SqlLength) as usize)
+    }
+
+    /// Notes where in the registry the worker is that has the segment.
+    pub fn set_seat(&self, (index, serial): Seat) {
+        self.set(Word::SeatSerial, serial);
+        self.0.word(Word::Seat as usize).store(index as u64 + 1, SeqCst);
+    }
+
+    /// Returns where in the registry the worker is that has the segment; none = nowhere yet.
+    pub fn seat(&self) -> Option<Seat> {
+        let index = self.0.word(Word::Seat as usize).load(SeqCst).checked_sub(1)?;
+        Some((index as usize, self.get(Word::SeatSerial)))
+    }
+
+    /// Launcher: the result has been read, or is not wanted.
+    pub fn set_read(&self) {
+        self.0.word(Word::IsRead as usize).store(1, SeqCst);
+    }
+
+    /// Worker: returns whether the result has been read. One of `set_read`, then `seat`, and `set_seat`, then this,
+    /// sees the other's.
+    pub fn is_read(&self) -> bool {
+        self.0.word(Word::IsRead as usize).load(SeqCst) != 0
+    }
+
+    /// Launcher: says whether it is reading the result.
+    pub fn set_being_read(&self, is_being_read: bool) {
+        self.set(Word::IsBeingRead, u64::from(is_being_read));
+    }
+
+    /// Worker: returns whether the launcher is reading the result.
+    pub fn is_being_read(&self) -> bool {
+        self.get(Word::IsBeingRead) != 0
+    }
+
+    /// Worker: says that it will wait for its reader. One of `set_waiting`, then `is_read`, and `set_read`, then
+    /// `is_waiting`, sees the other's.
+    pub fn set_waiting(&self) {
+        self.0.word(Word::IsWaiting as usize).store(1, SeqCst);
+    }
+
+    /// Launcher: returns whether the worker waits for the reader of its job, which has ended.
+    pub fn is_waiting(&self) -> bool {
+        self.0.word(Word::IsWaiting as usize).load(SeqCst) != 0
+    }
+
+    /// Worker: returns the number of the job that it begins.
+    pub fn number(&self) -> u64 {
+        self.get(Word::Number)
+    }
+
+    /// Worker: says that the whole result of a job is in the queue, and how many bytes it has. The launcher may have
+    /// read it by now, and have written the next job.
+    pub fn set_delivered(&self, number: u64, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.set(Word::Delivered, number << 32 | u64::from(bytes));
+    }
+
+    /// Launcher: returns the bytes of the result if the whole of it is in the queue.
+    pub fn delivered(&self) -> Option<usize> {
+        let delivered = self.get(Word::Delivered);
+        (delivered >> 32 == self.get(Word::Number) & u64::from(u32::MAX)).then_some(delivered as u32 as usize)
+    }
+
+    /// Notes which process the server was asked to start for the job.
+    pub fn set_worker(&self, worker: Worker) {
+        let [slot, generation] = worker.to_words();
+        self.set(Word::WorkerSlot, slot);
+        self.set(Word::WorkerGeneration, generation);
+        self.set(Word::HasWorker, 1);
+    }
+
+    /// The process that the server was asked to start; none = a worker that was there already has the job.
+    pub fn worker(&self) -> Option<Worker> {
+        let words = [self.get(Word::WorkerSlot), self.get(Word::WorkerGeneration)];
+        (self.get(Word::HasWorker) != 0).then(|| Worker::from_words(words))
+    }
+
+    /// Worker: says who it is.
+    pub fn set_process(&self, pid: i32) {
+        self.set(Word::Process, process::own());
+        self.0.word(Word::Pid as usize).store(pid as u64, SeqCst);
+    }
+
+    /// Launcher: wakes the worker, if it has come so far.
+    fn wake(&self) {
+        if self.pid().is_some() {
+            process::wake(self.get(Word::Process));
+        }
+    }
+
+    /// Launcher: the worker's process id, if it has come so far.
+    pub fn pid(&self) -> Option<i32> {
+        Some(self.0.word(Word::Pid as usize).load(SeqCst) as i32).filter(|pid| *pid != 0)
+    }
+
+    /// The gate as it is now.
+    pub fn gate(&self) -> Gate {
+        match self.0.word(Word::Gate as usize).load(SeqCst) {
+            1 => Gate::Open,
+            2 => Gate::Abandoned,
+            _ => Gate::Closed,
+        }
+    }
+
+    /// Launcher: lets the worker run the job. False = the worker has gone before there was one.
+    pub fn open(&self) -> bool {
+        self.decide(Gate::Open);
+        self.wake();
+        self.gate() == Gate::Open
+    }
+
+    /// Worker: no job will be run here. False = one is to be run.
+    pub fn decline(&self) -> bool {
+        self.decide(Gate::Abandoned);
+        self.gate() == Gate::Abandoned
+    }
+
+    /// The first decision holds.
+    fn decide(&self, gate: Gate) {
+        let _ = self.0.word(Word::Gate as usize).compare_exchange(0, gate as u64, SeqCst, SeqCst);
+    }
+
+    /// Worker: leaves a report for a launcher that will find the queue closed. Never waits and never raises: it is
+    /// called while the process ends.
+    pub fn leave_last_words(&self, report: &Report) {
+        let mut report = report.clone();
+        let mut bytes = to_bytes(&report);
+        if bytes.len() > LAST_WORDS_BYTES {
+            report = Report { message: cut(&report.message), ..minimal(&report) };
+            bytes = to_bytes(&report);
+        }
+        if bytes.len() <= LAST_WORDS_BYTES {
+            self.0.write(WORDS_BYTES, &bytes);
+            self.set(Word::LastWordsLength, bytes.len() as u64);
+        }
+    }
+
+    /// Launcher: returns what the worker left.
+    pub fn last_words(&self) -> Option<Report> {
+        let length = self.get(Word::LastWordsLength) as usize;
+        let bytes = self.0.read(WORDS_BYTES, length.min(LAST_WORDS_BYTES)).filter(|_| length > 0)?;
+        crate::protocol::decode(&bytes).ok()
+    }
+
+    /// Launcher: gives the segment of a launched job back. The receiver must have been closed before.
+    pub fn close(self) {
+        self.0.close();
+    }
+
+    fn get(&self, word: Word) -> u64 {
+        self.0.word(word as usize).load(Acquire)
+    }
+
+    fn set(&self, word: Word, value: u64) {
+        self.0.word(word as usize).store(value, Release);
+    }
+}
+
+fn queue_offset(room: usize) -> usize {
+    // MAXALIGN is enough for a queue; 64 keeps its counters out of the text's cache line.
+    (ROOM + room).next_multiple_of(64)
+}
+
+/// The fields that matter most, when there is no room for all.
+fn minimal(report: &Report) -> Report {
+    Report { level: report.level, sqlstate: report.sqlstate, line: report.line, ..Report::default() }
+}
+
+fn cut(message: &[u8]) -> Vec<u8> {
+    session::clip(message, LAST_WORDS_BYTES / 2).to_vec()
+}

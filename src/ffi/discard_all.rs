@@ -1,0 +1,96 @@
+//! Making a worker as it was when it had logged in (discard.c, `DiscardAll`; postgres.c).
+
+use crate::compat;
+use crate::ffi::{guc, role, transaction};
+use pgrx::pg_sys;
+
+mod server {
+    #![allow(non_snake_case, reason = "the server's names")]
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" {
+        pub fn Async_UnlistenAll();
+        pub fn ResetSequenceCaches();
+        pub fn replorigin_session_reset();
+        pub fn get_backup_status() -> u32;
+    }
+    extern "C" {
+        pub static mut replorigin_session_origin: u16;
+        pub static mut replorigin_session_origin_lsn: u64;
+        pub static mut replorigin_session_origin_timestamp: i64;
+    }
+}
+
+/// Forgets what a job has left in the session. Inside a transaction of its own, before any other work.
+pub fn session() {
+    // As a client's DISCARD ALL has one, which toasted catalog values are read with. Whatever the isolation level of
+    // the job was: others wait, or keep what they have read.
+    transaction::read_committed();
+    // SAFETY: a transaction is open; popped below, or by its abort.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+    // SAFETY: the functions and their order are those of DISCARD ALL, which may run in any session; there is no open
+    // transaction block. Cached plans stay: the plan cache checks role, row security and search path itself.
+    unsafe {
+        pg_sys::PortalHashTableDeleteAll();
+        pg_sys::SetPGVariable(c"session_authorization".as_ptr(), std::ptr::null_mut(), false);
+        pg_sys::ResetAllOptions();
+        pg_sys::DropAllPreparedStatements();
+        server::Async_UnlistenAll();
+        pg_sys::LockReleaseAll(pg_sys::USER_LOCKMETHOD as _, true);
+        pg_sys::ResetTempTableNamespace();
+        server::ResetSequenceCaches();
+    }
+    // ALTER ROLE and ALTER DATABASE can set one for each login; which one a job has its launcher says.
+    if role::is_set() {
+        guc::set_role(b"none");
+    }
+    compat::process::cleanup_replication_slots();
+    forget_replication_origin();
+    reseed();
+    // SAFETY: pushed above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+}
+
+/// Ends the use of a replication origin, which marks all that the session writes as replicated (origin.c,
+/// `pg_replication_origin_session_reset`).
+fn forget_replication_origin() {
+    // SAFETY: variables of this process; the function fails only if there is none.
+    unsafe {
+        if server::replorigin_session_origin != 0 {
+            server::replorigin_session_reset();
+            server::replorigin_session_origin = 0;
+            server::replorigin_session_origin_lsn = 0;
+            server::replorigin_session_origin_timestamp = 0;
+        }
+    }
+}
+
+/// Returns whether the job has left what only the end of the process takes back: a base backup that is not finished
+/// (xlogfuncs.c), or something in a library.
+pub fn is_spent() -> bool {
+    // SAFETY: reads a variable of this process.
+    unsafe { server::get_backup_status() != 0 || crate::ffi::library::may_keep_state() }
+}
+
+/// `setseed` makes what follows foreseeable; a fresh session has a seed that nobody knows.
+fn reseed() {
+    /// `setseed` (pg_proc.dat)
+    const SETSEED: u32 = 1599;
+    let random = i32::from_ne_bytes(crate::ffi::area::random_bytes());
+    let seed = f64::from(random) / (f64::from(i32::MAX) + 1.0);
+    let seed = pg_sys::Datum::from(seed.clamp(-1.0, 1.0).to_bits());
+    // SAFETY: a function of the server with one float8, which is passed by value on all platforms that pgrx knows.
+    unsafe { pg_sys::OidFunctionCall1Coll(SETSEED.into(), pg_sys::Oid::INVALID, seed) };
+}
+
+/// Returns whether the identity is that of the login.
+pub fn is_login(login: u32) -> bool {
+    let login = pg_sys::Oid::from(login);
+    // SAFETY: these read variables of this process.
+    unsafe {
+        pg_sys::GetSessionUserId() == login
+            && pg_sys::GetUserId() == login
+            && pg_sys::GetOuterUserId() == login
+            && pg_sys::GetCurrentRoleId() == pg_sys::Oid::INVALID
+            && !pg_sys::InLocalUserIdChange()
+    }
+}

@@ -1,0 +1,92 @@
+//! Attempt that each worker runs, in files beside those of [`super::spool`]: after a crash they tell which jobs had
+//! started.
+//!
+//! The log is told of several jobs at once that they are about to start, and may not be told at all. These files are
+//! not flushed, so that they cost no time: they outlive the processes of the server, not the operating system. After
+//! the crash of that it is not known whether a job had started.
+
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::{area, exit_hooks, file, session};
+use crate::log::spool;
+use crate::protocol::to_bytes;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+/// The end of the name of such a file.
+pub const ATTEMPT: &str = ".attempt";
+
+/// An attempt that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Uuid of its job.
+    pub uuid: [u8; 16],
+    /// The role whose rights it has.
+    pub owner: u32,
+    /// Not known of an attempt that version 0.1.0 began, like all that follows.
+    pub pid: Option<i32>,
+    pub started: Option<i64>,
+    /// Number of attempts of the job up to this one.
+    pub attempts: Option<u32>,
+}
+
+/// The content of a file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Content {
+    epoch: i64,
+    /// None = the worker runs none.
+    attempt: Option<Attempt>,
+}
+
+thread_local! {
+    static OWN: Slot<Option<(PathBuf, File)>> = const { slot(None) };
+}
+
+/// Notes that this worker runs an attempt from now on, or none.
+pub fn set(attempt: Option<&Attempt>) {
+    // A job is not to fail for it: after a crash it reads as one of which it is not known whether it had started.
+    if let Err(error) = write(attempt) {
+        let text = format!("could not write which job a worker of pg_background_mgr runs: {error}");
+        crate::compat::process::log_line(text.as_bytes());
+    }
+}
+
+fn write(attempt: Option<&Attempt>) -> io::Result<()> {
+    let content = Content { epoch: area::epoch(), attempt: attempt.copied() };
+    OWN.with_borrow_mut(|own| {
+        if own.is_none() {
+            if attempt.is_none() {
+                return Ok(());
+            }
+            let mut name = [0; 16];
+            name[12..].copy_from_slice(&session::pid().to_be_bytes());
+            let path = spool::path(content.epoch, session::database(), &name, ATTEMPT);
+            *own = Some((path.clone(), file::create(&path)?));
+            exit_hooks::before_exit(forget);
+        }
+        own.as_ref().map_or(Ok(()), |(_, file)| file.write_all_at(&to_bytes(&content), 0))
+    })
+}
+
+/// Removes the file of this process, which ends in order.
+fn forget() {
+    if exit_hooks::is_postmaster_gone() {
+        return;
+    }
+    if let Some((path, _)) = OWN.with_borrow_mut(Option::take) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// The attempts for this database that servers which have died ran then, with the epochs of these.
+pub fn left_behind(epoch: i64, database: u32) -> Vec<(i64, Attempt)> {
+    let files: Vec<Content> = spool::files_left(epoch, database, ATTEMPT);
+    files.into_iter().filter_map(|file| Some((file.epoch, file.attempt?))).collect()
+}
+
+/// Forgets them: the log says what they say.
+pub fn remove_left_behind(epoch: i64, database: u32) {
+    spool::remove_left(epoch, database, ATTEMPT);
+}

@@ -1,0 +1,181 @@
+//! Notes of what the log could not be told in time, as files beside those of [`crate::log::spool`].
+//!
+//! The registry knows it for as long as the server lives. After a crash such a file tells that a job was begun, or how
+//! it ended: also of one whose work is committed without its row.
+
+use crate::ffi::{area, file, session, transaction};
+use crate::log::attempt_file::Attempt;
+use crate::log::{attempt_file, spool};
+use crate::protocol::{to_bytes, Outcome};
+use crate::registry::State;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::{fs, io};
+
+/// Ends the name of a note, and tells of what layout it is.
+pub(super) const NOTE: &str = ".note2";
+/// Ends the names of those that version 0.1.0 wrote.
+const NOTE_OF_0_1_0: &str = ".note";
+
+/// Note of a job that was begun.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Note {
+    pub epoch: i64,
+    pub database: u32,
+    pub attempt: Attempt,
+    /// Its end; with a transaction, if that was committed.
+    end: Option<(End, Option<u64>)>,
+}
+
+/// End of a job, or of an attempt of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct End {
+    pub state: State,
+    pub pid: Option<i32>,
+    pub started: Option<i64>,
+    pub ended: Option<i64>,
+    pub attempts: u32,
+    pub outcome: Outcome,
+}
+
+impl Note {
+    /// Makes a note that the attempt was begun, and of no more.
+    pub fn begun(epoch: i64, database: u32, attempt: Attempt) -> Self {
+        Note { epoch, database, attempt, end: None }
+    }
+
+    /// Adds how it ended: if `transaction` was committed, or in any case.
+    pub fn with_end(self, end: End, transaction: Option<u64>) -> Self {
+        Note { end: Some((end, transaction)), ..self }
+    }
+
+    /// Writes it down; when this returns it is on disk, and what the job has committed as well.
+    pub fn write(&self) -> io::Result<()> {
+        transaction::flush_commits();
+        file::put(&spool::path(self.epoch, self.database, &self.attempt.uuid, NOTE), &to_bytes(self))
+    }
+
+    /// Returns how the job ended, if that is known. Inside a transaction.
+    pub fn end(&self) -> Option<&End> {
+        let (end, transaction) = self.end.as_ref()?;
+        transaction.is_none_or(transaction::was_committed).then_some(end)
+    }
+}
+
+/// Trace of a job that a server began which has died.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    /// The last attempt that is known.
+    pub attempt: Attempt,
+    pub end: Option<End>,
+}
+
+/// By epoch and job.
+type Traces = HashMap<(i64, [u8; 16]), (Attempt, Option<Note>)>;
+
+/// Traces that servers which have died left of jobs of this database; read when they are asked for first.
+#[derive(Debug, Default)]
+pub struct Left(Option<Traces>);
+
+impl Left {
+    /// Returns what a server of this epoch left of a job. Inside a transaction.
+    pub fn of(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<Trace> {
+        let left = self.0.get_or_insert_with(|| {
+            let (own, database) = (area::epoch(), session::database());
+            let running = attempt_file::left_behind(own, database).into_iter();
+            let mut left: Traces = running.map(|(epoch, attempt)| ((epoch, attempt.uuid), (attempt, None))).collect();
+            for note in left_behind(own, database) {
+                let of_job = left.entry((note.epoch, note.attempt.uuid)).or_insert((note.attempt, None));
+                if of_job.0.attempts < note.attempt.attempts {
+                    of_job.0 = note.attempt;
+                }
+                of_job.1 = Some(note);
+            }
+            left
+        });
+        let (attempt, note) = left.get(&(epoch, *uuid))?;
+        Some(Trace { attempt: *attempt, end: note.as_ref().and_then(Note::end).cloned() })
+    }
+}
+
+/// Forgets it: the log says more, on disk.
+pub fn remove(epoch: i64, database: u32, uuid: &[u8; 16]) {
+    // One that stays is of no interest once the row is final.
+    for kind in [NOTE, NOTE_OF_0_1_0] {
+        let _ = fs::remove_file(spool::path(epoch, database, uuid, kind));
+    }
+}
+
+/// Notes for this database by servers that have died since.
+pub fn left_behind(epoch: i64, database: u32) -> Vec<Note> {
+    let mut notes: Vec<Note> = spool::files_left(epoch, database, NOTE);
+    let of_0_1_0: Vec<of_0_1_0::Note> = spool::files_left(epoch, database, NOTE_OF_0_1_0);
+    notes.extend(of_0_1_0.into_iter().map(Note::from));
+    notes
+}
+
+/// Notes as version 0.1.0 wrote them, for a server that has gone down with it and comes up with a newer one.
+mod of_0_1_0 {
+    use super::{Attempt, State};
+    use crate::protocol::Outcome;
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    pub struct Note {
+        epoch: i64,
+        database: u32,
+        uuid: [u8; 16],
+        owner: u32,
+        end: Option<(End, Option<u64>)>,
+    }
+
+    #[derive(Deserialize)]
+    struct End {
+        state: State,
+        pid: Option<i32>,
+        started: Option<i64>,
+        ended: Option<i64>,
+        attempts: u32,
+        result: Option<Vec<u8>>,
+        row_count: Option<i64>,
+        command_tag: Option<Vec<u8>>,
+        sqlstate: i32,
+        message: Option<Vec<u8>>,
+        detail: Option<Vec<u8>>,
+        hint: Option<Vec<u8>>,
+        context: Option<Vec<u8>>,
+    }
+
+    impl From<Note> for super::Note {
+        fn from(note: Note) -> Self {
+            let end = note.end.as_ref().map(|(end, _)| end);
+            let attempt = Attempt {
+                uuid: note.uuid,
+                owner: note.owner,
+                pid: end.and_then(|end| end.pid),
+                started: end.and_then(|end| end.started),
+                attempts: end.map(|end| end.attempts),
+            };
+            let end = note.end.map(|(end, transaction)| (super::End::from(end), transaction));
+            super::Note { epoch: note.epoch, database: note.database, attempt, end }
+        }
+    }
+
+    impl From<End> for super::End {
+        fn from(end: End) -> Self {
+            let End { state, pid, started, ended, attempts, .. } = end;
+            let outcome = Outcome {
+                result: end.result,
+                row_count: end.row_count,
+                is_truncated: false,
+                command_tag: end.command_tag,
+                sqlstate: end.sqlstate,
+                message: end.message,
+                detail: end.detail,
+                hint: end.hint,
+                context: end.context,
+            };
+            super::End { state, pid, started, ended, attempts, outcome }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! State of jobs as the log has it, as things are now.
+
+use crate::error::Error;
+use crate::ffi::typed_rows::Cell;
+use crate::ffi::{area, lock, role, session, transaction};
+use crate::log::outcome_file::End;
+use crate::log::rows::{Column, Entry};
+use crate::log::{find, launches_left, number_of_log, outcome_file, relation, relations, require, rows};
+use crate::protocol::{sqlstate, Outcome};
+use crate::registry::State;
+use std::collections::{HashMap, HashSet};
+
+/// A job as the log has it.
+pub struct Known {
+    pub uuid: [u8; 16],
+    pub state: Vec<u8>,
+    pub owner: u32,
+    /// Role that launched it: not the owner if SET ROLE was active.
+    pub login: u32,
+    pub pid: Option<i32>,
+}
+
+/// Returns whether the log can be read now: somebody may have it for himself. If so, it can until the end of the
+/// transaction. Raises [`Error::LogMissing`] (55000) where the extension has none.
+pub fn is_readable() -> bool {
+    find() && readable().is_some()
+}
+
+/// The log, if it can be read now: its oid.
+fn readable() -> Option<u32> {
+    let log = number_of_log();
+    if log == 0 && find() {
+        require(relations());
+    }
+    (log != 0 && lock::try_to_read(log)).then_some(log)
+}
+
+/// Returns what `take` makes of the rows of these jobs, or of the jobs of these batches, as they are now. None =
+/// somebody has the log for himself.
+fn read<T>(uuids: &[[u8; 16]], take: impl Fn(Entry) -> T) -> Option<Vec<T>> {
+    role::as_cluster_owner(|| readable().map(|log| rows::read(log, uuids, take)))
+}
+
+/// A job, or the jobs of a batch, as the log has them now. Lost ones are told from those that wait.
+///
+/// # Errors
+/// [`Error::LogLocked`] (55P03): somebody has the log for himself.
+pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
+    let of_row = |row: Entry| {
+        let known = Known {
+            uuid: row.uuid(Column::UuidChild),
+            state: row.text(Column::Status).unwrap_or_default(),
+            owner: row.oid(Column::Owner),
+            login: row.oid(Column::Login),
+            pid: row.int(Column::Pid),
+        };
+        let launched = row.big_int(Column::QueuedAt).unwrap_or(0);
+        (known, row.big_int(Column::Epoch).unwrap_or(0), row.oid(Column::Database), launched)
+    };
+    let rows = read(std::slice::from_ref(uuid), of_row).ok_or(Error::LogLocked)?;
+    let mut notes = outcome_file::Left::default();
+    let mut launches = HashMap::new();
+    let states: Vec<Known> = rows
+        .into_iter()
+        .map(|(known, epoch, database, launched)| {
+            launches.insert(known.uuid, launched);
+            match is_left(&known.state, epoch, database) {
+                true => Known { state: state_left(&mut notes, epoch, &known.uuid), ..known },
+                false => known,
+            }
+        })
+        .collect();
+    let mut left = Vec::new();
+    for batch in launches_left() {
+        for job in batch.jobs.iter().filter(|job| *uuid == batch.uuid || *uuid == job.uuid) {
+            let state = state_left(&mut notes, batch.epoch, &job.uuid);
+            let known = Known { uuid: job.uuid, state, owner: batch.owner, login: batch.login, pid: None };
+            left.push((batch.queued_at, known));
+        }
+    }
+    Ok(with_left(states, left, |known| known.uuid, &launches))
+}
+
+/// Tells what the log says of a job, as things are now.
+pub enum Fate {
+    /// The job has no row.
+    Gone,
+    /// The job has not ended. Its owner is the role whose rights it has.
+    Open {
+        owner: u32,
+    },
+    Ended {
+        owner: u32,
+        end: Box<End>,
+    },
+}
+
+/// Returns what the log says of a job, as things are now, whatever the snapshot of the caller. None = somebody has the
+/// log for himself.
+pub fn fate(uuid: &[u8; 16]) -> Option<Fate> {
+    let row = read(std::slice::from_ref(uuid), fate_of)?.pop();
+    Some(row.unwrap_or(Fate::Gone))
+}
+
+fn fate_of(row: Entry) -> Fate {
+    let owner = row.oid(Column::Owner);
+    let name = row.text(Column::Status).unwrap_or_default();
+    let state = State::ALL.into_iter().find(|state| state.is_final() && state.name().as_bytes() == name);
+    let Some(state) = state else { return Fate::Open { owner } };
+    let end = End {
+        state,
+        pid: row.int(Column::Pid),
+        started: row.big_int(Column::StartTimeExec),
+        ended: row.big_int(Column::EndTimeExec),
+        attempts: attempts_of(&row),
+        outcome: Outcome {
+            result: row.text(Column::Result),
+            row_count: row.big_int(Column::RowCount),
+            is_truncated: row.bool(Column::ResultTruncated),
+            command_tag: row.text(Column::CommandTag),
+            sqlstate: row
+                .text(Column::Sqlstate)
+                .and_then(|code| code.try_into().ok())
+                .map_or(0, |code| sqlstate(&code)),
+            message: row.text(Column::Message),
+            detail: row.text(Column::Detail),
+            hint: row.text(Column::Hint),
+            context: row.text(Column::Context),
+        },
+    };
+    Fate::Ended { owner, end: Box::new(end) }
+}
+
+fn attempts_of(row: &Entry) -> u32 {
+    row.int(Column::Attempts).map_or(0, i32::unsigned_abs)
+}
+
+/// Jobs as the log has them, and those of files instead that were launched later; in the order of their uuids.
+/// `launches`: when those of the log were launched last.
+fn with_left<T>(
+    mut logged: Vec<T>,
+    mut left: Vec<(i64, T)>,
+    uuid: impl Fn(&T) -> [u8; 16],
+    launches: &HashMap<[u8; 16], i64>,
+) -> Vec<T> {
+    if !left.is_empty() {
+        left.retain(|(queued_at, job)| launches.get(&uuid(job)).is_none_or(|logged| logged < queued_at));
+        let later: HashSet<[u8; 16]> = left.iter().map(|(_, job)| uuid(job)).collect();
+        logged.retain(|job| !later.contains(&uuid(job)));
+        logged.extend(left.into_iter().map(|(_, job)| job));
+    }
+    logged.sort_by_key(uuid);
+    logged
+}
+
+/// Returns whether the job was left behind by a server that has died since, or by the database that this one was copied
+/// from.
+fn is_left(state: &[u8], epoch: i64, database: u32) -> bool {
+    state == State::Queued.name().as_bytes() && (epoch != area::epoch() || database != session::database())
+}
+
+/// Returns what has become of a job that a server which has died left behind. A standby says queued of what nobody
+/// runs there: there is nothing to wait for.
+fn state_left(notes: &mut outcome_file::Left, epoch: i64, uuid: &[u8; 16]) -> Vec<u8> {
+    let trace = if transaction::in_recovery() { None } else { notes.of(epoch, uuid) };
+    trace.and_then(|trace| trace.end).map_or(b"lost".to_vec(), |end| end.state.name().into())
+}
+
+/// A job that is to run once more.
+pub struct Repeat {
+    pub uuid: [u8; 16],
+    pub query: Vec<u8>,
+    pub name: Option<Vec<u8>>,
+    pub attempts: u32,
+    pub batch_name: Option<Vec<u8>>,
+    /// Manner in which it was run: a JSON object.
+    pub options: Option<Vec<u8>>,
+}
+
+/// Returns those of these jobs that have not succeeded, as they were launched last; in the order of their uuids.
+pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
+    let of_row = |row: Entry| {
+        let job = Repeat {
+            uuid: row.uuid(Column::UuidChild),
+            query: row.text(Column::Query).unwrap_or_default(),
+            name: row.text(Column::Name),
+            attempts: attempts_of(&row),
+            batch_name: row.text(Column::BatchName),
+            options: row.json(Column::Options),
+        };
+        let state = row.text(Column::Status).unwrap_or_default();
+        let launched = row.big_int(Column::QueuedAt).unwrap_or(0);
+        (job, state, row.big_int(Column::Epoch).unwrap_or(0), row.oid(Column::Database), launched)
+    };
+    let rows = read(jobs, of_row).unwrap_or_default();
+    let mut notes = outcome_file::Left::default();
+    let mut launches = HashMap::new();
+    let found: Vec<Repeat> = rows
+        .into_iter()
+        .filter_map(|(mut job, state, epoch, database, launched)| {
+            launches.insert(job.uuid, launched);
+            // Somebody else may have launched it again since the caller looked.
+            let has_ended = [State::Failed, State::Stopped].iter().any(|end| state == end.name().as_bytes());
+            let is_left = is_left(&state, epoch, database);
+            if let Some(trace) = is_left.then(|| notes.of(epoch, &job.uuid)).flatten() {
+                job.attempts = job.attempts.max(trace.attempt.attempts.unwrap_or(0));
+            }
+            (has_ended || is_left).then_some(job)
+        })
+        .collect();
+    let wanted: HashSet<&[u8; 16]> = jobs.iter().collect();
+    let mut left = Vec::new();
+    for batch in launches_left() {
+        for job in batch.jobs.into_iter().filter(|job| wanted.contains(&job.uuid)) {
+            let job = Repeat {
+                uuid: job.uuid,
+                query: job.query,
+                name: job.name,
+                attempts: job.attempts,
+                batch_name: batch.name.clone(),
+                options: job.options,
+            };
+            left.push((batch.queued_at, job));
+        }
+    }
+    with_left(found, left, |job| job.uuid, &launches)
+}
+
+/// The rows of `pg_background_monitor`, and their parameters.
+pub fn jobs_query(uuid: Option<&[u8; 16]>) -> (Vec<u8>, Vec<Cell>) {
+    let columns = b"SELECT pid, status, uuid_parent, uuid_child, name, query, result, message, queue_position, \
+                    start_time_exec, end_time_exec, elapsed FROM "
+        .as_slice();
+    let view = relation("pg_background_jobs");
+    let order = b" ORDER BY queued_at, uuid_child".as_slice();
+    match uuid {
+        None => ([columns, &view, order].concat(), Vec::new()),
+        Some(uuid) => {
+            let condition =
+                b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1".as_slice();
+            ([columns, &view, condition, order].concat(), vec![Cell::Uuid(*uuid)])
+        }
+    }
+}

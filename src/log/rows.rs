@@ -1,0 +1,407 @@
+//! Rows of the log: their columns, and every way in which they are written.
+
+use crate::error::Error;
+use crate::ffi::heap::{Access, Heap, Row, Unfit};
+use crate::ffi::report::Log as LogHere;
+use crate::ffi::typed_rows::Cell;
+use crate::ffi::{alloc, area, heap, report, session};
+use crate::log::attempt_file::Attempt;
+use crate::log::insert::Batch;
+use crate::log::outcome_file::End;
+use crate::log::{insert, FinalRow};
+use crate::protocol::{Outcome, Report};
+use crate::registry;
+use crate::registry::State;
+
+/// The columns of the log, numbered from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Column {
+    Id = 1,
+    Pid,
+    Status,
+    IpClient,
+    UserName,
+    UuidParent,
+    UuidChild,
+    Query,
+    Result,
+    StartTimeExec,
+    EndTimeExec,
+    Name,
+    BatchName,
+    Options,
+    QueuedAt,
+    Attempts,
+    RowCount,
+    ResultTruncated,
+    CommandTag,
+    Sqlstate,
+    Message,
+    Detail,
+    Hint,
+    Context,
+    Epoch,
+    Owner,
+    Login,
+    Database,
+    IsStarted,
+}
+
+/// The oids of types of columns, all of which are fixed.
+mod types {
+    pub const BOOL: u32 = 16;
+    pub const NAME: u32 = 19;
+    pub const INT8: u32 = 20;
+    pub const INT4: u32 = 23;
+    pub const TEXT: u32 = 25;
+    pub const OID: u32 = 26;
+    pub const INET: u32 = 869;
+    pub const TIMESTAMPTZ: u32 = 1184;
+    pub const UUID: u32 = 2950;
+    pub const JSONB: u32 = 3802;
+}
+
+/// The types of the columns.
+const TYPES: [u32; Column::IsStarted as usize] = {
+    use types::*;
+    [
+        INT8,
+        INT4,
+        TEXT,
+        INET,
+        NAME,
+        UUID,
+        UUID,
+        TEXT,
+        TEXT,
+        TIMESTAMPTZ,
+        TIMESTAMPTZ,
+        TEXT,
+        TEXT,
+        JSONB,
+        TIMESTAMPTZ,
+        INT4,
+        INT8,
+        BOOL,
+        TEXT,
+        TEXT,
+        TEXT,
+        TEXT,
+        TEXT,
+        TEXT,
+        INT8,
+        OID,
+        OID,
+        OID,
+        BOOL,
+    ]
+};
+
+/// A job that was accepted, as its row says it.
+pub struct Job {
+    pub uuid: [u8; 16],
+    pub name: Option<Vec<u8>>,
+    pub query: Vec<u8>,
+    /// Options of its run: a JSON object.
+    pub options: Option<Vec<u8>>,
+    pub attempts: u32,
+    pub is_begun: bool,
+}
+
+/// Returns how a job ended, as cells: status, pid, start_time_exec, end_time_exec, attempts.
+pub fn end_cells(end: &End) -> [Cell; 5] {
+    [
+        Cell::Text(end.state.name().into()),
+        end.pid.into(),
+        Cell::timestamp(end.started),
+        Cell::timestamp(end.ended),
+        Cell::Int(end.attempts as i32),
+    ]
+}
+
+const END_COLUMNS: [Column; 5] =
+    [Column::Status, Column::Pid, Column::StartTimeExec, Column::EndTimeExec, Column::Attempts];
+
+/// Returns what came of a job, as cells: result, row_count, result_truncated, command_tag, sqlstate, message, detail,
+/// hint, context.
+pub fn outcome_cells(outcome: &Outcome) -> [Cell; 9] {
+    [
+        outcome.result.as_deref().into(),
+        outcome.row_count.into(),
+        Cell::Bool(outcome.is_truncated),
+        outcome.command_tag.as_deref().into(),
+        outcome.sqlstate_text().into(),
+        outcome.message.as_deref().into(),
+        outcome.detail.as_deref().into(),
+        outcome.hint.as_deref().into(),
+        outcome.context.as_deref().into(),
+    ]
+}
+
+const OUTCOME_COLUMNS: [Column; 9] = [
+    Column::Result,
+    Column::RowCount,
+    Column::ResultTruncated,
+    Column::CommandTag,
+    Column::Sqlstate,
+    Column::Message,
+    Column::Detail,
+    Column::Hint,
+    Column::Context,
+];
+
+/// Columns and their values.
+type Changes = Vec<(usize, Cell)>;
+
+fn changes<const N: usize>(columns: [Column; N], cells: [Cell; N]) -> impl Iterator<Item = (usize, Cell)> {
+    columns.map(|column| column as usize).into_iter().zip(cells)
+}
+
+/// Returns what a row says of a job that is over, or of an attempt that is.
+fn end_changes(end: &End) -> Changes {
+    let started = [(Column::IsStarted as usize, Cell::Bool(true))];
+    changes(END_COLUMNS, end_cells(end))
+        .chain(changes(OUTCOME_COLUMNS, outcome_cells(&end.outcome)))
+        .chain(started)
+        .collect()
+}
+
+/// The log, held and open to be written.
+pub struct Rows<'a> {
+    heap: &'a Heap,
+    /// The sequence of the column `id`.
+    sequence: u32,
+}
+
+/// Opens the log to write its rows. A lock on it is held. Raises [`Error::LogAltered`] (55000) if that could run code
+/// of others. None = it is gone.
+pub fn open<T>(log: u32, sequence: u32, access: Access, body: impl FnOnce(&Rows) -> T) -> Option<T> {
+    with(log, access, |heap| body(&Rows { heap, sequence }))
+}
+
+fn with<T>(log: u32, access: Access, body: impl FnOnce(&Heap) -> T) -> Option<T> {
+    match heap::with(log, &TYPES, access, body) {
+        Ok(value) => return Some(value),
+        Err(Unfit::Gone | Unfit::Empty) => {}
+        Err(Unfit::Altered) => report::emit(&Report::from(Error::LogAltered), LogHere::Here),
+    }
+    None
+}
+
+/// A row as the log has it.
+pub struct Entry(Row);
+
+impl Entry {
+    pub fn text(&self, column: Column) -> Option<Vec<u8>> {
+        self.0.text(column as usize)
+    }
+
+    pub fn json(&self, column: Column) -> Option<Vec<u8>> {
+        self.0.json(column as usize)
+    }
+
+    pub fn uuid(&self, column: Column) -> [u8; 16] {
+        self.0.uuid(column as usize).unwrap_or_default()
+    }
+
+    pub fn int(&self, column: Column) -> Option<i32> {
+        self.0.int(column as usize)
+    }
+
+    pub fn big_int(&self, column: Column) -> Option<i64> {
+        self.0.big_int(column as usize)
+    }
+
+    pub fn oid(&self, column: Column) -> u32 {
+        self.0.oid(column as usize).unwrap_or(0)
+    }
+
+    pub fn bool(&self, column: Column) -> bool {
+        self.0.bool(column as usize).unwrap_or(false)
+    }
+}
+
+/// Returns what `take` makes of the rows of these jobs, or of the jobs of these batches, as they are now. A lock on the
+/// log is held. Raises [`Error::LogAltered`] (55000).
+pub fn read<T>(log: u32, uuids: &[[u8; 16]], take: impl Fn(Entry) -> T) -> Vec<T> {
+    let mut found = Vec::new();
+    with(log, Access::Read, |heap| {
+        for uuid in uuids {
+            let column = if registry::ordinal_of(uuid) == 0 { Column::UuidParent } else { Column::UuidChild };
+            heap.each_of(column as usize, uuid, |row| {
+                alloc::check();
+                found.push(take(Entry(row)));
+            });
+        }
+    });
+    found
+}
+
+impl Rows<'_> {
+    fn find(&self, uuid: &[u8; 16]) -> Option<Row> {
+        self.heap.find(Column::UuidChild as usize, uuid)
+    }
+
+    /// Returns the row of a job, to be written. Raises [`Error::LogLocked`] (55P03) if another transaction is deleting
+    /// it, which may last: the row is written later, and the worker goes on.
+    fn find_free(&self, uuid: &[u8; 16]) -> Option<Row> {
+        let row = self.find(uuid);
+        if row.as_ref().is_some_and(Row::is_taken) {
+            report::emit(&Report::from(Error::LogLocked), LogHere::Here);
+        }
+        row
+    }
+
+    /// The row of a job that has not ended, as far as the log says.
+    fn find_open(&self, uuid: &[u8; 16]) -> Option<Row> {
+        self.find_free(uuid).filter(is_open)
+    }
+
+    /// Writes the row of a job that was accepted; `is_older`: one that the log has already is changed only if it is of
+    /// a launch before this one.
+    pub fn accept(&self, batch: &Batch, job: Job, is_older: bool) {
+        let Some(row) = self.find_free(&job.uuid) else { return self.insert(batch, job, Vec::new()) };
+        // Launched again: the row is that of this launch from now on.
+        if !is_older || row.big_int(Column::QueuedAt as usize).is_some_and(|before| before < batch.queued_at) {
+            let columns = [Column::Status, Column::Epoch, Column::Database, Column::IsStarted, Column::QueuedAt];
+            let now = [
+                Cell::Text(State::Queued.name().into()),
+                Cell::BigInt(batch.epoch),
+                Cell::BigInt(session::database().into()),
+                Cell::Bool(job.is_begun),
+                Cell::Timestamp(batch.queued_at),
+            ];
+            let attempts = (Column::Attempts as usize, Cell::Int(job.attempts as i32));
+            let gone = [Column::StartTimeExec, Column::EndTimeExec].into_iter().chain(OUTCOME_COLUMNS);
+            let gone = gone.map(|column| (column as usize, Cell::Null));
+            self.heap.update(&row, changes(columns, now).chain([attempts]).chain(gone));
+        }
+    }
+
+    fn insert(&self, batch: &Batch, job: Job, more: Changes) {
+        let mut cells = vec![Cell::Null; TYPES.len()];
+        let mut set = |column: usize, cell: Cell| cells[column - 1] = cell;
+        let known = [
+            (Column::Id, Cell::BigInt(heap::next_value(self.sequence))),
+            (Column::Status, Cell::Text(State::Queued.name().into())),
+            (Column::IpClient, batch.client.as_slice().into()),
+            (Column::UserName, batch.owner_name.as_slice().into()),
+            (Column::UuidParent, Cell::Uuid(batch.uuid)),
+            (Column::UuidChild, Cell::Uuid(job.uuid)),
+            (Column::Query, Cell::Text(job.query)),
+            (Column::Name, job.name.into()),
+            (Column::BatchName, batch.name.as_deref().into()),
+            (Column::Options, job.options.into()),
+            (Column::QueuedAt, Cell::Timestamp(batch.queued_at)),
+            (Column::Attempts, Cell::Int(job.attempts as i32)),
+            (Column::Epoch, Cell::BigInt(batch.epoch)),
+            (Column::Owner, Cell::BigInt(batch.owner.into())),
+            (Column::Login, Cell::BigInt(batch.login.into())),
+            (Column::Database, Cell::BigInt(session::database().into())),
+            (Column::IsStarted, Cell::Bool(job.is_begun)),
+        ];
+        known.into_iter().for_each(|(column, cell)| set(column as usize, cell));
+        more.into_iter().for_each(|(column, cell)| set(column, cell));
+        self.heap.insert(&cells);
+    }
+
+    /// Writes how a job ended, or an attempt of it. A row that is gone is written anew: the registry knows all of it
+    /// until the end is in the log.
+    pub fn write(&self, row: &FinalRow) {
+        match self.find_free(&row.uuid) {
+            Some(found) if is_open(&found) => self.heap.update(&found, end_changes(&row.end)),
+            Some(_) => {}
+            None => {
+                if let Some(job) = area::read(|memory| registry::job_of(memory, &row.uuid)) {
+                    self.insert(&insert::batch_of(&job), insert::row_of(job), end_changes(&row.end));
+                }
+            }
+        }
+    }
+
+    /// Writes that a job is about to start. False = it has no row.
+    pub fn mark_started(&self, uuid: &[u8; 16]) -> bool {
+        let row = self.find_open(uuid);
+        if let Some(row) = &row {
+            self.heap.update(row, [(Column::IsStarted as usize, Cell::Bool(true))]);
+        }
+        row.is_some()
+    }
+
+    /// Writes which attempt of a job was running when its server, that of `epoch`, died.
+    pub fn fold_attempt(&self, epoch: i64, attempt: &Attempt) {
+        let Some(row) = self.find_left(epoch, &attempt.uuid) else { return };
+        let Some(before) = row.int(Column::Attempts as usize) else { return };
+        let attempts = attempt.attempts.map_or(before, |attempts| attempts as i32);
+        if before <= attempts {
+            let columns = [Column::IsStarted, Column::Pid, Column::StartTimeExec, Column::Attempts];
+            let cells = [Cell::Bool(true), attempt.pid.into(), Cell::timestamp(attempt.started), Cell::Int(attempts)];
+            self.heap.update(&row, changes(columns, cells));
+        }
+    }
+
+    /// Writes how a job ended of a server of `epoch` that has died since, unless it was launched again.
+    pub fn fold_end(&self, epoch: i64, uuid: &[u8; 16], end: &End) {
+        if let Some(row) = self.find_left(epoch, uuid) {
+            self.heap.update(&row, end_changes(end));
+        }
+    }
+
+    fn find_left(&self, epoch: i64, uuid: &[u8; 16]) -> Option<Row> {
+        self.find_open(uuid).filter(|row| row.big_int(Column::Epoch as usize) == Some(epoch))
+    }
+
+    /// Returns whether another transaction is deleting the row of a job.
+    pub fn is_taken(&self, uuid: &[u8; 16]) -> bool {
+        self.find(uuid).as_ref().is_some_and(Row::is_taken)
+    }
+
+    /// Deletes rows of jobs that ended before `limit`, of one owner or of all, so many or all, but for those of which
+    /// `stays` is true; gives how many. `waits`: for transactions that are deleting one of them.
+    pub fn prune(
+        &self,
+        limit: i64,
+        owner: Option<u32>,
+        count: Option<i64>,
+        waits: bool,
+        stays: impl Fn(&[u8; 16]) -> bool,
+    ) -> i64 {
+        let mut deleted = 0;
+        // What has ended before was queued before: there is an index on that, and no end of a job changes it.
+        self.heap.each_before(Column::QueuedAt as usize, limit, |row| {
+            let is_old = match is_open(row) {
+                true => is_over(row),
+                false => row.big_int(Column::EndTimeExec as usize).is_some_and(|ended| ended < limit),
+            };
+            let is_meant = is_old && owner.is_none_or(|owner| row.oid(Column::Owner as usize) == Some(owner));
+            let stays = || row.uuid(Column::UuidChild as usize).is_none_or(|uuid| stays(&uuid));
+            if is_meant && !stays() && self.heap.delete(row, waits) {
+                deleted += 1;
+            }
+            count.is_none_or(|count| deleted < count)
+        });
+        deleted
+    }
+
+    /// Deletes the row of a job that has ended, if `may` lets its owner's be deleted. False = it stays, or is not
+    /// there.
+    pub fn delete(&self, uuid: &[u8; 16], may: impl FnOnce(u32) -> bool) -> bool {
+        let row = self.find(uuid).filter(is_over);
+        let row = row.filter(|row| row.oid(Column::Owner as usize).is_some_and(may));
+        row.is_some_and(|row| self.heap.delete(&row, true))
+    }
+}
+
+/// Returns whether the row says that the job has not ended.
+fn is_open(row: &Row) -> bool {
+    row.text(Column::Status as usize).as_deref() == Some(State::Queued.name().as_bytes())
+}
+
+/// Returns whether the job has ended, or the server that had it, or it is one of the database that this one was copied
+/// from.
+fn is_over(row: &Row) -> bool {
+    !is_open(row)
+        || row.big_int(Column::Epoch as usize) != Some(area::epoch())
+        || row.oid(Column::Database as usize) != Some(session::database())
+}

@@ -1,0 +1,106 @@
+//! The SQL that the extension runs itself. Everything is named with its schema, so nothing that a user creates is taken
+//! for it.
+
+pub mod privileges;
+
+/// Sessions, and jobs that have not ended: a worker whose job has ended is idle, on its way out or waiting for a
+/// reader.
+const IS_CONNECTION: &str = "(backend_type OPERATOR(pg_catalog.=) 'client backend'::pg_catalog.text \
+     OR backend_type OPERATOR(pg_catalog.=) 'pg_background'::pg_catalog.text \
+     AND COALESCE(state, '') OPERATOR(pg_catalog.<>) 'idle'::pg_catalog.text)";
+
+/// Sessions and jobs of a role: oid.
+pub fn connections_of_role(role: u32) -> String {
+    format!(
+        "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity \
+         WHERE usesysid OPERATOR(pg_catalog.=) {role}::pg_catalog.oid AND {IS_CONNECTION}"
+    )
+}
+
+/// Sessions and jobs in a database: oid.
+pub fn connections_to_database(database: u32) -> String {
+    format!(
+        "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity \
+         WHERE datid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid AND {IS_CONNECTION}"
+    )
+}
+
+/// Selects how many connections a role may have; -1 = any number.
+pub fn limit_of_role(role: u32) -> String {
+    format!("SELECT rolconnlimit FROM pg_catalog.pg_roles WHERE oid OPERATOR(pg_catalog.=) {role}::pg_catalog.oid")
+}
+
+/// Selects how many connections a database may have; -1 = any number.
+pub fn limit_of_database(database: u32) -> String {
+    format!(
+        "SELECT datconnlimit FROM pg_catalog.pg_database WHERE oid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid"
+    )
+}
+
+/// The name of a database.
+pub fn name_of_database(database: u32) -> String {
+    format!("SELECT datname FROM pg_catalog.pg_database WHERE oid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid")
+}
+
+/// The owner of the extension: oid.
+pub const EXTENSION_OWNER: &str = "SELECT extowner::pg_catalog.int8 FROM pg_catalog.pg_extension \
+     WHERE extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";
+
+/// The functions that users call, and those that the views call for them, ready for GRANT.
+pub const INTERFACE: &str = "SELECT pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, \
+         pg_catalog.pg_get_function_identity_arguments(p.oid)) \
+     FROM pg_catalog.pg_depend AS d \
+     JOIN pg_catalog.pg_extension AS e ON e.oid OPERATOR(pg_catalog.=) d.refobjid \
+     JOIN pg_catalog.pg_proc AS p ON p.oid OPERATOR(pg_catalog.=) d.objid \
+     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
+     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name \
+     AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
+     AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass \
+     AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\" \
+     AND p.prosrc OPERATOR(pg_catalog.<>) \
+         ALL ('{pg_background_grant,pg_background_revoke,pg_background_take_back,pg_background_log_rows,\
+pg_background_delete_job}'::pg_catalog.text[]) \
+     ORDER BY 1";
+
+/// The schema of the extension, ready for GRANT.
+pub const SCHEMA: &str = "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension AS e \
+     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
+     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";
+
+/// The log, which is the only materialized view of the extension, and the sequence of its column `id`, whatever their
+/// owner calls them: kinds and oids.
+pub const LOG: &str = "SELECT c.relkind, c.oid::pg_catalog.int8 \
+     FROM pg_catalog.pg_extension AS e \
+     JOIN pg_catalog.pg_depend AS d ON d.refobjid OPERATOR(pg_catalog.=) e.oid \
+     JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) d.objid \
+     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name \
+     AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
+     AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
+     AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\" \
+     AND c.relkind OPERATOR(pg_catalog.=) ANY ('{m,S}'::pg_catalog.\"char\"[])";
+
+/// Places of the rows of the extension and of its schema, and the transactions that wrote them.
+pub const EXTENSION_VERSION: &str = "SELECT pg_catalog.concat(e.oid, e.xmin, e.ctid, n.xmin, n.ctid) \
+     FROM pg_catalog.pg_extension AS e \
+     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
+     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";
+
+/// The transaction that wrote the extension's row.
+pub const EXTENSION_XMIN: &str = "SELECT xmin FROM pg_catalog.pg_extension \
+     WHERE extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name";
+
+/// Address of this session's client; a local one is at 127.0.0.1.
+pub const CLIENT_ADDRESS: &str =
+    "SELECT COALESCE(pg_catalog.host(pg_catalog.inet_client_addr()), '127.0.0.1'::pg_catalog.text)";
+
+/// The views that users read, ready for GRANT.
+pub const VIEWS: &str = "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_depend AS d \
+     JOIN pg_catalog.pg_extension AS e ON e.oid OPERATOR(pg_catalog.=) d.refobjid \
+     JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) d.objid \
+     JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+     WHERE e.extname OPERATOR(pg_catalog.=) 'pg_background_mgr'::pg_catalog.name \
+     AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
+     AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass \
+     AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\" \
+     AND c.relkind OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\" \
+     AND c.relnamespace OPERATOR(pg_catalog.=) e.extnamespace ORDER BY 1";

@@ -1,0 +1,91 @@
+//! The lists that the registry's records make, and what lies behind the record of a batch: its jobs, its texts.
+
+use crate::ffi::area::Memory;
+use crate::registry::layout::{Batch, Job, Key, Place, Root, Text, BUCKETS};
+
+/// A list of records from its first one on.
+pub fn chain(first: Place, next: impl Fn(Place) -> Place) -> impl Iterator<Item = Place> {
+    let some = |place: Place| Some(place).filter(|place| *place != 0);
+    std::iter::successors(some(first), move |place| some(next(*place)))
+}
+
+/// The record of where everything begins; none = nothing was ever here.
+fn root(memory: &Memory) -> Option<&Root> {
+    (memory.root() != 0).then(|| memory.get(memory.root()))
+}
+
+/// All keys.
+pub fn keys(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
+    chain(root(memory).map_or(0, |root| root.keys), |key| memory.get::<Key>(key).next)
+}
+
+/// All batches, oldest first.
+pub fn batches(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
+    chain(root(memory).map_or(0, |root| root.first), |batch| memory.get::<Batch>(batch).following)
+}
+
+/// Batches with queued jobs of a key: those that wait for a worker, oldest first, then those that wait for their time.
+pub fn queued_batches(memory: &Memory, key: Place) -> impl Iterator<Item = Place> + '_ {
+    let key = memory.get::<Key>(key);
+    let lists = [key.first, key.soonest].into_iter();
+    lists.flat_map(|first| chain(first, |batch| memory.get::<Batch>(batch).next_in_line))
+}
+
+/// Batches whose uuid or whose jobs' uuids differ from this one in the last four bytes only.
+pub fn batches_of_uuid<'a>(memory: &'a Memory, uuid: &[u8; 16]) -> impl Iterator<Item = Place> + 'a {
+    let (stem, bucket) = (stem(uuid), bucket(uuid));
+    let first = root(memory).map_or(0, |root| root.buckets[bucket]);
+    chain(first, |batch| memory.get::<Batch>(batch).next_in_bucket)
+        .filter(move |batch| self::stem(&memory.get::<Batch>(*batch).uuid) == stem)
+}
+
+fn stem(uuid: &[u8; 16]) -> [u8; 12] {
+    uuid.first_chunk().copied().unwrap_or_default()
+}
+
+/// Returns the index of the bucket with the batches of such a uuid.
+pub fn bucket(uuid: &[u8; 16]) -> usize {
+    // The stem is random: any of its bytes will do.
+    usize::from(u16::from_ne_bytes([uuid[2], uuid[3]])) % BUCKETS
+}
+
+/// Returns the jobs of a batch.
+pub fn jobs(memory: &Memory, batch: Place) -> &[Job] {
+    let count = memory.get::<Batch>(batch).jobs as usize;
+    memory.slice(batch + size_of::<Batch>() as u64, count)
+}
+
+/// Returns one of its jobs. The index is one that the registry gave.
+pub fn job(memory: &Memory, batch: Place, index: u32) -> &Job {
+    memory.get(batch + (size_of::<Batch>() + index as usize * size_of::<Job>()) as u64)
+}
+
+/// Returns one of its jobs, to be changed.
+pub fn job_mut(memory: &mut Memory, batch: Place, index: u32) -> &mut Job {
+    memory.get_mut(batch + (size_of::<Batch>() + index as usize * size_of::<Job>()) as u64)
+}
+
+/// Returns one of its texts.
+pub fn bytes(memory: &Memory, batch: Place, text: Text) -> Option<&[u8]> {
+    let texts = memory.get::<Batch>(batch).texts;
+    (text.is_set != 0).then(|| memory.slice(texts + text.offset, text.length as usize))
+}
+
+/// The uuid of the job with this ordinal; 0 = of the batch itself.
+pub fn uuid_of(stem: &[u8; 16], ordinal: u32) -> [u8; 16] {
+    let mut uuid = *stem;
+    if let Some(last) = uuid.last_chunk_mut::<4>() {
+        *last = ordinal.to_be_bytes();
+    }
+    uuid
+}
+
+/// The ordinal in a uuid; 0 = it is that of a batch.
+pub fn ordinal_of(uuid: &[u8; 16]) -> u32 {
+    uuid.last_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last))
+}
+
+/// The index of the job with this ordinal.
+pub fn index_of(memory: &Memory, place: Place, ordinal: u32) -> Option<u32> {
+    jobs(memory, place).binary_search_by_key(&ordinal, |job| job.ordinal).ok().map(|index| index as u32)
+}

@@ -1,0 +1,67 @@
+//! Jobs of the whole server, in shared memory: batches, their jobs, the queue, the workers.
+//!
+//! A job is here from its acceptance until its final row is in the log. Everything is looked at and changed under one
+//! lock; nothing here waits, and nothing here talks to the catalogs.
+
+pub mod batches;
+pub mod layout;
+pub mod lists;
+pub mod outcomes;
+pub mod ready_lists;
+pub mod snapshot;
+pub mod stopped_by;
+pub mod watchers;
+
+use crate::error::Error;
+use crate::ffi::area::Memory;
+use crate::ffi::bgworker;
+pub use crate::registry::batches::{add, open, take_back_batch, unwatch, unwatch_all, NewBatch, NewJob};
+pub use crate::registry::layout::{Hears, Place, Reason, State, MESSAGE_BYTES};
+use crate::registry::layout::{Root, Slot};
+pub use crate::registry::lists::{ordinal_of, uuid_of};
+pub use crate::registry::snapshot::{
+    accepted_at, find, headers, is_pending, job_of, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request,
+    running, snapshot, uuid_of_job, Found, Header, JobView, Moment, Pulse, Recorded, Running, RunningJob,
+};
+pub use crate::registry::watchers::{awaited_by, is_listening, listen, unfollow, watch, Follower};
+
+/// Finds the beginning, and makes it if nobody has.
+///
+/// # Errors
+/// [`Error::SharedMemory`] (53200)
+pub fn root(memory: &mut Memory) -> Result<Place, Error> {
+    if memory.root() != 0 {
+        return Ok(memory.root());
+    }
+    // A worker on its way out and its successor have a place each.
+    let count = 2 * usize::try_from(bgworker::max_worker_processes()).unwrap_or(0) + 2;
+    let root = memory.allocate(size_of::<Root>()).ok_or(Error::SharedMemory)?;
+    let Some(slots) = memory.allocate(count * size_of::<Slot>()) else {
+        memory.free(root);
+        return Err(Error::SharedMemory);
+    };
+    let record = memory.get_mut::<Root>(root);
+    record.slots = slots;
+    record.slot_count = count as u64;
+    memory.set_root(root);
+    Ok(root)
+}
+
+pub fn slots(memory: &Memory) -> &[Slot] {
+    if memory.root() == 0 {
+        return &[];
+    }
+    let root = memory.get::<Root>(memory.root());
+    memory.slice(root.slots, root.slot_count as usize)
+}
+
+pub fn slot_mut(memory: &mut Memory, index: usize) -> Option<&mut Slot> {
+    if memory.root() == 0 {
+        return None;
+    }
+    let (place, count) = {
+        let root = memory.get::<Root>(memory.root());
+        (root.slots, root.slot_count as usize)
+    };
+    memory.slice_mut::<Slot>(place, count).get_mut(index)
+}

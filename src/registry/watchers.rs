@@ -1,0 +1,186 @@
+//! Processes that wait for changes of a batch.
+
+use crate::ffi::area::Memory;
+use crate::ffi::process;
+use crate::registry::layout::{Batch, Hears, Job, Life, Place, State, Watcher};
+use crate::registry::{lists, slots};
+use std::collections::HashSet;
+
+/// Process that waits for the end of a batch or of a job.
+#[derive(Debug, Clone, Copy)]
+pub struct Follower {
+    pub pid: i32,
+    /// The process runs a job itself.
+    pub is_worker: bool,
+}
+
+/// Wakes this process when something of the batch changes. `follower`: it waits for the end of the batch, or of the job
+/// whose uuid it is. False = there is no memory for that.
+pub fn watch(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
+    let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
+    places.into_iter().all(|place| hang(memory, place, uuid, follower, Hears::EachChange))
+}
+
+fn hang(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Option<Follower>, hears: Hears) -> bool {
+    let Some(watcher) = memory.allocate(size_of::<Watcher>()) else { return false };
+    *memory.get_mut::<Watcher>(watcher) = Watcher {
+        next: memory.get::<Batch>(place).watchers,
+        process: process::own(),
+        hears: hears as u32,
+        pid: follower.map_or(0, |follower| follower.pid),
+        ordinal: lists::ordinal_of(uuid),
+        is_follower: follower.is_some().into(),
+        is_worker: follower.is_some_and(|follower| follower.is_worker).into(),
+    };
+    memory.get_mut::<Batch>(place).watchers = watcher;
+    true
+}
+
+/// Takes that back, for one batch. False = this process has not watched it.
+pub fn leave(memory: &mut Memory, place: Place) -> bool {
+    let own = process::own();
+    let (mut kept, mut has_watched) = (0, false);
+    let mut at = std::mem::take(&mut memory.get_mut::<Batch>(place).watchers);
+    while at != 0 {
+        let watcher = *memory.get::<Watcher>(at);
+        if watcher.process == own {
+            memory.free(at);
+            has_watched = true;
+        } else {
+            memory.get_mut::<Watcher>(at).next = kept;
+            kept = at;
+        }
+        at = watcher.next;
+    }
+    memory.get_mut::<Batch>(place).watchers = kept;
+    has_watched
+}
+
+/// Notes that this process does not wait for the end any more; it goes on watching.
+pub fn unfollow(memory: &mut Memory, uuid: &[u8; 16]) {
+    let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
+    for place in places {
+        each_own(memory, place, |watcher| (watcher.is_follower, watcher.is_worker) = (0, 0));
+    }
+}
+
+/// Changes what this process has hung on a batch. False = nothing.
+fn each_own(memory: &mut Memory, place: Place, change: impl Fn(&mut Watcher)) -> bool {
+    let own = process::own();
+    let mut is_there = false;
+    let mut at = memory.get::<Batch>(place).watchers;
+    while at != 0 {
+        let watcher = memory.get_mut::<Watcher>(at);
+        if watcher.process == own {
+            change(watcher);
+            is_there = true;
+        }
+        at = watcher.next;
+    }
+    is_there
+}
+
+/// Forgets those of a batch.
+pub fn forget(memory: &mut Memory, place: Place) {
+    let mut at = std::mem::take(&mut memory.get_mut::<Batch>(place).watchers);
+    while at != 0 {
+        let next = memory.get::<Watcher>(at).next;
+        memory.free(at);
+        at = next;
+    }
+}
+
+/// Lets the next change, or the end, wake this process again, also of jobs that were launched again since, as a batch
+/// of their own. `follower` as for [`watch`]. False = there is no memory for that.
+pub fn listen(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, hears: Hears) -> bool {
+    let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
+    places.into_iter().all(|place| {
+        each_own(memory, place, |watcher| watcher.hears = hears as u32) || hang(memory, place, uuid, follower, hears)
+    })
+}
+
+/// Returns whether nothing has woken this process since it looked last. Its latch may be reset by whatever else it
+/// waits for.
+pub fn is_listening(memory: &Memory, uuid: &[u8; 16]) -> bool {
+    let own = process::own();
+    let batches = lists::batches_of_uuid(memory, uuid).map(|place| memory.get::<Batch>(place));
+    batches
+        .flat_map(|batch| watchers(memory, batch))
+        .all(|watcher| watcher.process != own || watcher.hears != Hears::Nothing as u32)
+}
+
+/// Wakes those that watch a batch, have looked since they were woken, and hear of such a change: all, or those whose
+/// jobs have ended.
+pub fn wake(memory: &mut Memory, place: Place) {
+    wake_if(memory, place, |memory, watcher| {
+        watcher.hears != Hears::TheEnd as u32 || is_over(memory, place, watcher.ordinal)
+    });
+}
+
+/// Wakes all that watch a batch and have looked since they were woken: each is to look for itself.
+pub fn wake_all(memory: &mut Memory, place: Place) {
+    wake_if(memory, place, |_, _| true);
+}
+
+fn wake_if(memory: &mut Memory, place: Place, is_meant: impl Fn(&Memory, &Watcher) -> bool) {
+    let mut at = memory.get::<Batch>(place).watchers;
+    while at != 0 {
+        let watcher = *memory.get::<Watcher>(at);
+        if watcher.hears != Hears::Nothing as u32 && is_meant(memory, &watcher) {
+            memory.get_mut::<Watcher>(at).hears = Hears::Nothing as u32;
+            process::wake(watcher.process);
+        }
+        at = watcher.next;
+    }
+}
+
+/// The jobs that run and whose end a process waits for: their processes, and their uuids.
+pub fn awaited_by(memory: &Memory, pid: i32) -> Vec<(i32, [u8; 16])> {
+    let mut awaited = Vec::new();
+    for place in lists::batches(memory) {
+        let batch = memory.get::<Batch>(place);
+        for watcher in watchers(memory, batch).filter(|watcher| watcher.pid == pid && watcher.is_follower != 0) {
+            let in_batch = slots(memory).iter().filter(|slot| slot.life() == Life::Busy && slot.batch == place);
+            let jobs = in_batch.map(|slot| (slot.pid, lists::job(memory, place, slot.job)));
+            let wanted = jobs.filter(|(_, job)| is_before(memory, place, job, watcher.ordinal));
+            awaited.extend(wanted.map(|(pid, job)| (pid, lists::uuid_of(&batch.uuid, job.ordinal))));
+        }
+    }
+    awaited
+}
+
+/// Counts the workers whose job waits for the end of others.
+pub fn waiting_workers(memory: &Memory) -> usize {
+    let mut waiting = HashSet::new();
+    for place in lists::batches(memory) {
+        let workers = watchers(memory, memory.get(place)).filter(|watcher| watcher.is_worker != 0);
+        // Who is about to see that it need not wait any more goes on.
+        waiting.extend(workers.filter(|watcher| !is_over(memory, place, watcher.ordinal)).map(|watcher| watcher.pid));
+    }
+    waiting.len()
+}
+
+/// Returns whether the job with the ordinal has ended, if it is one of the batch; 0 = whether all have.
+fn is_over(memory: &Memory, place: Place, ordinal: u32) -> bool {
+    if ordinal == 0 {
+        let batch = memory.get::<Batch>(place);
+        return batch.logged + batch.unlogged == batch.jobs;
+    }
+    let index = lists::index_of(memory, place, ordinal);
+    index.is_none_or(|index| State::from_byte(lists::job(memory, place, index).state).is_final())
+}
+
+/// Returns whether this job, which runs, ends before the one with the ordinal does; 0 = before all have ended.
+fn is_before(memory: &Memory, place: Place, running: &Job, ordinal: u32) -> bool {
+    let batch = memory.get::<Batch>(place);
+    let is_queued = || {
+        let index = lists::index_of(memory, place, ordinal);
+        index.is_some_and(|index| lists::job(memory, place, index).state == State::Queued as u8)
+    };
+    let one_by_one = batch.is_sequential != 0 || batch.max_workers == 1;
+    ordinal == 0 || running.ordinal == ordinal || one_by_one && is_queued()
+}
+
+fn watchers<'a>(memory: &'a Memory, batch: &Batch) -> impl Iterator<Item = &'a Watcher> {
+    lists::chain(batch.watchers, |watcher| memory.get::<Watcher>(watcher).next).map(|watcher| memory.get(watcher))
+}

@@ -1,0 +1,400 @@
+//! End of jobs, and of their batches: what came of a job, who stopped it, its final row, and when all of it is
+//! forgotten.
+
+use crate::ffi::area::Memory;
+use crate::ffi::process;
+use crate::registry::layout::{Batch, Job, Key, Life, Place, Reason, Slot, State};
+use crate::registry::outcomes::Kept;
+use crate::registry::{batches, lists, outcomes, ready_lists, slot_mut, slots, stopped_by, watchers};
+use crate::scheduler::job_order::push;
+use crate::scheduler::{capacity, job_order};
+
+/// Number of final rows that are written in one transaction at most.
+const LOG_LIMIT: usize = 1000;
+/// Time after which rows that could not be written are tried again at first, in microseconds.
+const LOG_RETRY: i64 = 500_000;
+/// Number of times that this time doubles, if they still cannot be written: to 16 seconds.
+const LOG_RETRY_DOUBLINGS: u16 = 5;
+/// Time after which a worker is sent again to write final rows into a database that has refused one, in microseconds.
+const REFUSED_RETRY: i64 = 10_000_000;
+
+/// Number of jobs up to which followers of a batch are told when each one has ended, and what came of it.
+pub const FEW: u32 = 5;
+
+/// Tells what came of an attempt.
+pub enum Finish<'a> {
+    /// Its final row is written, and says this.
+    Logged(State, &'a [u8]),
+    /// Its final row is to be written from this.
+    Unlogged(State, &'a [u8]),
+    /// The job is to be tried again, when its delay is over.
+    Again,
+}
+
+/// A job that has ended and has no final row yet.
+pub struct Ended {
+    pub index: u32,
+    pub uuid: [u8; 16],
+    pub state: State,
+    pub reason: Reason,
+    /// Name of the role that stopped it.
+    pub stopper: Option<Vec<u8>>,
+    pub attempts: u32,
+    pub pid: Option<i32>,
+    pub started: i64,
+    pub ended: i64,
+    pub outcome: Option<Vec<u8>>,
+}
+
+/// Notes that nothing of the job that this worker has begun can be cancelled any more.
+pub fn deafen(memory: &mut Memory, index: usize) {
+    if let Some(own) = slot_mut(memory, index) {
+        own.is_deaf = 1;
+    }
+}
+
+/// The final row of a job that has come to its end.
+enum Row {
+    /// Content of the row, if those that follow the job are told.
+    Written(Option<Kept>),
+    /// The row is to be written from this; from nothing = the job's record says why, or nobody knows any more.
+    Due(Option<Kept>),
+}
+
+/// Ends an attempt. The job was begun by this worker.
+pub fn finish(memory: &mut Memory, index: usize, place: Place, job_index: u32, finish: &Finish) {
+    let kept = match finish {
+        Finish::Unlogged(_, outcome) => outcomes::keep(memory, outcome),
+        // Sessions that follow it are told why.
+        Finish::Logged(State::Failed | State::Stopped, outcome) if memory.get::<Batch>(place).jobs <= FEW => {
+            outcomes::keep(memory, outcome)
+        }
+        _ => None,
+    };
+    let Some(own) = slots(memory).get(index).copied() else { return };
+    leave_busy(memory, index, own);
+    conclude(memory, place, job_index, finish, kept);
+}
+
+/// An attempt is over; `kept`: what came of it.
+fn conclude(memory: &mut Memory, place: Place, job_index: u32, finish: &Finish, kept: Option<Kept>) {
+    match finish {
+        // Who wanted it stopped came while its attempt was written down: there is none after it.
+        Finish::Again if lists::job(memory, place, job_index).is_stopping != 0 => {
+            end(memory, place, job_index, State::Stopped, Row::Due(None));
+        }
+        Finish::Again => {
+            let delay = lists::job(memory, place, job_index).retry_delay.saturating_mul(1000);
+            push(memory, place, job_index, process::now().saturating_add(delay));
+        }
+        Finish::Logged(state, _) => end(memory, place, job_index, *state, Row::Written(kept)),
+        Finish::Unlogged(state, _) => end(memory, place, job_index, *state, Row::Due(kept)),
+    }
+    let failed = matches!(finish, Finish::Logged(State::Failed, _) | Finish::Unlogged(State::Failed, _));
+    if failed && memory.get::<Batch>(place).stops_on_error != 0 {
+        stop_queued(memory, place, Reason::OtherFailed);
+    }
+    watchers::wake(memory, place);
+}
+
+fn leave_busy(memory: &mut Memory, index: usize, own: Slot) {
+    if own.life() == Life::Busy {
+        let key = memory.get_mut::<Key>(own.key);
+        key.busy = key.busy.saturating_sub(1);
+    }
+    if let Some(own) = slot_mut(memory, index) {
+        own.life = Life::Ready as u32;
+    }
+}
+
+/// A job has come to its end.
+fn end(memory: &mut Memory, place: Place, index: u32, state: State, row: Row) {
+    let job = lists::job_mut(memory, place, index);
+    job.state = state as u8;
+    job.slot = 0;
+    job.ended = process::now();
+    job.is_logged = u8::from(matches!(row, Row::Written(_)));
+    match row {
+        Row::Written(_) => memory.get_mut::<Batch>(place).logged += 1,
+        Row::Due(_) => batches::count_unlogged(memory, place, 1),
+    }
+    let (Row::Written(kept) | Row::Due(kept)) = row;
+    if let Some(kept) = kept {
+        outcomes::give(memory, place, index, kept);
+    }
+}
+
+/// Stops every queued job of a batch that nobody has claimed or that is only claimed.
+fn stop_queued(memory: &mut Memory, place: Place, reason: Reason) {
+    for index in 0..memory.get::<Batch>(place).jobs {
+        stop_if_queued(memory, place, index, reason);
+    }
+}
+
+fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason) -> bool {
+    let job = lists::job_mut(memory, place, index);
+    if job.state != State::Queued as u8 {
+        return false;
+    }
+    let is_claimed = job.slot != 0;
+    job.state = State::Stopped as u8;
+    job.reason = reason as u8;
+    job.slot = 0;
+    job.ended = process::now();
+    batches::count_unlogged(memory, place, 1);
+    let batch = memory.get_mut::<Batch>(place);
+    let database = batch.database;
+    if !is_claimed {
+        batch.queued -= 1;
+        // Others of it may have waited for this one.
+        ready_lists::update(memory, place);
+    }
+    capacity::wake_writers(memory, database);
+    true
+}
+
+/// Stops a job in the name of a role: a queued one is out of the queue, one that runs is cancelled. Gives what it was;
+/// `Running` = somebody will see to it.
+pub fn stop(memory: &mut Memory, place: Place, index: u32, uuid: &[u8; 16], role: &[u8]) -> State {
+    let is_there = |memory: &Memory| lists::batches_of_uuid(memory, uuid).any(|at| at == place);
+    if !is_there(memory) {
+        return State::Stopped;
+    }
+    let state = State::from_byte(lists::job(memory, place, index).state);
+    if state.is_final() {
+        return state;
+    }
+    let stopper = stopped_by::number(memory, place, role);
+    // Without memory for it, all may have ended in the meantime, and be forgotten.
+    if stopper == 0 && !is_there(memory) {
+        return State::Stopped;
+    }
+    let job = *lists::job(memory, place, index);
+    let state = State::from_byte(job.state);
+    match state {
+        State::Queued => {
+            lists::job_mut(memory, place, index).stopper = stopper;
+            stop_if_queued(memory, place, index, Reason::Stopped);
+        }
+        State::Running => {
+            let is_deaf = slots(memory).get((job.slot as usize).wrapping_sub(1)).is_none_or(|slot| slot.is_deaf != 0);
+            if job.is_stopping == 0 {
+                let job = lists::job_mut(memory, place, index);
+                (job.is_stopping, job.reason, job.stopper) = (1, Reason::Cancelled as u8, stopper);
+            }
+            if !is_deaf {
+                // The worker leaves this state under the lock that is held here: the signal reaches this job, or none.
+                process::cancel(job.pid);
+            }
+        }
+        _ => {}
+    }
+    watchers::wake(memory, place);
+    state
+}
+
+/// Final rows that are to be written, a few at a time.
+pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
+    let record = memory.get::<Batch>(place);
+    lists::jobs(memory, place)
+        .iter()
+        .zip(0..)
+        .skip(record.first_unlogged as usize)
+        .filter(|(job, _)| State::from_byte(job.state).is_final() && job.is_logged == 0)
+        .take(LOG_LIMIT.min(record.unlogged as usize))
+        .map(|(job, index)| Ended {
+            index,
+            uuid: lists::uuid_of(&record.uuid, job.ordinal),
+            state: State::from_byte(job.state),
+            reason: Reason::from_byte(job.reason),
+            stopper: stopped_by::of_job(memory, place, job).map(<[u8]>::to_vec),
+            attempts: job.attempts,
+            pid: Some(job.pid).filter(|pid| *pid != 0),
+            started: job.started,
+            ended: job.ended,
+            outcome: outcomes::of_job(memory, job).map(<[u8]>::to_vec),
+        })
+        .collect()
+}
+
+/// Tells that these final rows are written; none = they could not be, and are to be tried again later.
+pub fn written(memory: &mut Memory, place: Place, uuid: &[u8; 16], indexes: Option<&[u32]>) {
+    // It may have been forgotten with its database.
+    if !lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
+        return;
+    }
+    settle(memory, place, indexes.unwrap_or_default());
+    tried_to_write(memory, place, indexes.is_some());
+    watchers::wake(memory, place);
+    batches::remove_if_done(memory, place);
+}
+
+/// Tells that rows of the batch were written, or could not be: the longer that lasts, the later it is tried again, so
+/// that many such batches hold up nobody's jobs.
+pub fn tried_to_write(memory: &mut Memory, place: Place, is_written: bool) {
+    let batch = memory.get_mut::<Batch>(place);
+    batch.writer = 0;
+    if is_written {
+        batch.log_failures = 0;
+    } else {
+        batch.retry_log_at = next_try(batch.log_failures);
+        batch.log_failures = batch.log_failures.saturating_add(1);
+    }
+}
+
+/// Returns the time at which what could not be written into the log is tried again: now and, before, so often.
+pub fn next_try(failures: u16) -> i64 {
+    process::now() + (LOG_RETRY << failures.min(LOG_RETRY_DOUBLINGS))
+}
+
+/// Notes that nothing more is to be written of these jobs.
+fn settle(memory: &mut Memory, place: Place, indexes: &[u32]) {
+    let mut settled = 0;
+    for index in indexes {
+        let job: &mut Job = lists::job_mut(memory, place, *index);
+        settled += u32::from(job.is_logged == 0);
+        job.is_logged = job.is_logged.max(2);
+    }
+    batches::count_unlogged(memory, place, -(settled as i32));
+    let first = memory.get::<Batch>(place).first_unlogged as usize;
+    let before = lists::jobs(memory, place).iter().skip(first).take_while(|job| job.is_logged != 0).count();
+    let record = memory.get_mut::<Batch>(place);
+    record.logged += settled;
+    record.first_unlogged += before as u32;
+}
+
+/// Postpones the final rows of this database, for which no worker can log in: they are not tried again for a while, in
+/// which those of others are written.
+pub fn postpone_log(memory: &mut Memory, database: u32) {
+    let retry_at = process::now() + REFUSED_RETRY;
+    let unlogged: Vec<Place> = job_order::unlogged(memory).collect();
+    for place in unlogged {
+        let batch = memory.get_mut::<Batch>(place);
+        if batch.database == database {
+            batch.retry_log_at = retry_at;
+        }
+    }
+}
+
+/// Every queued job of the key, which has a worker, ends with this outcome: nobody can run it.
+pub fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
+    let mut outcome = outcome;
+    'batches: loop {
+        let Some(place) = lists::queued_batches(memory, key).next() else { return };
+        for index in 0..memory.get::<Batch>(place).jobs {
+            let job = lists::job(memory, place, index);
+            if job.state != State::Queued as u8 || job.slot != 0 {
+                continue;
+            }
+            let kept = outcomes::keep(memory, outcome);
+            if kept.is_none() && !outcome.is_empty() {
+                // From now on without it: what was seen may have changed.
+                outcome = &[];
+                continue 'batches;
+            }
+            memory.get_mut::<Batch>(place).queued -= 1;
+            end(memory, place, index, State::Failed, Row::Due(kept));
+        }
+        ready_lists::update(memory, place);
+        watchers::wake(memory, place);
+    }
+}
+
+/// Refuses jobs of a key of which no worker could be started at this time: what one would have begun then has had an
+/// attempt that failed with this outcome.
+pub fn refuse(memory: &mut Memory, key: Place, at: i64, outcome: &[u8]) {
+    loop {
+        // Without memory for it, jobs end without it.
+        let kept = outcomes::keep(memory, outcome);
+        // What was seen may have changed then.
+        let is_there = lists::keys(memory).any(|there| there == key);
+        let next = is_there.then(|| job_order::first_open(memory, key, at, 1).first().copied()).flatten();
+        let next = next.filter(|place| memory.get::<Batch>(*place).created <= at);
+        let Some((place, index)) = next.and_then(|place| Some((place, job_order::pop(memory, place, at)?))) else {
+            return outcomes::discard(memory, kept);
+        };
+        memory.get_mut::<Batch>(place).queued -= 1;
+        ready_lists::update(memory, place);
+        let job = lists::job_mut(memory, place, index);
+        job.attempts += 1;
+        if job.attempts < job.max_attempts {
+            outcomes::discard(memory, kept);
+            conclude(memory, place, index, &Finish::Again, None);
+        } else {
+            conclude(memory, place, index, &Finish::Unlogged(State::Failed, outcome), kept);
+        }
+    }
+}
+
+/// Ends what a worker that dies leaves: its job, and its claim.
+pub fn abandon(memory: &mut Memory, index: usize, state: State, outcome: &[u8]) {
+    let Some(own) = slots(memory).get(index).copied() else { return };
+    let slot = index as u32 + 1;
+    let place = own.batch;
+    if own.life() == Life::Busy {
+        let job = lists::job(memory, place, own.job);
+        // What has ended its worker has ended this attempt only.
+        let end = if state == State::Failed && job.attempts < job.max_attempts {
+            Finish::Again
+        } else {
+            Finish::Unlogged(state, outcome)
+        };
+        finish(memory, index, place, own.job, &end);
+    }
+    if place != 0 {
+        let claimed: Vec<u32> = (0..memory.get::<Batch>(place).jobs)
+            .filter(|job| {
+                let job = lists::job(memory, place, *job);
+                job.state == State::Queued as u8 && job.slot == slot
+            })
+            .collect();
+        give_back(memory, index, place, &claimed);
+    }
+    let writing: Vec<Place> =
+        lists::batches(memory).filter(|place| memory.get::<Batch>(*place).writer == slot).collect();
+    for place in writing {
+        memory.get_mut::<Batch>(place).writer = 0;
+    }
+}
+
+/// Forgets every batch of a database that has no log any more: the extension is gone from it, or the database itself
+/// is. By the worker in this slot, which writes none of them now; those that another one writes are forgotten when it
+/// is done, and those that are still being launched by who runs them.
+pub fn forget_database(memory: &mut Memory, database: u32, index: usize) {
+    let is_meant = |batch: &Batch| batch.database == database && batch.is_open != 0;
+    let places: Vec<Place> = lists::batches(memory).filter(|place| is_meant(memory.get::<Batch>(*place))).collect();
+    for place in places {
+        for index in 0..memory.get::<Batch>(place).jobs {
+            stop_if_queued(memory, place, index, Reason::Stopped);
+        }
+        let batch = memory.get_mut::<Batch>(place);
+        if batch.writer == index as u32 + 1 {
+            batch.writer = 0;
+        }
+        let unlogged: Vec<u32> = (0..memory.get::<Batch>(place).jobs)
+            .filter(|index| {
+                let job = lists::job(memory, place, *index);
+                State::from_byte(job.state).is_final() && job.is_logged == 0
+            })
+            .collect();
+        settle(memory, place, &unlogged);
+        watchers::wake(memory, place);
+        batches::remove_if_done(memory, place);
+    }
+}
+
+/// Gives back what is left of the jobs that this worker has claimed, and looks whether the batch is done.
+pub fn give_back(memory: &mut Memory, index: usize, place: Place, jobs: &[u32]) {
+    let slot = index as u32 + 1;
+    for job in jobs {
+        let record = lists::job(memory, place, *job);
+        if record.state == State::Queued as u8 && record.slot == slot {
+            push(memory, place, *job, 0);
+        }
+    }
+    memory.get_mut::<Batch>(place).workers -= 1;
+    if let Some(own) = slot_mut(memory, index) {
+        own.batch = 0;
+    }
+    batches::remove_if_done(memory, place);
+}

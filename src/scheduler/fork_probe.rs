@@ -1,0 +1,173 @@
+//! Workers that the server should have started and has not. It keeps one that it could not fork, tries again each
+//! second, and says of it until then what it says of one whose turn has not come (postmaster.c, `do_start_bgworker`;
+//! bgworker.c, `GetBackgroundWorkerPid`). So it is asked for a process that it is not to try again, of which it says
+//! so: a probe. When that is refused, the jobs that wait for such a worker end with that reason.
+
+use crate::ffi::area::Memory;
+use crate::ffi::bgworker::Worker;
+use crate::ffi::process;
+use crate::registry::layout::{Key, Life, Place, Probe, Root, Slot};
+use crate::registry::{lists, slots};
+use crate::scheduler::capacity::{next_serial, Start};
+use crate::scheduler::job_order::demand;
+use crate::scheduler::{completion, worker_lifecycle};
+
+/// Time that the server waits before it starts a worker again that has died or that it could not fork, in seconds.
+pub const RESTART_AFTER: i32 = 1;
+/// Value in place of a worker's place: the process is a probe.
+pub const PROBE: usize = usize::MAX;
+
+/// Time that a start takes at most if nothing is wrong, in microseconds.
+const START_TIME: i64 = 100_000;
+/// Time in which nobody asks again after a probe was started or could not be registered, in microseconds.
+const ASK_EVERY: i64 = RESTART_AFTER as i64 * 1_000_000;
+
+/// Tells what is to be done about workers that are late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Late {
+    /// There are none, or it is not known yet why.
+    Nothing,
+    /// A probe with this number is to be registered.
+    Ask(u64),
+    /// The server is to look at what it was asked for.
+    Wake,
+    /// The server cannot start processes, as a probe of this time says: [`refuse_jobs`].
+    Refused(i64),
+}
+
+/// Looks for workers that are late and that jobs wait for.
+pub fn look_late(memory: &mut Memory) -> Late {
+    let now = process::now();
+    if late_keys(memory, now).is_empty() {
+        return Late::Nothing;
+    }
+    let root = memory.root();
+    let probe = memory.get::<Root>(root).probe;
+    let is_long_ago = |time: i64| probe.asked_at + time <= now;
+    let worker = Worker::from_words(probe.handle);
+    let asks = match probe {
+        Probe { serial: 0, .. } => true,
+        Probe { has_handle: 0, .. } | Probe { has_come: 1, .. } => is_long_ago(ASK_EVERY),
+        _ if worker.is_to_start() && is_long_ago(START_TIME) => return Late::Wake,
+        _ if worker.is_gone() => {
+            memory.get_mut::<Root>(root).probe = bytemuck::Zeroable::zeroed();
+            // It says nothing of a worker that is late since then.
+            if !late_keys(memory, probe.asked_at).is_empty() {
+                return Late::Refused(probe.asked_at);
+            }
+            true
+        }
+        _ => false,
+    };
+    if !asks {
+        return Late::Nothing;
+    }
+    let serial = next_serial(memory);
+    memory.get_mut::<Root>(root).probe = Probe { serial, asked_at: now, ..bytemuck::Zeroable::zeroed() };
+    Late::Ask(serial)
+}
+
+fn probe_mut(memory: &mut Memory, serial: u64) -> Option<&mut Probe> {
+    let root = memory.root();
+    let probe = (root != 0).then(|| &mut memory.get_mut::<Root>(root).probe)?;
+    (probe.serial == serial).then_some(probe)
+}
+
+/// The server has been asked for the probe.
+pub fn register_probe(memory: &mut Memory, serial: u64, worker: Worker) {
+    if let Some(probe) = probe_mut(memory, serial) {
+        (probe.handle, probe.has_handle) = (worker.to_words(), 1);
+    }
+}
+
+/// Notes that this process is the probe.
+pub fn probe_came(memory: &mut Memory, serial: u64) {
+    if let Some(probe) = probe_mut(memory, serial) {
+        probe.has_come = 1;
+    }
+}
+
+/// The server could not start workers at this time: what waited for one that was late then has had an attempt that
+/// failed with this outcome.
+pub fn refuse_jobs(memory: &mut Memory, asked_at: i64, outcome: &[u8]) {
+    for key in late_keys(memory, asked_at) {
+        completion::refuse(memory, key, asked_at, outcome);
+    }
+}
+
+/// Tells what has become of a worker that the server has been asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coming {
+    /// Its process is there.
+    Comes,
+    /// The server is still to start it, and jobs wait for that.
+    Awaited,
+    /// The server is still to start it, and no job waits for that.
+    Useless,
+}
+
+/// Returns what has become of the worker that was to come in this place.
+pub fn coming(memory: &mut Memory, start: Start) -> Coming {
+    let slot = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial);
+    match slot.filter(is_to_start) {
+        None => Coming::Comes,
+        Some(slot) if awaits_start(memory, slot.key, process::now()) => Coming::Awaited,
+        Some(_) => Coming::Useless,
+    }
+}
+
+/// Returns whether the server is still to start the worker in this place.
+fn is_to_start(slot: &Slot) -> bool {
+    slot.life() == Life::Starting
+        && slot.pid == 0
+        && slot.has_handle != 0
+        && Worker::from_words(slot.handle).is_to_start()
+}
+
+/// Returns whether the server has not started the worker, which it should have at this time.
+fn is_late(slot: &Slot, at: i64) -> bool {
+    match slot.life() {
+        Life::Starting => slot.since + START_TIME <= at && is_to_start(slot),
+        // Of one that it is to start again it says meanwhile that it is gone.
+        Life::Died => slot.since + ASK_EVERY + START_TIME <= at && Worker::from_words(slot.handle).is_gone(),
+        _ => false,
+    }
+}
+
+/// Returns whether its process has come, and looks for work sooner or later.
+pub fn has_come(slot: &Slot) -> bool {
+    match slot.life() {
+        Life::Ready | Life::Busy | Life::Serving | Life::Idle => true,
+        Life::Starting => slot.has_handle != 0 && !is_to_start(slot),
+        Life::Free | Life::Leaving | Life::Died => false,
+    }
+}
+
+/// Returns whether a job of the key can start only when the server has started a worker, as no other is there that is
+/// of the key, or none at all.
+pub fn awaits_start(memory: &mut Memory, key: Place, now: i64) -> bool {
+    let is_its_own = |slot: &Slot| slot.key == key;
+    let there: Vec<&Slot> = slots(memory).iter().filter(|slot| has_come(slot)).collect();
+    let is_asked_for = || slots(memory).iter().any(|slot| is_its_own(slot) && is_to_start(slot));
+    let awaits = there.is_empty() || !there.iter().any(|slot| is_its_own(slot)) && is_asked_for();
+    awaits && memory.get::<Key>(key).login != 0 && demand(memory, key, now, 1) > 0
+}
+
+/// The keys of which the same is true, and the worker was late at this time.
+fn late_keys(memory: &mut Memory, at: i64) -> Vec<Place> {
+    let now = process::now();
+    let late: Vec<Place> = slots(memory).iter().filter(|slot| is_late(slot, at)).map(|slot| slot.key).collect();
+    if late.is_empty() {
+        return Vec::new();
+    }
+    let is_anybody_there = slots(memory).iter().any(has_come);
+    let mut keys: Vec<Place> = lists::keys(memory).filter(|key| !is_anybody_there || late.contains(key)).collect();
+    keys.retain(|key| awaits_start(memory, *key, now));
+    keys
+}
+
+/// Returns whether a job may wait for a worker that nobody has started, or could start.
+pub fn may_lack_workers(memory: &Memory) -> bool {
+    let is_expected = |slot: &Slot| slot.life() == Life::Died || slot.life() == Life::Starting && slot.pid == 0;
+    worker_lifecycle::is_starved(memory) || slots(memory).iter().any(is_expected)
+}

@@ -1,0 +1,412 @@
+//! The life of a worker in its place: how it comes, what it does there, how it goes.
+
+use crate::ffi::area::Memory;
+use crate::ffi::bgworker::Worker;
+use crate::ffi::process;
+use crate::guc;
+use crate::registry::layout::{Key, Life, Place, Root, Slot, State, MESSAGE_BYTES};
+use crate::registry::{batches, lists, slot_mut, slots, stopped_by, watchers};
+use crate::scheduler::capacity::{
+    has_idle_room, hungriest, is_alone, is_ceding, is_needed, next_key, prepare, staying, Start,
+};
+use crate::scheduler::job_order::demand;
+use crate::scheduler::{capacity, completion, dispatch, job_order};
+use std::collections::HashSet;
+
+/// Tells a new worker what it is to be.
+#[derive(Debug, Clone, Copy)]
+pub enum Arrival {
+    /// Log in so; role 0 = none.
+    LogIn { database: u32, login: u32 },
+    /// The one before it is not gone yet: ask again.
+    NotYet,
+    /// Its work is not due: ask again after a while.
+    Later,
+    /// There is nothing to do.
+    Nothing,
+}
+
+/// Returns whether the server had no process for the worker that was asked for last.
+pub fn is_starved(memory: &Memory) -> bool {
+    memory.root() != 0 && memory.get::<Root>(memory.root()).is_starved != 0
+}
+
+fn set_starved(memory: &mut Memory, is_starved: bool) {
+    let root = memory.root();
+    memory.get_mut::<Root>(root).is_starved = u64::from(is_starved);
+}
+
+/// The server has taken the worker.
+pub fn register(memory: &mut Memory, start: Start, worker: Worker) {
+    set_starved(memory, false);
+    if let Some(slot) = slot_mut(memory, start.slot).filter(|slot| slot.serial == start.serial) {
+        slot.handle = worker.to_words();
+        slot.has_handle = 1;
+    }
+}
+
+/// The server has no process for the worker: one that has nothing to do makes room if it is not the last, or somebody
+/// waits for its process; who follows what is queued asks again.
+pub fn cannot_register(memory: &mut Memory, start: Start) {
+    set_starved(memory, true);
+    let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
+    if slot.key != 0 {
+        if slots(memory).iter().filter(|slot| capacity::is_staying(slot)).count() > 2
+            || job_order::is_work_awaited(memory)
+        {
+            capacity::make_room_for(memory, slot.key);
+        }
+        let batches: Vec<Place> = lists::queued_batches(memory, slot.key).collect();
+        batches.into_iter().for_each(|batch| watchers::wake_all(memory, batch));
+    }
+    give_up(memory, start);
+}
+
+/// Gives up a reserved place: no worker is to come in it.
+pub fn give_up(memory: &mut Memory, start: Start) {
+    let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
+    leave_key(memory, start.slot);
+    if slot.after != 0 {
+        if let Some(before) = slot_mut(memory, slot.after as usize - 1) {
+            before.is_succeeded = 0;
+        }
+    }
+    if let Some(slot) = slot_mut(memory, start.slot) {
+        *slot = Slot { serial: slot.serial, ..bytemuck::Zeroable::zeroed() };
+    }
+}
+
+fn leave_key(memory: &mut Memory, index: usize) {
+    let Some(slot) = slot_mut(memory, index) else { return };
+    let key = std::mem::take(&mut slot.key);
+    if key != 0 {
+        let record = memory.get_mut::<Key>(key);
+        record.workers = record.workers.saturating_sub(1);
+        record.limit = 0;
+        batches::forget_key(memory, key);
+    }
+}
+
+/// A process begins in this place.
+pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arrival {
+    let Some(slot) = slots(memory).get(index).copied().filter(|slot| slot.serial == serial) else {
+        return Arrival::Nothing;
+    };
+    match slot.life() {
+        Life::Starting => {
+            let before = slots(memory).get((slot.after as usize).wrapping_sub(1)).copied();
+            if before.is_some_and(|before| {
+                before.life() != Life::Free
+                    && before.is_succeeded != 0
+                    && !(before.has_handle != 0 && Worker::from_words(before.handle).is_gone())
+            }) {
+                return Arrival::NotYet;
+            }
+        }
+        Life::Died => {
+            let key = next_key(memory, index, 0);
+            if let Some(key) = key.filter(|key| is_early(memory, *key)) {
+                batches::forget_key(memory, key);
+                return Arrival::Later;
+            }
+            let turn = job_order::next_turn(memory);
+            let Some(key) = key else {
+                if let Some(slot) = slot_mut(memory, index) {
+                    slot.life = Life::Leaving as u32;
+                }
+                return Arrival::Nothing;
+            };
+            let record = memory.get_mut::<Key>(key);
+            record.workers += 1;
+            record.turn = turn;
+            if let Some(slot) = slot_mut(memory, index) {
+                slot.key = key;
+                slot.is_unwanted = 0;
+            }
+        }
+        _ => return Arrival::Nothing,
+    }
+    let now = process::now();
+    let Some(slot) = slot_mut(memory, index) else { return Arrival::Nothing };
+    slot.life = Life::Starting as u32;
+    slot.after = 0;
+    slot.pid = pid;
+    slot.process = process::own();
+    slot.since = now;
+    let key = memory.get::<Key>(slots(memory).get(index).map_or(0, |slot| slot.key));
+    Arrival::LogIn { database: key.database, login: key.login }
+}
+
+/// Returns whether a worker of this key would come only to write final rows that cannot be written yet.
+fn is_early(memory: &Memory, key: Place) -> bool {
+    let key = memory.get::<Key>(key);
+    key.login == 0 && job_order::log_due(memory, key.database).is_some_and(|due| due > process::now())
+}
+
+/// The worker has nothing to do. False = it has again, or is to go: there are enough that have nothing to do.
+pub fn idle(memory: &mut Memory, index: usize) -> bool {
+    let Some(own) = slots(memory).get(index).copied() else { return true };
+    let now = process::now();
+    let database = memory.get::<Key>(own.key).database;
+    if own.is_unwanted != 0
+        || own.errand != 0
+        || demand(memory, own.key, now, 1) > 0
+        || job_order::log_duty(memory, database, now).is_some()
+    {
+        return false;
+    }
+    let is_one_too_many =
+        own.life() != Life::Idle && !is_needed(memory, index) && !keeps_memory(memory, index) && !has_idle_room(memory);
+    let Some(slot) = slot_mut(memory, index) else { return true };
+    if is_one_too_many {
+        slot.is_unwanted = 1;
+        return false;
+    }
+    slot.life = Life::Idle as u32;
+    true
+}
+
+/// The worker looks for work again.
+pub fn ready(memory: &mut Memory, index: usize) {
+    if let Some(slot) = slot_mut(memory, index).filter(|slot| slot.life() == Life::Idle) {
+        slot.life = Life::Ready as u32;
+    }
+}
+
+/// Returns whether it is the last worker, and there is still a large batch that readers may look at: it gives back that
+/// batch's memory.
+fn keeps_memory(memory: &Memory, index: usize) -> bool {
+    let mut others = slots(memory).iter().enumerate().filter(|(at, _)| *at != index);
+    !others.any(|(_, slot)| capacity::is_staying(slot) && slot.is_unwanted == 0) && batches::is_large_one_done(memory)
+}
+
+/// A worker whose idle time is over goes. False = it stays: it alone has time for what is queued, or has been given a
+/// job.
+pub fn leave_idle(memory: &mut Memory, index: usize) -> bool {
+    let Some(own) = slots(memory).get(index).copied() else { return true };
+    let is_last = own.key != 0 && memory.get::<Key>(own.key).has_queue() && memory.get::<Key>(own.key).workers <= 1;
+    if is_last || keeps_memory(memory, index) || is_needed(memory, index) || !dispatch::close(memory, index) {
+        return false;
+    }
+    // Another one that looks now does not count on it.
+    if let Some(own) = slot_mut(memory, index) {
+        own.is_unwanted = 1;
+    }
+    true
+}
+
+/// The worker goes, and a worker of the key that wants one most takes its place.
+pub fn hand_over(memory: &mut Memory, index: usize) -> Option<Start> {
+    let own = slots(memory).get(index).copied()?;
+    // It does not look for work any more, and may have left some to others of its key.
+    retire(memory, index);
+    succeed(memory, index, own.key)
+}
+
+/// Tells what becomes of a worker whose place is wanted for another one.
+#[derive(Debug, Clone, Copy)]
+pub enum Succession {
+    /// The worker that is to come in its place.
+    By(Start),
+    /// The worker goes as if nobody wanted its place.
+    Leave,
+    /// Its place is not wanted any more.
+    Stay,
+}
+
+/// Reserves a place for a worker of the key that wants one most, which begins when this one is gone.
+pub fn reserve_successor(memory: &mut Memory, index: usize) -> Succession {
+    let Some(own) = slots(memory).get(index).copied() else { return Succession::Leave };
+    if staying(memory) > guc::cap() {
+        return Succession::Leave;
+    }
+    let now = process::now();
+    match hungriest(memory, now, own.key) {
+        Some(next) => prepare(memory, next, Some(index)).map_or(Succession::Stay, Succession::By),
+        None if capacity::is_wanted_elsewhere(memory, own.key, now) => Succession::Leave,
+        None => Succession::Stay,
+    }
+}
+
+/// Returns whether this worker could start a job of its own key now.
+pub fn has_own_work(memory: &mut Memory, index: usize) -> bool {
+    let key = slots(memory).get(index).map_or(0, |own| own.key);
+    key != 0 && demand(memory, key, process::now(), 1) > 0
+}
+
+/// The worker keeps its place, as its successor does not come: the server need not start that one any more.
+pub fn recall(memory: &mut Memory, index: usize, start: Start) {
+    if slots(memory).get(start.slot).is_some_and(|slot| slot.serial == start.serial) {
+        dismiss(memory, start.slot);
+    }
+    give_up(memory, start);
+    // It has a turn before it tries again.
+    if let Some(own) = slot_mut(memory, index) {
+        own.since = process::now();
+    }
+}
+
+/// Reserves a place for a worker that begins when this one, which goes, is gone.
+fn succeed(memory: &mut Memory, index: usize, but: Place) -> Option<Start> {
+    // The last one always has a successor, which waits for room.
+    if staying(memory) >= guc::cap() && !is_alone(memory, index) {
+        return None;
+    }
+    let is_free = |memory: &Memory| slots(memory).get(index).is_some_and(is_ceding);
+    if !is_free(memory) {
+        return None; // somebody has its place already
+    }
+    let next = next_key(memory, index, but)?;
+    is_free(memory).then(|| prepare(memory, next, Some(index))).flatten()
+}
+
+fn retire(memory: &mut Memory, index: usize) {
+    leave_key(memory, index);
+    if let Some(slot) = slot_mut(memory, index) {
+        slot.life = Life::Leaving as u32;
+        slot.batch = 0;
+    }
+}
+
+/// The successor of this worker could not be registered: the server is to start it again itself.
+pub fn stays_on(memory: &mut Memory, index: usize) {
+    if let Some(slot) = slot_mut(memory, index).filter(|slot| is_ceding(slot) && slot.is_mortal == 0) {
+        slot.life = Life::Died as u32;
+    }
+}
+
+/// Returns whether a worker may go although it could not register a successor: others are there, or wait for its
+/// process.
+pub fn may_go(memory: &Memory, index: usize) -> bool {
+    !is_alone(memory, index) || job_order::is_work_awaited(memory)
+}
+
+/// Returns whether the server starts this worker again, for it could not register a successor.
+pub fn starts_again(memory: &Memory, index: usize) -> bool {
+    slots(memory).get(index).is_some_and(|slot| slot.life() == Life::Died)
+}
+
+/// Tells why a process cannot be a worker.
+#[derive(Clone, Copy)]
+pub enum Refusal {
+    /// Its role or database has too many connections already; `is_alone`: it was the only worker there when that was
+    /// counted.
+    TooMany { is_alone: bool },
+    /// The process cannot log in.
+    Login,
+    /// There is no such database any more.
+    NoDatabase,
+}
+
+/// The server is not to start the worker in this place, or not again.
+pub fn dismiss(memory: &Memory, index: usize) {
+    if let Some(slot) = slots(memory).get(index).filter(|slot| slot.has_handle != 0) {
+        Worker::from_words(slot.handle).terminate();
+    }
+}
+
+/// The worker dies; what it leaves ends in this state. Gives its successor: none = the server starts it again, or
+/// nobody is wanted in its place.
+pub fn died(
+    memory: &mut Memory,
+    index: usize,
+    state: State,
+    outcome: &[u8],
+    refused: Option<Refusal>,
+) -> Option<Start> {
+    let own = slots(memory).get(index).copied()?;
+    if matches!(own.life(), Life::Leaving | Life::Free) {
+        return None;
+    }
+    completion::abandon(memory, index, state, outcome);
+    if own.key != 0 {
+        part(memory, index, own.key, outcome, refused);
+    }
+    let now = process::now();
+    // What may happen again at once, and for ever, has the server wait a second first.
+    let goes = own.is_unwanted != 0
+        || own.is_mortal != 0
+        || own.is_succeeded != 0
+        || matches!(own.life(), Life::Busy | Life::Serving);
+    if let Some(slot) = slot_mut(memory, index) {
+        slot.life = if goes { Life::Leaving } else { Life::Died } as u32;
+        slot.batch = 0;
+        slot.process = 0;
+        slot.pid = 0;
+        slot.since = now;
+        // The process that comes in this place has mapped no segment, and logs in anew.
+        (slot.errand, slot.segment, slot.version) = (0, 0, 0);
+        (slot.is_unread, slot.is_read) = (0, 0);
+    }
+    if goes {
+        return succeed(memory, index, 0);
+    }
+    None
+}
+
+/// A worker that dies and its key part; `refused`: what is queued there, or to be written, is for others to see to, or
+/// ends.
+fn part(memory: &mut Memory, index: usize, key: Place, outcome: &[u8], refused: Option<Refusal>) {
+    let Key { database, login, workers, .. } = *memory.get::<Key>(key);
+    let others = workers.saturating_sub(1);
+    match refused {
+        None => {}
+        // Those that there are go on; those that it was counted with and that have gone since were perhaps refused as
+        // well: the next one looks again.
+        Some(Refusal::TooMany { is_alone }) if others > 0 || !is_alone => {}
+        Some(Refusal::NoDatabase) => completion::forget_database(memory, database, index),
+        Some(_) if login == 0 => completion::postpone_log(memory, database),
+        Some(_) => completion::fail_queued(memory, key, outcome),
+    }
+    leave_key(memory, index);
+    if matches!(refused, Some(Refusal::TooMany { .. })) && others > 0 {
+        memory.get_mut::<Key>(key).limit = others;
+    }
+}
+
+/// Ends the processes that run these jobs, if they still do.
+pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<[u8; 16]>) {
+    let is_meant = |slot: &Slot| {
+        slot.life() == Life::Busy
+            && slot.batch != 0
+            && slot.has_handle != 0
+            && jobs.contains(&crate::registry::uuid_of_job(memory, slot.batch, slot.job))
+    };
+    let found: Vec<usize> =
+        slots(memory).iter().enumerate().filter(|(_, slot)| is_meant(slot)).map(|(index, _)| index).collect();
+    for index in found {
+        if let Some(slot) = slot_mut(memory, index) {
+            slot.is_mortal = 1;
+            // Should the job end by itself now, it is to begin no other.
+            slot.is_unwanted = 1;
+            Worker::from_words(slot.handle).terminate();
+        }
+    }
+}
+
+/// The place of this process, if it runs a job of the manager.
+pub fn of_process(memory: &Memory, pid: i32) -> Option<usize> {
+    slots(memory).iter().position(|slot| slot.pid == pid && slot.life() == Life::Busy)
+}
+
+/// Reports how far the job is.
+pub fn report_progress(memory: &mut Memory, index: usize, percent: i32, message: &[u8]) {
+    let Some(slot) = slot_mut(memory, index) else { return };
+    slot.progress = percent;
+    let length = message.len().min(MESSAGE_BYTES);
+    slot.message_bytes = length as u32;
+    for (to, from) in slot.message.iter_mut().zip(message) {
+        *to = *from;
+    }
+    let place = slot.batch;
+    if place != 0 {
+        watchers::wake(memory, place);
+    }
+}
+
+/// Returns who wants the job stopped that runs in this place: a role, if it is known. None = nobody.
+pub fn stopping(memory: &Memory, index: usize) -> Option<Option<Vec<u8>>> {
+    let slot = slots(memory).get(index).filter(|slot| slot.life() == Life::Busy && slot.batch != 0)?;
+    let job = lists::job(memory, slot.batch, slot.job);
+    (job.is_stopping != 0).then(|| stopped_by::of_job(memory, slot.batch, job).map(<[u8]>::to_vec))
+}

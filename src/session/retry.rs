@@ -1,0 +1,96 @@
+//! Jobs that have ended: launching them again, and deleting what is kept of them.
+
+use crate::error::{Error, Text};
+use crate::ffi::{role, spi, transaction};
+use crate::registry::{NewJob, State};
+use crate::session::access::{format_uuid, no_such_job, reaches_superusers};
+use crate::session::monitor::{wait_for_rows, watched};
+use crate::session::submit::{accept, Identity};
+use crate::session::visibility::pulses;
+use crate::spec::{BatchSpec, JobSpec};
+use crate::{log, queries, registry};
+use std::collections::HashMap;
+
+/// Launches the jobs of a batch that have failed, were stopped or lost once more, or one such job, in the manner of
+/// their first launch.
+///
+/// # Errors
+/// [`Error::NoSuchJob`] (42704), [`Error::OfSuperuser`] (42501), [`Error::NothingToRetry`] and [`Error::NotLogged`]
+/// (55000), those of [`crate::session::submit::launch_batch`].
+pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
+    if transaction::in_recovery() {
+        return Err(Error::InRecovery);
+    }
+    let current = role::current();
+    let is_there = !pulses(uuid, |owner| role::has_rights_of(current, owner)).is_empty();
+    if is_there {
+        // What has just been stopped is to be launched, too.
+        watched(uuid, |watch| {
+            wait_for_rows(watch, None);
+            Ok(())
+        })?;
+    }
+    let states = log::states(uuid)?;
+    let own: Vec<_> = states.into_iter().filter(|known| role::has_rights_of(current, known.owner)).collect();
+    if own.is_empty() && !is_there {
+        return Err(no_such_job(uuid));
+    }
+    if own.iter().any(|known| !reaches_superusers(known.owner, known.login)) {
+        return Err(Error::OfSuperuser);
+    }
+    // What has ended and is written only lingers there.
+    let live: HashMap<[u8; 16], State> =
+        pulses(uuid, |_| true).into_iter().filter(|job| !job.is_logged).map(|job| (job.uuid, job.state)).collect();
+    let wanted: Vec<[u8; 16]> = own
+        .iter()
+        .filter(|known| {
+            !live.contains_key(&known.uuid)
+                && [b"failed".as_slice(), b"stopped", b"lost"].contains(&known.state.as_slice())
+        })
+        .map(|known| known.uuid)
+        .collect();
+    // The jobs of a batch have one owner.
+    let run_as = own.first().map(|known| Identity { owner: known.owner, login: known.login });
+    let rows = log::to_repeat(&wanted);
+    let manners: Vec<(BatchSpec, JobSpec)> =
+        rows.iter().map(|row| BatchSpec::from_kept(row.options.as_deref())).collect::<Result<_, Error>>()?;
+    let jobs: Vec<NewJob> = rows
+        .iter()
+        .zip(&manners)
+        .map(|(row, (_, manner))| NewJob {
+            ordinal: registry::ordinal_of(&row.uuid),
+            query: &row.query,
+            name: row.name.as_deref(),
+            timeout: manner.timeout,
+            attempts: row.attempts,
+            max_attempts: row.attempts.saturating_add(manner.max_attempts),
+            retry_delay: manner.retry_delay,
+        })
+        .collect();
+    let (Some((spec, _)), Some(row)) = (manners.first(), rows.first()) else {
+        let ended = live.iter().find(|(_, state)| matches!(state, State::Failed | State::Stopped));
+        return Err(match ended {
+            Some((job, _)) => Error::NotLogged(Text::new(&format_uuid(job))),
+            None => Error::NothingToRetry(Text::new(&format_uuid(uuid))),
+        });
+    };
+    let spec = BatchSpec { name: row.batch_name.clone(), ..spec.clone() };
+    accept(registry::uuid_of(uuid, 0), &spec, &jobs, true, run_as)?;
+    Ok(rows.iter().map(|row| row.uuid).collect())
+}
+
+/// Deletes rows of jobs that ended longer ago than `older_than` microseconds: everybody's for the owner of the
+/// extension, else those of the caller. Gives their number.
+pub fn prune(older_than: i64) -> i64 {
+    let current = role::current();
+    let owner = spi::select(queries::EXTENSION_OWNER).concat();
+    let owner: Option<u32> = std::str::from_utf8(&owner).ok().and_then(|owner| owner.parse().ok());
+    let is_all = owner.is_some_and(|owner| role::has_rights_of(current, owner));
+    log::prune(older_than, (!is_all).then_some(current))
+}
+
+/// Deletes the row of a job that has ended and whose owner's rights the caller has. False = it stays.
+pub fn delete(uuid: &[u8; 16]) -> bool {
+    let current = role::current();
+    log::delete(uuid, |owner| role::has_rights_of(current, owner))
+}

@@ -1,0 +1,117 @@
+//! Stopping jobs, from any session.
+
+use crate::error::Error;
+use crate::ffi::{area, role, session, transaction};
+use crate::registry::{Found, Pulse, State};
+use crate::scheduler::start;
+use crate::session::access::{no_such_job, reaches_superusers};
+use crate::session::monitor::{watched, Watch};
+use crate::session::visibility::{logged_states, pulses, states_of};
+use crate::{registry, scheduler};
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+/// Returns whether the caller may stop jobs of this owner, in a worker that has logged in as `login` (signalfuncs.c,
+/// `pg_signal_backend`).
+fn may_stop(owner: u32, login: u32) -> bool {
+    let current = role::current();
+    (role::has_rights_of(current, owner) || role::signals_backends(current)) && reaches_superusers(owner, login)
+}
+
+/// Returns whether the caller has the rights of the owner of a job, or of a batch.
+fn has_rights_on(uuid: &[u8; 16]) -> bool {
+    let may = |owner| role::has_rights_of(role::current(), owner);
+    !pulses(uuid, may).is_empty() || logged_states(uuid, |known| may(known.owner)).is_ok_and(|jobs| !jobs.is_empty())
+}
+
+/// Tells what became of a job that was to be stopped.
+#[derive(Debug, Clone)]
+pub struct Stopped {
+    pub uuid: [u8; 16],
+    pub was: Vec<u8>,
+    /// None = its row was deleted meanwhile.
+    pub now: Option<Vec<u8>>,
+}
+
+/// Stops a job, or all jobs of a batch: queued ones at once, running ones are cancelled, and their worker ended if
+/// they outlive `grace`.
+///
+/// # Errors
+/// [`Error::NoSuchJob`] (42704), also for those of others; [`Error::OfSuperuser`] (42501); [`Error::StopInRecovery`]
+/// (25006).
+pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
+    if transaction::in_recovery() {
+        return Err(Error::StopInRecovery);
+    }
+    let in_log = logged_states(uuid, |known| may_stop(known.owner, known.login));
+    let found: Vec<Found> = area::read(|memory| registry::find(memory, uuid))
+        .into_iter()
+        .filter(|found| may_stop(found.owner, found.login))
+        .collect();
+    // What the server knows can be stopped whoever has the log.
+    let in_log = if found.is_empty() { in_log? } else { in_log.unwrap_or_default() };
+    if found.is_empty() && in_log.is_empty() {
+        return Err(match has_rights_on(uuid) {
+            true => Error::OfSuperuser,
+            false => no_such_job(uuid),
+        });
+    }
+    let stopper = session::role_name(role::current()).unwrap_or_default();
+    watched(uuid, |watch| {
+        let stopped: Vec<([u8; 16], State)> = area::write(|memory| {
+            let is_allowed = |at: &Found| found.iter().any(|ok| ok.batch == at.batch);
+            let mut jobs = Vec::new();
+            for at in registry::find(memory, uuid).into_iter().filter(is_allowed) {
+                let indexes = registry::of_batch(memory, &at).into_iter();
+                jobs.extend(indexes.map(|index| (at.batch, index, registry::uuid_of_job(memory, at.batch, index))));
+            }
+            let stop = |(place, index, uuid)| (uuid, scheduler::stop(memory, place, index, &uuid, &stopper));
+            jobs.into_iter().map(stop).collect()
+        });
+        start::start_workers();
+        let running: HashSet<[u8; 16]> =
+            stopped.iter().filter(|(_, was)| *was == State::Running).map(|(uuid, _)| *uuid).collect();
+        if !running.is_empty() {
+            wait_for_end(watch, &running, grace);
+        }
+        let uuids: Vec<[u8; 16]> = stopped.iter().map(|(uuid, _)| *uuid).collect();
+        let now = states_of(uuid, &uuids);
+        let mut answer: Vec<Stopped> = stopped
+            .iter()
+            .zip(now)
+            .map(|((uuid, was), (_, now))| Stopped { uuid: *uuid, was: was.name().into(), now })
+            .collect();
+        let answered: HashSet<[u8; 16]> = answer.iter().map(|stopped| stopped.uuid).collect();
+        for (uuid, state) in &in_log {
+            if !answered.contains(uuid) {
+                answer.push(Stopped { uuid: *uuid, was: state.clone(), now: Some(state.clone()) });
+            }
+        }
+        answer.sort_by_key(|stopped| stopped.uuid);
+        Ok(answer)
+    })
+}
+
+/// Waits until none of the jobs runs; ends the workers of those that still do after `grace`.
+fn wait_for_end(watch: &mut Watch, jobs: &HashSet<[u8; 16]>, grace: Duration) {
+    let deadline = Instant::now() + grace;
+    // A worker that was told to end does so at its next safe point; one that has none is not waited for for ever.
+    let mut terminated: Option<Instant> = None;
+    loop {
+        let running = |job: &Pulse| job.state == State::Running && jobs.contains(&job.uuid);
+        if !watch.jobs().iter().any(running) {
+            return;
+        }
+        let now = Instant::now();
+        if let Some(at) = terminated {
+            if now >= at + Duration::from_secs(10) {
+                return;
+            }
+        } else if now >= deadline {
+            area::write(|memory| scheduler::terminate_jobs(memory, jobs));
+            terminated = Some(now);
+        }
+        let until = if terminated.is_some() { now + Duration::from_secs(1) } else { deadline };
+        watch.wait(Some(until.saturating_duration_since(now)));
+    }
+}

@@ -1,0 +1,284 @@
+//! Accepting batches: a launch, until its jobs are written down and somebody sees to them.
+
+use crate::error::{Error, Text};
+use crate::ffi::interrupt::CancelHeld;
+use crate::ffi::{alloc, area, latch, report, role, session, spi, transaction};
+use crate::log::spool;
+use crate::log::spool::{Spooled, SpooledJob};
+use crate::protocol::{to_bytes, Request};
+use crate::registry::{NewBatch, NewJob, Place, State};
+use crate::scheduler::{start, Attendance, Start};
+use crate::session::launch_request::request;
+use crate::session::monitor::watched;
+use crate::spec::options::Manner;
+use crate::spec::BatchSpec;
+use crate::{queries, registry, scheduler};
+use std::time::{Duration, Instant};
+
+/// Interval at which a session that waits for a first worker tries again to get one: others give processes back without
+/// telling.
+const WORKER_CHECK: Duration = Duration::from_millis(50);
+
+/// Time that a launch that is not to wait for workers waits for those that it has started.
+const START_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Time that a launch that is not to wait for workers gives those that have just ended a job, and interval at which it
+/// looks.
+const SETTLING: Duration = Duration::from_secs(1);
+const SETTLING_CHECK: Duration = Duration::from_millis(1);
+
+/// Copies of a batch in memory while it is accepted: for the queue, for its file, and as that file, which grows.
+const ACCEPTED_COPIES: usize = 5;
+/// Bytes that a job takes beside its texts, at most.
+const JOB_BYTES: usize = 512;
+
+/// Tells when a launch returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExecType {
+    /// The launch returns as soon as the jobs are accepted and written down.
+    Async,
+    /// The launch returns when all of them have ended.
+    Sync,
+}
+
+impl ExecType {
+    /// # Errors
+    /// [`Error::ExecType`] (22023)
+    pub fn parse(text: &[u8]) -> Result<Self, Error> {
+        match text {
+            b"async" => Ok(ExecType::Async),
+            b"sync" => Ok(ExecType::Sync),
+            _ => Err(Error::ExecType(Text::new(text))),
+        }
+    }
+}
+
+/// Accepts a batch; gives its uuid. When this returns, its jobs will run, whatever becomes of the caller's transaction,
+/// and are written down; when it raises, none of them exists. `may_wait`: what finds no worker waits.
+///
+/// # Errors
+/// 42501, 54000: the caller must not launch. [`Error::InRecovery`] (25006), [`Error::NoWorkers`] and
+/// [`Error::TooFewWorkers`] (53000), [`Error::QueueFull`] (53400), [`Error::NotCommitted`] (55000).
+pub fn launch_batch(spec: &BatchSpec, may_wait: bool) -> Result<[u8; 16], Error> {
+    let uuid = new_uuid();
+    let jobs: Vec<NewJob> = (1..)
+        .zip(&spec.jobs)
+        .map(|(ordinal, job)| NewJob {
+            ordinal,
+            query: &job.query,
+            name: job.name.as_deref(),
+            timeout: job.timeout,
+            attempts: 0,
+            max_attempts: job.max_attempts,
+            retry_delay: job.retry_delay,
+        })
+        .collect();
+    accept(uuid, spec, &jobs, may_wait, None)?;
+    Ok(uuid)
+}
+
+/// A uuid of version 8 (RFC 9562, section 5.8): random, with zeros where its jobs have their numbers.
+fn new_uuid() -> [u8; 16] {
+    let mut uuid = registry::uuid_of(&area::random_bytes(), 0);
+    uuid[6] = 0x80 | (uuid[6] & 0x0f);
+    uuid[8] = 0x80 | (uuid[8] & 0x3f);
+    uuid
+}
+
+/// Tells whose jobs they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The role whose rights they have.
+    pub owner: u32,
+    /// The role that launched them, and may have done so after SET ROLE.
+    pub login: u32,
+}
+
+/// `run_as` = not as the caller: what the first launch was.
+pub fn accept(
+    uuid: [u8; 16],
+    spec: &BatchSpec,
+    jobs: &[NewJob],
+    may_wait: bool,
+    run_as: Option<Identity>,
+) -> Result<(), Error> {
+    if transaction::in_recovery() {
+        return Err(Error::InRecovery);
+    }
+    let mut request = request()?;
+    let current = Identity { owner: role::current(), login: request.login };
+    let Identity { owner, .. } = run_as.unwrap_or(current);
+    if run_as.is_some_and(|wanted| wanted != current) {
+        // Whoever asks for it: a job has the rights of its owner, and what the asking session has set is not the
+        // owner's. Nor is the asking session's login: RESET ROLE leads to it.
+        request = Request { login: owner, role: None, settings: Vec::new(), libraries: None, ..request };
+    }
+    request.is_confined |= spec.is_confined;
+    let allowed = if spec.sequential { 1 } else { spec.max_workers.map_or(usize::MAX, |workers| workers as usize) };
+    if !may_wait && jobs.len() > allowed {
+        return Err(Error::FewerAllowed { wanted: jobs.len(), allowed });
+    }
+    if crate::guc::cap() == 0 {
+        return Err(Error::NoWorkers);
+    }
+    if !is_visible() {
+        return Err(Error::NotCommitted);
+    }
+    let bytes = |job: &NewJob| job.query.len() + job.name.map_or(0, <[u8]>::len);
+    alloc::ensure(ACCEPTED_COPIES * jobs.iter().map(|job| bytes(job) + JOB_BYTES).sum::<usize>());
+    let owner_name = session::role_name(owner).ok_or(Error::RoleGone(owner))?;
+    let client = spi::select(queries::CLIENT_ADDRESS).concat();
+    let (database, login) = (request.database, request.login);
+    let new = NewBatch {
+        uuid,
+        database,
+        login,
+        owner,
+        owner_name: &owner_name,
+        client: &client,
+        name: spec.name.as_deref(),
+        request: &to_bytes(&request),
+        is_sequential: spec.sequential,
+        max_workers: spec.max_workers,
+        stops_on_error: spec.stop_on_error,
+        is_confined: request.is_confined,
+        jobs,
+    };
+    // Who waits for places may be ended meanwhile: before there is anything to take back.
+    let starts = if may_wait { Vec::new() } else { reserve(database, login, jobs.len())? };
+    let place = area::write(|memory| registry::add(memory, &new)).inspect_err(|_| give_up(&starts))?;
+    let spooled = Spooled {
+        epoch: area::epoch(),
+        database,
+        uuid,
+        owner,
+        login,
+        owner_name: owner_name.clone(),
+        client: client.clone(),
+        name: spec.name.clone(),
+        queued_at: area::read(|memory| registry::accepted_at(memory, place)),
+        jobs: jobs
+            .iter()
+            .map(|job| SpooledJob {
+                uuid: registry::uuid_of(&uuid, job.ordinal),
+                name: job.name.or(spec.name.as_deref()).map(<[u8]>::to_vec),
+                query: alloc::copy(job.query),
+                options: Manner {
+                    sequential: spec.sequential,
+                    max_workers: spec.max_workers,
+                    stop_on_error: spec.stop_on_error,
+                    timeout: job.timeout,
+                    max_attempts: job.max_attempts - job.attempts,
+                    retry_delay: job.retry_delay,
+                    is_confined: request.is_confined,
+                }
+                .to_options(),
+                attempts: job.attempts,
+            })
+            .collect(),
+    };
+    let undo = || {
+        // What a worker has begun goes on, as after an answer that does not arrive.
+        if area::write(|memory| registry::take_back_batch(memory, place, &uuid)) {
+            spool::remove(spooled.epoch, database, &spooled.first());
+        }
+    };
+    let begun = report::on_error(
+        || {
+            spool::write(&spooled).map_err(Error::Spooled).inspect_err(|_| give_up(&starts))?;
+            if !may_wait {
+                start(starts, database, login, jobs.len())?;
+            }
+            begin((place, &uuid), may_wait)
+        },
+        undo,
+    );
+    begun.inspect_err(|_| undo())
+}
+
+/// Returns whether the extension is there for others, too. One that this transaction has created is not.
+fn is_visible() -> bool {
+    let xmin = spi::select(queries::EXTENSION_XMIN).concat();
+    let xmin = std::str::from_utf8(&xmin).ok().and_then(|xmin| xmin.parse().ok());
+    xmin.is_some_and(|xmin| !transaction::is_own(xmin))
+}
+
+/// Registers the workers that were reserved for these jobs, beside those that there are.
+///
+/// # Errors
+/// [`Error::TooFewWorkers`] (53000): others were faster, or the server has no processes for them.
+fn start(mut starts: Vec<Start>, database: u32, login: u32, jobs: usize) -> Result<(), Error> {
+    // Those that were idle then may have something to do by now.
+    let others = jobs - starts.len();
+    let more = area::write(|memory| scheduler::reserve(memory, database, login, others));
+    starts.extend(more.inspect_err(|_| give_up(&starts))?);
+    let count = starts.iter().take_while(|start| start::register(**start)).count();
+    if count == starts.len() {
+        return Ok(());
+    }
+    // Those that came find nothing to do, and wait for other jobs.
+    give_up(&starts[count..]);
+    Err(Error::TooFewWorkers { wanted: jobs, free: jobs - (starts.len() - count) })
+}
+
+/// Gives up places that were reserved: others may have counted on them.
+fn give_up(starts: &[Start]) {
+    if !starts.is_empty() {
+        area::write(|memory| starts.iter().for_each(|start| scheduler::give_up(memory, *start)));
+        start::start_workers();
+    }
+}
+
+/// Opens the batch, and sees to it that somebody attends to it.
+fn begin((place, uuid): (Place, &[u8; 16]), may_wait: bool) -> Result<(), Error> {
+    area::write(|memory| registry::open(memory, place));
+    start::start_workers();
+    if !may_wait {
+        return wait_for_begin(uuid);
+    }
+    // Workers that there are see to the queue; only when there are none at all somebody must wait for one.
+    let attendance = || area::write(|memory| scheduler::attendance(memory, place, uuid));
+    if attendance() == Attendance::Sure {
+        return Ok(());
+    }
+    // One that makes room takes a moment. It goes because somebody waits for it here.
+    let began = Instant::now();
+    watched(uuid, |watch| loop {
+        let waited = began.elapsed();
+        match attendance() {
+            Attendance::Sure => return Ok(()),
+            Attendance::Unsure if waited > START_PATIENCE => return Ok(()),
+            Attendance::Unsure | Attendance::Nobody => {}
+        }
+        watch.wait(Some(if waited < WORKER_CHECK { SETTLING_CHECK } else { WORKER_CHECK }));
+        start::start_workers();
+    })
+}
+
+/// Reserves workers for jobs that must not wait, or none.
+fn reserve(database: u32, login: u32, jobs: usize) -> Result<Vec<Start>, Error> {
+    let patience = Instant::now() + SETTLING;
+    loop {
+        let reserved = area::write(|memory| scheduler::reserve(memory, database, login, jobs));
+        if reserved.is_ok()
+            || Instant::now() >= patience
+            || !area::write(|memory| scheduler::is_settling(memory, database, login, jobs))
+        {
+            return reserved;
+        }
+        latch::wait(Some(SETTLING_CHECK));
+    }
+}
+
+/// Waits until all jobs of a batch run, for which workers have been started. They will, so a cancel waits as well.
+fn wait_for_begin(uuid: &[u8; 16]) -> Result<(), Error> {
+    let _held = CancelHeld::new();
+    let patience = Instant::now() + START_PATIENCE;
+    watched(uuid, |watch| {
+        while watch.jobs().iter().any(|job| job.state == State::Queued) && Instant::now() < patience {
+            start::start_workers();
+            watch.wait(Some(WORKER_CHECK));
+        }
+        Ok(())
+    })
+}

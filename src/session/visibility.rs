@@ -1,0 +1,258 @@
+//! View of jobs: who sees which, and in which states they are, in the registry and in the log.
+
+use crate::error::Error;
+use crate::ffi::typed_rows::{Cell, TypedRows};
+use crate::ffi::{area, process, report, role, session, transaction};
+use crate::log::outcome_file::{End, Trace};
+use crate::log::spool::Spooled;
+use crate::log::{outcome_file, Fate};
+use crate::protocol::Outcome;
+use crate::registry::{Found, Header, JobView, Moment, Pulse, State};
+use crate::{log, registry};
+use std::cell::Cell as Variable;
+use std::collections::{HashMap, HashSet};
+
+/// Returns whether the caller may see jobs of this owner.
+pub fn rights_on(owner: u32) -> bool {
+    let current = role::current();
+    role::has_rights_of(current, owner) || role::reads_all_stats(current)
+}
+
+/// Returns what the caller may see of the outcome of a job of this owner. A role that only reads statistics sees
+/// neither its rows nor what an error says of them.
+pub fn visible(owner: u32, state: State, outcome: Outcome) -> Outcome {
+    if role::has_rights_of(role::current(), owner) {
+        return outcome;
+    }
+    // Of a job that was stopped, the extension itself says by whom.
+    let message = outcome.message.filter(|_| state == State::Stopped);
+    Outcome { result: None, message, detail: None, hint: None, context: None, ..outcome }
+}
+
+thread_local! {
+    /// The batch that the query that runs is about: the views cannot tell their functions.
+    static FOCUS: Variable<Option<[u8; 16]>> = const { Variable::new(None) };
+}
+
+/// Tells which batches of the registry are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Among {
+    All,
+    /// Batches of this database whose rows the reader's snapshot does not have.
+    Unrecorded,
+    /// Batches of other databases.
+    Elsewhere,
+}
+
+/// Returns whether the rows of the batch, which is of this database, are in a log that is not there any more, as the
+/// extension was made again.
+pub fn has_lost_its_log(batch: &Header) -> bool {
+    batch.recorded.is_some_and(|rows| rows.log != log::number_of_log())
+}
+
+/// Returns whether the rows of the batch are in the log that the reader sees.
+pub fn is_recorded(batch: &Header) -> bool {
+    batch.recorded.is_some_and(|rows| transaction::is_visible(rows.by)) && !has_lost_its_log(batch)
+}
+
+/// The numbers of the batches in the registry that the caller may see and that `among` lets pass.
+fn batches(uuid: Option<&[u8; 16]>, among: Among) -> HashSet<u64> {
+    // Catalogs and snapshots are asked before the registry's lock is taken.
+    let mut rights: HashMap<u32, bool> = HashMap::new();
+    let mut is_wanted = |batch: &Header| {
+        let is_among = match among {
+            Among::All => true,
+            Among::Unrecorded => batch.database == session::database() && !is_recorded(batch),
+            Among::Elsewhere => batch.database != session::database(),
+        };
+        is_among && *rights.entry(batch.owner).or_insert_with(|| rights_on(batch.owner))
+    };
+    let headers = area::read(|memory| registry::headers(memory, uuid));
+    headers.into_iter().filter(|batch| is_wanted(batch)).map(|batch| batch.number).collect()
+}
+
+/// View that one query has of the registry: each batch as it was when the query first came to one of its jobs, but no
+/// job as running that did not run when the query first looked at all. So never more jobs run than there are workers.
+#[derive(Debug, Default)]
+pub struct Sight {
+    running: Option<registry::Running>,
+    batches: HashMap<[u8; 16], HashMap<[u8; 16], Moment>>,
+    left: outcome_file::Left,
+}
+
+impl Sight {
+    /// Jobs in the registry that the caller may see.
+    pub fn look(&mut self, among: Among) -> Vec<JobView> {
+        self.look_at(FOCUS.get().as_ref(), among)
+    }
+
+    /// `uuid` = only this job, or those of this batch.
+    pub fn look_at(&mut self, uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobView> {
+        let wanted = batches(uuid, among);
+        if wanted.is_empty() {
+            return Vec::new();
+        }
+        let mut jobs = area::read(|memory| {
+            let running = self.running.get_or_insert_with(|| registry::running(memory));
+            registry::snapshot(memory, &wanted, Some(running))
+        });
+        if uuid.is_some_and(|uuid| uuid.last_chunk::<4>() != Some(&[0; 4])) {
+            jobs.retain(|job| Some(&job.uuid) == uuid);
+        }
+        jobs
+    }
+
+    /// Returns what a job is doing, if it is in the registry and the caller may see it.
+    pub fn of(&mut self, uuid: &[u8; 16]) -> Option<&Moment> {
+        let batch = registry::uuid_of(uuid, 0);
+        let Sight { running, batches: seen, .. } = self;
+        let jobs = seen.entry(batch).or_insert_with(|| {
+            let wanted = batches(Some(&batch), Among::All);
+            area::read(|memory| {
+                let running = running.get_or_insert_with(|| registry::running(memory));
+                registry::moments(memory, &wanted, running)
+            })
+        });
+        jobs.get(uuid)
+    }
+
+    /// Forgets a batch: it has changed since.
+    fn forget(&mut self, uuid: &[u8; 16]) {
+        self.batches.remove(&registry::uuid_of(uuid, 0));
+    }
+
+    /// Returns what a server that has died since left of a job that it had begun, if the caller may see it.
+    pub fn trace(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<Trace> {
+        let Trace { attempt, end } = self.left.of(epoch, uuid).filter(|trace| rights_on(trace.attempt.owner))?;
+        Some(Trace { attempt, end: end.map(|end| seen(attempt.owner, end)) })
+    }
+}
+
+/// The states of a job, or of the jobs of a batch, as far as they are in the registry.
+pub fn pulses(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<Pulse> {
+    let found = area::read(|memory| registry::find(memory, uuid));
+    let allowed: Vec<Found> = found.into_iter().filter(|found| may(found.owner)).collect();
+    if allowed.is_empty() {
+        return Vec::new();
+    }
+    area::read(|memory| registry::pulses(memory, uuid))
+}
+
+/// Returns what jobs are doing: the process that runs them, and their state; none = its row was deleted meanwhile, or
+/// it is in the log only, which somebody has for himself. `uuid`: of their batch, or of the only one.
+pub fn states_of(uuid: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Option<Vec<u8>>)> {
+    let live: HashMap<[u8; 16], Pulse> = pulses(uuid, |_| true).into_iter().map(|pulse| (pulse.uuid, pulse)).collect();
+    // What is not there any more is in the log: that is read last.
+    let logged: HashMap<[u8; 16], log::Known> = match jobs.iter().all(|job| live.contains_key(job)) {
+        true => HashMap::new(),
+        false => log::states(uuid).unwrap_or_default().into_iter().map(|known| (known.uuid, known)).collect(),
+    };
+    let state = |job| match (live.get(job), logged.get(job)) {
+        (Some(pulse), _) => (pulse.pid, Some(pulse.state.name().into())),
+        (None, Some(known)) => (known.pid, Some(known.state.clone())),
+        (None, None) => (None, None),
+    };
+    jobs.iter().map(state).collect()
+}
+
+/// The rows of `pg_background_monitor`: as things are now, whatever the caller's snapshot.
+///
+/// # Errors
+/// [`Error::Declaration`] (42P13)
+pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Error> {
+    if log::is_readable() {
+        let (sql, parameters) = log::jobs_query(uuid);
+        let before = FOCUS.replace(uuid.copied());
+        let outcome = report::on_error(|| rows.put_query(&sql, &parameters), || FOCUS.set(before));
+        FOCUS.set(before);
+        return outcome;
+    }
+    // Somebody has the log for himself: what has not ended is known all the same.
+    let present = process::now();
+    for job in Sight::default().look_at(uuid, Among::All) {
+        let now = &job.now;
+        let outcome = visible(now.owner, now.state, log::outcome_of(now));
+        rows.put(&[
+            now.pid.into(),
+            Cell::Text(now.state.name().into()),
+            Cell::Uuid(job.batch.uuid),
+            Cell::Uuid(job.uuid),
+            job.name.clone().into(),
+            Cell::Text(job.query.clone()),
+            outcome.result.into(),
+            outcome.message.into(),
+            now.queue_position.into(),
+            Cell::timestamp(now.started),
+            Cell::timestamp(now.ended),
+            now.started.map_or(Cell::Null, |started| Cell::Interval(now.ended.unwrap_or(present) - started)),
+        ])?;
+    }
+    Ok(())
+}
+
+/// Tells how a job is whose row the snapshot of the query shows as queued.
+pub enum Standing {
+    /// The job as the server knows it.
+    Live(Moment),
+    /// The end of the job as the log has it by now.
+    Ended(End),
+    /// The server that accepted it has not run it to its end, and does not know it any more.
+    Lost,
+    /// Its row was deleted since, or is not for the caller to see.
+    Gone,
+}
+
+/// Number of times that a job is looked for that is launched again while it is looked for.
+const LOOKS: usize = 10;
+
+impl Sight {
+    /// Returns how a job of this server is whose row the snapshot of the query shows as queued.
+    pub fn standing(&mut self, uuid: &[u8; 16]) -> Standing {
+        for _ in 0..LOOKS {
+            let live = self.of(uuid).cloned();
+            if let Some(job) = live.as_ref().filter(|job| !is_in_log_only(job)) {
+                return Standing::Live(job.clone());
+            }
+            match (log::fate(uuid), live) {
+                (Some(Fate::Ended { owner, end }), _) if rights_on(owner) => return Standing::Ended(seen(owner, *end)),
+                (_, Some(job)) => return Standing::Live(job),
+                (Some(Fate::Open { owner }), None) if rights_on(owner) => self.forget(uuid),
+                _ => return Standing::Gone,
+            }
+        }
+        Standing::Lost
+    }
+}
+
+/// Returns whether the outcome of a job, which has ended, is nowhere but in its row.
+pub fn is_in_log_only(job: &Moment) -> bool {
+    job.is_logged && job.outcome.is_none()
+}
+
+/// Returns how a job ended, as far as the log has it by now and the caller may see it.
+pub fn end_of(uuid: &[u8; 16]) -> Option<End> {
+    match log::fate(uuid) {
+        Some(Fate::Ended { owner, end }) if rights_on(owner) => Some(seen(owner, *end)),
+        _ => None,
+    }
+}
+
+fn seen(owner: u32, end: End) -> End {
+    End { outcome: visible(owner, end.state, end.outcome), ..end }
+}
+
+/// Batches of this database that a server accepted that has died since, as far as the caller may see them.
+pub fn left_behind() -> Vec<Spooled> {
+    log::launches_left().into_iter().filter(|batch| rights_on(batch.owner)).collect()
+}
+
+/// Jobs and their states.
+type LoggedStates = Vec<([u8; 16], Vec<u8>)>;
+
+/// Jobs of a uuid that are in the log, and their states there, as things are now; those that `may` lets pass.
+///
+/// # Errors
+/// [`Error::LogLocked`] (55P03)
+pub fn logged_states(uuid: &[u8; 16], may: impl Fn(&log::Known) -> bool) -> Result<LoggedStates, Error> {
+    Ok(log::states(uuid)?.into_iter().filter(&may).map(|known| (known.uuid, known.state)).collect())
+}

@@ -1,0 +1,8 @@
+//! Splits a text into its queries, as psql and the server do.
+//!
+//! Pure Rust: whether a piece is a whole query is asked of whoever calls.
+
+mod scanner;
+mod splitter;
+
+pub use splitter::{split as split_text, Parsed, Refused, MAX_PIECES};

@@ -1,0 +1,157 @@
+//! Steps that make every worker a session like the launcher's.
+
+use crate::error::{Error, Text};
+use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::{
+    alloc, bgworker, discard_all, guc, library, remote_dest, report, role, session, spi, statement, transaction,
+};
+use crate::protocol::{Report, Request, Setting};
+use crate::queries;
+use std::cell::Cell;
+
+thread_local! {
+    static SQL: Slot<Vec<u8>> = const { slot(Vec::new()) };
+    static HAS_BEEN_CLIENT: Cell<bool> = const { Cell::new(false) };
+    /// Settings that the client of a launcher had made when it connected, as this process has them now, each with the
+    /// value that was there before.
+    static OF_CLIENT: Slot<Vec<(Setting, Vec<u8>)>> = const { slot(Vec::new()) };
+}
+
+/// Prepares what every worker needs before it runs its first text.
+pub fn prepare_session(on_message: fn(remote_dest::Message)) {
+    statement::init();
+    remote_dest::pretend(on_message);
+    session::load_session_libraries();
+    library::remember();
+}
+
+/// Makes the session as it was after the login, whatever a job has left in it. False = it could not be made so.
+pub fn reset_session() -> bool {
+    role::release();
+    let outcome = report::catch(|| {
+        transaction::start_command();
+        discard_all::session();
+        transaction::finish_command();
+        remote_dest::speak_database_encoding();
+    });
+    if outcome.is_err() {
+        transaction::recover();
+    }
+    outcome.is_ok()
+}
+
+/// Reads the configuration that the launcher had read, if the server has not told this process of it yet. Between two
+/// jobs. False = this process cannot follow it any more in all settings.
+pub fn catch_up(request: &Request) -> bool {
+    let is_behind = guc::is_behind(request.configured);
+    if is_behind {
+        guc::reload();
+    }
+    !(is_behind && has_been_client())
+}
+
+/// Takes over what the launcher's session has set, in a transaction of its own.
+///
+/// # Errors
+/// [`Error::RoleGone`] (42704)
+pub fn become_session(request: &Request) -> Result<(), Error> {
+    transaction::start_command();
+    take_over(request)?;
+    transaction::finish_command();
+    if request.is_confined {
+        role::confine();
+    }
+    remote_dest::speak_database_encoding();
+    Ok(())
+}
+
+fn take_over(request: &Request) -> Result<(), Error> {
+    if let Some(libraries) = &request.libraries {
+        guc::load_libraries(libraries.clone());
+    }
+    let (of_client, of_session): (Vec<&Setting>, Vec<&Setting>) =
+        request.settings.iter().partition(|setting| guc::is_of_client(setting));
+    become_client(&of_client);
+    of_session.into_iter().for_each(guc::restore);
+    match request.role {
+        Some(role) => {
+            // It may have another name than at the launch, and another role its name.
+            guc::set_role(&session::role_name(role).ok_or(Error::RoleGone(role))?);
+            if role::set_role() != role {
+                return Err(Error::RoleGone(role));
+            }
+        }
+        // ALTER ROLE and ALTER DATABASE can set one at login, which is not in effect where the job was launched.
+        None if role::is_set() => guc::set_role(b"none"),
+        None => {}
+    }
+    Ok(())
+}
+
+/// Sets what the launcher's client had set when it connected. RESET goes back to that, so it stays when a session is
+/// reset between two jobs. It is the same from job to job as long as they come from one session; else it is taken back.
+fn become_client(settings: &[&Setting]) {
+    let is_same = OF_CLIENT.with_borrow(|now| {
+        now.len() == settings.len() && now.iter().zip(settings).all(|((now, _), setting)| now == *setting)
+    });
+    if is_same {
+        return;
+    }
+    // Should one raise, those that are left are still to be taken back.
+    while let Some((setting, before)) = OF_CLIENT.with_borrow(|now| now.last().cloned()) {
+        guc::restore(&Setting { value: before, ..setting });
+        OF_CLIENT.with_borrow_mut(Vec::pop);
+    }
+    for setting in settings {
+        HAS_BEEN_CLIENT.set(true);
+        // What is not there before is a setting of a library: empty, as the server makes it.
+        let before = guc::value(&setting.name).unwrap_or_default();
+        OF_CLIENT.with_borrow_mut(|now| now.push(((*setting).clone(), before)));
+        guc::restore(setting);
+    }
+}
+
+/// Returns whether there are settings that the configuration cannot change any more in this process, as a client has
+/// set them once. Then a new configuration takes a new process.
+pub fn has_been_client() -> bool {
+    HAS_BEEN_CLIENT.get()
+}
+
+/// Jobs count as connections. The server's own check leaves background workers out (miscinit.c,
+/// `InitializeSessionUserId`; postinit.c, `CheckMyDatabase`).
+pub fn check_connection_limits(request: &Request) -> Result<(), Error> {
+    if role::is_superuser(request.login) {
+        return Ok(());
+    }
+    let number = |sql: String| spi::select(&sql).first().and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+    role::as_cluster_owner(|| {
+        let exceeded = |limit: Option<i64>, count: String| match limit {
+            Some(limit) if limit >= 0 => {
+                // Of several that come at once, the last one that is shown sees all.
+                bgworker::wait_until_shown();
+                number(count).is_some_and(|count: i64| count > limit)
+            }
+            _ => false,
+        };
+        if exceeded(number(queries::limit_of_role(request.login)), queries::connections_of_role(request.login)) {
+            let name = session::role_name(request.login).unwrap_or_default();
+            return Err(Error::RoleConnections(Text::new(&name)));
+        }
+        let database = request.database;
+        if exceeded(number(queries::limit_of_database(database)), queries::connections_to_database(database)) {
+            let name = spi::select(&queries::name_of_database(database)).pop().unwrap_or_default();
+            return Err(Error::DatabaseConnections(Text::new(&name)));
+        }
+        Ok(())
+    })
+}
+
+/// The text that positions of errors point into.
+pub fn set_job_text(sql: &[u8]) {
+    SQL.set(alloc::copy(sql));
+}
+
+/// The report with its position in the job's text.
+pub fn located(report: Report) -> Report {
+    SQL.with_borrow(|sql| report.locate_in(sql))
+}
