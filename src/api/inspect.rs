@@ -10,7 +10,7 @@ use crate::ffi::{area, internal_sql, transaction};
 use crate::log::attempt_file::Attempt;
 use crate::log::outcome_file::{End, Trace};
 use crate::protocol::Outcome;
-use crate::registry::Moment;
+use crate::registry::JobStatus;
 use crate::session::{Among, Sight, Standing};
 use crate::{log, session};
 use std::collections::HashMap;
@@ -83,7 +83,7 @@ fn live(call: &Call) -> Result<Value, Error> {
 }
 
 /// Returns how far a job is, as cells: queue_position, progress, progress_message.
-fn place_cells(job: &Moment) -> [Cell; 3] {
+fn place_cells(job: &JobStatus) -> [Cell; 3] {
     let (percent, message) = job.progress.clone().unzip();
     [job.queue_position.into(), percent.into(), message.filter(|message| !message.is_empty()).into()]
 }
@@ -188,7 +188,7 @@ fn from_outcome(status: &str, outcome: &Outcome) -> Vec<Cell> {
     [&[status], &[const { Cell::Null }; 7][..], &log::outcome_cells(outcome)].concat()
 }
 
-fn from_moment(job: &Moment) -> Vec<Cell> {
+fn from_moment(job: &JobStatus) -> Vec<Cell> {
     let first = [
         Cell::Text(job.state.name().into()),
         job.pid.into(),

@@ -5,7 +5,7 @@
 use crate::channel::overflow_queue::Backlog;
 use crate::channel::Channel;
 use crate::error::Error;
-use crate::ffi::bgworker::Worker;
+use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::dsm::{Handle, Segment};
 use crate::ffi::latch::Patience;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
@@ -13,7 +13,7 @@ use crate::ffi::shm_mq::Receiver;
 use crate::ffi::{alloc, area, exit_hooks, latch};
 use crate::protocol::{split, Description, Kind};
 use crate::scheduler;
-use crate::scheduler::Seat;
+use crate::scheduler::SlotId;
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -60,7 +60,7 @@ impl Line {
         !self.channel.is_kept()
             || match (self.channel.seat(), self.channel.worker()) {
                 (Some(seat), _) => !area::read(|memory| scheduler::is_there(memory, seat)),
-                (None, worker) => worker.is_none_or(Worker::is_gone),
+                (None, worker) => worker.is_none_or(WorkerHandle::is_gone),
             }
     }
 
@@ -87,7 +87,7 @@ impl Line {
     }
 
     /// Returns the worker that was started for it, if that has not become one that stays.
-    fn own_worker(&self) -> Option<Worker> {
+    fn own_worker(&self) -> Option<WorkerHandle> {
         self.channel.worker().filter(|_| self.channel.seat().is_none())
     }
 
@@ -106,13 +106,13 @@ impl Line {
 }
 
 /// A worker whose process id is a job's: its place, and the segment in which it was given the job.
-pub type Holder = (Seat, Handle);
+pub type Holder = (SlotId, Handle);
 
 /// Keeps a process id for a job.
 #[derive(Clone, Copy)]
 enum Hold {
     Channel(Channel),
-    Worker(Holder),
+    WorkerHandle(Holder),
     Nothing,
 }
 
@@ -120,7 +120,7 @@ impl Job {
     fn hold(&self) -> Hold {
         match (&self.line, self.holder) {
             (Some(line), _) => Hold::Channel(line.channel),
-            (None, Some(holder)) => Hold::Worker(holder),
+            (None, Some(holder)) => Hold::WorkerHandle(holder),
             (None, None) => Hold::Nothing,
         }
     }
@@ -144,7 +144,7 @@ impl Job {
         let Some(Line { channel, .. }) = &self.line else { return false };
         self.kept.is_none()
             && channel.delivered().is_some_and(|bytes| bytes <= COLLECTED_BYTES)
-            && (channel.seat().is_some() || channel.worker().is_none_or(Worker::is_gone))
+            && (channel.seat().is_some() || channel.worker().is_none_or(WorkerHandle::is_gone))
     }
 
     /// Receives the whole result. False = it is not there as a whole, and is to be read from the queue.
@@ -182,7 +182,7 @@ fn close(channel: Channel, receiver: Receiver) {
 fn release(hold: Hold, is_whole: bool) {
     let (seat, segment) = match hold {
         Hold::Nothing => return,
-        Hold::Worker(holder) => holder,
+        Hold::WorkerHandle(holder) => holder,
         Hold::Channel(channel) => {
             channel.set_read();
             match channel.seat() {
@@ -488,7 +488,7 @@ pub fn await_spare(queue_bytes: usize) -> bool {
 pub fn take_widowed(queue_bytes: usize) -> Option<Line> {
     TABLE.with_borrow_mut(|table| {
         let is_widowed =
-            |spare: &Line| spare.queue_bytes == queue_bytes && spare.own_worker().is_some_and(Worker::is_gone);
+            |spare: &Line| spare.queue_bytes == queue_bytes && spare.own_worker().is_some_and(WorkerHandle::is_gone);
         let index = table.spares.iter().position(is_widowed)?;
         Some(table.spares.remove(index))
     })

@@ -22,12 +22,12 @@ pub mod attached_jobs;
 pub mod nesting;
 pub mod overflow_queue;
 
-use crate::ffi::bgworker::Worker;
+use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::dsm::{Handle, Segment};
 use crate::ffi::shm_mq::{Receiver, Sender};
 use crate::ffi::{process, session};
 use crate::protocol::{aligned, to_bytes, Report};
-use crate::scheduler::Seat;
+use crate::scheduler::SlotId;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 /// Changes with the layout, so that a library of another version is noticed.
@@ -54,7 +54,7 @@ enum Word {
     LastWordsLength,
     PinTaken,
     /// The worker's place in the registry, + 1.
-    Seat,
+    SlotId,
     SeatSerial,
     /// The launcher has read the result, or given it up.
     IsRead,
@@ -121,7 +121,7 @@ impl Channel {
         if !self.write_job(request, sql) {
             return None;
         }
-        for word in [Word::Gate, Word::Pid, Word::Process, Word::HasJob, Word::Seat, Word::HasWorker] {
+        for word in [Word::Gate, Word::Pid, Word::Process, Word::HasJob, Word::SlotId, Word::HasWorker] {
             self.set(word, 0);
         }
         Some(Receiver::create(&self.0, queue_offset(self.get(Word::Room) as usize), aligned(queue_bytes)))
@@ -156,18 +156,18 @@ impl Channel {
         self.0.word(Word::HasJob as usize).store(1, SeqCst);
     }
 
-    /// Worker: returns whether there is a job. One of `set_process`, then this, and `offer`, then its wake-up, sees the
+    /// WorkerHandle: returns whether there is a job. One of `set_process`, then this, and `offer`, then its wake-up, sees the
     /// other's.
     pub fn has_job(&self) -> bool {
         self.0.word(Word::HasJob as usize).load(SeqCst) != 0
     }
 
-    /// Worker: returns what the launcher knew of the login when it offered the job.
+    /// WorkerHandle: returns what the launcher knew of the login when it offered the job.
     pub fn login_version(&self) -> u64 {
         self.get(Word::LoginVersion)
     }
 
-    /// Worker: maps the segment. None = the launcher has gone, or has another version of the library.
+    /// WorkerHandle: maps the segment. None = the launcher has gone, or has another version of the library.
     pub fn attach(handle: Handle) -> Option<Self> {
         let channel = Channel(Segment::attach(handle)?);
         if channel.get(Word::Layout) != LAYOUT {
@@ -209,37 +209,37 @@ impl Channel {
         self.0.handle()
     }
 
-    /// Worker: the sending end of the queue. To be attached at once by a worker whose end the server does not tell the
+    /// WorkerHandle: the sending end of the queue. To be attached at once by a worker whose end the server does not tell the
     /// launcher.
     pub fn sender(&self) -> Sender {
         Sender::new(&self.0, queue_offset(self.get(Word::Room) as usize))
     }
 
-    /// Worker: the request, as it was written.
+    /// WorkerHandle: the request, as it was written.
     pub fn request(&self) -> Option<Vec<u8>> {
         self.0.read(ROOM, self.get(Word::RequestLength) as usize)
     }
 
-    /// Worker: returns whether the request is the same as that.
+    /// WorkerHandle: returns whether the request is the same as that.
     pub fn has_request(&self, request: &[u8]) -> bool {
         self.get(Word::RequestLength) as usize == request.len() && self.0.holds(ROOM, request)
     }
 
-    /// Worker: the text of the job.
+    /// WorkerHandle: the text of the job.
     pub fn sql(&self) -> Option<Vec<u8>> {
         let request = aligned(self.get(Word::RequestLength) as usize);
         self.0.read(ROOM + request, self.get(Word::SqlLength) as usize)
     }
 
     /// Notes where in the registry the worker is that has the segment.
-    pub fn set_seat(&self, (index, serial): Seat) {
+    pub fn set_seat(&self, (index, serial): SlotId) {
         self.set(Word::SeatSerial, serial);
-        self.0.word(Word::Seat as usize).store(index as u64 + 1, SeqCst);
+        self.0.word(Word::SlotId as usize).store(index as u64 + 1, SeqCst);
     }
 
     /// Returns where in the registry the worker is that has the segment; none = nowhere yet.
-    pub fn seat(&self) -> Option<Seat> {
-        let index = self.0.word(Word::Seat as usize).load(SeqCst).checked_sub(1)?;
+    pub fn seat(&self) -> Option<SlotId> {
+        let index = self.0.word(Word::SlotId as usize).load(SeqCst).checked_sub(1)?;
         Some((index as usize, self.get(Word::SeatSerial)))
     }
 
@@ -248,7 +248,7 @@ impl Channel {
         self.0.word(Word::IsRead as usize).store(1, SeqCst);
     }
 
-    /// Worker: returns whether the result has been read. One of `set_read`, then `seat`, and `set_seat`, then this,
+    /// WorkerHandle: returns whether the result has been read. One of `set_read`, then `seat`, and `set_seat`, then this,
     /// sees the other's.
     pub fn is_read(&self) -> bool {
         self.0.word(Word::IsRead as usize).load(SeqCst) != 0
@@ -259,12 +259,12 @@ impl Channel {
         self.set(Word::IsBeingRead, u64::from(is_being_read));
     }
 
-    /// Worker: returns whether the launcher is reading the result.
+    /// WorkerHandle: returns whether the launcher is reading the result.
     pub fn is_being_read(&self) -> bool {
         self.get(Word::IsBeingRead) != 0
     }
 
-    /// Worker: says that it will wait for its reader. One of `set_waiting`, then `is_read`, and `set_read`, then
+    /// WorkerHandle: says that it will wait for its reader. One of `set_waiting`, then `is_read`, and `set_read`, then
     /// `is_waiting`, sees the other's.
     pub fn set_waiting(&self) {
         self.0.word(Word::IsWaiting as usize).store(1, SeqCst);
@@ -275,12 +275,12 @@ impl Channel {
         self.0.word(Word::IsWaiting as usize).load(SeqCst) != 0
     }
 
-    /// Worker: returns the number of the job that it begins.
+    /// WorkerHandle: returns the number of the job that it begins.
     pub fn number(&self) -> u64 {
         self.get(Word::Number)
     }
 
-    /// Worker: says that the whole result of a job is in the queue, and how many bytes it has. The launcher may have
+    /// WorkerHandle: says that the whole result of a job is in the queue, and how many bytes it has. The launcher may have
     /// read it by now, and have written the next job.
     pub fn set_delivered(&self, number: u64, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -294,7 +294,7 @@ impl Channel {
     }
 
     /// Notes which process the server was asked to start for the job.
-    pub fn set_worker(&self, worker: Worker) {
+    pub fn set_worker(&self, worker: WorkerHandle) {
         let [slot, generation] = worker.to_words();
         self.set(Word::WorkerSlot, slot);
         self.set(Word::WorkerGeneration, generation);
@@ -302,12 +302,12 @@ impl Channel {
     }
 
     /// The process that the server was asked to start; none = a worker that was there already has the job.
-    pub fn worker(&self) -> Option<Worker> {
+    pub fn worker(&self) -> Option<WorkerHandle> {
         let words = [self.get(Word::WorkerSlot), self.get(Word::WorkerGeneration)];
-        (self.get(Word::HasWorker) != 0).then(|| Worker::from_words(words))
+        (self.get(Word::HasWorker) != 0).then(|| WorkerHandle::from_words(words))
     }
 
-    /// Worker: says who it is.
+    /// WorkerHandle: says who it is.
     pub fn set_process(&self, pid: i32) {
         self.set(Word::Process, process::own());
         self.0.word(Word::Pid as usize).store(pid as u64, SeqCst);
@@ -341,7 +341,7 @@ impl Channel {
         self.gate() == Gate::Open
     }
 
-    /// Worker: no job will be run here. False = one is to be run.
+    /// WorkerHandle: no job will be run here. False = one is to be run.
     pub fn decline(&self) -> bool {
         self.decide(Gate::Abandoned);
         self.gate() == Gate::Abandoned
@@ -352,7 +352,7 @@ impl Channel {
         let _ = self.0.word(Word::Gate as usize).compare_exchange(0, gate as u64, SeqCst, SeqCst);
     }
 
-    /// Worker: leaves a report for a launcher that will find the queue closed. Never waits and never raises: it is
+    /// WorkerHandle: leaves a report for a launcher that will find the queue closed. Never waits and never raises: it is
     /// called while the process ends.
     pub fn leave_last_words(&self, report: &Report) {
         let mut report = report.clone();

@@ -12,14 +12,14 @@ const START_PATIENCE: Duration = Duration::from_millis(100);
 /// is the server's `struct BackgroundWorkerHandle`, the same in every version.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-pub struct Worker {
+pub struct WorkerHandle {
     slot: i32,
     generation: u64,
 }
 
 /// Tells what became of a registered worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
+pub enum StartupStatus {
     /// The worker runs, with this process id.
     Started(i32),
     /// The worker has ended already, or the server could not start it.
@@ -34,7 +34,7 @@ fn copy_text<const N: usize>(text: &CStr) -> [c_char; N] {
     copy
 }
 
-/// Words that a worker is told when it is registered.
+/// Words that a worker is bgw_extra when it is registered.
 pub const WORDS: usize = 3;
 
 /// `max_worker_processes`
@@ -43,8 +43,8 @@ pub fn max_worker_processes() -> i32 {
     unsafe { pg_sys::max_worker_processes }
 }
 
-/// The words that this worker was told.
-pub fn told() -> [u64; WORDS] {
+/// The words that this worker was bgw_extra.
+pub fn bgw_extra() -> [u64; WORDS] {
     // SAFETY: a worker has an entry; its extra bytes are what `register` wrote there, or zeros.
     unsafe {
         let extra = &(*pg_sys::MyBgworkerEntry).bgw_extra;
@@ -70,11 +70,11 @@ pub struct Registration {
     pub function: &'static CStr,
     pub argument: dsm::Handle,
     pub words: [u64; WORDS],
-    /// Start it again, after so many seconds, when it ends with another status than 0.
+    /// StartupStatus it again, after so many seconds, when it ends with another status than 0.
     pub restart_after: Option<i32>,
 }
 
-impl Worker {
+impl WorkerHandle {
     /// Registers a worker that connects to a database, and wakes this process when its state changes. None = no slot is
     /// free.
     pub fn register(library: &CStr, kind: &CStr, registration: &Registration) -> Option<Self> {
@@ -101,7 +101,7 @@ impl Worker {
             if !pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle) {
                 return None;
             }
-            let copy = handle.cast::<Worker>().read();
+            let copy = handle.cast::<WorkerHandle>().read();
             pg_sys::pfree(handle.cast());
             Some(copy)
         }
@@ -114,7 +114,7 @@ impl Worker {
 
     /// Takes the words of [`to_words`](Self::to_words).
     pub fn from_words([slot, generation]: [u64; 2]) -> Self {
-        Worker { slot: slot as i32, generation }
+        WorkerHandle { slot: slot as i32, generation }
     }
 
     fn as_raw(&mut self) -> *mut pg_sys::BackgroundWorkerHandle {
@@ -122,12 +122,12 @@ impl Worker {
     }
 
     /// Waits until the server has started the worker, or given up. Interrupts are served meanwhile.
-    pub fn wait_for_start(self) -> Start {
+    pub fn wait_for_start(self) -> StartupStatus {
         loop {
             match self.status() {
-                (pg_sys::BgwHandleStatus::BGWH_STARTED, pid) => return Start::Started(pid),
+                (pg_sys::BgwHandleStatus::BGWH_STARTED, pid) => return StartupStatus::Started(pid),
                 (pg_sys::BgwHandleStatus::BGWH_NOT_YET_STARTED, _) => {}
-                _ => return Start::Stopped,
+                _ => return StartupStatus::Stopped,
             }
             let began = Instant::now();
             latch::wait_in(Some(START_PATIENCE), pg_sys::WaitEventIPC::WAIT_EVENT_BGWORKER_STARTUP);

@@ -6,7 +6,7 @@ use crate::log::rows::{Job, Rows};
 use crate::log::spool::Spooled;
 use crate::log::{hold, open};
 use crate::registry;
-use crate::registry::{JobView, Place, Recorded};
+use crate::registry::{JobDetails, Place, Recorded};
 
 /// Properties that the rows of a batch have in common.
 pub struct Batch {
@@ -21,7 +21,7 @@ pub struct Batch {
 }
 
 /// Returns what the rows of a batch of this server have in common.
-pub(super) fn batch_of(job: &JobView) -> Batch {
+pub(super) fn batch_of(job: &JobDetails) -> Batch {
     Batch {
         epoch: area::epoch(),
         uuid: job.batch.uuid,
@@ -35,7 +35,7 @@ pub(super) fn batch_of(job: &JobView) -> Batch {
 }
 
 /// Returns what the row of a job of this server says of it until it ends.
-pub(super) fn row_of(job: JobView) -> Job {
+pub(super) fn row_of(job: JobDetails) -> Job {
     Job {
         uuid: job.uuid,
         name: job.name,

@@ -23,7 +23,7 @@ pub use crate::log::recovery::{fold_left_behind, launches_left, note_begun, note
 use crate::log::rows::Rows;
 pub use crate::log::rows::{end_cells, outcome_cells};
 use crate::protocol::{decode, sqlstate, Outcome, Report};
-use crate::registry::{Moment, Reason, State};
+use crate::registry::{JobStatus, Reason, State};
 use crate::scheduler::Ended;
 use crate::{guc, queries};
 
@@ -212,7 +212,7 @@ pub fn write_rows(log: u32, rows: &[FinalRow]) -> bool {
 pub fn row_of(ended: &Ended) -> FinalRow {
     let outcome = match (&ended.outcome, ended.state) {
         (Some(bytes), _) => decode(bytes).unwrap_or_default(),
-        (None, State::Stopped) => stopped(ended.reason, ended.stopper.as_deref(), ended.attempts),
+        (None, State::Stopped) => stopped(ended.reason, ended.stop_requester.as_deref(), ended.attempts),
         (None, _) => Outcome::default(),
     };
     FinalRow {
@@ -314,10 +314,10 @@ fn number<T: std::str::FromStr + Default>(text: Option<Vec<u8>>) -> T {
 }
 
 /// Returns the outcome of a job that is in the registry.
-pub fn outcome_of(job: &Moment) -> Outcome {
+pub fn outcome_of(job: &JobStatus) -> Outcome {
     match (&job.outcome, job.state) {
         (Some(bytes), _) => decode(bytes).unwrap_or_default(),
-        (None, State::Stopped) => stopped(job.reason, job.stopper.as_deref(), job.attempts),
+        (None, State::Stopped) => stopped(job.reason, job.stop_requester.as_deref(), job.attempts),
         (None, _) => Outcome::default(),
     }
 }

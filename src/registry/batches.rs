@@ -3,8 +3,8 @@
 use crate::error::Error;
 use crate::ffi::area::{Memory, LARGE};
 use crate::ffi::{process, session};
-use crate::registry::layout::{Batch, Job, Key, Place, Root, State, Text, AGAIN};
-use crate::registry::lists::{batches, batches_of_uuid, bucket, index_of, job, job_mut, jobs, keys};
+use crate::registry::layout::{BatchRecord, JobRecord, Place, Pool, Root, State, TextRef, RELAUNCHED};
+use crate::registry::lists::{batches, batches_of_uuid, bucket, index_of, job, job_mut, jobs, pools};
 use crate::registry::{outcomes, ready_lists, root, stopped_by, watchers};
 use crate::{error, guc};
 
@@ -45,11 +45,11 @@ pub struct NewBatch<'a> {
     pub jobs: &'a [NewJob<'a>],
 }
 
-fn text(texts: &mut Vec<u8>, bytes: Option<&[u8]>) -> Text {
-    let Some(bytes) = bytes else { return Text { offset: 0, length: 0, is_set: 0 } };
+fn text(texts: &mut Vec<u8>, bytes: Option<&[u8]>) -> TextRef {
+    let Some(bytes) = bytes else { return TextRef { offset: 0, length: 0, is_set: 0 } };
     let offset = texts.len() as u64;
     texts.extend_from_slice(bytes);
-    Text { offset, length: bytes.len() as u32, is_set: 1 }
+    TextRef { offset, length: bytes.len() as u32, is_set: 1 }
 }
 
 fn format_uuid(uuid: &[u8; 16]) -> Vec<u8> {
@@ -68,10 +68,10 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
     let name = text(&mut texts, new.name);
     let owner_name = text(&mut texts, Some(new.owner_name));
     let client = text(&mut texts, Some(new.client));
-    let jobs: Vec<Job> = new
+    let jobs: Vec<JobRecord> = new
         .jobs
         .iter()
-        .map(|job| Job {
+        .map(|job| JobRecord {
             ordinal: job.ordinal,
             attempts: job.attempts,
             max_attempts: job.max_attempts,
@@ -83,11 +83,11 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
             ..bytemuck::Zeroable::zeroed()
         })
         .collect();
-    let bytes = size_of::<Batch>() + jobs.len() * size_of::<Job>() + texts.len();
+    let bytes = size_of::<BatchRecord>() + jobs.len() * size_of::<JobRecord>() + texts.len();
     let is_stale = |new: &NewJob| {
         let known = earlier(memory, &uuid, new.ordinal).map(|(place, index)| job(memory, place, index));
         // Launched by somebody else since the caller looked, and perhaps at its end by now.
-        known.filter(|job| job.is_logged != AGAIN).any(|job| job.is_logged == 0 || job.attempts != new.attempts)
+        known.filter(|job| job.is_logged != RELAUNCHED).any(|job| job.is_logged == 0 || job.attempts != new.attempts)
     };
     if new.jobs.iter().any(is_stale) {
         return Err(Error::NothingToRetry(error::Text::new(&format_uuid(&uuid))));
@@ -102,43 +102,43 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
     if used + bytes as u64 > limit {
         return Err(Error::QueueFull { wanted: bytes as u64, free: limit.saturating_sub(used), limit });
     }
-    let mut key = self::key(memory, new.database, new.login)?;
+    let mut pool = self::pool(memory, new.database, new.login)?;
     let mut place = memory.allocate(bytes);
     if place.is_none() {
-        // What is done and lingers makes room; somebody else may have forgotten the key.
+        // What is done and lingers makes room; somebody else may have forgotten the pool.
         sweep(memory, true);
-        key = self::key(memory, new.database, new.login)?;
+        pool = self::pool(memory, new.database, new.login)?;
         place = memory.allocate(bytes);
     }
     let Some(place) = place else {
         // Somebody else may have forgotten it.
-        if let Some(key) = find_key(memory, new.database, new.login) {
-            forget_key(memory, key);
+        if let Some(pool) = find_pool(memory, new.database, new.login) {
+            forget_pool(memory, pool);
         }
         return Err(Error::SharedMemory);
     };
-    let jobs_at = place + size_of::<Batch>() as u64;
-    let texts_at = jobs_at + (jobs.len() * size_of::<Job>()) as u64;
+    let jobs_at = place + size_of::<BatchRecord>() as u64;
+    let texts_at = jobs_at + (jobs.len() * size_of::<JobRecord>()) as u64;
     let bucket = bucket(&new.uuid);
     let record = memory.get_mut::<Root>(root);
     record.used += bytes as u64;
-    record.last_batch += 1;
-    let (number, previous, next_in_bucket) = (record.last_batch, record.last, record.buckets[bucket]);
+    record.last_batch_number += 1;
+    let (number, previous, next_in_bucket) = (record.last_batch_number, record.newest_batch, record.buckets[bucket]);
     record.buckets[bucket] = place;
-    record.last = place;
+    record.newest_batch = place;
     if previous == 0 {
-        record.first = place;
+        record.oldest_batch = place;
     } else {
-        memory.get_mut::<Batch>(previous).following = place;
+        memory.get_mut::<BatchRecord>(previous).following = place;
     }
-    memory.slice_mut::<Job>(jobs_at, jobs.len()).copy_from_slice(&jobs);
+    memory.slice_mut::<JobRecord>(jobs_at, jobs.len()).copy_from_slice(&jobs);
     memory.slice_mut::<u8>(texts_at, texts.len()).copy_from_slice(&texts);
-    memory.get_mut::<Key>(key).batches += 1;
-    *memory.get_mut::<Batch>(place) = Batch {
+    memory.get_mut::<Pool>(pool).batches += 1;
+    *memory.get_mut::<BatchRecord>(place) = BatchRecord {
         number,
         uuid: new.uuid,
         bytes: bytes as u64,
-        key,
+        pool,
         created: process::now(),
         jobs: jobs.len() as u32,
         owner: new.owner,
@@ -168,17 +168,17 @@ fn earlier<'a>(memory: &'a Memory, uuid: &[u8; 16], ordinal: u32) -> impl Iterat
 
 /// Opens a batch: from now on its jobs may run, and are not looked for elsewhere.
 pub fn open(memory: &mut Memory, place: Place) {
-    let uuid = memory.get::<Batch>(place).uuid;
+    let uuid = memory.get::<BatchRecord>(place).uuid;
     let is_alone = batches_of_uuid(memory, &uuid).all(|at| at == place);
     let ordinals: Vec<u32> =
         if is_alone { Vec::new() } else { jobs(memory, place).iter().map(|job| job.ordinal).collect() };
     for ordinal in ordinals {
         let elsewhere: Vec<_> = earlier(memory, &uuid, ordinal).filter(|(at, _)| *at != place).collect();
         for (at, index) in elsewhere {
-            job_mut(memory, at, index).is_logged = AGAIN;
+            job_mut(memory, at, index).is_logged = RELAUNCHED;
         }
     }
-    memory.get_mut::<Batch>(place).is_open = 1;
+    memory.get_mut::<BatchRecord>(place).is_open = 1;
     ready_lists::update(memory, place);
     // Who follows the uuid follows these jobs from now on.
     let places: Vec<Place> = batches_of_uuid(memory, &uuid).collect();
@@ -189,8 +189,8 @@ pub fn open(memory: &mut Memory, place: Place) {
 pub fn take_back_batch(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> bool {
     // By now it may have been done, and forgotten.
     let is_untouched = batches_of_uuid(memory, uuid).any(|at| at == place) && {
-        let batch = memory.get::<Batch>(place);
-        (batch.workers, batch.writer, batch.recorded_in) == (0, 0, 0) && batch.queued == batch.jobs
+        let batch = memory.get::<BatchRecord>(place);
+        (batch.workers, batch.log_writer, batch.recorded_in) == (0, 0, 0) && batch.queued == batch.jobs
     };
     if is_untouched {
         remove(memory, place);
@@ -202,7 +202,7 @@ pub fn take_back_batch(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> bo
 pub fn remove(memory: &mut Memory, place: Place) {
     watchers::wake_all(memory, place);
     ready_lists::leave(memory, place);
-    let batch = *memory.get::<Batch>(place);
+    let batch = *memory.get::<BatchRecord>(place);
     outcomes::forget(memory, place);
     stopped_by::forget(memory, place);
     watchers::forget(memory, place);
@@ -214,62 +214,62 @@ pub fn remove(memory: &mut Memory, place: Place) {
     } else {
         let mut at = first;
         while at != 0 {
-            let next = memory.get::<Batch>(at).next_in_bucket;
+            let next = memory.get::<BatchRecord>(at).next_in_bucket;
             if next == place {
-                memory.get_mut::<Batch>(at).next_in_bucket = batch.next_in_bucket;
+                memory.get_mut::<BatchRecord>(at).next_in_bucket = batch.next_in_bucket;
                 break;
             }
             at = next;
         }
     }
     match batch.previous {
-        0 => memory.get_mut::<Root>(root).first = batch.following,
-        previous => memory.get_mut::<Batch>(previous).following = batch.following,
+        0 => memory.get_mut::<Root>(root).oldest_batch = batch.following,
+        previous => memory.get_mut::<BatchRecord>(previous).following = batch.following,
     }
     match batch.following {
-        0 => memory.get_mut::<Root>(root).last = batch.previous,
-        following => memory.get_mut::<Batch>(following).previous = batch.previous,
+        0 => memory.get_mut::<Root>(root).newest_batch = batch.previous,
+        following => memory.get_mut::<BatchRecord>(following).previous = batch.previous,
     }
     let record = memory.get_mut::<Root>(root);
     record.used -= batch.bytes;
     record.unlogged -= u64::from(batch.unlogged > 0);
-    memory.get_mut::<Key>(batch.key).batches -= 1;
+    memory.get_mut::<Pool>(batch.pool).batches -= 1;
     memory.free(place);
-    forget_key(memory, batch.key);
+    forget_pool(memory, batch.pool);
 }
 
-/// The key of workers that can run jobs of this role in this database.
-pub fn key(memory: &mut Memory, database: u32, login: u32) -> Result<Place, Error> {
+/// The pool of workers that can run jobs of this role in this database.
+pub fn pool(memory: &mut Memory, database: u32, login: u32) -> Result<Place, Error> {
     let root = root(memory)?;
-    if let Some(found) = find_key(memory, database, login) {
+    if let Some(found) = find_pool(memory, database, login) {
         return Ok(found);
     }
-    let place = memory.allocate(size_of::<Key>()).ok_or(Error::SharedMemory)?;
-    let next = memory.get::<Root>(root).keys;
-    *memory.get_mut::<Key>(place) = Key { next, database, login, ..bytemuck::Zeroable::zeroed() };
-    memory.get_mut::<Root>(root).keys = place;
+    let place = memory.allocate(size_of::<Pool>()).ok_or(Error::SharedMemory)?;
+    let next = memory.get::<Root>(root).pools;
+    *memory.get_mut::<Pool>(place) = Pool { next, database, login, ..bytemuck::Zeroable::zeroed() };
+    memory.get_mut::<Root>(root).pools = place;
     Ok(place)
 }
 
-fn find_key(memory: &Memory, database: u32, login: u32) -> Option<Place> {
-    keys(memory).find(|place| {
-        let key = memory.get::<Key>(*place);
-        key.database == database && key.login == login
+fn find_pool(memory: &Memory, database: u32, login: u32) -> Option<Place> {
+    pools(memory).find(|place| {
+        let pool = memory.get::<Pool>(*place);
+        pool.database == database && pool.login == login
     })
 }
 
-/// Forgets a key that nobody has any use for.
-pub fn forget_key(memory: &mut Memory, place: Place) {
-    let key = *memory.get::<Key>(place);
-    if key.batches > 0 || key.workers > 0 {
+/// Forgets a pool that nobody has any use for.
+pub fn forget_pool(memory: &mut Memory, place: Place) {
+    let pool = *memory.get::<Pool>(place);
+    if pool.batches > 0 || pool.workers > 0 {
         return;
     }
-    let before = keys(memory).find(|at| memory.get::<Key>(*at).next == place);
+    let before = pools(memory).find(|at| memory.get::<Pool>(*at).next == place);
     match before {
-        Some(before) => memory.get_mut::<Key>(before).next = key.next,
+        Some(before) => memory.get_mut::<Pool>(before).next = pool.next,
         None => {
             let root = memory.root();
-            memory.get_mut::<Root>(root).keys = key.next;
+            memory.get_mut::<Root>(root).pools = pool.next;
         }
     }
     memory.free(place);
@@ -277,7 +277,7 @@ pub fn forget_key(memory: &mut Memory, place: Place) {
 
 /// There are more jobs, or fewer, that have ended and have no final row.
 pub fn count_unlogged(memory: &mut Memory, place: Place, change: i32) {
-    let batch = memory.get_mut::<Batch>(place);
+    let batch = memory.get_mut::<BatchRecord>(place);
     let before = u64::from(batch.unlogged > 0);
     batch.unlogged = batch.unlogged.saturating_add_signed(change);
     let after = u64::from(batch.unlogged > 0);
@@ -287,20 +287,20 @@ pub fn count_unlogged(memory: &mut Memory, place: Place, change: i32) {
 }
 
 /// Returns whether a batch may be forgotten. Whoever watches it still wants to see how it ended.
-fn is_done(batch: &Batch) -> bool {
-    batch.logged == batch.jobs && batch.workers == 0 && batch.writer == 0 && batch.watchers == 0
+fn is_done(batch: &BatchRecord) -> bool {
+    batch.logged == batch.jobs && batch.workers == 0 && batch.log_writer == 0 && batch.watchers == 0
 }
 
 /// Returns whether there is a large batch that has ended, and is still to be forgotten. Whoever watches it will have
 /// looked soon.
 pub fn is_large_one_done(memory: &Memory) -> bool {
     batches(memory)
-        .map(|place| memory.get::<Batch>(place))
+        .map(|place| memory.get::<BatchRecord>(place))
         .any(|batch| batch.bytes >= LARGE as u64 && batch.logged == batch.jobs)
 }
 
 pub fn remove_if_done(memory: &mut Memory, place: Place) {
-    let record = memory.get::<Batch>(place);
+    let record = memory.get::<BatchRecord>(place);
     if is_done(record) && record.recorded_at + LINGER <= process::now() {
         remove(memory, place);
     }
@@ -328,7 +328,8 @@ fn unwatch_those(memory: &mut Memory, places: Vec<Place>) {
 
 /// Forgets what is done of a batch that has jobs that are launched again.
 pub fn forget_done(memory: &mut Memory, uuid: &[u8; 16]) {
-    let done: Vec<Place> = batches_of_uuid(memory, uuid).filter(|place| is_done(memory.get::<Batch>(*place))).collect();
+    let done: Vec<Place> =
+        batches_of_uuid(memory, uuid).filter(|place| is_done(memory.get::<BatchRecord>(*place))).collect();
     done.into_iter().for_each(|place| remove(memory, place));
 }
 
@@ -344,9 +345,9 @@ pub fn sweep(memory: &mut Memory, all: bool) {
     let oldest = now - LINGER;
     let done: Vec<Place> = batches(memory)
         // They are in the order of their acceptance, so of their recording, more or less.
-        .take_while(|place| all || memory.get::<Batch>(*place).created <= oldest)
+        .take_while(|place| all || memory.get::<BatchRecord>(*place).created <= oldest)
         .filter(|place| {
-            let batch = memory.get::<Batch>(*place);
+            let batch = memory.get::<BatchRecord>(*place);
             is_done(batch) && (all || batch.recorded_at <= oldest)
         })
         .collect();

@@ -17,7 +17,7 @@ pub enum State {
 impl State {
     pub const ALL: [State; 5] = [State::Queued, State::Running, State::Succeeded, State::Failed, State::Stopped];
 
-    /// Converts what [`Job::state`] holds.
+    /// Converts what [`JobRecord::state`] holds.
     pub fn from_byte(byte: u8) -> Self {
         State::ALL.into_iter().find(|state| *state as u8 == byte).unwrap_or(State::Failed)
     }
@@ -65,12 +65,12 @@ impl Reason {
 /// Tells what a batch waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Waits {
+pub enum QueueState {
     /// None of its jobs is queued.
-    NotAtAll,
-    ForWorker,
+    NotQueued,
+    Ready,
     /// All that could come next waits for another attempt.
-    ForTime,
+    Delayed,
 }
 
 /// A place in the area; 0 = none.
@@ -81,7 +81,7 @@ pub const BUCKETS: usize = 1024;
 /// Tells what wakes a session that follows jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Hears {
+pub enum WakeOn {
     /// Nothing: it was woken already.
     Nothing,
     EachChange,
@@ -96,15 +96,15 @@ pub struct Root {
     /// Bytes that batches take, and what came of their jobs until that is logged.
     pub used: u64,
     /// The last batch's number.
-    pub last_batch: u64,
+    pub last_batch_number: u64,
     /// The last number given to a worker's place.
     pub last_serial: u64,
-    /// The last turn that a key had.
+    /// The last turn that a pool had.
     pub last_turn: u64,
     /// All batches, oldest first.
-    pub first: Place,
-    pub last: Place,
-    pub keys: Place,
+    pub oldest_batch: Place,
+    pub newest_batch: Place,
+    pub pools: Place,
     pub slots: Place,
     pub slot_count: u64,
     /// The server had no process for the last worker that was asked for.
@@ -114,30 +114,30 @@ pub struct Root {
     /// Time at which batches that are done were last looked for.
     pub swept_at: i64,
     /// Processes that wait for their first job.
-    pub ahead: [Ahead; AHEAD],
-    pub probe: Probe,
+    pub ahead: [Prestarted; MAX_PRESTARTED],
+    pub probe: ForkProbe,
     /// Batches by the hash of their uuid.
     pub buckets: [Place; BUCKETS],
 }
 
 /// Number of processes that may be started ahead of their job.
-pub const AHEAD: usize = 8;
+pub const MAX_PRESTARTED: usize = 8;
 
 /// A process that was started ahead of its job.
 #[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Ahead {
+pub struct Prestarted {
     /// 0 = there is none.
     pub is_there: u64,
     pub handle: [u64; 2],
     /// The process was told to go.
-    pub is_unwanted: u64,
+    pub exit_requested: u64,
 }
 
 /// A process that was asked for only to see whether the server can start one.
 #[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Probe {
+pub struct ForkProbe {
     /// Its number; 0 = there is none.
     pub serial: u64,
     pub handle: [u64; 2],
@@ -150,18 +150,18 @@ pub struct Probe {
 /// Database and login role of workers, and of the jobs that they can run. Lives as long as it has batches or workers.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-pub struct Key {
+pub struct Pool {
     pub next: Place,
     pub database: u32,
     /// The role to log in as; 0 = no role: such workers write the log, and run nothing.
     pub login: u32,
     /// Batches with queued jobs that wait for a worker, oldest first.
-    pub first: Place,
-    pub last: Place,
+    pub ready_head: Place,
+    pub ready_tail: Place,
     /// Batches that wait for their time, soonest first.
-    pub soonest: Place,
-    pub latest: Place,
-    /// Batches of the key, whatever their state.
+    pub delayed_head: Place,
+    pub delayed_tail: Place,
+    /// Batches of the pool, whatever their state.
     pub batches: u32,
     /// Slots of workers that come or are there.
     pub workers: u32,
@@ -173,22 +173,22 @@ pub struct Key {
     pub turn: u64,
 }
 
-impl Key {
+impl Pool {
     /// Returns whether any of its jobs are queued.
     pub fn has_queue(&self) -> bool {
-        self.first != 0 || self.soonest != 0
+        self.ready_head != 0 || self.delayed_head != 0
     }
 }
 
 /// The jobs of one call. Behind it, in the same piece of memory, lie its jobs and their texts.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-pub struct Batch {
+pub struct BatchRecord {
     pub number: u64,
     /// The uuid of the batch; those of its jobs differ in the last four bytes.
     pub uuid: [u8; 16],
     pub bytes: u64,
-    pub key: Place,
+    pub pool: Place,
     pub created: i64,
     pub jobs: u32,
     /// The role whose rights the jobs have.
@@ -206,9 +206,9 @@ pub struct Batch {
     /// Jobs before this one have been taken.
     pub next: u32,
     /// Index + 1 of the first job that waits for another attempt; the list is in the order of their times.
-    pub again: u32,
+    pub retry_head: u32,
     /// Index + 1 of the last job of that list, if there is one.
-    pub last_again: u32,
+    pub retry_tail: u32,
     /// Jobs before this one have their final rows.
     pub first_unlogged: u32,
     /// Its jobs must not set a role.
@@ -219,10 +219,10 @@ pub struct Batch {
     pub stops_on_error: u8,
     /// Its jobs may run.
     pub is_open: u8,
-    /// [`Waits`]: the list of its key that it is in.
-    pub waits: u8,
+    /// [`QueueState`]: the list of its pool that it is in.
+    pub queue_state: u8,
     /// The slot of the worker that records it or writes its final rows now, + 1.
-    pub writer: u32,
+    pub log_writer: u32,
     /// Encoding of its texts: that of its database.
     pub encoding: u32,
     /// Rows could not be written: not to be tried again before.
@@ -233,53 +233,53 @@ pub struct Batch {
     pub recorded_at: i64,
     pub recorded_by: u64,
     /// The request: where in the texts, and how long.
-    pub request: Text,
-    pub name: Text,
-    pub owner_name: Text,
-    pub client: Text,
+    pub request: TextRef,
+    pub name: TextRef,
+    pub owner_name: TextRef,
+    pub client: TextRef,
     pub texts: u64,
     pub previous: Place,
     pub following: Place,
     pub next_in_bucket: Place,
-    pub previous_in_line: Place,
-    pub next_in_line: Place,
+    pub previous_in_queue: Place,
+    pub next_in_queue: Place,
     /// Time until which it waits, when it waits for its time.
     pub due: i64,
     /// Processes that are to be woken when something changes.
     pub watchers: Place,
     /// Roles that have stopped jobs of it, the last one first.
-    pub stoppers: Place,
+    pub stop_requesters: Place,
 }
 
-impl Batch {
-    pub fn waits(&self) -> Waits {
-        [Waits::ForWorker, Waits::ForTime]
+impl BatchRecord {
+    pub fn queue_state(&self) -> QueueState {
+        [QueueState::Ready, QueueState::Delayed]
             .into_iter()
-            .find(|waits| *waits as u8 == self.waits)
-            .unwrap_or(Waits::NotAtAll)
+            .find(|queue_state| *queue_state as u8 == self.queue_state)
+            .unwrap_or(QueueState::NotQueued)
     }
 }
 
 /// Bytes in a batch's texts.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-pub struct Text {
+pub struct TextRef {
     pub offset: u64,
     pub length: u32,
     pub is_set: u32,
 }
 
-/// Value of [`Job::is_logged`]: another batch has the job now.
-pub const AGAIN: u8 = 3;
+/// Value of [`JobRecord::is_logged`]: another batch has the job now.
+pub const RELAUNCHED: u8 = 3;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-pub struct Job {
+pub struct JobRecord {
     /// The last four bytes of its uuid.
     pub ordinal: u32,
     /// [`State`]
     pub state: u8,
-    /// Its final row is written: 1 = with its work, 2 = later, [`AGAIN`] = and it was launched again since
+    /// Its final row is written: 1 = with its work, 2 = later, [`RELAUNCHED`] = and it was launched again since
     pub is_logged: u8,
     /// Its stop was requested.
     pub is_stopping: u8,
@@ -291,13 +291,13 @@ pub struct Job {
     pub slot: u32,
     /// Index + 1 of the next job that waits for another attempt; of one that a worker has claimed, of the next one of
     /// the claim.
-    pub again: u32,
+    pub next_retry: u32,
     /// The process that runs it, or ran it last.
     pub pid: i32,
-    /// The role that stopped it first: the number of a [`Stopper`] of its batch; 0 = none, or it is not known.
-    pub stopper: u32,
-    pub query: Text,
-    pub name: Text,
+    /// The role that stopped it first: the number of a [`StopRequester`] of its batch; 0 = none, or it is not known.
+    pub stop_requester: u32,
+    pub query: TextRef,
+    pub name: TextRef,
     /// Milliseconds; 0 = none.
     pub timeout: i64,
     pub retry_delay: i64,
@@ -313,7 +313,7 @@ pub struct Job {
 /// State of the process in a worker's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Life {
+pub enum WorkerState {
     /// There is none.
     Free,
     /// The process was asked for.
@@ -321,23 +321,23 @@ pub enum Life {
     /// The process looks for work, or writes the log.
     Ready,
     /// The process runs a job of the queue.
-    Busy,
+    RunningQueued,
     /// The process runs a job that a session gave it directly.
-    Serving,
+    RunningAttached,
     /// The process has nothing to do.
     Idle,
     /// The process is on its way out; its place is free when the server says that it is gone.
-    Leaving,
+    Exiting,
     /// The process died; the server starts another one in its place, for whatever there is to do then.
-    Died,
+    Restarting,
 }
 
-impl Life {
+impl WorkerState {
     fn from_number(number: u32) -> Self {
-        use Life::*;
-        [Free, Starting, Ready, Busy, Serving, Idle, Leaving, Died]
+        use WorkerState::*;
+        [Free, Starting, Ready, RunningQueued, RunningAttached, Idle, Exiting, Restarting]
             .into_iter()
-            .find(|life| *life as u32 == number)
+            .find(|state| *state as u32 == number)
             .unwrap_or(Free)
     }
 }
@@ -347,17 +347,17 @@ pub const MESSAGE_BYTES: usize = 256;
 /// A worker's place.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-pub struct Slot {
+pub struct WorkerSlot {
     pub serial: u64,
-    pub key: Place,
+    pub pool: Place,
     /// The job that it runs.
     pub batch: Place,
     pub job: u32,
-    /// [`Life`]
-    pub life: u32,
+    /// [`WorkerState`]
+    pub state: u32,
     pub pid: i32,
     /// The worker is wanted elsewhere: it is to leave when it has nothing to do.
-    pub is_unwanted: u32,
+    pub exit_requested: u32,
     pub progress: i32,
     pub padding: u32,
     /// The process, for its latch.
@@ -367,31 +367,31 @@ pub struct Slot {
     pub has_handle: u32,
     pub message_bytes: u32,
     /// Index + 1 of the place whose process must be gone before this one's begins.
-    pub after: u32,
+    pub waits_for_slot: u32,
     /// Another place has taken over from this one: it does not count any more.
-    pub is_succeeded: u32,
+    pub has_successor: u32,
     /// The worker's job cannot be cancelled any more.
-    pub is_deaf: u32,
+    pub is_uncancellable: u32,
     /// The server does not start it again when it dies, or was told to end it.
-    pub is_mortal: u32,
+    pub no_restart: u32,
     /// Version of what its login depended on when it logged in; 0 = it takes no jobs from sessions.
     pub version: u64,
     /// The segment of a job that a session has given it and that it has not begun; 0 = none.
-    pub errand: u32,
+    pub assigned_segment: u32,
     /// The segment of the last job that a session gave it.
     pub segment: u32,
     /// The result of that job has not been read: nobody else gets the worker, for the job has its process id.
-    pub is_unread: u32,
+    pub result_pending: u32,
     /// The result was read to its end: the worker will have nothing to do in a moment.
-    pub is_read: u32,
+    pub result_consumed: u32,
     pub since: i64,
     pub message: [u8; MESSAGE_BYTES],
 }
 
-impl Slot {
+impl WorkerSlot {
     /// Returns how far its worker is.
-    pub fn life(&self) -> Life {
-        Life::from_number(self.life)
+    pub fn state(&self) -> WorkerState {
+        WorkerState::from_number(self.state)
     }
 }
 
@@ -399,7 +399,7 @@ impl Slot {
 /// renamed and dropped before a log says who it was.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-pub struct Stopper {
+pub struct StopRequester {
     pub next: Place,
     /// From 1 on, in a batch.
     pub number: u32,
@@ -412,10 +412,10 @@ pub struct Stopper {
 pub struct Watcher {
     pub next: Place,
     pub process: u64,
-    /// Changes that wake it, [`Hears`]; it has looked since it was woken.
+    /// Changes that wake it, [`WakeOn`]; it has looked since it was woken.
     pub hears: u32,
     pub pid: i32,
-    /// The job that it waits for, as [`Job::ordinal`]; 0 = all of the batch.
+    /// The job that it waits for, as [`JobRecord::ordinal`]; 0 = all of the batch.
     pub ordinal: u32,
     /// The process waits for the end.
     pub is_follower: u16,

@@ -1,7 +1,7 @@
 //! The lists that the registry's records make, and what lies behind the record of a batch: its jobs, its texts.
 
 use crate::ffi::area::Memory;
-use crate::registry::layout::{Batch, Job, Key, Place, Root, Text, BUCKETS};
+use crate::registry::layout::{BatchRecord, JobRecord, Place, Pool, Root, TextRef, BUCKETS};
 
 /// A list of records from its first one on.
 pub fn chain(first: Place, next: impl Fn(Place) -> Place) -> impl Iterator<Item = Place> {
@@ -14,29 +14,29 @@ fn root(memory: &Memory) -> Option<&Root> {
     (memory.root() != 0).then(|| memory.get(memory.root()))
 }
 
-/// All keys.
-pub fn keys(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
-    chain(root(memory).map_or(0, |root| root.keys), |key| memory.get::<Key>(key).next)
+/// All pools.
+pub fn pools(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
+    chain(root(memory).map_or(0, |root| root.pools), |pool| memory.get::<Pool>(pool).next)
 }
 
 /// All batches, oldest first.
 pub fn batches(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
-    chain(root(memory).map_or(0, |root| root.first), |batch| memory.get::<Batch>(batch).following)
+    chain(root(memory).map_or(0, |root| root.oldest_batch), |batch| memory.get::<BatchRecord>(batch).following)
 }
 
-/// Batches with queued jobs of a key: those that wait for a worker, oldest first, then those that wait for their time.
-pub fn queued_batches(memory: &Memory, key: Place) -> impl Iterator<Item = Place> + '_ {
-    let key = memory.get::<Key>(key);
-    let lists = [key.first, key.soonest].into_iter();
-    lists.flat_map(|first| chain(first, |batch| memory.get::<Batch>(batch).next_in_line))
+/// Batches with queued jobs of a pool: those that wait for a worker, oldest first, then those that wait for their time.
+pub fn queued_batches(memory: &Memory, pool: Place) -> impl Iterator<Item = Place> + '_ {
+    let pool = memory.get::<Pool>(pool);
+    let lists = [pool.ready_head, pool.delayed_head].into_iter();
+    lists.flat_map(|first| chain(first, |batch| memory.get::<BatchRecord>(batch).next_in_queue))
 }
 
 /// Batches whose uuid or whose jobs' uuids differ from this one in the last four bytes only.
 pub fn batches_of_uuid<'a>(memory: &'a Memory, uuid: &[u8; 16]) -> impl Iterator<Item = Place> + 'a {
     let (stem, bucket) = (stem(uuid), bucket(uuid));
     let first = root(memory).map_or(0, |root| root.buckets[bucket]);
-    chain(first, |batch| memory.get::<Batch>(batch).next_in_bucket)
-        .filter(move |batch| self::stem(&memory.get::<Batch>(*batch).uuid) == stem)
+    chain(first, |batch| memory.get::<BatchRecord>(batch).next_in_bucket)
+        .filter(move |batch| self::stem(&memory.get::<BatchRecord>(*batch).uuid) == stem)
 }
 
 fn stem(uuid: &[u8; 16]) -> [u8; 12] {
@@ -50,24 +50,24 @@ pub fn bucket(uuid: &[u8; 16]) -> usize {
 }
 
 /// Returns the jobs of a batch.
-pub fn jobs(memory: &Memory, batch: Place) -> &[Job] {
-    let count = memory.get::<Batch>(batch).jobs as usize;
-    memory.slice(batch + size_of::<Batch>() as u64, count)
+pub fn jobs(memory: &Memory, batch: Place) -> &[JobRecord] {
+    let count = memory.get::<BatchRecord>(batch).jobs as usize;
+    memory.slice(batch + size_of::<BatchRecord>() as u64, count)
 }
 
 /// Returns one of its jobs. The index is one that the registry gave.
-pub fn job(memory: &Memory, batch: Place, index: u32) -> &Job {
-    memory.get(batch + (size_of::<Batch>() + index as usize * size_of::<Job>()) as u64)
+pub fn job(memory: &Memory, batch: Place, index: u32) -> &JobRecord {
+    memory.get(batch + (size_of::<BatchRecord>() + index as usize * size_of::<JobRecord>()) as u64)
 }
 
 /// Returns one of its jobs, to be changed.
-pub fn job_mut(memory: &mut Memory, batch: Place, index: u32) -> &mut Job {
-    memory.get_mut(batch + (size_of::<Batch>() + index as usize * size_of::<Job>()) as u64)
+pub fn job_mut(memory: &mut Memory, batch: Place, index: u32) -> &mut JobRecord {
+    memory.get_mut(batch + (size_of::<BatchRecord>() + index as usize * size_of::<JobRecord>()) as u64)
 }
 
 /// Returns one of its texts.
-pub fn bytes(memory: &Memory, batch: Place, text: Text) -> Option<&[u8]> {
-    let texts = memory.get::<Batch>(batch).texts;
+pub fn bytes(memory: &Memory, batch: Place, text: TextRef) -> Option<&[u8]> {
+    let texts = memory.get::<BatchRecord>(batch).texts;
     (text.is_set != 0).then(|| memory.slice(texts + text.offset, text.length as usize))
 }
 

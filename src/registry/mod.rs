@@ -16,12 +16,13 @@ use crate::error::Error;
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker;
 pub use crate::registry::batches::{add, open, take_back_batch, unwatch, unwatch_all, NewBatch, NewJob};
-pub use crate::registry::layout::{Hears, Place, Reason, State, MESSAGE_BYTES};
-use crate::registry::layout::{Root, Slot};
+pub use crate::registry::layout::{Place, Reason, State, WakeOn, MESSAGE_BYTES};
+use crate::registry::layout::{Root, WorkerSlot};
 pub use crate::registry::lists::{ordinal_of, uuid_of};
 pub use crate::registry::snapshot::{
     accepted_at, find, headers, is_pending, job_of, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request,
-    running, snapshot, uuid_of_job, Found, Header, JobView, Moment, Pulse, Recorded, Running, RunningJob,
+    running, snapshot, uuid_of_job, BatchSummary, FoundJobs, JobDetails, JobStatus, LiveState, Recorded, Running,
+    RunningJob,
 };
 pub use crate::registry::watchers::{awaited_by, is_listening, listen, unfollow, watch, Follower};
 
@@ -36,7 +37,7 @@ pub fn root(memory: &mut Memory) -> Result<Place, Error> {
     // A worker on its way out and its successor have a place each.
     let count = 2 * usize::try_from(bgworker::max_worker_processes()).unwrap_or(0) + 2;
     let root = memory.allocate(size_of::<Root>()).ok_or(Error::SharedMemory)?;
-    let Some(slots) = memory.allocate(count * size_of::<Slot>()) else {
+    let Some(slots) = memory.allocate(count * size_of::<WorkerSlot>()) else {
         memory.free(root);
         return Err(Error::SharedMemory);
     };
@@ -47,7 +48,7 @@ pub fn root(memory: &mut Memory) -> Result<Place, Error> {
     Ok(root)
 }
 
-pub fn slots(memory: &Memory) -> &[Slot] {
+pub fn slots(memory: &Memory) -> &[WorkerSlot] {
     if memory.root() == 0 {
         return &[];
     }
@@ -55,7 +56,7 @@ pub fn slots(memory: &Memory) -> &[Slot] {
     memory.slice(root.slots, root.slot_count as usize)
 }
 
-pub fn slot_mut(memory: &mut Memory, index: usize) -> Option<&mut Slot> {
+pub fn slot_mut(memory: &mut Memory, index: usize) -> Option<&mut WorkerSlot> {
     if memory.root() == 0 {
         return None;
     }
@@ -63,5 +64,5 @@ pub fn slot_mut(memory: &mut Memory, index: usize) -> Option<&mut Slot> {
         let root = memory.get::<Root>(memory.root());
         (root.slots, root.slot_count as usize)
     };
-    memory.slice_mut::<Slot>(place, count).get_mut(index)
+    memory.slice_mut::<WorkerSlot>(place, count).get_mut(index)
 }

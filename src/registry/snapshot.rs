@@ -2,14 +2,14 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::{alloc, session};
-use crate::registry::layout::{Batch, Job, Key, Life, Place, Slot, State, AGAIN};
+use crate::registry::layout::{BatchRecord, JobRecord, Place, Pool, State, WorkerSlot, WorkerState, RELAUNCHED};
 use crate::registry::{lists, outcomes, slots, stopped_by};
 use crate::spec::options::Manner;
 use std::collections::{HashMap, HashSet};
 
 /// Properties of a batch as a whole.
 #[derive(Debug, Clone, Copy)]
-pub struct Header {
+pub struct BatchSummary {
     /// No other batch has had it.
     pub number: u64,
     pub uuid: [u8; 16],
@@ -35,13 +35,13 @@ pub fn recorded_in(memory: &Memory, place: Place) -> Option<Recorded> {
     recorded(memory.get(place))
 }
 
-fn recorded(batch: &Batch) -> Option<Recorded> {
+fn recorded(batch: &BatchRecord) -> Option<Recorded> {
     (batch.recorded_in != 0).then_some(Recorded { log: batch.recorded_in as u32, by: batch.recorded_by })
 }
 
 /// Properties of a job that change.
 #[derive(Debug, Clone)]
-pub struct Moment {
+pub struct JobStatus {
     /// The role whose rights it has.
     pub owner: u32,
     pub state: State,
@@ -61,15 +61,15 @@ pub struct Moment {
     pub written: Option<Vec<u8>>,
     pub reason: crate::registry::Reason,
     /// Name of the role that stopped it.
-    pub stopper: Option<Vec<u8>>,
+    pub stop_requester: Option<Vec<u8>>,
 }
 
 /// Everything that can be said of a job.
 #[derive(Debug, Clone)]
-pub struct JobView {
-    pub batch: Header,
+pub struct JobDetails {
+    pub batch: BatchSummary,
     pub uuid: [u8; 16],
-    pub now: Moment,
+    pub now: JobStatus,
     pub owner_name: Vec<u8>,
     pub client: Vec<u8>,
     pub batch_name: Option<Vec<u8>>,
@@ -84,7 +84,7 @@ pub struct JobView {
 
 /// Tells where a uuid leads.
 #[derive(Debug, Clone, Copy)]
-pub struct Found {
+pub struct FoundJobs {
     pub batch: Place,
     pub owner: u32,
     /// The role that its worker logs in as.
@@ -94,10 +94,10 @@ pub struct Found {
 }
 
 /// The batches and jobs of a uuid. A batch has several entries when some of its jobs were launched again.
-pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<Found> {
+pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<FoundJobs> {
     let ordinal = lists::ordinal_of(uuid);
     let found = lists::batches_of_uuid(memory, uuid).filter_map(|place| {
-        let record = memory.get::<Batch>(place);
+        let record = memory.get::<BatchRecord>(place);
         if record.is_open == 0 {
             return None;
         }
@@ -108,18 +108,18 @@ pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<Found> {
                 Some(Some(index).filter(|index| is_here(lists::job(memory, place, *index)))?)
             }
         };
-        Some(Found { batch: place, owner: record.owner, login: login(memory, record), job })
+        Some(FoundJobs { batch: place, owner: record.owner, login: login(memory, record), job })
     });
     found.collect()
 }
 
 /// Returns whether the job is here: it was not launched again.
-fn is_here(job: &Job) -> bool {
-    job.is_logged != AGAIN
+fn is_here(job: &JobRecord) -> bool {
+    job.is_logged != RELAUNCHED
 }
 
 /// The indexes of the jobs that were found.
-pub fn of_batch(memory: &Memory, found: &Found) -> Vec<u32> {
+pub fn of_batch(memory: &Memory, found: &FoundJobs) -> Vec<u32> {
     match found.job {
         Some(job) => vec![job],
         None => {
@@ -129,12 +129,12 @@ pub fn of_batch(memory: &Memory, found: &Found) -> Vec<u32> {
     }
 }
 
-fn login(memory: &Memory, record: &Batch) -> u32 {
-    memory.get::<Key>(record.key).login
+fn login(memory: &Memory, record: &BatchRecord) -> u32 {
+    memory.get::<Pool>(record.pool).login
 }
 
-fn header(memory: &Memory, record: &Batch) -> Header {
-    Header {
+fn header(memory: &Memory, record: &BatchRecord) -> BatchSummary {
+    BatchSummary {
         number: record.number,
         uuid: record.uuid,
         database: record.database,
@@ -145,9 +145,9 @@ fn header(memory: &Memory, record: &Batch) -> Header {
 }
 
 /// All batches; `uuid` = only this one, or that of this job.
-pub fn headers(memory: &Memory, uuid: Option<&[u8; 16]>) -> Vec<Header> {
-    let open = |place: &Place| memory.get::<Batch>(*place).is_open != 0;
-    let header = |place| header(memory, memory.get::<Batch>(place));
+pub fn headers(memory: &Memory, uuid: Option<&[u8; 16]>) -> Vec<BatchSummary> {
+    let open = |place: &Place| memory.get::<BatchRecord>(*place).is_open != 0;
+    let header = |place| header(memory, memory.get::<BatchRecord>(place));
     match uuid {
         Some(uuid) => lists::batches_of_uuid(memory, uuid).filter(open).map(header).collect(),
         None => lists::batches(memory).filter(open).map(header).collect(),
@@ -159,17 +159,17 @@ pub fn headers(memory: &Memory, uuid: Option<&[u8; 16]>) -> Vec<Header> {
 pub struct Running(HashSet<(u64, u32, u32)>);
 
 impl Running {
-    fn has(&self, record: &Batch, job: &Job) -> bool {
+    fn has(&self, record: &BatchRecord, job: &JobRecord) -> bool {
         self.0.contains(&(record.number, job.ordinal, job.attempts))
     }
 }
 
 /// The attempts that run now: one for each busy worker.
 pub fn running(memory: &Memory) -> Running {
-    let busy = slots(memory).iter().filter(|slot| slot.life() == Life::Busy && slot.batch != 0);
+    let busy = slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued && slot.batch != 0);
     let attempts = busy.map(|slot| {
         let job = lists::job(memory, slot.batch, slot.job);
-        (memory.get::<Batch>(slot.batch).number, job.ordinal, job.attempts)
+        (memory.get::<BatchRecord>(slot.batch).number, job.ordinal, job.attempts)
     });
     Running(attempts.collect())
 }
@@ -181,12 +181,12 @@ fn walk<T>(
     memory: &Memory,
     is_wanted: impl Fn(u64) -> bool,
     running: Option<&Running>,
-    look: impl Fn(Place, &Batch, &Job, i64) -> T,
+    look: impl Fn(Place, &BatchRecord, &JobRecord, i64) -> T,
 ) -> Vec<T> {
     let mut seen = Vec::new();
     let mut position = 0;
     for place in lists::batches(memory) {
-        let record = memory.get::<Batch>(place);
+        let record = memory.get::<BatchRecord>(place);
         if record.is_open == 0 {
             continue;
         }
@@ -210,7 +210,7 @@ fn walk<T>(
 }
 
 /// Everything of the jobs of these batches; `running`: when these attempts ran, as far as it can still be told.
-pub fn snapshot(memory: &Memory, batches: &HashSet<u64>, running: Option<&Running>) -> Vec<JobView> {
+pub fn snapshot(memory: &Memory, batches: &HashSet<u64>, running: Option<&Running>) -> Vec<JobDetails> {
     walk(
         memory,
         |number| batches.contains(&number),
@@ -221,31 +221,31 @@ pub fn snapshot(memory: &Memory, batches: &HashSet<u64>, running: Option<&Runnin
 
 /// Returns the time at which a batch was accepted: its rows have it, too.
 pub fn accepted_at(memory: &Memory, place: Place) -> i64 {
-    memory.get::<Batch>(place).created
+    memory.get::<BatchRecord>(place).created
 }
 
 /// Everything of the jobs of one batch; nothing if it was forgotten.
-pub fn jobs_of(memory: &Memory, place: Place, uuid: &[u8; 16]) -> Vec<JobView> {
+pub fn jobs_of(memory: &Memory, place: Place, uuid: &[u8; 16]) -> Vec<JobDetails> {
     let is_there = lists::batches_of_uuid(memory, uuid).any(|at| at == place);
-    let number = is_there.then(|| memory.get::<Batch>(place).number);
+    let number = is_there.then(|| memory.get::<BatchRecord>(place).number);
     snapshot(memory, &number.into_iter().collect(), None)
 }
 
 /// Returns whether something is still to be written of a batch, or it is still being accepted.
 pub fn is_pending(memory: &Memory, uuid: &[u8; 16]) -> bool {
     lists::batches_of_uuid(memory, uuid).any(|place| {
-        memory.get::<Batch>(place).is_open == 0 || lists::jobs(memory, place).iter().any(|job| job.is_logged == 0)
+        memory.get::<BatchRecord>(place).is_open == 0 || lists::jobs(memory, place).iter().any(|job| job.is_logged == 0)
     })
 }
 
 /// Everything of a job that is here.
-pub fn job_of(memory: &Memory, uuid: &[u8; 16]) -> Option<JobView> {
+pub fn job_of(memory: &Memory, uuid: &[u8; 16]) -> Option<JobDetails> {
     let found = find(memory, uuid).into_iter().next()?;
     Some(view(memory, found.batch, memory.get(found.batch), lists::job(memory, found.batch, found.job?), 0))
 }
 
 /// Returns what the jobs of these batches are doing, by their uuids; `running`: as for [`snapshot`].
-pub fn moments(memory: &Memory, batches: &HashSet<u64>, running: &Running) -> HashMap<[u8; 16], Moment> {
+pub fn moments(memory: &Memory, batches: &HashSet<u64>, running: &Running) -> HashMap<[u8; 16], JobStatus> {
     let seen = walk(
         memory,
         |number| batches.contains(&number),
@@ -258,13 +258,13 @@ pub fn moments(memory: &Memory, batches: &HashSet<u64>, running: &Running) -> Ha
 }
 
 /// The text of the job that was found.
-pub fn query_of(memory: &Memory, found: &Found) -> Option<Vec<u8>> {
+pub fn query_of(memory: &Memory, found: &FoundJobs) -> Option<Vec<u8>> {
     let job = lists::job(memory, found.batch, found.job?);
     lists::bytes(memory, found.batch, job.query).map(alloc::copy)
 }
 
 /// A text of a batch in this database's encoding.
-fn own_text(record: &Batch, bytes: &[u8]) -> Vec<u8> {
+fn own_text(record: &BatchRecord, bytes: &[u8]) -> Vec<u8> {
     let mut bytes = alloc::copy(bytes);
     if record.encoding != session::encoding() {
         // Another database's encoding: what is not ASCII has no meaning here.
@@ -273,11 +273,11 @@ fn own_text(record: &Batch, bytes: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn moment(memory: &Memory, place: Place, job: &Job, position: i64) -> Moment {
+fn moment(memory: &Memory, place: Place, job: &JobRecord, position: i64) -> JobStatus {
     let state = State::from_byte(job.state);
     let (kept, is_written) = (outcomes::of_job(memory, job).map(<[u8]>::to_vec), job.is_logged == 1);
-    Moment {
-        owner: memory.get::<Batch>(place).owner,
+    JobStatus {
+        owner: memory.get::<BatchRecord>(place).owner,
         state,
         is_logged: job.is_logged != 0,
         started: Some(job.started).filter(|at| *at != 0 && state != State::Queued),
@@ -285,17 +285,18 @@ fn moment(memory: &Memory, place: Place, job: &Job, position: i64) -> Moment {
         attempts: job.attempts,
         pid: pid_of(job),
         queue_position: (state == State::Queued).then_some(position),
-        progress: progress_of(memory, memory.get::<Batch>(place), job),
+        progress: progress_of(memory, memory.get::<BatchRecord>(place), job),
         outcome: kept.clone().filter(|_| !is_written),
         written: kept.filter(|_| is_written),
         reason: crate::registry::Reason::from_byte(job.reason),
-        stopper: stopped_by::of_job(memory, place, job).map(|role| own_text(memory.get::<Batch>(place), role)),
+        stop_requester: stopped_by::of_job(memory, place, job)
+            .map(|role| own_text(memory.get::<BatchRecord>(place), role)),
     }
 }
 
-fn view(memory: &Memory, place: Place, record: &Batch, job: &Job, position: i64) -> JobView {
+fn view(memory: &Memory, place: Place, record: &BatchRecord, job: &JobRecord, position: i64) -> JobDetails {
     let text = |text| lists::bytes(memory, place, text).map(|bytes| own_text(record, bytes));
-    JobView {
+    JobDetails {
         batch: header(memory, record),
         uuid: lists::uuid_of(&record.uuid, job.ordinal),
         now: moment(memory, place, job, position),
@@ -319,19 +320,19 @@ fn view(memory: &Memory, place: Place, record: &Batch, job: &Job, position: i64)
 }
 
 /// The process that runs it, or ran it last.
-fn pid_of(job: &Job) -> Option<i32> {
+fn pid_of(job: &JobRecord) -> Option<i32> {
     Some(job.pid).filter(|pid| *pid != 0 && job.state != State::Queued as u8)
 }
 
 /// The place of the worker that runs it.
-fn slot_of<'a>(memory: &'a Memory, job: &Job) -> Option<&'a Slot> {
+fn slot_of<'a>(memory: &'a Memory, job: &JobRecord) -> Option<&'a WorkerSlot> {
     let slot = slots(memory).get((job.slot as usize).wrapping_sub(1))?;
-    (slot.life() == Life::Busy && job.state == State::Running as u8).then_some(slot)
+    (slot.state() == WorkerState::RunningQueued && job.state == State::Running as u8).then_some(slot)
 }
 
 /// The little of a job that changes.
 #[derive(Debug, Clone)]
-pub struct Pulse {
+pub struct LiveState {
     pub uuid: [u8; 16],
     pub state: State,
     pub attempts: u32,
@@ -343,7 +344,7 @@ pub struct Pulse {
     pub progress: Option<(i32, Vec<u8>)>,
 }
 
-impl Pulse {
+impl LiveState {
     /// Returns whether its final row is still to be written, or its worker has just written it and will say so next.
     pub fn is_row_due(&self) -> bool {
         self.is_concluding || self.state.is_final() && !self.is_logged
@@ -351,26 +352,26 @@ impl Pulse {
 }
 
 /// Returns the progress that the job reports.
-fn progress_of(memory: &Memory, record: &Batch, job: &Job) -> Option<(i32, Vec<u8>)> {
+fn progress_of(memory: &Memory, record: &BatchRecord, job: &JobRecord) -> Option<(i32, Vec<u8>)> {
     let slot = slot_of(memory, job).filter(|slot| slot.progress >= 0)?;
     let message = slot.message.get(..slot.message_bytes as usize).unwrap_or_default();
     Some((slot.progress, own_text(record, message)))
 }
 
 /// A job, or the jobs of a batch, in their order.
-pub fn pulses(memory: &Memory, uuid: &[u8; 16]) -> Vec<Pulse> {
+pub fn pulses(memory: &Memory, uuid: &[u8; 16]) -> Vec<LiveState> {
     let mut pulses = Vec::new();
     for found in find(memory, uuid) {
-        let record = memory.get::<Batch>(found.batch);
+        let record = memory.get::<BatchRecord>(found.batch);
         for index in of_batch(memory, &found) {
             let job = lists::job(memory, found.batch, index);
-            pulses.push(Pulse {
+            pulses.push(LiveState {
                 uuid: lists::uuid_of(&record.uuid, job.ordinal),
                 state: State::from_byte(job.state),
                 attempts: job.attempts,
                 pid: pid_of(job),
                 is_logged: job.is_logged != 0,
-                is_concluding: slot_of(memory, job).is_some_and(|slot| slot.is_deaf != 0),
+                is_concluding: slot_of(memory, job).is_some_and(|slot| slot.is_uncancellable != 0),
                 progress: progress_of(memory, record, job),
             });
         }
@@ -380,12 +381,12 @@ pub fn pulses(memory: &Memory, uuid: &[u8; 16]) -> Vec<Pulse> {
 
 /// The uuid of a job.
 pub fn uuid_of_job(memory: &Memory, place: Place, index: u32) -> [u8; 16] {
-    lists::uuid_of(&memory.get::<Batch>(place).uuid, lists::job(memory, place, index).ordinal)
+    lists::uuid_of(&memory.get::<BatchRecord>(place).uuid, lists::job(memory, place, index).ordinal)
 }
 
 /// Returns what a worker must know of a batch: its request, as it was written.
 pub fn request(memory: &Memory, place: Place) -> Vec<u8> {
-    let record = memory.get::<Batch>(place);
+    let record = memory.get::<BatchRecord>(place);
     alloc::copy(lists::bytes(memory, place, record.request).unwrap_or_default())
 }
 
@@ -406,7 +407,7 @@ pub struct RunningJob {
 impl RunningJob {
     /// Reads it.
     pub fn read(memory: &Memory, place: Place, index: u32) -> Self {
-        let record = memory.get::<Batch>(place);
+        let record = memory.get::<BatchRecord>(place);
         let job = lists::job(memory, place, index);
         RunningJob {
             uuid: lists::uuid_of(&record.uuid, job.ordinal),

@@ -2,7 +2,7 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::process;
-use crate::registry::layout::{Batch, Hears, Job, Life, Place, State, Watcher};
+use crate::registry::layout::{BatchRecord, JobRecord, Place, State, WakeOn, Watcher, WorkerState};
 use crate::registry::{lists, slots};
 use std::collections::HashSet;
 
@@ -18,13 +18,13 @@ pub struct Follower {
 /// whose uuid it is. False = there is no memory for that.
 pub fn watch(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
-    places.into_iter().all(|place| hang(memory, place, uuid, follower, Hears::EachChange))
+    places.into_iter().all(|place| hang(memory, place, uuid, follower, WakeOn::EachChange))
 }
 
-fn hang(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Option<Follower>, hears: Hears) -> bool {
+fn hang(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Option<Follower>, hears: WakeOn) -> bool {
     let Some(watcher) = memory.allocate(size_of::<Watcher>()) else { return false };
     *memory.get_mut::<Watcher>(watcher) = Watcher {
-        next: memory.get::<Batch>(place).watchers,
+        next: memory.get::<BatchRecord>(place).watchers,
         process: process::own(),
         hears: hears as u32,
         pid: follower.map_or(0, |follower| follower.pid),
@@ -32,7 +32,7 @@ fn hang(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Option<Fol
         is_follower: follower.is_some().into(),
         is_worker: follower.is_some_and(|follower| follower.is_worker).into(),
     };
-    memory.get_mut::<Batch>(place).watchers = watcher;
+    memory.get_mut::<BatchRecord>(place).watchers = watcher;
     true
 }
 
@@ -40,7 +40,7 @@ fn hang(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Option<Fol
 pub fn leave(memory: &mut Memory, place: Place) -> bool {
     let own = process::own();
     let (mut kept, mut has_watched) = (0, false);
-    let mut at = std::mem::take(&mut memory.get_mut::<Batch>(place).watchers);
+    let mut at = std::mem::take(&mut memory.get_mut::<BatchRecord>(place).watchers);
     while at != 0 {
         let watcher = *memory.get::<Watcher>(at);
         if watcher.process == own {
@@ -52,7 +52,7 @@ pub fn leave(memory: &mut Memory, place: Place) -> bool {
         }
         at = watcher.next;
     }
-    memory.get_mut::<Batch>(place).watchers = kept;
+    memory.get_mut::<BatchRecord>(place).watchers = kept;
     has_watched
 }
 
@@ -68,7 +68,7 @@ pub fn unfollow(memory: &mut Memory, uuid: &[u8; 16]) {
 fn each_own(memory: &mut Memory, place: Place, change: impl Fn(&mut Watcher)) -> bool {
     let own = process::own();
     let mut is_there = false;
-    let mut at = memory.get::<Batch>(place).watchers;
+    let mut at = memory.get::<BatchRecord>(place).watchers;
     while at != 0 {
         let watcher = memory.get_mut::<Watcher>(at);
         if watcher.process == own {
@@ -82,7 +82,7 @@ fn each_own(memory: &mut Memory, place: Place, change: impl Fn(&mut Watcher)) ->
 
 /// Forgets those of a batch.
 pub fn forget(memory: &mut Memory, place: Place) {
-    let mut at = std::mem::take(&mut memory.get_mut::<Batch>(place).watchers);
+    let mut at = std::mem::take(&mut memory.get_mut::<BatchRecord>(place).watchers);
     while at != 0 {
         let next = memory.get::<Watcher>(at).next;
         memory.free(at);
@@ -92,7 +92,7 @@ pub fn forget(memory: &mut Memory, place: Place) {
 
 /// Lets the next change, or the end, wake this process again, also of jobs that were launched again since, as a batch
 /// of their own. `follower` as for [`watch`]. False = there is no memory for that.
-pub fn listen(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, hears: Hears) -> bool {
+pub fn listen(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, hears: WakeOn) -> bool {
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
     places.into_iter().all(|place| {
         each_own(memory, place, |watcher| watcher.hears = hears as u32) || hang(memory, place, uuid, follower, hears)
@@ -103,17 +103,17 @@ pub fn listen(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, 
 /// waits for.
 pub fn is_listening(memory: &Memory, uuid: &[u8; 16]) -> bool {
     let own = process::own();
-    let batches = lists::batches_of_uuid(memory, uuid).map(|place| memory.get::<Batch>(place));
+    let batches = lists::batches_of_uuid(memory, uuid).map(|place| memory.get::<BatchRecord>(place));
     batches
         .flat_map(|batch| watchers(memory, batch))
-        .all(|watcher| watcher.process != own || watcher.hears != Hears::Nothing as u32)
+        .all(|watcher| watcher.process != own || watcher.hears != WakeOn::Nothing as u32)
 }
 
 /// Wakes those that watch a batch, have looked since they were woken, and hear of such a change: all, or those whose
 /// jobs have ended.
 pub fn wake(memory: &mut Memory, place: Place) {
     wake_if(memory, place, |memory, watcher| {
-        watcher.hears != Hears::TheEnd as u32 || is_over(memory, place, watcher.ordinal)
+        watcher.hears != WakeOn::TheEnd as u32 || is_over(memory, place, watcher.ordinal)
     });
 }
 
@@ -123,11 +123,11 @@ pub fn wake_all(memory: &mut Memory, place: Place) {
 }
 
 fn wake_if(memory: &mut Memory, place: Place, is_meant: impl Fn(&Memory, &Watcher) -> bool) {
-    let mut at = memory.get::<Batch>(place).watchers;
+    let mut at = memory.get::<BatchRecord>(place).watchers;
     while at != 0 {
         let watcher = *memory.get::<Watcher>(at);
-        if watcher.hears != Hears::Nothing as u32 && is_meant(memory, &watcher) {
-            memory.get_mut::<Watcher>(at).hears = Hears::Nothing as u32;
+        if watcher.hears != WakeOn::Nothing as u32 && is_meant(memory, &watcher) {
+            memory.get_mut::<Watcher>(at).hears = WakeOn::Nothing as u32;
             process::wake(watcher.process);
         }
         at = watcher.next;
@@ -138,9 +138,10 @@ fn wake_if(memory: &mut Memory, place: Place, is_meant: impl Fn(&Memory, &Watche
 pub fn awaited_by(memory: &Memory, pid: i32) -> Vec<(i32, [u8; 16])> {
     let mut awaited = Vec::new();
     for place in lists::batches(memory) {
-        let batch = memory.get::<Batch>(place);
+        let batch = memory.get::<BatchRecord>(place);
         for watcher in watchers(memory, batch).filter(|watcher| watcher.pid == pid && watcher.is_follower != 0) {
-            let in_batch = slots(memory).iter().filter(|slot| slot.life() == Life::Busy && slot.batch == place);
+            let in_batch =
+                slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued && slot.batch == place);
             let jobs = in_batch.map(|slot| (slot.pid, lists::job(memory, place, slot.job)));
             let wanted = jobs.filter(|(_, job)| is_before(memory, place, job, watcher.ordinal));
             awaited.extend(wanted.map(|(pid, job)| (pid, lists::uuid_of(&batch.uuid, job.ordinal))));
@@ -163,7 +164,7 @@ pub fn waiting_workers(memory: &Memory) -> usize {
 /// Returns whether the job with the ordinal has ended, if it is one of the batch; 0 = whether all have.
 fn is_over(memory: &Memory, place: Place, ordinal: u32) -> bool {
     if ordinal == 0 {
-        let batch = memory.get::<Batch>(place);
+        let batch = memory.get::<BatchRecord>(place);
         return batch.logged + batch.unlogged == batch.jobs;
     }
     let index = lists::index_of(memory, place, ordinal);
@@ -171,8 +172,8 @@ fn is_over(memory: &Memory, place: Place, ordinal: u32) -> bool {
 }
 
 /// Returns whether this job, which runs, ends before the one with the ordinal does; 0 = before all have ended.
-fn is_before(memory: &Memory, place: Place, running: &Job, ordinal: u32) -> bool {
-    let batch = memory.get::<Batch>(place);
+fn is_before(memory: &Memory, place: Place, running: &JobRecord, ordinal: u32) -> bool {
+    let batch = memory.get::<BatchRecord>(place);
     let is_queued = || {
         let index = lists::index_of(memory, place, ordinal);
         index.is_some_and(|index| lists::job(memory, place, index).state == State::Queued as u8)
@@ -181,6 +182,6 @@ fn is_before(memory: &Memory, place: Place, running: &Job, ordinal: u32) -> bool
     ordinal == 0 || running.ordinal == ordinal || one_by_one && is_queued()
 }
 
-fn watchers<'a>(memory: &'a Memory, batch: &Batch) -> impl Iterator<Item = &'a Watcher> {
+fn watchers<'a>(memory: &'a Memory, batch: &BatchRecord) -> impl Iterator<Item = &'a Watcher> {
     lists::chain(batch.watchers, |watcher| memory.get::<Watcher>(watcher).next).map(|watcher| memory.get(watcher))
 }

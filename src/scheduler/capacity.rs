@@ -5,10 +5,10 @@
 
 use crate::error::Error;
 use crate::ffi::area::Memory;
-use crate::ffi::bgworker::Worker;
+use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::{area, process};
 use crate::guc;
-use crate::registry::layout::{Batch, Key, Life, Place, Root, Slot, AHEAD};
+use crate::registry::layout::{BatchRecord, Place, Pool, Root, WorkerSlot, WorkerState, MAX_PRESTARTED};
 use crate::registry::{batches, lists, root, slot_mut, slots, watchers};
 use crate::scheduler::job_order::demand;
 use crate::scheduler::{fork_probe, job_order, prestart};
@@ -26,13 +26,13 @@ fn reclaim(memory: &mut Memory) {
     let gone: Vec<usize> = slots(memory)
         .iter()
         .enumerate()
-        .filter(|(_, slot)| slot.life() == Life::Leaving && slot.has_handle != 0)
-        .filter(|(_, slot)| Worker::from_words(slot.handle).is_gone())
+        .filter(|(_, slot)| slot.state() == WorkerState::Exiting && slot.has_handle != 0)
+        .filter(|(_, slot)| WorkerHandle::from_words(slot.handle).is_gone())
         .map(|(index, _)| index)
         .collect();
     for index in gone {
         if let Some(slot) = slot_mut(memory, index) {
-            *slot = Slot { serial: slot.serial, ..bytemuck::Zeroable::zeroed() };
+            *slot = WorkerSlot { serial: slot.serial, ..bytemuck::Zeroable::zeroed() };
         }
     }
 }
@@ -44,7 +44,7 @@ pub fn is_one_going(memory: &mut Memory, index: usize) -> bool {
     slots(memory)
         .iter()
         .enumerate()
-        .any(|(at, slot)| at != index && slot.life() == Life::Leaving && slot.has_handle != 0)
+        .any(|(at, slot)| at != index && slot.state() == WorkerState::Exiting && slot.has_handle != 0)
 }
 
 /// Counts the workers of the extension that are in the whole server, or will be.
@@ -55,12 +55,13 @@ pub fn live(memory: &mut Memory) -> usize {
 /// Counts the same without those that wait for their first job.
 fn with_a_job(memory: &mut Memory) -> usize {
     reclaim(memory);
-    slots(memory).iter().filter(|slot| slot.life() != Life::Free && slot.is_succeeded == 0).count() + area::outside()
+    slots(memory).iter().filter(|slot| slot.state() != WorkerState::Free && slot.has_successor == 0).count()
+        + area::outside()
 }
 
 /// Returns whether a worker is on its way out, and nobody waits for its place.
-pub fn is_ceding(slot: &Slot) -> bool {
-    slot.life() == Life::Leaving && slot.is_succeeded == 0
+pub fn is_ceding(slot: &WorkerSlot) -> bool {
+    slot.state() == WorkerState::Exiting && slot.has_successor == 0
 }
 
 /// Counts the workers that neither are on their way out nor go as soon as somebody wants their place.
@@ -91,8 +92,8 @@ pub fn standing(memory: &mut Memory, index: usize) -> Standing {
 }
 
 /// Returns whether a worker is there, or will be, and is not on its way out.
-pub fn is_staying(slot: &Slot) -> bool {
-    !matches!(slot.life(), Life::Free | Life::Leaving)
+pub fn is_staying(slot: &WorkerSlot) -> bool {
+    !matches!(slot.state(), WorkerState::Free | WorkerState::Exiting)
 }
 
 fn has_workers(memory: &Memory) -> bool {
@@ -105,8 +106,8 @@ pub fn is_alone(memory: &Memory, index: usize) -> bool {
 }
 
 /// Returns whether a worker looks for work, or will at once.
-fn has_time(slot: &Slot) -> bool {
-    slot.is_unwanted == 0 && matches!(slot.life(), Life::Starting | Life::Ready | Life::Idle)
+fn has_time(slot: &WorkerSlot) -> bool {
+    slot.exit_requested == 0 && matches!(slot.state(), WorkerState::Starting | WorkerState::Ready | WorkerState::Idle)
 }
 
 /// Returns whether nobody else would see to what is queued for later. A worker that is busy looks when it is done.
@@ -115,18 +116,18 @@ pub fn is_needed(memory: &Memory, index: usize) -> bool {
     !others.into_iter().any(|(_, slot)| has_time(slot)) && job_order::has_work(memory)
 }
 
-/// Counts the workers that a call could have at once for this key.
+/// Counts the workers that a call could have at once for this pool.
 fn free_places(memory: &mut Memory, database: u32, login: u32) -> usize {
     let free = guc::cap().saturating_sub(live(memory));
-    let idle = slots(memory).iter().filter(|slot| slot.life() == Life::Idle && slot.key != 0).filter(|slot| {
-        let key = memory.get::<Key>(slot.key);
-        key.database == database && key.login == login
+    let idle = slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle && slot.pool != 0).filter(|slot| {
+        let pool = memory.get::<Pool>(slot.pool);
+        pool.database == database && pool.login == login
     });
     free + idle.count()
 }
 
-/// Counts the workers of each role, and those of each key that will look for work soon. Goes through the workers, which
-/// are few: there may be very many keys.
+/// Counts the workers of each role, and those of each pool that will look for work soon. Goes through the workers, which
+/// are few: there may be very many pools.
 #[derive(Default)]
 struct Shares {
     of_role: HashMap<u32, u32>,
@@ -136,10 +137,10 @@ struct Shares {
 impl Shares {
     fn count(memory: &Memory) -> Self {
         let mut shares = Shares::default();
-        for slot in slots(memory).iter().filter(|slot| slot.key != 0) {
-            *shares.of_role.entry(memory.get::<Key>(slot.key).login).or_default() += 1;
-            if slot.batch == 0 && matches!(slot.life(), Life::Starting | Life::Ready) {
-                *shares.coming.entry(slot.key).or_default() += 1;
+        for slot in slots(memory).iter().filter(|slot| slot.pool != 0) {
+            *shares.of_role.entry(memory.get::<Pool>(slot.pool).login).or_default() += 1;
+            if slot.batch == 0 && matches!(slot.state(), WorkerState::Starting | WorkerState::Ready) {
+                *shares.coming.entry(slot.pool).or_default() += 1;
             }
         }
         shares
@@ -150,17 +151,17 @@ impl Shares {
     }
 }
 
-/// The key that wants a worker most: whose role has the fewest, and whose last turn is longest ago.
+/// The pool that wants a worker most: whose role has the fewest, and whose last turn is longest ago.
 pub fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
-    let keys: Vec<Place> = lists::keys(memory).filter(|place| *place != but).collect();
+    let pools: Vec<Place> = lists::pools(memory).filter(|place| *place != but).collect();
     let shares = Shares::count(memory);
     let mut best = None;
-    for place in keys {
-        let key = *memory.get::<Key>(place);
-        if key.login == 0 || !key.has_queue() || key.limit != 0 && key.workers >= key.limit {
+    for place in pools {
+        let pool = *memory.get::<Pool>(place);
+        if pool.login == 0 || !pool.has_queue() || pool.limit != 0 && pool.workers >= pool.limit {
             continue;
         }
-        let rank = (shares.of_role(key.login), key.workers, key.turn);
+        let rank = (shares.of_role(pool.login), pool.workers, pool.turn);
         if best.is_some_and(|(least, _)| rank >= least) {
             continue;
         }
@@ -172,9 +173,9 @@ pub fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
     best.map(|(_, place)| place)
 }
 
-/// Returns whether the place of a worker of this key, which has nothing to do, is wanted for another one.
-pub fn is_wanted_elsewhere(memory: &mut Memory, key: Place, now: i64) -> bool {
-    live(memory) >= guc::cap() && (hungriest(memory, now, key).is_some() || unattended_database(memory, now).is_some())
+/// Returns whether the place of a worker of this pool, which has nothing to do, is wanted for another one.
+pub fn is_wanted_elsewhere(memory: &mut Memory, pool: Place, now: i64) -> bool {
+    live(memory) >= guc::cap() && (hungriest(memory, now, pool).is_some() || unattended_database(memory, now).is_some())
 }
 
 /// Returns whether the worker in this slot is to make room for another role: only when there is no other room.
@@ -183,8 +184,8 @@ pub fn gives_way(memory: &mut Memory, index: usize, now: i64, quantum: i64) -> b
     if live(memory) < guc::cap() {
         return false;
     }
-    let Some(other) = hungriest(memory, now, own.key) else { return false };
-    let (mine, theirs) = (*memory.get::<Key>(own.key), *memory.get::<Key>(other));
+    let Some(other) = hungriest(memory, now, own.pool) else { return false };
+    let (mine, theirs) = (*memory.get::<Pool>(own.pool), *memory.get::<Pool>(other));
     let (my_share, their_share) = if mine.login == theirs.login {
         (mine.workers, theirs.workers)
     } else {
@@ -196,7 +197,7 @@ pub fn gives_way(memory: &mut Memory, index: usize, now: i64, quantum: i64) -> b
 }
 
 pub fn free_slot(memory: &Memory) -> Option<usize> {
-    slots(memory).iter().position(|slot| slot.life() == Life::Free)
+    slots(memory).iter().position(|slot| slot.state() == WorkerState::Free)
 }
 
 /// A number that no process in any place had before.
@@ -213,10 +214,13 @@ pub fn has_idle_room(memory: &mut Memory) -> bool {
     idle_count(memory) < limit || limit > 0 && ask_idle_to_leave(memory, 0)
 }
 
-/// Asks idle workers of a key to leave whose login is not of this version: no session gives them a job any more.
-pub fn ask_outdated_to_leave(memory: &mut Memory, key: Place, version: u64) {
-    let is_outdated = |slot: &Slot| {
-        slot.key == key && slot.life() == Life::Idle && slot.is_unwanted == 0 && ![0, version].contains(&slot.version)
+/// Asks idle workers of a pool to leave whose login is not of this version: no session gives them a job any more.
+pub fn ask_outdated_to_leave(memory: &mut Memory, pool: Place, version: u64) {
+    let is_outdated = |slot: &WorkerSlot| {
+        slot.pool == pool
+            && slot.state() == WorkerState::Idle
+            && slot.exit_requested == 0
+            && ![0, version].contains(&slot.version)
     };
     while let Some(index) = slots(memory).iter().position(is_outdated) {
         send_away(memory, index);
@@ -225,7 +229,7 @@ pub fn ask_outdated_to_leave(memory: &mut Memory, key: Place, version: u64) {
 
 /// Counts the workers that have nothing to do.
 pub fn idle_count(memory: &Memory) -> usize {
-    slots(memory).iter().filter(|slot| slot.life() == Life::Idle).count()
+    slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle).count()
 }
 
 /// Room for one more worker: beside the others, or in the place of one that is on its way out.
@@ -245,36 +249,36 @@ fn room(memory: &mut Memory) -> Option<Room> {
     None
 }
 
-/// Reserves a place for a worker of a key, if there is room for it.
-fn prepare_in_room(memory: &mut Memory, key: Place) -> Option<Start> {
+/// Reserves a place for a worker of a pool, if there is room for it.
+fn prepare_in_room(memory: &mut Memory, pool: Place) -> Option<Start> {
     match room(memory)? {
-        Room::Beside => prepare(memory, key, None),
-        Room::After(before) => prepare(memory, key, Some(before)),
+        Room::Beside => prepare(memory, pool, None),
+        Room::After(before) => prepare(memory, pool, Some(before)),
     }
 }
 
-/// Reserves a place for a worker of a key; `after` = it begins when that one is gone.
-pub fn prepare(memory: &mut Memory, key: Place, after: Option<usize>) -> Option<Start> {
+/// Reserves a place for a worker of a pool; `after` = it begins when that one is gone.
+pub fn prepare(memory: &mut Memory, pool: Place, after: Option<usize>) -> Option<Start> {
     let index = free_slot(memory)?;
     let serial = next_serial(memory);
     if let Some(slot) = slot_mut(memory, index) {
-        *slot = Slot {
+        *slot = WorkerSlot {
             serial,
-            key,
-            life: Life::Starting as u32,
+            pool,
+            state: WorkerState::Starting as u32,
             progress: -1,
             since: process::now(),
-            after: after.map_or(0, |after| after as u32 + 1),
+            waits_for_slot: after.map_or(0, |after| after as u32 + 1),
             ..bytemuck::Zeroable::zeroed()
         };
     }
     if let Some(before) = after.and_then(|after| slot_mut(memory, after)) {
-        before.is_succeeded = 1;
+        before.has_successor = 1;
     }
     let turn = job_order::next_turn(memory);
-    let key = memory.get_mut::<Key>(key);
-    key.workers += 1;
-    key.turn = turn;
+    let pool = memory.get_mut::<Pool>(pool);
+    pool.workers += 1;
+    pool.turn = turn;
     Some(Start { slot: index, serial })
 }
 
@@ -286,25 +290,25 @@ pub fn plan(memory: &mut Memory) -> Vec<Start> {
         return starts;
     }
     job_order::free_held_up(memory, now);
-    while let Some(key) = hungriest(memory, now, 0) {
-        if wake_idle(memory, key) {
+    while let Some(pool) = hungriest(memory, now, 0) {
+        if wake_idle(memory, pool) {
             continue;
         }
-        match prepare_in_room(memory, key) {
+        match prepare_in_room(memory, pool) {
             Some(start) => starts.push(start),
             None if prestart::send_away(memory) => {}
             None => {
-                ask_idle_to_leave(memory, key);
+                ask_idle_to_leave(memory, pool);
                 // Others fill the cap: one worker waits for room, so that nobody else has to.
                 if !has_workers(memory) {
-                    starts.extend(prepare(memory, key, None));
+                    starts.extend(prepare(memory, pool, None));
                 }
                 break;
             }
         }
     }
     if room(memory).is_some() {
-        starts.extend(unattended(memory, now).and_then(|key| prepare_in_room(memory, key)));
+        starts.extend(unattended(memory, now).and_then(|pool| prepare_in_room(memory, pool)));
     }
     starts
 }
@@ -314,39 +318,40 @@ const LONG: i64 = 1_000_000;
 
 /// A database with final rows to write and no worker that will see to them.
 fn unattended_database(memory: &Memory, now: i64) -> Option<u32> {
-    let looks_soon =
-        |slot: &Slot| has_time(slot) || job_order::busy_since(memory, slot).is_some_and(|started| started + LONG > now);
+    let looks_soon = |slot: &WorkerSlot| {
+        has_time(slot) || job_order::busy_since(memory, slot).is_some_and(|started| started + LONG > now)
+    };
     let is_attended = |database: u32| {
-        let here = |slot: &&Slot| slot.key != 0 && memory.get::<Key>(slot.key).database == database;
+        let here = |slot: &&WorkerSlot| slot.pool != 0 && memory.get::<Pool>(slot.pool).database == database;
         slots(memory).iter().filter(here).any(looks_soon)
     };
-    let unlogged = job_order::unlogged(memory).map(|place| memory.get::<Batch>(place));
-    let due = unlogged.filter(|batch| batch.writer == 0 && batch.retry_log_at <= now);
+    let unlogged = job_order::unlogged(memory).map(|place| memory.get::<BatchRecord>(place));
+    let due = unlogged.filter(|batch| batch.log_writer == 0 && batch.retry_log_at <= now);
     due.map(|batch| batch.database).find(|database| !is_attended(*database))
 }
 
-/// The key of a worker that writes final rows in such a database.
+/// The pool of a worker that writes final rows in such a database.
 fn unattended(memory: &mut Memory, now: i64) -> Option<Place> {
     let database = unattended_database(memory, now)?;
-    batches::key(memory, database, 0).ok()
+    batches::pool(memory, database, 0).ok()
 }
 
-/// The key of a worker that waits until there is something to do.
+/// The pool of a worker that waits until there is something to do.
 fn in_time(memory: &mut Memory) -> Option<Place> {
-    let with_queue = lists::keys(memory).find(|place| {
-        let key = memory.get::<Key>(*place);
-        key.login != 0 && key.has_queue()
+    let with_queue = lists::pools(memory).find(|place| {
+        let pool = memory.get::<Pool>(*place);
+        pool.login != 0 && pool.has_queue()
     });
     if with_queue.is_some() {
         return with_queue;
     }
-    let unlogged = job_order::unlogged(memory).map(|place| memory.get::<Batch>(place));
+    let unlogged = job_order::unlogged(memory).map(|place| memory.get::<BatchRecord>(place));
     let database = unlogged.min_by_key(|batch| batch.retry_log_at)?.database;
-    batches::key(memory, database, 0).ok()
+    batches::pool(memory, database, 0).ok()
 }
 
-/// Chooses the key of a worker that comes in this place, or in the place after it: another than `but` if one is wanted.
-pub fn next_key(memory: &mut Memory, index: usize, but: Place) -> Option<Place> {
+/// Chooses the pool of a worker that comes in this place, or in the place after it: another than `but` if one is wanted.
+pub fn next_pool(memory: &mut Memory, index: usize, but: Place) -> Option<Place> {
     let now = process::now();
     let wanted = hungriest(memory, now, but).or_else(|| hungriest(memory, now, 0)).or_else(|| unattended(memory, now));
     match wanted {
@@ -355,21 +360,21 @@ pub fn next_key(memory: &mut Memory, index: usize, but: Place) -> Option<Place> 
     }
 }
 
-/// Wakes an idle worker of a key.
-fn wake_idle(memory: &mut Memory, key: Place) -> bool {
-    let idle = slots(memory).iter().position(|slot| slot.key == key && slot.life() == Life::Idle);
+/// Wakes an idle worker of a pool.
+fn wake_idle(memory: &mut Memory, pool: Place) -> bool {
+    let idle = slots(memory).iter().position(|slot| slot.pool == pool && slot.state() == WorkerState::Idle);
     let Some(slot) = idle.and_then(|index| slot_mut(memory, index)) else { return false };
-    slot.life = Life::Ready as u32;
+    slot.state = WorkerState::Ready as u32;
     process::wake(slot.process);
     true
 }
 
-/// Asks one idle worker of another key to make room. False = there is none.
-fn ask_idle_to_leave(memory: &mut Memory, key: Place) -> bool {
+/// Asks one idle worker of another pool to make room. False = there is none.
+fn ask_idle_to_leave(memory: &mut Memory, pool: Place) -> bool {
     let idle = slots(memory)
         .iter()
         .enumerate()
-        .filter(|(_, slot)| slot.life() == Life::Idle && slot.key != key && slot.is_unwanted == 0)
+        .filter(|(_, slot)| slot.state() == WorkerState::Idle && slot.pool != pool && slot.exit_requested == 0)
         .min_by_key(|(_, slot)| slot.since)
         .map(|(index, _)| index);
     idle.is_some_and(|index| send_away(memory, index))
@@ -377,17 +382,17 @@ fn ask_idle_to_leave(memory: &mut Memory, key: Place) -> bool {
 
 fn send_away(memory: &mut Memory, index: usize) -> bool {
     let Some(slot) = slot_mut(memory, index) else { return false };
-    slot.is_unwanted = 1;
-    slot.life = Life::Ready as u32;
+    slot.exit_requested = 1;
+    slot.state = WorkerState::Ready as u32;
     process::wake(slot.process);
     true
 }
 
 /// Returns whether a worker is between its job and rest, with nothing queued that it could take up.
 fn is_one_coming_to_rest(memory: &Memory) -> bool {
-    let will_rest = |slot: &Slot| match slot.life() {
-        Life::Starting | Life::Ready => true,
-        Life::Serving => slot.is_read != 0,
+    let will_rest = |slot: &WorkerSlot| match slot.state() {
+        WorkerState::Starting | WorkerState::Ready => true,
+        WorkerState::RunningAttached => slot.result_consumed != 0,
         _ => false,
     };
     slots(memory).iter().any(will_rest) && !job_order::is_queued(memory)
@@ -398,29 +403,29 @@ pub fn make_room(memory: &mut Memory) -> bool {
     make_room_for(memory, 0) || is_one_coming_to_rest(memory)
 }
 
-/// Asks one that is not of this key to leave, if none is leaving.
-pub fn make_room_for(memory: &mut Memory, key: Place) -> bool {
-    let asked = |slot: &Slot| slot.life() == Life::Leaving || slot.is_unwanted != 0;
+/// Asks one that is not of this pool to leave, if none is leaving.
+pub fn make_room_for(memory: &mut Memory, pool: Place) -> bool {
+    let asked = |slot: &WorkerSlot| slot.state() == WorkerState::Exiting || slot.exit_requested != 0;
     if slots(memory).iter().any(asked) {
         reclaim(memory);
         if slots(memory).iter().any(asked) {
             return true;
         }
     }
-    prestart::make_room_ahead(memory) || ask_idle_to_leave(memory, key)
+    prestart::make_room_ahead(memory) || ask_idle_to_leave(memory, pool)
 }
 
 /// Wakes workers of a database that have nothing to do: there are rows to write.
 pub fn wake_writers(memory: &Memory, database: u32) {
-    let idle = slots(memory)
-        .iter()
-        .find(|slot| slot.life() == Life::Idle && slot.key != 0 && memory.get::<Key>(slot.key).database == database);
+    let idle = slots(memory).iter().find(|slot| {
+        slot.state() == WorkerState::Idle && slot.pool != 0 && memory.get::<Pool>(slot.pool).database == database
+    });
     if let Some(slot) = idle {
         process::wake(slot.process);
     }
 }
 
-/// Reserves places for `wanted` workers of a key, idle ones included, or none.
+/// Reserves places for `wanted` workers of a pool, idle ones included, or none.
 ///
 /// # Errors
 /// [`Error::TooFewWorkers`] (53000)
@@ -432,36 +437,37 @@ pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) ->
     if free < wanted {
         return Err(Error::TooFewWorkers { wanted, free });
     }
-    let key = batches::key(memory, database, login)?;
-    let idle = slots(memory).iter().filter(|slot| slot.life() == Life::Idle && slot.key == key).count();
-    Ok((idle..wanted).filter_map(|_| prepare(memory, key, None)).collect())
+    let pool = batches::pool(memory, database, login)?;
+    let idle = slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle && slot.pool == pool).count();
+    Ok((idle..wanted).filter_map(|_| prepare(memory, pool, None)).collect())
 }
 
 /// Returns whether [`reserve`] could have these places soon, when those workers have come to rest that are between two
 /// jobs or on their way out. Asks one that is idle and of no use here to leave.
 pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> bool {
     let now = process::now();
-    let keys: Vec<Place> = lists::keys(memory).collect();
+    let pools: Vec<Place> = lists::pools(memory).collect();
     // Jobs that wait come first.
-    let queued: usize = keys.into_iter().map(|key| demand(memory, key, now, wanted as u32) as usize).sum();
-    let busy = slots(memory).iter().filter(|slot| slot.life() == Life::Busy).count();
+    let queued: usize = pools.into_iter().map(|pool| demand(memory, pool, now, wanted as u32) as usize).sum();
+    let busy = slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued).count();
     if guc::cap().saturating_sub(area::outside() + busy + queued) < wanted {
         return false;
     }
-    let is_moving = |slot: &Slot| matches!(slot.life(), Life::Starting | Life::Ready | Life::Leaving);
+    let is_moving =
+        |slot: &WorkerSlot| matches!(slot.state(), WorkerState::Starting | WorkerState::Ready | WorkerState::Exiting);
     if slots(memory).iter().any(is_moving) {
         return true;
     }
-    let own = lists::keys(memory).find(|place| {
-        let key = memory.get::<Key>(*place);
-        key.database == database && key.login == login
+    let own = lists::pools(memory).find(|place| {
+        let pool = memory.get::<Pool>(*place);
+        pool.database == database && pool.login == login
     });
     ask_idle_to_leave(memory, own.unwrap_or(0))
 }
 
 /// Tells with whom a worker shares the connections of its role and database.
 pub enum Company {
-    /// Other workers of its key.
+    /// Other workers of its pool.
     Others,
     /// The worker is the only one, but others are still on their way out.
     Leaving,
@@ -471,16 +477,16 @@ pub enum Company {
 /// Returns who is there beside this worker.
 pub fn company(memory: &mut Memory, index: usize) -> Company {
     reclaim(memory);
-    let key = slots(memory).get(index).map_or(0, |own| own.key);
-    if key != 0 && memory.get::<Key>(key).workers > 1 {
+    let pool = slots(memory).get(index).map_or(0, |own| own.pool);
+    if pool != 0 && memory.get::<Pool>(pool).workers > 1 {
         return Company::Others;
     }
-    let goes = |slot: &Slot| {
-        matches!(slot.life(), Life::Leaving | Life::Died)
+    let goes = |slot: &WorkerSlot| {
+        matches!(slot.state(), WorkerState::Exiting | WorkerState::Restarting)
             && slot.has_handle != 0
-            && !Worker::from_words(slot.handle).is_gone()
+            && !WorkerHandle::from_words(slot.handle).is_gone()
     };
-    if key != 0 && slots(memory).iter().any(goes) {
+    if pool != 0 && slots(memory).iter().any(goes) {
         Company::Leaving
     } else {
         Company::Nobody
@@ -501,15 +507,15 @@ pub enum Attendance {
 pub fn attendance(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> Attendance {
     reclaim(memory);
     // By now it may have been done, and forgotten.
-    if !lists::batches_of_uuid(memory, uuid).any(|at| at == place && memory.get::<Batch>(place).queued > 0) {
+    if !lists::batches_of_uuid(memory, uuid).any(|at| at == place && memory.get::<BatchRecord>(place).queued > 0) {
         return Attendance::Sure;
     }
-    let awaits_start = fork_probe::awaits_start(memory, memory.get::<Batch>(place).key, process::now());
-    let will_look = |slot: &Slot| match slot.life() {
-        Life::Busy | Life::Starting => true,
-        Life::Serving if slot.is_read == 0 => true,
-        Life::Ready if slot.batch != 0 => true,
-        _ => slot.key != 0 && memory.get::<Key>(slot.key).has_queue(),
+    let awaits_start = fork_probe::awaits_start(memory, memory.get::<BatchRecord>(place).pool, process::now());
+    let will_look = |slot: &WorkerSlot| match slot.state() {
+        WorkerState::RunningQueued | WorkerState::Starting => true,
+        WorkerState::RunningAttached if slot.result_consumed == 0 => true,
+        WorkerState::Ready if slot.batch != 0 => true,
+        _ => slot.pool != 0 && memory.get::<Pool>(slot.pool).has_queue(),
     };
     let there = || slots(memory).iter().filter(|slot| slot.has_handle != 0 && is_staying(slot));
     if !awaits_start && there().any(will_look) {
@@ -528,7 +534,7 @@ pub fn is_stuck(memory: &mut Memory) -> bool {
     if waiting < guc::cap() {
         return false;
     }
-    let runs = |slot: &&Slot| matches!(slot.life(), Life::Busy | Life::Serving);
+    let runs = |slot: &&WorkerSlot| matches!(slot.state(), WorkerState::RunningQueued | WorkerState::RunningAttached);
     let running = slots(memory).iter().filter(runs).count() + area::outside();
     running <= waiting && job_order::has_work(memory)
 }
@@ -539,5 +545,5 @@ pub fn has_room_ahead(memory: &mut Memory) -> bool {
         return false;
     }
     let idle = prestart::count(memory) + idle_count(memory);
-    idle < guc::spare_limit().min(AHEAD) && live(memory) < guc::cap()
+    idle < guc::spare_limit().min(MAX_PRESTARTED) && live(memory) < guc::cap()
 }

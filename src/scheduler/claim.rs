@@ -5,7 +5,7 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::process;
-use crate::registry::layout::{Batch, Key, Life, Place, State};
+use crate::registry::layout::{BatchRecord, Place, Pool, State, WorkerState};
 use crate::registry::{batches, lists, ready_lists, slot_mut, slots, watchers, Recorded};
 use crate::scheduler::capacity::Standing;
 use crate::scheduler::job_order::{first_open, log_due, log_duty, next_held_up, next_turn, pop, ENOUGH};
@@ -76,22 +76,22 @@ fn next_task(memory: &mut Memory, seeker: Seeker, now: i64) -> Task {
     }
     let Some(own) = slots(memory).get(index).copied() else { return Task::Leave };
     let standing = capacity::standing(memory, index);
-    if own.is_unwanted != 0 || standing == Standing::Goes {
+    if own.exit_requested != 0 || standing == Standing::Goes {
         return Task::Leave;
     }
     batches::sweep(memory, false);
-    let key = *memory.get::<Key>(own.key);
-    if let Some(place) = log_duty(memory, key.database, now) {
+    let pool = *memory.get::<Pool>(own.pool);
+    if let Some(place) = log_duty(memory, pool.database, now) {
         begin_to_write(memory, index, place);
         return Task::Log(place);
     }
     if standing == Standing::Pauses {
         return Task::Pause;
     }
-    if key.login == 0 {
-        return match log_due(memory, key.database) {
+    if pool.login == 0 {
+        return match log_due(memory, pool.database) {
             None => Task::Leave,
-            Some(_) if capacity::is_wanted_elsewhere(memory, own.key, now) => Task::HandOver,
+            Some(_) if capacity::is_wanted_elsewhere(memory, own.pool, now) => Task::HandOver,
             // One that another worker writes now may have to be tried again.
             Some(due) => Task::Wait(Some(due.max(now + LOOK_EVERY))),
         };
@@ -99,10 +99,10 @@ fn next_task(memory: &mut Memory, seeker: Seeker, now: i64) -> Task {
     if !keeps_turn && capacity::gives_way(memory, index, now, QUANTUM) {
         return Task::HandOver;
     }
-    for place in first_open(memory, own.key, now, ENOUGH) {
-        let record = memory.get::<Batch>(place);
+    for place in first_open(memory, own.pool, now, ENOUGH) {
+        let record = memory.get::<BatchRecord>(place);
         if record.recorded_in == 0 {
-            if record.writer != 0 {
+            if record.log_writer != 0 {
                 continue;
             }
             // What cannot be recorded now runs all the same, and is recorded later.
@@ -111,52 +111,52 @@ fn next_task(memory: &mut Memory, seeker: Seeker, now: i64) -> Task {
                 return Task::Record(place);
             }
         }
-        let share = record.queued / (4 * key.workers.max(1)) + 1;
+        let share = record.queued / (4 * pool.workers.max(1)) + 1;
         let count = if many && record.is_sequential == 0 { share.min(CLAIM_LIMIT) } else { 1 };
         let indexes: Vec<u32> = (0..count).map_while(|_| pop(memory, place, now)).collect();
         if indexes.is_empty() {
             continue;
         }
-        let number = memory.get::<Batch>(place).number;
+        let number = memory.get::<BatchRecord>(place).number;
         for (job, next) in indexes.iter().zip(indexes[1..].iter().map(|next| next + 1).chain([0])) {
             let job = lists::job_mut(memory, place, *job);
-            (job.slot, job.again) = (index as u32 + 1, next);
+            (job.slot, job.next_retry) = (index as u32 + 1, next);
         }
-        let record = memory.get_mut::<Batch>(place);
+        let record = memory.get_mut::<BatchRecord>(place);
         record.workers += 1;
         record.queued -= indexes.len() as u32;
         ready_lists::update(memory, place);
         if let Some(own) = slot_mut(memory, index) {
-            own.life = Life::Ready as u32;
+            own.state = WorkerState::Ready as u32;
             own.batch = place;
         }
         let turn = next_turn(memory);
-        memory.get_mut::<Key>(own.key).turn = turn;
+        memory.get_mut::<Pool>(own.pool).turn = turn;
         return Task::Run(Claim { batch: place, number, indexes });
     }
-    if capacity::is_wanted_elsewhere(memory, own.key, now) {
+    if capacity::is_wanted_elsewhere(memory, own.pool, now) {
         return Task::HandOver;
     }
-    Task::Wait(next_look(memory, own.key, now))
+    Task::Wait(next_look(memory, own.pool, now))
 }
 
-/// Returns the time at which a worker of the key that has nothing to do looks again, if nobody wakes it before.
-fn next_look(memory: &Memory, key: Place, now: i64) -> Option<i64> {
+/// Returns the time at which a worker of the pool that has nothing to do looks again, if nobody wakes it before.
+fn next_look(memory: &Memory, pool: Place, now: i64) -> Option<i64> {
     let idle: HashSet<Place> =
-        slots(memory).iter().filter(|slot| slot.life() == Life::Idle).map(|slot| slot.key).collect();
-    // Jobs of a key whose workers are busy or gone need one that has time to see to them.
-    let unattended = lists::keys(memory).filter(|other| *other != key && !idle.contains(other));
-    let due = unattended.chain([key]).filter_map(|key| ready_lists::next_due(memory, key));
+        slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle).map(|slot| slot.pool).collect();
+    // Jobs of a pool whose workers are busy or gone need one that has time to see to them.
+    let unattended = lists::pools(memory).filter(|other| *other != pool && !idle.contains(other));
+    let due = unattended.chain([pool]).filter_map(|pool| ready_lists::next_due(memory, pool));
     // Of these nobody tells when there is something to do.
     let is_untold = job_order::unlogged(memory).next().is_some()
         || fork_probe::may_lack_workers(memory) && job_order::has_work(memory);
-    due.chain(next_held_up(memory, key)).chain(is_untold.then_some(now + LOOK_EVERY)).min()
+    due.chain(next_held_up(memory, pool)).chain(is_untold.then_some(now + LOOK_EVERY)).min()
 }
 
 fn begin_to_write(memory: &mut Memory, index: usize, place: Place) {
-    memory.get_mut::<Batch>(place).writer = index as u32 + 1;
+    memory.get_mut::<BatchRecord>(place).log_writer = index as u32 + 1;
     if let Some(own) = slot_mut(memory, index) {
-        own.life = Life::Ready as u32;
+        own.state = WorkerState::Ready as u32;
     }
 }
 
@@ -169,7 +169,7 @@ pub fn recorded(memory: &mut Memory, place: Place, uuid: &[u8; 16], recorded: Op
     }
     completion::tried_to_write(memory, place, recorded.is_some());
     if let Some(Recorded { log, by }) = recorded {
-        let batch = memory.get_mut::<Batch>(place);
+        let batch = memory.get_mut::<BatchRecord>(place);
         batch.recorded_in = log.into();
         batch.recorded_by = by;
         batch.recorded_at = process::now();
@@ -183,7 +183,7 @@ pub fn recorded(memory: &mut Memory, place: Place, uuid: &[u8; 16], recorded: Op
 pub fn forget_rows(memory: &mut Memory, place: Place, uuid: &[u8; 16], log: u32) {
     // It may have been forgotten with its database, or be recorded again by now.
     if lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
-        let batch = memory.get_mut::<Batch>(place);
+        let batch = memory.get_mut::<BatchRecord>(place);
         if batch.recorded_in == u64::from(log) {
             batch.recorded_in = 0;
         }
@@ -192,18 +192,18 @@ pub fn forget_rows(memory: &mut Memory, place: Place, uuid: &[u8; 16], log: u32)
 
 /// The uuid of the batch.
 pub fn uuid(memory: &Memory, place: Place) -> [u8; 16] {
-    memory.get::<Batch>(place).uuid
+    memory.get::<BatchRecord>(place).uuid
 }
 
 /// The uuid of its first job.
 pub fn uuid_of_first(memory: &Memory, place: Place) -> [u8; 16] {
     let ordinal = lists::jobs(memory, place).first().map_or(0, |job| job.ordinal);
-    lists::uuid_of(&memory.get::<Batch>(place).uuid, ordinal)
+    lists::uuid_of(&memory.get::<BatchRecord>(place).uuid, ordinal)
 }
 
 /// The uuids of claimed jobs.
 pub fn uuids(memory: &Memory, claim: &Claim) -> Vec<[u8; 16]> {
-    let stem = memory.get::<Batch>(claim.batch).uuid;
+    let stem = memory.get::<BatchRecord>(claim.batch).uuid;
     claim.indexes.iter().map(|index| lists::uuid_of(&stem, lists::job(memory, claim.batch, *index).ordinal)).collect()
 }
 
@@ -216,7 +216,7 @@ pub fn begin(memory: &mut Memory, index: usize, place: Place, job_index: u32) ->
         return false;
     }
     // It was told to end, for the sake of the job before this one.
-    if own.is_unwanted != 0 {
+    if own.exit_requested != 0 {
         return false;
     }
     job.state = State::Running as u8;
@@ -224,14 +224,14 @@ pub fn begin(memory: &mut Memory, index: usize, place: Place, job_index: u32) ->
     job.attempts += 1;
     job.pid = own.pid;
     if let Some(own) = slot_mut(memory, index) {
-        own.life = Life::Busy as u32;
+        own.state = WorkerState::RunningQueued as u32;
         own.batch = place;
         own.job = job_index;
-        own.is_deaf = 0;
+        own.is_uncancellable = 0;
         own.progress = -1;
         own.message_bytes = 0;
     }
-    memory.get_mut::<Key>(own.key).busy += 1;
+    memory.get_mut::<Pool>(own.pool).busy += 1;
     watchers::wake(memory, place);
     true
 }
@@ -246,7 +246,7 @@ pub fn undo(memory: &mut Memory, index: usize, task: &Task) {
     match task {
         Task::Run(claim) => withdraw(memory, index, claim),
         Task::Record(place) | Task::Log(place) => {
-            memory.get_mut::<Batch>(*place).writer = 0;
+            memory.get_mut::<BatchRecord>(*place).log_writer = 0;
             batches::remove_if_done(memory, *place);
         }
         _ => {}

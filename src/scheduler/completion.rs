@@ -3,8 +3,8 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::process;
-use crate::registry::layout::{Batch, Job, Key, Life, Place, Reason, Slot, State};
-use crate::registry::outcomes::Kept;
+use crate::registry::layout::{BatchRecord, JobRecord, Place, Pool, Reason, State, WorkerSlot, WorkerState};
+use crate::registry::outcomes::StoredOutcome;
 use crate::registry::{batches, lists, outcomes, ready_lists, slot_mut, slots, stopped_by, watchers};
 use crate::scheduler::job_order::push;
 use crate::scheduler::{capacity, job_order};
@@ -38,7 +38,7 @@ pub struct Ended {
     pub state: State,
     pub reason: Reason,
     /// Name of the role that stopped it.
-    pub stopper: Option<Vec<u8>>,
+    pub stop_requester: Option<Vec<u8>>,
     pub attempts: u32,
     pub pid: Option<i32>,
     pub started: i64,
@@ -49,16 +49,16 @@ pub struct Ended {
 /// Notes that nothing of the job that this worker has begun can be cancelled any more.
 pub fn deafen(memory: &mut Memory, index: usize) {
     if let Some(own) = slot_mut(memory, index) {
-        own.is_deaf = 1;
+        own.is_uncancellable = 1;
     }
 }
 
 /// The final row of a job that has come to its end.
 enum Row {
     /// Content of the row, if those that follow the job are told.
-    Written(Option<Kept>),
+    Written(Option<StoredOutcome>),
     /// The row is to be written from this; from nothing = the job's record says why, or nobody knows any more.
-    Due(Option<Kept>),
+    Due(Option<StoredOutcome>),
 }
 
 /// Ends an attempt. The job was begun by this worker.
@@ -66,7 +66,7 @@ pub fn finish(memory: &mut Memory, index: usize, place: Place, job_index: u32, f
     let kept = match finish {
         Finish::Unlogged(_, outcome) => outcomes::keep(memory, outcome),
         // Sessions that follow it are told why.
-        Finish::Logged(State::Failed | State::Stopped, outcome) if memory.get::<Batch>(place).jobs <= FEW => {
+        Finish::Logged(State::Failed | State::Stopped, outcome) if memory.get::<BatchRecord>(place).jobs <= FEW => {
             outcomes::keep(memory, outcome)
         }
         _ => None,
@@ -77,7 +77,7 @@ pub fn finish(memory: &mut Memory, index: usize, place: Place, job_index: u32, f
 }
 
 /// An attempt is over; `kept`: what came of it.
-fn conclude(memory: &mut Memory, place: Place, job_index: u32, finish: &Finish, kept: Option<Kept>) {
+fn conclude(memory: &mut Memory, place: Place, job_index: u32, finish: &Finish, kept: Option<StoredOutcome>) {
     match finish {
         // Who wanted it stopped came while its attempt was written down: there is none after it.
         Finish::Again if lists::job(memory, place, job_index).is_stopping != 0 => {
@@ -91,19 +91,19 @@ fn conclude(memory: &mut Memory, place: Place, job_index: u32, finish: &Finish, 
         Finish::Unlogged(state, _) => end(memory, place, job_index, *state, Row::Due(kept)),
     }
     let failed = matches!(finish, Finish::Logged(State::Failed, _) | Finish::Unlogged(State::Failed, _));
-    if failed && memory.get::<Batch>(place).stops_on_error != 0 {
+    if failed && memory.get::<BatchRecord>(place).stops_on_error != 0 {
         stop_queued(memory, place, Reason::OtherFailed);
     }
     watchers::wake(memory, place);
 }
 
-fn leave_busy(memory: &mut Memory, index: usize, own: Slot) {
-    if own.life() == Life::Busy {
-        let key = memory.get_mut::<Key>(own.key);
-        key.busy = key.busy.saturating_sub(1);
+fn leave_busy(memory: &mut Memory, index: usize, own: WorkerSlot) {
+    if own.state() == WorkerState::RunningQueued {
+        let pool = memory.get_mut::<Pool>(own.pool);
+        pool.busy = pool.busy.saturating_sub(1);
     }
     if let Some(own) = slot_mut(memory, index) {
-        own.life = Life::Ready as u32;
+        own.state = WorkerState::Ready as u32;
     }
 }
 
@@ -115,7 +115,7 @@ fn end(memory: &mut Memory, place: Place, index: u32, state: State, row: Row) {
     job.ended = process::now();
     job.is_logged = u8::from(matches!(row, Row::Written(_)));
     match row {
-        Row::Written(_) => memory.get_mut::<Batch>(place).logged += 1,
+        Row::Written(_) => memory.get_mut::<BatchRecord>(place).logged += 1,
         Row::Due(_) => batches::count_unlogged(memory, place, 1),
     }
     let (Row::Written(kept) | Row::Due(kept)) = row;
@@ -126,7 +126,7 @@ fn end(memory: &mut Memory, place: Place, index: u32, state: State, row: Row) {
 
 /// Stops every queued job of a batch that nobody has claimed or that is only claimed.
 fn stop_queued(memory: &mut Memory, place: Place, reason: Reason) {
-    for index in 0..memory.get::<Batch>(place).jobs {
+    for index in 0..memory.get::<BatchRecord>(place).jobs {
         stop_if_queued(memory, place, index, reason);
     }
 }
@@ -142,7 +142,7 @@ fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason)
     job.slot = 0;
     job.ended = process::now();
     batches::count_unlogged(memory, place, 1);
-    let batch = memory.get_mut::<Batch>(place);
+    let batch = memory.get_mut::<BatchRecord>(place);
     let database = batch.database;
     if !is_claimed {
         batch.queued -= 1;
@@ -173,16 +173,17 @@ pub fn stop(memory: &mut Memory, place: Place, index: u32, uuid: &[u8; 16], role
     let state = State::from_byte(job.state);
     match state {
         State::Queued => {
-            lists::job_mut(memory, place, index).stopper = stopper;
+            lists::job_mut(memory, place, index).stop_requester = stopper;
             stop_if_queued(memory, place, index, Reason::Stopped);
         }
         State::Running => {
-            let is_deaf = slots(memory).get((job.slot as usize).wrapping_sub(1)).is_none_or(|slot| slot.is_deaf != 0);
+            let is_uncancellable =
+                slots(memory).get((job.slot as usize).wrapping_sub(1)).is_none_or(|slot| slot.is_uncancellable != 0);
             if job.is_stopping == 0 {
                 let job = lists::job_mut(memory, place, index);
-                (job.is_stopping, job.reason, job.stopper) = (1, Reason::Cancelled as u8, stopper);
+                (job.is_stopping, job.reason, job.stop_requester) = (1, Reason::Cancelled as u8, stopper);
             }
-            if !is_deaf {
+            if !is_uncancellable {
                 // The worker leaves this state under the lock that is held here: the signal reaches this job, or none.
                 process::cancel(job.pid);
             }
@@ -195,7 +196,7 @@ pub fn stop(memory: &mut Memory, place: Place, index: u32, uuid: &[u8; 16], role
 
 /// Final rows that are to be written, a few at a time.
 pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
-    let record = memory.get::<Batch>(place);
+    let record = memory.get::<BatchRecord>(place);
     lists::jobs(memory, place)
         .iter()
         .zip(0..)
@@ -207,7 +208,7 @@ pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
             uuid: lists::uuid_of(&record.uuid, job.ordinal),
             state: State::from_byte(job.state),
             reason: Reason::from_byte(job.reason),
-            stopper: stopped_by::of_job(memory, place, job).map(<[u8]>::to_vec),
+            stop_requester: stopped_by::of_job(memory, place, job).map(<[u8]>::to_vec),
             attempts: job.attempts,
             pid: Some(job.pid).filter(|pid| *pid != 0),
             started: job.started,
@@ -232,8 +233,8 @@ pub fn written(memory: &mut Memory, place: Place, uuid: &[u8; 16], indexes: Opti
 /// Tells that rows of the batch were written, or could not be: the longer that lasts, the later it is tried again, so
 /// that many such batches hold up nobody's jobs.
 pub fn tried_to_write(memory: &mut Memory, place: Place, is_written: bool) {
-    let batch = memory.get_mut::<Batch>(place);
-    batch.writer = 0;
+    let batch = memory.get_mut::<BatchRecord>(place);
+    batch.log_writer = 0;
     if is_written {
         batch.log_failures = 0;
     } else {
@@ -251,14 +252,14 @@ pub fn next_try(failures: u16) -> i64 {
 fn settle(memory: &mut Memory, place: Place, indexes: &[u32]) {
     let mut settled = 0;
     for index in indexes {
-        let job: &mut Job = lists::job_mut(memory, place, *index);
+        let job: &mut JobRecord = lists::job_mut(memory, place, *index);
         settled += u32::from(job.is_logged == 0);
         job.is_logged = job.is_logged.max(2);
     }
     batches::count_unlogged(memory, place, -(settled as i32));
-    let first = memory.get::<Batch>(place).first_unlogged as usize;
+    let first = memory.get::<BatchRecord>(place).first_unlogged as usize;
     let before = lists::jobs(memory, place).iter().skip(first).take_while(|job| job.is_logged != 0).count();
-    let record = memory.get_mut::<Batch>(place);
+    let record = memory.get_mut::<BatchRecord>(place);
     record.logged += settled;
     record.first_unlogged += before as u32;
 }
@@ -269,19 +270,19 @@ pub fn postpone_log(memory: &mut Memory, database: u32) {
     let retry_at = process::now() + REFUSED_RETRY;
     let unlogged: Vec<Place> = job_order::unlogged(memory).collect();
     for place in unlogged {
-        let batch = memory.get_mut::<Batch>(place);
+        let batch = memory.get_mut::<BatchRecord>(place);
         if batch.database == database {
             batch.retry_log_at = retry_at;
         }
     }
 }
 
-/// Every queued job of the key, which has a worker, ends with this outcome: nobody can run it.
-pub fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
+/// Every queued job of the pool, which has a worker, ends with this outcome: nobody can run it.
+pub fn fail_queued(memory: &mut Memory, pool: Place, outcome: &[u8]) {
     let mut outcome = outcome;
     'batches: loop {
-        let Some(place) = lists::queued_batches(memory, key).next() else { return };
-        for index in 0..memory.get::<Batch>(place).jobs {
+        let Some(place) = lists::queued_batches(memory, pool).next() else { return };
+        for index in 0..memory.get::<BatchRecord>(place).jobs {
             let job = lists::job(memory, place, index);
             if job.state != State::Queued as u8 || job.slot != 0 {
                 continue;
@@ -292,7 +293,7 @@ pub fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
                 outcome = &[];
                 continue 'batches;
             }
-            memory.get_mut::<Batch>(place).queued -= 1;
+            memory.get_mut::<BatchRecord>(place).queued -= 1;
             end(memory, place, index, State::Failed, Row::Due(kept));
         }
         ready_lists::update(memory, place);
@@ -300,20 +301,20 @@ pub fn fail_queued(memory: &mut Memory, key: Place, outcome: &[u8]) {
     }
 }
 
-/// Refuses jobs of a key of which no worker could be started at this time: what one would have begun then has had an
+/// Refuses jobs of a pool of which no worker could be started at this time: what one would have begun then has had an
 /// attempt that failed with this outcome.
-pub fn refuse(memory: &mut Memory, key: Place, at: i64, outcome: &[u8]) {
+pub fn refuse(memory: &mut Memory, pool: Place, at: i64, outcome: &[u8]) {
     loop {
         // Without memory for it, jobs end without it.
         let kept = outcomes::keep(memory, outcome);
         // What was seen may have changed then.
-        let is_there = lists::keys(memory).any(|there| there == key);
-        let next = is_there.then(|| job_order::first_open(memory, key, at, 1).first().copied()).flatten();
-        let next = next.filter(|place| memory.get::<Batch>(*place).created <= at);
+        let is_there = lists::pools(memory).any(|there| there == pool);
+        let next = is_there.then(|| job_order::first_open(memory, pool, at, 1).first().copied()).flatten();
+        let next = next.filter(|place| memory.get::<BatchRecord>(*place).created <= at);
         let Some((place, index)) = next.and_then(|place| Some((place, job_order::pop(memory, place, at)?))) else {
             return outcomes::discard(memory, kept);
         };
-        memory.get_mut::<Batch>(place).queued -= 1;
+        memory.get_mut::<BatchRecord>(place).queued -= 1;
         ready_lists::update(memory, place);
         let job = lists::job_mut(memory, place, index);
         job.attempts += 1;
@@ -331,7 +332,7 @@ pub fn abandon(memory: &mut Memory, index: usize, state: State, outcome: &[u8]) 
     let Some(own) = slots(memory).get(index).copied() else { return };
     let slot = index as u32 + 1;
     let place = own.batch;
-    if own.life() == Life::Busy {
+    if own.state() == WorkerState::RunningQueued {
         let job = lists::job(memory, place, own.job);
         // What has ended its worker has ended this attempt only.
         let end = if state == State::Failed && job.attempts < job.max_attempts {
@@ -342,7 +343,7 @@ pub fn abandon(memory: &mut Memory, index: usize, state: State, outcome: &[u8]) 
         finish(memory, index, place, own.job, &end);
     }
     if place != 0 {
-        let claimed: Vec<u32> = (0..memory.get::<Batch>(place).jobs)
+        let claimed: Vec<u32> = (0..memory.get::<BatchRecord>(place).jobs)
             .filter(|job| {
                 let job = lists::job(memory, place, *job);
                 job.state == State::Queued as u8 && job.slot == slot
@@ -351,9 +352,9 @@ pub fn abandon(memory: &mut Memory, index: usize, state: State, outcome: &[u8]) 
         give_back(memory, index, place, &claimed);
     }
     let writing: Vec<Place> =
-        lists::batches(memory).filter(|place| memory.get::<Batch>(*place).writer == slot).collect();
+        lists::batches(memory).filter(|place| memory.get::<BatchRecord>(*place).log_writer == slot).collect();
     for place in writing {
-        memory.get_mut::<Batch>(place).writer = 0;
+        memory.get_mut::<BatchRecord>(place).log_writer = 0;
     }
 }
 
@@ -361,17 +362,18 @@ pub fn abandon(memory: &mut Memory, index: usize, state: State, outcome: &[u8]) 
 /// is. By the worker in this slot, which writes none of them now; those that another one writes are forgotten when it
 /// is done, and those that are still being launched by who runs them.
 pub fn forget_database(memory: &mut Memory, database: u32, index: usize) {
-    let is_meant = |batch: &Batch| batch.database == database && batch.is_open != 0;
-    let places: Vec<Place> = lists::batches(memory).filter(|place| is_meant(memory.get::<Batch>(*place))).collect();
+    let is_meant = |batch: &BatchRecord| batch.database == database && batch.is_open != 0;
+    let places: Vec<Place> =
+        lists::batches(memory).filter(|place| is_meant(memory.get::<BatchRecord>(*place))).collect();
     for place in places {
-        for index in 0..memory.get::<Batch>(place).jobs {
+        for index in 0..memory.get::<BatchRecord>(place).jobs {
             stop_if_queued(memory, place, index, Reason::Stopped);
         }
-        let batch = memory.get_mut::<Batch>(place);
-        if batch.writer == index as u32 + 1 {
-            batch.writer = 0;
+        let batch = memory.get_mut::<BatchRecord>(place);
+        if batch.log_writer == index as u32 + 1 {
+            batch.log_writer = 0;
         }
-        let unlogged: Vec<u32> = (0..memory.get::<Batch>(place).jobs)
+        let unlogged: Vec<u32> = (0..memory.get::<BatchRecord>(place).jobs)
             .filter(|index| {
                 let job = lists::job(memory, place, *index);
                 State::from_byte(job.state).is_final() && job.is_logged == 0
@@ -392,7 +394,7 @@ pub fn give_back(memory: &mut Memory, index: usize, place: Place, jobs: &[u32]) 
             push(memory, place, *job, 0);
         }
     }
-    memory.get_mut::<Batch>(place).workers -= 1;
+    memory.get_mut::<BatchRecord>(place).workers -= 1;
     if let Some(own) = slot_mut(memory, index) {
         own.batch = 0;
     }

@@ -2,15 +2,15 @@
 
 use crate::error::Error;
 use crate::ffi::area::Memory;
-use crate::ffi::bgworker::Worker;
+use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
 use crate::guc;
-use crate::registry::layout::{Key, Life, Slot};
+use crate::registry::layout::{Pool, WorkerSlot, WorkerState};
 use crate::registry::{batches, root, slot_mut, slots};
 use crate::scheduler::{capacity, job_order, worker_lifecycle};
 
 /// A worker's place, and the serial number of its process there.
-pub type Seat = (usize, u64);
+pub type SlotId = (usize, u64);
 
 /// A process that comes to the pool after its first job.
 pub struct Newcomer {
@@ -18,48 +18,49 @@ pub struct Newcomer {
     pub login: u32,
     pub version: u64,
     pub pid: i32,
-    pub worker: Worker,
+    pub worker: WorkerHandle,
     /// Segment of the job that it has run.
     pub segment: u32,
 }
 
-fn may_be_given(memory: &Memory, slot: &Slot, database: u32, login: u32, version: u64) -> bool {
+fn may_be_given(memory: &Memory, slot: &WorkerSlot, database: u32, login: u32, version: u64) -> bool {
     // 0 = nobody can log in so, or the worker does not serve sessions.
-    slot.key != 0
+    slot.pool != 0
         && version != 0
         && slot.version == version
-        && (slot.is_unwanted, slot.is_unread, slot.errand) == (0, 0, 0)
+        && (slot.exit_requested, slot.result_pending, slot.assigned_segment) == (0, 0, 0)
         && {
-            let key = memory.get::<Key>(slot.key);
-            (key.database, key.login) == (database, login)
+            let pool = memory.get::<Pool>(slot.pool);
+            (pool.database, pool.login) == (database, login)
         }
 }
 
 /// Returns whether there is a worker that [`give`] would give a job to.
 pub fn has_idle(memory: &Memory, (database, login, version): (u32, u32, u64)) -> bool {
-    slots(memory).iter().any(|slot| slot.life() == Life::Idle && may_be_given(memory, slot, database, login, version))
+    slots(memory)
+        .iter()
+        .any(|slot| slot.state() == WorkerState::Idle && may_be_given(memory, slot, database, login, version))
 }
 
-/// Gives the job in this segment to a worker of the key whose login is still what one of now would be: to the one in
+/// Gives the job in this segment to a worker of the pool whose login is still what one of now would be: to the one in
 /// the `preferred` place, which may be on its way back from its last job, or to any that is idle. Gives its place and
 /// its process id. None = there is none.
 pub fn give(
     memory: &mut Memory,
     (database, login, version): (u32, u32, u64),
     segment: u32,
-    preferred: Option<Seat>,
-) -> Option<(Seat, i32)> {
+    preferred: Option<SlotId>,
+) -> Option<(SlotId, i32)> {
     let index = match preferred {
         Some((index, serial)) => {
             // It has gone on to another channel if it has been given a job by somebody else.
             let slot = slots(memory).get(index).filter(|slot| slot.serial == serial && slot.segment == segment)?;
-            matches!(slot.life(), Life::Idle | Life::Serving).then_some(index)?
+            matches!(slot.state(), WorkerState::Idle | WorkerState::RunningAttached).then_some(index)?
         }
         None => {
-            let idle = slots(memory)
-                .iter()
-                .enumerate()
-                .filter(|(_, slot)| slot.life() == Life::Idle && may_be_given(memory, slot, database, login, version));
+            let idle = slots(memory).iter().enumerate().filter(|(_, slot)| {
+                slot.state() == WorkerState::Idle && may_be_given(memory, slot, database, login, version)
+            });
             idle.max_by_key(|(_, slot)| slot.since).map(|(index, _)| index)?
         }
     };
@@ -68,12 +69,12 @@ pub fn give(
         return None;
     }
     let own = slot_mut(memory, index)?;
-    own.errand = segment;
+    own.assigned_segment = segment;
     own.segment = segment;
-    own.is_unread = 1;
-    own.is_read = 0;
-    if own.life() == Life::Idle {
-        own.life = Life::Ready as u32;
+    own.result_pending = 1;
+    own.result_consumed = 0;
+    if own.state() == WorkerState::Idle {
+        own.state = WorkerState::Ready as u32;
     }
     process::wake(own.process);
     Some(((index, slot.serial), slot.pid))
@@ -81,46 +82,49 @@ pub fn give(
 
 /// The worker begins the job that it was given.
 pub fn begin(memory: &mut Memory, index: usize) -> Option<u32> {
-    let own = slot_mut(memory, index).filter(|own| own.errand != 0)?;
-    own.life = Life::Serving as u32;
+    let own = slot_mut(memory, index).filter(|own| own.assigned_segment != 0)?;
+    own.state = WorkerState::RunningAttached as u32;
     own.batch = 0;
-    Some(std::mem::take(&mut own.errand))
+    Some(std::mem::take(&mut own.assigned_segment))
 }
 
 /// The worker has done with its job, and is ready for another.
 pub fn served(memory: &mut Memory, index: usize) {
-    let Some(own) = slot_mut(memory, index).filter(|own| own.errand == 0) else { return };
-    own.life = Life::Ready as u32;
+    let Some(own) = slot_mut(memory, index).filter(|own| own.assigned_segment == 0) else { return };
+    own.state = WorkerState::Ready as u32;
     own.since = process::now();
     // At once, so that a session that comes back finds it so.
     worker_lifecycle::idle(memory, index);
 }
 
 /// The session has read the result of the job in this segment to its end, or given it up.
-pub fn release(memory: &mut Memory, (index, serial): Seat, segment: u32, is_whole: bool) {
+pub fn release(memory: &mut Memory, (index, serial): SlotId, segment: u32, is_whole: bool) {
     if let Some(slot) = slot_mut(memory, index) {
         if slot.serial == serial && slot.segment == segment {
-            slot.is_unread = 0;
-            slot.is_read = u32::from(is_whole);
+            slot.result_pending = 0;
+            slot.result_consumed = u32::from(is_whole);
         }
     }
 }
 
 /// Returns whether the job in this segment is with the worker in this place, begun or not.
-pub fn has_job(memory: &Memory, (index, serial): Seat, segment: u32) -> bool {
+pub fn has_job(memory: &Memory, (index, serial): SlotId, segment: u32) -> bool {
     slots(memory).get(index).is_some_and(|slot| {
-        slot.serial == serial && slot.segment == segment && (slot.errand == segment || slot.life() == Life::Serving)
+        slot.serial == serial
+            && slot.segment == segment
+            && (slot.assigned_segment == segment || slot.state() == WorkerState::RunningAttached)
     })
 }
 
 /// Returns whether the session of its last job has neither read nor given up the result.
 pub fn is_unread(memory: &Memory, index: usize) -> bool {
-    slots(memory).get(index).is_some_and(|slot| slot.is_unread != 0)
+    slots(memory).get(index).is_some_and(|slot| slot.result_pending != 0)
 }
 
 /// Returns whether the process in this place is still the same, and not on its way out.
-pub fn is_there(memory: &Memory, (index, serial): Seat) -> bool {
-    let is_there = |slot: &Slot| slot.serial == serial && !matches!(slot.life(), Life::Free | Life::Leaving);
+pub fn is_there(memory: &Memory, (index, serial): SlotId) -> bool {
+    let is_there =
+        |slot: &WorkerSlot| slot.serial == serial && !matches!(slot.state(), WorkerState::Free | WorkerState::Exiting);
     slots(memory).get(index).is_some_and(is_there)
 }
 
@@ -128,32 +132,32 @@ pub fn is_there(memory: &Memory, (index, serial): Seat) -> bool {
 ///
 /// # Errors
 /// [`Error::SharedMemory`] (53200)
-pub fn join(memory: &mut Memory, new: &Newcomer) -> Result<Option<Seat>, Error> {
+pub fn join(memory: &mut Memory, new: &Newcomer) -> Result<Option<SlotId>, Error> {
     root(memory)?;
     // Itself is counted among those outside.
     if capacity::live(memory) > guc::cap() || !capacity::has_idle_room(memory) {
         return Ok(None);
     }
     let Some(index) = capacity::free_slot(memory) else { return Ok(None) };
-    let key = batches::key(memory, new.database, new.login)?;
-    capacity::ask_outdated_to_leave(memory, key, new.version);
+    let pool = batches::pool(memory, new.database, new.login)?;
+    capacity::ask_outdated_to_leave(memory, pool, new.version);
     let (serial, turn) = (capacity::next_serial(memory), job_order::next_turn(memory));
-    let record = memory.get_mut::<Key>(key);
+    let record = memory.get_mut::<Pool>(pool);
     record.workers += 1;
     record.turn = turn;
     if let Some(slot) = slot_mut(memory, index) {
-        *slot = Slot {
+        *slot = WorkerSlot {
             serial,
-            key,
-            life: Life::Serving as u32,
+            pool,
+            state: WorkerState::RunningAttached as u32,
             pid: new.pid,
             process: process::own(),
             handle: new.worker.to_words(),
             has_handle: 1,
-            is_mortal: 1,
+            no_restart: 1,
             version: new.version,
             segment: new.segment,
-            is_unread: 1,
+            result_pending: 1,
             progress: -1,
             since: process::now(),
             ..bytemuck::Zeroable::zeroed()
@@ -173,29 +177,29 @@ pub fn offer(memory: &mut Memory, index: usize, version: u64) {
 /// begin, which it has until [`take_back`]: its session must not find the job gone without knowing why.
 pub fn refuse_more(memory: &mut Memory, index: usize) -> Option<u32> {
     let slot = slot_mut(memory, index)?;
-    if matches!(slot.life(), Life::Idle | Life::Serving) {
-        slot.life = Life::Ready as u32;
+    if matches!(slot.state(), WorkerState::Idle | WorkerState::RunningAttached) {
+        slot.state = WorkerState::Ready as u32;
     }
-    Some(slot.errand).filter(|segment| *segment != 0)
+    Some(slot.assigned_segment).filter(|segment| *segment != 0)
 }
 
 /// Takes back the job that the worker was given and will not begin.
 pub fn take_back(memory: &mut Memory, index: usize) {
     if let Some(slot) = slot_mut(memory, index) {
-        slot.errand = 0;
+        slot.assigned_segment = 0;
     }
 }
 
 /// The worker goes when it has done its job: nobody gives it another.
 pub fn retire(memory: &mut Memory, index: usize) {
     if let Some(slot) = slot_mut(memory, index) {
-        slot.is_unwanted = 1;
+        slot.exit_requested = 1;
     }
 }
 
 /// Returns whether the worker has been given a job that it has not begun.
 pub fn has_errand(memory: &Memory, index: usize) -> bool {
-    slots(memory).get(index).is_some_and(|slot| slot.errand != 0)
+    slots(memory).get(index).is_some_and(|slot| slot.assigned_segment != 0)
 }
 
 /// The worker takes no jobs any more, for it looks at something else. False = it has been given one.

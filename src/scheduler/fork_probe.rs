@@ -4,9 +4,9 @@
 //! so: a probe. When that is refused, the jobs that wait for such a worker end with that reason.
 
 use crate::ffi::area::Memory;
-use crate::ffi::bgworker::Worker;
+use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
-use crate::registry::layout::{Key, Life, Place, Probe, Root, Slot};
+use crate::registry::layout::{ForkProbe, Place, Pool, Root, WorkerSlot, WorkerState};
 use crate::registry::{lists, slots};
 use crate::scheduler::capacity::{next_serial, Start};
 use crate::scheduler::job_order::demand;
@@ -38,21 +38,21 @@ pub enum Late {
 /// Looks for workers that are late and that jobs wait for.
 pub fn look_late(memory: &mut Memory) -> Late {
     let now = process::now();
-    if late_keys(memory, now).is_empty() {
+    if overdue_pools(memory, now).is_empty() {
         return Late::Nothing;
     }
     let root = memory.root();
     let probe = memory.get::<Root>(root).probe;
     let is_long_ago = |time: i64| probe.asked_at + time <= now;
-    let worker = Worker::from_words(probe.handle);
+    let worker = WorkerHandle::from_words(probe.handle);
     let asks = match probe {
-        Probe { serial: 0, .. } => true,
-        Probe { has_handle: 0, .. } | Probe { has_come: 1, .. } => is_long_ago(ASK_EVERY),
+        ForkProbe { serial: 0, .. } => true,
+        ForkProbe { has_handle: 0, .. } | ForkProbe { has_come: 1, .. } => is_long_ago(ASK_EVERY),
         _ if worker.is_to_start() && is_long_ago(START_TIME) => return Late::Wake,
         _ if worker.is_gone() => {
             memory.get_mut::<Root>(root).probe = bytemuck::Zeroable::zeroed();
             // It says nothing of a worker that is late since then.
-            if !late_keys(memory, probe.asked_at).is_empty() {
+            if !overdue_pools(memory, probe.asked_at).is_empty() {
                 return Late::Refused(probe.asked_at);
             }
             true
@@ -63,18 +63,18 @@ pub fn look_late(memory: &mut Memory) -> Late {
         return Late::Nothing;
     }
     let serial = next_serial(memory);
-    memory.get_mut::<Root>(root).probe = Probe { serial, asked_at: now, ..bytemuck::Zeroable::zeroed() };
+    memory.get_mut::<Root>(root).probe = ForkProbe { serial, asked_at: now, ..bytemuck::Zeroable::zeroed() };
     Late::Ask(serial)
 }
 
-fn probe_mut(memory: &mut Memory, serial: u64) -> Option<&mut Probe> {
+fn probe_mut(memory: &mut Memory, serial: u64) -> Option<&mut ForkProbe> {
     let root = memory.root();
     let probe = (root != 0).then(|| &mut memory.get_mut::<Root>(root).probe)?;
     (probe.serial == serial).then_some(probe)
 }
 
 /// The server has been asked for the probe.
-pub fn register_probe(memory: &mut Memory, serial: u64, worker: Worker) {
+pub fn register_probe(memory: &mut Memory, serial: u64, worker: WorkerHandle) {
     if let Some(probe) = probe_mut(memory, serial) {
         (probe.handle, probe.has_handle) = (worker.to_words(), 1);
     }
@@ -90,8 +90,8 @@ pub fn probe_came(memory: &mut Memory, serial: u64) {
 /// The server could not start workers at this time: what waited for one that was late then has had an attempt that
 /// failed with this outcome.
 pub fn refuse_jobs(memory: &mut Memory, asked_at: i64, outcome: &[u8]) {
-    for key in late_keys(memory, asked_at) {
-        completion::refuse(memory, key, asked_at, outcome);
+    for pool in overdue_pools(memory, asked_at) {
+        completion::refuse(memory, pool, asked_at, outcome);
     }
 }
 
@@ -111,63 +111,67 @@ pub fn coming(memory: &mut Memory, start: Start) -> Coming {
     let slot = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial);
     match slot.filter(is_to_start) {
         None => Coming::Comes,
-        Some(slot) if awaits_start(memory, slot.key, process::now()) => Coming::Awaited,
+        Some(slot) if awaits_start(memory, slot.pool, process::now()) => Coming::Awaited,
         Some(_) => Coming::Useless,
     }
 }
 
 /// Returns whether the server is still to start the worker in this place.
-fn is_to_start(slot: &Slot) -> bool {
-    slot.life() == Life::Starting
+fn is_to_start(slot: &WorkerSlot) -> bool {
+    slot.state() == WorkerState::Starting
         && slot.pid == 0
         && slot.has_handle != 0
-        && Worker::from_words(slot.handle).is_to_start()
+        && WorkerHandle::from_words(slot.handle).is_to_start()
 }
 
 /// Returns whether the server has not started the worker, which it should have at this time.
-fn is_late(slot: &Slot, at: i64) -> bool {
-    match slot.life() {
-        Life::Starting => slot.since + START_TIME <= at && is_to_start(slot),
+fn is_late(slot: &WorkerSlot, at: i64) -> bool {
+    match slot.state() {
+        WorkerState::Starting => slot.since + START_TIME <= at && is_to_start(slot),
         // Of one that it is to start again it says meanwhile that it is gone.
-        Life::Died => slot.since + ASK_EVERY + START_TIME <= at && Worker::from_words(slot.handle).is_gone(),
+        WorkerState::Restarting => {
+            slot.since + ASK_EVERY + START_TIME <= at && WorkerHandle::from_words(slot.handle).is_gone()
+        }
         _ => false,
     }
 }
 
 /// Returns whether its process has come, and looks for work sooner or later.
-pub fn has_come(slot: &Slot) -> bool {
-    match slot.life() {
-        Life::Ready | Life::Busy | Life::Serving | Life::Idle => true,
-        Life::Starting => slot.has_handle != 0 && !is_to_start(slot),
-        Life::Free | Life::Leaving | Life::Died => false,
+pub fn has_come(slot: &WorkerSlot) -> bool {
+    match slot.state() {
+        WorkerState::Ready | WorkerState::RunningQueued | WorkerState::RunningAttached | WorkerState::Idle => true,
+        WorkerState::Starting => slot.has_handle != 0 && !is_to_start(slot),
+        WorkerState::Free | WorkerState::Exiting | WorkerState::Restarting => false,
     }
 }
 
-/// Returns whether a job of the key can start only when the server has started a worker, as no other is there that is
-/// of the key, or none at all.
-pub fn awaits_start(memory: &mut Memory, key: Place, now: i64) -> bool {
-    let is_its_own = |slot: &Slot| slot.key == key;
-    let there: Vec<&Slot> = slots(memory).iter().filter(|slot| has_come(slot)).collect();
+/// Returns whether a job of the pool can start only when the server has started a worker, as no other is there that is
+/// of the pool, or none at all.
+pub fn awaits_start(memory: &mut Memory, pool: Place, now: i64) -> bool {
+    let is_its_own = |slot: &WorkerSlot| slot.pool == pool;
+    let there: Vec<&WorkerSlot> = slots(memory).iter().filter(|slot| has_come(slot)).collect();
     let is_asked_for = || slots(memory).iter().any(|slot| is_its_own(slot) && is_to_start(slot));
     let awaits = there.is_empty() || !there.iter().any(|slot| is_its_own(slot)) && is_asked_for();
-    awaits && memory.get::<Key>(key).login != 0 && demand(memory, key, now, 1) > 0
+    awaits && memory.get::<Pool>(pool).login != 0 && demand(memory, pool, now, 1) > 0
 }
 
-/// The keys of which the same is true, and the worker was late at this time.
-fn late_keys(memory: &mut Memory, at: i64) -> Vec<Place> {
+/// The pools of which the same is true, and the worker was late at this time.
+fn overdue_pools(memory: &mut Memory, at: i64) -> Vec<Place> {
     let now = process::now();
-    let late: Vec<Place> = slots(memory).iter().filter(|slot| is_late(slot, at)).map(|slot| slot.key).collect();
+    let late: Vec<Place> = slots(memory).iter().filter(|slot| is_late(slot, at)).map(|slot| slot.pool).collect();
     if late.is_empty() {
         return Vec::new();
     }
     let is_anybody_there = slots(memory).iter().any(has_come);
-    let mut keys: Vec<Place> = lists::keys(memory).filter(|key| !is_anybody_there || late.contains(key)).collect();
-    keys.retain(|key| awaits_start(memory, *key, now));
-    keys
+    let mut pools: Vec<Place> = lists::pools(memory).filter(|pool| !is_anybody_there || late.contains(pool)).collect();
+    pools.retain(|pool| awaits_start(memory, *pool, now));
+    pools
 }
 
 /// Returns whether a job may wait for a worker that nobody has started, or could start.
 pub fn may_lack_workers(memory: &Memory) -> bool {
-    let is_expected = |slot: &Slot| slot.life() == Life::Died || slot.life() == Life::Starting && slot.pid == 0;
+    let is_expected = |slot: &WorkerSlot| {
+        slot.state() == WorkerState::Restarting || slot.state() == WorkerState::Starting && slot.pid == 0
+    };
     worker_lifecycle::is_starved(memory) || slots(memory).iter().any(is_expected)
 }

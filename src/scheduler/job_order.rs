@@ -1,7 +1,7 @@
 //! Next work: the order of the jobs of a batch, how many could start now, which final rows are to be written.
 
 use crate::ffi::area::Memory;
-use crate::registry::layout::{Batch, Key, Life, Place, Root, Slot, State};
+use crate::registry::layout::{BatchRecord, Place, Pool, Root, State, WorkerSlot, WorkerState};
 use crate::registry::{lists, ready_lists, slots};
 
 /// More batches than anybody looks at who looks for work.
@@ -9,7 +9,7 @@ pub const ENOUGH: usize = 256;
 
 /// Returns how many more workers may work on a batch.
 pub fn vacancies(memory: &Memory, place: Place) -> u32 {
-    let batch = memory.get::<Batch>(place);
+    let batch = memory.get::<BatchRecord>(place);
     let limit = if batch.is_sequential != 0 { 1 } else { batch.max_workers };
     limit.saturating_sub(batch.workers)
 }
@@ -18,7 +18,7 @@ pub fn vacancies(memory: &Memory, place: Place) -> u32 {
 /// another attempt come first when they are due.
 fn peek(memory: &mut Memory, place: Place, now: i64) -> Option<(u32, i64)> {
     let again = loop {
-        let first = memory.get::<Batch>(place).again;
+        let first = memory.get::<BatchRecord>(place).retry_head;
         if first == 0 {
             break None;
         }
@@ -26,16 +26,16 @@ fn peek(memory: &mut Memory, place: Place, now: i64) -> Option<(u32, i64)> {
         if job.state == State::Queued as u8 && job.slot == 0 {
             break Some((first - 1, job.not_before));
         }
-        memory.get_mut::<Batch>(place).again = job.again;
+        memory.get_mut::<BatchRecord>(place).retry_head = job.next_retry;
     };
     let (mut next, count, is_sequential) = {
-        let batch = memory.get::<Batch>(place);
+        let batch = memory.get::<BatchRecord>(place);
         (batch.next, batch.jobs, batch.is_sequential != 0)
     };
     while next < count && lists::job(memory, place, next).state != State::Queued as u8 {
         next += 1;
     }
-    memory.get_mut::<Batch>(place).next = next;
+    memory.get_mut::<BatchRecord>(place).next = next;
     match again {
         // In a sequential batch nothing overtakes a job that waits for another attempt.
         Some((job, not_before)) if not_before <= now || next == count || is_sequential => Some((job, not_before)),
@@ -47,11 +47,11 @@ fn peek(memory: &mut Memory, place: Place, now: i64) -> Option<(u32, i64)> {
 /// Takes the next job that may start now.
 pub fn pop(memory: &mut Memory, place: Place, now: i64) -> Option<u32> {
     let (index, _) = peek(memory, place, now).filter(|(_, due)| *due <= now)?;
-    let again = lists::job(memory, place, index).again;
-    let record = memory.get_mut::<Batch>(place);
-    if record.again == index + 1 {
-        record.again = again;
-        lists::job_mut(memory, place, index).again = 0;
+    let again = lists::job(memory, place, index).next_retry;
+    let record = memory.get_mut::<BatchRecord>(place);
+    if record.retry_head == index + 1 {
+        record.retry_head = again;
+        lists::job_mut(memory, place, index).next_retry = 0;
     } else {
         record.next = index + 1;
     }
@@ -60,26 +60,26 @@ pub fn pop(memory: &mut Memory, place: Place, now: i64) -> Option<u32> {
 
 /// Puts a job that was taken back among the queued.
 pub fn push(memory: &mut Memory, place: Place, index: u32, not_before: i64) {
-    let (first, last) = (memory.get::<Batch>(place).again, memory.get::<Batch>(place).last_again);
+    let (first, last) = (memory.get::<BatchRecord>(place).retry_head, memory.get::<BatchRecord>(place).retry_tail);
     // Delays are the same, mostly, so that it comes behind all others.
     let is_last = first != 0 && last != 0 && lists::job(memory, place, last - 1).not_before <= not_before;
     let (mut before, mut at) = if is_last { (last, 0) } else { (0, first) };
     while at != 0 && lists::job(memory, place, at - 1).not_before <= not_before {
         before = at;
-        at = lists::job(memory, place, at - 1).again;
+        at = lists::job(memory, place, at - 1).next_retry;
     }
     let job = lists::job_mut(memory, place, index);
     job.state = State::Queued as u8;
     job.slot = 0;
     job.not_before = not_before;
-    job.again = at;
+    job.next_retry = at;
     match before {
-        0 => memory.get_mut::<Batch>(place).again = index + 1,
-        before => lists::job_mut(memory, place, before - 1).again = index + 1,
+        0 => memory.get_mut::<BatchRecord>(place).retry_head = index + 1,
+        before => lists::job_mut(memory, place, before - 1).next_retry = index + 1,
     }
-    let record = memory.get_mut::<Batch>(place);
+    let record = memory.get_mut::<BatchRecord>(place);
     if at == 0 {
-        record.last_again = index + 1;
+        record.retry_tail = index + 1;
     }
     record.queued += 1;
     ready_lists::update(memory, place);
@@ -89,20 +89,20 @@ pub fn push(memory: &mut Memory, place: Place, index: u32, not_before: i64) {
 const HELD_UP: i64 = 20_000;
 
 /// Returns the time since which a busy worker runs its job.
-pub fn busy_since(memory: &Memory, slot: &Slot) -> Option<i64> {
-    (slot.life() == Life::Busy).then(|| lists::job(memory, slot.batch, slot.job).started)
+pub fn busy_since(memory: &Memory, slot: &WorkerSlot) -> Option<i64> {
+    (slot.state() == WorkerState::RunningQueued).then(|| lists::job(memory, slot.batch, slot.job).started)
 }
 
 /// Returns the time from which the job of a busy worker has run for so long that others could run what was claimed with
 /// it.
-fn holds_up_from(memory: &Memory, slot: &Slot) -> Option<i64> {
+fn holds_up_from(memory: &Memory, slot: &WorkerSlot) -> Option<i64> {
     busy_since(memory, slot).filter(|_| vacancies(memory, slot.batch) > 0).map(|started| started + HELD_UP)
 }
 
 /// The jobs that a busy worker has claimed and not begun.
-fn claimed<'a>(memory: &'a Memory, index: usize, slot: &Slot) -> impl Iterator<Item = u32> + 'a {
+fn claimed<'a>(memory: &'a Memory, index: usize, slot: &WorkerSlot) -> impl Iterator<Item = u32> + 'a {
     let batch = slot.batch;
-    let after = move |job: u32| lists::job(memory, batch, job).again.checked_sub(1);
+    let after = move |job: u32| lists::job(memory, batch, job).next_retry.checked_sub(1);
     std::iter::successors(after(slot.job), move |job| after(*job)).filter(move |job| {
         let job = lists::job(memory, batch, *job);
         job.state == State::Queued as u8 && job.slot == index as u32 + 1
@@ -117,16 +117,16 @@ pub fn free_held_up(memory: &mut Memory, now: i64) {
             continue;
         }
         let held_up: Vec<u32> = claimed(memory, index, &slot).collect();
-        lists::job_mut(memory, slot.batch, slot.job).again = 0;
+        lists::job_mut(memory, slot.batch, slot.job).next_retry = 0;
         for job in held_up {
             push(memory, slot.batch, job, 0);
         }
     }
 }
 
-/// Returns the time at which the next jobs of the key are held up.
-pub fn next_held_up(memory: &Memory, key: Place) -> Option<i64> {
-    let slots = slots(memory).iter().enumerate().filter(|(_, slot)| slot.key == key);
+/// Returns the time at which the next jobs of the pool are held up.
+pub fn next_held_up(memory: &Memory, pool: Place) -> Option<i64> {
+    let slots = slots(memory).iter().enumerate().filter(|(_, slot)| slot.pool == pool);
     let due = slots.filter_map(|(index, slot)| {
         let due = holds_up_from(memory, slot)?;
         claimed(memory, index, slot).next().map(|_| due)
@@ -134,14 +134,14 @@ pub fn next_held_up(memory: &Memory, key: Place) -> Option<i64> {
     due.min()
 }
 
-/// The batches of a key from which a worker could take a job now, oldest first: `most` at most.
-pub fn first_open(memory: &mut Memory, key: Place, now: i64, most: usize) -> Vec<Place> {
-    ready_lists::come_due(memory, key, now);
+/// The batches of a pool from which a worker could take a job now, oldest first: `most` at most.
+pub fn first_open(memory: &mut Memory, pool: Place, now: i64, most: usize) -> Vec<Place> {
+    ready_lists::come_due(memory, pool, now);
     let mut open = Vec::new();
-    let mut next = memory.get::<Key>(key).first;
+    let mut next = memory.get::<Pool>(pool).ready_head;
     while next != 0 && open.len() < most {
         let place = next;
-        next = memory.get::<Batch>(place).next_in_line;
+        next = memory.get::<BatchRecord>(place).next_in_queue;
         match peek(memory, place, now) {
             Some((_, due)) if due > now => ready_lists::wait_until(memory, place, due),
             Some(_) if vacancies(memory, place) > 0 => open.push(place),
@@ -151,13 +151,13 @@ pub fn first_open(memory: &mut Memory, key: Place, now: i64, most: usize) -> Vec
     open
 }
 
-/// Counts the workers of a key that could start a job now, no further than to `enough`.
-pub fn demand(memory: &mut Memory, key: Place, now: i64, enough: u32) -> u32 {
+/// Counts the workers of a pool that could start a job now, no further than to `enough`.
+pub fn demand(memory: &mut Memory, pool: Place, now: i64, enough: u32) -> u32 {
     let mut total = 0;
     // Each of them could have one worker at least.
-    for place in first_open(memory, key, now, ENOUGH.min(enough as usize)) {
+    for place in first_open(memory, pool, now, ENOUGH.min(enough as usize)) {
         // Jobs that wait for another attempt may not be due; a worker too many finds out.
-        total += vacancies(memory, place).min(memory.get::<Batch>(place).queued);
+        total += vacancies(memory, place).min(memory.get::<BatchRecord>(place).queued);
         if total >= enough {
             return enough;
         }
@@ -166,25 +166,25 @@ pub fn demand(memory: &mut Memory, key: Place, now: i64, enough: u32) -> u32 {
 }
 
 /// The batches whose jobs may run.
-fn open_batches(memory: &Memory) -> impl Iterator<Item = &Batch> {
-    lists::batches(memory).map(|place| memory.get::<Batch>(place)).filter(|batch| batch.is_open != 0)
+fn open_batches(memory: &Memory) -> impl Iterator<Item = &BatchRecord> {
+    lists::batches(memory).map(|place| memory.get::<BatchRecord>(place)).filter(|batch| batch.is_open != 0)
 }
 
 /// Returns whether anything is queued, or still to be written to a log.
 pub fn has_work(memory: &Memory) -> bool {
-    is_queued(memory) || unlogged(memory).any(|place| memory.get::<Batch>(place).is_open != 0)
+    is_queued(memory) || unlogged(memory).any(|place| memory.get::<BatchRecord>(place).is_open != 0)
 }
 
 /// Returns whether any job is queued.
 pub fn is_queued(memory: &Memory) -> bool {
-    lists::keys(memory).any(|key| memory.get::<Key>(key).has_queue())
+    lists::pools(memory).any(|pool| memory.get::<Pool>(pool).has_queue())
 }
 
 /// The batches with final rows that are to be written.
 pub fn unlogged(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
     // Seldom any, of perhaps many.
     let count = if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).unlogged };
-    lists::batches(memory).filter(|place| memory.get::<Batch>(*place).unlogged > 0).take(count as usize)
+    lists::batches(memory).filter(|place| memory.get::<BatchRecord>(*place).unlogged > 0).take(count as usize)
 }
 
 /// Returns whether a session waits for what is queued. It has workers started when the server has processes for them.
@@ -195,14 +195,14 @@ pub fn is_work_awaited(memory: &Memory) -> bool {
 /// A batch of this database with final rows to write.
 pub fn log_duty(memory: &Memory, database: u32, now: i64) -> Option<Place> {
     unlogged(memory).find(|place| {
-        let batch = memory.get::<Batch>(*place);
-        batch.database == database && batch.writer == 0 && batch.retry_log_at <= now
+        let batch = memory.get::<BatchRecord>(*place);
+        batch.database == database && batch.log_writer == 0 && batch.retry_log_at <= now
     })
 }
 
 /// Returns the time at which final rows that could not be written in this database are to be tried again.
 pub fn log_due(memory: &Memory, database: u32) -> Option<i64> {
-    let batches = unlogged(memory).map(|place| memory.get::<Batch>(place));
+    let batches = unlogged(memory).map(|place| memory.get::<BatchRecord>(place));
     batches.filter(|batch| batch.database == database).map(|batch| batch.retry_log_at).min()
 }
 

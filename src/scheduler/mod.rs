@@ -26,7 +26,7 @@ pub use crate::scheduler::completion::{
 };
 pub use crate::scheduler::dispatch::{
     close, give, has_errand, has_idle, has_job, is_there, is_unread, join, offer, refuse_more, release, retire, served,
-    take_back, Newcomer, Seat,
+    take_back, Newcomer, SlotId,
 };
 pub use crate::scheduler::fork_probe::{
     coming, look_late, may_lack_workers, probe_came, refuse_jobs, register_probe, Coming, Late, PROBE, RESTART_AFTER,

@@ -1,25 +1,25 @@
 //! Processes that were started ahead of their job. They are in nobody's way: who wants a process sends them away.
 
 use crate::ffi::area::Memory;
-use crate::ffi::bgworker::Worker;
-use crate::registry::layout::{Ahead, Root};
+use crate::ffi::bgworker::WorkerHandle;
+use crate::registry::layout::{Prestarted, Root};
 
-fn all(memory: &Memory) -> &[Ahead] {
+fn all(memory: &Memory) -> &[Prestarted] {
     match memory.root() {
         0 => &[],
         root => &memory.get::<Root>(root).ahead,
     }
 }
 
-fn all_mut(memory: &mut Memory) -> &mut [Ahead] {
+fn all_mut(memory: &mut Memory) -> &mut [Prestarted] {
     match memory.root() {
         0 => &mut [],
         root => &mut memory.get_mut::<Root>(root).ahead,
     }
 }
 
-fn worker(ahead: &Ahead) -> Worker {
-    Worker::from_words(ahead.handle)
+fn worker(ahead: &Prestarted) -> WorkerHandle {
+    WorkerHandle::from_words(ahead.handle)
 }
 
 /// Forgets those that are gone.
@@ -34,32 +34,32 @@ fn reclaim(memory: &mut Memory) {
 /// Counts the processes that wait for a job.
 pub fn count(memory: &mut Memory) -> usize {
     reclaim(memory);
-    all(memory).iter().filter(|ahead| (ahead.is_there, ahead.is_unwanted) == (1, 0)).count()
+    all(memory).iter().filter(|ahead| (ahead.is_there, ahead.exit_requested) == (1, 0)).count()
 }
 
 /// A process was asked for ahead of its job.
-pub fn add_ahead(memory: &mut Memory, worker: Worker) {
+pub fn add_ahead(memory: &mut Memory, worker: WorkerHandle) {
     reclaim(memory);
     match all_mut(memory).iter_mut().find(|ahead| ahead.is_there == 0) {
-        Some(free) => *free = Ahead { is_there: 1, handle: worker.to_words(), is_unwanted: 0 },
+        Some(free) => *free = Prestarted { is_there: 1, handle: worker.to_words(), exit_requested: 0 },
         None => worker.terminate(),
     }
 }
 
 /// Takes a process that is to have a job. False = it was told to go.
-pub fn take_ahead(memory: &mut Memory, worker: Worker) -> bool {
-    let found = find(memory, worker).filter(|found| found.is_unwanted == 0);
+pub fn take_ahead(memory: &mut Memory, worker: WorkerHandle) -> bool {
+    let found = find(memory, worker).filter(|found| found.exit_requested == 0);
     found.map(|found| *found = bytemuck::Zeroable::zeroed()).is_some()
 }
 
 /// Marks a process that will have no job, and knows it.
-pub fn dismiss_ahead(memory: &mut Memory, worker: Worker) {
+pub fn dismiss_ahead(memory: &mut Memory, worker: WorkerHandle) {
     if let Some(found) = find(memory, worker) {
-        found.is_unwanted = 1;
+        found.exit_requested = 1;
     }
 }
 
-fn find(memory: &mut Memory, worker: Worker) -> Option<&mut Ahead> {
+fn find(memory: &mut Memory, worker: WorkerHandle) -> Option<&mut Prestarted> {
     let words = worker.to_words();
     all_mut(memory).iter_mut().find(|ahead| (ahead.is_there, ahead.handle) == (1, words))
 }
@@ -67,9 +67,9 @@ fn find(memory: &mut Memory, worker: Worker) -> Option<&mut Ahead> {
 /// Sends one away. False = there is none.
 pub fn send_away(memory: &mut Memory) -> bool {
     reclaim(memory);
-    let found = all_mut(memory).iter_mut().find(|ahead| (ahead.is_there, ahead.is_unwanted) == (1, 0));
+    let found = all_mut(memory).iter_mut().find(|ahead| (ahead.is_there, ahead.exit_requested) == (1, 0));
     found.is_some_and(|found| {
-        found.is_unwanted = 1;
+        found.exit_requested = 1;
         worker(found).terminate();
         true
     })
@@ -77,7 +77,7 @@ pub fn send_away(memory: &mut Memory) -> bool {
 
 /// Returns whether a process that was told to go is still there.
 fn is_one_leaving(memory: &Memory) -> bool {
-    all(memory).iter().any(|ahead| ahead.is_unwanted != 0 && !worker(ahead).is_gone())
+    all(memory).iter().any(|ahead| ahead.exit_requested != 0 && !worker(ahead).is_gone())
 }
 
 /// Tells one to go if none is leaving. False = there is none.

@@ -1,7 +1,7 @@
 //! Having workers started.
 
 use crate::error::Error;
-use crate::ffi::bgworker::{Registration, Worker};
+use crate::ffi::bgworker::{Registration, WorkerHandle};
 use crate::ffi::dsm::Handle;
 use crate::ffi::{area, exit_hooks, latch, process};
 use crate::protocol::{to_bytes, Outcome};
@@ -37,7 +37,7 @@ pub fn start_workers() {
         Late::Wake => process::wake_postmaster(),
         Late::Ask(serial) => {
             let registration = registration(scheduler::PROBE, serial, None);
-            if let Some(worker) = Worker::register(LIBRARY, WORKER_KIND, &registration) {
+            if let Some(worker) = WorkerHandle::register(LIBRARY, WORKER_KIND, &registration) {
                 area::write(|memory| scheduler::register_probe(memory, serial, worker));
             }
         }
@@ -98,13 +98,13 @@ pub fn try_register(start: Start, patience: Duration) -> bool {
     }
 }
 
-fn ask(start: Start) -> Option<Worker> {
+fn ask(start: Start) -> Option<WorkerHandle> {
     let registration = registration(start.slot, start.serial, Some(scheduler::RESTART_AFTER));
-    Worker::register(LIBRARY, WORKER_KIND, &registration)
+    WorkerHandle::register(LIBRARY, WORKER_KIND, &registration)
 }
 
 /// `again`: what to do when the server has no process for it.
-fn register_with(start: Start, again: impl FnOnce(&dyn Fn() -> Option<Worker>) -> Option<Worker>) -> bool {
+fn register_with(start: Start, again: impl FnOnce(&dyn Fn() -> Option<WorkerHandle>) -> Option<WorkerHandle>) -> bool {
     let ask = || ask(start);
     let worker = ask().or_else(|| again(&ask));
     area::write(|memory| match worker {
@@ -116,7 +116,7 @@ fn register_with(start: Start, again: impl FnOnce(&dyn Fn() -> Option<Worker>) -
 
 /// Asks for a process while one is on its way out, or can be sent away as it was started ahead of its job. Interrupts
 /// are not served: whatever wants the worker has been promised already.
-fn ask_again(ask: &dyn Fn() -> Option<Worker>) -> Option<Worker> {
+fn ask_again(ask: &dyn Fn() -> Option<WorkerHandle>) -> Option<WorkerHandle> {
     // When somebody has waited in vain, others do not: not each claim of a job is to take so long.
     let is_patient = !area::read(scheduler::is_starved);
     for _ in 0..GOING_CHECKS {

@@ -1,13 +1,13 @@
 //! The life of a worker in its place: how it comes, what it does there, how it goes.
 
 use crate::ffi::area::Memory;
-use crate::ffi::bgworker::Worker;
+use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
 use crate::guc;
-use crate::registry::layout::{Key, Life, Place, Root, Slot, State, MESSAGE_BYTES};
+use crate::registry::layout::{Place, Pool, Root, State, WorkerSlot, WorkerState, MESSAGE_BYTES};
 use crate::registry::{batches, lists, slot_mut, slots, stopped_by, watchers};
 use crate::scheduler::capacity::{
-    has_idle_room, hungriest, is_alone, is_ceding, is_needed, next_key, prepare, staying, Start,
+    has_idle_room, hungriest, is_alone, is_ceding, is_needed, next_pool, prepare, staying, Start,
 };
 use crate::scheduler::job_order::demand;
 use crate::scheduler::{capacity, completion, dispatch, job_order};
@@ -37,7 +37,7 @@ fn set_starved(memory: &mut Memory, is_starved: bool) {
 }
 
 /// The server has taken the worker.
-pub fn register(memory: &mut Memory, start: Start, worker: Worker) {
+pub fn register(memory: &mut Memory, start: Start, worker: WorkerHandle) {
     set_starved(memory, false);
     if let Some(slot) = slot_mut(memory, start.slot).filter(|slot| slot.serial == start.serial) {
         slot.handle = worker.to_words();
@@ -50,13 +50,13 @@ pub fn register(memory: &mut Memory, start: Start, worker: Worker) {
 pub fn cannot_register(memory: &mut Memory, start: Start) {
     set_starved(memory, true);
     let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
-    if slot.key != 0 {
+    if slot.pool != 0 {
         if slots(memory).iter().filter(|slot| capacity::is_staying(slot)).count() > 2
             || job_order::is_work_awaited(memory)
         {
-            capacity::make_room_for(memory, slot.key);
+            capacity::make_room_for(memory, slot.pool);
         }
-        let batches: Vec<Place> = lists::queued_batches(memory, slot.key).collect();
+        let batches: Vec<Place> = lists::queued_batches(memory, slot.pool).collect();
         batches.into_iter().for_each(|batch| watchers::wake_all(memory, batch));
     }
     give_up(memory, start);
@@ -65,25 +65,25 @@ pub fn cannot_register(memory: &mut Memory, start: Start) {
 /// Gives up a reserved place: no worker is to come in it.
 pub fn give_up(memory: &mut Memory, start: Start) {
     let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
-    leave_key(memory, start.slot);
-    if slot.after != 0 {
-        if let Some(before) = slot_mut(memory, slot.after as usize - 1) {
-            before.is_succeeded = 0;
+    leave_pool(memory, start.slot);
+    if slot.waits_for_slot != 0 {
+        if let Some(before) = slot_mut(memory, slot.waits_for_slot as usize - 1) {
+            before.has_successor = 0;
         }
     }
     if let Some(slot) = slot_mut(memory, start.slot) {
-        *slot = Slot { serial: slot.serial, ..bytemuck::Zeroable::zeroed() };
+        *slot = WorkerSlot { serial: slot.serial, ..bytemuck::Zeroable::zeroed() };
     }
 }
 
-fn leave_key(memory: &mut Memory, index: usize) {
+fn leave_pool(memory: &mut Memory, index: usize) {
     let Some(slot) = slot_mut(memory, index) else { return };
-    let key = std::mem::take(&mut slot.key);
-    if key != 0 {
-        let record = memory.get_mut::<Key>(key);
+    let pool = std::mem::take(&mut slot.pool);
+    if pool != 0 {
+        let record = memory.get_mut::<Pool>(pool);
         record.workers = record.workers.saturating_sub(1);
         record.limit = 0;
-        batches::forget_key(memory, key);
+        batches::forget_pool(memory, pool);
     }
 }
 
@@ -92,84 +92,86 @@ pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arriv
     let Some(slot) = slots(memory).get(index).copied().filter(|slot| slot.serial == serial) else {
         return Arrival::Nothing;
     };
-    match slot.life() {
-        Life::Starting => {
-            let before = slots(memory).get((slot.after as usize).wrapping_sub(1)).copied();
+    match slot.state() {
+        WorkerState::Starting => {
+            let before = slots(memory).get((slot.waits_for_slot as usize).wrapping_sub(1)).copied();
             if before.is_some_and(|before| {
-                before.life() != Life::Free
-                    && before.is_succeeded != 0
-                    && !(before.has_handle != 0 && Worker::from_words(before.handle).is_gone())
+                before.state() != WorkerState::Free
+                    && before.has_successor != 0
+                    && !(before.has_handle != 0 && WorkerHandle::from_words(before.handle).is_gone())
             }) {
                 return Arrival::NotYet;
             }
         }
-        Life::Died => {
-            let key = next_key(memory, index, 0);
-            if let Some(key) = key.filter(|key| is_early(memory, *key)) {
-                batches::forget_key(memory, key);
+        WorkerState::Restarting => {
+            let pool = next_pool(memory, index, 0);
+            if let Some(pool) = pool.filter(|pool| is_early(memory, *pool)) {
+                batches::forget_pool(memory, pool);
                 return Arrival::Later;
             }
             let turn = job_order::next_turn(memory);
-            let Some(key) = key else {
+            let Some(pool) = pool else {
                 if let Some(slot) = slot_mut(memory, index) {
-                    slot.life = Life::Leaving as u32;
+                    slot.state = WorkerState::Exiting as u32;
                 }
                 return Arrival::Nothing;
             };
-            let record = memory.get_mut::<Key>(key);
+            let record = memory.get_mut::<Pool>(pool);
             record.workers += 1;
             record.turn = turn;
             if let Some(slot) = slot_mut(memory, index) {
-                slot.key = key;
-                slot.is_unwanted = 0;
+                slot.pool = pool;
+                slot.exit_requested = 0;
             }
         }
         _ => return Arrival::Nothing,
     }
     let now = process::now();
     let Some(slot) = slot_mut(memory, index) else { return Arrival::Nothing };
-    slot.life = Life::Starting as u32;
-    slot.after = 0;
+    slot.state = WorkerState::Starting as u32;
+    slot.waits_for_slot = 0;
     slot.pid = pid;
     slot.process = process::own();
     slot.since = now;
-    let key = memory.get::<Key>(slots(memory).get(index).map_or(0, |slot| slot.key));
-    Arrival::LogIn { database: key.database, login: key.login }
+    let pool = memory.get::<Pool>(slots(memory).get(index).map_or(0, |slot| slot.pool));
+    Arrival::LogIn { database: pool.database, login: pool.login }
 }
 
-/// Returns whether a worker of this key would come only to write final rows that cannot be written yet.
-fn is_early(memory: &Memory, key: Place) -> bool {
-    let key = memory.get::<Key>(key);
-    key.login == 0 && job_order::log_due(memory, key.database).is_some_and(|due| due > process::now())
+/// Returns whether a worker of this pool would come only to write final rows that cannot be written yet.
+fn is_early(memory: &Memory, pool: Place) -> bool {
+    let pool = memory.get::<Pool>(pool);
+    pool.login == 0 && job_order::log_due(memory, pool.database).is_some_and(|due| due > process::now())
 }
 
 /// The worker has nothing to do. False = it has again, or is to go: there are enough that have nothing to do.
 pub fn idle(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
     let now = process::now();
-    let database = memory.get::<Key>(own.key).database;
-    if own.is_unwanted != 0
-        || own.errand != 0
-        || demand(memory, own.key, now, 1) > 0
+    let database = memory.get::<Pool>(own.pool).database;
+    if own.exit_requested != 0
+        || own.assigned_segment != 0
+        || demand(memory, own.pool, now, 1) > 0
         || job_order::log_duty(memory, database, now).is_some()
     {
         return false;
     }
-    let is_one_too_many =
-        own.life() != Life::Idle && !is_needed(memory, index) && !keeps_memory(memory, index) && !has_idle_room(memory);
+    let is_one_too_many = own.state() != WorkerState::Idle
+        && !is_needed(memory, index)
+        && !keeps_memory(memory, index)
+        && !has_idle_room(memory);
     let Some(slot) = slot_mut(memory, index) else { return true };
     if is_one_too_many {
-        slot.is_unwanted = 1;
+        slot.exit_requested = 1;
         return false;
     }
-    slot.life = Life::Idle as u32;
+    slot.state = WorkerState::Idle as u32;
     true
 }
 
 /// The worker looks for work again.
 pub fn ready(memory: &mut Memory, index: usize) {
-    if let Some(slot) = slot_mut(memory, index).filter(|slot| slot.life() == Life::Idle) {
-        slot.life = Life::Ready as u32;
+    if let Some(slot) = slot_mut(memory, index).filter(|slot| slot.state() == WorkerState::Idle) {
+        slot.state = WorkerState::Ready as u32;
     }
 }
 
@@ -177,30 +179,32 @@ pub fn ready(memory: &mut Memory, index: usize) {
 /// batch's memory.
 fn keeps_memory(memory: &Memory, index: usize) -> bool {
     let mut others = slots(memory).iter().enumerate().filter(|(at, _)| *at != index);
-    !others.any(|(_, slot)| capacity::is_staying(slot) && slot.is_unwanted == 0) && batches::is_large_one_done(memory)
+    !others.any(|(_, slot)| capacity::is_staying(slot) && slot.exit_requested == 0)
+        && batches::is_large_one_done(memory)
 }
 
 /// A worker whose idle time is over goes. False = it stays: it alone has time for what is queued, or has been given a
 /// job.
 pub fn leave_idle(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
-    let is_last = own.key != 0 && memory.get::<Key>(own.key).has_queue() && memory.get::<Key>(own.key).workers <= 1;
+    let is_last =
+        own.pool != 0 && memory.get::<Pool>(own.pool).has_queue() && memory.get::<Pool>(own.pool).workers <= 1;
     if is_last || keeps_memory(memory, index) || is_needed(memory, index) || !dispatch::close(memory, index) {
         return false;
     }
     // Another one that looks now does not count on it.
     if let Some(own) = slot_mut(memory, index) {
-        own.is_unwanted = 1;
+        own.exit_requested = 1;
     }
     true
 }
 
-/// The worker goes, and a worker of the key that wants one most takes its place.
+/// The worker goes, and a worker of the pool that wants one most takes its place.
 pub fn hand_over(memory: &mut Memory, index: usize) -> Option<Start> {
     let own = slots(memory).get(index).copied()?;
-    // It does not look for work any more, and may have left some to others of its key.
+    // It does not look for work any more, and may have left some to others of its pool.
     retire(memory, index);
-    succeed(memory, index, own.key)
+    succeed(memory, index, own.pool)
 }
 
 /// Tells what becomes of a worker whose place is wanted for another one.
@@ -214,24 +218,24 @@ pub enum Succession {
     Stay,
 }
 
-/// Reserves a place for a worker of the key that wants one most, which begins when this one is gone.
+/// Reserves a place for a worker of the pool that wants one most, which begins when this one is gone.
 pub fn reserve_successor(memory: &mut Memory, index: usize) -> Succession {
     let Some(own) = slots(memory).get(index).copied() else { return Succession::Leave };
     if staying(memory) > guc::cap() {
         return Succession::Leave;
     }
     let now = process::now();
-    match hungriest(memory, now, own.key) {
+    match hungriest(memory, now, own.pool) {
         Some(next) => prepare(memory, next, Some(index)).map_or(Succession::Stay, Succession::By),
-        None if capacity::is_wanted_elsewhere(memory, own.key, now) => Succession::Leave,
+        None if capacity::is_wanted_elsewhere(memory, own.pool, now) => Succession::Leave,
         None => Succession::Stay,
     }
 }
 
 /// Returns whether this worker could start a job of its own key now.
 pub fn has_own_work(memory: &mut Memory, index: usize) -> bool {
-    let key = slots(memory).get(index).map_or(0, |own| own.key);
-    key != 0 && demand(memory, key, process::now(), 1) > 0
+    let pool = slots(memory).get(index).map_or(0, |own| own.pool);
+    pool != 0 && demand(memory, pool, process::now(), 1) > 0
 }
 
 /// The worker keeps its place, as its successor does not come: the server need not start that one any more.
@@ -256,22 +260,22 @@ fn succeed(memory: &mut Memory, index: usize, but: Place) -> Option<Start> {
     if !is_free(memory) {
         return None; // somebody has its place already
     }
-    let next = next_key(memory, index, but)?;
+    let next = next_pool(memory, index, but)?;
     is_free(memory).then(|| prepare(memory, next, Some(index))).flatten()
 }
 
 fn retire(memory: &mut Memory, index: usize) {
-    leave_key(memory, index);
+    leave_pool(memory, index);
     if let Some(slot) = slot_mut(memory, index) {
-        slot.life = Life::Leaving as u32;
+        slot.state = WorkerState::Exiting as u32;
         slot.batch = 0;
     }
 }
 
 /// The successor of this worker could not be registered: the server is to start it again itself.
 pub fn stays_on(memory: &mut Memory, index: usize) {
-    if let Some(slot) = slot_mut(memory, index).filter(|slot| is_ceding(slot) && slot.is_mortal == 0) {
-        slot.life = Life::Died as u32;
+    if let Some(slot) = slot_mut(memory, index).filter(|slot| is_ceding(slot) && slot.no_restart == 0) {
+        slot.state = WorkerState::Restarting as u32;
     }
 }
 
@@ -283,7 +287,7 @@ pub fn may_go(memory: &Memory, index: usize) -> bool {
 
 /// Returns whether the server starts this worker again, for it could not register a successor.
 pub fn starts_again(memory: &Memory, index: usize) -> bool {
-    slots(memory).get(index).is_some_and(|slot| slot.life() == Life::Died)
+    slots(memory).get(index).is_some_and(|slot| slot.state() == WorkerState::Restarting)
 }
 
 /// Tells why a process cannot be a worker.
@@ -301,7 +305,7 @@ pub enum Refusal {
 /// The server is not to start the worker in this place, or not again.
 pub fn dismiss(memory: &Memory, index: usize) {
     if let Some(slot) = slots(memory).get(index).filter(|slot| slot.has_handle != 0) {
-        Worker::from_words(slot.handle).terminate();
+        WorkerHandle::from_words(slot.handle).terminate();
     }
 }
 
@@ -315,28 +319,28 @@ pub fn died(
     refused: Option<Refusal>,
 ) -> Option<Start> {
     let own = slots(memory).get(index).copied()?;
-    if matches!(own.life(), Life::Leaving | Life::Free) {
+    if matches!(own.state(), WorkerState::Exiting | WorkerState::Free) {
         return None;
     }
     completion::abandon(memory, index, state, outcome);
-    if own.key != 0 {
-        part(memory, index, own.key, outcome, refused);
+    if own.pool != 0 {
+        part(memory, index, own.pool, outcome, refused);
     }
     let now = process::now();
     // What may happen again at once, and for ever, has the server wait a second first.
-    let goes = own.is_unwanted != 0
-        || own.is_mortal != 0
-        || own.is_succeeded != 0
-        || matches!(own.life(), Life::Busy | Life::Serving);
+    let goes = own.exit_requested != 0
+        || own.no_restart != 0
+        || own.has_successor != 0
+        || matches!(own.state(), WorkerState::RunningQueued | WorkerState::RunningAttached);
     if let Some(slot) = slot_mut(memory, index) {
-        slot.life = if goes { Life::Leaving } else { Life::Died } as u32;
+        slot.state = if goes { WorkerState::Exiting } else { WorkerState::Restarting } as u32;
         slot.batch = 0;
         slot.process = 0;
         slot.pid = 0;
         slot.since = now;
         // The process that comes in this place has mapped no segment, and logs in anew.
-        (slot.errand, slot.segment, slot.version) = (0, 0, 0);
-        (slot.is_unread, slot.is_read) = (0, 0);
+        (slot.assigned_segment, slot.segment, slot.version) = (0, 0, 0);
+        (slot.result_pending, slot.result_consumed) = (0, 0);
     }
     if goes {
         return succeed(memory, index, 0);
@@ -344,10 +348,10 @@ pub fn died(
     None
 }
 
-/// A worker that dies and its key part; `refused`: what is queued there, or to be written, is for others to see to, or
+/// A worker that dies and its pool part; `refused`: what is queued there, or to be written, is for others to see to, or
 /// ends.
-fn part(memory: &mut Memory, index: usize, key: Place, outcome: &[u8], refused: Option<Refusal>) {
-    let Key { database, login, workers, .. } = *memory.get::<Key>(key);
+fn part(memory: &mut Memory, index: usize, pool: Place, outcome: &[u8], refused: Option<Refusal>) {
+    let Pool { database, login, workers, .. } = *memory.get::<Pool>(pool);
     let others = workers.saturating_sub(1);
     match refused {
         None => {}
@@ -356,18 +360,18 @@ fn part(memory: &mut Memory, index: usize, key: Place, outcome: &[u8], refused: 
         Some(Refusal::TooMany { is_alone }) if others > 0 || !is_alone => {}
         Some(Refusal::NoDatabase) => completion::forget_database(memory, database, index),
         Some(_) if login == 0 => completion::postpone_log(memory, database),
-        Some(_) => completion::fail_queued(memory, key, outcome),
+        Some(_) => completion::fail_queued(memory, pool, outcome),
     }
-    leave_key(memory, index);
+    leave_pool(memory, index);
     if matches!(refused, Some(Refusal::TooMany { .. })) && others > 0 {
-        memory.get_mut::<Key>(key).limit = others;
+        memory.get_mut::<Pool>(pool).limit = others;
     }
 }
 
 /// Ends the processes that run these jobs, if they still do.
 pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<[u8; 16]>) {
-    let is_meant = |slot: &Slot| {
-        slot.life() == Life::Busy
+    let is_meant = |slot: &WorkerSlot| {
+        slot.state() == WorkerState::RunningQueued
             && slot.batch != 0
             && slot.has_handle != 0
             && jobs.contains(&crate::registry::uuid_of_job(memory, slot.batch, slot.job))
@@ -376,17 +380,17 @@ pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<[u8; 16]>) {
         slots(memory).iter().enumerate().filter(|(_, slot)| is_meant(slot)).map(|(index, _)| index).collect();
     for index in found {
         if let Some(slot) = slot_mut(memory, index) {
-            slot.is_mortal = 1;
+            slot.no_restart = 1;
             // Should the job end by itself now, it is to begin no other.
-            slot.is_unwanted = 1;
-            Worker::from_words(slot.handle).terminate();
+            slot.exit_requested = 1;
+            WorkerHandle::from_words(slot.handle).terminate();
         }
     }
 }
 
 /// The place of this process, if it runs a job of the manager.
 pub fn of_process(memory: &Memory, pid: i32) -> Option<usize> {
-    slots(memory).iter().position(|slot| slot.pid == pid && slot.life() == Life::Busy)
+    slots(memory).iter().position(|slot| slot.pid == pid && slot.state() == WorkerState::RunningQueued)
 }
 
 /// Reports how far the job is.
@@ -406,7 +410,7 @@ pub fn report_progress(memory: &mut Memory, index: usize, percent: i32, message:
 
 /// Returns who wants the job stopped that runs in this place: a role, if it is known. None = nobody.
 pub fn stopping(memory: &Memory, index: usize) -> Option<Option<Vec<u8>>> {
-    let slot = slots(memory).get(index).filter(|slot| slot.life() == Life::Busy && slot.batch != 0)?;
+    let slot = slots(memory).get(index).filter(|slot| slot.state() == WorkerState::RunningQueued && slot.batch != 0)?;
     let job = lists::job(memory, slot.batch, slot.job);
     (job.is_stopping != 0).then(|| stopped_by::of_job(memory, slot.batch, job).map(<[u8]>::to_vec))
 }

@@ -3,7 +3,7 @@
 use crate::channel::attached_jobs::{Job, Line, Unread};
 use crate::channel::{attached_jobs, Channel};
 use crate::error::Error;
-use crate::ffi::bgworker::Worker;
+use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::shm_mq::Receiver;
 use crate::ffi::{area, latch, login, report, role, session, shm_mq};
 use crate::protocol::{to_bytes, Request, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
@@ -206,7 +206,7 @@ fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
 fn complete(
     channel: Channel,
     receiver: Receiver,
-    start: impl FnOnce(&Cell<Option<Worker>>) -> Result<i32, Error>,
+    start: impl FnOnce(&Cell<Option<WorkerHandle>>) -> Result<i32, Error>,
 ) -> Result<Option<(i32, Channel, Receiver)>, Error> {
     let mut receiver = Some(receiver);
     let registered = Cell::new(None);

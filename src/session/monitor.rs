@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::ffi::report::Log;
 use crate::ffi::{area, exit_hooks, latch, report, session};
 use crate::protocol::{decode, Report};
-use crate::registry::{Follower, Hears, JobView, Pulse, State};
+use crate::registry::{Follower, JobDetails, LiveState, State, WakeOn};
 use crate::scheduler::start;
 use crate::session::access::no_such_job;
 use crate::session::deadlock;
@@ -47,14 +47,14 @@ pub struct Watch<'a> {
     next: Instant,
     follower: Option<Follower>,
     /// Changes that wake this process.
-    hears: Hears,
+    hears: WakeOn,
     /// The process is woken by them; false = there was no memory for that.
     is_heard: bool,
 }
 
 impl Watch<'_> {
     /// The jobs as they are now. The first change after that wakes this process.
-    pub fn jobs(&mut self) -> Vec<Pulse> {
+    pub fn jobs(&mut self) -> Vec<LiveState> {
         loop {
             let pause = self.next.saturating_duration_since(Instant::now());
             if pause < SHORT_PAUSE {
@@ -71,7 +71,7 @@ impl Watch<'_> {
     pub fn wait(&mut self, timeout: Option<Duration>) {
         let pause = (PAUSE * self.looked.elapsed()).min(LONGEST_PAUSE);
         let timeout = match self.hears {
-            Hears::TheEnd => Some(timeout.unwrap_or(LOOK_EVERY).min(LOOK_EVERY).max(pause)),
+            WakeOn::TheEnd => Some(timeout.unwrap_or(LOOK_EVERY).min(LOOK_EVERY).max(pause)),
             _ => {
                 self.next = Instant::now() + pause;
                 timeout
@@ -109,7 +109,7 @@ fn watched_as<T>(
         return Err(Error::SharedMemory);
     }
     let now = Instant::now();
-    let mut watch = Watch { uuid, looked: now, next: now, follower, hears: Hears::EachChange, is_heard: true };
+    let mut watch = Watch { uuid, looked: now, next: now, follower, hears: WakeOn::EachChange, is_heard: true };
     let outcome = report::on_error(|| body(&mut watch), done);
     done();
     outcome
@@ -179,7 +179,7 @@ fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
         }
         if jobs.iter().all(|job| job.state.is_final()) {
             teller.tell_progress(&jobs);
-            watch.hears = Hears::EachChange;
+            watch.hears = WakeOn::EachChange;
             wait_for_rows(watch, deadline);
             return Ok(());
         }
@@ -187,12 +187,12 @@ fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
             teller.tell_progress(&jobs);
             return Ok(());
         }
-        watch.hears = if jobs.len() <= scheduler::FEW as usize { Hears::EachChange } else { Hears::TheEnd };
+        watch.hears = if jobs.len() <= scheduler::FEW as usize { WakeOn::EachChange } else { WakeOn::TheEnd };
         if is_worker && area::write(scheduler::is_stuck) {
             return Err(Error::Stuck);
         }
         // Only a job that runs can wait for this session. Of one that begins, not all who follow it are woken.
-        let may_run = watch.hears == Hears::TheEnd || jobs.iter().any(|job| job.state == State::Running);
+        let may_run = watch.hears == WakeOn::TheEnd || jobs.iter().any(|job| job.state == State::Running);
         let look_at = may_run.then_some(look_at);
         // Others give processes back without telling, and a worker that goes does not tell whom it leaves stuck.
         let is_queued = jobs.iter().any(|job| job.state == State::Queued);
@@ -233,7 +233,7 @@ fn check_blocked(insists: bool) -> Result<bool, Error> {
 pub fn wait_for_rows(watch: &mut Watch, deadline: Option<Instant>) {
     let patience = Instant::now() + Duration::from_secs(1);
     let until = deadline.map_or(patience, |deadline| deadline.min(patience));
-    while watch.jobs().iter().any(Pulse::is_row_due) && Instant::now() < until {
+    while watch.jobs().iter().any(LiveState::is_row_due) && Instant::now() < until {
         start::start_workers();
         watch.wait(Some(until.saturating_duration_since(Instant::now())));
     }
@@ -267,7 +267,7 @@ impl<'a> Teller<'a> {
     }
 
     /// A notice for each of a few jobs that has ended since the last look, and now and then a line of progress.
-    fn tell(&mut self, jobs: &[Pulse]) {
+    fn tell(&mut self, jobs: &[LiveState]) {
         if !self.is_verbose {
             return;
         }
@@ -280,7 +280,7 @@ impl<'a> Teller<'a> {
         }
     }
 
-    fn tell_each(&mut self, jobs: &[Pulse]) {
+    fn tell_each(&mut self, jobs: &[LiveState]) {
         let is_first = self.seen.is_empty();
         let mut changed = Vec::new();
         for job in jobs {
@@ -307,7 +307,7 @@ impl<'a> Teller<'a> {
     }
 
     /// A line of progress, if it says anything new.
-    fn tell_progress(&mut self, jobs: &[Pulse]) {
+    fn tell_progress(&mut self, jobs: &[LiveState]) {
         let line = progress(jobs);
         if self.is_verbose && line != self.told {
             notice(line.as_bytes());
@@ -324,7 +324,7 @@ impl<'a> Teller<'a> {
 }
 
 /// Returns how far jobs are, with a bar as that of `pg_background_batches`.
-fn progress(jobs: &[Pulse]) -> String {
+fn progress(jobs: &[LiveState]) -> String {
     const WIDTH: usize = 20;
     let count = |state| jobs.iter().filter(|job| job.state == state).count();
     let (total, ended) = (jobs.len(), jobs.iter().filter(|job| job.state.is_final()).count());
@@ -341,7 +341,7 @@ fn progress(jobs: &[Pulse]) -> String {
 }
 
 /// Returns what is told of a job: its number, its name or its query, how it has ended and after how long, and why.
-fn line_of(job: &Pulse, view: &JobView) -> Vec<u8> {
+fn line_of(job: &LiveState, view: &JobDetails) -> Vec<u8> {
     let name = view.name.as_ref().filter(|name| Some(*name) != view.batch_name.as_ref()).map_or_else(
         || {
             let words = view.query.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());

@@ -3,7 +3,7 @@
 use crate::channel::attached_jobs::Line;
 use crate::channel::{attached_jobs, Channel};
 use crate::error::Error;
-use crate::ffi::bgworker::{Registration, Start, Worker};
+use crate::ffi::bgworker::{Registration, StartupStatus, WorkerHandle};
 use crate::ffi::shm_mq::Receiver;
 use crate::ffi::{area, latch};
 use crate::scheduler;
@@ -30,7 +30,7 @@ pub fn used_segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Ch
 }
 
 /// Registers the worker and waits until it runs.
-pub fn start(channel: &Channel, registered: &Cell<Option<Worker>>) -> Result<i32, Error> {
+pub fn start(channel: &Channel, registered: &Cell<Option<WorkerHandle>>) -> Result<i32, Error> {
     let began = Instant::now();
     let mut was_hopeless = false;
     let worker = loop {
@@ -54,11 +54,11 @@ pub fn start(channel: &Channel, registered: &Cell<Option<Worker>>) -> Result<i32
 }
 
 /// Asks the server to start a process that will come for this segment. None = there is no room for one.
-pub fn register(channel: &Channel) -> Option<Worker> {
+pub fn register(channel: &Channel) -> Option<WorkerHandle> {
     let registration =
         Registration { function: WORKER_FUNCTION, argument: channel.handle(), words: [0; 3], restart_after: None };
     channel.pin();
-    let worker = Worker::register(LIBRARY, WORKER_KIND, &registration);
+    let worker = WorkerHandle::register(LIBRARY, WORKER_KIND, &registration);
     match worker {
         Some(worker) => channel.set_worker(worker),
         None => channel.unpin(),
@@ -70,8 +70,8 @@ pub fn register(channel: &Channel) -> Option<Worker> {
 pub fn started(channel: &Channel) -> Result<i32, Error> {
     let Some(worker) = channel.worker() else { return Err(Error::NotStarted) };
     match worker.wait_for_start() {
-        Start::Started(pid) => Ok(pid),
+        StartupStatus::Started(pid) => Ok(pid),
         // It may have come and gone in the meantime: then it has left its number, and the reason.
-        Start::Stopped => channel.pid().ok_or(Error::NotStarted),
+        StartupStatus::Stopped => channel.pid().ok_or(Error::NotStarted),
     }
 }

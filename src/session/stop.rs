@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::ffi::{area, role, session, transaction};
-use crate::registry::{Found, Pulse, State};
+use crate::registry::{FoundJobs, LiveState, State};
 use crate::scheduler::start;
 use crate::session::access::{no_such_job, reaches_superusers};
 use crate::session::monitor::{watched, Watch};
@@ -44,7 +44,7 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
         return Err(Error::StopInRecovery);
     }
     let in_log = logged_states(uuid, |known| may_stop(known.owner, known.login));
-    let found: Vec<Found> = area::read(|memory| registry::find(memory, uuid))
+    let found: Vec<FoundJobs> = area::read(|memory| registry::find(memory, uuid))
         .into_iter()
         .filter(|found| may_stop(found.owner, found.login))
         .collect();
@@ -59,7 +59,7 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
     let stopper = session::role_name(role::current()).unwrap_or_default();
     watched(uuid, |watch| {
         let stopped: Vec<([u8; 16], State)> = area::write(|memory| {
-            let is_allowed = |at: &Found| found.iter().any(|ok| ok.batch == at.batch);
+            let is_allowed = |at: &FoundJobs| found.iter().any(|ok| ok.batch == at.batch);
             let mut jobs = Vec::new();
             for at in registry::find(memory, uuid).into_iter().filter(is_allowed) {
                 let indexes = registry::of_batch(memory, &at).into_iter();
@@ -98,7 +98,7 @@ fn wait_for_end(watch: &mut Watch, jobs: &HashSet<[u8; 16]>, grace: Duration) {
     // A worker that was told to end does so at its next safe point; one that has none is not waited for for ever.
     let mut terminated: Option<Instant> = None;
     loop {
-        let running = |job: &Pulse| job.state == State::Running && jobs.contains(&job.uuid);
+        let running = |job: &LiveState| job.state == State::Running && jobs.contains(&job.uuid);
         if !watch.jobs().iter().any(running) {
             return;
         }

@@ -7,7 +7,7 @@ use crate::log::outcome_file::{End, Trace};
 use crate::log::spool::Spooled;
 use crate::log::{outcome_file, Fate};
 use crate::protocol::Outcome;
-use crate::registry::{Found, Header, JobView, Moment, Pulse, State};
+use crate::registry::{BatchSummary, FoundJobs, JobDetails, JobStatus, LiveState, State};
 use crate::{log, registry};
 use std::cell::Cell as Variable;
 use std::collections::{HashMap, HashSet};
@@ -46,12 +46,12 @@ pub enum Among {
 
 /// Returns whether the rows of the batch, which is of this database, are in a log that is not there any more, as the
 /// extension was made again.
-pub fn has_lost_its_log(batch: &Header) -> bool {
+pub fn has_lost_its_log(batch: &BatchSummary) -> bool {
     batch.recorded.is_some_and(|rows| rows.log != log::number_of_log())
 }
 
 /// Returns whether the rows of the batch are in the log that the reader sees.
-pub fn is_recorded(batch: &Header) -> bool {
+pub fn is_recorded(batch: &BatchSummary) -> bool {
     batch.recorded.is_some_and(|rows| transaction::is_visible(rows.by)) && !has_lost_its_log(batch)
 }
 
@@ -59,7 +59,7 @@ pub fn is_recorded(batch: &Header) -> bool {
 fn batches(uuid: Option<&[u8; 16]>, among: Among) -> HashSet<u64> {
     // Catalogs and snapshots are asked before the registry's lock is taken.
     let mut rights: HashMap<u32, bool> = HashMap::new();
-    let mut is_wanted = |batch: &Header| {
+    let mut is_wanted = |batch: &BatchSummary| {
         let is_among = match among {
             Among::All => true,
             Among::Unrecorded => batch.database == session::database() && !is_recorded(batch),
@@ -76,18 +76,18 @@ fn batches(uuid: Option<&[u8; 16]>, among: Among) -> HashSet<u64> {
 #[derive(Debug, Default)]
 pub struct Sight {
     running: Option<registry::Running>,
-    batches: HashMap<[u8; 16], HashMap<[u8; 16], Moment>>,
+    batches: HashMap<[u8; 16], HashMap<[u8; 16], JobStatus>>,
     left: outcome_file::Left,
 }
 
 impl Sight {
     /// Jobs in the registry that the caller may see.
-    pub fn look(&mut self, among: Among) -> Vec<JobView> {
+    pub fn look(&mut self, among: Among) -> Vec<JobDetails> {
         self.look_at(FOCUS.get().as_ref(), among)
     }
 
     /// `uuid` = only this job, or those of this batch.
-    pub fn look_at(&mut self, uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobView> {
+    pub fn look_at(&mut self, uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobDetails> {
         let wanted = batches(uuid, among);
         if wanted.is_empty() {
             return Vec::new();
@@ -103,7 +103,7 @@ impl Sight {
     }
 
     /// Returns what a job is doing, if it is in the registry and the caller may see it.
-    pub fn of(&mut self, uuid: &[u8; 16]) -> Option<&Moment> {
+    pub fn of(&mut self, uuid: &[u8; 16]) -> Option<&JobStatus> {
         let batch = registry::uuid_of(uuid, 0);
         let Sight { running, batches: seen, .. } = self;
         let jobs = seen.entry(batch).or_insert_with(|| {
@@ -129,9 +129,9 @@ impl Sight {
 }
 
 /// The states of a job, or of the jobs of a batch, as far as they are in the registry.
-pub fn pulses(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<Pulse> {
+pub fn pulses(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<LiveState> {
     let found = area::read(|memory| registry::find(memory, uuid));
-    let allowed: Vec<Found> = found.into_iter().filter(|found| may(found.owner)).collect();
+    let allowed: Vec<FoundJobs> = found.into_iter().filter(|found| may(found.owner)).collect();
     if allowed.is_empty() {
         return Vec::new();
     }
@@ -141,7 +141,8 @@ pub fn pulses(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<Pulse> {
 /// Returns what jobs are doing: the process that runs them, and their state; none = its row was deleted meanwhile, or
 /// it is in the log only, which somebody has for himself. `uuid`: of their batch, or of the only one.
 pub fn states_of(uuid: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Option<Vec<u8>>)> {
-    let live: HashMap<[u8; 16], Pulse> = pulses(uuid, |_| true).into_iter().map(|pulse| (pulse.uuid, pulse)).collect();
+    let live: HashMap<[u8; 16], LiveState> =
+        pulses(uuid, |_| true).into_iter().map(|pulse| (pulse.uuid, pulse)).collect();
     // What is not there any more is in the log: that is read last.
     let logged: HashMap<[u8; 16], log::Known> = match jobs.iter().all(|job| live.contains_key(job)) {
         true => HashMap::new(),
@@ -193,7 +194,7 @@ pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Er
 /// Tells how a job is whose row the snapshot of the query shows as queued.
 pub enum Standing {
     /// The job as the server knows it.
-    Live(Moment),
+    Live(JobStatus),
     /// The end of the job as the log has it by now.
     Ended(End),
     /// The server that accepted it has not run it to its end, and does not know it any more.
@@ -225,7 +226,7 @@ impl Sight {
 }
 
 /// Returns whether the outcome of a job, which has ended, is nowhere but in its row.
-pub fn is_in_log_only(job: &Moment) -> bool {
+pub fn is_in_log_only(job: &JobStatus) -> bool {
     job.is_logged && job.outcome.is_none()
 }
 

@@ -3,7 +3,7 @@
 
 use crate::channel::{nesting, Channel, Gate};
 use crate::error::Error;
-use crate::ffi::bgworker::Worker;
+use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::dsm::Handle;
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::process_local::{slot, ProcessLocal, Slot};
@@ -36,8 +36,8 @@ thread_local! {
     static REPORTED: Cell<bool> = const { Cell::new(true) };
     /// This process counts as one that is not in the registry.
     static IS_OUTSIDE: Cell<bool> = const { Cell::new(false) };
-    /// Worker as which the server has started this process.
-    static WORKER: Cell<Option<Worker>> = const { Cell::new(None) };
+    /// WorkerHandle as which the server has started this process.
+    static WORKER: Cell<Option<WorkerHandle>> = const { Cell::new(None) };
     /// Version of the login that this process has made, as the launcher knew it.
     static LOGIN_VERSION: Cell<u64> = const { Cell::new(0) };
 }
@@ -139,7 +139,7 @@ fn take_up(segment: Handle) -> Option<Channel> {
 }
 
 /// Returns as what the server has started this process; none = for the queue.
-pub fn worker() -> Option<Worker> {
+pub fn worker() -> Option<WorkerHandle> {
     WORKER.get()
 }
 

@@ -61,7 +61,7 @@ thread_local! {
 
 /// The life of a worker.
 pub fn main() {
-    let [epoch, index, serial] = bgworker::told();
+    let [epoch, index, serial] = bgworker::bgw_extra();
     if area::epoch() as u64 != epoch {
         return; // the server has crashed since, and started this place again
     }
@@ -86,7 +86,7 @@ pub fn main() {
     exit_hooks::before_exit(attached_job::on_exit);
     report::watch(result_collector::notice);
     session::connect(database, login);
-    let mut worker = Worker::new(index, database, login);
+    let mut worker = PoolWorker::new(index, database, login);
     if worker.prepare() {
         LOGGED_IN.set(true);
         interrupt::take_signals_between_jobs();
@@ -120,7 +120,7 @@ pub fn stay(database: u32, login: u32) {
     PLACE.set(Some(index));
     LOGGED_IN.set(true);
     interrupt::take_signals_between_jobs();
-    let mut worker = Worker::new(index, database, login);
+    let mut worker = PoolWorker::new(index, database, login);
     if worker.become_free() {
         worker.work();
     }
@@ -165,7 +165,7 @@ fn await_successor(start: Start) -> bool {
     }
 }
 
-struct Worker {
+struct PoolWorker {
     index: usize,
     database: u32,
     login: u32,
@@ -196,9 +196,9 @@ struct Worker {
     unsucceeded_since: Option<Instant>,
 }
 
-impl Worker {
+impl PoolWorker {
     fn new(index: usize, database: u32, login: u32) -> Self {
-        Worker {
+        PoolWorker {
             index,
             database,
             login,

@@ -15,7 +15,7 @@ use crate::protocol::{decode, sqlstate, to_bytes, Outcome, Report};
 use crate::registry::{Place, Reason, RunningJob, State};
 use crate::scheduler::{Claim, Finish};
 use crate::worker::main_loop::exit::is_interrupt;
-use crate::worker::main_loop::{Worker, PLACE};
+use crate::worker::main_loop::{PoolWorker, PLACE};
 use crate::worker::result_collector::Recorder;
 use crate::worker::session_setup::{become_session, catch_up, located, set_job_text};
 use crate::worker::{result_collector, simple_query};
@@ -96,7 +96,7 @@ fn undone(mut failure: Captured, stopping: Option<Option<Vec<u8>>>, attempt: u32
     (state, outcome)
 }
 
-impl Worker {
+impl PoolWorker {
     /// Runs the jobs of a claim. False = the worker is to go.
     pub(super) fn run(&mut self, claim: &Claim) -> bool {
         let _mapped = area::Mapped::new();
