@@ -59,7 +59,7 @@ impl Line {
     fn is_widowed(&self) -> bool {
         !self.channel.is_kept()
             || match (self.channel.seat(), self.channel.worker()) {
-                (Some(seat), _) => !area::read(|memory| scheduler::is_there(memory, seat)),
+                (Some(seat), _) => !area::read(|memory| scheduler::is_worker_there(memory, seat)),
                 (None, worker) => worker.is_none_or(WorkerHandle::is_gone),
             }
     }
@@ -165,7 +165,7 @@ pub fn is_lost(channel: Channel) -> bool {
         (Some(worker), _) => worker.is_gone(),
         (None, Some(seat)) => {
             let segment = channel.handle().to_number();
-            !area::read(|memory| scheduler::has_job(memory, seat, segment))
+            !area::read(|memory| scheduler::holds_job(memory, seat, segment))
         }
         (None, None) => false,
     }
@@ -192,7 +192,7 @@ fn release(hold: Hold, is_whole: bool) {
             }
         }
     };
-    area::write(|memory| scheduler::release(memory, seat, segment.to_number(), is_whole));
+    area::write(|memory| scheduler::release_result(memory, seat, segment.to_number(), is_whole));
 }
 
 /// Tells why a result is not there.

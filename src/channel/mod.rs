@@ -156,18 +156,18 @@ impl Channel {
         self.0.word(Word::HasJob as usize).store(1, SeqCst);
     }
 
-    /// WorkerHandle: returns whether there is a job. One of `set_process`, then this, and `offer`, then its wake-up, sees the
+    /// Worker: returns whether there is a job. One of `set_process`, then this, and `offer`, then its wake-up, sees the
     /// other's.
     pub fn has_job(&self) -> bool {
         self.0.word(Word::HasJob as usize).load(SeqCst) != 0
     }
 
-    /// WorkerHandle: returns what the launcher knew of the login when it offered the job.
+    /// Worker: returns what the launcher knew of the login when it offered the job.
     pub fn login_version(&self) -> u64 {
         self.get(Word::LoginVersion)
     }
 
-    /// WorkerHandle: maps the segment. None = the launcher has gone, or has another version of the library.
+    /// Worker: maps the segment. None = the launcher has gone, or has another version of the library.
     pub fn attach(handle: Handle) -> Option<Self> {
         let channel = Channel(Segment::attach(handle)?);
         if channel.get(Word::Layout) != LAYOUT {
@@ -209,23 +209,23 @@ impl Channel {
         self.0.handle()
     }
 
-    /// WorkerHandle: the sending end of the queue. To be attached at once by a worker whose end the server does not tell the
+    /// Worker: the sending end of the queue. To be attached at once by a worker whose end the server does not tell the
     /// launcher.
     pub fn sender(&self) -> Sender {
         Sender::new(&self.0, queue_offset(self.get(Word::Room) as usize))
     }
 
-    /// WorkerHandle: the request, as it was written.
+    /// Worker: the request, as it was written.
     pub fn request(&self) -> Option<Vec<u8>> {
         self.0.read(ROOM, self.get(Word::RequestLength) as usize)
     }
 
-    /// WorkerHandle: returns whether the request is the same as that.
+    /// Worker: returns whether the request is the same as that.
     pub fn has_request(&self, request: &[u8]) -> bool {
         self.get(Word::RequestLength) as usize == request.len() && self.0.holds(ROOM, request)
     }
 
-    /// WorkerHandle: the text of the job.
+    /// Worker: the text of the job.
     pub fn sql(&self) -> Option<Vec<u8>> {
         let request = aligned(self.get(Word::RequestLength) as usize);
         self.0.read(ROOM + request, self.get(Word::SqlLength) as usize)
@@ -248,7 +248,7 @@ impl Channel {
         self.0.word(Word::IsRead as usize).store(1, SeqCst);
     }
 
-    /// WorkerHandle: returns whether the result has been read. One of `set_read`, then `seat`, and `set_seat`, then this,
+    /// Worker: returns whether the result has been read. One of `set_read`, then `seat`, and `set_seat`, then this,
     /// sees the other's.
     pub fn is_read(&self) -> bool {
         self.0.word(Word::IsRead as usize).load(SeqCst) != 0
@@ -259,12 +259,12 @@ impl Channel {
         self.set(Word::IsBeingRead, u64::from(is_being_read));
     }
 
-    /// WorkerHandle: returns whether the launcher is reading the result.
+    /// Worker: returns whether the launcher is reading the result.
     pub fn is_being_read(&self) -> bool {
         self.get(Word::IsBeingRead) != 0
     }
 
-    /// WorkerHandle: says that it will wait for its reader. One of `set_waiting`, then `is_read`, and `set_read`, then
+    /// Worker: says that it will wait for its reader. One of `set_waiting`, then `is_read`, and `set_read`, then
     /// `is_waiting`, sees the other's.
     pub fn set_waiting(&self) {
         self.0.word(Word::IsWaiting as usize).store(1, SeqCst);
@@ -275,12 +275,12 @@ impl Channel {
         self.0.word(Word::IsWaiting as usize).load(SeqCst) != 0
     }
 
-    /// WorkerHandle: returns the number of the job that it begins.
+    /// Worker: returns the number of the job that it begins.
     pub fn number(&self) -> u64 {
         self.get(Word::Number)
     }
 
-    /// WorkerHandle: says that the whole result of a job is in the queue, and how many bytes it has. The launcher may have
+    /// Worker: says that the whole result of a job is in the queue, and how many bytes it has. The launcher may have
     /// read it by now, and have written the next job.
     pub fn set_delivered(&self, number: u64, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -307,7 +307,7 @@ impl Channel {
         (self.get(Word::HasWorker) != 0).then(|| WorkerHandle::from_words(words))
     }
 
-    /// WorkerHandle: says who it is.
+    /// Worker: says who it is.
     pub fn set_process(&self, pid: i32) {
         self.set(Word::Process, process::own());
         self.0.word(Word::Pid as usize).store(pid as u64, SeqCst);
@@ -341,7 +341,7 @@ impl Channel {
         self.gate() == Gate::Open
     }
 
-    /// WorkerHandle: no job will be run here. False = one is to be run.
+    /// Worker: no job will be run here. False = one is to be run.
     pub fn decline(&self) -> bool {
         self.decide(Gate::Abandoned);
         self.gate() == Gate::Abandoned
@@ -352,7 +352,7 @@ impl Channel {
         let _ = self.0.word(Word::Gate as usize).compare_exchange(0, gate as u64, SeqCst, SeqCst);
     }
 
-    /// WorkerHandle: leaves a report for a launcher that will find the queue closed. Never waits and never raises: it is
+    /// Worker: leaves a report for a launcher that will find the queue closed. Never waits and never raises: it is
     /// called while the process ends.
     pub fn leave_last_words(&self, report: &Report) {
         let mut report = report.clone();

@@ -70,7 +70,7 @@ pub struct Registration {
     pub function: &'static CStr,
     pub argument: dsm::Handle,
     pub words: [u64; WORDS],
-    /// StartupStatus it again, after so many seconds, when it ends with another status than 0.
+    /// Start it again, after so many seconds, when it ends with another status than 0.
     pub restart_after: Option<i32>,
 }
 

@@ -24,7 +24,7 @@ use crate::log::rows::Rows;
 pub use crate::log::rows::{end_cells, outcome_cells};
 use crate::protocol::{decode, sqlstate, Outcome, Report};
 use crate::registry::{JobStatus, Reason, State};
-use crate::scheduler::Ended;
+use crate::scheduler::UnloggedJob;
 use crate::{guc, queries};
 
 use std::cell;
@@ -209,7 +209,7 @@ pub fn write_rows(log: u32, rows: &[FinalRow]) -> bool {
 }
 
 /// The final row of a job that ended without writing it.
-pub fn row_of(ended: &Ended) -> FinalRow {
+pub fn row_of(ended: &UnloggedJob) -> FinalRow {
     let outcome = match (&ended.outcome, ended.state) {
         (Some(bytes), _) => decode(bytes).unwrap_or_default(),
         (None, State::Stopped) => stopped(ended.reason, ended.stop_requester.as_deref(), ended.attempts),

@@ -147,7 +147,7 @@ pub fn sweep(epoch: i64, exists: impl Fn(u32) -> bool) {
 pub fn remove_unknown(epoch: i64, database: u32) {
     for kind in [BATCH, NOTE] {
         for (uuid, path) in paths(|of| of == epoch, database, kind) {
-            let batch = registry::uuid_of(&uuid, 0);
+            let batch = registry::job_uuid(&uuid, 0);
             // Under the lock, for it could be launched again in that moment.
             area::read(|memory| {
                 if !registry::is_pending(memory, &batch) {

@@ -10,7 +10,7 @@ use crate::{error, guc};
 
 /// Time that a batch that is done stays after its rows were written, in microseconds: for statements with an older
 /// snapshot.
-const LINGER: i64 = 5_000_000;
+const KEEP_FINISHED_BATCH: i64 = 5_000_000;
 /// Interval at which batches that are done are looked for, in microseconds.
 const SWEEP_EVERY: i64 = 500_000;
 
@@ -45,7 +45,7 @@ pub struct NewBatch<'a> {
     pub jobs: &'a [NewJob<'a>],
 }
 
-fn text(texts: &mut Vec<u8>, bytes: Option<&[u8]>) -> TextRef {
+fn append_text(texts: &mut Vec<u8>, bytes: Option<&[u8]>) -> TextRef {
     let Some(bytes) = bytes else { return TextRef { offset: 0, length: 0, is_set: 0 } };
     let offset = texts.len() as u64;
     texts.extend_from_slice(bytes);
@@ -56,18 +56,18 @@ fn format_uuid(uuid: &[u8; 16]) -> Vec<u8> {
     uuid::Uuid::from_bytes(*uuid).hyphenated().to_string().into_bytes()
 }
 
-/// Adds a batch. Nobody sees it and none of its jobs runs before it is [`open`]ed.
+/// Adds a batch. Nobody sees it and none of its jobs runs before it is [`open_batch`]ed.
 ///
 /// # Errors
 /// [`Error::QueueFull`] (53400), [`Error::SharedMemory`] (53200), [`Error::NothingToRetry`] (55000): somebody else has
 /// launched one of its jobs again.
-pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
+pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
     let (root, uuid) = (root(memory)?, new.uuid);
     let mut texts = Vec::new();
-    let request = text(&mut texts, Some(new.request));
-    let name = text(&mut texts, new.name);
-    let owner_name = text(&mut texts, Some(new.owner_name));
-    let client = text(&mut texts, Some(new.client));
+    let request = append_text(&mut texts, Some(new.request));
+    let name = append_text(&mut texts, new.name);
+    let owner_name = append_text(&mut texts, Some(new.owner_name));
+    let client = append_text(&mut texts, Some(new.client));
     let jobs: Vec<JobRecord> = new
         .jobs
         .iter()
@@ -75,8 +75,8 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
             ordinal: job.ordinal,
             attempts: job.attempts,
             max_attempts: job.max_attempts,
-            query: text(&mut texts, Some(job.query)),
-            name: text(&mut texts, job.name),
+            query: append_text(&mut texts, Some(job.query)),
+            name: append_text(&mut texts, job.name),
             timeout: job.timeout.unwrap_or(0),
             retry_delay: job.retry_delay,
             state: State::Queued as u8,
@@ -85,7 +85,7 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
         .collect();
     let bytes = size_of::<BatchRecord>() + jobs.len() * size_of::<JobRecord>() + texts.len();
     let is_stale = |new: &NewJob| {
-        let known = earlier(memory, &uuid, new.ordinal).map(|(place, index)| job(memory, place, index));
+        let known = places_of_job(memory, &uuid, new.ordinal).map(|(place, index)| job(memory, place, index));
         // Launched by somebody else since the caller looked, and perhaps at its end by now.
         known.filter(|job| job.is_logged != RELAUNCHED).any(|job| job.is_logged == 0 || job.attempts != new.attempts)
     };
@@ -93,21 +93,21 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
         return Err(Error::NothingToRetry(error::Text::new(&format_uuid(&uuid))));
     }
     // Jobs that are launched again: what they were before is in the table.
-    forget_done(memory, &new.uuid);
+    remove_done(memory, &new.uuid);
     let limit = guc::queue_memory_limit();
     if memory.get::<Root>(root).used + bytes as u64 > limit {
-        sweep(memory, true);
+        remove_done_batches(memory, true);
     }
     let used = memory.get::<Root>(root).used;
     if used + bytes as u64 > limit {
         return Err(Error::QueueFull { wanted: bytes as u64, free: limit.saturating_sub(used), limit });
     }
-    let mut pool = self::pool(memory, new.database, new.login)?;
+    let mut pool = self::get_or_create_pool(memory, new.database, new.login)?;
     let mut place = memory.allocate(bytes);
     if place.is_none() {
         // What is done and lingers makes room; somebody else may have forgotten the pool.
-        sweep(memory, true);
-        pool = self::pool(memory, new.database, new.login)?;
+        remove_done_batches(memory, true);
+        pool = self::get_or_create_pool(memory, new.database, new.login)?;
         place = memory.allocate(bytes);
     }
     let Some(place) = place else {
@@ -162,31 +162,31 @@ pub fn add(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
 }
 
 /// Finds where a job is: jobs of a batch that are launched again are a batch beside it, with the same uuid.
-fn earlier<'a>(memory: &'a Memory, uuid: &[u8; 16], ordinal: u32) -> impl Iterator<Item = (Place, u32)> + 'a {
+fn places_of_job<'a>(memory: &'a Memory, uuid: &[u8; 16], ordinal: u32) -> impl Iterator<Item = (Place, u32)> + 'a {
     batches_of_uuid(memory, uuid).filter_map(move |place| index_of(memory, place, ordinal).map(|index| (place, index)))
 }
 
 /// Opens a batch: from now on its jobs may run, and are not looked for elsewhere.
-pub fn open(memory: &mut Memory, place: Place) {
+pub fn open_batch(memory: &mut Memory, place: Place) {
     let uuid = memory.get::<BatchRecord>(place).uuid;
     let is_alone = batches_of_uuid(memory, &uuid).all(|at| at == place);
     let ordinals: Vec<u32> =
         if is_alone { Vec::new() } else { jobs(memory, place).iter().map(|job| job.ordinal).collect() };
     for ordinal in ordinals {
-        let elsewhere: Vec<_> = earlier(memory, &uuid, ordinal).filter(|(at, _)| *at != place).collect();
+        let elsewhere: Vec<_> = places_of_job(memory, &uuid, ordinal).filter(|(at, _)| *at != place).collect();
         for (at, index) in elsewhere {
             job_mut(memory, at, index).is_logged = RELAUNCHED;
         }
     }
     memory.get_mut::<BatchRecord>(place).is_open = 1;
-    ready_lists::update(memory, place);
+    ready_lists::update_queue_state(memory, place);
     // Who follows the uuid follows these jobs from now on.
     let places: Vec<Place> = batches_of_uuid(memory, &uuid).collect();
     places.into_iter().for_each(|place| watchers::wake_all(memory, place));
 }
 
 /// Forgets a batch that was accepted just now, if nobody has begun to see to it. False = it goes on.
-pub fn take_back_batch(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> bool {
+pub fn discard_unstarted_batch(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> bool {
     // By now it may have been done, and forgotten.
     let is_untouched = batches_of_uuid(memory, uuid).any(|at| at == place) && {
         let batch = memory.get::<BatchRecord>(place);
@@ -201,10 +201,10 @@ pub fn take_back_batch(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> bo
 /// Forgets a batch.
 pub fn remove(memory: &mut Memory, place: Place) {
     watchers::wake_all(memory, place);
-    ready_lists::leave(memory, place);
+    ready_lists::remove(memory, place);
     let batch = *memory.get::<BatchRecord>(place);
-    outcomes::forget(memory, place);
-    stopped_by::forget(memory, place);
+    outcomes::discard_of_batch(memory, place);
+    stopped_by::discard_of_batch(memory, place);
     watchers::forget(memory, place);
     let bucket = bucket(&batch.uuid);
     let root = memory.root();
@@ -239,7 +239,7 @@ pub fn remove(memory: &mut Memory, place: Place) {
 }
 
 /// The pool of workers that can run jobs of this role in this database.
-pub fn pool(memory: &mut Memory, database: u32, login: u32) -> Result<Place, Error> {
+pub fn get_or_create_pool(memory: &mut Memory, database: u32, login: u32) -> Result<Place, Error> {
     let root = root(memory)?;
     if let Some(found) = find_pool(memory, database, login) {
         return Ok(found);
@@ -301,7 +301,7 @@ pub fn is_large_one_done(memory: &Memory) -> bool {
 
 pub fn remove_if_done(memory: &mut Memory, place: Place) {
     let record = memory.get::<BatchRecord>(place);
-    if is_done(record) && record.recorded_at + LINGER <= process::now() {
+    if is_done(record) && record.recorded_at + KEEP_FINISHED_BATCH <= process::now() {
         remove(memory, place);
     }
 }
@@ -309,32 +309,32 @@ pub fn remove_if_done(memory: &mut Memory, place: Place) {
 /// Stops watching the jobs of the uuid, for this process.
 pub fn unwatch(memory: &mut Memory, uuid: &[u8; 16]) {
     let places: Vec<Place> = batches_of_uuid(memory, uuid).collect();
-    unwatch_those(memory, places);
+    unwatch_places(memory, places);
 }
 
 /// Stops watching anything, for this process, which ends.
 pub fn unwatch_all(memory: &mut Memory) {
     let places: Vec<Place> = batches(memory).collect();
-    unwatch_those(memory, places);
+    unwatch_places(memory, places);
 }
 
-fn unwatch_those(memory: &mut Memory, places: Vec<Place>) {
+fn unwatch_places(memory: &mut Memory, places: Vec<Place>) {
     for place in places {
-        if watchers::leave(memory, place) {
+        if watchers::remove_own(memory, place) {
             remove_if_done(memory, place);
         }
     }
 }
 
 /// Forgets what is done of a batch that has jobs that are launched again.
-pub fn forget_done(memory: &mut Memory, uuid: &[u8; 16]) {
+pub fn remove_done(memory: &mut Memory, uuid: &[u8; 16]) {
     let done: Vec<Place> =
         batches_of_uuid(memory, uuid).filter(|place| is_done(memory.get::<BatchRecord>(*place))).collect();
     done.into_iter().for_each(|place| remove(memory, place));
 }
 
 /// Forgets batches that are done and that every reader sees in the table by now; `all` = whether or not.
-pub fn sweep(memory: &mut Memory, all: bool) {
+pub fn remove_done_batches(memory: &mut Memory, all: bool) {
     let now = process::now();
     let root = memory.root();
     let swept_at = &mut memory.get_mut::<Root>(root).swept_at;
@@ -342,7 +342,7 @@ pub fn sweep(memory: &mut Memory, all: bool) {
         return;
     }
     *swept_at = now;
-    let oldest = now - LINGER;
+    let oldest = now - KEEP_FINISHED_BATCH;
     let done: Vec<Place> = batches(memory)
         // They are in the order of their acceptance, so of their recording, more or less.
         .take_while(|place| all || memory.get::<BatchRecord>(*place).created <= oldest)

@@ -33,13 +33,13 @@ pub fn queued_batches(memory: &Memory, pool: Place) -> impl Iterator<Item = Plac
 
 /// Batches whose uuid or whose jobs' uuids differ from this one in the last four bytes only.
 pub fn batches_of_uuid<'a>(memory: &'a Memory, uuid: &[u8; 16]) -> impl Iterator<Item = Place> + 'a {
-    let (stem, bucket) = (stem(uuid), bucket(uuid));
+    let (stem, bucket) = (batch_prefix(uuid), bucket(uuid));
     let first = root(memory).map_or(0, |root| root.buckets[bucket]);
     chain(first, |batch| memory.get::<BatchRecord>(batch).next_in_bucket)
-        .filter(move |batch| self::stem(&memory.get::<BatchRecord>(*batch).uuid) == stem)
+        .filter(move |batch| self::batch_prefix(&memory.get::<BatchRecord>(*batch).uuid) == stem)
 }
 
-fn stem(uuid: &[u8; 16]) -> [u8; 12] {
+fn batch_prefix(uuid: &[u8; 16]) -> [u8; 12] {
     uuid.first_chunk().copied().unwrap_or_default()
 }
 
@@ -72,7 +72,7 @@ pub fn bytes(memory: &Memory, batch: Place, text: TextRef) -> Option<&[u8]> {
 }
 
 /// The uuid of the job with this ordinal; 0 = of the batch itself.
-pub fn uuid_of(stem: &[u8; 16], ordinal: u32) -> [u8; 16] {
+pub fn job_uuid(stem: &[u8; 16], ordinal: u32) -> [u8; 16] {
     let mut uuid = *stem;
     if let Some(last) = uuid.last_chunk_mut::<4>() {
         *last = ordinal.to_be_bytes();

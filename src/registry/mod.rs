@@ -15,16 +15,18 @@ pub mod watchers;
 use crate::error::Error;
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker;
-pub use crate::registry::batches::{add, open, take_back_batch, unwatch, unwatch_all, NewBatch, NewJob};
+pub use crate::registry::batches::{
+    add_batch, discard_unstarted_batch, open_batch, unwatch, unwatch_all, NewBatch, NewJob,
+};
 pub use crate::registry::layout::{Place, Reason, State, WakeOn, MESSAGE_BYTES};
 use crate::registry::layout::{Root, WorkerSlot};
-pub use crate::registry::lists::{ordinal_of, uuid_of};
+pub use crate::registry::lists::{job_uuid, ordinal_of};
 pub use crate::registry::snapshot::{
-    accepted_at, find, headers, is_pending, job_of, jobs_of, moments, of_batch, pulses, query_of, recorded_in, request,
-    running, snapshot, uuid_of_job, BatchSummary, FoundJobs, JobDetails, JobStatus, LiveState, Recorded, Running,
-    RunningJob,
+    accepted_at, batch_summaries, find, is_pending, job_of, jobs_of, live_states, log_location, of_batch, query_of,
+    request, running, snapshot, statuses, uuid_of_job, BatchSummary, FoundJobs, JobDetails, JobStatus, LiveState,
+    Recorded, Running, RunningJob,
 };
-pub use crate::registry::watchers::{awaited_by, is_listening, listen, unfollow, watch, Follower};
+pub use crate::registry::watchers::{arm, awaited_by, is_armed, unfollow, watch, Follower};
 
 /// Finds the beginning, and makes it if nobody has.
 ///

@@ -13,7 +13,7 @@ pub struct StoredOutcome {
 
 /// Keeps an outcome for a job that ends now. None = it is empty, or there is no memory for it: then what the caller
 /// has seen may have changed ([`Memory::allocate`]).
-pub fn keep(memory: &mut Memory, outcome: &[u8]) -> Option<StoredOutcome> {
+pub fn store(memory: &mut Memory, outcome: &[u8]) -> Option<StoredOutcome> {
     if outcome.is_empty() {
         return None;
     }
@@ -33,7 +33,7 @@ pub fn discard(memory: &mut Memory, kept: Option<StoredOutcome>) {
 }
 
 /// Gives a kept outcome to this job, which has none.
-pub fn give(memory: &mut Memory, batch: Place, index: u32, kept: StoredOutcome) {
+pub fn attach(memory: &mut Memory, batch: Place, index: u32, kept: StoredOutcome) {
     let job = lists::job_mut(memory, batch, index);
     (job.outcome, job.outcome_bytes) = (kept.place, kept.bytes);
 }
@@ -44,7 +44,7 @@ pub fn of_job<'a>(memory: &'a Memory, job: &JobRecord) -> Option<&'a [u8]> {
 }
 
 /// Forgets those of a batch.
-pub fn forget(memory: &mut Memory, batch: Place) {
+pub fn discard_of_batch(memory: &mut Memory, batch: Place) {
     let jobs = lists::jobs(memory, batch).iter().filter(|job| job.outcome != 0);
     let kept: Vec<StoredOutcome> =
         jobs.map(|job| StoredOutcome { place: job.outcome, bytes: job.outcome_bytes }).collect();

@@ -6,13 +6,13 @@ use crate::registry::layout::{BatchRecord, Place, Pool, QueueState};
 
 /// Puts a batch where it belongs after a change: nowhere if nothing of it is queued, else behind those that wait for a
 /// worker, unless it is there. Whether it has to wait for its time is seen when somebody looks for work.
-pub fn update(memory: &mut Memory, place: Place) {
+pub fn update_queue_state(memory: &mut Memory, place: Place) {
     let batch = memory.get::<BatchRecord>(place);
     let (pool, is_queued) = (batch.pool, batch.queued > 0 && batch.is_open != 0);
     if is_queued && batch.queue_state() == QueueState::Ready {
         return;
     }
-    leave(memory, place);
+    remove(memory, place);
     if is_queued {
         let last = memory.get::<Pool>(pool).ready_tail;
         insert(memory, place, last, QueueState::Ready);
@@ -20,8 +20,8 @@ pub fn update(memory: &mut Memory, place: Place) {
 }
 
 /// The batch waits for its time: microseconds as the server counts them.
-pub fn wait_until(memory: &mut Memory, place: Place, due: i64) {
-    leave(memory, place);
+pub fn delay_until(memory: &mut Memory, place: Place, due: i64) {
+    remove(memory, place);
     let mut before = memory.get::<Pool>(memory.get::<BatchRecord>(place).pool).delayed_tail;
     // Delays are the same, mostly.
     while before != 0 && memory.get::<BatchRecord>(before).due > due {
@@ -32,7 +32,7 @@ pub fn wait_until(memory: &mut Memory, place: Place, due: i64) {
 }
 
 /// Puts batches whose time has come among those that wait for a worker, in the order of their age.
-pub fn come_due(memory: &mut Memory, pool: Place, now: i64) {
+pub fn move_due_to_ready(memory: &mut Memory, pool: Place, now: i64) {
     let mut due: Vec<(u64, Place)> = Vec::new();
     let mut delayed_head = memory.get::<Pool>(pool).delayed_head;
     while delayed_head != 0 && memory.get::<BatchRecord>(delayed_head).due <= now {
@@ -47,7 +47,7 @@ pub fn come_due(memory: &mut Memory, pool: Place, now: i64) {
             before = next;
             next = memory.get::<BatchRecord>(next).next_in_queue;
         }
-        leave(memory, place);
+        remove(memory, place);
         insert(memory, place, before, QueueState::Ready);
         before = place;
     }
@@ -60,29 +60,29 @@ pub fn next_due(memory: &Memory, pool: Place) -> Option<i64> {
 }
 
 /// Takes a batch out.
-pub fn leave(memory: &mut Memory, place: Place) {
+pub fn remove(memory: &mut Memory, place: Place) {
     let batch = memory.get_mut::<BatchRecord>(place);
     let queue_state = batch.queue_state();
     batch.queue_state = QueueState::NotQueued as u8;
     let (pool, previous, next) = (batch.pool, batch.previous_in_queue, batch.next_in_queue);
-    connect(memory, pool, queue_state, previous, next);
+    link(memory, pool, queue_state, previous, next);
 }
 
 /// Puts a batch that is in no list behind `previous`; 0 = before all.
 fn insert(memory: &mut Memory, place: Place, previous: Place, queue_state: QueueState) {
     let pool = memory.get::<BatchRecord>(place).pool;
     let next = match previous {
-        0 => ends(memory.get_mut::<Pool>(pool), queue_state).map_or(0, |(first, _)| *first),
+        0 => list_ends(memory.get_mut::<Pool>(pool), queue_state).map_or(0, |(first, _)| *first),
         _ => memory.get::<BatchRecord>(previous).next_in_queue,
     };
     memory.get_mut::<BatchRecord>(place).queue_state = queue_state as u8;
-    connect(memory, pool, queue_state, previous, place);
-    connect(memory, pool, queue_state, place, next);
+    link(memory, pool, queue_state, previous, place);
+    link(memory, pool, queue_state, place, next);
 }
 
 /// Makes two batches neighbours in a list of the pool; 0 = its end.
-fn connect(memory: &mut Memory, pool: Place, queue_state: QueueState, previous: Place, next: Place) {
-    let Some((first, last)) = ends(memory.get_mut::<Pool>(pool), queue_state) else { return };
+fn link(memory: &mut Memory, pool: Place, queue_state: QueueState, previous: Place, next: Place) {
+    let Some((first, last)) = list_ends(memory.get_mut::<Pool>(pool), queue_state) else { return };
     if previous == 0 {
         *first = next;
     }
@@ -98,7 +98,7 @@ fn connect(memory: &mut Memory, pool: Place, queue_state: QueueState, previous: 
 }
 
 /// Returns where a list of a pool begins, and where it ends.
-fn ends(pool: &mut Pool, queue_state: QueueState) -> Option<(&mut Place, &mut Place)> {
+fn list_ends(pool: &mut Pool, queue_state: QueueState) -> Option<(&mut Place, &mut Place)> {
     match queue_state {
         QueueState::NotQueued => None,
         QueueState::Ready => Some((&mut pool.ready_head, &mut pool.ready_tail)),

@@ -31,11 +31,11 @@ pub struct Recorded {
 }
 
 /// Returns where the rows of the batch are, if they are written.
-pub fn recorded_in(memory: &Memory, place: Place) -> Option<Recorded> {
-    recorded(memory.get(place))
+pub fn log_location(memory: &Memory, place: Place) -> Option<Recorded> {
+    location_in(memory.get(place))
 }
 
-fn recorded(batch: &BatchRecord) -> Option<Recorded> {
+fn location_in(batch: &BatchRecord) -> Option<Recorded> {
     (batch.recorded_in != 0).then_some(Recorded { log: batch.recorded_in as u32, by: batch.recorded_by })
 }
 
@@ -105,7 +105,7 @@ pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<FoundJobs> {
             0 => None,
             _ => {
                 let index = lists::index_of(memory, place, ordinal)?;
-                Some(Some(index).filter(|index| is_here(lists::job(memory, place, *index)))?)
+                Some(Some(index).filter(|index| is_current(lists::job(memory, place, *index)))?)
             }
         };
         Some(FoundJobs { batch: place, owner: record.owner, login: login(memory, record), job })
@@ -114,7 +114,7 @@ pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<FoundJobs> {
 }
 
 /// Returns whether the job is here: it was not launched again.
-fn is_here(job: &JobRecord) -> bool {
+fn is_current(job: &JobRecord) -> bool {
     job.is_logged != RELAUNCHED
 }
 
@@ -123,7 +123,7 @@ pub fn of_batch(memory: &Memory, found: &FoundJobs) -> Vec<u32> {
     match found.job {
         Some(job) => vec![job],
         None => {
-            let here = (0..).zip(lists::jobs(memory, found.batch)).filter(|(_, job)| is_here(job));
+            let here = (0..).zip(lists::jobs(memory, found.batch)).filter(|(_, job)| is_current(job));
             here.map(|(index, _)| index).collect()
         }
     }
@@ -133,21 +133,21 @@ fn login(memory: &Memory, record: &BatchRecord) -> u32 {
     memory.get::<Pool>(record.pool).login
 }
 
-fn header(memory: &Memory, record: &BatchRecord) -> BatchSummary {
+fn summary_of(memory: &Memory, record: &BatchRecord) -> BatchSummary {
     BatchSummary {
         number: record.number,
         uuid: record.uuid,
         database: record.database,
         owner: record.owner,
         login: login(memory, record),
-        recorded: recorded(record),
+        recorded: location_in(record),
     }
 }
 
 /// All batches; `uuid` = only this one, or that of this job.
-pub fn headers(memory: &Memory, uuid: Option<&[u8; 16]>) -> Vec<BatchSummary> {
+pub fn batch_summaries(memory: &Memory, uuid: Option<&[u8; 16]>) -> Vec<BatchSummary> {
     let open = |place: &Place| memory.get::<BatchRecord>(*place).is_open != 0;
-    let header = |place| header(memory, memory.get::<BatchRecord>(place));
+    let header = |place| summary_of(memory, memory.get::<BatchRecord>(place));
     match uuid {
         Some(uuid) => lists::batches_of_uuid(memory, uuid).filter(open).map(header).collect(),
         None => lists::batches(memory).filter(open).map(header).collect(),
@@ -194,7 +194,7 @@ fn walk<T>(
             position += i64::from(record.queued);
             continue;
         }
-        for job in lists::jobs(memory, place).iter().filter(|job| is_here(job)) {
+        for job in lists::jobs(memory, place).iter().filter(|job| is_current(job)) {
             let mut job = *job;
             if job.state == State::Running as u8 && running.is_some_and(|running| !running.has(record, &job)) {
                 job.state = State::Queued as u8;
@@ -215,7 +215,7 @@ pub fn snapshot(memory: &Memory, batches: &HashSet<u64>, running: Option<&Runnin
         memory,
         |number| batches.contains(&number),
         running,
-        |place, record, job, position| view(memory, place, record, job, position),
+        |place, record, job, position| details_of(memory, place, record, job, position),
     )
 }
 
@@ -241,17 +241,17 @@ pub fn is_pending(memory: &Memory, uuid: &[u8; 16]) -> bool {
 /// Everything of a job that is here.
 pub fn job_of(memory: &Memory, uuid: &[u8; 16]) -> Option<JobDetails> {
     let found = find(memory, uuid).into_iter().next()?;
-    Some(view(memory, found.batch, memory.get(found.batch), lists::job(memory, found.batch, found.job?), 0))
+    Some(details_of(memory, found.batch, memory.get(found.batch), lists::job(memory, found.batch, found.job?), 0))
 }
 
 /// Returns what the jobs of these batches are doing, by their uuids; `running`: as for [`snapshot`].
-pub fn moments(memory: &Memory, batches: &HashSet<u64>, running: &Running) -> HashMap<[u8; 16], JobStatus> {
+pub fn statuses(memory: &Memory, batches: &HashSet<u64>, running: &Running) -> HashMap<[u8; 16], JobStatus> {
     let seen = walk(
         memory,
         |number| batches.contains(&number),
         Some(running),
         |place, record, job, position| {
-            (lists::uuid_of(&record.uuid, job.ordinal), moment(memory, place, job, position))
+            (lists::job_uuid(&record.uuid, job.ordinal), status_of(memory, place, job, position))
         },
     );
     seen.into_iter().collect()
@@ -273,7 +273,7 @@ fn own_text(record: &BatchRecord, bytes: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn moment(memory: &Memory, place: Place, job: &JobRecord, position: i64) -> JobStatus {
+fn status_of(memory: &Memory, place: Place, job: &JobRecord, position: i64) -> JobStatus {
     let state = State::from_byte(job.state);
     let (kept, is_written) = (outcomes::of_job(memory, job).map(<[u8]>::to_vec), job.is_logged == 1);
     JobStatus {
@@ -294,12 +294,12 @@ fn moment(memory: &Memory, place: Place, job: &JobRecord, position: i64) -> JobS
     }
 }
 
-fn view(memory: &Memory, place: Place, record: &BatchRecord, job: &JobRecord, position: i64) -> JobDetails {
+fn details_of(memory: &Memory, place: Place, record: &BatchRecord, job: &JobRecord, position: i64) -> JobDetails {
     let text = |text| lists::bytes(memory, place, text).map(|bytes| own_text(record, bytes));
     JobDetails {
-        batch: header(memory, record),
-        uuid: lists::uuid_of(&record.uuid, job.ordinal),
-        now: moment(memory, place, job, position),
+        batch: summary_of(memory, record),
+        uuid: lists::job_uuid(&record.uuid, job.ordinal),
+        now: status_of(memory, place, job, position),
         owner_name: text(record.owner_name).unwrap_or_default(),
         client: text(record.client).unwrap_or_default(),
         batch_name: text(record.name),
@@ -359,14 +359,14 @@ fn progress_of(memory: &Memory, record: &BatchRecord, job: &JobRecord) -> Option
 }
 
 /// A job, or the jobs of a batch, in their order.
-pub fn pulses(memory: &Memory, uuid: &[u8; 16]) -> Vec<LiveState> {
+pub fn live_states(memory: &Memory, uuid: &[u8; 16]) -> Vec<LiveState> {
     let mut pulses = Vec::new();
     for found in find(memory, uuid) {
         let record = memory.get::<BatchRecord>(found.batch);
         for index in of_batch(memory, &found) {
             let job = lists::job(memory, found.batch, index);
             pulses.push(LiveState {
-                uuid: lists::uuid_of(&record.uuid, job.ordinal),
+                uuid: lists::job_uuid(&record.uuid, job.ordinal),
                 state: State::from_byte(job.state),
                 attempts: job.attempts,
                 pid: pid_of(job),
@@ -381,7 +381,7 @@ pub fn pulses(memory: &Memory, uuid: &[u8; 16]) -> Vec<LiveState> {
 
 /// The uuid of a job.
 pub fn uuid_of_job(memory: &Memory, place: Place, index: u32) -> [u8; 16] {
-    lists::uuid_of(&memory.get::<BatchRecord>(place).uuid, lists::job(memory, place, index).ordinal)
+    lists::job_uuid(&memory.get::<BatchRecord>(place).uuid, lists::job(memory, place, index).ordinal)
 }
 
 /// Returns what a worker must know of a batch: its request, as it was written.
@@ -410,7 +410,7 @@ impl RunningJob {
         let record = memory.get::<BatchRecord>(place);
         let job = lists::job(memory, place, index);
         RunningJob {
-            uuid: lists::uuid_of(&record.uuid, job.ordinal),
+            uuid: lists::job_uuid(&record.uuid, job.ordinal),
             owner: record.owner,
             query: alloc::copy(lists::bytes(memory, place, job.query).unwrap_or_default()),
             timeout: Some(job.timeout).filter(|timeout| *timeout > 0),

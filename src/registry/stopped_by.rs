@@ -6,7 +6,7 @@ use crate::registry::layout::{BatchRecord, JobRecord, Place, StopRequester};
 use crate::registry::lists;
 
 /// The number of a role among those that have stopped jobs of the batch. 0 = there is no memory for it.
-pub fn number(memory: &mut Memory, batch: Place, role: &[u8]) -> u32 {
+pub fn requester_number(memory: &mut Memory, batch: Place, role: &[u8]) -> u32 {
     let mut role = role.to_vec();
     if memory.get::<BatchRecord>(batch).encoding != session::encoding() {
         // The batch's texts are in its own encoding.
@@ -31,7 +31,7 @@ pub fn of_job<'a>(memory: &'a Memory, batch: Place, job: &JobRecord) -> Option<&
 }
 
 /// Forgets those of a batch.
-pub fn forget(memory: &mut Memory, batch: Place) {
+pub fn discard_of_batch(memory: &mut Memory, batch: Place) {
     let places: Vec<Place> = all(memory, batch).collect();
     places.into_iter().for_each(|place| memory.free(place));
     memory.get_mut::<BatchRecord>(batch).stop_requesters = 0;

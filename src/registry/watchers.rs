@@ -18,10 +18,10 @@ pub struct Follower {
 /// whose uuid it is. False = there is no memory for that.
 pub fn watch(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
-    places.into_iter().all(|place| hang(memory, place, uuid, follower, WakeOn::EachChange))
+    places.into_iter().all(|place| add_watcher(memory, place, uuid, follower, WakeOn::EachChange))
 }
 
-fn hang(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Option<Follower>, hears: WakeOn) -> bool {
+fn add_watcher(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Option<Follower>, hears: WakeOn) -> bool {
     let Some(watcher) = memory.allocate(size_of::<Watcher>()) else { return false };
     *memory.get_mut::<Watcher>(watcher) = Watcher {
         next: memory.get::<BatchRecord>(place).watchers,
@@ -37,7 +37,7 @@ fn hang(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Option<Fol
 }
 
 /// Takes that back, for one batch. False = this process has not watched it.
-pub fn leave(memory: &mut Memory, place: Place) -> bool {
+pub fn remove_own(memory: &mut Memory, place: Place) -> bool {
     let own = process::own();
     let (mut kept, mut has_watched) = (0, false);
     let mut at = std::mem::take(&mut memory.get_mut::<BatchRecord>(place).watchers);
@@ -60,12 +60,12 @@ pub fn leave(memory: &mut Memory, place: Place) -> bool {
 pub fn unfollow(memory: &mut Memory, uuid: &[u8; 16]) {
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
     for place in places {
-        each_own(memory, place, |watcher| (watcher.is_follower, watcher.is_worker) = (0, 0));
+        update_own(memory, place, |watcher| (watcher.is_follower, watcher.is_worker) = (0, 0));
     }
 }
 
 /// Changes what this process has hung on a batch. False = nothing.
-fn each_own(memory: &mut Memory, place: Place, change: impl Fn(&mut Watcher)) -> bool {
+fn update_own(memory: &mut Memory, place: Place, change: impl Fn(&mut Watcher)) -> bool {
     let own = process::own();
     let mut is_there = false;
     let mut at = memory.get::<BatchRecord>(place).watchers;
@@ -92,16 +92,17 @@ pub fn forget(memory: &mut Memory, place: Place) {
 
 /// Lets the next change, or the end, wake this process again, also of jobs that were launched again since, as a batch
 /// of their own. `follower` as for [`watch`]. False = there is no memory for that.
-pub fn listen(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, hears: WakeOn) -> bool {
+pub fn arm(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, hears: WakeOn) -> bool {
     let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
     places.into_iter().all(|place| {
-        each_own(memory, place, |watcher| watcher.hears = hears as u32) || hang(memory, place, uuid, follower, hears)
+        update_own(memory, place, |watcher| watcher.hears = hears as u32)
+            || add_watcher(memory, place, uuid, follower, hears)
     })
 }
 
 /// Returns whether nothing has woken this process since it looked last. Its latch may be reset by whatever else it
 /// waits for.
-pub fn is_listening(memory: &Memory, uuid: &[u8; 16]) -> bool {
+pub fn is_armed(memory: &Memory, uuid: &[u8; 16]) -> bool {
     let own = process::own();
     let batches = lists::batches_of_uuid(memory, uuid).map(|place| memory.get::<BatchRecord>(place));
     batches
@@ -113,7 +114,7 @@ pub fn is_listening(memory: &Memory, uuid: &[u8; 16]) -> bool {
 /// jobs have ended.
 pub fn wake(memory: &mut Memory, place: Place) {
     wake_if(memory, place, |memory, watcher| {
-        watcher.hears != WakeOn::TheEnd as u32 || is_over(memory, place, watcher.ordinal)
+        watcher.hears != WakeOn::TheEnd as u32 || has_ended(memory, place, watcher.ordinal)
     });
 }
 
@@ -143,8 +144,8 @@ pub fn awaited_by(memory: &Memory, pid: i32) -> Vec<(i32, [u8; 16])> {
             let in_batch =
                 slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued && slot.batch == place);
             let jobs = in_batch.map(|slot| (slot.pid, lists::job(memory, place, slot.job)));
-            let wanted = jobs.filter(|(_, job)| is_before(memory, place, job, watcher.ordinal));
-            awaited.extend(wanted.map(|(pid, job)| (pid, lists::uuid_of(&batch.uuid, job.ordinal))));
+            let wanted = jobs.filter(|(_, job)| ends_before(memory, place, job, watcher.ordinal));
+            awaited.extend(wanted.map(|(pid, job)| (pid, lists::job_uuid(&batch.uuid, job.ordinal))));
         }
     }
     awaited
@@ -156,13 +157,13 @@ pub fn waiting_workers(memory: &Memory) -> usize {
     for place in lists::batches(memory) {
         let workers = watchers(memory, memory.get(place)).filter(|watcher| watcher.is_worker != 0);
         // Who is about to see that it need not wait any more goes on.
-        waiting.extend(workers.filter(|watcher| !is_over(memory, place, watcher.ordinal)).map(|watcher| watcher.pid));
+        waiting.extend(workers.filter(|watcher| !has_ended(memory, place, watcher.ordinal)).map(|watcher| watcher.pid));
     }
     waiting.len()
 }
 
 /// Returns whether the job with the ordinal has ended, if it is one of the batch; 0 = whether all have.
-fn is_over(memory: &Memory, place: Place, ordinal: u32) -> bool {
+fn has_ended(memory: &Memory, place: Place, ordinal: u32) -> bool {
     if ordinal == 0 {
         let batch = memory.get::<BatchRecord>(place);
         return batch.logged + batch.unlogged == batch.jobs;
@@ -172,7 +173,7 @@ fn is_over(memory: &Memory, place: Place, ordinal: u32) -> bool {
 }
 
 /// Returns whether this job, which runs, ends before the one with the ordinal does; 0 = before all have ended.
-fn is_before(memory: &Memory, place: Place, running: &JobRecord, ordinal: u32) -> bool {
+fn ends_before(memory: &Memory, place: Place, running: &JobRecord, ordinal: u32) -> bool {
     let batch = memory.get::<BatchRecord>(place);
     let is_queued = || {
         let index = lists::index_of(memory, place, ordinal);

@@ -10,13 +10,13 @@ use crate::ffi::{area, process};
 use crate::guc;
 use crate::registry::layout::{BatchRecord, Place, Pool, Root, WorkerSlot, WorkerState, MAX_PRESTARTED};
 use crate::registry::{batches, lists, root, slot_mut, slots, watchers};
-use crate::scheduler::job_order::demand;
+use crate::scheduler::job_order::runnable_jobs;
 use crate::scheduler::{fork_probe, job_order, prestart};
 use std::collections::HashMap;
 
 /// A worker that is to be registered.
 #[derive(Debug, Clone, Copy)]
-pub struct Start {
+pub struct SlotReservation {
     pub slot: usize,
     pub serial: u64,
 }
@@ -39,7 +39,7 @@ fn reclaim(memory: &mut Memory) {
 
 /// Returns whether a worker other than `index`, the one that asks, is on its way out, so that there will be a process
 /// more in a moment.
-pub fn is_one_going(memory: &mut Memory, index: usize) -> bool {
+pub fn is_one_exiting(memory: &mut Memory, index: usize) -> bool {
     reclaim(memory);
     slots(memory)
         .iter()
@@ -48,46 +48,46 @@ pub fn is_one_going(memory: &mut Memory, index: usize) -> bool {
 }
 
 /// Counts the workers of the extension that are in the whole server, or will be.
-pub fn live(memory: &mut Memory) -> usize {
-    with_a_job(memory) + prestart::count(memory)
+pub fn worker_count(memory: &mut Memory) -> usize {
+    count_with_job(memory) + prestart::count(memory)
 }
 
 /// Counts the same without those that wait for their first job.
-fn with_a_job(memory: &mut Memory) -> usize {
+fn count_with_job(memory: &mut Memory) -> usize {
     reclaim(memory);
     slots(memory).iter().filter(|slot| slot.state() != WorkerState::Free && slot.has_successor == 0).count()
         + area::outside()
 }
 
 /// Returns whether a worker is on its way out, and nobody waits for its place.
-pub fn is_ceding(slot: &WorkerSlot) -> bool {
+pub fn is_exiting_unreplaced(slot: &WorkerSlot) -> bool {
     slot.state() == WorkerState::Exiting && slot.has_successor == 0
 }
 
 /// Counts the workers that neither are on their way out nor go as soon as somebody wants their place.
-pub fn staying(memory: &mut Memory) -> usize {
-    let all = with_a_job(memory);
-    all - slots(memory).iter().filter(|slot| is_ceding(slot)).count()
+pub fn staying_workers(memory: &mut Memory) -> usize {
+    let all = count_with_job(memory);
+    all - slots(memory).iter().filter(|slot| is_exiting_unreplaced(slot)).count()
 }
 
 /// Tells where a worker stands with regard to the cap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    Stays,
+pub enum CapDecision {
+    Keep,
     /// There are too many: it goes.
-    Goes,
+    Exit,
     /// There are too many, but no other worker would see to what is queued when there is room again.
-    Pauses,
+    Pause,
 }
 
 /// Returns where a worker that looks for work stands.
-pub fn standing(memory: &mut Memory, index: usize) -> Standing {
-    if staying(memory) <= guc::cap() {
-        return Standing::Stays;
+pub fn cap_decision(memory: &mut Memory, index: usize) -> CapDecision {
+    if staying_workers(memory) <= guc::cap() {
+        return CapDecision::Keep;
     }
     match is_alone(memory, index) && job_order::has_work(memory) {
-        true => Standing::Pauses,
-        false => Standing::Goes,
+        true => CapDecision::Pause,
+        false => CapDecision::Exit,
     }
 }
 
@@ -106,19 +106,19 @@ pub fn is_alone(memory: &Memory, index: usize) -> bool {
 }
 
 /// Returns whether a worker looks for work, or will at once.
-fn has_time(slot: &WorkerSlot) -> bool {
+fn looks_for_work(slot: &WorkerSlot) -> bool {
     slot.exit_requested == 0 && matches!(slot.state(), WorkerState::Starting | WorkerState::Ready | WorkerState::Idle)
 }
 
 /// Returns whether nobody else would see to what is queued for later. A worker that is busy looks when it is done.
 pub fn is_needed(memory: &Memory, index: usize) -> bool {
     let others = slots(memory).iter().enumerate().filter(|(at, _)| *at != index);
-    !others.into_iter().any(|(_, slot)| has_time(slot)) && job_order::has_work(memory)
+    !others.into_iter().any(|(_, slot)| looks_for_work(slot)) && job_order::has_work(memory)
 }
 
 /// Counts the workers that a call could have at once for this pool.
-fn free_places(memory: &mut Memory, database: u32, login: u32) -> usize {
-    let free = guc::cap().saturating_sub(live(memory));
+fn available_workers(memory: &mut Memory, database: u32, login: u32) -> usize {
+    let free = guc::cap().saturating_sub(worker_count(memory));
     let idle = slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle && slot.pool != 0).filter(|slot| {
         let pool = memory.get::<Pool>(slot.pool);
         pool.database == database && pool.login == login
@@ -126,8 +126,8 @@ fn free_places(memory: &mut Memory, database: u32, login: u32) -> usize {
     free + idle.count()
 }
 
-/// Counts the workers of each role, and those of each pool that will look for work soon. Goes through the workers, which
-/// are few: there may be very many pools.
+/// Counts the workers of each role, and those of each pool that will look for work soon. Goes through the workers,
+/// which are few: there may be very many pools.
 #[derive(Default)]
 struct Shares {
     of_role: HashMap<u32, u32>,
@@ -152,7 +152,7 @@ impl Shares {
 }
 
 /// The pool that wants a worker most: whose role has the fewest, and whose last turn is longest ago.
-pub fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
+pub fn most_underserved_pool(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
     let pools: Vec<Place> = lists::pools(memory).filter(|place| *place != but).collect();
     let shares = Shares::count(memory);
     let mut best = None;
@@ -166,7 +166,7 @@ pub fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
             continue;
         }
         let coming = shares.coming.get(&place).copied().unwrap_or(0);
-        if demand(memory, place, now, coming + 1) > coming {
+        if runnable_jobs(memory, place, now, coming + 1) > coming {
             best = Some((rank, place));
         }
     }
@@ -175,16 +175,17 @@ pub fn hungriest(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
 
 /// Returns whether the place of a worker of this pool, which has nothing to do, is wanted for another one.
 pub fn is_wanted_elsewhere(memory: &mut Memory, pool: Place, now: i64) -> bool {
-    live(memory) >= guc::cap() && (hungriest(memory, now, pool).is_some() || unattended_database(memory, now).is_some())
+    worker_count(memory) >= guc::cap()
+        && (most_underserved_pool(memory, now, pool).is_some() || database_without_log_writer(memory, now).is_some())
 }
 
 /// Returns whether the worker in this slot is to make room for another role: only when there is no other room.
-pub fn gives_way(memory: &mut Memory, index: usize, now: i64, quantum: i64) -> bool {
+pub fn must_yield(memory: &mut Memory, index: usize, now: i64, quantum: i64) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return false };
-    if live(memory) < guc::cap() {
+    if worker_count(memory) < guc::cap() {
         return false;
     }
-    let Some(other) = hungriest(memory, now, own.pool) else { return false };
+    let Some(other) = most_underserved_pool(memory, now, own.pool) else { return false };
     let (mine, theirs) = (*memory.get::<Pool>(own.pool), *memory.get::<Pool>(other));
     let (my_share, their_share) = if mine.login == theirs.login {
         (mine.workers, theirs.workers)
@@ -209,13 +210,13 @@ pub fn next_serial(memory: &mut Memory) -> u64 {
 }
 
 /// Returns whether one more worker may have nothing to do. The one that had nothing to do for longest makes room.
-pub fn has_idle_room(memory: &mut Memory) -> bool {
+pub fn may_one_more_idle(memory: &mut Memory) -> bool {
     let limit = guc::idle_limit();
-    idle_count(memory) < limit || limit > 0 && ask_idle_to_leave(memory, 0)
+    idle_count(memory) < limit || limit > 0 && evict_idle(memory, 0)
 }
 
 /// Asks idle workers of a pool to leave whose login is not of this version: no session gives them a job any more.
-pub fn ask_outdated_to_leave(memory: &mut Memory, pool: Place, version: u64) {
+pub fn evict_outdated(memory: &mut Memory, pool: Place, version: u64) {
     let is_outdated = |slot: &WorkerSlot| {
         slot.pool == pool
             && slot.state() == WorkerState::Idle
@@ -223,7 +224,7 @@ pub fn ask_outdated_to_leave(memory: &mut Memory, pool: Place, version: u64) {
             && ![0, version].contains(&slot.version)
     };
     while let Some(index) = slots(memory).iter().position(is_outdated) {
-        send_away(memory, index);
+        evict(memory, index);
     }
 }
 
@@ -233,32 +234,32 @@ pub fn idle_count(memory: &Memory) -> usize {
 }
 
 /// Room for one more worker: beside the others, or in the place of one that is on its way out.
-enum Room {
-    Beside,
+enum Capacity {
+    Free,
     After(usize),
 }
 
-fn room(memory: &mut Memory) -> Option<Room> {
+fn free_capacity(memory: &mut Memory) -> Option<Capacity> {
     let cap = guc::cap();
-    if live(memory) < cap {
-        return Some(Room::Beside);
+    if worker_count(memory) < cap {
+        return Some(Capacity::Free);
     }
-    if staying(memory) < cap {
-        return slots(memory).iter().position(is_ceding).map(Room::After);
+    if staying_workers(memory) < cap {
+        return slots(memory).iter().position(is_exiting_unreplaced).map(Capacity::After);
     }
     None
 }
 
 /// Reserves a place for a worker of a pool, if there is room for it.
-fn prepare_in_room(memory: &mut Memory, pool: Place) -> Option<Start> {
-    match room(memory)? {
-        Room::Beside => prepare(memory, pool, None),
-        Room::After(before) => prepare(memory, pool, Some(before)),
+fn reserve_if_free(memory: &mut Memory, pool: Place) -> Option<SlotReservation> {
+    match free_capacity(memory)? {
+        Capacity::Free => reserve_slot(memory, pool, None),
+        Capacity::After(before) => reserve_slot(memory, pool, Some(before)),
     }
 }
 
 /// Reserves a place for a worker of a pool; `after` = it begins when that one is gone.
-pub fn prepare(memory: &mut Memory, pool: Place, after: Option<usize>) -> Option<Start> {
+pub fn reserve_slot(memory: &mut Memory, pool: Place, after: Option<usize>) -> Option<SlotReservation> {
     let index = free_slot(memory)?;
     let serial = next_serial(memory);
     if let Some(slot) = slot_mut(memory, index) {
@@ -279,47 +280,47 @@ pub fn prepare(memory: &mut Memory, pool: Place, after: Option<usize>) -> Option
     let pool = memory.get_mut::<Pool>(pool);
     pool.workers += 1;
     pool.turn = turn;
-    Some(Start { slot: index, serial })
+    Some(SlotReservation { slot: index, serial })
 }
 
 /// Decides which workers are to be registered now, and wakes idle ones that have something to do.
-pub fn plan(memory: &mut Memory) -> Vec<Start> {
+pub fn plan_starts(memory: &mut Memory) -> Vec<SlotReservation> {
     let now = process::now();
     let mut starts = Vec::new();
     if memory.root() == 0 {
         return starts;
     }
-    job_order::free_held_up(memory, now);
-    while let Some(pool) = hungriest(memory, now, 0) {
+    job_order::release_overdue_claims(memory, now);
+    while let Some(pool) = most_underserved_pool(memory, now, 0) {
         if wake_idle(memory, pool) {
             continue;
         }
-        match prepare_in_room(memory, pool) {
+        match reserve_if_free(memory, pool) {
             Some(start) => starts.push(start),
-            None if prestart::send_away(memory) => {}
+            None if prestart::evict_prestarted(memory) => {}
             None => {
-                ask_idle_to_leave(memory, pool);
+                evict_idle(memory, pool);
                 // Others fill the cap: one worker waits for room, so that nobody else has to.
                 if !has_workers(memory) {
-                    starts.extend(prepare(memory, pool, None));
+                    starts.extend(reserve_slot(memory, pool, None));
                 }
                 break;
             }
         }
     }
-    if room(memory).is_some() {
-        starts.extend(unattended(memory, now).and_then(|pool| prepare_in_room(memory, pool)));
+    if free_capacity(memory).is_some() {
+        starts.extend(pool_without_log_writer(memory, now).and_then(|pool| reserve_if_free(memory, pool)));
     }
     starts
 }
 
 /// Time that a job runs before its worker is not expected to look for something else soon, in microseconds.
-const LONG: i64 = 1_000_000;
+const LONG_JOB: i64 = 1_000_000;
 
 /// A database with final rows to write and no worker that will see to them.
-fn unattended_database(memory: &Memory, now: i64) -> Option<u32> {
+fn database_without_log_writer(memory: &Memory, now: i64) -> Option<u32> {
     let looks_soon = |slot: &WorkerSlot| {
-        has_time(slot) || job_order::busy_since(memory, slot).is_some_and(|started| started + LONG > now)
+        looks_for_work(slot) || job_order::busy_since(memory, slot).is_some_and(|started| started + LONG_JOB > now)
     };
     let is_attended = |database: u32| {
         let here = |slot: &&WorkerSlot| slot.pool != 0 && memory.get::<Pool>(slot.pool).database == database;
@@ -331,13 +332,13 @@ fn unattended_database(memory: &Memory, now: i64) -> Option<u32> {
 }
 
 /// The pool of a worker that writes final rows in such a database.
-fn unattended(memory: &mut Memory, now: i64) -> Option<Place> {
-    let database = unattended_database(memory, now)?;
-    batches::pool(memory, database, 0).ok()
+fn pool_without_log_writer(memory: &mut Memory, now: i64) -> Option<Place> {
+    let database = database_without_log_writer(memory, now)?;
+    batches::get_or_create_pool(memory, database, 0).ok()
 }
 
 /// The pool of a worker that waits until there is something to do.
-fn in_time(memory: &mut Memory) -> Option<Place> {
+fn pool_with_delayed_work(memory: &mut Memory) -> Option<Place> {
     let with_queue = lists::pools(memory).find(|place| {
         let pool = memory.get::<Pool>(*place);
         pool.login != 0 && pool.has_queue()
@@ -347,15 +348,18 @@ fn in_time(memory: &mut Memory) -> Option<Place> {
     }
     let unlogged = job_order::unlogged(memory).map(|place| memory.get::<BatchRecord>(place));
     let database = unlogged.min_by_key(|batch| batch.retry_log_at)?.database;
-    batches::pool(memory, database, 0).ok()
+    batches::get_or_create_pool(memory, database, 0).ok()
 }
 
-/// Chooses the pool of a worker that comes in this place, or in the place after it: another than `but` if one is wanted.
+/// Chooses the pool of a worker that comes in this place, or in the place after it: another than `but` if one is
+/// wanted.
 pub fn next_pool(memory: &mut Memory, index: usize, but: Place) -> Option<Place> {
     let now = process::now();
-    let wanted = hungriest(memory, now, but).or_else(|| hungriest(memory, now, 0)).or_else(|| unattended(memory, now));
+    let wanted = most_underserved_pool(memory, now, but)
+        .or_else(|| most_underserved_pool(memory, now, 0))
+        .or_else(|| pool_without_log_writer(memory, now));
     match wanted {
-        None if is_alone(memory, index) => in_time(memory),
+        None if is_alone(memory, index) => pool_with_delayed_work(memory),
         wanted => wanted,
     }
 }
@@ -370,17 +374,17 @@ fn wake_idle(memory: &mut Memory, pool: Place) -> bool {
 }
 
 /// Asks one idle worker of another pool to make room. False = there is none.
-fn ask_idle_to_leave(memory: &mut Memory, pool: Place) -> bool {
+fn evict_idle(memory: &mut Memory, pool: Place) -> bool {
     let idle = slots(memory)
         .iter()
         .enumerate()
         .filter(|(_, slot)| slot.state() == WorkerState::Idle && slot.pool != pool && slot.exit_requested == 0)
         .min_by_key(|(_, slot)| slot.since)
         .map(|(index, _)| index);
-    idle.is_some_and(|index| send_away(memory, index))
+    idle.is_some_and(|index| evict(memory, index))
 }
 
-fn send_away(memory: &mut Memory, index: usize) -> bool {
+fn evict(memory: &mut Memory, index: usize) -> bool {
     let Some(slot) = slot_mut(memory, index) else { return false };
     slot.exit_requested = 1;
     slot.state = WorkerState::Ready as u32;
@@ -389,7 +393,7 @@ fn send_away(memory: &mut Memory, index: usize) -> bool {
 }
 
 /// Returns whether a worker is between its job and rest, with nothing queued that it could take up.
-fn is_one_coming_to_rest(memory: &Memory) -> bool {
+fn is_one_becoming_idle(memory: &Memory) -> bool {
     let will_rest = |slot: &WorkerSlot| match slot.state() {
         WorkerState::Starting | WorkerState::Ready => true,
         WorkerState::RunningAttached => slot.result_consumed != 0,
@@ -399,12 +403,12 @@ fn is_one_coming_to_rest(memory: &Memory) -> bool {
 }
 
 /// Asks an idle worker to leave: a session wants a process for itself. False = there is none, and none will be soon.
-pub fn make_room(memory: &mut Memory) -> bool {
-    make_room_for(memory, 0) || is_one_coming_to_rest(memory)
+pub fn free_a_process(memory: &mut Memory) -> bool {
+    free_a_process_for(memory, 0) || is_one_becoming_idle(memory)
 }
 
 /// Asks one that is not of this pool to leave, if none is leaving.
-pub fn make_room_for(memory: &mut Memory, pool: Place) -> bool {
+pub fn free_a_process_for(memory: &mut Memory, pool: Place) -> bool {
     let asked = |slot: &WorkerSlot| slot.state() == WorkerState::Exiting || slot.exit_requested != 0;
     if slots(memory).iter().any(asked) {
         reclaim(memory);
@@ -412,11 +416,11 @@ pub fn make_room_for(memory: &mut Memory, pool: Place) -> bool {
             return true;
         }
     }
-    prestart::make_room_ahead(memory) || ask_idle_to_leave(memory, pool)
+    prestart::evict_for_another(memory) || evict_idle(memory, pool)
 }
 
 /// Wakes workers of a database that have nothing to do: there are rows to write.
-pub fn wake_writers(memory: &Memory, database: u32) {
+pub fn wake_log_writers(memory: &Memory, database: u32) {
     let idle = slots(memory).iter().find(|slot| {
         slot.state() == WorkerState::Idle && slot.pool != 0 && memory.get::<Pool>(slot.pool).database == database
     });
@@ -429,17 +433,17 @@ pub fn wake_writers(memory: &Memory, database: u32) {
 ///
 /// # Errors
 /// [`Error::TooFewWorkers`] (53000)
-pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> Result<Vec<Start>, Error> {
-    let mut free = free_places(memory, database, login);
-    while free < wanted && prestart::send_away(memory) {
+pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> Result<Vec<SlotReservation>, Error> {
+    let mut free = available_workers(memory, database, login);
+    while free < wanted && prestart::evict_prestarted(memory) {
         free += 1;
     }
     if free < wanted {
         return Err(Error::TooFewWorkers { wanted, free });
     }
-    let pool = batches::pool(memory, database, login)?;
+    let pool = batches::get_or_create_pool(memory, database, login)?;
     let idle = slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle && slot.pool == pool).count();
-    Ok((idle..wanted).filter_map(|_| prepare(memory, pool, None)).collect())
+    Ok((idle..wanted).filter_map(|_| reserve_slot(memory, pool, None)).collect())
 }
 
 /// Returns whether [`reserve`] could have these places soon, when those workers have come to rest that are between two
@@ -448,7 +452,7 @@ pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize
     let now = process::now();
     let pools: Vec<Place> = lists::pools(memory).collect();
     // Jobs that wait come first.
-    let queued: usize = pools.into_iter().map(|pool| demand(memory, pool, now, wanted as u32) as usize).sum();
+    let queued: usize = pools.into_iter().map(|pool| runnable_jobs(memory, pool, now, wanted as u32) as usize).sum();
     let busy = slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued).count();
     if guc::cap().saturating_sub(area::outside() + busy + queued) < wanted {
         return false;
@@ -462,24 +466,24 @@ pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize
         let pool = memory.get::<Pool>(*place);
         pool.database == database && pool.login == login
     });
-    ask_idle_to_leave(memory, own.unwrap_or(0))
+    evict_idle(memory, own.unwrap_or(0))
 }
 
 /// Tells with whom a worker shares the connections of its role and database.
-pub enum Company {
+pub enum PoolPeers {
     /// Other workers of its pool.
-    Others,
+    Active,
     /// The worker is the only one, but others are still on their way out.
-    Leaving,
-    Nobody,
+    Exiting,
+    None,
 }
 
 /// Returns who is there beside this worker.
-pub fn company(memory: &mut Memory, index: usize) -> Company {
+pub fn pool_peers(memory: &mut Memory, index: usize) -> PoolPeers {
     reclaim(memory);
     let pool = slots(memory).get(index).map_or(0, |own| own.pool);
     if pool != 0 && memory.get::<Pool>(pool).workers > 1 {
-        return Company::Others;
+        return PoolPeers::Active;
     }
     let goes = |slot: &WorkerSlot| {
         matches!(slot.state(), WorkerState::Exiting | WorkerState::Restarting)
@@ -487,28 +491,28 @@ pub fn company(memory: &mut Memory, index: usize) -> Company {
             && !WorkerHandle::from_words(slot.handle).is_gone()
     };
     if pool != 0 && slots(memory).iter().any(goes) {
-        Company::Leaving
+        PoolPeers::Exiting
     } else {
-        Company::Nobody
+        PoolPeers::None
     }
 }
 
 /// Tells who sees to a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attendance {
+pub enum Coverage {
     /// Workers that will look at it, or nothing of it is queued.
-    Sure,
+    Covered,
     /// Workers that are still to be started, or that have nothing to do with it and may find no process for another.
-    Unsure,
-    Nobody,
+    Uncertain,
+    Uncovered,
 }
 
 /// Returns who sees to this batch.
-pub fn attendance(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> Attendance {
+pub fn coverage(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> Coverage {
     reclaim(memory);
     // By now it may have been done, and forgotten.
     if !lists::batches_of_uuid(memory, uuid).any(|at| at == place && memory.get::<BatchRecord>(place).queued > 0) {
-        return Attendance::Sure;
+        return Coverage::Covered;
     }
     let awaits_start = fork_probe::awaits_start(memory, memory.get::<BatchRecord>(place).pool, process::now());
     let will_look = |slot: &WorkerSlot| match slot.state() {
@@ -519,11 +523,11 @@ pub fn attendance(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> Attenda
     };
     let there = || slots(memory).iter().filter(|slot| slot.has_handle != 0 && is_staying(slot));
     if !awaits_start && there().any(will_look) {
-        Attendance::Sure
+        Coverage::Covered
     } else if there().next().is_some() {
-        Attendance::Unsure
+        Coverage::Uncertain
     } else {
-        Attendance::Nobody
+        Coverage::Uncovered
     }
 }
 
@@ -540,10 +544,10 @@ pub fn is_stuck(memory: &mut Memory) -> bool {
 }
 
 /// Returns whether one more process may have nothing to do for a while.
-pub fn has_room_ahead(memory: &mut Memory) -> bool {
+pub fn has_room_to_prestart(memory: &mut Memory) -> bool {
     if root(memory).is_err() {
         return false;
     }
     let idle = prestart::count(memory) + idle_count(memory);
-    idle < guc::spare_limit().min(MAX_PRESTARTED) && live(memory) < guc::cap()
+    idle < guc::spare_limit().min(MAX_PRESTARTED) && worker_count(memory) < guc::cap()
 }

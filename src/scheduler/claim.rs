@@ -7,8 +7,10 @@ use crate::ffi::area::Memory;
 use crate::ffi::process;
 use crate::registry::layout::{BatchRecord, Place, Pool, State, WorkerState};
 use crate::registry::{batches, lists, ready_lists, slot_mut, slots, watchers, Recorded};
-use crate::scheduler::capacity::Standing;
-use crate::scheduler::job_order::{first_open, log_due, log_duty, next_held_up, next_turn, pop, ENOUGH};
+use crate::scheduler::capacity::CapDecision;
+use crate::scheduler::job_order::{
+    batch_to_log, next_log_write, next_overdue_claim, next_turn, runnable_batches, take_next_job, MAX_EXAMINED,
+};
 use crate::scheduler::{capacity, completion, dispatch, fork_probe, job_order, worker_lifecycle};
 use std::collections::HashSet;
 
@@ -49,7 +51,7 @@ pub struct Claim {
 
 /// Tells how a worker looks for work.
 #[derive(Debug, Clone, Copy)]
-pub struct Seeker {
+pub struct ClaimingWorker {
     pub index: usize,
     /// Its jobs are so short that it is to claim several.
     pub many: bool,
@@ -59,47 +61,47 @@ pub struct Seeker {
 }
 
 /// Decides what the worker does next.
-pub fn claim(memory: &mut Memory, seeker: Seeker, now: i64) -> Task {
-    let Seeker { index, .. } = seeker;
+pub fn claim(memory: &mut Memory, seeker: ClaimingWorker, now: i64) -> Task {
+    let ClaimingWorker { index, .. } = seeker;
     let task = next_task(memory, seeker, now);
     if matches!(task, Task::Leave | Task::HandOver) {
         // No session gives it a job any more that it would take along.
-        worker_lifecycle::ready(memory, index);
+        worker_lifecycle::become_ready(memory, index);
     }
     task
 }
 
-fn next_task(memory: &mut Memory, seeker: Seeker, now: i64) -> Task {
-    let Seeker { index, many, keeps_turn } = seeker;
-    if let Some(segment) = dispatch::begin(memory, index) {
+fn next_task(memory: &mut Memory, seeker: ClaimingWorker, now: i64) -> Task {
+    let ClaimingWorker { index, many, keeps_turn } = seeker;
+    if let Some(segment) = dispatch::begin_assigned_job(memory, index) {
         return Task::Serve(segment);
     }
     let Some(own) = slots(memory).get(index).copied() else { return Task::Leave };
-    let standing = capacity::standing(memory, index);
-    if own.exit_requested != 0 || standing == Standing::Goes {
+    let standing = capacity::cap_decision(memory, index);
+    if own.exit_requested != 0 || standing == CapDecision::Exit {
         return Task::Leave;
     }
-    batches::sweep(memory, false);
+    batches::remove_done_batches(memory, false);
     let pool = *memory.get::<Pool>(own.pool);
-    if let Some(place) = log_duty(memory, pool.database, now) {
-        begin_to_write(memory, index, place);
+    if let Some(place) = batch_to_log(memory, pool.database, now) {
+        begin_log_write(memory, index, place);
         return Task::Log(place);
     }
-    if standing == Standing::Pauses {
+    if standing == CapDecision::Pause {
         return Task::Pause;
     }
     if pool.login == 0 {
-        return match log_due(memory, pool.database) {
+        return match next_log_write(memory, pool.database) {
             None => Task::Leave,
             Some(_) if capacity::is_wanted_elsewhere(memory, own.pool, now) => Task::HandOver,
             // One that another worker writes now may have to be tried again.
             Some(due) => Task::Wait(Some(due.max(now + LOOK_EVERY))),
         };
     }
-    if !keeps_turn && capacity::gives_way(memory, index, now, QUANTUM) {
+    if !keeps_turn && capacity::must_yield(memory, index, now, QUANTUM) {
         return Task::HandOver;
     }
-    for place in first_open(memory, own.pool, now, ENOUGH) {
+    for place in runnable_batches(memory, own.pool, now, MAX_EXAMINED) {
         let record = memory.get::<BatchRecord>(place);
         if record.recorded_in == 0 {
             if record.log_writer != 0 {
@@ -107,13 +109,13 @@ fn next_task(memory: &mut Memory, seeker: Seeker, now: i64) -> Task {
             }
             // What cannot be recorded now runs all the same, and is recorded later.
             if record.retry_log_at <= now {
-                begin_to_write(memory, index, place);
+                begin_log_write(memory, index, place);
                 return Task::Record(place);
             }
         }
         let share = record.queued / (4 * pool.workers.max(1)) + 1;
         let count = if many && record.is_sequential == 0 { share.min(CLAIM_LIMIT) } else { 1 };
-        let indexes: Vec<u32> = (0..count).map_while(|_| pop(memory, place, now)).collect();
+        let indexes: Vec<u32> = (0..count).map_while(|_| take_next_job(memory, place, now)).collect();
         if indexes.is_empty() {
             continue;
         }
@@ -125,7 +127,7 @@ fn next_task(memory: &mut Memory, seeker: Seeker, now: i64) -> Task {
         let record = memory.get_mut::<BatchRecord>(place);
         record.workers += 1;
         record.queued -= indexes.len() as u32;
-        ready_lists::update(memory, place);
+        ready_lists::update_queue_state(memory, place);
         if let Some(own) = slot_mut(memory, index) {
             own.state = WorkerState::Ready as u32;
             own.batch = place;
@@ -137,11 +139,11 @@ fn next_task(memory: &mut Memory, seeker: Seeker, now: i64) -> Task {
     if capacity::is_wanted_elsewhere(memory, own.pool, now) {
         return Task::HandOver;
     }
-    Task::Wait(next_look(memory, own.pool, now))
+    Task::Wait(next_check(memory, own.pool, now))
 }
 
 /// Returns the time at which a worker of the pool that has nothing to do looks again, if nobody wakes it before.
-fn next_look(memory: &Memory, pool: Place, now: i64) -> Option<i64> {
+fn next_check(memory: &Memory, pool: Place, now: i64) -> Option<i64> {
     let idle: HashSet<Place> =
         slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle).map(|slot| slot.pool).collect();
     // Jobs of a pool whose workers are busy or gone need one that has time to see to them.
@@ -150,10 +152,10 @@ fn next_look(memory: &Memory, pool: Place, now: i64) -> Option<i64> {
     // Of these nobody tells when there is something to do.
     let is_untold = job_order::unlogged(memory).next().is_some()
         || fork_probe::may_lack_workers(memory) && job_order::has_work(memory);
-    due.chain(next_held_up(memory, pool)).chain(is_untold.then_some(now + LOOK_EVERY)).min()
+    due.chain(next_overdue_claim(memory, pool)).chain(is_untold.then_some(now + LOOK_EVERY)).min()
 }
 
-fn begin_to_write(memory: &mut Memory, index: usize, place: Place) {
+fn begin_log_write(memory: &mut Memory, index: usize, place: Place) {
     memory.get_mut::<BatchRecord>(place).log_writer = index as u32 + 1;
     if let Some(own) = slot_mut(memory, index) {
         own.state = WorkerState::Ready as u32;
@@ -162,12 +164,12 @@ fn begin_to_write(memory: &mut Memory, index: usize, place: Place) {
 
 /// Tells that the rows of the batch are in the table; none = they could not be written, and are to be tried again
 /// later.
-pub fn recorded(memory: &mut Memory, place: Place, uuid: &[u8; 16], recorded: Option<Recorded>) {
+pub fn rows_inserted(memory: &mut Memory, place: Place, uuid: &[u8; 16], recorded: Option<Recorded>) {
     // It may have been forgotten with its database.
     if !lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
         return;
     }
-    completion::tried_to_write(memory, place, recorded.is_some());
+    completion::log_write_tried(memory, place, recorded.is_some());
     if let Some(Recorded { log, by }) = recorded {
         let batch = memory.get_mut::<BatchRecord>(place);
         batch.recorded_in = log.into();
@@ -191,24 +193,24 @@ pub fn forget_rows(memory: &mut Memory, place: Place, uuid: &[u8; 16], log: u32)
 }
 
 /// The uuid of the batch.
-pub fn uuid(memory: &Memory, place: Place) -> [u8; 16] {
+pub fn batch_uuid(memory: &Memory, place: Place) -> [u8; 16] {
     memory.get::<BatchRecord>(place).uuid
 }
 
 /// The uuid of its first job.
-pub fn uuid_of_first(memory: &Memory, place: Place) -> [u8; 16] {
+pub fn first_job_uuid(memory: &Memory, place: Place) -> [u8; 16] {
     let ordinal = lists::jobs(memory, place).first().map_or(0, |job| job.ordinal);
-    lists::uuid_of(&memory.get::<BatchRecord>(place).uuid, ordinal)
+    lists::job_uuid(&memory.get::<BatchRecord>(place).uuid, ordinal)
 }
 
 /// The uuids of claimed jobs.
-pub fn uuids(memory: &Memory, claim: &Claim) -> Vec<[u8; 16]> {
+pub fn claimed_uuids(memory: &Memory, claim: &Claim) -> Vec<[u8; 16]> {
     let stem = memory.get::<BatchRecord>(claim.batch).uuid;
-    claim.indexes.iter().map(|index| lists::uuid_of(&stem, lists::job(memory, claim.batch, *index).ordinal)).collect()
+    claim.indexes.iter().map(|index| lists::job_uuid(&stem, lists::job(memory, claim.batch, *index).ordinal)).collect()
 }
 
 /// Starts a job of a claim. False = it was stopped in the meantime.
-pub fn begin(memory: &mut Memory, index: usize, place: Place, job_index: u32) -> bool {
+pub fn begin_job(memory: &mut Memory, index: usize, place: Place, job_index: u32) -> bool {
     let now = process::now();
     let Some(own) = slots(memory).get(index).copied() else { return false };
     let job = lists::job_mut(memory, place, job_index);
@@ -237,14 +239,14 @@ pub fn begin(memory: &mut Memory, index: usize, place: Place, job_index: u32) ->
 }
 
 /// Gives back what is left of a claim, and looks whether the batch is done.
-pub fn withdraw(memory: &mut Memory, index: usize, claim: &Claim) {
-    completion::give_back(memory, index, claim.batch, &claim.indexes);
+pub fn release_claim(memory: &mut Memory, index: usize, claim: &Claim) {
+    completion::return_claimed(memory, index, claim.batch, &claim.indexes);
 }
 
 /// The worker will not do what it was told to.
-pub fn undo(memory: &mut Memory, index: usize, task: &Task) {
+pub fn undo_task(memory: &mut Memory, index: usize, task: &Task) {
     match task {
-        Task::Run(claim) => withdraw(memory, index, claim),
+        Task::Run(claim) => release_claim(memory, index, claim),
         Task::Record(place) | Task::Log(place) => {
             memory.get_mut::<BatchRecord>(*place).log_writer = 0;
             batches::remove_if_done(memory, *place);

@@ -6,7 +6,7 @@ use crate::ffi::process;
 use crate::registry::layout::{BatchRecord, JobRecord, Place, Pool, Reason, State, WorkerSlot, WorkerState};
 use crate::registry::outcomes::StoredOutcome;
 use crate::registry::{batches, lists, outcomes, ready_lists, slot_mut, slots, stopped_by, watchers};
-use crate::scheduler::job_order::push;
+use crate::scheduler::job_order::requeue;
 use crate::scheduler::{capacity, job_order};
 
 /// Number of final rows that are written in one transaction at most.
@@ -32,7 +32,7 @@ pub enum Finish<'a> {
 }
 
 /// A job that has ended and has no final row yet.
-pub struct Ended {
+pub struct UnloggedJob {
     pub index: u32,
     pub uuid: [u8; 16],
     pub state: State,
@@ -47,7 +47,7 @@ pub struct Ended {
 }
 
 /// Notes that nothing of the job that this worker has begun can be cancelled any more.
-pub fn deafen(memory: &mut Memory, index: usize) {
+pub fn mark_uncancellable(memory: &mut Memory, index: usize) {
     if let Some(own) = slot_mut(memory, index) {
         own.is_uncancellable = 1;
     }
@@ -62,33 +62,33 @@ enum Row {
 }
 
 /// Ends an attempt. The job was begun by this worker.
-pub fn finish(memory: &mut Memory, index: usize, place: Place, job_index: u32, finish: &Finish) {
+pub fn finish_attempt(memory: &mut Memory, index: usize, place: Place, job_index: u32, finish: &Finish) {
     let kept = match finish {
-        Finish::Unlogged(_, outcome) => outcomes::keep(memory, outcome),
+        Finish::Unlogged(_, outcome) => outcomes::store(memory, outcome),
         // Sessions that follow it are told why.
         Finish::Logged(State::Failed | State::Stopped, outcome) if memory.get::<BatchRecord>(place).jobs <= FEW => {
-            outcomes::keep(memory, outcome)
+            outcomes::store(memory, outcome)
         }
         _ => None,
     };
     let Some(own) = slots(memory).get(index).copied() else { return };
-    leave_busy(memory, index, own);
-    conclude(memory, place, job_index, finish, kept);
+    leave_running(memory, index, own);
+    complete_attempt(memory, place, job_index, finish, kept);
 }
 
 /// An attempt is over; `kept`: what came of it.
-fn conclude(memory: &mut Memory, place: Place, job_index: u32, finish: &Finish, kept: Option<StoredOutcome>) {
+fn complete_attempt(memory: &mut Memory, place: Place, job_index: u32, finish: &Finish, kept: Option<StoredOutcome>) {
     match finish {
         // Who wanted it stopped came while its attempt was written down: there is none after it.
         Finish::Again if lists::job(memory, place, job_index).is_stopping != 0 => {
-            end(memory, place, job_index, State::Stopped, Row::Due(None));
+            end_job(memory, place, job_index, State::Stopped, Row::Due(None));
         }
         Finish::Again => {
             let delay = lists::job(memory, place, job_index).retry_delay.saturating_mul(1000);
-            push(memory, place, job_index, process::now().saturating_add(delay));
+            requeue(memory, place, job_index, process::now().saturating_add(delay));
         }
-        Finish::Logged(state, _) => end(memory, place, job_index, *state, Row::Written(kept)),
-        Finish::Unlogged(state, _) => end(memory, place, job_index, *state, Row::Due(kept)),
+        Finish::Logged(state, _) => end_job(memory, place, job_index, *state, Row::Written(kept)),
+        Finish::Unlogged(state, _) => end_job(memory, place, job_index, *state, Row::Due(kept)),
     }
     let failed = matches!(finish, Finish::Logged(State::Failed, _) | Finish::Unlogged(State::Failed, _));
     if failed && memory.get::<BatchRecord>(place).stops_on_error != 0 {
@@ -97,7 +97,7 @@ fn conclude(memory: &mut Memory, place: Place, job_index: u32, finish: &Finish, 
     watchers::wake(memory, place);
 }
 
-fn leave_busy(memory: &mut Memory, index: usize, own: WorkerSlot) {
+fn leave_running(memory: &mut Memory, index: usize, own: WorkerSlot) {
     if own.state() == WorkerState::RunningQueued {
         let pool = memory.get_mut::<Pool>(own.pool);
         pool.busy = pool.busy.saturating_sub(1);
@@ -108,7 +108,7 @@ fn leave_busy(memory: &mut Memory, index: usize, own: WorkerSlot) {
 }
 
 /// A job has come to its end.
-fn end(memory: &mut Memory, place: Place, index: u32, state: State, row: Row) {
+fn end_job(memory: &mut Memory, place: Place, index: u32, state: State, row: Row) {
     let job = lists::job_mut(memory, place, index);
     job.state = state as u8;
     job.slot = 0;
@@ -120,7 +120,7 @@ fn end(memory: &mut Memory, place: Place, index: u32, state: State, row: Row) {
     }
     let (Row::Written(kept) | Row::Due(kept)) = row;
     if let Some(kept) = kept {
-        outcomes::give(memory, place, index, kept);
+        outcomes::attach(memory, place, index, kept);
     }
 }
 
@@ -147,15 +147,15 @@ fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason)
     if !is_claimed {
         batch.queued -= 1;
         // Others of it may have waited for this one.
-        ready_lists::update(memory, place);
+        ready_lists::update_queue_state(memory, place);
     }
-    capacity::wake_writers(memory, database);
+    capacity::wake_log_writers(memory, database);
     true
 }
 
 /// Stops a job in the name of a role: a queued one is out of the queue, one that runs is cancelled. Gives what it was;
 /// `Running` = somebody will see to it.
-pub fn stop(memory: &mut Memory, place: Place, index: u32, uuid: &[u8; 16], role: &[u8]) -> State {
+pub fn stop_job(memory: &mut Memory, place: Place, index: u32, uuid: &[u8; 16], role: &[u8]) -> State {
     let is_there = |memory: &Memory| lists::batches_of_uuid(memory, uuid).any(|at| at == place);
     if !is_there(memory) {
         return State::Stopped;
@@ -164,7 +164,7 @@ pub fn stop(memory: &mut Memory, place: Place, index: u32, uuid: &[u8; 16], role
     if state.is_final() {
         return state;
     }
-    let stopper = stopped_by::number(memory, place, role);
+    let stopper = stopped_by::requester_number(memory, place, role);
     // Without memory for it, all may have ended in the meantime, and be forgotten.
     if stopper == 0 && !is_there(memory) {
         return State::Stopped;
@@ -195,7 +195,7 @@ pub fn stop(memory: &mut Memory, place: Place, index: u32, uuid: &[u8; 16], role
 }
 
 /// Final rows that are to be written, a few at a time.
-pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
+pub fn unlogged_jobs(memory: &Memory, place: Place) -> Vec<UnloggedJob> {
     let record = memory.get::<BatchRecord>(place);
     lists::jobs(memory, place)
         .iter()
@@ -203,9 +203,9 @@ pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
         .skip(record.first_unlogged as usize)
         .filter(|(job, _)| State::from_byte(job.state).is_final() && job.is_logged == 0)
         .take(LOG_LIMIT.min(record.unlogged as usize))
-        .map(|(job, index)| Ended {
+        .map(|(job, index)| UnloggedJob {
             index,
-            uuid: lists::uuid_of(&record.uuid, job.ordinal),
+            uuid: lists::job_uuid(&record.uuid, job.ordinal),
             state: State::from_byte(job.state),
             reason: Reason::from_byte(job.reason),
             stop_requester: stopped_by::of_job(memory, place, job).map(<[u8]>::to_vec),
@@ -219,37 +219,37 @@ pub fn ended(memory: &Memory, place: Place) -> Vec<Ended> {
 }
 
 /// Tells that these final rows are written; none = they could not be, and are to be tried again later.
-pub fn written(memory: &mut Memory, place: Place, uuid: &[u8; 16], indexes: Option<&[u32]>) {
+pub fn rows_written(memory: &mut Memory, place: Place, uuid: &[u8; 16], indexes: Option<&[u32]>) {
     // It may have been forgotten with its database.
     if !lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
         return;
     }
-    settle(memory, place, indexes.unwrap_or_default());
-    tried_to_write(memory, place, indexes.is_some());
+    mark_logged(memory, place, indexes.unwrap_or_default());
+    log_write_tried(memory, place, indexes.is_some());
     watchers::wake(memory, place);
     batches::remove_if_done(memory, place);
 }
 
 /// Tells that rows of the batch were written, or could not be: the longer that lasts, the later it is tried again, so
 /// that many such batches hold up nobody's jobs.
-pub fn tried_to_write(memory: &mut Memory, place: Place, is_written: bool) {
+pub fn log_write_tried(memory: &mut Memory, place: Place, is_written: bool) {
     let batch = memory.get_mut::<BatchRecord>(place);
     batch.log_writer = 0;
     if is_written {
         batch.log_failures = 0;
     } else {
-        batch.retry_log_at = next_try(batch.log_failures);
+        batch.retry_log_at = next_log_try(batch.log_failures);
         batch.log_failures = batch.log_failures.saturating_add(1);
     }
 }
 
 /// Returns the time at which what could not be written into the log is tried again: now and, before, so often.
-pub fn next_try(failures: u16) -> i64 {
+pub fn next_log_try(failures: u16) -> i64 {
     process::now() + (LOG_RETRY << failures.min(LOG_RETRY_DOUBLINGS))
 }
 
 /// Notes that nothing more is to be written of these jobs.
-fn settle(memory: &mut Memory, place: Place, indexes: &[u32]) {
+fn mark_logged(memory: &mut Memory, place: Place, indexes: &[u32]) {
     let mut settled = 0;
     for index in indexes {
         let job: &mut JobRecord = lists::job_mut(memory, place, *index);
@@ -287,48 +287,49 @@ pub fn fail_queued(memory: &mut Memory, pool: Place, outcome: &[u8]) {
             if job.state != State::Queued as u8 || job.slot != 0 {
                 continue;
             }
-            let kept = outcomes::keep(memory, outcome);
+            let kept = outcomes::store(memory, outcome);
             if kept.is_none() && !outcome.is_empty() {
                 // From now on without it: what was seen may have changed.
                 outcome = &[];
                 continue 'batches;
             }
             memory.get_mut::<BatchRecord>(place).queued -= 1;
-            end(memory, place, index, State::Failed, Row::Due(kept));
+            end_job(memory, place, index, State::Failed, Row::Due(kept));
         }
-        ready_lists::update(memory, place);
+        ready_lists::update_queue_state(memory, place);
         watchers::wake(memory, place);
     }
 }
 
 /// Refuses jobs of a pool of which no worker could be started at this time: what one would have begun then has had an
 /// attempt that failed with this outcome.
-pub fn refuse(memory: &mut Memory, pool: Place, at: i64, outcome: &[u8]) {
+pub fn fail_unstarted(memory: &mut Memory, pool: Place, at: i64, outcome: &[u8]) {
     loop {
         // Without memory for it, jobs end without it.
-        let kept = outcomes::keep(memory, outcome);
+        let kept = outcomes::store(memory, outcome);
         // What was seen may have changed then.
         let is_there = lists::pools(memory).any(|there| there == pool);
-        let next = is_there.then(|| job_order::first_open(memory, pool, at, 1).first().copied()).flatten();
+        let next = is_there.then(|| job_order::runnable_batches(memory, pool, at, 1).first().copied()).flatten();
         let next = next.filter(|place| memory.get::<BatchRecord>(*place).created <= at);
-        let Some((place, index)) = next.and_then(|place| Some((place, job_order::pop(memory, place, at)?))) else {
+        let Some((place, index)) = next.and_then(|place| Some((place, job_order::take_next_job(memory, place, at)?)))
+        else {
             return outcomes::discard(memory, kept);
         };
         memory.get_mut::<BatchRecord>(place).queued -= 1;
-        ready_lists::update(memory, place);
+        ready_lists::update_queue_state(memory, place);
         let job = lists::job_mut(memory, place, index);
         job.attempts += 1;
         if job.attempts < job.max_attempts {
             outcomes::discard(memory, kept);
-            conclude(memory, place, index, &Finish::Again, None);
+            complete_attempt(memory, place, index, &Finish::Again, None);
         } else {
-            conclude(memory, place, index, &Finish::Unlogged(State::Failed, outcome), kept);
+            complete_attempt(memory, place, index, &Finish::Unlogged(State::Failed, outcome), kept);
         }
     }
 }
 
 /// Ends what a worker that dies leaves: its job, and its claim.
-pub fn abandon(memory: &mut Memory, index: usize, state: State, outcome: &[u8]) {
+pub fn abandon_work(memory: &mut Memory, index: usize, state: State, outcome: &[u8]) {
     let Some(own) = slots(memory).get(index).copied() else { return };
     let slot = index as u32 + 1;
     let place = own.batch;
@@ -340,7 +341,7 @@ pub fn abandon(memory: &mut Memory, index: usize, state: State, outcome: &[u8]) 
         } else {
             Finish::Unlogged(state, outcome)
         };
-        finish(memory, index, place, own.job, &end);
+        finish_attempt(memory, index, place, own.job, &end);
     }
     if place != 0 {
         let claimed: Vec<u32> = (0..memory.get::<BatchRecord>(place).jobs)
@@ -349,7 +350,7 @@ pub fn abandon(memory: &mut Memory, index: usize, state: State, outcome: &[u8]) 
                 job.state == State::Queued as u8 && job.slot == slot
             })
             .collect();
-        give_back(memory, index, place, &claimed);
+        return_claimed(memory, index, place, &claimed);
     }
     let writing: Vec<Place> =
         lists::batches(memory).filter(|place| memory.get::<BatchRecord>(*place).log_writer == slot).collect();
@@ -379,19 +380,19 @@ pub fn forget_database(memory: &mut Memory, database: u32, index: usize) {
                 State::from_byte(job.state).is_final() && job.is_logged == 0
             })
             .collect();
-        settle(memory, place, &unlogged);
+        mark_logged(memory, place, &unlogged);
         watchers::wake(memory, place);
         batches::remove_if_done(memory, place);
     }
 }
 
 /// Gives back what is left of the jobs that this worker has claimed, and looks whether the batch is done.
-pub fn give_back(memory: &mut Memory, index: usize, place: Place, jobs: &[u32]) {
+pub fn return_claimed(memory: &mut Memory, index: usize, place: Place, jobs: &[u32]) {
     let slot = index as u32 + 1;
     for job in jobs {
         let record = lists::job(memory, place, *job);
         if record.state == State::Queued as u8 && record.slot == slot {
-            push(memory, place, *job, 0);
+            requeue(memory, place, *job, 0);
         }
     }
     memory.get_mut::<BatchRecord>(place).workers -= 1;

@@ -13,7 +13,7 @@ use crate::scheduler::{capacity, job_order, worker_lifecycle};
 pub type SlotId = (usize, u64);
 
 /// A process that comes to the pool after its first job.
-pub struct Newcomer {
+pub struct NewWorker {
     pub database: u32,
     pub login: u32,
     pub version: u64,
@@ -23,7 +23,7 @@ pub struct Newcomer {
     pub segment: u32,
 }
 
-fn may_be_given(memory: &Memory, slot: &WorkerSlot, database: u32, login: u32, version: u64) -> bool {
+fn is_assignable(memory: &Memory, slot: &WorkerSlot, database: u32, login: u32, version: u64) -> bool {
     // 0 = nobody can log in so, or the worker does not serve sessions.
     slot.pool != 0
         && version != 0
@@ -35,17 +35,17 @@ fn may_be_given(memory: &Memory, slot: &WorkerSlot, database: u32, login: u32, v
         }
 }
 
-/// Returns whether there is a worker that [`give`] would give a job to.
-pub fn has_idle(memory: &Memory, (database, login, version): (u32, u32, u64)) -> bool {
+/// Returns whether there is a worker that [`assign_job`] would give a job to.
+pub fn has_idle_worker(memory: &Memory, (database, login, version): (u32, u32, u64)) -> bool {
     slots(memory)
         .iter()
-        .any(|slot| slot.state() == WorkerState::Idle && may_be_given(memory, slot, database, login, version))
+        .any(|slot| slot.state() == WorkerState::Idle && is_assignable(memory, slot, database, login, version))
 }
 
 /// Gives the job in this segment to a worker of the pool whose login is still what one of now would be: to the one in
 /// the `preferred` place, which may be on its way back from its last job, or to any that is idle. Gives its place and
 /// its process id. None = there is none.
-pub fn give(
+pub fn assign_job(
     memory: &mut Memory,
     (database, login, version): (u32, u32, u64),
     segment: u32,
@@ -59,13 +59,13 @@ pub fn give(
         }
         None => {
             let idle = slots(memory).iter().enumerate().filter(|(_, slot)| {
-                slot.state() == WorkerState::Idle && may_be_given(memory, slot, database, login, version)
+                slot.state() == WorkerState::Idle && is_assignable(memory, slot, database, login, version)
             });
             idle.max_by_key(|(_, slot)| slot.since).map(|(index, _)| index)?
         }
     };
     let slot = slots(memory).get(index).copied()?;
-    if !may_be_given(memory, &slot, database, login, version) {
+    if !is_assignable(memory, &slot, database, login, version) {
         return None;
     }
     let own = slot_mut(memory, index)?;
@@ -81,7 +81,7 @@ pub fn give(
 }
 
 /// The worker begins the job that it was given.
-pub fn begin(memory: &mut Memory, index: usize) -> Option<u32> {
+pub fn begin_assigned_job(memory: &mut Memory, index: usize) -> Option<u32> {
     let own = slot_mut(memory, index).filter(|own| own.assigned_segment != 0)?;
     own.state = WorkerState::RunningAttached as u32;
     own.batch = 0;
@@ -89,16 +89,16 @@ pub fn begin(memory: &mut Memory, index: usize) -> Option<u32> {
 }
 
 /// The worker has done with its job, and is ready for another.
-pub fn served(memory: &mut Memory, index: usize) {
+pub fn attached_job_done(memory: &mut Memory, index: usize) {
     let Some(own) = slot_mut(memory, index).filter(|own| own.assigned_segment == 0) else { return };
     own.state = WorkerState::Ready as u32;
     own.since = process::now();
     // At once, so that a session that comes back finds it so.
-    worker_lifecycle::idle(memory, index);
+    worker_lifecycle::become_idle(memory, index);
 }
 
 /// The session has read the result of the job in this segment to its end, or given it up.
-pub fn release(memory: &mut Memory, (index, serial): SlotId, segment: u32, is_whole: bool) {
+pub fn release_result(memory: &mut Memory, (index, serial): SlotId, segment: u32, is_whole: bool) {
     if let Some(slot) = slot_mut(memory, index) {
         if slot.serial == serial && slot.segment == segment {
             slot.result_pending = 0;
@@ -108,7 +108,7 @@ pub fn release(memory: &mut Memory, (index, serial): SlotId, segment: u32, is_wh
 }
 
 /// Returns whether the job in this segment is with the worker in this place, begun or not.
-pub fn has_job(memory: &Memory, (index, serial): SlotId, segment: u32) -> bool {
+pub fn holds_job(memory: &Memory, (index, serial): SlotId, segment: u32) -> bool {
     slots(memory).get(index).is_some_and(|slot| {
         slot.serial == serial
             && slot.segment == segment
@@ -117,12 +117,12 @@ pub fn has_job(memory: &Memory, (index, serial): SlotId, segment: u32) -> bool {
 }
 
 /// Returns whether the session of its last job has neither read nor given up the result.
-pub fn is_unread(memory: &Memory, index: usize) -> bool {
+pub fn is_result_pending(memory: &Memory, index: usize) -> bool {
     slots(memory).get(index).is_some_and(|slot| slot.result_pending != 0)
 }
 
 /// Returns whether the process in this place is still the same, and not on its way out.
-pub fn is_there(memory: &Memory, (index, serial): SlotId) -> bool {
+pub fn is_worker_there(memory: &Memory, (index, serial): SlotId) -> bool {
     let is_there =
         |slot: &WorkerSlot| slot.serial == serial && !matches!(slot.state(), WorkerState::Free | WorkerState::Exiting);
     slots(memory).get(index).is_some_and(is_there)
@@ -132,15 +132,15 @@ pub fn is_there(memory: &Memory, (index, serial): SlotId) -> bool {
 ///
 /// # Errors
 /// [`Error::SharedMemory`] (53200)
-pub fn join(memory: &mut Memory, new: &Newcomer) -> Result<Option<SlotId>, Error> {
+pub fn add_worker(memory: &mut Memory, new: &NewWorker) -> Result<Option<SlotId>, Error> {
     root(memory)?;
     // Itself is counted among those outside.
-    if capacity::live(memory) > guc::cap() || !capacity::has_idle_room(memory) {
+    if capacity::worker_count(memory) > guc::cap() || !capacity::may_one_more_idle(memory) {
         return Ok(None);
     }
     let Some(index) = capacity::free_slot(memory) else { return Ok(None) };
-    let pool = batches::pool(memory, new.database, new.login)?;
-    capacity::ask_outdated_to_leave(memory, pool, new.version);
+    let pool = batches::get_or_create_pool(memory, new.database, new.login)?;
+    capacity::evict_outdated(memory, pool, new.version);
     let (serial, turn) = (capacity::next_serial(memory), job_order::next_turn(memory));
     let record = memory.get_mut::<Pool>(pool);
     record.workers += 1;
@@ -167,15 +167,15 @@ pub fn join(memory: &mut Memory, new: &Newcomer) -> Result<Option<SlotId>, Error
 }
 
 /// A worker of the queue takes jobs from sessions from now on.
-pub fn offer(memory: &mut Memory, index: usize, version: u64) {
+pub fn accept_attached_jobs(memory: &mut Memory, index: usize, version: u64) {
     if let Some(slot) = slot_mut(memory, index) {
         slot.version = version;
     }
 }
 
 /// Takes no more jobs from sessions, as the worker goes. Returns the segment of the job that it was given and will not
-/// begin, which it has until [`take_back`]: its session must not find the job gone without knowing why.
-pub fn refuse_more(memory: &mut Memory, index: usize) -> Option<u32> {
+/// begin, which it has until [`drop_assignment`]: its session must not find the job gone without knowing why.
+pub fn refuse_assignments(memory: &mut Memory, index: usize) -> Option<u32> {
     let slot = slot_mut(memory, index)?;
     if matches!(slot.state(), WorkerState::Idle | WorkerState::RunningAttached) {
         slot.state = WorkerState::Ready as u32;
@@ -184,26 +184,26 @@ pub fn refuse_more(memory: &mut Memory, index: usize) -> Option<u32> {
 }
 
 /// Takes back the job that the worker was given and will not begin.
-pub fn take_back(memory: &mut Memory, index: usize) {
+pub fn drop_assignment(memory: &mut Memory, index: usize) {
     if let Some(slot) = slot_mut(memory, index) {
         slot.assigned_segment = 0;
     }
 }
 
 /// The worker goes when it has done its job: nobody gives it another.
-pub fn retire(memory: &mut Memory, index: usize) {
+pub fn request_exit(memory: &mut Memory, index: usize) {
     if let Some(slot) = slot_mut(memory, index) {
         slot.exit_requested = 1;
     }
 }
 
 /// Returns whether the worker has been given a job that it has not begun.
-pub fn has_errand(memory: &Memory, index: usize) -> bool {
+pub fn has_assignment(memory: &Memory, index: usize) -> bool {
     slots(memory).get(index).is_some_and(|slot| slot.assigned_segment != 0)
 }
 
 /// The worker takes no jobs any more, for it looks at something else. False = it has been given one.
-pub fn close(memory: &mut Memory, index: usize) -> bool {
-    worker_lifecycle::ready(memory, index);
-    !has_errand(memory, index)
+pub fn stop_accepting(memory: &mut Memory, index: usize) -> bool {
+    worker_lifecycle::become_ready(memory, index);
+    !has_assignment(memory, index)
 }

@@ -8,8 +8,8 @@ use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
 use crate::registry::layout::{ForkProbe, Place, Pool, Root, WorkerSlot, WorkerState};
 use crate::registry::{lists, slots};
-use crate::scheduler::capacity::{next_serial, Start};
-use crate::scheduler::job_order::demand;
+use crate::scheduler::capacity::{next_serial, SlotReservation};
+use crate::scheduler::job_order::runnable_jobs;
 use crate::scheduler::{completion, worker_lifecycle};
 
 /// Time that the server waits before it starts a worker again that has died or that it could not fork, in seconds.
@@ -24,22 +24,22 @@ const ASK_EVERY: i64 = RESTART_AFTER as i64 * 1_000_000;
 
 /// Tells what is to be done about workers that are late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Late {
+pub enum OverdueAction {
     /// There are none, or it is not known yet why.
     Nothing,
     /// A probe with this number is to be registered.
-    Ask(u64),
+    StartProbe(u64),
     /// The server is to look at what it was asked for.
-    Wake,
-    /// The server cannot start processes, as a probe of this time says: [`refuse_jobs`].
-    Refused(i64),
+    WakePostmaster,
+    /// The server cannot start processes, as a probe of this time says: [`fail_overdue_jobs`].
+    ForkFailed(i64),
 }
 
 /// Looks for workers that are late and that jobs wait for.
-pub fn look_late(memory: &mut Memory) -> Late {
+pub fn check_overdue_starts(memory: &mut Memory) -> OverdueAction {
     let now = process::now();
     if overdue_pools(memory, now).is_empty() {
-        return Late::Nothing;
+        return OverdueAction::Nothing;
     }
     let root = memory.root();
     let probe = memory.get::<Root>(root).probe;
@@ -48,23 +48,23 @@ pub fn look_late(memory: &mut Memory) -> Late {
     let asks = match probe {
         ForkProbe { serial: 0, .. } => true,
         ForkProbe { has_handle: 0, .. } | ForkProbe { has_come: 1, .. } => is_long_ago(ASK_EVERY),
-        _ if worker.is_to_start() && is_long_ago(START_TIME) => return Late::Wake,
+        _ if worker.is_to_start() && is_long_ago(START_TIME) => return OverdueAction::WakePostmaster,
         _ if worker.is_gone() => {
             memory.get_mut::<Root>(root).probe = bytemuck::Zeroable::zeroed();
             // It says nothing of a worker that is late since then.
             if !overdue_pools(memory, probe.asked_at).is_empty() {
-                return Late::Refused(probe.asked_at);
+                return OverdueAction::ForkFailed(probe.asked_at);
             }
             true
         }
         _ => false,
     };
     if !asks {
-        return Late::Nothing;
+        return OverdueAction::Nothing;
     }
     let serial = next_serial(memory);
     memory.get_mut::<Root>(root).probe = ForkProbe { serial, asked_at: now, ..bytemuck::Zeroable::zeroed() };
-    Late::Ask(serial)
+    OverdueAction::StartProbe(serial)
 }
 
 fn probe_mut(memory: &mut Memory, serial: u64) -> Option<&mut ForkProbe> {
@@ -81,7 +81,7 @@ pub fn register_probe(memory: &mut Memory, serial: u64, worker: WorkerHandle) {
 }
 
 /// Notes that this process is the probe.
-pub fn probe_came(memory: &mut Memory, serial: u64) {
+pub fn probe_started(memory: &mut Memory, serial: u64) {
     if let Some(probe) = probe_mut(memory, serial) {
         probe.has_come = 1;
     }
@@ -89,35 +89,35 @@ pub fn probe_came(memory: &mut Memory, serial: u64) {
 
 /// The server could not start workers at this time: what waited for one that was late then has had an attempt that
 /// failed with this outcome.
-pub fn refuse_jobs(memory: &mut Memory, asked_at: i64, outcome: &[u8]) {
+pub fn fail_overdue_jobs(memory: &mut Memory, asked_at: i64, outcome: &[u8]) {
     for pool in overdue_pools(memory, asked_at) {
-        completion::refuse(memory, pool, asked_at, outcome);
+        completion::fail_unstarted(memory, pool, asked_at, outcome);
     }
 }
 
 /// Tells what has become of a worker that the server has been asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Coming {
+pub enum StartStatus {
     /// Its process is there.
-    Comes,
+    Started,
     /// The server is still to start it, and jobs wait for that.
-    Awaited,
+    PendingNeeded,
     /// The server is still to start it, and no job waits for that.
-    Useless,
+    PendingUnneeded,
 }
 
 /// Returns what has become of the worker that was to come in this place.
-pub fn coming(memory: &mut Memory, start: Start) -> Coming {
+pub fn start_status(memory: &mut Memory, start: SlotReservation) -> StartStatus {
     let slot = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial);
-    match slot.filter(is_to_start) {
-        None => Coming::Comes,
-        Some(slot) if awaits_start(memory, slot.pool, process::now()) => Coming::Awaited,
-        Some(_) => Coming::Useless,
+    match slot.filter(is_start_pending) {
+        None => StartStatus::Started,
+        Some(slot) if awaits_start(memory, slot.pool, process::now()) => StartStatus::PendingNeeded,
+        Some(_) => StartStatus::PendingUnneeded,
     }
 }
 
 /// Returns whether the server is still to start the worker in this place.
-fn is_to_start(slot: &WorkerSlot) -> bool {
+fn is_start_pending(slot: &WorkerSlot) -> bool {
     slot.state() == WorkerState::Starting
         && slot.pid == 0
         && slot.has_handle != 0
@@ -125,9 +125,9 @@ fn is_to_start(slot: &WorkerSlot) -> bool {
 }
 
 /// Returns whether the server has not started the worker, which it should have at this time.
-fn is_late(slot: &WorkerSlot, at: i64) -> bool {
+fn is_overdue(slot: &WorkerSlot, at: i64) -> bool {
     match slot.state() {
-        WorkerState::Starting => slot.since + START_TIME <= at && is_to_start(slot),
+        WorkerState::Starting => slot.since + START_TIME <= at && is_start_pending(slot),
         // Of one that it is to start again it says meanwhile that it is gone.
         WorkerState::Restarting => {
             slot.since + ASK_EVERY + START_TIME <= at && WorkerHandle::from_words(slot.handle).is_gone()
@@ -137,10 +137,10 @@ fn is_late(slot: &WorkerSlot, at: i64) -> bool {
 }
 
 /// Returns whether its process has come, and looks for work sooner or later.
-pub fn has_come(slot: &WorkerSlot) -> bool {
+pub fn has_started(slot: &WorkerSlot) -> bool {
     match slot.state() {
         WorkerState::Ready | WorkerState::RunningQueued | WorkerState::RunningAttached | WorkerState::Idle => true,
-        WorkerState::Starting => slot.has_handle != 0 && !is_to_start(slot),
+        WorkerState::Starting => slot.has_handle != 0 && !is_start_pending(slot),
         WorkerState::Free | WorkerState::Exiting | WorkerState::Restarting => false,
     }
 }
@@ -149,20 +149,20 @@ pub fn has_come(slot: &WorkerSlot) -> bool {
 /// of the pool, or none at all.
 pub fn awaits_start(memory: &mut Memory, pool: Place, now: i64) -> bool {
     let is_its_own = |slot: &WorkerSlot| slot.pool == pool;
-    let there: Vec<&WorkerSlot> = slots(memory).iter().filter(|slot| has_come(slot)).collect();
-    let is_asked_for = || slots(memory).iter().any(|slot| is_its_own(slot) && is_to_start(slot));
+    let there: Vec<&WorkerSlot> = slots(memory).iter().filter(|slot| has_started(slot)).collect();
+    let is_asked_for = || slots(memory).iter().any(|slot| is_its_own(slot) && is_start_pending(slot));
     let awaits = there.is_empty() || !there.iter().any(|slot| is_its_own(slot)) && is_asked_for();
-    awaits && memory.get::<Pool>(pool).login != 0 && demand(memory, pool, now, 1) > 0
+    awaits && memory.get::<Pool>(pool).login != 0 && runnable_jobs(memory, pool, now, 1) > 0
 }
 
 /// The pools of which the same is true, and the worker was late at this time.
 fn overdue_pools(memory: &mut Memory, at: i64) -> Vec<Place> {
     let now = process::now();
-    let late: Vec<Place> = slots(memory).iter().filter(|slot| is_late(slot, at)).map(|slot| slot.pool).collect();
+    let late: Vec<Place> = slots(memory).iter().filter(|slot| is_overdue(slot, at)).map(|slot| slot.pool).collect();
     if late.is_empty() {
         return Vec::new();
     }
-    let is_anybody_there = slots(memory).iter().any(has_come);
+    let is_anybody_there = slots(memory).iter().any(has_started);
     let mut pools: Vec<Place> = lists::pools(memory).filter(|pool| !is_anybody_there || late.contains(pool)).collect();
     pools.retain(|pool| awaits_start(memory, *pool, now));
     pools
@@ -173,5 +173,5 @@ pub fn may_lack_workers(memory: &Memory) -> bool {
     let is_expected = |slot: &WorkerSlot| {
         slot.state() == WorkerState::Restarting || slot.state() == WorkerState::Starting && slot.pid == 0
     };
-    worker_lifecycle::is_starved(memory) || slots(memory).iter().any(is_expected)
+    worker_lifecycle::lacks_processes(memory) || slots(memory).iter().any(is_expected)
 }

@@ -5,10 +5,10 @@ use crate::registry::layout::{BatchRecord, Place, Pool, Root, State, WorkerSlot,
 use crate::registry::{lists, ready_lists, slots};
 
 /// More batches than anybody looks at who looks for work.
-pub const ENOUGH: usize = 256;
+pub const MAX_EXAMINED: usize = 256;
 
 /// Returns how many more workers may work on a batch.
-pub fn vacancies(memory: &Memory, place: Place) -> u32 {
+pub fn free_concurrency(memory: &Memory, place: Place) -> u32 {
     let batch = memory.get::<BatchRecord>(place);
     let limit = if batch.is_sequential != 0 { 1 } else { batch.max_workers };
     limit.saturating_sub(batch.workers)
@@ -16,7 +16,7 @@ pub fn vacancies(memory: &Memory, place: Place) -> u32 {
 
 /// The job of the batch that comes next, whether its time has come or not, and when it comes. Jobs that wait for
 /// another attempt come first when they are due.
-fn peek(memory: &mut Memory, place: Place, now: i64) -> Option<(u32, i64)> {
+fn next_job(memory: &mut Memory, place: Place, now: i64) -> Option<(u32, i64)> {
     let again = loop {
         let first = memory.get::<BatchRecord>(place).retry_head;
         if first == 0 {
@@ -45,8 +45,8 @@ fn peek(memory: &mut Memory, place: Place, now: i64) -> Option<(u32, i64)> {
 }
 
 /// Takes the next job that may start now.
-pub fn pop(memory: &mut Memory, place: Place, now: i64) -> Option<u32> {
-    let (index, _) = peek(memory, place, now).filter(|(_, due)| *due <= now)?;
+pub fn take_next_job(memory: &mut Memory, place: Place, now: i64) -> Option<u32> {
+    let (index, _) = next_job(memory, place, now).filter(|(_, due)| *due <= now)?;
     let again = lists::job(memory, place, index).next_retry;
     let record = memory.get_mut::<BatchRecord>(place);
     if record.retry_head == index + 1 {
@@ -59,7 +59,7 @@ pub fn pop(memory: &mut Memory, place: Place, now: i64) -> Option<u32> {
 }
 
 /// Puts a job that was taken back among the queued.
-pub fn push(memory: &mut Memory, place: Place, index: u32, not_before: i64) {
+pub fn requeue(memory: &mut Memory, place: Place, index: u32, not_before: i64) {
     let (first, last) = (memory.get::<BatchRecord>(place).retry_head, memory.get::<BatchRecord>(place).retry_tail);
     // Delays are the same, mostly, so that it comes behind all others.
     let is_last = first != 0 && last != 0 && lists::job(memory, place, last - 1).not_before <= not_before;
@@ -82,11 +82,11 @@ pub fn push(memory: &mut Memory, place: Place, index: u32, not_before: i64) {
         record.retry_tail = index + 1;
     }
     record.queued += 1;
-    ready_lists::update(memory, place);
+    ready_lists::update_queue_state(memory, place);
 }
 
 /// Time that a job runs before those that its worker has claimed with it are free for others, in microseconds.
-const HELD_UP: i64 = 20_000;
+const RELEASE_CLAIM_AFTER: i64 = 20_000;
 
 /// Returns the time since which a busy worker runs its job.
 pub fn busy_since(memory: &Memory, slot: &WorkerSlot) -> Option<i64> {
@@ -95,8 +95,10 @@ pub fn busy_since(memory: &Memory, slot: &WorkerSlot) -> Option<i64> {
 
 /// Returns the time from which the job of a busy worker has run for so long that others could run what was claimed with
 /// it.
-fn holds_up_from(memory: &Memory, slot: &WorkerSlot) -> Option<i64> {
-    busy_since(memory, slot).filter(|_| vacancies(memory, slot.batch) > 0).map(|started| started + HELD_UP)
+fn overdue_from(memory: &Memory, slot: &WorkerSlot) -> Option<i64> {
+    busy_since(memory, slot)
+        .filter(|_| free_concurrency(memory, slot.batch) > 0)
+        .map(|started| started + RELEASE_CLAIM_AFTER)
 }
 
 /// The jobs that a busy worker has claimed and not begun.
@@ -110,41 +112,41 @@ fn claimed<'a>(memory: &'a Memory, index: usize, slot: &WorkerSlot) -> impl Iter
 }
 
 /// Puts jobs back in the queue that wait for the end of a long one, as they were claimed by the same worker.
-pub fn free_held_up(memory: &mut Memory, now: i64) {
+pub fn release_overdue_claims(memory: &mut Memory, now: i64) {
     for index in 0..slots(memory).len() {
         let slot = slots(memory)[index];
-        if holds_up_from(memory, &slot).is_none_or(|due| due > now) {
+        if overdue_from(memory, &slot).is_none_or(|due| due > now) {
             continue;
         }
         let held_up: Vec<u32> = claimed(memory, index, &slot).collect();
         lists::job_mut(memory, slot.batch, slot.job).next_retry = 0;
         for job in held_up {
-            push(memory, slot.batch, job, 0);
+            requeue(memory, slot.batch, job, 0);
         }
     }
 }
 
 /// Returns the time at which the next jobs of the pool are held up.
-pub fn next_held_up(memory: &Memory, pool: Place) -> Option<i64> {
+pub fn next_overdue_claim(memory: &Memory, pool: Place) -> Option<i64> {
     let slots = slots(memory).iter().enumerate().filter(|(_, slot)| slot.pool == pool);
     let due = slots.filter_map(|(index, slot)| {
-        let due = holds_up_from(memory, slot)?;
+        let due = overdue_from(memory, slot)?;
         claimed(memory, index, slot).next().map(|_| due)
     });
     due.min()
 }
 
 /// The batches of a pool from which a worker could take a job now, oldest first: `most` at most.
-pub fn first_open(memory: &mut Memory, pool: Place, now: i64, most: usize) -> Vec<Place> {
-    ready_lists::come_due(memory, pool, now);
+pub fn runnable_batches(memory: &mut Memory, pool: Place, now: i64, most: usize) -> Vec<Place> {
+    ready_lists::move_due_to_ready(memory, pool, now);
     let mut open = Vec::new();
     let mut next = memory.get::<Pool>(pool).ready_head;
     while next != 0 && open.len() < most {
         let place = next;
         next = memory.get::<BatchRecord>(place).next_in_queue;
-        match peek(memory, place, now) {
-            Some((_, due)) if due > now => ready_lists::wait_until(memory, place, due),
-            Some(_) if vacancies(memory, place) > 0 => open.push(place),
+        match next_job(memory, place, now) {
+            Some((_, due)) if due > now => ready_lists::delay_until(memory, place, due),
+            Some(_) if free_concurrency(memory, place) > 0 => open.push(place),
             _ => {}
         }
     }
@@ -152,12 +154,12 @@ pub fn first_open(memory: &mut Memory, pool: Place, now: i64, most: usize) -> Ve
 }
 
 /// Counts the workers of a pool that could start a job now, no further than to `enough`.
-pub fn demand(memory: &mut Memory, pool: Place, now: i64, enough: u32) -> u32 {
+pub fn runnable_jobs(memory: &mut Memory, pool: Place, now: i64, enough: u32) -> u32 {
     let mut total = 0;
     // Each of them could have one worker at least.
-    for place in first_open(memory, pool, now, ENOUGH.min(enough as usize)) {
+    for place in runnable_batches(memory, pool, now, MAX_EXAMINED.min(enough as usize)) {
         // Jobs that wait for another attempt may not be due; a worker too many finds out.
-        total += vacancies(memory, place).min(memory.get::<BatchRecord>(place).queued);
+        total += free_concurrency(memory, place).min(memory.get::<BatchRecord>(place).queued);
         if total >= enough {
             return enough;
         }
@@ -188,12 +190,12 @@ pub fn unlogged(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
 }
 
 /// Returns whether a session waits for what is queued. It has workers started when the server has processes for them.
-pub fn is_work_awaited(memory: &Memory) -> bool {
+pub fn is_awaited(memory: &Memory) -> bool {
     open_batches(memory).any(|batch| batch.queued > 0 && batch.watchers != 0)
 }
 
 /// A batch of this database with final rows to write.
-pub fn log_duty(memory: &Memory, database: u32, now: i64) -> Option<Place> {
+pub fn batch_to_log(memory: &Memory, database: u32, now: i64) -> Option<Place> {
     unlogged(memory).find(|place| {
         let batch = memory.get::<BatchRecord>(*place);
         batch.database == database && batch.log_writer == 0 && batch.retry_log_at <= now
@@ -201,7 +203,7 @@ pub fn log_duty(memory: &Memory, database: u32, now: i64) -> Option<Place> {
 }
 
 /// Returns the time at which final rows that could not be written in this database are to be tried again.
-pub fn log_due(memory: &Memory, database: u32) -> Option<i64> {
+pub fn next_log_write(memory: &Memory, database: u32) -> Option<i64> {
     let batches = unlogged(memory).map(|place| memory.get::<BatchRecord>(place));
     batches.filter(|batch| batch.database == database).map(|batch| batch.retry_log_at).min()
 }

@@ -15,25 +15,30 @@ pub mod start;
 pub mod worker_lifecycle;
 
 pub use crate::scheduler::capacity::{
-    attendance, company, has_room_ahead, is_one_going, is_settling, is_stuck, make_room, plan, reserve, Attendance,
-    Company, Start,
+    coverage, free_a_process, has_room_to_prestart, is_one_exiting, is_settling, is_stuck, plan_starts, pool_peers,
+    reserve, Coverage, PoolPeers, SlotReservation,
 };
 pub use crate::scheduler::claim::{
-    begin, claim, forget_rows, recorded, undo, uuid, uuid_of_first, uuids, withdraw, Claim, Seeker, Task,
+    batch_uuid, begin_job, claim, claimed_uuids, first_job_uuid, forget_rows, release_claim, rows_inserted, undo_task,
+    Claim, ClaimingWorker, Task,
 };
 pub use crate::scheduler::completion::{
-    deafen, ended, finish, forget_database, next_try, stop, written, Ended, Finish, FEW,
+    finish_attempt, forget_database, mark_uncancellable, next_log_try, rows_written, stop_job, unlogged_jobs, Finish,
+    UnloggedJob, FEW,
 };
 pub use crate::scheduler::dispatch::{
-    close, give, has_errand, has_idle, has_job, is_there, is_unread, join, offer, refuse_more, release, retire, served,
-    take_back, Newcomer, SlotId,
+    accept_attached_jobs, add_worker, assign_job, attached_job_done, drop_assignment, has_assignment, has_idle_worker,
+    holds_job, is_result_pending, is_worker_there, refuse_assignments, release_result, request_exit, stop_accepting,
+    NewWorker, SlotId,
 };
 pub use crate::scheduler::fork_probe::{
-    coming, look_late, may_lack_workers, probe_came, refuse_jobs, register_probe, Coming, Late, PROBE, RESTART_AFTER,
+    check_overdue_starts, fail_overdue_jobs, may_lack_workers, probe_started, register_probe, start_status,
+    OverdueAction, StartStatus, PROBE, RESTART_AFTER,
 };
-pub use crate::scheduler::prestart::{add_ahead, dismiss_ahead, make_room_ahead, take_ahead};
+pub use crate::scheduler::prestart::{add_prestarted, evict_for_another, take_prestarted, terminate_prestarted};
 pub use crate::scheduler::worker_lifecycle::{
-    arrive, cannot_register, died, dismiss, give_up, hand_over, has_own_work, idle, is_starved, leave_idle, may_go,
-    of_process, recall, register, report_progress, reserve_successor, starts_again, stays_on, stopping, terminate_jobs,
-    Arrival, Refusal, Succession,
+    become_idle, cancel_successor, exit_and_reserve_successor, exit_if_idle, has_own_work, keep_for_restart,
+    lacks_processes, may_exit, registration_failed, release_reservation, report_progress, reserve_successor,
+    slot_of_process, stop_request, terminate_jobs, terminate_worker, will_be_restarted, worker_died, worker_registered,
+    worker_started, Arrival, Refusal, Succession,
 };

@@ -38,7 +38,7 @@ pub fn count(memory: &mut Memory) -> usize {
 }
 
 /// A process was asked for ahead of its job.
-pub fn add_ahead(memory: &mut Memory, worker: WorkerHandle) {
+pub fn add_prestarted(memory: &mut Memory, worker: WorkerHandle) {
     reclaim(memory);
     match all_mut(memory).iter_mut().find(|ahead| ahead.is_there == 0) {
         Some(free) => *free = Prestarted { is_there: 1, handle: worker.to_words(), exit_requested: 0 },
@@ -47,13 +47,13 @@ pub fn add_ahead(memory: &mut Memory, worker: WorkerHandle) {
 }
 
 /// Takes a process that is to have a job. False = it was told to go.
-pub fn take_ahead(memory: &mut Memory, worker: WorkerHandle) -> bool {
+pub fn take_prestarted(memory: &mut Memory, worker: WorkerHandle) -> bool {
     let found = find(memory, worker).filter(|found| found.exit_requested == 0);
     found.map(|found| *found = bytemuck::Zeroable::zeroed()).is_some()
 }
 
 /// Marks a process that will have no job, and knows it.
-pub fn dismiss_ahead(memory: &mut Memory, worker: WorkerHandle) {
+pub fn terminate_prestarted(memory: &mut Memory, worker: WorkerHandle) {
     if let Some(found) = find(memory, worker) {
         found.exit_requested = 1;
     }
@@ -65,7 +65,7 @@ fn find(memory: &mut Memory, worker: WorkerHandle) -> Option<&mut Prestarted> {
 }
 
 /// Sends one away. False = there is none.
-pub fn send_away(memory: &mut Memory) -> bool {
+pub fn evict_prestarted(memory: &mut Memory) -> bool {
     reclaim(memory);
     let found = all_mut(memory).iter_mut().find(|ahead| (ahead.is_there, ahead.exit_requested) == (1, 0));
     found.is_some_and(|found| {
@@ -76,11 +76,11 @@ pub fn send_away(memory: &mut Memory) -> bool {
 }
 
 /// Returns whether a process that was told to go is still there.
-fn is_one_leaving(memory: &Memory) -> bool {
+fn is_one_exiting(memory: &Memory) -> bool {
     all(memory).iter().any(|ahead| ahead.exit_requested != 0 && !worker(ahead).is_gone())
 }
 
 /// Tells one to go if none is leaving. False = there is none.
-pub fn make_room_ahead(memory: &mut Memory) -> bool {
-    is_one_leaving(memory) || send_away(memory)
+pub fn evict_for_another(memory: &mut Memory) -> bool {
+    is_one_exiting(memory) || evict_prestarted(memory)
 }

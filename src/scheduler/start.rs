@@ -6,7 +6,7 @@ use crate::ffi::dsm::Handle;
 use crate::ffi::{area, exit_hooks, latch, process};
 use crate::protocol::{to_bytes, Outcome};
 use crate::scheduler;
-use crate::scheduler::{Late, Start};
+use crate::scheduler::{OverdueAction, SlotReservation};
 use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
@@ -28,24 +28,25 @@ const GOING_PATIENCE: Duration = Duration::from_millis(300);
 /// Starts the workers that are wanted now and that there is room for, and sees to those that the server has not
 /// started.
 pub fn start_workers() {
-    let (starts, late) = area::write(|memory| (scheduler::plan(memory), scheduler::look_late(memory)));
+    let (starts, late) =
+        area::write(|memory| (scheduler::plan_starts(memory), scheduler::check_overdue_starts(memory)));
     for start in starts {
         register(start);
     }
     match late {
-        Late::Nothing => {}
-        Late::Wake => process::wake_postmaster(),
-        Late::Ask(serial) => {
+        OverdueAction::Nothing => {}
+        OverdueAction::WakePostmaster => process::wake_postmaster(),
+        OverdueAction::StartProbe(serial) => {
             let registration = registration(scheduler::PROBE, serial, None);
             if let Some(worker) = WorkerHandle::register(LIBRARY, WORKER_KIND, &registration) {
                 area::write(|memory| scheduler::register_probe(memory, serial, worker));
             }
         }
         // Then it starts nothing, either.
-        Late::Refused(_) if process::is_server_stopping() => {}
-        Late::Refused(asked_at) => {
+        OverdueAction::ForkFailed(_) if process::is_server_stopping() => {}
+        OverdueAction::ForkFailed(asked_at) => {
             let outcome = to_bytes(&Outcome::failed(&Error::NotStarted.into()));
-            area::write(|memory| scheduler::refuse_jobs(memory, asked_at, &outcome));
+            area::write(|memory| scheduler::fail_overdue_jobs(memory, asked_at, &outcome));
         }
     }
 }
@@ -60,17 +61,17 @@ fn registration(place: usize, serial: u64, restart_after: Option<i32>) -> Regist
 }
 
 /// Registers a worker for its place. False = the server has no process for it.
-pub fn register(start: Start) -> bool {
+pub fn register(start: SlotReservation) -> bool {
     register_with(start, ask_again)
 }
 
 /// Registers a worker that comes after the one in the place `index`, which ends. While others of the pool end, too,
 /// there will be a process for it: waits for that.
-pub fn register_after(index: usize, start: Start) -> bool {
+pub fn register_after(index: usize, start: SlotReservation) -> bool {
     let began = Instant::now();
     register_with(start, |ask| loop {
         let is_patient =
-            began.elapsed() < GOING_PATIENCE && area::write(|memory| scheduler::is_one_going(memory, index));
+            began.elapsed() < GOING_PATIENCE && area::write(|memory| scheduler::is_one_exiting(memory, index));
         if !is_patient {
             return ask_again(ask);
         }
@@ -83,33 +84,36 @@ pub fn register_after(index: usize, start: Start) -> bool {
 
 /// Registers a worker that comes after one which goes on until there is a process for it. False = there is none yet;
 /// `patience` = how long that one has time. Interrupts are not served meanwhile.
-pub fn try_register(start: Start, patience: Duration) -> bool {
+pub fn try_register(start: SlotReservation, patience: Duration) -> bool {
     let began = Instant::now();
     loop {
         if let Some(worker) = ask(start) {
-            area::write(|memory| scheduler::register(memory, start, worker));
+            area::write(|memory| scheduler::worker_registered(memory, start, worker));
             return true;
         }
         if began.elapsed() >= patience {
-            area::write(|memory| scheduler::give_up(memory, start));
+            area::write(|memory| scheduler::release_reservation(memory, start));
             return false;
         }
         latch::pause(GOING_CHECK);
     }
 }
 
-fn ask(start: Start) -> Option<WorkerHandle> {
+fn ask(start: SlotReservation) -> Option<WorkerHandle> {
     let registration = registration(start.slot, start.serial, Some(scheduler::RESTART_AFTER));
     WorkerHandle::register(LIBRARY, WORKER_KIND, &registration)
 }
 
 /// `again`: what to do when the server has no process for it.
-fn register_with(start: Start, again: impl FnOnce(&dyn Fn() -> Option<WorkerHandle>) -> Option<WorkerHandle>) -> bool {
+fn register_with(
+    start: SlotReservation,
+    again: impl FnOnce(&dyn Fn() -> Option<WorkerHandle>) -> Option<WorkerHandle>,
+) -> bool {
     let ask = || ask(start);
     let worker = ask().or_else(|| again(&ask));
     area::write(|memory| match worker {
-        Some(worker) => scheduler::register(memory, start, worker),
-        None => scheduler::cannot_register(memory, start),
+        Some(worker) => scheduler::worker_registered(memory, start, worker),
+        None => scheduler::registration_failed(memory, start),
     });
     worker.is_some()
 }
@@ -118,9 +122,9 @@ fn register_with(start: Start, again: impl FnOnce(&dyn Fn() -> Option<WorkerHand
 /// are not served: whatever wants the worker has been promised already.
 fn ask_again(ask: &dyn Fn() -> Option<WorkerHandle>) -> Option<WorkerHandle> {
     // When somebody has waited in vain, others do not: not each claim of a job is to take so long.
-    let is_patient = !area::read(scheduler::is_starved);
+    let is_patient = !area::read(scheduler::lacks_processes);
     for _ in 0..GOING_CHECKS {
-        let one_goes = area::write(scheduler::make_room_ahead) || is_patient && area::is_one_leaving();
+        let one_goes = area::write(scheduler::evict_for_another) || is_patient && area::is_one_leaving();
         if !one_goes {
             return None;
         }

@@ -7,9 +7,10 @@ use crate::guc;
 use crate::registry::layout::{Place, Pool, Root, State, WorkerSlot, WorkerState, MESSAGE_BYTES};
 use crate::registry::{batches, lists, slot_mut, slots, stopped_by, watchers};
 use crate::scheduler::capacity::{
-    has_idle_room, hungriest, is_alone, is_ceding, is_needed, next_pool, prepare, staying, Start,
+    is_alone, is_exiting_unreplaced, is_needed, may_one_more_idle, most_underserved_pool, next_pool, reserve_slot,
+    staying_workers, SlotReservation,
 };
-use crate::scheduler::job_order::demand;
+use crate::scheduler::job_order::runnable_jobs;
 use crate::scheduler::{capacity, completion, dispatch, job_order};
 use std::collections::HashSet;
 
@@ -27,18 +28,18 @@ pub enum Arrival {
 }
 
 /// Returns whether the server had no process for the worker that was asked for last.
-pub fn is_starved(memory: &Memory) -> bool {
+pub fn lacks_processes(memory: &Memory) -> bool {
     memory.root() != 0 && memory.get::<Root>(memory.root()).is_starved != 0
 }
 
-fn set_starved(memory: &mut Memory, is_starved: bool) {
+fn set_lacks_processes(memory: &mut Memory, is_starved: bool) {
     let root = memory.root();
     memory.get_mut::<Root>(root).is_starved = u64::from(is_starved);
 }
 
 /// The server has taken the worker.
-pub fn register(memory: &mut Memory, start: Start, worker: WorkerHandle) {
-    set_starved(memory, false);
+pub fn worker_registered(memory: &mut Memory, start: SlotReservation, worker: WorkerHandle) {
+    set_lacks_processes(memory, false);
     if let Some(slot) = slot_mut(memory, start.slot).filter(|slot| slot.serial == start.serial) {
         slot.handle = worker.to_words();
         slot.has_handle = 1;
@@ -47,23 +48,21 @@ pub fn register(memory: &mut Memory, start: Start, worker: WorkerHandle) {
 
 /// The server has no process for the worker: one that has nothing to do makes room if it is not the last, or somebody
 /// waits for its process; who follows what is queued asks again.
-pub fn cannot_register(memory: &mut Memory, start: Start) {
-    set_starved(memory, true);
+pub fn registration_failed(memory: &mut Memory, start: SlotReservation) {
+    set_lacks_processes(memory, true);
     let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
     if slot.pool != 0 {
-        if slots(memory).iter().filter(|slot| capacity::is_staying(slot)).count() > 2
-            || job_order::is_work_awaited(memory)
-        {
-            capacity::make_room_for(memory, slot.pool);
+        if slots(memory).iter().filter(|slot| capacity::is_staying(slot)).count() > 2 || job_order::is_awaited(memory) {
+            capacity::free_a_process_for(memory, slot.pool);
         }
         let batches: Vec<Place> = lists::queued_batches(memory, slot.pool).collect();
         batches.into_iter().for_each(|batch| watchers::wake_all(memory, batch));
     }
-    give_up(memory, start);
+    release_reservation(memory, start);
 }
 
 /// Gives up a reserved place: no worker is to come in it.
-pub fn give_up(memory: &mut Memory, start: Start) {
+pub fn release_reservation(memory: &mut Memory, start: SlotReservation) {
     let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
     leave_pool(memory, start.slot);
     if slot.waits_for_slot != 0 {
@@ -88,7 +87,7 @@ fn leave_pool(memory: &mut Memory, index: usize) {
 }
 
 /// A process begins in this place.
-pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arrival {
+pub fn worker_started(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arrival {
     let Some(slot) = slots(memory).get(index).copied().filter(|slot| slot.serial == serial) else {
         return Arrival::Nothing;
     };
@@ -105,7 +104,7 @@ pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arriv
         }
         WorkerState::Restarting => {
             let pool = next_pool(memory, index, 0);
-            if let Some(pool) = pool.filter(|pool| is_early(memory, *pool)) {
+            if let Some(pool) = pool.filter(|pool| is_log_write_early(memory, *pool)) {
                 batches::forget_pool(memory, pool);
                 return Arrival::Later;
             }
@@ -138,27 +137,27 @@ pub fn arrive(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arriv
 }
 
 /// Returns whether a worker of this pool would come only to write final rows that cannot be written yet.
-fn is_early(memory: &Memory, pool: Place) -> bool {
+fn is_log_write_early(memory: &Memory, pool: Place) -> bool {
     let pool = memory.get::<Pool>(pool);
-    pool.login == 0 && job_order::log_due(memory, pool.database).is_some_and(|due| due > process::now())
+    pool.login == 0 && job_order::next_log_write(memory, pool.database).is_some_and(|due| due > process::now())
 }
 
 /// The worker has nothing to do. False = it has again, or is to go: there are enough that have nothing to do.
-pub fn idle(memory: &mut Memory, index: usize) -> bool {
+pub fn become_idle(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
     let now = process::now();
     let database = memory.get::<Pool>(own.pool).database;
     if own.exit_requested != 0
         || own.assigned_segment != 0
-        || demand(memory, own.pool, now, 1) > 0
-        || job_order::log_duty(memory, database, now).is_some()
+        || runnable_jobs(memory, own.pool, now, 1) > 0
+        || job_order::batch_to_log(memory, database, now).is_some()
     {
         return false;
     }
     let is_one_too_many = own.state() != WorkerState::Idle
         && !is_needed(memory, index)
         && !keeps_memory(memory, index)
-        && !has_idle_room(memory);
+        && !may_one_more_idle(memory);
     let Some(slot) = slot_mut(memory, index) else { return true };
     if is_one_too_many {
         slot.exit_requested = 1;
@@ -169,7 +168,7 @@ pub fn idle(memory: &mut Memory, index: usize) -> bool {
 }
 
 /// The worker looks for work again.
-pub fn ready(memory: &mut Memory, index: usize) {
+pub fn become_ready(memory: &mut Memory, index: usize) {
     if let Some(slot) = slot_mut(memory, index).filter(|slot| slot.state() == WorkerState::Idle) {
         slot.state = WorkerState::Ready as u32;
     }
@@ -185,11 +184,11 @@ fn keeps_memory(memory: &Memory, index: usize) -> bool {
 
 /// A worker whose idle time is over goes. False = it stays: it alone has time for what is queued, or has been given a
 /// job.
-pub fn leave_idle(memory: &mut Memory, index: usize) -> bool {
+pub fn exit_if_idle(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
     let is_last =
         own.pool != 0 && memory.get::<Pool>(own.pool).has_queue() && memory.get::<Pool>(own.pool).workers <= 1;
-    if is_last || keeps_memory(memory, index) || is_needed(memory, index) || !dispatch::close(memory, index) {
+    if is_last || keeps_memory(memory, index) || is_needed(memory, index) || !dispatch::stop_accepting(memory, index) {
         return false;
     }
     // Another one that looks now does not count on it.
@@ -200,18 +199,18 @@ pub fn leave_idle(memory: &mut Memory, index: usize) -> bool {
 }
 
 /// The worker goes, and a worker of the pool that wants one most takes its place.
-pub fn hand_over(memory: &mut Memory, index: usize) -> Option<Start> {
+pub fn exit_and_reserve_successor(memory: &mut Memory, index: usize) -> Option<SlotReservation> {
     let own = slots(memory).get(index).copied()?;
     // It does not look for work any more, and may have left some to others of its pool.
-    retire(memory, index);
-    succeed(memory, index, own.pool)
+    mark_exiting(memory, index);
+    reserve_successor_of(memory, index, own.pool)
 }
 
 /// Tells what becomes of a worker whose place is wanted for another one.
 #[derive(Debug, Clone, Copy)]
 pub enum Succession {
     /// The worker that is to come in its place.
-    By(Start),
+    By(SlotReservation),
     /// The worker goes as if nobody wanted its place.
     Leave,
     /// Its place is not wanted any more.
@@ -221,12 +220,12 @@ pub enum Succession {
 /// Reserves a place for a worker of the pool that wants one most, which begins when this one is gone.
 pub fn reserve_successor(memory: &mut Memory, index: usize) -> Succession {
     let Some(own) = slots(memory).get(index).copied() else { return Succession::Leave };
-    if staying(memory) > guc::cap() {
+    if staying_workers(memory) > guc::cap() {
         return Succession::Leave;
     }
     let now = process::now();
-    match hungriest(memory, now, own.pool) {
-        Some(next) => prepare(memory, next, Some(index)).map_or(Succession::Stay, Succession::By),
+    match most_underserved_pool(memory, now, own.pool) {
+        Some(next) => reserve_slot(memory, next, Some(index)).map_or(Succession::Stay, Succession::By),
         None if capacity::is_wanted_elsewhere(memory, own.pool, now) => Succession::Leave,
         None => Succession::Stay,
     }
@@ -235,15 +234,15 @@ pub fn reserve_successor(memory: &mut Memory, index: usize) -> Succession {
 /// Returns whether this worker could start a job of its own key now.
 pub fn has_own_work(memory: &mut Memory, index: usize) -> bool {
     let pool = slots(memory).get(index).map_or(0, |own| own.pool);
-    pool != 0 && demand(memory, pool, process::now(), 1) > 0
+    pool != 0 && runnable_jobs(memory, pool, process::now(), 1) > 0
 }
 
 /// The worker keeps its place, as its successor does not come: the server need not start that one any more.
-pub fn recall(memory: &mut Memory, index: usize, start: Start) {
+pub fn cancel_successor(memory: &mut Memory, index: usize, start: SlotReservation) {
     if slots(memory).get(start.slot).is_some_and(|slot| slot.serial == start.serial) {
-        dismiss(memory, start.slot);
+        terminate_worker(memory, start.slot);
     }
-    give_up(memory, start);
+    release_reservation(memory, start);
     // It has a turn before it tries again.
     if let Some(own) = slot_mut(memory, index) {
         own.since = process::now();
@@ -251,20 +250,20 @@ pub fn recall(memory: &mut Memory, index: usize, start: Start) {
 }
 
 /// Reserves a place for a worker that begins when this one, which goes, is gone.
-fn succeed(memory: &mut Memory, index: usize, but: Place) -> Option<Start> {
+fn reserve_successor_of(memory: &mut Memory, index: usize, but: Place) -> Option<SlotReservation> {
     // The last one always has a successor, which waits for room.
-    if staying(memory) >= guc::cap() && !is_alone(memory, index) {
+    if staying_workers(memory) >= guc::cap() && !is_alone(memory, index) {
         return None;
     }
-    let is_free = |memory: &Memory| slots(memory).get(index).is_some_and(is_ceding);
+    let is_free = |memory: &Memory| slots(memory).get(index).is_some_and(is_exiting_unreplaced);
     if !is_free(memory) {
         return None; // somebody has its place already
     }
     let next = next_pool(memory, index, but)?;
-    is_free(memory).then(|| prepare(memory, next, Some(index))).flatten()
+    is_free(memory).then(|| reserve_slot(memory, next, Some(index))).flatten()
 }
 
-fn retire(memory: &mut Memory, index: usize) {
+fn mark_exiting(memory: &mut Memory, index: usize) {
     leave_pool(memory, index);
     if let Some(slot) = slot_mut(memory, index) {
         slot.state = WorkerState::Exiting as u32;
@@ -273,20 +272,20 @@ fn retire(memory: &mut Memory, index: usize) {
 }
 
 /// The successor of this worker could not be registered: the server is to start it again itself.
-pub fn stays_on(memory: &mut Memory, index: usize) {
-    if let Some(slot) = slot_mut(memory, index).filter(|slot| is_ceding(slot) && slot.no_restart == 0) {
+pub fn keep_for_restart(memory: &mut Memory, index: usize) {
+    if let Some(slot) = slot_mut(memory, index).filter(|slot| is_exiting_unreplaced(slot) && slot.no_restart == 0) {
         slot.state = WorkerState::Restarting as u32;
     }
 }
 
 /// Returns whether a worker may go although it could not register a successor: others are there, or wait for its
 /// process.
-pub fn may_go(memory: &Memory, index: usize) -> bool {
-    !is_alone(memory, index) || job_order::is_work_awaited(memory)
+pub fn may_exit(memory: &Memory, index: usize) -> bool {
+    !is_alone(memory, index) || job_order::is_awaited(memory)
 }
 
 /// Returns whether the server starts this worker again, for it could not register a successor.
-pub fn starts_again(memory: &Memory, index: usize) -> bool {
+pub fn will_be_restarted(memory: &Memory, index: usize) -> bool {
     slots(memory).get(index).is_some_and(|slot| slot.state() == WorkerState::Restarting)
 }
 
@@ -303,7 +302,7 @@ pub enum Refusal {
 }
 
 /// The server is not to start the worker in this place, or not again.
-pub fn dismiss(memory: &Memory, index: usize) {
+pub fn terminate_worker(memory: &Memory, index: usize) {
     if let Some(slot) = slots(memory).get(index).filter(|slot| slot.has_handle != 0) {
         WorkerHandle::from_words(slot.handle).terminate();
     }
@@ -311,20 +310,20 @@ pub fn dismiss(memory: &Memory, index: usize) {
 
 /// The worker dies; what it leaves ends in this state. Gives its successor: none = the server starts it again, or
 /// nobody is wanted in its place.
-pub fn died(
+pub fn worker_died(
     memory: &mut Memory,
     index: usize,
     state: State,
     outcome: &[u8],
     refused: Option<Refusal>,
-) -> Option<Start> {
+) -> Option<SlotReservation> {
     let own = slots(memory).get(index).copied()?;
     if matches!(own.state(), WorkerState::Exiting | WorkerState::Free) {
         return None;
     }
-    completion::abandon(memory, index, state, outcome);
+    completion::abandon_work(memory, index, state, outcome);
     if own.pool != 0 {
-        part(memory, index, own.pool, outcome, refused);
+        detach_from_pool(memory, index, own.pool, outcome, refused);
     }
     let now = process::now();
     // What may happen again at once, and for ever, has the server wait a second first.
@@ -343,14 +342,14 @@ pub fn died(
         (slot.result_pending, slot.result_consumed) = (0, 0);
     }
     if goes {
-        return succeed(memory, index, 0);
+        return reserve_successor_of(memory, index, 0);
     }
     None
 }
 
 /// A worker that dies and its pool part; `refused`: what is queued there, or to be written, is for others to see to, or
 /// ends.
-fn part(memory: &mut Memory, index: usize, pool: Place, outcome: &[u8], refused: Option<Refusal>) {
+fn detach_from_pool(memory: &mut Memory, index: usize, pool: Place, outcome: &[u8], refused: Option<Refusal>) {
     let Pool { database, login, workers, .. } = *memory.get::<Pool>(pool);
     let others = workers.saturating_sub(1);
     match refused {
@@ -389,7 +388,7 @@ pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<[u8; 16]>) {
 }
 
 /// The place of this process, if it runs a job of the manager.
-pub fn of_process(memory: &Memory, pid: i32) -> Option<usize> {
+pub fn slot_of_process(memory: &Memory, pid: i32) -> Option<usize> {
     slots(memory).iter().position(|slot| slot.pid == pid && slot.state() == WorkerState::RunningQueued)
 }
 
@@ -409,7 +408,7 @@ pub fn report_progress(memory: &mut Memory, index: usize, percent: i32, message:
 }
 
 /// Returns who wants the job stopped that runs in this place: a role, if it is known. None = nobody.
-pub fn stopping(memory: &Memory, index: usize) -> Option<Option<Vec<u8>>> {
+pub fn stop_request(memory: &Memory, index: usize) -> Option<Option<Vec<u8>>> {
     let slot = slots(memory).get(index).filter(|slot| slot.state() == WorkerState::RunningQueued && slot.batch != 0)?;
     let job = lists::job(memory, slot.batch, slot.job);
     (job.is_stopping != 0).then(|| stopped_by::of_job(memory, slot.batch, job).map(<[u8]>::to_vec))

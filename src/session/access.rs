@@ -27,5 +27,5 @@ pub fn format_uuid(uuid: &[u8; 16]) -> Vec<u8> {
 
 /// The uuid of a batch's job.
 pub fn uuid_of(batch: &[u8; 16], ordinal: u32) -> [u8; 16] {
-    registry::uuid_of(batch, ordinal)
+    registry::job_uuid(batch, ordinal)
 }

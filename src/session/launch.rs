@@ -95,7 +95,7 @@ fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
     if let Some(pid) = launch_again(key, letter, sql, queue_bytes) {
         return Some(pid);
     }
-    if !area::read(|memory| scheduler::has_idle(memory, key)) {
+    if !area::read(|memory| scheduler::has_idle_worker(memory, key)) {
         return attached_jobs::await_spare(queue_bytes).then(|| launch_again(key, letter, sql, queue_bytes)).flatten();
     }
     let (channel, receiver) = create(letter, sql, queue_bytes)?;
@@ -103,7 +103,7 @@ fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
     channel.pin();
     let segment = channel.handle().to_number();
     let given = area::write(|memory| {
-        let given = scheduler::give(memory, key, segment, None);
+        let given = scheduler::assign_job(memory, key, segment, None);
         if let Some((seat, _)) = given {
             channel.set_seat(seat);
         }
@@ -135,7 +135,7 @@ fn launch_again(key: Key, letter: &[u8], sql: &[u8], queue_bytes: usize) -> Opti
         }
         if spare.settle() && spare.channel.write_job(letter, sql) {
             let segment = spare.channel.handle().to_number();
-            if let Some((_, pid)) = area::write(|memory| scheduler::give(memory, key, segment, Some(seat))) {
+            if let Some((_, pid)) = area::write(|memory| scheduler::assign_job(memory, key, segment, Some(seat))) {
                 given = Some((pid, spare));
                 break;
             }

@@ -63,8 +63,8 @@ impl Watch<'_> {
             latch::wait(Some(pause));
         }
         self.looked = Instant::now();
-        self.is_heard = area::write(|memory| registry::listen(memory, self.uuid, self.follower, self.hears));
-        area::read(|memory| registry::pulses(memory, self.uuid))
+        self.is_heard = area::write(|memory| registry::arm(memory, self.uuid, self.follower, self.hears));
+        area::read(|memory| registry::live_states(memory, self.uuid))
     }
 
     /// Waits for a change since the last look, or for the end.
@@ -77,7 +77,7 @@ impl Watch<'_> {
                 timeout
             }
         };
-        if !area::read(|memory| registry::is_listening(memory, self.uuid)) {
+        if !area::read(|memory| registry::is_armed(memory, self.uuid)) {
             return;
         }
         latch::wait(if self.is_heard { timeout } else { Some(timeout.unwrap_or(RETRY).min(RETRY)) });
@@ -387,7 +387,7 @@ pub fn report_progress(percent: i32, message: &[u8]) -> Result<(), Error> {
         return Err(Error::Progress);
     }
     let message = session::clip(message, registry::MESSAGE_BYTES);
-    if let Some(index) = area::read(|memory| scheduler::of_process(memory, session::pid())) {
+    if let Some(index) = area::read(|memory| scheduler::slot_of_process(memory, session::pid())) {
         area::write(|memory| scheduler::report_progress(memory, index, percent, message));
     }
     Ok(())

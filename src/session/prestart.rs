@@ -33,18 +33,18 @@ pub fn take(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<Line> {
     let ahead = attached_jobs::take_ahead()?;
     let worker = ahead.channel.worker()?;
     let fits = ahead.queue_bytes == queue_bytes && ahead.channel.write_job(letter, sql);
-    if fits && area::write(|memory| scheduler::take_ahead(memory, worker)) {
+    if fits && area::write(|memory| scheduler::take_prestarted(memory, worker)) {
         return Some(ahead);
     }
     ahead.channel.give_up();
-    area::write(|memory| scheduler::dismiss_ahead(memory, worker));
+    area::write(|memory| scheduler::terminate_prestarted(memory, worker));
     attached_jobs::put_back_spare(ahead);
     None
 }
 
 /// Starts one, if there is room and a segment for it.
 pub fn start(queue_bytes: usize) {
-    if guc::spare_limit() == 0 || !area::write(scheduler::has_room_ahead) {
+    if guc::spare_limit() == 0 || !area::write(scheduler::has_room_to_prestart) {
         return;
     }
     // A new one could be refused, and the launch is complete. Large ones are not kept, so they are never used again.
@@ -52,7 +52,7 @@ pub fn start(queue_bytes: usize) {
     let ahead = Line::new(channel, receiver, queue_bytes);
     match register(&ahead.channel) {
         Some(worker) => {
-            area::write(|memory| scheduler::add_ahead(memory, worker));
+            area::write(|memory| scheduler::add_prestarted(memory, worker));
             attached_jobs::set_ahead(ahead);
         }
         None => ahead.close(),

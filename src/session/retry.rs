@@ -75,7 +75,7 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         });
     };
     let spec = BatchSpec { name: row.batch_name.clone(), ..spec.clone() };
-    accept(registry::uuid_of(uuid, 0), &spec, &jobs, true, run_as)?;
+    accept(registry::job_uuid(uuid, 0), &spec, &jobs, true, run_as)?;
     Ok(rows.iter().map(|row| row.uuid).collect())
 }
 

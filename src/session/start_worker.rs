@@ -38,7 +38,7 @@ pub fn start(channel: &Channel, registered: &Cell<Option<WorkerHandle>>) -> Resu
             break worker;
         }
         // Workers that have nothing to do are in nobody's way.
-        let will_have_room = area::is_made() && area::write(scheduler::make_room);
+        let will_have_room = area::is_made() && area::write(scheduler::free_a_process);
         let is_hopeless = !will_have_room && !attached_jobs::is_one_ending() && !area::is_one_leaving();
         // Twice: between the two questions the last one may have gone.
         if is_hopeless && was_hopeless || began.elapsed() > ROOM_PATIENCE {

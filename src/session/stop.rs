@@ -65,7 +65,7 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
                 let indexes = registry::of_batch(memory, &at).into_iter();
                 jobs.extend(indexes.map(|index| (at.batch, index, registry::uuid_of_job(memory, at.batch, index))));
             }
-            let stop = |(place, index, uuid)| (uuid, scheduler::stop(memory, place, index, &uuid, &stopper));
+            let stop = |(place, index, uuid)| (uuid, scheduler::stop_job(memory, place, index, &uuid, &stopper));
             jobs.into_iter().map(stop).collect()
         });
         start::start_workers();

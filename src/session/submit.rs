@@ -7,7 +7,7 @@ use crate::log::spool;
 use crate::log::spool::{Spooled, SpooledJob};
 use crate::protocol::{to_bytes, Request};
 use crate::registry::{NewBatch, NewJob, Place, State};
-use crate::scheduler::{start, Attendance, Start};
+use crate::scheduler::{start, Coverage, SlotReservation};
 use crate::session::launch_request::request;
 use crate::session::monitor::watched;
 use crate::spec::options::Manner;
@@ -79,7 +79,7 @@ pub fn launch_batch(spec: &BatchSpec, may_wait: bool) -> Result<[u8; 16], Error>
 
 /// A uuid of version 8 (RFC 9562, section 5.8): random, with zeros where its jobs have their numbers.
 fn new_uuid() -> [u8; 16] {
-    let mut uuid = registry::uuid_of(&area::random_bytes(), 0);
+    let mut uuid = registry::job_uuid(&area::random_bytes(), 0);
     uuid[6] = 0x80 | (uuid[6] & 0x0f);
     uuid[8] = 0x80 | (uuid[8] & 0x3f);
     uuid
@@ -146,7 +146,7 @@ pub fn accept(
     };
     // Who waits for places may be ended meanwhile: before there is anything to take back.
     let starts = if may_wait { Vec::new() } else { reserve(database, login, jobs.len())? };
-    let place = area::write(|memory| registry::add(memory, &new)).inspect_err(|_| give_up(&starts))?;
+    let place = area::write(|memory| registry::add_batch(memory, &new)).inspect_err(|_| give_up(&starts))?;
     let spooled = Spooled {
         epoch: area::epoch(),
         database,
@@ -160,7 +160,7 @@ pub fn accept(
         jobs: jobs
             .iter()
             .map(|job| SpooledJob {
-                uuid: registry::uuid_of(&uuid, job.ordinal),
+                uuid: registry::job_uuid(&uuid, job.ordinal),
                 name: job.name.or(spec.name.as_deref()).map(<[u8]>::to_vec),
                 query: alloc::copy(job.query),
                 options: Manner {
@@ -179,7 +179,7 @@ pub fn accept(
     };
     let undo = || {
         // What a worker has begun goes on, as after an answer that does not arrive.
-        if area::write(|memory| registry::take_back_batch(memory, place, &uuid)) {
+        if area::write(|memory| registry::discard_unstarted_batch(memory, place, &uuid)) {
             spool::remove(spooled.epoch, database, &spooled.first());
         }
     };
@@ -207,7 +207,7 @@ fn is_visible() -> bool {
 ///
 /// # Errors
 /// [`Error::TooFewWorkers`] (53000): others were faster, or the server has no processes for them.
-fn start(mut starts: Vec<Start>, database: u32, login: u32, jobs: usize) -> Result<(), Error> {
+fn start(mut starts: Vec<SlotReservation>, database: u32, login: u32, jobs: usize) -> Result<(), Error> {
     // Those that were idle then may have something to do by now.
     let others = jobs - starts.len();
     let more = area::write(|memory| scheduler::reserve(memory, database, login, others));
@@ -222,23 +222,23 @@ fn start(mut starts: Vec<Start>, database: u32, login: u32, jobs: usize) -> Resu
 }
 
 /// Gives up places that were reserved: others may have counted on them.
-fn give_up(starts: &[Start]) {
+fn give_up(starts: &[SlotReservation]) {
     if !starts.is_empty() {
-        area::write(|memory| starts.iter().for_each(|start| scheduler::give_up(memory, *start)));
+        area::write(|memory| starts.iter().for_each(|start| scheduler::release_reservation(memory, *start)));
         start::start_workers();
     }
 }
 
 /// Opens the batch, and sees to it that somebody attends to it.
 fn begin((place, uuid): (Place, &[u8; 16]), may_wait: bool) -> Result<(), Error> {
-    area::write(|memory| registry::open(memory, place));
+    area::write(|memory| registry::open_batch(memory, place));
     start::start_workers();
     if !may_wait {
         return wait_for_begin(uuid);
     }
     // Workers that there are see to the queue; only when there are none at all somebody must wait for one.
-    let attendance = || area::write(|memory| scheduler::attendance(memory, place, uuid));
-    if attendance() == Attendance::Sure {
+    let attendance = || area::write(|memory| scheduler::coverage(memory, place, uuid));
+    if attendance() == Coverage::Covered {
         return Ok(());
     }
     // One that makes room takes a moment. It goes because somebody waits for it here.
@@ -246,9 +246,9 @@ fn begin((place, uuid): (Place, &[u8; 16]), may_wait: bool) -> Result<(), Error>
     watched(uuid, |watch| loop {
         let waited = began.elapsed();
         match attendance() {
-            Attendance::Sure => return Ok(()),
-            Attendance::Unsure if waited > START_PATIENCE => return Ok(()),
-            Attendance::Unsure | Attendance::Nobody => {}
+            Coverage::Covered => return Ok(()),
+            Coverage::Uncertain if waited > START_PATIENCE => return Ok(()),
+            Coverage::Uncertain | Coverage::Uncovered => {}
         }
         watch.wait(Some(if waited < WORKER_CHECK { SETTLING_CHECK } else { WORKER_CHECK }));
         start::start_workers();
@@ -256,7 +256,7 @@ fn begin((place, uuid): (Place, &[u8; 16]), may_wait: bool) -> Result<(), Error>
 }
 
 /// Reserves workers for jobs that must not wait, or none.
-fn reserve(database: u32, login: u32, jobs: usize) -> Result<Vec<Start>, Error> {
+fn reserve(database: u32, login: u32, jobs: usize) -> Result<Vec<SlotReservation>, Error> {
     let patience = Instant::now() + SETTLING;
     loop {
         let reserved = area::write(|memory| scheduler::reserve(memory, database, login, jobs));

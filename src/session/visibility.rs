@@ -67,7 +67,7 @@ fn batches(uuid: Option<&[u8; 16]>, among: Among) -> HashSet<u64> {
         };
         is_among && *rights.entry(batch.owner).or_insert_with(|| rights_on(batch.owner))
     };
-    let headers = area::read(|memory| registry::headers(memory, uuid));
+    let headers = area::read(|memory| registry::batch_summaries(memory, uuid));
     headers.into_iter().filter(|batch| is_wanted(batch)).map(|batch| batch.number).collect()
 }
 
@@ -104,13 +104,13 @@ impl Sight {
 
     /// Returns what a job is doing, if it is in the registry and the caller may see it.
     pub fn of(&mut self, uuid: &[u8; 16]) -> Option<&JobStatus> {
-        let batch = registry::uuid_of(uuid, 0);
+        let batch = registry::job_uuid(uuid, 0);
         let Sight { running, batches: seen, .. } = self;
         let jobs = seen.entry(batch).or_insert_with(|| {
             let wanted = batches(Some(&batch), Among::All);
             area::read(|memory| {
                 let running = running.get_or_insert_with(|| registry::running(memory));
-                registry::moments(memory, &wanted, running)
+                registry::statuses(memory, &wanted, running)
             })
         });
         jobs.get(uuid)
@@ -118,7 +118,7 @@ impl Sight {
 
     /// Forgets a batch: it has changed since.
     fn forget(&mut self, uuid: &[u8; 16]) {
-        self.batches.remove(&registry::uuid_of(uuid, 0));
+        self.batches.remove(&registry::job_uuid(uuid, 0));
     }
 
     /// Returns what a server that has died since left of a job that it had begun, if the caller may see it.
@@ -135,7 +135,7 @@ pub fn pulses(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<LiveState> {
     if allowed.is_empty() {
         return Vec::new();
     }
-    area::read(|memory| registry::pulses(memory, uuid))
+    area::read(|memory| registry::live_states(memory, uuid))
 }
 
 /// Returns what jobs are doing: the process that runs them, and their state; none = its row was deleted meanwhile, or

@@ -36,7 +36,7 @@ thread_local! {
     static REPORTED: Cell<bool> = const { Cell::new(true) };
     /// This process counts as one that is not in the registry.
     static IS_OUTSIDE: Cell<bool> = const { Cell::new(false) };
-    /// WorkerHandle as which the server has started this process.
+    /// Worker as which the server has started this process.
     static WORKER: Cell<Option<WorkerHandle>> = const { Cell::new(None) };
     /// Version of the login that this process has made, as the launcher knew it.
     static LOGIN_VERSION: Cell<u64> = const { Cell::new(0) };

@@ -14,7 +14,9 @@ use crate::ffi::{
     report, session, statement,
 };
 use crate::protocol::{Report, Request};
-use crate::scheduler::{start, Arrival, Coming, Company, Newcomer, Seeker, Start, Succession, Task};
+use crate::scheduler::{
+    start, Arrival, ClaimingWorker, NewWorker, PoolPeers, SlotReservation, StartStatus, Succession, Task,
+};
 pub use crate::worker::main_loop::exit::on_exit;
 use crate::worker::main_loop::exit::refuse_errand;
 use crate::worker::main_loop::memory_watchdog::{prune_every, Wear};
@@ -69,11 +71,11 @@ pub fn main() {
     interrupt::take_signals();
     let index = index as usize;
     if index == scheduler::PROBE {
-        return area::write(|memory| scheduler::probe_came(memory, serial));
+        return area::write(|memory| scheduler::probe_started(memory, serial));
     }
     let began = Instant::now();
     let (database, login) = loop {
-        match area::write(|memory| scheduler::arrive(memory, index, serial, session::pid())) {
+        match area::write(|memory| scheduler::worker_started(memory, index, serial, session::pid())) {
             Arrival::LogIn { database, login } => break (database, login),
             Arrival::NotYet if began.elapsed() < LONG_TURN => latch::wait(Some(TURN_CHECK)),
             Arrival::NotYet => latch::wait(Some(LONG_TURN_CHECK)),
@@ -102,16 +104,16 @@ pub fn stay(database: u32, login: u32) {
     let channel = attached_job::channel();
     let segment = channel.map_or(Handle::NONE, |channel| channel.handle()).to_number();
     let version = attached_job::login_version();
-    let newcomer = Newcomer { database, login, version, pid: session::pid(), worker, segment };
+    let newcomer = NewWorker { database, login, version, pid: session::pid(), worker, segment };
     let seat = area::write(|memory| {
         // Without memory for it, it goes as it would have.
-        let seat = scheduler::join(memory, &newcomer).ok().flatten()?;
+        let seat = scheduler::add_worker(memory, &newcomer).ok().flatten()?;
         let is_read = channel.is_none_or(|channel| {
             channel.set_seat(seat);
             channel.is_read()
         });
         if is_read {
-            scheduler::release(memory, seat, segment, true);
+            scheduler::release_result(memory, seat, segment, true);
         }
         Some(seat)
     });
@@ -131,7 +133,7 @@ pub fn stay(database: u32, login: u32) {
 /// session knows that it is done.
 pub fn retire_if_spent() {
     if let Some(index) = PLACE.get().filter(|_| discard_all::is_spent()) {
-        area::write(|memory| scheduler::retire(memory, index));
+        area::write(|memory| scheduler::request_exit(memory, index));
     }
 }
 
@@ -142,22 +144,22 @@ pub fn may_stay() -> bool {
 }
 
 /// Registers a worker in the place of this one, which goes. False = the server starts this one again.
-fn succeed(index: usize, start: Start) -> bool {
+fn succeed(index: usize, start: SlotReservation) -> bool {
     let is_succeeded = start::register_after(index, start);
     if !is_succeeded {
-        area::write(|memory| scheduler::stays_on(memory, index));
+        area::write(|memory| scheduler::keep_for_restart(memory, index));
     }
     is_succeeded
 }
 
 /// Waits until the server has started the worker. False = it has not in time, or no job waits for that any more.
-fn await_successor(start: Start) -> bool {
+fn await_successor(start: SlotReservation) -> bool {
     let began = Instant::now();
     loop {
-        match area::write(|memory| scheduler::coming(memory, start)) {
-            Coming::Comes => return true,
-            Coming::Awaited if began.elapsed() < SUCCESSOR_PATIENCE => {}
-            Coming::Awaited | Coming::Useless => return false,
+        match area::write(|memory| scheduler::start_status(memory, start)) {
+            StartStatus::Started => return true,
+            StartStatus::PendingNeeded if began.elapsed() < SUCCESSOR_PATIENCE => {}
+            StartStatus::PendingNeeded | StartStatus::PendingUnneeded => return false,
         }
         start::start_workers();
         let _held = CancelHeld::new();
@@ -229,7 +231,7 @@ impl PoolWorker {
             }
             if is_there && self.login != 0 {
                 let version = login::version(self.database, self.login);
-                area::write(|memory| scheduler::offer(memory, self.index, version));
+                area::write(|memory| scheduler::accept_attached_jobs(memory, self.index, version));
             }
             is_there
         });
@@ -289,13 +291,13 @@ impl PoolWorker {
         let request = Request { database: self.database, login: self.login, ..Request::default() };
         let mut alone_since = None;
         let report = loop {
-            let company = area::write(|memory| scheduler::company(memory, self.index));
-            COUNTED_ALONE.set(!matches!(company, Company::Others));
+            let company = area::write(|memory| scheduler::pool_peers(memory, self.index));
+            COUNTED_ALONE.set(!matches!(company, PoolPeers::Active));
             match log::in_own_transaction(false, || check_connection_limits(&request)) {
                 Ok(Ok(())) => return true,
                 // Those that came with it, and were refused as well, count until they are gone.
                 Ok(Err(_))
-                    if matches!(company, Company::Leaving)
+                    if matches!(company, PoolPeers::Exiting)
                         && alone_since.get_or_insert_with(Instant::now).elapsed() < REFUSAL_PATIENCE =>
                 {
                     latch::wait(Some(TURN_CHECK));
@@ -332,7 +334,7 @@ impl PoolWorker {
                 is_stale = has_been_client();
             }
             let now = process::now();
-            let seeker = Seeker { index: self.index, many: self.is_short, keeps_turn: self.keeps_turn };
+            let seeker = ClaimingWorker { index: self.index, many: self.is_short, keeps_turn: self.keeps_turn };
             let task = area::write(|memory| scheduler::claim(memory, seeker, now));
             self.keeps_turn = false;
             if !matches!(task, Task::Wait(_)) {
@@ -341,7 +343,7 @@ impl PoolWorker {
             let was_paused = std::mem::replace(&mut is_paused, matches!(task, Task::Pause));
             let is_of_queue = matches!(task, Task::Run(_) | Task::Record(_) | Task::Log(_));
             if is_of_queue && (is_stale || !self.prepare_for_queue()) {
-                return area::write(|memory| scheduler::undo(memory, self.index, &task));
+                return area::write(|memory| scheduler::undo_task(memory, self.index, &task));
             }
             match task {
                 Task::Serve(segment) => {
@@ -352,9 +354,11 @@ impl PoolWorker {
                         return;
                     }
                 }
-                Task::Wait(_) if is_stale && area::write(|memory| scheduler::close(memory, self.index)) => return,
+                Task::Wait(_) if is_stale && area::write(|memory| scheduler::stop_accepting(memory, self.index)) => {
+                    return
+                }
                 Task::Run(ref claim) if self.wear.is_too_much(claim.indexes.len()) => {
-                    return area::write(|memory| scheduler::undo(memory, self.index, &task));
+                    return area::write(|memory| scheduler::undo_task(memory, self.index, &task));
                 }
                 Task::Run(claim) => {
                     start::start_workers();
@@ -384,7 +388,8 @@ impl PoolWorker {
                         latch::wait(Some(if guc::cap() == 0 { LONG_IDLE_CHECK } else { IDLE_CHECK }));
                     }
                     interrupt::forget_cancel();
-                    if lock::is_database_wanted() && area::write(|memory| scheduler::close(memory, self.index)) {
+                    if lock::is_database_wanted() && area::write(|memory| scheduler::stop_accepting(memory, self.index))
+                    {
                         return;
                     }
                 }
@@ -414,7 +419,7 @@ impl PoolWorker {
             self.reset() && !discard_all::is_spent()
         };
         if is_reset {
-            area::write(|memory| scheduler::served(memory, self.index));
+            area::write(|memory| scheduler::attached_job_done(memory, self.index));
         }
         is_reset
     }
@@ -427,16 +432,17 @@ impl PoolWorker {
 
     /// Waits for work. False = the worker is to go.
     fn wait(&mut self, now: i64, since: i64, due: Option<i64>) -> bool {
-        let is_left = area::read(|memory| scheduler::is_unread(memory, self.index)) && !attached_job::is_being_read();
+        let is_left =
+            area::read(|memory| scheduler::is_result_pending(memory, self.index)) && !attached_job::is_being_read();
         let timeout = match is_left {
             true => guc::worker_idle_timeout().min(UNREAD_TIMEOUT),
             false => guc::worker_idle_timeout(),
         };
         let over = since.saturating_add(timeout);
-        if now >= over && area::write(|memory| scheduler::leave_idle(memory, self.index)) {
+        if now >= over && area::write(|memory| scheduler::exit_if_idle(memory, self.index)) {
             return false;
         }
-        if self.wear.is_too_much(1) && area::write(|memory| scheduler::close(memory, self.index)) {
+        if self.wear.is_too_much(1) && area::write(|memory| scheduler::stop_accepting(memory, self.index)) {
             return false;
         }
         if !self.is_clean && !self.reset() {
@@ -446,7 +452,7 @@ impl PoolWorker {
             self.become_idle();
         }
         start::start_workers();
-        if !area::write(|memory| scheduler::idle(memory, self.index)) {
+        if !area::write(|memory| scheduler::become_idle(memory, self.index)) {
             return true; // there is something to do again
         }
         // A time that has come and with it nothing to do is nothing to wait for.
@@ -459,13 +465,13 @@ impl PoolWorker {
             self.patience.look();
             latch::wait(Some(pause));
         }
-        if area::read(|memory| scheduler::has_errand(memory, self.index)) {
+        if area::read(|memory| scheduler::has_assignment(memory, self.index)) {
             self.patience.has_come();
             return true;
         }
         interrupt::forget_cancel();
         let is_to_go = lock::is_database_wanted() || self.is_outdated();
-        !(is_to_go && area::write(|memory| scheduler::close(memory, self.index)))
+        !(is_to_go && area::write(|memory| scheduler::stop_accepting(memory, self.index)))
     }
 
     /// Returns whether a worker that logs in now would be another, or none, as the role, the database, their settings
@@ -513,7 +519,7 @@ impl PoolWorker {
         if await_successor(start) {
             return true;
         }
-        area::write(|memory| scheduler::recall(memory, self.index, start));
+        area::write(|memory| scheduler::cancel_successor(memory, self.index, start));
         false
     }
 
@@ -524,14 +530,16 @@ impl PoolWorker {
         }
         refuse_errand(self.index);
         loop {
-            match area::write(|memory| scheduler::hand_over(memory, self.index)) {
+            match area::write(|memory| scheduler::exit_and_reserve_successor(memory, self.index)) {
                 None => return start::start_workers(),
                 Some(start) if succeed(self.index, start) => {
                     await_successor(start);
                     return;
                 }
-                Some(_) if area::read(|memory| scheduler::starts_again(memory, self.index)) => return start::die(),
-                Some(_) if interrupt::is_ending() || area::read(|memory| scheduler::may_go(memory, self.index)) => {
+                Some(_) if area::read(|memory| scheduler::will_be_restarted(memory, self.index)) => {
+                    return start::die()
+                }
+                Some(_) if interrupt::is_ending() || area::read(|memory| scheduler::may_exit(memory, self.index)) => {
                     return
                 }
                 // The server does not start this one again: there must be another first.

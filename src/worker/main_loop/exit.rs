@@ -30,14 +30,14 @@ pub fn on_exit() {
     let report = if report.sqlstate == 0 { Report::from(Error::WorkerLost(session::pid())) } else { report };
     let (state, outcome) = match queued_job::take_decided() {
         Some((state, outcome)) => (state, to_bytes(&outcome)),
-        None if state == State::Stopped && area::read(|memory| scheduler::stopping(memory, index).is_some()) => {
+        None if state == State::Stopped && area::read(|memory| scheduler::stop_request(memory, index).is_some()) => {
             (state, Vec::new()) // the job's record says who stopped it
         }
         None => (state, to_bytes(&queued_job::failed(&report))),
     };
-    if let Some(start) = area::write(|memory| scheduler::died(memory, index, state, &outcome, refused)) {
+    if let Some(start) = area::write(|memory| scheduler::worker_died(memory, index, state, &outcome, refused)) {
         if succeed(index, start) {
-            area::read(|memory| scheduler::dismiss(memory, index));
+            area::read(|memory| scheduler::terminate_worker(memory, index));
             await_successor(start);
         }
     }
@@ -68,11 +68,11 @@ fn with_login_hint(mut report: Report) -> Report {
 
 /// A job that a session has given to this worker, which goes before it has begun it, is told so.
 pub(super) fn refuse_errand(index: usize) {
-    if let Some(segment) = area::write(|memory| scheduler::refuse_more(memory, index)) {
+    if let Some(segment) = area::write(|memory| scheduler::refuse_assignments(memory, index)) {
         let is_ending = interrupt::is_ending() || interrupt::is_dying();
         let error = if is_ending { Error::Terminated } else { Error::NotRun };
         attached_job::refuse(Handle::from_number(segment), error.into());
-        area::write(|memory| scheduler::take_back(memory, index));
+        area::write(|memory| scheduler::drop_assignment(memory, index));
     }
 }
 

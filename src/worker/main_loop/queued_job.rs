@@ -102,7 +102,7 @@ impl PoolWorker {
         let _mapped = area::Mapped::new();
         let goes_on = self.run_claim(claim);
         if PLACE.get().is_some() {
-            area::write(|memory| scheduler::withdraw(memory, self.index, claim));
+            area::write(|memory| scheduler::release_claim(memory, self.index, claim));
         }
         goes_on
     }
@@ -134,7 +134,11 @@ impl PoolWorker {
         }
         let (uuids, recorded, uuid) = area::read(|memory| {
             let place = claim.batch;
-            (scheduler::uuids(memory, claim), registry::recorded_in(memory, place), scheduler::uuid(memory, place))
+            (
+                scheduler::claimed_uuids(memory, claim),
+                registry::log_location(memory, place),
+                scheduler::batch_uuid(memory, place),
+            )
         });
         let checked = log::in_own_transaction(true, || {
             let is_same = Some(log::fingerprint(self.database, self.login)) == self.fingerprint;
@@ -164,7 +168,7 @@ impl PoolWorker {
             if !interrupt::begin_job() {
                 return false;
             }
-            if !area::write(|memory| scheduler::begin(memory, self.index, claim.batch, *job)) {
+            if !area::write(|memory| scheduler::begin_job(memory, self.index, claim.batch, *job)) {
                 interrupt::end_job(); // it was stopped in the meantime
             } else {
                 let began = Instant::now();
@@ -185,7 +189,7 @@ impl PoolWorker {
     /// Runs one attempt of one job, to the row that tells of it. `marked`: in which log a row says that it begins.
     fn run_job(&mut self, batch: Place, index: u32, marked: Option<u32>) {
         let (job, recorded) =
-            area::read(|memory| (RunningJob::read(memory, batch, index), registry::recorded_in(memory, batch)));
+            area::read(|memory| (RunningJob::read(memory, batch, index), registry::log_location(memory, batch)));
         let log = recorded.map(|rows| rows.log);
         let is_marked = log.is_some() && marked == log;
         let Some((_, request)) = &self.request else { return };
@@ -260,11 +264,11 @@ impl PoolWorker {
             Ok(Err(error)) => Captured::from(Report::from(error)),
             Err(captured) => *captured,
         };
-        let stopping = area::read(|memory| scheduler::stopping(memory, self.index));
+        let stopping = area::read(|memory| scheduler::stop_request(memory, self.index));
         let (state, outcome) = undone(failure, stopping, job.attempt);
         if state == State::Failed && job.attempt < job.max_attempts {
             self.write(log, &final_row(State::Queued, None, outcome), false);
-            area::write(|memory| scheduler::finish(memory, self.index, batch, index, &Finish::Again));
+            area::write(|memory| scheduler::finish_attempt(memory, self.index, batch, index, &Finish::Again));
             attempt_file::set(None);
             return interrupt::end_job();
         }
@@ -281,7 +285,7 @@ impl PoolWorker {
     /// whatever the settings.
     fn write(&mut self, log: Option<u32>, row: &FinalRow, is_durable: bool) -> bool {
         let Some(log) = log else { return false };
-        area::write(|memory| scheduler::deafen(memory, self.index));
+        area::write(|memory| scheduler::mark_uncancellable(memory, self.index));
         let _concluding = Concluding::new();
         interrupt::end_job();
         // The job's settings are not the extension's.
@@ -301,7 +305,7 @@ impl PoolWorker {
     fn finish(&self, batch: Place, index: u32, state: State, is_written: bool, outcome: &Outcome) {
         let bytes = to_bytes(outcome);
         let finish = if is_written { Finish::Logged(state, &bytes) } else { Finish::Unlogged(state, &bytes) };
-        area::write(|memory| scheduler::finish(memory, self.index, batch, index, &finish));
+        area::write(|memory| scheduler::finish_attempt(memory, self.index, batch, index, &finish));
         attempt_file::set(None);
         DECIDED.set(None);
         interrupt::end_job();
@@ -317,7 +321,7 @@ impl PoolWorker {
         });
         let is_all = matches!(folded, Some(Ok(true)));
         let failures = self.refold.map_or(0, |(_, failures)| failures);
-        self.refold = (!is_all).then(|| (scheduler::next_try(failures), failures.saturating_add(1)));
+        self.refold = (!is_all).then(|| (scheduler::next_log_try(failures), failures.saturating_add(1)));
         if is_all {
             spool::remove_unknown(area::epoch(), self.database);
             // Files of databases that are gone concern nobody else.
@@ -337,7 +341,7 @@ impl PoolWorker {
     /// Writes the rows of a batch that was accepted.
     pub(super) fn record(&mut self, place: Place) {
         let (uuid, first) =
-            area::read(|memory| (scheduler::uuid(memory, place), scheduler::uuid_of_first(memory, place)));
+            area::read(|memory| (scheduler::batch_uuid(memory, place), scheduler::first_job_uuid(memory, place)));
         let recorded = if self.is_clean || self.reset() {
             log::in_own_transaction(true, || log::find().then(|| log::record(place, &uuid))).ok().flatten()
         } else {
@@ -350,15 +354,16 @@ impl PoolWorker {
         if recorded.is_some() {
             spool::remove(area::epoch(), self.database, &first);
         }
-        area::write(|memory| scheduler::recorded(memory, place, &uuid, recorded));
+        area::write(|memory| scheduler::rows_inserted(memory, place, &uuid, recorded));
     }
 
     /// Writes final rows that are still to be written.
     pub(super) fn write_log(&mut self, place: Place) {
-        let Some(recorded) = area::read(|memory| registry::recorded_in(memory, place)) else {
+        let Some(recorded) = area::read(|memory| registry::log_location(memory, place)) else {
             return self.record(place);
         };
-        let (uuid, ended) = area::read(|memory| (scheduler::uuid(memory, place), scheduler::ended(memory, place)));
+        let (uuid, ended) =
+            area::read(|memory| (scheduler::batch_uuid(memory, place), scheduler::unlogged_jobs(memory, place)));
         let rows: Vec<FinalRow> = ended.iter().map(log::row_of).collect();
         let outcome = (self.is_clean || self.reset())
             .then(|| log::in_own_transaction(true, || log::write_rows(recorded.log, &rows)).ok())
@@ -376,6 +381,6 @@ impl PoolWorker {
             let (epoch, begun) = (area::epoch(), ended.iter().filter(|ended| ended.attempts > 0));
             begun.for_each(|ended| outcome_file::remove(epoch, self.database, &ended.uuid));
         }
-        area::write(|memory| scheduler::written(memory, place, &uuid, indexes.as_deref()));
+        area::write(|memory| scheduler::rows_written(memory, place, &uuid, indexes.as_deref()));
     }
 }
