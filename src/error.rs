@@ -4,7 +4,7 @@ use crate::ffi::report::ERROR;
 use crate::protocol::{sqlstate, Malformed, Report, MAX_NESTING, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
 use crate::sql_split::MAX_PIECES;
 
-/// An error of the extension. Texts that come from the server are [`Text`].
+/// An error of the extension. Texts that come from the server are [`DbText`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -17,20 +17,20 @@ pub enum Error {
     #[error("there is no query to run")]
     NoQuery,
     #[error("SQL text of {0} must not be null")]
-    NullQuery(Place),
+    NullQuery(ArgLocation),
     /// An object without the key of the text.
     #[error("{0} has no key \"query\"")]
-    MissingQuery(Place),
+    MissingQuery(ArgLocation),
     #[error("SQL text of {0} must not be empty")]
-    EmptyQuery(Place),
+    EmptyQuery(ArgLocation),
     #[error("SQL text of {place} is too long")]
-    QueryTooLong { place: Place, length: usize },
+    QueryTooLong { place: ArgLocation, length: usize },
     #[error("{place} must be {wanted}")]
-    Shape { place: Place, wanted: &'static str },
+    Shape { place: ArgLocation, wanted: &'static str },
     #[error("unrecognized key \"{key}\" in {place}")]
-    UnknownKey { place: Place, key: Text, keys: &'static [&'static str] },
+    UnknownKey { place: ArgLocation, key: DbText, keys: &'static [&'static str] },
     #[error("invalid value for key \"{key}\" in {place}")]
-    BadValue { place: Place, key: &'static str, wanted: Text },
+    BadValue { place: ArgLocation, key: &'static str, wanted: DbText },
     #[error("the text has too many queries")]
     TooManyQueries,
     /// A text that cannot be cut into queries, as the parser sees it.
@@ -84,11 +84,11 @@ pub enum Error {
     #[error("result has {}, but the column list has {listed}", counted(*result, "column"))]
     ColumnCount { result: usize, listed: usize },
     #[error("result column {number} (\"{name}\") has type {result}, but the column list says {listed}")]
-    ColumnType { number: usize, name: Text, result: Text, listed: Text },
+    ColumnType { number: usize, name: DbText, result: DbText, listed: DbText },
     #[error("a row type of the result was altered while the result was read")]
     RowTypeAltered,
     #[error("deadlock detected")]
-    Deadlock { detail: Text },
+    Deadlock { detail: DbText },
     #[error("job ended inside a transaction block")]
     OpenBlock,
     #[error("COPY FROM STDIN is not possible in a background job")]
@@ -98,9 +98,9 @@ pub enum Error {
     #[error("COPY TO STDOUT gave a line that is not valid in the database's encoding")]
     CopyEncoding,
     #[error("too many connections for role \"{0}\"")]
-    RoleConnections(Text),
+    RoleConnections(DbText),
     #[error("too many connections for database \"{0}\"")]
-    DatabaseConnections(Text),
+    DatabaseConnections(DbText),
     #[error("could not use a temporary file for the result of a background job")]
     Spill,
     #[error("temporary file size exceeds temp_file_limit ({0}kB)")]
@@ -108,7 +108,7 @@ pub enum Error {
     #[error("role with OID {0} does not exist")]
     RoleGone(u32),
     #[error("role \"{0}\" does not exist")]
-    NoRole(Text),
+    NoRole(DbText),
     #[error("permission denied to change who may use pg_background_mgr")]
     NotOwner,
     #[error("background job queue is full")]
@@ -117,7 +117,7 @@ pub enum Error {
     #[error("out of memory")]
     OutOfMemory(usize),
     #[error("value of parameter \"{0}\" that was given for this session is refused")]
-    SettingRefused(Text),
+    SettingRefused(DbText),
     #[error("cannot launch background jobs in single-user mode")]
     SingleUser,
     #[error("out of shared memory")]
@@ -154,15 +154,15 @@ pub enum Error {
     #[error("relation with OID {0} is not part of extension \"pg_background_mgr\"")]
     ForeignRelation(u32),
     #[error("background job or batch \"{0}\" does not exist")]
-    NoSuchJob(Text),
+    NoSuchJob(DbText),
     #[error("no job of \"{0}\" can be run again")]
-    NothingToRetry(Text),
+    NothingToRetry(DbText),
     #[error("the end of background job \"{0}\" is not in the log yet")]
-    NotLogged(Text),
+    NotLogged(DbText),
     #[error("canceling job due to timeout")]
     JobTimeout,
     #[error("execution type must be \"async\" or \"sync\", not \"{0}\"")]
-    ExecType(Text),
+    ExecType(DbText),
     #[error("no worker is left for the jobs that this job waits for")]
     Stuck,
     #[error("a job cannot follow itself, or jobs that begin only after its end")]
@@ -172,7 +172,7 @@ pub enum Error {
     #[error("progress must be between 0 and 100 percent")]
     Progress,
     #[error("invalid input syntax for type uuid: \"{0}\"")]
-    Uuid(Text),
+    Uuid(DbText),
     #[error("{0}")]
     Malformed(#[from] Malformed),
     /// An error of the job itself, or one that the server raised in the worker.
@@ -182,7 +182,7 @@ pub enum Error {
 
 /// A place in what a caller gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum ArgLocation {
     /// The argument `p_options`.
     Options,
     /// The argument `p_jobs`.
@@ -191,12 +191,12 @@ pub enum Place {
     Job(usize),
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for ArgLocation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Place::Options => f.write_str("p_options"),
-            Place::Jobs => f.write_str("p_jobs"),
-            Place::Job(number) => write!(f, "job {number}"),
+            ArgLocation::Options => f.write_str("p_options"),
+            ArgLocation::Jobs => f.write_str("p_jobs"),
+            ArgLocation::Job(number) => write!(f, "job {number}"),
         }
     }
 }
@@ -204,20 +204,20 @@ impl std::fmt::Display for Place {
 /// A text in the database's encoding, a character for each byte: so it can stand in a format string, and comes out of
 /// it as it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Text(String);
+pub struct DbText(String);
 
-impl Text {
+impl DbText {
     pub fn new(bytes: &[u8]) -> Self {
-        Text(bytes.iter().map(|byte| char::from(*byte)).collect())
+        DbText(bytes.iter().map(|byte| char::from(*byte)).collect())
     }
 
     /// Lines that were formatted from texts.
     pub fn join(lines: &[String]) -> Self {
-        Text(lines.join("\n"))
+        DbText(lines.join("\n"))
     }
 }
 
-impl std::fmt::Display for Text {
+impl std::fmt::Display for DbText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }

@@ -1,8 +1,8 @@
 //! The settings `pg_background_mgr.*`.
 
-use crate::error::{Error, Text};
+use crate::error::{DbText, Error};
 use crate::ffi::guc::{define_int, own_settings_given, reserve_prefix, IntSetting, Scope, Unit};
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{dsm, guc};
 
 /// Workers of the extension in the whole server; -1 = as many as `max_worker_processes` and `reserved_workers` leave.
@@ -23,7 +23,7 @@ static LOG_RETENTION: IntSetting = IntSetting::new(-1);
 
 thread_local! {
     /// A setting of which a value that was given for this session was refused.
-    static REFUSED: Slot<Option<Vec<u8>>> = const { slot(None) };
+    static REFUSED: ProcessCell<Option<Vec<u8>>> = const { process_cell(None) };
 }
 
 /// Tells the server of them. Called once a process.
@@ -43,7 +43,7 @@ pub fn define() {
 /// [`Error::SettingRefused`] (55P02): before the library is loaded, a client may give any value, in place of that of
 /// the configuration, which this process does not know then.
 pub fn check() -> Result<(), Error> {
-    REFUSED.with_borrow(|name| name.as_ref().map_or(Ok(()), |name| Err(Error::SettingRefused(Text::new(name)))))
+    REFUSED.with_borrow(|name| name.as_ref().map_or(Ok(()), |name| Err(Error::SettingRefused(DbText::new(name)))))
 }
 
 fn define_all() {

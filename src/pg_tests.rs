@@ -8,8 +8,8 @@ mod spec;
 #[pgrx::pg_schema]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 mod tests {
-    use crate::channel::overflow_queue::Backlog;
-    use crate::error::{Error, Place, Text};
+    use crate::channel::overflow_queue::OverflowQueue;
+    use crate::error::{ArgLocation, DbText, Error};
     use crate::ffi::{guc, report, role, session, spi};
     use crate::protocol::{sqlstate, Report, ERRCODE_INTERNAL_ERROR};
     use pgrx::prelude::*;
@@ -74,7 +74,7 @@ mod tests {
     #[pg_test]
     fn frames_come_back_in_order_from_memory_and_file() {
         let frames: Vec<Vec<u8>> = (0..100_u8).map(|fill| vec![fill; 1 + usize::from(fill) * 300]).collect();
-        let mut backlog = Backlog::new(10_000);
+        let mut backlog = OverflowQueue::new(10_000);
         let (first, second) = frames.split_at(70);
         first.iter().for_each(|frame| backlog.push(frame.clone()).unwrap());
         for frame in first.iter().take(50) {
@@ -98,7 +98,7 @@ mod tests {
 
     #[pg_test]
     fn texts_of_any_encoding_go_through_messages() {
-        let error = Error::RoleConnections(Text::new(b"caf\xe9"));
+        let error = Error::RoleConnections(DbText::new(b"caf\xe9"));
         assert_eq!(Report::from(error).message, b"too many connections for role \"caf\xe9\"");
     }
 
@@ -108,13 +108,13 @@ mod tests {
             Error::NullArgument("x"),
             Error::EmptySql,
             Error::NoQuery,
-            Error::NullQuery(Place::Job(1)),
-            Error::EmptyQuery(Place::Job(1)),
-            Error::QueryTooLong { place: Place::Job(1), length: 1 },
+            Error::NullQuery(ArgLocation::Job(1)),
+            Error::EmptyQuery(ArgLocation::Job(1)),
+            Error::QueryTooLong { place: ArgLocation::Job(1), length: 1 },
             Error::TooManyQueries,
-            Error::Shape { place: Place::Jobs, wanted: "x" },
-            Error::UnknownKey { place: Place::Options, key: Text::new(b"x"), keys: &["y"] },
-            Error::BadValue { place: Place::Options, key: "x", wanted: Text::new(b"y") },
+            Error::Shape { place: ArgLocation::Jobs, wanted: "x" },
+            Error::UnknownKey { place: ArgLocation::Options, key: DbText::new(b"x"), keys: &["y"] },
+            Error::BadValue { place: ArgLocation::Options, key: "x", wanted: DbText::new(b"y") },
             Error::Declaration,
             Error::SqlTooLong(1),
             Error::QueueTooSmall(1),
@@ -134,13 +134,13 @@ mod tests {
             Error::WorkerLost(1),
             Error::SetNotAccepted,
             Error::ColumnCount { result: 1, listed: 2 },
-            Error::Deadlock { detail: Text::new(b"x") },
+            Error::Deadlock { detail: DbText::new(b"x") },
             Error::OpenBlock,
             Error::CopyIn,
             Error::BinaryCopyOut,
             Error::CopyEncoding,
-            Error::RoleConnections(Text::new(b"x")),
-            Error::DatabaseConnections(Text::new(b"x")),
+            Error::RoleConnections(DbText::new(b"x")),
+            Error::DatabaseConnections(DbText::new(b"x")),
             Error::Spill,
             Error::NotOwner,
             Error::RoleGone(1),

@@ -9,7 +9,7 @@ mod sql_split;
 
 use proptest::prelude::*;
 use protocol::{
-    aligned, decode, encode, frame, split, Column, Description, Done, Kind, Report, Request, RowsIter, Wire,
+    aligned, decode, encode, frame, split, Column, ColumnEncoding, Description, Done, Kind, Report, Request, RowsIter,
 };
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -31,7 +31,7 @@ prop_compose! {
 
 prop_compose! {
     fn column()(name in bytes(), type_oid in any::<u32>(), typmod in any::<i32>(), fingerprint in any::<u64>(),
-                wire in prop::sample::select(vec![Wire::Typed, Wire::Text, Wire::TypedAndText])) -> Column {
+                wire in prop::sample::select(vec![ColumnEncoding::Binary, ColumnEncoding::Text, ColumnEncoding::Both])) -> Column {
         Column { name, type_oid, typmod, wire, fingerprint }
     }
 }

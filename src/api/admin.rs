@@ -1,6 +1,6 @@
 //! `pg_background_grant`, `pg_background_revoke`.
 
-use crate::error::{Error, Text};
+use crate::error::{DbText, Error};
 use crate::ffi::fmgr::{sql_function, Call, Value};
 use crate::ffi::{role, spi};
 use crate::queries;
@@ -38,7 +38,7 @@ fn granted_role(call: &Call) -> Result<Vec<u8>, Error> {
     let name = call.name(0).ok_or(Error::NullArgument("role name"))?;
     // In GRANT it is a keyword, also in quotes, and no role can have it as its name.
     if name == b"public" {
-        return Err(Error::NoRole(Text::new(&name)));
+        return Err(Error::NoRole(DbText::new(&name)));
     }
     let owner = spi::select(queries::EXTENSION_OWNER).concat();
     let owner = std::str::from_utf8(&owner).ok().and_then(|owner| owner.parse().ok());

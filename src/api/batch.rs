@@ -1,8 +1,8 @@
 //! `pg_background_launch_num`, `_monitor`, `_stop`, `_retry`, `_report_progress`, `_prune`.
 
-use crate::error::{Error, Text};
+use crate::error::{DbText, Error};
 use crate::ffi::fmgr::{sql_function, Call, Value};
-use crate::ffi::typed_rows::{Cell, TypedRows};
+use crate::ffi::typed_rows::{SqlValue, TypedRows};
 use crate::session;
 use crate::session::{ExecType, Following};
 use crate::spec::BatchSpec;
@@ -48,14 +48,14 @@ fn launch(call: &Call, spec: &BatchSpec, first: usize) -> Result<Value, Error> {
 fn give_states(mut rows: TypedRows, batch: &[u8; 16], jobs: &[[u8; 16]]) -> Result<Value, Error> {
     let parent = session::uuid_of(batch, 0);
     for (job, (pid, state)) in jobs.iter().zip(session::states_of(&parent, jobs)) {
-        rows.put(&[pid.into(), state.into(), Cell::Uuid(parent), Cell::Uuid(*job)])?;
+        rows.put(&[pid.into(), state.into(), SqlValue::Uuid(parent), SqlValue::Uuid(*job)])?;
     }
     rows.finish();
     Ok(Value::Void)
 }
 
 fn parse_uuid(text: &[u8]) -> Result<[u8; 16], Error> {
-    Uuid::try_parse_ascii(text.trim_ascii()).map(Uuid::into_bytes).map_err(|_| Error::Uuid(Text::new(text)))
+    Uuid::try_parse_ascii(text.trim_ascii()).map(Uuid::into_bytes).map_err(|_| Error::Uuid(DbText::new(text)))
 }
 
 /// `pg_background_monitor(uuid_father text, p_show_verbose bool, p_timeout interval)`
@@ -101,7 +101,7 @@ fn stop(call: &Call, uuid: [u8; 16]) -> Result<Value, Error> {
     let grace = call.interval(1).ok_or(Error::NullArgument("p_grace"))?;
     let mut rows = call.typed_rows()?;
     for stopped in session::stop(&uuid, duration(grace))? {
-        rows.put(&[Cell::Uuid(stopped.uuid), Cell::Text(stopped.was), stopped.now.into()])?;
+        rows.put(&[SqlValue::Uuid(stopped.uuid), SqlValue::Text(stopped.was), stopped.now.into()])?;
     }
     rows.finish();
     Ok(Value::Void)

@@ -5,13 +5,13 @@
 use crate::error::Error;
 use crate::ffi::fmgr::{sql_function, Call, Value};
 use crate::ffi::session::{database, database_name};
-use crate::ffi::typed_rows::Cell;
+use crate::ffi::typed_rows::SqlValue;
 use crate::ffi::{area, internal_sql, transaction};
 use crate::log::attempt_file::Attempt;
-use crate::log::outcome_file::{End, Trace};
+use crate::log::outcome_file::{CrashTrace, End};
 use crate::protocol::Outcome;
 use crate::registry::JobStatus;
-use crate::session::{Among, Sight, Standing};
+use crate::session::{BatchFilter, QueuedRowStatus, RegistryView};
 use crate::{log, session};
 use std::collections::HashMap;
 
@@ -21,20 +21,20 @@ fn live(call: &Call) -> Result<Value, Error> {
     let epoch = area::epoch();
     let here = database();
     let among = match (call.bool(0).unwrap_or(false), call.bool(1).unwrap_or(false)) {
-        (true, _) => Among::Unrecorded,
-        (false, true) => Among::Elsewhere,
-        (false, false) => Among::All,
+        (true, _) => BatchFilter::Unrecorded,
+        (false, true) => BatchFilter::Elsewhere,
+        (false, false) => BatchFilter::All,
     };
     // The snapshot and the catalogs are asked once a batch, not once a job.
     let mut asked = HashMap::new();
-    for job in call.with_memory_of_query(|sight: &mut Sight| sight.look(among)) {
+    for job in call.with_memory_of_query(|sight: &mut RegistryView| sight.jobs(among)) {
         let now = &job.now;
         let batch = &job.batch;
         let (is_recorded, has_lost_its_log) = *asked
             .entry(batch.number)
             .or_insert_with(|| (session::is_recorded(batch), session::has_lost_its_log(batch)));
         // A query adds those that the log of this database does not have.
-        if among == Among::Unrecorded && job.batch.database != here {
+        if among == BatchFilter::Unrecorded && job.batch.database != here {
             continue;
         }
         // Of other databases only what has not ended: nobody here sees their logs. The same of a log that is gone.
@@ -47,7 +47,8 @@ fn live(call: &Call) -> Result<Value, Error> {
             false => Outcome::default(),
         };
         // The query is to see what came of a job beside its row, which it does not see.
-        let in_log = (among == Among::Unrecorded && session::is_in_log_only(now)).then(|| session::end_of(&job.uuid));
+        let in_log =
+            (among == BatchFilter::Unrecorded && session::is_in_log_only(now)).then(|| session::end_of(&job.uuid));
         let end = in_log.flatten().unwrap_or_else(|| End {
             state: now.state,
             pid: now.pid,
@@ -57,24 +58,24 @@ fn live(call: &Call) -> Result<Value, Error> {
             outcome: outcome(),
         });
         let first = [
-            Cell::Uuid(job.batch.uuid),
-            Cell::Uuid(job.uuid),
-            Cell::Text(end.state.name().into()),
-            Cell::Bool(is_recorded),
-            Cell::BigInt(job.batch.database.into()),
-            Cell::BigInt(job.batch.owner.into()),
-            Cell::Text(job.owner_name.clone()),
-            Cell::Text(job.client.clone()),
+            SqlValue::Uuid(job.batch.uuid),
+            SqlValue::Uuid(job.uuid),
+            SqlValue::Text(end.state.name().into()),
+            SqlValue::Bool(is_recorded),
+            SqlValue::BigInt(job.batch.database.into()),
+            SqlValue::BigInt(job.batch.owner.into()),
+            SqlValue::Text(job.owner_name.clone()),
+            SqlValue::Text(job.client.clone()),
             job.batch_name.clone().into(),
             job.name.clone().into(),
-            Cell::Text(job.query.clone()),
-            Cell::Timestamp(job.queued_at),
-            Cell::timestamp(end.started),
-            Cell::timestamp(end.ended),
-            Cell::Int(end.attempts as i32),
+            SqlValue::Text(job.query.clone()),
+            SqlValue::Timestamp(job.queued_at),
+            SqlValue::timestamp(end.started),
+            SqlValue::timestamp(end.ended),
+            SqlValue::Int(end.attempts as i32),
             end.pid.into(),
         ];
-        let last = [Cell::BigInt(epoch), job.manner.to_options().into()];
+        let last = [SqlValue::BigInt(epoch), job.run_options.to_options().into()];
         let name = [database_name(job.batch.database).into()];
         rows.put(&[&first[..], &place_cells(now), &last, &log::outcome_cells(&end.outcome), &name].concat())?;
     }
@@ -83,7 +84,7 @@ fn live(call: &Call) -> Result<Value, Error> {
 }
 
 /// Returns how far a job is, as cells: queue_position, progress, progress_message.
-fn place_cells(job: &JobStatus) -> [Cell; 3] {
+fn place_cells(job: &JobStatus) -> [SqlValue; 3] {
     let (percent, message) = job.progress.clone().unzip();
     [job.queue_position.into(), percent.into(), message.filter(|message| !message.is_empty()).into()]
 }
@@ -91,21 +92,21 @@ fn place_cells(job: &JobStatus) -> [Cell; 3] {
 /// `pg_background_spooled() RETURNS TABLE (…)`
 fn spooled(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
-    for batch in session::left_behind() {
+    for batch in session::orphaned_batches() {
         for job in &batch.jobs {
             rows.put(&[
-                Cell::Uuid(batch.uuid),
-                Cell::Uuid(job.uuid),
-                Cell::BigInt(batch.owner.into()),
-                Cell::Text(batch.owner_name.clone()),
-                Cell::Text(batch.client.clone()),
+                SqlValue::Uuid(batch.uuid),
+                SqlValue::Uuid(job.uuid),
+                SqlValue::BigInt(batch.owner.into()),
+                SqlValue::Text(batch.owner_name.clone()),
+                SqlValue::Text(batch.client.clone()),
                 batch.name.clone().into(),
                 job.name.clone().into(),
-                Cell::Text(job.query.clone()),
-                Cell::Timestamp(batch.queued_at),
-                Cell::BigInt(batch.epoch),
+                SqlValue::Text(job.query.clone()),
+                SqlValue::Timestamp(batch.queued_at),
+                SqlValue::BigInt(batch.epoch),
                 job.options.clone().into(),
-                Cell::Int(job.attempts as i32),
+                SqlValue::Int(job.attempts as i32),
             ])?;
         }
     }
@@ -129,16 +130,16 @@ fn state(call: &Call) -> Result<Value, Error> {
         } else if transaction::in_recovery() {
             rows.put(&from_outcome("queued", &Outcome::default()))?;
         } else if epoch == area::epoch() {
-            match call.with_memory_of_query(|sight: &mut Sight| sight.standing(&uuid)) {
-                Standing::Live(job) => rows.put(&from_moment(&job))?,
-                Standing::Ended(end) => rows.put(&from_end(&end))?,
-                Standing::Lost => rows.put(&lost(went_down(start)))?,
-                Standing::Gone => {}
+            match call.with_memory_of_query(|sight: &mut RegistryView| sight.status_of_queued_row(&uuid)) {
+                QueuedRowStatus::Live(job) => rows.put(&from_moment(&job))?,
+                QueuedRowStatus::Ended(end) => rows.put(&from_end(&end))?,
+                QueuedRowStatus::Lost => rows.put(&lost(went_down(start)))?,
+                QueuedRowStatus::Gone => {}
             }
         } else {
-            match call.with_memory_of_query(|sight: &mut Sight| sight.trace(epoch, &uuid)) {
-                Some(Trace { end: Some(end), .. }) => rows.put(&from_end(&end))?,
-                Some(Trace { attempt, end: None }) => rows.put(&lost_in(&attempt))?,
+            match call.with_memory_of_query(|sight: &mut RegistryView| sight.trace(epoch, &uuid)) {
+                Some(CrashTrace { end: Some(end), .. }) => rows.put(&from_end(&end))?,
+                Some(CrashTrace { attempt, end: None }) => rows.put(&lost_in(&attempt))?,
                 None => rows.put(&lost(went_down(start)))?,
             }
         }
@@ -164,37 +165,37 @@ fn went_down(start: Start) -> &'static str {
     }
 }
 
-fn lost(message: &str) -> Vec<Cell> {
+fn lost(message: &str) -> Vec<SqlValue> {
     from_outcome("lost", &Outcome { message: Some(message.into()), ..Outcome::default() })
 }
 
 /// Returns the row of a job that was lost in this attempt.
-fn lost_in(attempt: &Attempt) -> Vec<Cell> {
+fn lost_in(attempt: &Attempt) -> Vec<SqlValue> {
     let start = if attempt.pid.is_some() { Start::Certain } else { Start::Perhaps };
     let mut row = lost(went_down(start));
     row[1] = attempt.pid.into();
-    row[2] = Cell::timestamp(attempt.started);
+    row[2] = SqlValue::timestamp(attempt.started);
     row[4] = attempt.attempts.map(|attempts| attempts as i32).into();
     row
 }
 
 /// Returns the row of a job whose final row the reader does not see.
-fn from_end(end: &End) -> Vec<Cell> {
-    [&log::end_cells(end)[..], &[const { Cell::Null }; 3], &log::outcome_cells(&end.outcome)].concat()
+fn from_end(end: &End) -> Vec<SqlValue> {
+    [&log::end_cells(end)[..], &[const { SqlValue::Null }; 3], &log::outcome_cells(&end.outcome)].concat()
 }
 
-fn from_outcome(status: &str, outcome: &Outcome) -> Vec<Cell> {
-    let status = Cell::Text(status.into());
-    [&[status], &[const { Cell::Null }; 7][..], &log::outcome_cells(outcome)].concat()
+fn from_outcome(status: &str, outcome: &Outcome) -> Vec<SqlValue> {
+    let status = SqlValue::Text(status.into());
+    [&[status], &[const { SqlValue::Null }; 7][..], &log::outcome_cells(outcome)].concat()
 }
 
-fn from_moment(job: &JobStatus) -> Vec<Cell> {
+fn from_moment(job: &JobStatus) -> Vec<SqlValue> {
     let first = [
-        Cell::Text(job.state.name().into()),
+        SqlValue::Text(job.state.name().into()),
         job.pid.into(),
-        Cell::timestamp(job.started),
-        Cell::timestamp(job.ended),
-        Cell::Int(job.attempts as i32),
+        SqlValue::timestamp(job.started),
+        SqlValue::timestamp(job.ended),
+        SqlValue::Int(job.attempts as i32),
     ];
     let outcome = session::visible(job.owner, job.state, log::outcome_of(job));
     [&first[..], &place_cells(job), &log::outcome_cells(&outcome)].concat()

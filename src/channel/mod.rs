@@ -46,16 +46,16 @@ enum Word {
     /// Version of the login that the process is to make, as the launcher knows it.
     LoginVersion,
     /// Bytes for the request and the text.
-    Room,
+    PayloadBytes,
     /// Bytes of the queue.
     Queue,
     RequestLength,
     SqlLength,
-    LastWordsLength,
+    ExitErrorLength,
     PinTaken,
     /// The worker's place in the registry, + 1.
     SlotId,
-    SeatSerial,
+    SlotSerial,
     /// The launcher has read the result, or given it up.
     IsRead,
     /// The launcher is reading the result.
@@ -72,14 +72,14 @@ enum Word {
     HasWorker,
 }
 
-const WORDS_BYTES: usize = 192;
+const HEADER_BYTES: usize = 192;
 /// Room for a report with long texts; a longer one is cut.
-const LAST_WORDS_BYTES: usize = 4096;
-const ROOM: usize = WORDS_BYTES + LAST_WORDS_BYTES;
+const EXIT_ERROR_BYTES: usize = 4096;
+const PAYLOAD_OFFSET: usize = HEADER_BYTES + EXIT_ERROR_BYTES;
 /// Room for the jobs that may follow.
-const LEAST_ROOM: usize = 8192;
+const MIN_PAYLOAD_BYTES: usize = 8192;
 /// A segment is kept for further jobs only with a queue of usual size, and as much room for texts, in bytes.
-const KEPT_BYTES: u64 = 256 * 1024;
+const MAX_REUSED_BYTES: u64 = 256 * 1024;
 
 /// Tells whether the worker may run its job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,13 +100,13 @@ pub struct Channel(Segment);
 impl Channel {
     /// Launcher: creates the segment and writes the job into it, or nothing yet. None = no segment is left.
     pub fn create(request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Self, Receiver)> {
-        let room = (aligned(request.len()) + sql.len()).max(LEAST_ROOM);
-        let queue = queue_offset(room);
+        let payload = (aligned(request.len()) + sql.len()).max(MIN_PAYLOAD_BYTES);
+        let queue = queue_offset(payload);
         // The queue's size is rounded down by the server; a whole number of alignments keeps what was asked for.
         let queue_bytes = aligned(queue_bytes);
         let segment = Segment::create(queue + queue_bytes)?;
         let channel = Channel(segment);
-        channel.set(Word::Room, room as u64);
+        channel.set(Word::PayloadBytes, payload as u64);
         channel.set(Word::Queue, queue_bytes as u64);
         channel.write_job(request, sql);
         let receiver = Receiver::create(&segment, queue, queue_bytes);
@@ -124,24 +124,24 @@ impl Channel {
         for word in [Word::Gate, Word::Pid, Word::Process, Word::HasJob, Word::SlotId, Word::HasWorker] {
             self.set(word, 0);
         }
-        Some(Receiver::create(&self.0, queue_offset(self.get(Word::Room) as usize), aligned(queue_bytes)))
+        Some(Receiver::create(&self.0, queue_offset(self.get(Word::PayloadBytes) as usize), aligned(queue_bytes)))
     }
 
     /// Returns whether the segment is small enough to be kept for further jobs.
     pub fn is_kept(self) -> bool {
-        self.get(Word::Room) <= KEPT_BYTES && self.get(Word::Queue) <= KEPT_BYTES
+        self.get(Word::PayloadBytes) <= MAX_REUSED_BYTES && self.get(Word::Queue) <= MAX_REUSED_BYTES
     }
 
     /// Launcher: writes a job. Nobody reads the room meanwhile. False = it does not fit.
     pub fn write_job(&self, request: &[u8], sql: &[u8]) -> bool {
-        if aligned(request.len()) + sql.len() > self.get(Word::Room) as usize {
+        if aligned(request.len()) + sql.len() > self.get(Word::PayloadBytes) as usize {
             return false;
         }
-        self.0.write(ROOM, request);
-        self.0.write(ROOM + aligned(request.len()), sql);
+        self.0.write(PAYLOAD_OFFSET, request);
+        self.0.write(PAYLOAD_OFFSET + aligned(request.len()), sql);
         self.set(Word::RequestLength, request.len() as u64);
         self.set(Word::SqlLength, sql.len() as u64);
-        self.set(Word::LastWordsLength, 0);
+        self.set(Word::ExitErrorLength, 0);
         self.set(Word::IsRead, 0);
         self.set(Word::IsBeingRead, 0);
         self.set(Word::IsWaiting, 0);
@@ -212,35 +212,35 @@ impl Channel {
     /// Worker: the sending end of the queue. To be attached at once by a worker whose end the server does not tell the
     /// launcher.
     pub fn sender(&self) -> Sender {
-        Sender::new(&self.0, queue_offset(self.get(Word::Room) as usize))
+        Sender::new(&self.0, queue_offset(self.get(Word::PayloadBytes) as usize))
     }
 
     /// Worker: the request, as it was written.
     pub fn request(&self) -> Option<Vec<u8>> {
-        self.0.read(ROOM, self.get(Word::RequestLength) as usize)
+        self.0.read(PAYLOAD_OFFSET, self.get(Word::RequestLength) as usize)
     }
 
     /// Worker: returns whether the request is the same as that.
     pub fn has_request(&self, request: &[u8]) -> bool {
-        self.get(Word::RequestLength) as usize == request.len() && self.0.holds(ROOM, request)
+        self.get(Word::RequestLength) as usize == request.len() && self.0.holds(PAYLOAD_OFFSET, request)
     }
 
     /// Worker: the text of the job.
     pub fn sql(&self) -> Option<Vec<u8>> {
         let request = aligned(self.get(Word::RequestLength) as usize);
-        self.0.read(ROOM + request, self.get(Word::SqlLength) as usize)
+        self.0.read(PAYLOAD_OFFSET + request, self.get(Word::SqlLength) as usize)
     }
 
     /// Notes where in the registry the worker is that has the segment.
-    pub fn set_seat(&self, (index, serial): SlotId) {
-        self.set(Word::SeatSerial, serial);
+    pub fn set_slot_id(&self, (index, serial): SlotId) {
+        self.set(Word::SlotSerial, serial);
         self.0.word(Word::SlotId as usize).store(index as u64 + 1, SeqCst);
     }
 
     /// Returns where in the registry the worker is that has the segment; none = nowhere yet.
-    pub fn seat(&self) -> Option<SlotId> {
+    pub fn slot_id(&self) -> Option<SlotId> {
         let index = self.0.word(Word::SlotId as usize).load(SeqCst).checked_sub(1)?;
-        Some((index as usize, self.get(Word::SeatSerial)))
+        Some((index as usize, self.get(Word::SlotSerial)))
     }
 
     /// Launcher: the result has been read, or is not wanted.
@@ -354,23 +354,23 @@ impl Channel {
 
     /// Worker: leaves a report for a launcher that will find the queue closed. Never waits and never raises: it is
     /// called while the process ends.
-    pub fn leave_last_words(&self, report: &Report) {
+    pub fn leave_exit_error(&self, report: &Report) {
         let mut report = report.clone();
         let mut bytes = to_bytes(&report);
-        if bytes.len() > LAST_WORDS_BYTES {
+        if bytes.len() > EXIT_ERROR_BYTES {
             report = Report { message: cut(&report.message), ..minimal(&report) };
             bytes = to_bytes(&report);
         }
-        if bytes.len() <= LAST_WORDS_BYTES {
-            self.0.write(WORDS_BYTES, &bytes);
-            self.set(Word::LastWordsLength, bytes.len() as u64);
+        if bytes.len() <= EXIT_ERROR_BYTES {
+            self.0.write(HEADER_BYTES, &bytes);
+            self.set(Word::ExitErrorLength, bytes.len() as u64);
         }
     }
 
     /// Launcher: returns what the worker left.
-    pub fn last_words(&self) -> Option<Report> {
-        let length = self.get(Word::LastWordsLength) as usize;
-        let bytes = self.0.read(WORDS_BYTES, length.min(LAST_WORDS_BYTES)).filter(|_| length > 0)?;
+    pub fn exit_error(&self) -> Option<Report> {
+        let length = self.get(Word::ExitErrorLength) as usize;
+        let bytes = self.0.read(HEADER_BYTES, length.min(EXIT_ERROR_BYTES)).filter(|_| length > 0)?;
         crate::protocol::decode(&bytes).ok()
     }
 
@@ -388,9 +388,9 @@ impl Channel {
     }
 }
 
-fn queue_offset(room: usize) -> usize {
+fn queue_offset(payload: usize) -> usize {
     // MAXALIGN is enough for a queue; 64 keeps its counters out of the text's cache line.
-    (ROOM + room).next_multiple_of(64)
+    (PAYLOAD_OFFSET + payload).next_multiple_of(64)
 }
 
 /// The fields that matter most, when there is no room for all.
@@ -399,5 +399,5 @@ fn minimal(report: &Report) -> Report {
 }
 
 fn cut(message: &[u8]) -> Vec<u8> {
-    session::clip(message, LAST_WORDS_BYTES / 2).to_vec()
+    session::clip(message, EXIT_ERROR_BYTES / 2).to_vec()
 }

@@ -4,7 +4,7 @@
 //! goes
 //! with the job, however it ends, so a key whose lock is free is that of a job that has ended.
 
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{area, lock};
 use std::cell::Cell;
 
@@ -12,7 +12,7 @@ thread_local! {
     /// This process runs a job.
     static IS_JOB: Cell<bool> = const { Cell::new(false) };
     /// The jobs above the one that runs here, as they were when it was launched.
-    static ABOVE: Slot<Vec<u64>> = const { slot(Vec::new()) };
+    static ABOVE: ProcessCell<Vec<u64>> = const { process_cell(Vec::new()) };
     /// The key of the job that runs here; none = it has not launched anything.
     static OWN: Cell<Option<u64>> = const { Cell::new(None) };
 }

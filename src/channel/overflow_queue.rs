@@ -5,17 +5,17 @@ use crate::ffi::temp_file::File;
 use std::collections::VecDeque;
 
 /// A queue of frames that has room for all that `temp_file_limit` allows.
-pub struct Backlog {
+pub struct OverflowQueue {
     memory: VecDeque<Vec<u8>>,
     bytes: usize,
     limit: usize,
     file: Option<File>,
 }
 
-impl Backlog {
+impl OverflowQueue {
     /// Keeps about `limit` bytes in memory.
     pub fn new(limit: usize) -> Self {
-        Backlog { memory: VecDeque::new(), bytes: 0, limit, file: None }
+        OverflowQueue { memory: VecDeque::new(), bytes: 0, limit, file: None }
     }
 
     /// Returns how many bytes are in memory.

@@ -6,7 +6,7 @@
 //! for that there is spare memory, which is given back when an error is raised and there is no more.
 
 use crate::error::Error;
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::report;
 use crate::ffi::report::Log;
 use crate::protocol::Report;
@@ -120,7 +120,7 @@ unsafe impl GlobalAlloc for Allocator {
 
 thread_local! {
     /// Never written to: it takes no memory but that which the process may have.
-    static SPARE: Slot<Vec<u8>> = const { slot(Vec::new()) };
+    static SPARE: ProcessCell<Vec<u8>> = const { process_cell(Vec::new()) };
 }
 
 /// More than the reserve gives, so that it is the system's.

@@ -8,8 +8,8 @@
 
 use crate::compat::area::create_dsa;
 use crate::error::Error;
-use crate::ffi::memory::Switch;
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::memory::MemoryContextGuard;
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{process, report};
 use crate::protocol::Report;
 use bytemuck::Pod;
@@ -24,7 +24,7 @@ const TRANCHE: &std::ffi::CStr = c"pg_background_mgr";
 const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 
 /// Microseconds that a process is on its way out at most, if nothing unusual holds it up.
-const WAY_OUT: i64 = 100_000;
+const EXIT_GRACE: i64 = 100_000;
 
 #[repr(C)]
 struct BatchSummary {
@@ -48,7 +48,7 @@ thread_local! {
     static HEADER: Cell<Option<&'static BatchSummary>> = const { Cell::new(None) };
     static AREA: Cell<*mut pg_sys::dsa_area> = const { Cell::new(std::ptr::null_mut()) };
     /// The segments of their own that this process has mapped: their handles and their addresses.
-    static MAPPED: Slot<Vec<(u32, *mut pg_sys::dsm_segment)>> = const { slot(Vec::new()) };
+    static MAPPED: ProcessCell<Vec<(u32, *mut pg_sys::dsm_segment)>> = const { process_cell(Vec::new()) };
     /// The segments stay mapped; and the number that had been given back when they were mapped.
     static KEEPS: Cell<bool> = const { Cell::new(false) };
     static RELEASED: Cell<u32> = const { Cell::new(0) };
@@ -125,22 +125,22 @@ pub fn is_made() -> bool {
 }
 
 /// Counts a worker that is not in the registry; `change` is 1 or -1.
-pub fn count_outside(change: i64) {
+pub fn count_unregistered(change: i64) {
     header().outside.fetch_add(change, Ordering::AcqRel);
 }
 
 /// Notes that such a worker ends now, or has nothing more to do: there is a process more in a moment.
-pub fn note_leaving() {
+pub fn note_exiting() {
     header().left.store(process::now(), Ordering::Release);
 }
 
 /// Returns whether such a worker is on its way out, or was a moment ago.
-pub fn is_one_leaving() -> bool {
-    process::now() - header().left.load(Ordering::Acquire) < WAY_OUT
+pub fn is_one_exiting() -> bool {
+    process::now() - header().left.load(Ordering::Acquire) < EXIT_GRACE
 }
 
 /// Returns the number of such workers that live now.
-pub fn outside() -> usize {
+pub fn unregistered() -> usize {
     usize::try_from(header().outside.load(Ordering::Acquire)).unwrap_or(0)
 }
 
@@ -211,10 +211,10 @@ fn attach(header: &'static BatchSummary, makes: bool) -> *mut pg_sys::dsa_area {
     if !AREA.get().is_null() || !makes && header.handle.load(Ordering::Acquire) == 0 {
         return AREA.get();
     }
-    let _switch = Switch::to_process_lifetime();
+    let _switch = MemoryContextGuard::to_process_lifetime();
     // SAFETY: variables of this process.
     let holds = unsafe { (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) };
-    let held = hold(header, pg_sys::LWLockMode::LW_EXCLUSIVE);
+    let held = lock(header, pg_sys::LWLockMode::LW_EXCLUSIVE);
     // A mapping is pinned, so it belongs to the process and not to its transaction.
     let area = match header.handle.load(Ordering::Acquire) {
         0 => {
@@ -301,7 +301,7 @@ impl Drop for Look {
     }
 }
 
-fn hold(header: &'static BatchSummary, mode: pg_sys::LWLockMode::Type) -> Held {
+fn lock(header: &'static BatchSummary, mode: pg_sys::LWLockMode::Type) -> Held {
     // SAFETY: initialised with the header; no code of ours takes it twice.
     unsafe { Held::acquire((&raw const header.lock).cast_mut(), mode) }
 }
@@ -310,7 +310,7 @@ fn hold(header: &'static BatchSummary, mode: pg_sys::LWLockMode::Type) -> Held {
 pub fn read<T>(body: impl FnOnce(&Memory) -> T) -> T {
     let header = header();
     let area = attach(header, false);
-    let _held = hold(header, pg_sys::LWLockMode::LW_SHARED);
+    let _held = lock(header, pg_sys::LWLockMode::LW_SHARED);
     let _look = Look;
     unmap_released(header);
     if area.is_null() {
@@ -324,7 +324,7 @@ pub fn read<T>(body: impl FnOnce(&Memory) -> T) -> T {
 pub fn write<T>(body: impl FnOnce(&mut Memory) -> T) -> T {
     let header = header();
     let area = attach(header, true);
-    let _held = hold(header, pg_sys::LWLockMode::LW_EXCLUSIVE);
+    let _held = lock(header, pg_sys::LWLockMode::LW_EXCLUSIVE);
     let _look = Look;
     unmap_released(header);
     let root = if area.is_null() { 0 } else { header.root.load(Ordering::Acquire) };
@@ -341,7 +341,7 @@ fn handle_of(pointer: u64) -> u32 {
 fn map(handle: u32) -> *mut u8 {
     let mapped = MAPPED.with_borrow(|mapped| mapped.iter().find(|(at, _)| *at == handle).map(|(_, segment)| *segment));
     let segment = mapped.unwrap_or_else(|| {
-        let _switch = Switch::to_process_lifetime();
+        let _switch = MemoryContextGuard::to_process_lifetime();
         let _alone = Alone::new();
         // SAFETY: what is referred to is there. The mapping belongs to the process, for there is no resource owner.
         let segment = unsafe { pg_sys::dsm_attach(handle) };
@@ -407,7 +407,7 @@ impl Memory {
 
     /// Takes memory. None = it raised: then the lock was let go for a moment.
     fn catching<T>(&mut self, take: impl FnOnce() -> T) -> Option<T> {
-        let _switch = Switch::to_process_lifetime();
+        let _switch = MemoryContextGuard::to_process_lifetime();
         // SAFETY: variables of this process.
         let holds = unsafe { (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) };
         let outcome = report::catch_call(|| {
@@ -422,7 +422,7 @@ impl Memory {
                 (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) = (holds.0 - 1, holds.1);
                 pg_sys::LWLockReleaseAll();
             }
-            std::mem::forget(hold(self.header, pg_sys::LWLockMode::LW_EXCLUSIVE));
+            std::mem::forget(lock(self.header, pg_sys::LWLockMode::LW_EXCLUSIVE));
             self.root = self.header.root.load(Ordering::Acquire);
         }
         outcome.ok()

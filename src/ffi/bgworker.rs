@@ -57,10 +57,10 @@ pub fn bgw_extra() -> [u64; WORDS] {
 /// `GetBackgroundWorkerTypeByPid`). Not longer than a second, and serves no interrupts.
 pub fn wait_until_shown() {
     const CHECK: Duration = Duration::from_millis(1);
-    const PATIENCE: Duration = Duration::from_secs(1);
+    const SPIN: Duration = Duration::from_secs(1);
     let began = Instant::now();
     // SAFETY: reads the server's list of workers.
-    while unsafe { pg_sys::GetBackgroundWorkerTypeByPid(pg_sys::MyProcPid) }.is_null() && began.elapsed() < PATIENCE {
+    while unsafe { pg_sys::GetBackgroundWorkerTypeByPid(pg_sys::MyProcPid) }.is_null() && began.elapsed() < SPIN {
         latch::pause(CHECK);
     }
 }

@@ -1,12 +1,12 @@
 //! Work that must be done when this process ends (ipc.c). FATAL and `proc_exit` run no `Drop`.
 
 use crate::compat::callback;
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use pgrx::pg_sys;
 use std::ffi::c_int;
 
 thread_local! {
-    static BEFORE_EXIT: Slot<Vec<fn()>> = const { slot(Vec::new()) };
+    static BEFORE_EXIT: ProcessCell<Vec<fn()>> = const { process_cell(Vec::new()) };
 }
 
 /// Runs `body` when this process ends, while it can still reach shared memory. What is registered later runs earlier,

@@ -2,7 +2,7 @@
 
 use crate::compat::tuple_desc_attr;
 use crate::error::Error;
-use crate::ffi::memory::Switch;
+use crate::ffi::memory::MemoryContextGuard;
 use crate::ffi::report::{Log, Raised};
 use crate::ffi::tuple::{Output, TupleDesc};
 use crate::ffi::typed_rows::TypedRows;
@@ -255,9 +255,9 @@ pub struct Rows {
 }
 
 impl Rows {
-    fn query_lifetime(&self) -> Switch {
+    fn query_lifetime(&self) -> MemoryContextGuard {
         // SAFETY: the executor's context of the calling expression is valid for the call.
-        Switch::to(unsafe { (*(*self.info).econtext).ecxt_per_query_memory })
+        MemoryContextGuard::to(unsafe { (*(*self.info).econtext).ecxt_per_query_memory })
     }
 
     /// The columns that the caller listed; none in a select list.

@@ -246,7 +246,7 @@ pub fn configured() -> i64 {
 
 /// Returns whether somebody who read the configuration at that time may know a newer one. A new process has what the
 /// server knew when it started it.
-pub fn is_behind(configured: i64) -> bool {
+pub fn is_outdated(configured: i64) -> bool {
     // SAFETY: a variable of this process.
     let started = unsafe { pg_sys::MyStartTimestamp };
     configured > started.max(self::configured())

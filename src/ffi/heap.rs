@@ -12,7 +12,7 @@ use crate::ffi::fmgr::text_bytes;
 use crate::ffi::internal_sql::FIRST_NORMAL_OID;
 use crate::ffi::memory::Context;
 use crate::ffi::tuple::Output;
-use crate::ffi::typed_rows::Cell;
+use crate::ffi::typed_rows::SqlValue;
 use pgrx::pg_sys;
 use std::ffi::CString;
 
@@ -277,7 +277,7 @@ impl Heap {
     }
 
     /// Inserts a row: a value for each column.
-    pub fn insert(&self, cells: &[Cell]) {
+    pub fn insert(&self, cells: &[SqlValue]) {
         let entered = self.memory.enter();
         let (values, nulls): (Vec<_>, Vec<_>) =
             cells.iter().enumerate().map(|(index, cell)| self.datum(index, cell)).unzip();
@@ -293,7 +293,7 @@ impl Heap {
     }
 
     /// Changes columns of a row.
-    pub fn update(&self, row: &Row, changes: impl IntoIterator<Item = (usize, Cell)>) {
+    pub fn update(&self, row: &Row, changes: impl IntoIterator<Item = (usize, SqlValue)>) {
         let entered = self.memory.enter();
         let mut values = vec![pg_sys::Datum::from(0_usize); row.values.len()];
         let mut nulls = vec![false; row.values.len()];
@@ -343,14 +343,14 @@ impl Heap {
     }
 
     /// Returns the value of a column, and whether it is null. In the current memory context.
-    fn datum(&self, index: usize, cell: &Cell) -> (pg_sys::Datum, bool) {
+    fn datum(&self, index: usize, cell: &SqlValue) -> (pg_sys::Datum, bool) {
         // SAFETY: there is such a column; the input function of a type takes a C string.
         unsafe {
             let wanted = tuple_desc_attr((*self.relation).rd_att, index).atttypid;
             let datum = match cell {
                 cell if cell.type_oid().is_none_or(|own| own == wanted) => cell.to_datum(),
-                Cell::BigInt(number) if wanted == pg_sys::OIDOID => pg_sys::Datum::from(*number as u32),
-                Cell::Text(text) => {
+                SqlValue::BigInt(number) if wanted == pg_sys::OIDOID => pg_sys::Datum::from(*number as u32),
+                SqlValue::Text(text) => {
                     let (mut function, mut parameter) = (pg_sys::Oid::INVALID, pg_sys::Oid::INVALID);
                     pg_sys::getTypeInputInfo(wanted, &raw mut function, &raw mut parameter);
                     let text = CString::new(text.as_slice()).unwrap_or_default();
@@ -358,7 +358,7 @@ impl Heap {
                 }
                 _ => unreachable!("a value of another type than its column"),
             };
-            (datum, *cell == Cell::Null)
+            (datum, *cell == SqlValue::Null)
         }
     }
 }

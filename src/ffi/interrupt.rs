@@ -20,7 +20,7 @@ pub fn check() {
 /// An error was caught. A cancel or a timeout that was one leaves unserved what else was pending, and unmarked
 /// (postgres.c, `ProcessInterrupts`): the next safe point looks again. Without that a DROP DATABASE waits for this
 /// process for good, which has not served its barrier.
-pub fn look_again() {
+pub fn recheck() {
     // SAFETY: a flag of this process; with nothing pending nothing is done.
     unsafe { (&raw mut pg_sys::InterruptPending).write_volatile(1 as _) };
 }
@@ -52,31 +52,31 @@ const SIGTERM: c_int = 15;
 /// The process is to end when it can.
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
 /// The configuration is to be read again.
-static IS_STALE: AtomicBool = AtomicBool::new(false);
+static RELOAD_REQUESTED: AtomicBool = AtomicBool::new(false);
 /// A job runs.
 static IN_JOB: AtomicBool = AtomicBool::new(false);
 /// The job that runs is a session's: SIGTERM ends it as it ends any session.
-static IN_SESSION: AtomicBool = AtomicBool::new(false);
+static IN_ATTACHED_JOB: AtomicBool = AtomicBool::new(false);
 /// The outcome of a job is being written down.
-static IS_CONCLUDING: AtomicBool = AtomicBool::new(false);
+static IS_FINISHING: AtomicBool = AtomicBool::new(false);
 /// The process is a worker that runs one job after the other.
-static IS_LASTING: AtomicBool = AtomicBool::new(false);
+static IS_POOL_WORKER: AtomicBool = AtomicBool::new(false);
 
 /// Makes a worker that runs one job after the other take signals: SIGTERM cancels its job, so that what came of it can
 /// be written down, and ends the process then; SIGHUP has it read the configuration between two jobs. To be called when
-/// it has logged in; until then [`take_signals`] holds.
-pub fn take_signals_between_jobs() {
-    IS_LASTING.store(true, Ordering::Relaxed);
+/// it has logged in; until then [`install_session_handlers`] holds.
+pub fn install_worker_handlers() {
+    IS_POOL_WORKER.store(true, Ordering::Relaxed);
     // SAFETY: the handlers do what handlers may: they set flags and a latch.
     unsafe {
         process::set_signal_handler(SIGTERM, Some(on_terminate));
         process::set_signal_handler(SIGHUP, Some(on_reload));
     }
-    note_ending();
+    adopt_pending_termination();
 }
 
 /// A termination that came as to a session, and too late for its job, is for the worker.
-fn note_ending() {
+fn adopt_pending_termination() {
     if is_dying() {
         IS_ENDING.store(true, Ordering::Relaxed);
     }
@@ -89,8 +89,8 @@ signal_handler! {
             let is_in_job = IN_JOB.load(Ordering::Relaxed);
             // Then a second termination is none for the job: it has not noticed the first.
             let is_unnoticed = is_in_job && (&raw const pg_sys::QueryCancelPending).read_volatile() != 0;
-            if IN_SESSION.load(Ordering::Relaxed)
-                || IS_ENDING.swap(true, Ordering::Relaxed) && !is_unnoticed && !IS_CONCLUDING.load(Ordering::Relaxed)
+            if IN_ATTACHED_JOB.load(Ordering::Relaxed)
+                || IS_ENDING.swap(true, Ordering::Relaxed) && !is_unnoticed && !IS_FINISHING.load(Ordering::Relaxed)
             {
                 (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
             } else if is_in_job {
@@ -104,7 +104,7 @@ signal_handler! {
 
 signal_handler! {
     fn on_reload() {
-        IS_STALE.store(true, Ordering::Relaxed);
+        RELOAD_REQUESTED.store(true, Ordering::Relaxed);
         // SAFETY: the latch is this process's own.
         unsafe { pg_sys::SetLatch(pg_sys::MyLatch) };
     }
@@ -122,8 +122,8 @@ pub fn is_dying() -> bool {
 }
 
 /// Returns whether the configuration is to be read again, and forgets it.
-pub fn take_stale() -> bool {
-    IS_STALE.swap(false, Ordering::Relaxed)
+pub fn take_reload_request() -> bool {
+    RELOAD_REQUESTED.swap(false, Ordering::Relaxed)
 }
 
 thread_local! {
@@ -137,7 +137,7 @@ pub fn set_deadline(deadline: Option<Instant>) {
 }
 
 /// Returns whether the job's time is over. The server's timers may be a little early.
-pub fn is_late() -> bool {
+pub fn is_past_deadline() -> bool {
     DEADLINE.get().is_some_and(|deadline| Instant::now() + TIMER_SLACK >= deadline)
 }
 
@@ -161,7 +161,7 @@ pub fn end_job() {
     // SAFETY: flags of this process.
     unsafe {
         (&raw mut pg_sys::QueryCancelPending).write_volatile(0 as _);
-        if IS_LASTING.load(Ordering::Relaxed) {
+        if IS_POOL_WORKER.load(Ordering::Relaxed) {
             (&raw mut pg_sys::ProcDiePending).write_volatile(0 as _);
         }
     }
@@ -170,47 +170,47 @@ pub fn end_job() {
 /// While this lives, a process that is to end anyway is not ended by a second SIGTERM, as a smart shutdown sends it
 /// when the last session has gone: it writes down what came of its job, which waits for nothing for long.
 #[must_use = "it is so only while the guard lives"]
-pub struct Concluding(());
+pub struct FinishingGuard(());
 
-impl Concluding {
+impl FinishingGuard {
     pub fn new() -> Self {
-        IS_CONCLUDING.store(true, Ordering::Relaxed);
-        Concluding(())
+        IS_FINISHING.store(true, Ordering::Relaxed);
+        FinishingGuard(())
     }
 }
 
-impl Drop for Concluding {
+impl Drop for FinishingGuard {
     fn drop(&mut self) {
-        IS_CONCLUDING.store(false, Ordering::Relaxed);
+        IS_FINISHING.store(false, Ordering::Relaxed);
     }
 }
 
 /// An error is on its way. A job that catches the cancel of a worker that is to end, or that of its own time limit,
 /// does not go on: the next safe point ends the process. One that does not is over before there is a safe point.
-pub fn error_seen() {
-    if IN_JOB.load(Ordering::Relaxed) && (is_ending() || is_late()) {
-        die_soon();
+pub fn on_error() {
+    if IN_JOB.load(Ordering::Relaxed) && (is_ending() || is_past_deadline()) {
+        set_die_pending();
     }
 }
 
 /// Makes a background worker that has not been given anything to do take signals: SIGTERM has it end when it can,
-/// SIGHUP is only remembered. [`take_signals`] is to follow.
-pub fn take_signals_without_job() {
-    serve_signals(Some(on_terminate));
+/// SIGHUP is only remembered. [`install_session_handlers`] is to follow.
+pub fn install_prestart_handlers() {
+    install_handlers(Some(on_terminate));
 }
 
 /// Makes this background worker take signals as a session does: SIGTERM ends it at the next safe point. SIGINT and
 /// SIGUSR1 are so already; SIGHUP is only remembered, as one text never sees two configurations (bgworker.c,
 /// `BackgroundWorkerMain`).
-pub fn take_signals() {
-    serve_signals(process::terminate_handler());
+pub fn install_session_handlers() {
+    install_handlers(process::terminate_handler());
     // What came before there was a job is for it, too.
     if is_ending() {
-        die_soon();
+        set_die_pending();
     }
 }
 
-fn serve_signals(on_terminate: SignalHandler) {
+fn install_handlers(on_terminate: SignalHandler) {
     // SAFETY: the server's own handler or ours, which set flags and a latch; signals are blocked until the last line,
     // or served already.
     unsafe {
@@ -221,7 +221,7 @@ fn serve_signals(on_terminate: SignalHandler) {
 }
 
 /// The next safe point ends the process.
-fn die_soon() {
+fn set_die_pending() {
     // SAFETY: flags of this process.
     unsafe {
         (&raw mut pg_sys::ProcDiePending).write_volatile(1 as _);
@@ -231,15 +231,15 @@ fn die_soon() {
 
 /// A worker that runs one job after the other runs that of a session now: SIGTERM ends it at the next safe point, as it
 /// ends a session; or it does not any more.
-pub fn be_session(is_session: bool) {
-    IN_SESSION.store(is_session, Ordering::Relaxed);
+pub fn set_attached_job(is_session: bool) {
+    IN_ATTACHED_JOB.store(is_session, Ordering::Relaxed);
     if !is_session {
-        note_ending();
+        adopt_pending_termination();
     }
 }
 
 /// Drops a cancel that came while there was nothing to cancel.
-pub fn forget_cancel() {
+pub fn clear_cancel() {
     // SAFETY: a flag of this process.
     unsafe { (&raw mut pg_sys::QueryCancelPending).write_volatile(0 as _) };
 }

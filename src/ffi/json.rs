@@ -2,7 +2,7 @@
 
 use crate::compat::wire::{heap_form_tuple, raw_datum_size};
 use crate::ffi::memory::Context;
-use crate::ffi::tuple::{Slot, TupleDesc};
+use crate::ffi::tuple::{TupleDesc, TupleSlot};
 use pgrx::pg_sys;
 use std::cell::Cell;
 
@@ -49,7 +49,7 @@ impl JsonRows {
 
     /// Returns a row in the database's encoding; none = it is longer than `limit` bytes. Of one that has a longer text
     /// in it no JSON is made.
-    pub fn row(&self, row: &Slot, limit: usize) -> Option<Vec<u8>> {
+    pub fn row(&self, row: &TupleSlot, limit: usize) -> Option<Vec<u8>> {
         let (values, nulls) = row.values();
         let mut texts = values.iter().zip(nulls).zip(&self.texts).filter(|((_, null), is_text)| **is_text && !**null);
         // SAFETY: the column is a varlena.

@@ -46,18 +46,18 @@ const SOON: Duration = Duration::from_micros(150);
 
 /// Waits for one kind of thing, again and again. When it came soon the last time, the process does not sleep at once
 /// the next time, but looks a little: to be woken takes longer than most short jobs.
-pub struct Patience {
+pub struct SpinThenWait {
     came_soon: Cell<bool>,
     since: Cell<Option<Instant>>,
 }
 
-impl Patience {
+impl SpinThenWait {
     pub const fn new() -> Self {
-        Patience { came_soon: Cell::new(false), since: Cell::new(None) }
+        SpinThenWait { came_soon: Cell::new(false), since: Cell::new(None) }
     }
 
     /// Looks for the latch before the first sleep of a wait, if that is worth it. True = it is set.
-    pub fn look(&self) -> bool {
+    pub fn spin(&self) -> bool {
         let began = Instant::now();
         self.since.set(Some(began));
         if !self.came_soon.get() || !has_processors() {
@@ -76,7 +76,7 @@ impl Patience {
     }
 
     /// Notes that what was waited for has come.
-    pub fn has_come(&self) {
+    pub fn record_wakeup(&self) {
         if let Some(since) = self.since.take() {
             self.came_soon.set(since.elapsed() < SOON);
         }

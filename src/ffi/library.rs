@@ -1,7 +1,7 @@
 //! The libraries that a worker has loaded: which of them a job may have left something in (dfmgr.c).
 
 use crate::ffi::guc::loaded_libraries;
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -67,7 +67,7 @@ const CONNECTING: &[&str] = &["dblink", "postgres_fdw"];
 
 thread_local! {
     /// Libraries that were there before the first job.
-    static FIRST: Slot<Vec<Vec<u8>>> = const { slot(Vec::new()) };
+    static FIRST: ProcessCell<Vec<Vec<u8>>> = const { process_cell(Vec::new()) };
     /// Size of the list of libraries, and whether something may be left with a list of this size.
     static KNOWN: Cell<(usize, bool)> = const { Cell::new((0, false)) };
 }

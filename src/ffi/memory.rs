@@ -1,7 +1,7 @@
 //! Memory contexts (mcxt.c).
 
 use crate::compat::callback;
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use pgrx::pg_sys;
 use std::any::{Any, TypeId};
 use std::ffi::{c_void, CStr};
@@ -44,8 +44,8 @@ impl Context {
     }
 
     /// Makes this the current context until the guard is dropped.
-    pub fn enter(&self) -> Switch {
-        Switch::to(self.0)
+    pub fn enter(&self) -> MemoryContextGuard {
+        MemoryContextGuard::to(self.0)
     }
 
     /// Frees everything in it.
@@ -67,26 +67,26 @@ impl Drop for Context {
 
 /// Another context is current until this is dropped.
 #[must_use = "the context is current only while the guard lives"]
-pub struct Switch(pg_sys::MemoryContext);
+pub struct MemoryContextGuard(pg_sys::MemoryContext);
 
-impl Switch {
+impl MemoryContextGuard {
     pub(super) fn to(context: pg_sys::MemoryContext) -> Self {
         // SAFETY: a variable of this process; the caller's context is valid.
         unsafe {
             let previous = pg_sys::CurrentMemoryContext;
             pg_sys::CurrentMemoryContext = context;
-            Switch(previous)
+            MemoryContextGuard(previous)
         }
     }
 
     /// Makes `TopMemoryContext` current: what is allocated lives as long as the process.
     pub fn to_process_lifetime() -> Self {
         // SAFETY: a variable of this process.
-        Switch::to(unsafe { pg_sys::TopMemoryContext })
+        MemoryContextGuard::to(unsafe { pg_sys::TopMemoryContext })
     }
 }
 
-impl Drop for Switch {
+impl Drop for MemoryContextGuard {
     fn drop(&mut self) {
         // SAFETY: a variable of this process; the context was current before, so it outlives this frame.
         unsafe { pg_sys::CurrentMemoryContext = self.0 };
@@ -126,7 +126,7 @@ struct FoundJobs<T: 'static> {
 
 thread_local! {
     /// Addresses of the values of contexts, by context and type.
-    static FOUND: Slot<Vec<((usize, TypeId), *mut c_void)>> = const { slot(Vec::new()) };
+    static FOUND: ProcessCell<Vec<((usize, TypeId), *mut c_void)>> = const { process_cell(Vec::new()) };
 }
 
 impl<T: 'static> Drop for FoundJobs<T> {

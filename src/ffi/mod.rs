@@ -7,7 +7,7 @@
 //!
 //! | type | owned by | on drop |
 //! |---|---|---|
-//! | [`memory::Switch`] | the frame | switches back, also while unwinding |
+//! | [`memory::MemoryContextGuard`] | the frame | switches back, also while unwinding |
 //! | [`interrupt::CancelHeld`] | the frame | lets cancels in again, also while unwinding |
 //! | `parser::Quiet` | the frame | shows and logs messages again, also while unwinding |
 //! | [`heap::Row`] | the value | frees the copy, unless unwinding |

@@ -5,7 +5,7 @@ use crate::ffi::memory::{c_string, Context};
 use crate::ffi::report::{Captured, Log, ERROR};
 use crate::ffi::{interrupt, report, session};
 use crate::protocol::Report;
-use crate::sql_split::Parsed;
+use crate::sql_split::ParseOutcome;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 
@@ -27,7 +27,7 @@ impl Parser {
     }
 
     /// Parses a text. Its notices are not shown: they come when the text is run.
-    pub fn parse(&self, sql: &[u8]) -> Parsed<Report> {
+    pub fn parse(&self, sql: &[u8]) -> ParseOutcome<Report> {
         interrupt::check();
         let outcome = {
             let _switch = self.memory.enter();
@@ -37,14 +37,14 @@ impl Parser {
         };
         self.memory.reset();
         match outcome {
-            Ok(()) => Parsed::Complete,
+            Ok(()) => ParseOutcome::Complete,
             Err(captured) => failure(sql, *captured),
         }
     }
 }
 
 /// Returns what the parser's error says of the text. Errors that say nothing of it are raised again.
-fn failure(sql: &[u8], captured: Captured) -> Parsed<Report> {
+fn failure(sql: &[u8], captured: Captured) -> ParseOutcome<Report> {
     let report = captured.report;
     if is_of_server(report.sqlstate) {
         report::emit(&report, Log::Here);
@@ -55,7 +55,7 @@ fn failure(sql: &[u8], captured: Captured) -> Parsed<Report> {
         Ok(position @ 1..) => session::bytes_of_characters(sql, position - 1),
         _ => sql.len(),
     };
-    Parsed::Fails { position, refused, report }
+    ParseOutcome::Fails { position, refused, report }
 }
 
 /// Returns whether the SQLSTATE is of a class that tells of resources, operators or faults (errcodes.txt).

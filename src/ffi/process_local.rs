@@ -9,10 +9,10 @@ use std::mem::ManuallyDrop;
 use std::thread::LocalKey;
 
 /// The value that a `thread_local!` of this kind holds.
-pub type Slot<T> = ManuallyDrop<RefCell<T>>;
+pub type ProcessCell<T> = ManuallyDrop<RefCell<T>>;
 
 /// Makes a slot.
-pub const fn slot<T>(value: T) -> Slot<T> {
+pub const fn process_cell<T>(value: T) -> ProcessCell<T> {
     ManuallyDrop::new(RefCell::new(value))
 }
 
@@ -25,20 +25,20 @@ pub trait ProcessLocal<T: 'static> {
     fn set(&'static self, value: T);
 }
 
-impl<T: 'static> ProcessLocal<T> for LocalKey<Slot<T>> {
+impl<T: 'static> ProcessLocal<T> for LocalKey<ProcessCell<T>> {
     fn with_borrow<R>(&'static self, work: impl FnOnce(&T) -> R) -> R {
-        self.with(|slot| work(&slot.borrow()))
+        self.with(|process_cell| work(&process_cell.borrow()))
     }
 
     fn with_borrow_mut<R>(&'static self, work: impl FnOnce(&mut T) -> R) -> R {
-        self.with(|slot| work(&mut slot.borrow_mut()))
+        self.with(|process_cell| work(&mut process_cell.borrow_mut()))
     }
 
     fn try_with_borrow_mut<R>(&'static self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
-        self.with(|slot| slot.try_borrow_mut().ok().map(|mut value| work(&mut value)))
+        self.with(|process_cell| process_cell.try_borrow_mut().ok().map(|mut value| work(&mut value)))
     }
 
     fn set(&'static self, value: T) {
-        self.with_borrow_mut(|slot| *slot = value);
+        self.with_borrow_mut(|process_cell| *process_cell = value);
     }
 }

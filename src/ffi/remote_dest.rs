@@ -29,7 +29,7 @@ pub fn send_messages_to(on_message: fn(Message)) {
 }
 
 /// Makes this process send to `on_message` what a session would send to its client. Called once, in a worker.
-pub fn pretend(on_message: fn(Message)) {
+pub fn install(on_message: fn(Message)) {
     send_messages_to(on_message);
     // SAFETY: a background worker has no client.
     unsafe { set_comm_methods(&METHODS) };

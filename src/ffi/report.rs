@@ -7,7 +7,7 @@ use crate::compat::callback;
 use crate::error::Error;
 use crate::ffi::alloc::SPARE_BYTES;
 use crate::ffi::memory::{c_string, copy_c_string};
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{alloc, interrupt, memory};
 use crate::protocol::{sqlstate, Report, ERRCODE_INTERNAL_ERROR};
 use pgrx::pg_sys;
@@ -33,15 +33,15 @@ mod raw {
 
 thread_local! {
     /// Names of source files, kept for the life of the process: the server keeps pointers to them.
-    static FILE_NAMES: Slot<HashSet<CString>> = slot(HashSet::new());
+    static FILE_NAMES: ProcessCell<HashSet<CString>> = process_cell(HashSet::new());
     /// The same for reports that another process has logged: the address of the name marks the report, also when
     /// PL/pgSQL catches it and raises it again.
-    static FILE_NAMES_LOGGED: Slot<HashSet<CString>> = slot(HashSet::new());
+    static FILE_NAMES_LOGGED: ProcessCell<HashSet<CString>> = process_cell(HashSet::new());
     /// The last error that was passed on: a copy of it has another address.
-    static LAST_PASSED_ON: Slot<Option<Report>> = const { slot(None) };
+    static LAST_PASSED_ON: ProcessCell<Option<Report>> = const { process_cell(None) };
     /// Names the place that a report is copied to.
     static REPORT: Cell<Option<&'static memory::Context>> = const { Cell::new(None) };
-    static LAST_ERROR: Slot<Option<Captured>> = const { slot(None) };
+    static LAST_ERROR: ProcessCell<Option<Captured>> = const { process_cell(None) };
     static ON_NOTICE: Cell<Option<fn(Report)>> = const { Cell::new(None) };
     /// Inside [`catch_call`]: its own callback takes the errors.
     static IN_CALL: Cell<bool> = const { Cell::new(false) };
@@ -237,7 +237,7 @@ pub fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Box<Captured>> {
         })))
     };
     let outcome = pg_sys::PgTryBuilder::new(AssertUnwindSafe(|| Ok(body()))).catch_others(caught).execute();
-    outcome.inspect_err(|_| interrupt::look_again())
+    outcome.inspect_err(|_| interrupt::recheck())
 }
 
 /// Works as [`catch`], for a function that a statement calls: the report has the context up to the caller, who adds
@@ -351,7 +351,7 @@ fn capture(errors: bool, notices: bool) {
             memory.reset(); // of a copy that an error broke off
             memory.enter()
         });
-        let _switch = memory.unwrap_or_else(memory::Switch::to_process_lifetime);
+        let _switch = memory.unwrap_or_else(memory::MemoryContextGuard::to_process_lifetime);
         let edata = pg_sys::CopyErrorData();
         let wanted = if (*edata).elevel >= ERROR { errors } else { notices && (*edata).output_to_client };
         let captured = wanted.then(|| Captured {
@@ -366,7 +366,7 @@ fn capture(errors: bool, notices: bool) {
     match captured {
         Some(captured) if captured.report.level >= ERROR => {
             LAST_ERROR.set(Some(captured));
-            interrupt::error_seen();
+            interrupt::on_error();
         }
         Some(captured) => {
             if let Some(on_notice) = ON_NOTICE.get() {

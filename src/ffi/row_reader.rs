@@ -1,10 +1,10 @@
 //! Rows on their way in (tuplestore.c): those that fit the caller's columns are taken as they are.
 
-use crate::error::{Error, Text};
+use crate::error::{DbText, Error};
 use crate::ffi::memory::{copy_c_string, Context};
 use crate::ffi::row_type::is_as_before;
-use crate::ffi::tuple::{Attribute, Input, Output, Slot, TupleDesc};
-use crate::protocol::{frame, Column, Description, Kind, Malformed, RowsIter, Wire, ALIGNMENT, FRAME_BYTES};
+use crate::ffi::tuple::{Attribute, Input, Output, TupleDesc, TupleSlot};
+use crate::protocol::{frame, Column, ColumnEncoding, Description, Kind, Malformed, RowsIter, ALIGNMENT, FRAME_BYTES};
 use pgrx::pg_sys;
 
 /// Tells how a column of the caller is made.
@@ -12,7 +12,7 @@ enum Source {
     /// The value of this column as it is.
     Same(usize),
     /// The value of this column through its output function.
-    Text(usize, Output),
+    DbText(usize, Output),
     /// Sends the value through its output function, and then through the input function of the caller's column, whose
     /// type modifier says more.
     Modified(usize, Output, Input),
@@ -45,13 +45,13 @@ impl RowReader {
             return Err(Error::ColumnCount { result: columns.len(), listed: expected.len() });
         }
         let is_current =
-            |column: &Column| column.wire != Wire::TypedAndText || is_as_before(column.type_oid, column.fingerprint);
+            |column: &Column| column.wire != ColumnEncoding::Both || is_as_before(column.type_oid, column.fingerprint);
         let current: Vec<bool> = columns.iter().map(is_current).collect();
         let mut travelling: Vec<_> =
             columns.iter().zip(&current).map(|(column, current)| travelling_column(column, *current)).collect();
         // Values are numbered through both tuples of a row.
         let mut shadow_of = vec![None; columns.len()];
-        for (position, index) in (columns.len()..).zip(description.shadowed()) {
+        for (position, index) in (columns.len()..).zip(description.text_copies()) {
             shadow_of[index] = Some(position);
             travelling.push((columns[index].name.clone(), pg_sys::TEXTOID, -1));
         }
@@ -86,10 +86,10 @@ impl RowReader {
         let wire_slot = slot(values);
         let text_slot = if texts.is_empty() { std::ptr::null_mut() } else { slot(texts) };
         let given = |source: &Source| match source {
-            Source::Same(index) | Source::Text(index, _) | Source::Modified(index, ..) => columns.get(*index),
+            Source::Same(index) | Source::DbText(index, _) | Source::Modified(index, ..) => columns.get(*index),
             Source::Void => None,
         };
-        let of_rows = sources.iter().filter_map(given).filter(|column| column.wire == Wire::TypedAndText);
+        let of_rows = sources.iter().filter_map(given).filter(|column| column.wire == ColumnEncoding::Both);
         let row_types = of_rows.map(|column| (column.type_oid, column.fingerprint)).collect();
         let memory = Context::in_current(c"pg_background_mgr row reader");
         Ok(RowReader { target, sources, is_same, wire_slot, text_slot, row_types, memory })
@@ -144,12 +144,12 @@ impl RowReader {
         {
             let _switch = self.memory.enter();
             // SAFETY: the slots were filled by the caller.
-            let row = unsafe { Slot::from_raw(self.wire_slot) };
+            let row = unsafe { TupleSlot::from_raw(self.wire_slot) };
             let (mut from, mut from_null) = row.values();
             let (both, both_null);
             if !self.text_slot.is_null() {
                 // SAFETY: as above.
-                let texts = unsafe { Slot::from_raw(self.text_slot) };
+                let texts = unsafe { TupleSlot::from_raw(self.text_slot) };
                 let (more, more_null) = texts.values();
                 both = [from, more].concat();
                 both_null = [from_null, more_null].concat();
@@ -160,8 +160,8 @@ impl RowReader {
             for source in &self.sources {
                 let (value, null) = match *source {
                     Source::Same(index) => (from[index], from_null[index]),
-                    Source::Text(index, _) | Source::Modified(index, ..) if from_null[index] => (from[index], true),
-                    Source::Text(index, output) => (output.to_text(from[index]), false),
+                    Source::DbText(index, _) | Source::Modified(index, ..) if from_null[index] => (from[index], true),
+                    Source::DbText(index, output) => (output.to_text(from[index]), false),
                     Source::Modified(index, output, input) => (input.value_of(output, from[index]), false),
                     Source::Void => (pg_sys::Datum::from(0_usize), false),
                 };
@@ -195,7 +195,7 @@ impl RowReader {
                 if !pg_sys::tuplestore_gettupleslot(store, true, false, self.wire_slot) {
                     return Err(Error::Spill);
                 }
-                Slot::from_raw(self.wire_slot).append_to(&mut rows);
+                TupleSlot::from_raw(self.wire_slot).append_to(&mut rows);
                 if rows.len() >= FRAME_BYTES {
                     each(std::mem::replace(&mut rows, frame(Kind::Rows)))?;
                 }
@@ -241,8 +241,8 @@ fn word(bytes: &[u8]) -> u64 {
 /// The column as its values travel. A row type that is gone, or not what it was, has a stand-in of the same storage.
 fn travelling_column(column: &Column, is_current: bool) -> (Vec<u8>, pg_sys::Oid, i32) {
     let (type_oid, typmod) = match column.wire {
-        Wire::Text => (pg_sys::TEXTOID, -1),
-        Wire::TypedAndText if !is_current => (pg_sys::RECORDOID, -1),
+        ColumnEncoding::Text => (pg_sys::TEXTOID, -1),
+        ColumnEncoding::Both if !is_current => (pg_sys::RECORDOID, -1),
         _ => (pg_sys::Oid::from(column.type_oid), column.typmod),
     };
     (column.name.clone(), type_oid, typmod)
@@ -270,20 +270,22 @@ fn source(
         }
     };
     match column.wire {
-        Wire::Typed if is_coercible(from) => Ok(modified(from, column.typmod)),
-        Wire::Typed if is_text => Ok(Source::Text(index, Output::of(from))),
-        Wire::Text if from == pg_sys::VOIDOID && wanted.type_oid == pg_sys::VOIDOID => Ok(Source::Void),
-        Wire::Text if is_coercible(pg_sys::TEXTOID) => Ok(modified(pg_sys::TEXTOID, -1)),
-        Wire::TypedAndText if is_text => Ok(Source::Same(shadow.unwrap_or(index))),
-        Wire::TypedAndText if is_current && (from == wanted.type_oid || is_coercible(from)) => Ok(Source::Same(index)),
+        ColumnEncoding::Binary if is_coercible(from) => Ok(modified(from, column.typmod)),
+        ColumnEncoding::Binary if is_text => Ok(Source::DbText(index, Output::of(from))),
+        ColumnEncoding::Text if from == pg_sys::VOIDOID && wanted.type_oid == pg_sys::VOIDOID => Ok(Source::Void),
+        ColumnEncoding::Text if is_coercible(pg_sys::TEXTOID) => Ok(modified(pg_sys::TEXTOID, -1)),
+        ColumnEncoding::Both if is_text => Ok(Source::Same(shadow.unwrap_or(index))),
+        ColumnEncoding::Both if is_current && (from == wanted.type_oid || is_coercible(from)) => {
+            Ok(Source::Same(index))
+        }
         // Its values are no values of the type any more; their texts may be.
-        Wire::TypedAndText if from == wanted.type_oid => {
+        ColumnEncoding::Both if from == wanted.type_oid => {
             let text = Output::of(pg_sys::TEXTOID);
             Ok(Source::Modified(shadow.unwrap_or(index), text, Input::of(wanted)))
         }
         _ => Err(Error::ColumnType {
             number: index + 1,
-            name: Text::new(&column.name),
+            name: DbText::new(&column.name),
             result: type_name(from),
             listed: type_name(wanted.type_oid),
         }),
@@ -291,9 +293,9 @@ fn source(
 }
 
 /// The name of a type for a message.
-fn type_name(type_oid: pg_sys::Oid) -> Text {
+fn type_name(type_oid: pg_sys::Oid) -> DbText {
     const ALLOW_INVALID: u16 = pg_sys::FORMAT_TYPE_ALLOW_INVALID as u16;
     // SAFETY: gives a C string, also for a type that is gone.
     let name = unsafe { copy_c_string(pg_sys::format_type_extended(type_oid, -1, ALLOW_INVALID)) };
-    Text::new(&name.unwrap_or_default())
+    DbText::new(&name.unwrap_or_default())
 }

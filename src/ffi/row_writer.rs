@@ -4,12 +4,12 @@
 use crate::compat::{oid_to_u32, wire};
 use crate::ffi::memory::Context;
 use crate::ffi::row_type;
-use crate::ffi::tuple::{append_tuple, Output, Slot, TupleDesc};
-use crate::protocol::{Column, Description, Wire};
+use crate::ffi::tuple::{append_tuple, Output, TupleDesc, TupleSlot};
+use crate::protocol::{Column, ColumnEncoding, Description};
 use pgrx::pg_sys;
 
 /// Returns how values of a type travel.
-fn wire_of(type_oid: pg_sys::Oid) -> Wire {
+fn wire_of(type_oid: pg_sys::Oid) -> ColumnEncoding {
     let mut at = Some(type_oid);
     while let Some(this) = at {
         // SAFETY: catalog lookups; the type exists while a statement gives its values.
@@ -17,15 +17,15 @@ fn wire_of(type_oid: pg_sys::Oid) -> Wire {
             let is_row = pg_sys::type_is_rowtype(pg_sys::getBaseType(this));
             let is_pseudo = pg_sys::get_typtype(this) as u8 == pg_sys::TYPTYPE_PSEUDO;
             if is_pseudo || is_temporary(this) && !is_row {
-                return Wire::Text;
+                return ColumnEncoding::Text;
             }
         }
         at = row_type::inner(this);
     }
     if row_type::is_over_row_type(type_oid) {
-        Wire::TypedAndText
+        ColumnEncoding::Both
     } else {
-        Wire::Typed
+        ColumnEncoding::Binary
     }
 }
 
@@ -67,7 +67,7 @@ pub struct RowWriter {
 
 struct WriterColumn {
     is_varlena: bool,
-    wire: Wire,
+    wire: ColumnEncoding,
     output: Option<Output>,
 }
 
@@ -85,9 +85,9 @@ impl RowWriter {
             let wire = wire_of(attribute.type_oid);
             let shadow = (attribute.name.clone(), pg_sys::TEXTOID, -1);
             match wire {
-                Wire::Typed => formed.push((attribute.name.clone(), attribute.type_oid, attribute.typmod)),
-                Wire::Text => formed.push(shadow),
-                Wire::TypedAndText => {
+                ColumnEncoding::Binary => formed.push((attribute.name.clone(), attribute.type_oid, attribute.typmod)),
+                ColumnEncoding::Text => formed.push(shadow),
+                ColumnEncoding::Both => {
                     formed.push((attribute.name.clone(), attribute.type_oid, attribute.typmod));
                     shadows.push(shadow);
                 }
@@ -95,17 +95,18 @@ impl RowWriter {
             columns.push(WriterColumn {
                 is_varlena: attribute.is_varlena,
                 wire,
-                output: (wire != Wire::Typed).then(|| Output::of(attribute.type_oid)),
+                output: (wire != ColumnEncoding::Binary).then(|| Output::of(attribute.type_oid)),
             });
             description.columns.push(Column {
                 name: attribute.name,
                 type_oid: oid_to_u32(attribute.type_oid),
                 typmod: attribute.typmod,
                 wire,
-                fingerprint: if wire == Wire::TypedAndText { row_type::fingerprint(attribute.type_oid) } else { 0 },
+                fingerprint: if wire == ColumnEncoding::Both { row_type::fingerprint(attribute.type_oid) } else { 0 },
             });
         }
-        let form = columns.iter().any(|column| column.wire != Wire::Typed).then(|| TupleDesc::build(&formed));
+        let form =
+            columns.iter().any(|column| column.wire != ColumnEncoding::Binary).then(|| TupleDesc::build(&formed));
         let texts = (!shadows.is_empty()).then(|| TupleDesc::build(&shadows));
         let has_varlena = columns.iter().any(|column| column.is_varlena);
         drop(switch);
@@ -113,7 +114,7 @@ impl RowWriter {
     }
 
     /// Appends a row. Toasted values are brought in: their table may be gone when the row is read.
-    pub fn append(&mut self, row: Slot, out: &mut Vec<u8>) {
+    pub fn append(&mut self, row: TupleSlot, out: &mut Vec<u8>) {
         crate::ffi::alloc::check();
         if self.form.is_none() && !(self.has_varlena && self.has_external(&row)) {
             row.append_to(out);
@@ -130,14 +131,14 @@ impl RowWriter {
                     _ => pg_sys::Datum::from(0_usize),
                 };
                 match column.wire {
-                    Wire::Text => *value = text(*value),
-                    Wire::TypedAndText => {
+                    ColumnEncoding::Text => *value = text(*value),
+                    ColumnEncoding::Both => {
                         texts.push(text(*value));
                         text_nulls.push(*null);
                     }
-                    Wire::Typed => {}
+                    ColumnEncoding::Binary => {}
                 }
-                if column.wire != Wire::Text && column.is_varlena && !null && is_external(*value) {
+                if column.wire != ColumnEncoding::Text && column.is_varlena && !null && is_external(*value) {
                     // SAFETY: a varlena with an external header.
                     *value = pg_sys::Datum::from(unsafe { wire::detoast_external(value.cast_mut_ptr()) });
                 }
@@ -154,7 +155,7 @@ impl RowWriter {
         self.memory.reset();
     }
 
-    fn has_external(&self, row: &Slot) -> bool {
+    fn has_external(&self, row: &TupleSlot) -> bool {
         let (values, nulls) = row.values();
         let columns = values.iter().zip(nulls).zip(&self.columns);
         columns.into_iter().any(|((value, null), column)| column.is_varlena && !null && is_external(*value))

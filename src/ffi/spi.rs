@@ -1,7 +1,7 @@
 //! SQL that the extension itself runs (spi.c).
 
 use crate::ffi::memory::copy_c_string;
-use crate::ffi::typed_rows::Cell;
+use crate::ffi::typed_rows::SqlValue;
 use pgrx::pg_sys;
 use std::ffi::CString;
 
@@ -52,16 +52,20 @@ pub fn quote_identifier(name: &[u8]) -> Vec<u8> {
 
 /// Runs a text that only looks, as things are now, even in a transaction with an older snapshot; hands on the server's
 /// own table of rows.
-pub(super) fn query_with<T>(sql: &[u8], parameters: &[Cell], take: impl FnOnce(*mut pg_sys::SPITupleTable) -> T) -> T {
+pub(super) fn query_with<T>(
+    sql: &[u8],
+    parameters: &[SqlValue],
+    take: impl FnOnce(*mut pg_sys::SPITupleTable) -> T,
+) -> T {
     let sql = CString::new(sql).unwrap_or_default();
     let mut types: Vec<pg_sys::Oid> =
         parameters.iter().map(|cell| cell.type_oid().unwrap_or(pg_sys::TEXTOID)).collect();
     // SAFETY: connect and finish are paired, so are push and pop; an error in between is cleaned up with the
     // transaction.
     unsafe {
-        let mut values: Vec<pg_sys::Datum> = parameters.iter().map(Cell::to_datum).collect();
+        let mut values: Vec<pg_sys::Datum> = parameters.iter().map(SqlValue::to_datum).collect();
         let nulls: Vec<std::ffi::c_char> =
-            parameters.iter().map(|cell| if *cell == Cell::Null { b'n' } else { b' ' } as _).collect();
+            parameters.iter().map(|cell| if *cell == SqlValue::Null { b'n' } else { b' ' } as _).collect();
         pg_sys::SPI_connect();
         pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
         pg_sys::SPI_execute_with_args(

@@ -1,7 +1,7 @@
 //! One statement of a text: parse, plan, run (postgres.c, `exec_simple_query`; pquery.c).
 
 use crate::compat::{callback, exec};
-use crate::ffi::tuple::{Slot, TupleDesc};
+use crate::ffi::tuple::{TupleDesc, TupleSlot};
 use pgrx::pg_sys;
 use std::ffi::{c_char, c_int, CStr};
 use std::ptr::null_mut;
@@ -11,11 +11,11 @@ pub trait RowSink {
     /// Rows with these columns follow; they may be none.
     fn start(&mut self, columns: TupleDesc);
     /// The next row.
-    fn row(&mut self, row: Slot);
+    fn row(&mut self, row: TupleSlot);
 }
 
-/// The text of a job, parsed. Lives until [`Text::forget`].
-pub struct Text<'a> {
+/// The text of a job, parsed. Lives until [`ParsedSql::forget`].
+pub struct ParsedSql<'a> {
     sql: &'a CStr,
     statements: Vec<*mut pg_sys::RawStmt>,
 }
@@ -34,16 +34,16 @@ pub fn init() {
     }
 }
 
-impl<'a> Text<'a> {
+impl<'a> ParsedSql<'a> {
     /// Parses. A transaction command is open, for the parser may look up settings.
     pub fn parse(sql: &'a CStr) -> Self {
         // SAFETY: the list and its nodes live in MessageContext until `forget`.
         let statements = unsafe {
-            let _switch = crate::ffi::memory::Switch::to(pg_sys::MessageContext);
+            let _switch = crate::ffi::memory::MemoryContextGuard::to(pg_sys::MessageContext);
             let list = pg_sys::pg_parse_query(sql.as_ptr());
             exec::list_of_nodes(list)
         };
-        Text { sql, statements }
+        ParsedSql { sql, statements }
     }
 
     /// Returns its statements.
@@ -60,7 +60,7 @@ impl<'a> Text<'a> {
 
 /// Frees what the last text took, also after an error.
 pub fn forget() {
-    Text::forget();
+    ParsedSql::forget();
 }
 
 /// One statement of a text.
@@ -104,13 +104,13 @@ impl Statement<'_> {
     }
 
     /// Runs it as a top-level command; gives its command tag. A transaction command is open. Memory that it takes is
-    /// freed with the transaction or by [`Text::forget`].
+    /// freed with the transaction or by [`ParsedSql::forget`].
     pub fn run(&self, sink: &mut dyn RowSink) -> Vec<u8> {
         let mut receiver = Receiver::new(sink);
         let mut completion = exec::Completion::new();
         // SAFETY: the steps and their order are those of exec_simple_query; the receiver outlives the portal's run.
         unsafe {
-            let _switch = crate::ffi::memory::Switch::to(pg_sys::MessageContext);
+            let _switch = crate::ffi::memory::MemoryContextGuard::to(pg_sys::MessageContext);
             let own_memory = pg_sys::AllocSetContextCreateInternal(
                 pg_sys::MessageContext,
                 c"pg_background_mgr statement".as_ptr(),
@@ -118,7 +118,7 @@ impl Statement<'_> {
                 pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
                 pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
             );
-            let _inner = crate::ffi::memory::Switch::to(own_memory);
+            let _inner = crate::ffi::memory::MemoryContextGuard::to(own_memory);
             let sql = self.sql.as_ptr();
             let snapshot = pg_sys::analyze_requires_snapshot(self.raw);
             if snapshot {
@@ -175,7 +175,7 @@ callback! {
 callback! {
     fn receive_slot(slot: *mut pg_sys::TupleTableSlot, receiver: *mut pg_sys::DestReceiver) -> bool {
         // SAFETY: as above; the slot is valid for the call. "Go on" even when nobody reads: side effects must happen.
-        unsafe { (*receiver.cast::<Receiver>()).sink.row(Slot::from_raw(slot)) };
+        unsafe { (*receiver.cast::<Receiver>()).sink.row(TupleSlot::from_raw(slot)) };
         true
     }
 }
@@ -198,9 +198,9 @@ pub fn announce(sql: &'static CStr) {
 ///
 /// The text is kept until the next call.
 pub fn announce_kept(sql: std::ffi::CString) -> &'static CStr {
-    use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+    use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
     thread_local! {
-        static KEPT: Slot<Option<Box<CStr>>> = const { slot(None) };
+        static KEPT: ProcessCell<Option<Box<CStr>>> = const { process_cell(None) };
     }
     // SAFETY: the text before is shown by nobody any more: announce_idle has taken it away.
     unsafe { pg_sys::debug_query_string = std::ptr::null() };

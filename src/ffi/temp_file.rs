@@ -2,7 +2,7 @@
 
 use crate::compat::wire::buffile_write;
 use crate::error::Error;
-use crate::ffi::memory::Switch;
+use crate::ffi::memory::MemoryContextGuard;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 
@@ -48,7 +48,7 @@ pub struct File {
 impl File {
     /// Creates an empty file. It is in the temporary tablespaces of the session.
     pub fn create() -> Self {
-        let _switch = Switch::to_process_lifetime();
+        let _switch = MemoryContextGuard::to_process_lifetime();
         // SAFETY: the file belongs to the process, as its memory does.
         let file = unsafe { pg_sys::BufFileCreateTemp(true) };
         File { file, read: Position::default(), written: Position::default(), writing: true }
@@ -76,7 +76,7 @@ impl File {
     /// # Errors
     /// [`Error::Spill`] (58030); a full disk and `temp_file_limit` are errors of the server's own.
     pub fn push(&mut self, message: &[u8]) -> Result<(), Error> {
-        let _switch = Switch::to_process_lifetime();
+        let _switch = MemoryContextGuard::to_process_lifetime();
         if !self.writing {
             self.read = self.tell();
             self.seek(self.written)?;
@@ -98,7 +98,7 @@ impl File {
     /// # Errors
     /// [`Error::Spill`] (58030)
     pub fn pop(&mut self) -> Result<Option<Vec<u8>>, Error> {
-        let _switch = Switch::to_process_lifetime();
+        let _switch = MemoryContextGuard::to_process_lifetime();
         if self.writing {
             self.written = self.tell();
             self.seek(self.read)?;

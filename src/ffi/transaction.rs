@@ -266,7 +266,7 @@ pub fn current_id_if_any() -> u32 {
 /// Brings to disk that this transaction exists, which has written something, so that its number is nobody else's after
 /// a crash; gives the number.
 #[allow(non_snake_case, reason = "the server's names")]
-pub fn make_known() -> u64 {
+pub fn log_id() -> u64 {
     /// A record that says nothing but whose it is (xlog.c, `xlog_redo`).
     const XLOG_NOOP: u8 = 0x20;
     const RM_XLOG_ID: u8 = 0;
@@ -291,7 +291,7 @@ pub fn flush_commits() {
     unsafe { pg_sys::XLogFlush(pg_sys::XactLastCommitEnd) };
 }
 
-/// Returns whether a transaction, as [`make_known`] gave it, was committed, perhaps by a server that has died; false if
+/// Returns whether a transaction, as [`log_id`] gave it, was committed, perhaps by a server that has died; false if
 /// it is so old that nobody knows (xid8funcs.c, `pg_xact_status`). Inside a transaction.
 pub fn was_committed(transaction: u64) -> bool {
     let status = format!(

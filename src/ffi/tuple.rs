@@ -3,7 +3,7 @@
 //! Rows travel as minimal tuples: [`super::row_writer`] makes them, [`super::row_reader`] takes them.
 
 use crate::compat::{oid_to_u32, tuple_desc_attr, wire};
-use crate::protocol::{Column, Description, Wire, ALIGNMENT};
+use crate::protocol::{Column, ColumnEncoding, Description, ALIGNMENT};
 use pgrx::pg_sys;
 use std::ffi::CString;
 
@@ -65,13 +65,13 @@ impl TupleDesc {
 
 /// A row that the executor holds out.
 #[derive(Clone, Copy)]
-pub struct Slot(*mut pg_sys::TupleTableSlot);
+pub struct TupleSlot(*mut pg_sys::TupleTableSlot);
 
-impl Slot {
+impl TupleSlot {
     /// # Safety
     /// `slot` is valid and filled as long as this value is used.
     pub(super) unsafe fn from_raw(slot: *mut pg_sys::TupleTableSlot) -> Self {
-        Slot(slot)
+        TupleSlot(slot)
     }
 
     /// All values and NULL flags of the row (tuptable.h, `slot_getallattrs`).
@@ -200,7 +200,7 @@ pub fn text_description(name: &[u8]) -> Description {
         name: name.to_vec(),
         type_oid: oid_to_u32(pg_sys::TEXTOID),
         typmod: -1,
-        wire: Wire::Typed,
+        wire: ColumnEncoding::Binary,
         fingerprint: 0,
     };
     Description { columns: vec![column] }

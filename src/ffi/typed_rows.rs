@@ -9,7 +9,7 @@ use pgrx::pg_sys;
 
 /// A value of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cell {
+pub enum SqlValue {
     Null,
     Bool(bool),
     Int(i32),
@@ -23,75 +23,75 @@ pub enum Cell {
     Interval(i64),
 }
 
-impl Cell {
+impl SqlValue {
     /// A moment that may not be known.
     pub fn timestamp(at: Option<i64>) -> Self {
-        at.map_or(Cell::Null, Cell::Timestamp)
+        at.map_or(SqlValue::Null, SqlValue::Timestamp)
     }
 }
 
-impl<T: Into<Cell>> From<Option<T>> for Cell {
+impl<T: Into<SqlValue>> From<Option<T>> for SqlValue {
     fn from(value: Option<T>) -> Self {
-        value.map_or(Cell::Null, Into::into)
+        value.map_or(SqlValue::Null, Into::into)
     }
 }
 
-impl From<Vec<u8>> for Cell {
+impl From<Vec<u8>> for SqlValue {
     fn from(text: Vec<u8>) -> Self {
-        Cell::Text(text)
+        SqlValue::Text(text)
     }
 }
 
-impl From<&[u8]> for Cell {
+impl From<&[u8]> for SqlValue {
     fn from(text: &[u8]) -> Self {
-        Cell::Text(crate::ffi::alloc::copy(text))
+        SqlValue::Text(crate::ffi::alloc::copy(text))
     }
 }
 
-impl From<i32> for Cell {
+impl From<i32> for SqlValue {
     fn from(value: i32) -> Self {
-        Cell::Int(value)
+        SqlValue::Int(value)
     }
 }
 
-impl From<i64> for Cell {
+impl From<i64> for SqlValue {
     fn from(value: i64) -> Self {
-        Cell::BigInt(value)
+        SqlValue::BigInt(value)
     }
 }
 
-impl From<[u8; 16]> for Cell {
+impl From<[u8; 16]> for SqlValue {
     fn from(value: [u8; 16]) -> Self {
-        Cell::Uuid(value)
+        SqlValue::Uuid(value)
     }
 }
 
-impl Cell {
+impl SqlValue {
     /// The type of a column that takes it; none = any.
     pub(super) fn type_oid(&self) -> Option<pg_sys::Oid> {
         Some(match self {
-            Cell::Null => return None,
-            Cell::Bool(_) => pg_sys::BOOLOID,
-            Cell::Int(_) => pg_sys::INT4OID,
-            Cell::BigInt(_) => pg_sys::INT8OID,
-            Cell::Text(_) => pg_sys::TEXTOID,
-            Cell::Uuid(_) => pg_sys::UUIDOID,
-            Cell::Timestamp(_) => pg_sys::TIMESTAMPTZOID,
-            Cell::Interval(_) => pg_sys::INTERVALOID,
+            SqlValue::Null => return None,
+            SqlValue::Bool(_) => pg_sys::BOOLOID,
+            SqlValue::Int(_) => pg_sys::INT4OID,
+            SqlValue::BigInt(_) => pg_sys::INT8OID,
+            SqlValue::Text(_) => pg_sys::TEXTOID,
+            SqlValue::Uuid(_) => pg_sys::UUIDOID,
+            SqlValue::Timestamp(_) => pg_sys::TIMESTAMPTZOID,
+            SqlValue::Interval(_) => pg_sys::INTERVALOID,
         })
     }
 
     /// The value in the current memory context.
     pub(super) fn to_datum(&self) -> pg_sys::Datum {
         match self {
-            Cell::Null => pg_sys::Datum::from(0_usize),
-            Cell::Bool(value) => pg_sys::Datum::from(*value),
-            Cell::Int(value) => pg_sys::Datum::from(*value),
-            Cell::BigInt(value) | Cell::Timestamp(value) => pg_sys::Datum::from(*value),
-            Cell::Interval(value) => crate::ffi::interval::to_datum(*value),
-            Cell::Text(text) => text_datum(text),
+            SqlValue::Null => pg_sys::Datum::from(0_usize),
+            SqlValue::Bool(value) => pg_sys::Datum::from(*value),
+            SqlValue::Int(value) => pg_sys::Datum::from(*value),
+            SqlValue::BigInt(value) | SqlValue::Timestamp(value) => pg_sys::Datum::from(*value),
+            SqlValue::Interval(value) => crate::ffi::interval::to_datum(*value),
+            SqlValue::Text(text) => text_datum(text),
             // SAFETY: the allocation has the size of what is written.
-            Cell::Uuid(uuid) => unsafe {
+            SqlValue::Uuid(uuid) => unsafe {
                 let copy = pg_sys::palloc(uuid.len()).cast::<[u8; 16]>();
                 copy.write(*uuid);
                 pg_sys::Datum::from(copy)
@@ -125,16 +125,16 @@ impl TypedRows {
     ///
     /// # Errors
     /// [`Error::Declaration`] (42P13) if the values do not fit the declared columns.
-    pub fn put(&mut self, row: &[Cell]) -> Result<(), Error> {
-        let fits = |(cell, declared): (&Cell, &pg_sys::Oid)| cell.type_oid().is_none_or(|own| own == *declared);
+    pub fn put(&mut self, row: &[SqlValue]) -> Result<(), Error> {
+        let fits = |(cell, declared): (&SqlValue, &pg_sys::Oid)| cell.type_oid().is_none_or(|own| own == *declared);
         if row.len() != self.types.len() || !row.iter().zip(&self.types).all(fits) {
             return Err(Error::Declaration);
         }
         let store = self.rows.store();
         {
             let _switch = self.memory.enter();
-            let mut values: Vec<_> = row.iter().map(Cell::to_datum).collect();
-            let mut nulls: Vec<_> = row.iter().map(|cell| *cell == Cell::Null).collect();
+            let mut values: Vec<_> = row.iter().map(SqlValue::to_datum).collect();
+            let mut nulls: Vec<_> = row.iter().map(|cell| *cell == SqlValue::Null).collect();
             // SAFETY: there is a value of the right type for each column; the store copies them.
             unsafe {
                 pg_sys::tuplestore_putvalues(store, self.desc.as_raw(), values.as_mut_ptr(), nulls.as_mut_ptr());
@@ -148,7 +148,7 @@ impl TypedRows {
     ///
     /// # Errors
     /// [`Error::Declaration`] (42P13) if they do not fit the declared columns.
-    pub fn put_query(&mut self, sql: &[u8], parameters: &[Cell]) -> Result<(), Error> {
+    pub fn put_query(&mut self, sql: &[u8], parameters: &[SqlValue]) -> Result<(), Error> {
         let store = self.rows.store();
         let types = &self.types;
         spi::query_with(sql, parameters, |table| {

@@ -5,7 +5,7 @@
 //! not flushed, so that they cost no time: they outlive the processes of the server, not the operating system. After
 //! the crash of that it is not known whether a job had started.
 
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{area, exit_hooks, file, session};
 use crate::log::spool;
 use crate::protocol::to_bytes;
@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 /// The end of the name of such a file.
-pub const ATTEMPT: &str = ".attempt";
+pub const ATTEMPT_SUFFIX: &str = ".attempt";
 
 /// An attempt that has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +41,7 @@ struct Content {
 }
 
 thread_local! {
-    static OWN: Slot<Option<(PathBuf, File)>> = const { slot(None) };
+    static OWN: ProcessCell<Option<(PathBuf, File)>> = const { process_cell(None) };
 }
 
 /// Notes that this worker runs an attempt from now on, or none.
@@ -62,16 +62,16 @@ fn write(attempt: Option<&Attempt>) -> io::Result<()> {
             }
             let mut name = [0; 16];
             name[12..].copy_from_slice(&session::pid().to_be_bytes());
-            let path = spool::path(content.epoch, session::database(), &name, ATTEMPT);
+            let path = spool::path(content.epoch, session::database(), &name, ATTEMPT_SUFFIX);
             *own = Some((path.clone(), file::create(&path)?));
-            exit_hooks::before_exit(forget);
+            exit_hooks::before_exit(remove_own);
         }
         own.as_ref().map_or(Ok(()), |(_, file)| file.write_all_at(&to_bytes(&content), 0))
     })
 }
 
 /// Removes the file of this process, which ends in order.
-fn forget() {
+fn remove_own() {
     if exit_hooks::is_postmaster_gone() {
         return;
     }
@@ -81,12 +81,12 @@ fn forget() {
 }
 
 /// The attempts for this database that servers which have died ran then, with the epochs of these.
-pub fn left_behind(epoch: i64, database: u32) -> Vec<(i64, Attempt)> {
-    let files: Vec<Content> = spool::files_left(epoch, database, ATTEMPT);
+pub fn orphaned(epoch: i64, database: u32) -> Vec<(i64, Attempt)> {
+    let files: Vec<Content> = spool::read_orphaned(epoch, database, ATTEMPT_SUFFIX);
     files.into_iter().filter_map(|file| Some((file.epoch, file.attempt?))).collect()
 }
 
 /// Forgets them: the log says what they say.
-pub fn remove_left_behind(epoch: i64, database: u32) {
-    spool::remove_left(epoch, database, ATTEMPT);
+pub fn remove_orphaned(epoch: i64, database: u32) {
+    spool::remove_orphaned(epoch, database, ATTEMPT_SUFFIX);
 }

@@ -13,13 +13,13 @@ pub mod spool;
 
 use crate::error::Error;
 use crate::ffi::heap::Access;
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::report::{Captured, Log};
 use crate::ffi::{heap, lock, login, process, report, role, session, spi, transaction};
-pub use crate::log::insert::record;
+pub use crate::log::insert::insert_batch;
 use crate::log::outcome_file::End;
-pub use crate::log::reader::{fate, is_readable, jobs_query, states, to_repeat, Fate, Known};
-pub use crate::log::recovery::{fold_left_behind, launches_left, note_begun, note_end};
+pub use crate::log::reader::{is_readable, jobs_query, jobs_to_retry, row_state, states, LoggedJob, RowState};
+pub use crate::log::recovery::{import_orphans, orphaned_batches, store_begun, store_end};
 use crate::log::rows::Rows;
 pub use crate::log::rows::{end_cells, outcome_cells};
 use crate::protocol::{decode, sqlstate, Outcome, Report};
@@ -51,7 +51,7 @@ pub struct FinalRow {
 
 thread_local! {
     /// The schema of the extension, quoted.
-    static SCHEMA: Slot<Vec<u8>> = const { slot(Vec::new()) };
+    static SCHEMA: ProcessCell<Vec<u8>> = const { process_cell(Vec::new()) };
     static RELATIONS: cell::Cell<Option<Relations>> = const { cell::Cell::new(None) };
 }
 
@@ -63,7 +63,7 @@ struct Relations {
 }
 
 /// Finds the extension. False = it is not in this database (any more). Inside a transaction.
-pub fn find() -> bool {
+pub fn locate() -> bool {
     let schema = spi::select(queries::SCHEMA).concat();
     let is_there = !schema.is_empty();
     SCHEMA.set(schema);
@@ -72,21 +72,21 @@ pub fn find() -> bool {
 }
 
 /// A table or view that users read, with its schema.
-fn relation(name: &str) -> Vec<u8> {
+fn qualified_name(name: &str) -> Vec<u8> {
     SCHEMA.with_borrow(|schema| [schema.as_slice(), b".", name.as_bytes()].concat())
 }
 
 /// Forgets what was found, after an error.
-fn forget_relations() {
+fn forget_log_oids() {
     RELATIONS.set(None);
 }
 
 /// Takes the locks that writing the log needs, before all else and all at once: a worker that has one of them never
 /// waits for another, so whoever drops the extension or changes the log wins. `waits`: for the log, if nothing else is
 /// held.
-fn hold(waits: bool) -> Relations {
+fn lock_log(waits: bool) -> Relations {
     let held = RELATIONS.get().unwrap_or_else(relations);
-    require(held);
+    require_log(held);
     if !(lock::try_to_write(held.log, waits) && lock::try_to_use(held.sequence)) {
         report::emit(&Report::from(Error::LogLocked), Log::Here);
     }
@@ -95,14 +95,14 @@ fn hold(waits: bool) -> Relations {
 }
 
 /// Raises [`Error::LogMissing`] (55000) where the extension has no log: its SQL is that of another version.
-fn require(relations: Relations) {
+fn require_log(relations: Relations) {
     if relations.log == 0 || relations.sequence == 0 {
         report::emit(&Report::from(Error::LogMissing), Log::Here);
     }
 }
 
 /// Opens the log that is held; [`Access::Write`] in [`in_own_transaction`].
-fn open<T>(held: Relations, access: Access, body: impl FnOnce(&Rows) -> T) -> Option<T> {
+fn open_log<T>(held: Relations, access: Access, body: impl FnOnce(&Rows) -> T) -> Option<T> {
     rows::open(held.log, held.sequence, access, body)
 }
 
@@ -120,7 +120,7 @@ fn relations() -> Relations {
 }
 
 /// The oid of the log; 0 = there is none. Inside a transaction.
-pub fn number_of_log() -> u32 {
+pub fn log_oid() -> u32 {
     thread_local! {
         /// Change of the catalogs at which the log was found, and its oid.
         static KNOWN: cell::Cell<(u64, u32)> = const { cell::Cell::new((0, 0)) };
@@ -157,18 +157,18 @@ pub fn in_own_transaction<T>(is_durable: bool, body: impl FnOnce() -> T) -> Resu
     });
     if let Err(captured) = &outcome {
         transaction::recover();
-        forget_relations();
-        tell(captured);
+        forget_log_oids();
+        log_write_failure(captured);
     }
     outcome
 }
 
 /// Tells the server's log that the jobs' log could not be written: nobody else would hear of it. Not of each row: many
 /// may wait for the same.
-fn tell(captured: &Captured) {
+fn log_write_failure(captured: &Captured) {
     thread_local! {
         /// Last text that was told, and when.
-        static TOLD: Slot<Option<(Vec<u8>, Instant)>> = const { slot(None) };
+        static TOLD: ProcessCell<Option<(Vec<u8>, Instant)>> = const { process_cell(None) };
     }
     let Captured { report, .. } = captured;
     let text = [b"could not write the log of pg_background_mgr, will try again: ".as_slice(), &report.message].concat();
@@ -188,24 +188,24 @@ fn tell(captured: &Captured) {
 pub fn write_with_job(log: u32, row: &FinalRow) -> Result<bool, Box<Captured>> {
     let write = || {
         // The job has locks of its own: it does not wait.
-        let held = hold(false);
+        let held = lock_log(false);
         if held.log == log && !heap::is_populated(log) {
             // Not in a transaction that may last: the row follows in one of the extension's own.
             report::emit(&Report::from(Error::LogLocked), Log::Here);
         }
-        held.log == log && open(held, Access::Change, |rows| rows.write(row)).is_some()
+        held.log == log && open_log(held, Access::Change, |rows| rows.write(row)).is_some()
     };
     let written = transaction::attempt(lock_timeout(), || role::as_cluster_owner(write));
     written.inspect_err(|captured| {
-        forget_relations();
-        tell(captured);
+        forget_log_oids();
+        log_write_failure(captured);
     })
 }
 
 /// Writes rows in the log that has them. False = that is not there any more. Inside [`in_own_transaction`].
 pub fn write_rows(log: u32, rows: &[FinalRow]) -> bool {
-    let held = hold(true);
-    held.log == log && open(held, Access::Write, |log| rows.iter().for_each(|row| log.write(row))).is_some()
+    let held = lock_log(true);
+    held.log == log && open_log(held, Access::Write, |log| rows.iter().for_each(|row| log.write(row))).is_some()
 }
 
 /// The final row of a job that ended without writing it.
@@ -243,9 +243,9 @@ pub fn stopped(reason: Reason, stopper: Option<&[u8]>, attempts: u32) -> Outcome
 /// Writes down that jobs are about to start, in the log that has their rows; gives for each whether a row says so then.
 /// None = that log is not there any more. Inside [`in_own_transaction`].
 pub fn mark_started(log: u32, jobs: &[[u8; 16]]) -> Option<Vec<bool>> {
-    let held = hold(true);
+    let held = lock_log(true);
     let mark = |rows: &Rows| jobs.iter().map(|uuid| rows.mark_started(uuid)).collect();
-    (held.log == log).then(|| open(held, Access::Write, mark)).flatten()
+    (held.log == log).then(|| open_log(held, Access::Write, mark)).flatten()
 }
 
 /// The databases that there are: oids.
@@ -260,11 +260,12 @@ const PRUNE_LIMIT: i64 = 10_000;
 /// Deletes rows of jobs that ended longer ago than `log_retention`; false = there are more of them. Inside
 /// [`in_own_transaction`].
 pub fn prune_old() -> bool {
-    let Some(seconds) = guc::log_retention().filter(|_| find()) else { return true };
+    let Some(seconds) = guc::log_retention().filter(|_| locate()) else { return true };
     let limit = process::now().saturating_sub(seconds.saturating_mul(1_000_000));
     // What another deletes now is gone without this one.
-    let pruned =
-        open(hold(true), Access::Write, |rows| rows.prune(limit, None, Some(PRUNE_LIMIT), false, recovery::is_left));
+    let pruned = open_log(lock_log(true), Access::Write, |rows| {
+        rows.prune(limit, None, Some(PRUNE_LIMIT), false, recovery::is_orphaned)
+    });
     pruned.is_none_or(|count| count < PRUNE_LIMIT)
 }
 
@@ -272,12 +273,12 @@ pub fn prune_old() -> bool {
 pub fn prune(older_than: i64, owner: Option<u32>) -> i64 {
     transaction::require_writable(c"pg_background_prune()");
     let limit = process::now().saturating_sub(older_than);
-    open_for_caller(|rows| rows.prune(limit, owner, None, true, recovery::is_left)).unwrap_or(0)
+    open_for_caller(|rows| rows.prune(limit, owner, None, true, recovery::is_orphaned)).unwrap_or(0)
 }
 
 /// Deletes the row of a job that has ended, if `may` lets its owner's be deleted. False = it stays, or is not there.
 pub fn delete(uuid: &[u8; 16], may: impl FnOnce(u32) -> bool) -> bool {
-    !recovery::is_left(uuid) && open_for_caller(|rows| rows.delete(uuid, may)).unwrap_or(false)
+    !recovery::is_orphaned(uuid) && open_for_caller(|rows| rows.delete(uuid, may)).unwrap_or(false)
 }
 
 /// Opens the log for a statement of the caller, which waits for locks as long as his settings let it.
@@ -291,7 +292,7 @@ fn open_for_caller<T>(body: impl FnOnce(&Rows) -> T) -> Option<T> {
     let mut known = Some(held).filter(|held| by == transaction && held.log != 0);
     let held = loop {
         let found = known.take().unwrap_or_else(|| role::as_cluster_owner(relations));
-        require(found);
+        require_log(found);
         // Each time, for a ROLLBACK TO SAVEPOINT gives it back. Of its indexes somebody may have locks: they are waited
         // for.
         let _ = lock::try_to_write(found.log, true);
@@ -300,7 +301,7 @@ fn open_for_caller<T>(body: impl FnOnce(&Rows) -> T) -> Option<T> {
         }
     };
     HELD.set((transaction, held));
-    open(held, Access::Change, body)
+    open_log(held, Access::Change, body)
 }
 
 /// Returns whether the log has no rows at all, or is not there. It is locked.
@@ -327,7 +328,7 @@ pub fn outcome_of(job: &JobStatus) -> Outcome {
 pub fn fingerprint(database: u32, login: u32) -> (u64, Vec<u8>) {
     thread_local! {
         /// Version of the extension, and the change of the catalogs at which it was read.
-        static KNOWN: Slot<Option<(u64, Vec<u8>)>> = const { slot(None) };
+        static KNOWN: ProcessCell<Option<(u64, Vec<u8>)>> = const { process_cell(None) };
     }
     let changes = login::changes();
     let known = KNOWN.with_borrow(|known| known.clone()).filter(|(at, _)| *at == changes);

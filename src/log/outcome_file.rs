@@ -13,13 +13,13 @@ use std::collections::HashMap;
 use std::{fs, io};
 
 /// Ends the name of a note, and tells of what layout it is.
-pub(super) const NOTE: &str = ".note2";
+pub(super) const OUTCOME_SUFFIX: &str = ".note2";
 /// Ends the names of those that version 0.1.0 wrote.
-const NOTE_OF_0_1_0: &str = ".note";
+const OUTCOME_SUFFIX_0_1_0: &str = ".note";
 
 /// Note of a job that was begun.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Note {
+pub struct OutcomeFile {
     pub epoch: i64,
     pub database: u32,
     pub attempt: Attempt,
@@ -38,21 +38,21 @@ pub struct End {
     pub outcome: Outcome,
 }
 
-impl Note {
+impl OutcomeFile {
     /// Makes a note that the attempt was begun, and of no more.
     pub fn begun(epoch: i64, database: u32, attempt: Attempt) -> Self {
-        Note { epoch, database, attempt, end: None }
+        OutcomeFile { epoch, database, attempt, end: None }
     }
 
     /// Adds how it ended: if `transaction` was committed, or in any case.
     pub fn with_end(self, end: End, transaction: Option<u64>) -> Self {
-        Note { end: Some((end, transaction)), ..self }
+        OutcomeFile { end: Some((end, transaction)), ..self }
     }
 
     /// Writes it down; when this returns it is on disk, and what the job has committed as well.
     pub fn write(&self) -> io::Result<()> {
         transaction::flush_commits();
-        file::put(&spool::path(self.epoch, self.database, &self.attempt.uuid, NOTE), &to_bytes(self))
+        file::put(&spool::path(self.epoch, self.database, &self.attempt.uuid, OUTCOME_SUFFIX), &to_bytes(self))
     }
 
     /// Returns how the job ended, if that is known. Inside a transaction.
@@ -64,27 +64,28 @@ impl Note {
 
 /// Trace of a job that a server began which has died.
 #[derive(Debug, Clone)]
-pub struct Trace {
+pub struct CrashTrace {
     /// The last attempt that is known.
     pub attempt: Attempt,
     pub end: Option<End>,
 }
 
 /// By epoch and job.
-type Traces = HashMap<(i64, [u8; 16]), (Attempt, Option<Note>)>;
+type CrashTraces = HashMap<(i64, [u8; 16]), (Attempt, Option<OutcomeFile>)>;
 
 /// Traces that servers which have died left of jobs of this database; read when they are asked for first.
 #[derive(Debug, Default)]
-pub struct Left(Option<Traces>);
+pub struct Orphans(Option<CrashTraces>);
 
-impl Left {
+impl Orphans {
     /// Returns what a server of this epoch left of a job. Inside a transaction.
-    pub fn of(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<Trace> {
+    pub fn of(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<CrashTrace> {
         let left = self.0.get_or_insert_with(|| {
             let (own, database) = (area::epoch(), session::database());
-            let running = attempt_file::left_behind(own, database).into_iter();
-            let mut left: Traces = running.map(|(epoch, attempt)| ((epoch, attempt.uuid), (attempt, None))).collect();
-            for note in left_behind(own, database) {
+            let running = attempt_file::orphaned(own, database).into_iter();
+            let mut left: CrashTraces =
+                running.map(|(epoch, attempt)| ((epoch, attempt.uuid), (attempt, None))).collect();
+            for note in orphaned(own, database) {
                 let of_job = left.entry((note.epoch, note.attempt.uuid)).or_insert((note.attempt, None));
                 if of_job.0.attempts < note.attempt.attempts {
                     of_job.0 = note.attempt;
@@ -94,23 +95,23 @@ impl Left {
             left
         });
         let (attempt, note) = left.get(&(epoch, *uuid))?;
-        Some(Trace { attempt: *attempt, end: note.as_ref().and_then(Note::end).cloned() })
+        Some(CrashTrace { attempt: *attempt, end: note.as_ref().and_then(OutcomeFile::end).cloned() })
     }
 }
 
 /// Forgets it: the log says more, on disk.
 pub fn remove(epoch: i64, database: u32, uuid: &[u8; 16]) {
     // One that stays is of no interest once the row is final.
-    for kind in [NOTE, NOTE_OF_0_1_0] {
+    for kind in [OUTCOME_SUFFIX, OUTCOME_SUFFIX_0_1_0] {
         let _ = fs::remove_file(spool::path(epoch, database, uuid, kind));
     }
 }
 
 /// Notes for this database by servers that have died since.
-pub fn left_behind(epoch: i64, database: u32) -> Vec<Note> {
-    let mut notes: Vec<Note> = spool::files_left(epoch, database, NOTE);
-    let of_0_1_0: Vec<of_0_1_0::Note> = spool::files_left(epoch, database, NOTE_OF_0_1_0);
-    notes.extend(of_0_1_0.into_iter().map(Note::from));
+pub fn orphaned(epoch: i64, database: u32) -> Vec<OutcomeFile> {
+    let mut notes: Vec<OutcomeFile> = spool::read_orphaned(epoch, database, OUTCOME_SUFFIX);
+    let of_0_1_0: Vec<of_0_1_0::OutcomeFile> = spool::read_orphaned(epoch, database, OUTCOME_SUFFIX_0_1_0);
+    notes.extend(of_0_1_0.into_iter().map(OutcomeFile::from));
     notes
 }
 
@@ -121,7 +122,7 @@ mod of_0_1_0 {
     use serde::Deserialize;
 
     #[derive(Deserialize)]
-    pub struct Note {
+    pub struct OutcomeFile {
         epoch: i64,
         database: u32,
         uuid: [u8; 16],
@@ -146,8 +147,8 @@ mod of_0_1_0 {
         context: Option<Vec<u8>>,
     }
 
-    impl From<Note> for super::Note {
-        fn from(note: Note) -> Self {
+    impl From<OutcomeFile> for super::OutcomeFile {
+        fn from(note: OutcomeFile) -> Self {
             let end = note.end.as_ref().map(|(end, _)| end);
             let attempt = Attempt {
                 uuid: note.uuid,
@@ -157,7 +158,7 @@ mod of_0_1_0 {
                 attempts: end.map(|end| end.attempts),
             };
             let end = note.end.map(|(end, transaction)| (super::End::from(end), transaction));
-            super::Note { epoch: note.epoch, database: note.database, attempt, end }
+            super::OutcomeFile { epoch: note.epoch, database: note.database, attempt, end }
         }
     }
 

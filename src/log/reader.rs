@@ -1,17 +1,17 @@
 //! State of jobs as the log has it, as things are now.
 
 use crate::error::Error;
-use crate::ffi::typed_rows::Cell;
+use crate::ffi::typed_rows::SqlValue;
 use crate::ffi::{area, lock, role, session, transaction};
 use crate::log::outcome_file::End;
 use crate::log::rows::{Column, Entry};
-use crate::log::{find, launches_left, number_of_log, outcome_file, relation, relations, require, rows};
+use crate::log::{locate, log_oid, orphaned_batches, outcome_file, qualified_name, relations, require_log, rows};
 use crate::protocol::{sqlstate, Outcome};
 use crate::registry::State;
 use std::collections::{HashMap, HashSet};
 
 /// A job as the log has it.
-pub struct Known {
+pub struct LoggedJob {
     pub uuid: [u8; 16],
     pub state: Vec<u8>,
     pub owner: u32,
@@ -23,14 +23,14 @@ pub struct Known {
 /// Returns whether the log can be read now: somebody may have it for himself. If so, it can until the end of the
 /// transaction. Raises [`Error::LogMissing`] (55000) where the extension has none.
 pub fn is_readable() -> bool {
-    find() && readable().is_some()
+    locate() && readable().is_some()
 }
 
 /// The log, if it can be read now: its oid.
 fn readable() -> Option<u32> {
-    let log = number_of_log();
-    if log == 0 && find() {
-        require(relations());
+    let log = log_oid();
+    if log == 0 && locate() {
+        require_log(relations());
     }
     (log != 0 && lock::try_to_read(log)).then_some(log)
 }
@@ -45,9 +45,9 @@ fn read<T>(uuids: &[[u8; 16]], take: impl Fn(Entry) -> T) -> Option<Vec<T>> {
 ///
 /// # Errors
 /// [`Error::LogLocked`] (55P03): somebody has the log for himself.
-pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
+pub fn states(uuid: &[u8; 16]) -> Result<Vec<LoggedJob>, Error> {
     let of_row = |row: Entry| {
-        let known = Known {
+        let known = LoggedJob {
             uuid: row.uuid(Column::UuidChild),
             state: row.text(Column::Status).unwrap_or_default(),
             owner: row.oid(Column::Owner),
@@ -58,31 +58,31 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<Known>, Error> {
         (known, row.big_int(Column::Epoch).unwrap_or(0), row.oid(Column::Database), launched)
     };
     let rows = read(std::slice::from_ref(uuid), of_row).ok_or(Error::LogLocked)?;
-    let mut notes = outcome_file::Left::default();
+    let mut notes = outcome_file::Orphans::default();
     let mut launches = HashMap::new();
-    let states: Vec<Known> = rows
+    let states: Vec<LoggedJob> = rows
         .into_iter()
         .map(|(known, epoch, database, launched)| {
             launches.insert(known.uuid, launched);
-            match is_left(&known.state, epoch, database) {
-                true => Known { state: state_left(&mut notes, epoch, &known.uuid), ..known },
+            match is_of_dead_server(&known.state, epoch, database) {
+                true => LoggedJob { state: orphan_state(&mut notes, epoch, &known.uuid), ..known },
                 false => known,
             }
         })
         .collect();
     let mut left = Vec::new();
-    for batch in launches_left() {
+    for batch in orphaned_batches() {
         for job in batch.jobs.iter().filter(|job| *uuid == batch.uuid || *uuid == job.uuid) {
-            let state = state_left(&mut notes, batch.epoch, &job.uuid);
-            let known = Known { uuid: job.uuid, state, owner: batch.owner, login: batch.login, pid: None };
+            let state = orphan_state(&mut notes, batch.epoch, &job.uuid);
+            let known = LoggedJob { uuid: job.uuid, state, owner: batch.owner, login: batch.login, pid: None };
             left.push((batch.queued_at, known));
         }
     }
-    Ok(with_left(states, left, |known| known.uuid, &launches))
+    Ok(with_orphans(states, left, |known| known.uuid, &launches))
 }
 
 /// Tells what the log says of a job, as things are now.
-pub enum Fate {
+pub enum RowState {
     /// The job has no row.
     Gone,
     /// The job has not ended. Its owner is the role whose rights it has.
@@ -97,16 +97,16 @@ pub enum Fate {
 
 /// Returns what the log says of a job, as things are now, whatever the snapshot of the caller. None = somebody has the
 /// log for himself.
-pub fn fate(uuid: &[u8; 16]) -> Option<Fate> {
-    let row = read(std::slice::from_ref(uuid), fate_of)?.pop();
-    Some(row.unwrap_or(Fate::Gone))
+pub fn row_state(uuid: &[u8; 16]) -> Option<RowState> {
+    let row = read(std::slice::from_ref(uuid), row_state_of)?.pop();
+    Some(row.unwrap_or(RowState::Gone))
 }
 
-fn fate_of(row: Entry) -> Fate {
+fn row_state_of(row: Entry) -> RowState {
     let owner = row.oid(Column::Owner);
     let name = row.text(Column::Status).unwrap_or_default();
     let state = State::ALL.into_iter().find(|state| state.is_final() && state.name().as_bytes() == name);
-    let Some(state) = state else { return Fate::Open { owner } };
+    let Some(state) = state else { return RowState::Open { owner } };
     let end = End {
         state,
         pid: row.int(Column::Pid),
@@ -128,7 +128,7 @@ fn fate_of(row: Entry) -> Fate {
             context: row.text(Column::Context),
         },
     };
-    Fate::Ended { owner, end: Box::new(end) }
+    RowState::Ended { owner, end: Box::new(end) }
 }
 
 fn attempts_of(row: &Entry) -> u32 {
@@ -137,7 +137,7 @@ fn attempts_of(row: &Entry) -> u32 {
 
 /// Jobs as the log has them, and those of files instead that were launched later; in the order of their uuids.
 /// `launches`: when those of the log were launched last.
-fn with_left<T>(
+fn with_orphans<T>(
     mut logged: Vec<T>,
     mut left: Vec<(i64, T)>,
     uuid: impl Fn(&T) -> [u8; 16],
@@ -155,19 +155,19 @@ fn with_left<T>(
 
 /// Returns whether the job was left behind by a server that has died since, or by the database that this one was copied
 /// from.
-fn is_left(state: &[u8], epoch: i64, database: u32) -> bool {
+fn is_of_dead_server(state: &[u8], epoch: i64, database: u32) -> bool {
     state == State::Queued.name().as_bytes() && (epoch != area::epoch() || database != session::database())
 }
 
 /// Returns what has become of a job that a server which has died left behind. A standby says queued of what nobody
 /// runs there: there is nothing to wait for.
-fn state_left(notes: &mut outcome_file::Left, epoch: i64, uuid: &[u8; 16]) -> Vec<u8> {
+fn orphan_state(notes: &mut outcome_file::Orphans, epoch: i64, uuid: &[u8; 16]) -> Vec<u8> {
     let trace = if transaction::in_recovery() { None } else { notes.of(epoch, uuid) };
     trace.and_then(|trace| trace.end).map_or(b"lost".to_vec(), |end| end.state.name().into())
 }
 
 /// A job that is to run once more.
-pub struct Repeat {
+pub struct JobToRetry {
     pub uuid: [u8; 16],
     pub query: Vec<u8>,
     pub name: Option<Vec<u8>>,
@@ -178,9 +178,9 @@ pub struct Repeat {
 }
 
 /// Returns those of these jobs that have not succeeded, as they were launched last; in the order of their uuids.
-pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
+pub fn jobs_to_retry(jobs: &[[u8; 16]]) -> Vec<JobToRetry> {
     let of_row = |row: Entry| {
-        let job = Repeat {
+        let job = JobToRetry {
             uuid: row.uuid(Column::UuidChild),
             query: row.text(Column::Query).unwrap_or_default(),
             name: row.text(Column::Name),
@@ -193,15 +193,15 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
         (job, state, row.big_int(Column::Epoch).unwrap_or(0), row.oid(Column::Database), launched)
     };
     let rows = read(jobs, of_row).unwrap_or_default();
-    let mut notes = outcome_file::Left::default();
+    let mut notes = outcome_file::Orphans::default();
     let mut launches = HashMap::new();
-    let found: Vec<Repeat> = rows
+    let found: Vec<JobToRetry> = rows
         .into_iter()
         .filter_map(|(mut job, state, epoch, database, launched)| {
             launches.insert(job.uuid, launched);
             // Somebody else may have launched it again since the caller looked.
             let has_ended = [State::Failed, State::Stopped].iter().any(|end| state == end.name().as_bytes());
-            let is_left = is_left(&state, epoch, database);
+            let is_left = is_of_dead_server(&state, epoch, database);
             if let Some(trace) = is_left.then(|| notes.of(epoch, &job.uuid)).flatten() {
                 job.attempts = job.attempts.max(trace.attempt.attempts.unwrap_or(0));
             }
@@ -210,9 +210,9 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
         .collect();
     let wanted: HashSet<&[u8; 16]> = jobs.iter().collect();
     let mut left = Vec::new();
-    for batch in launches_left() {
+    for batch in orphaned_batches() {
         for job in batch.jobs.into_iter().filter(|job| wanted.contains(&job.uuid)) {
-            let job = Repeat {
+            let job = JobToRetry {
                 uuid: job.uuid,
                 query: job.query,
                 name: job.name,
@@ -223,22 +223,22 @@ pub fn to_repeat(jobs: &[[u8; 16]]) -> Vec<Repeat> {
             left.push((batch.queued_at, job));
         }
     }
-    with_left(found, left, |job| job.uuid, &launches)
+    with_orphans(found, left, |job| job.uuid, &launches)
 }
 
 /// The rows of `pg_background_monitor`, and their parameters.
-pub fn jobs_query(uuid: Option<&[u8; 16]>) -> (Vec<u8>, Vec<Cell>) {
+pub fn jobs_query(uuid: Option<&[u8; 16]>) -> (Vec<u8>, Vec<SqlValue>) {
     let columns = b"SELECT pid, status, uuid_parent, uuid_child, name, query, result, message, queue_position, \
                     start_time_exec, end_time_exec, elapsed FROM "
         .as_slice();
-    let view = relation("pg_background_jobs");
+    let view = qualified_name("pg_background_jobs");
     let order = b" ORDER BY queued_at, uuid_child".as_slice();
     match uuid {
         None => ([columns, &view, order].concat(), Vec::new()),
         Some(uuid) => {
             let condition =
                 b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1".as_slice();
-            ([columns, &view, condition, order].concat(), vec![Cell::Uuid(*uuid)])
+            ([columns, &view, condition, order].concat(), vec![SqlValue::Uuid(*uuid)])
         }
     }
 }

@@ -1,28 +1,28 @@
 //! Rows of what could not be written in time, and of what a server that has died left behind.
 
 use crate::ffi::heap::Access;
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{area, process, session, transaction};
 use crate::guc;
 use crate::log::attempt_file::Attempt;
-use crate::log::outcome_file::Note;
+use crate::log::outcome_file::OutcomeFile;
 use crate::log::rows::Rows;
 use crate::log::spool::Spooled;
-use crate::log::{attempt_file, hold, insert, open, outcome_file, spool, FinalRow};
+use crate::log::{attempt_file, insert, lock_log, open_log, outcome_file, spool, FinalRow};
 use std::collections::HashSet;
 
 /// Notes that an attempt was begun of which the log does not say so.
-pub fn note_begun(attempt: Attempt) {
-    keep(&Note::begun(area::epoch(), session::database(), attempt));
+pub fn store_begun(attempt: Attempt) {
+    write_file(&OutcomeFile::begun(area::epoch(), session::database(), attempt));
 }
 
 /// Notes how a job ended that the log cannot be told now: if `transaction` was committed, or in any case.
-pub fn note_end(row: &FinalRow, attempt: Attempt, transaction: Option<u64>) {
-    let note = Note::begun(area::epoch(), session::database(), attempt);
-    keep(&note.with_end(row.end.clone(), transaction));
+pub fn store_end(row: &FinalRow, attempt: Attempt, transaction: Option<u64>) {
+    let note = OutcomeFile::begun(area::epoch(), session::database(), attempt);
+    write_file(&note.with_end(row.end.clone(), transaction));
 }
 
-fn keep(note: &Note) {
+fn write_file(note: &OutcomeFile) {
     // The job is not to fail for it; the registry knows what the note says.
     if let Err(error) = note.write() {
         let text = format!("could not write a note for the log of pg_background_mgr: {error}");
@@ -32,28 +32,28 @@ fn keep(note: &Note) {
 
 /// Returns whether a batch is so young that the log would still have it. A copy of the data directory has files of
 /// batches whose rows came into its table later, and may have been deleted from there since.
-fn is_kept(batch: &Spooled) -> bool {
+fn is_spooled(batch: &Spooled) -> bool {
     let oldest = guc::log_retention().map(|seconds| process::now().saturating_sub(seconds.saturating_mul(1_000_000)));
     oldest.is_none_or(|oldest| batch.queued_at >= oldest)
 }
 
 /// The jobs of this database that are in files, for the server that accepted them has died, each in the last of its
 /// launches. A standby has no files of its own: those that it was copied with tell of its primary, as its table does.
-pub fn launches_left() -> Vec<Spooled> {
+pub fn orphaned_batches() -> Vec<Spooled> {
     if transaction::in_recovery() {
         return Vec::new();
     }
-    let mut left = spool::launches_left(area::epoch(), session::database());
-    left.retain(is_kept);
+    let mut left = spool::orphaned_first(area::epoch(), session::database());
+    left.retain(is_spooled);
     left
 }
 
 /// Returns whether a job of this database is in a file of a server that has died. Its row, if the log has one, is not
 /// to be deleted: the file would bring it back, as it was before. Inside a transaction.
-pub fn is_left(uuid: &[u8; 16]) -> bool {
+pub fn is_orphaned(uuid: &[u8; 16]) -> bool {
     thread_local! {
         /// The jobs that are, as a transaction has found them: there will be no more of them.
-        static LEFT: Slot<Option<(u64, HashSet<[u8; 16]>)>> = const { slot(None) };
+        static LEFT: ProcessCell<Option<(u64, HashSet<[u8; 16]>)>> = const { process_cell(None) };
     }
     let now = transaction::current_id();
     let known = LEFT.with_borrow(|left| {
@@ -61,7 +61,7 @@ pub fn is_left(uuid: &[u8; 16]) -> bool {
         Some(jobs.contains(uuid))
     });
     known.unwrap_or_else(|| {
-        let jobs: HashSet<_> = launches_left().iter().flat_map(|batch| &batch.jobs).map(|job| job.uuid).collect();
+        let jobs: HashSet<_> = orphaned_batches().iter().flat_map(|batch| &batch.jobs).map(|job| job.uuid).collect();
         let is_left = jobs.contains(uuid);
         LEFT.set(Some((now, jobs)));
         is_left
@@ -70,36 +70,36 @@ pub fn is_left(uuid: &[u8; 16]) -> bool {
 
 /// The files of batches and jobs whose rows are written.
 #[derive(Default)]
-pub struct Folded {
+pub struct ImportedFiles {
     batches: Vec<Spooled>,
-    notes: Vec<Note>,
+    notes: Vec<OutcomeFile>,
     /// False = others are left, for a transaction is deleting rows of their jobs.
     pub is_all: bool,
 }
 
-impl Folded {
+impl ImportedFiles {
     /// Removes them, once the rows are on disk.
     pub fn remove(&self) {
         self.batches.iter().for_each(|batch| spool::remove(batch.epoch, batch.database, &batch.first()));
         self.notes.iter().for_each(|note| outcome_file::remove(note.epoch, note.database, &note.attempt.uuid));
         if self.is_all {
-            attempt_file::remove_left_behind(area::epoch(), session::database());
+            attempt_file::remove_orphaned(area::epoch(), session::database());
         }
     }
 }
 
 /// Writes the rows of batches that a server that has died accepted, and what it noted of its jobs. Inside
 /// [`crate::log::in_own_transaction`]; nobody else does so until the files are removed.
-pub fn fold_left_behind(database: u32) -> Folded {
+pub fn import_orphans(database: u32) -> ImportedFiles {
     let epoch = area::epoch();
-    let (mut batches, mut notes) = (spool::left_behind(epoch, database), outcome_file::left_behind(epoch, database));
+    let (mut batches, mut notes) = (spool::orphaned(epoch, database), outcome_file::orphaned(epoch, database));
     // Of attempts that were running.
-    let attempts = attempt_file::left_behind(epoch, database);
+    let attempts = attempt_file::orphaned(epoch, database);
     let count = batches.len() + notes.len();
     if count == 0 && attempts.is_empty() {
-        return Folded { is_all: true, ..Folded::default() };
+        return ImportedFiles { is_all: true, ..ImportedFiles::default() };
     }
-    let folded = open(hold(true), Access::Write, |rows| {
+    let folded = open_log(lock_log(true), Access::Write, |rows| {
         // A row that a transaction is deleting keeps back what is known of its job, and of its batch.
         let mut held = HashSet::new();
         batches.retain(|batch| {
@@ -119,17 +119,17 @@ pub fn fold_left_behind(database: u32) -> Folded {
         notes.retain(|note| is_free(&note.attempt.uuid));
         let free: Vec<_> = attempts.iter().filter(|(_, attempt)| is_free(&attempt.uuid)).collect();
         let is_all = batches.len() + notes.len() == count && free.len() == attempts.len();
-        batches.iter().filter(|batch| is_kept(batch)).for_each(|batch| insert::recover(rows, batch));
-        free.iter().for_each(|(epoch, attempt)| rows.fold_attempt(*epoch, attempt));
-        notes.iter().for_each(|note| fold_note(rows, note));
-        Folded { batches, notes, is_all }
+        batches.iter().filter(|batch| is_spooled(batch)).for_each(|batch| insert::insert_spooled(rows, batch));
+        free.iter().for_each(|(epoch, attempt)| rows.import_attempt(*epoch, attempt));
+        notes.iter().for_each(|note| import_outcome_file(rows, note));
+        ImportedFiles { batches, notes, is_all }
     });
     folded.unwrap_or_default()
 }
 
-fn fold_note(rows: &Rows, note: &Note) {
+fn import_outcome_file(rows: &Rows, note: &OutcomeFile) {
     match note.end() {
-        Some(end) => rows.fold_end(note.epoch, &note.attempt.uuid, end),
-        None => rows.fold_attempt(note.epoch, &note.attempt),
+        Some(end) => rows.import_end(note.epoch, &note.attempt.uuid, end),
+        None => rows.import_attempt(note.epoch, &note.attempt),
     }
 }

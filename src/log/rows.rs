@@ -3,10 +3,10 @@
 use crate::error::Error;
 use crate::ffi::heap::{Access, Heap, Row, Unfit};
 use crate::ffi::report::Log as LogHere;
-use crate::ffi::typed_rows::Cell;
+use crate::ffi::typed_rows::SqlValue;
 use crate::ffi::{alloc, area, heap, report, session};
 use crate::log::attempt_file::Attempt;
-use crate::log::insert::Batch;
+use crate::log::insert::BatchColumns;
 use crate::log::outcome_file::End;
 use crate::log::{insert, FinalRow};
 use crate::protocol::{Outcome, Report};
@@ -99,7 +99,7 @@ const TYPES: [u32; Column::IsStarted as usize] = {
 };
 
 /// A job that was accepted, as its row says it.
-pub struct Job {
+pub struct NewRow {
     pub uuid: [u8; 16],
     pub name: Option<Vec<u8>>,
     pub query: Vec<u8>,
@@ -110,13 +110,13 @@ pub struct Job {
 }
 
 /// Returns how a job ended, as cells: status, pid, start_time_exec, end_time_exec, attempts.
-pub fn end_cells(end: &End) -> [Cell; 5] {
+pub fn end_cells(end: &End) -> [SqlValue; 5] {
     [
-        Cell::Text(end.state.name().into()),
+        SqlValue::Text(end.state.name().into()),
         end.pid.into(),
-        Cell::timestamp(end.started),
-        Cell::timestamp(end.ended),
-        Cell::Int(end.attempts as i32),
+        SqlValue::timestamp(end.started),
+        SqlValue::timestamp(end.ended),
+        SqlValue::Int(end.attempts as i32),
     ]
 }
 
@@ -125,11 +125,11 @@ const END_COLUMNS: [Column; 5] =
 
 /// Returns what came of a job, as cells: result, row_count, result_truncated, command_tag, sqlstate, message, detail,
 /// hint, context.
-pub fn outcome_cells(outcome: &Outcome) -> [Cell; 9] {
+pub fn outcome_cells(outcome: &Outcome) -> [SqlValue; 9] {
     [
         outcome.result.as_deref().into(),
         outcome.row_count.into(),
-        Cell::Bool(outcome.is_truncated),
+        SqlValue::Bool(outcome.is_truncated),
         outcome.command_tag.as_deref().into(),
         outcome.sqlstate_text().into(),
         outcome.message.as_deref().into(),
@@ -152,15 +152,15 @@ const OUTCOME_COLUMNS: [Column; 9] = [
 ];
 
 /// Columns and their values.
-type Changes = Vec<(usize, Cell)>;
+type Changes = Vec<(usize, SqlValue)>;
 
-fn changes<const N: usize>(columns: [Column; N], cells: [Cell; N]) -> impl Iterator<Item = (usize, Cell)> {
+fn changes<const N: usize>(columns: [Column; N], cells: [SqlValue; N]) -> impl Iterator<Item = (usize, SqlValue)> {
     columns.map(|column| column as usize).into_iter().zip(cells)
 }
 
 /// Returns what a row says of a job that is over, or of an attempt that is.
 fn end_changes(end: &End) -> Changes {
-    let started = [(Column::IsStarted as usize, Cell::Bool(true))];
+    let started = [(Column::IsStarted as usize, SqlValue::Bool(true))];
     changes(END_COLUMNS, end_cells(end))
         .chain(changes(OUTCOME_COLUMNS, outcome_cells(&end.outcome)))
         .chain(started)
@@ -260,46 +260,46 @@ impl Rows<'_> {
 
     /// Writes the row of a job that was accepted; `is_older`: one that the log has already is changed only if it is of
     /// a launch before this one.
-    pub fn accept(&self, batch: &Batch, job: Job, is_older: bool) {
+    pub fn accept(&self, batch: &BatchColumns, job: NewRow, is_older: bool) {
         let Some(row) = self.find_free(&job.uuid) else { return self.insert(batch, job, Vec::new()) };
         // Launched again: the row is that of this launch from now on.
         if !is_older || row.big_int(Column::QueuedAt as usize).is_some_and(|before| before < batch.queued_at) {
             let columns = [Column::Status, Column::Epoch, Column::Database, Column::IsStarted, Column::QueuedAt];
             let now = [
-                Cell::Text(State::Queued.name().into()),
-                Cell::BigInt(batch.epoch),
-                Cell::BigInt(session::database().into()),
-                Cell::Bool(job.is_begun),
-                Cell::Timestamp(batch.queued_at),
+                SqlValue::Text(State::Queued.name().into()),
+                SqlValue::BigInt(batch.epoch),
+                SqlValue::BigInt(session::database().into()),
+                SqlValue::Bool(job.is_begun),
+                SqlValue::Timestamp(batch.queued_at),
             ];
-            let attempts = (Column::Attempts as usize, Cell::Int(job.attempts as i32));
+            let attempts = (Column::Attempts as usize, SqlValue::Int(job.attempts as i32));
             let gone = [Column::StartTimeExec, Column::EndTimeExec].into_iter().chain(OUTCOME_COLUMNS);
-            let gone = gone.map(|column| (column as usize, Cell::Null));
+            let gone = gone.map(|column| (column as usize, SqlValue::Null));
             self.heap.update(&row, changes(columns, now).chain([attempts]).chain(gone));
         }
     }
 
-    fn insert(&self, batch: &Batch, job: Job, more: Changes) {
-        let mut cells = vec![Cell::Null; TYPES.len()];
-        let mut set = |column: usize, cell: Cell| cells[column - 1] = cell;
+    fn insert(&self, batch: &BatchColumns, job: NewRow, more: Changes) {
+        let mut cells = vec![SqlValue::Null; TYPES.len()];
+        let mut set = |column: usize, cell: SqlValue| cells[column - 1] = cell;
         let known = [
-            (Column::Id, Cell::BigInt(heap::next_value(self.sequence))),
-            (Column::Status, Cell::Text(State::Queued.name().into())),
+            (Column::Id, SqlValue::BigInt(heap::next_value(self.sequence))),
+            (Column::Status, SqlValue::Text(State::Queued.name().into())),
             (Column::IpClient, batch.client.as_slice().into()),
             (Column::UserName, batch.owner_name.as_slice().into()),
-            (Column::UuidParent, Cell::Uuid(batch.uuid)),
-            (Column::UuidChild, Cell::Uuid(job.uuid)),
-            (Column::Query, Cell::Text(job.query)),
+            (Column::UuidParent, SqlValue::Uuid(batch.uuid)),
+            (Column::UuidChild, SqlValue::Uuid(job.uuid)),
+            (Column::Query, SqlValue::Text(job.query)),
             (Column::Name, job.name.into()),
             (Column::BatchName, batch.name.as_deref().into()),
             (Column::Options, job.options.into()),
-            (Column::QueuedAt, Cell::Timestamp(batch.queued_at)),
-            (Column::Attempts, Cell::Int(job.attempts as i32)),
-            (Column::Epoch, Cell::BigInt(batch.epoch)),
-            (Column::Owner, Cell::BigInt(batch.owner.into())),
-            (Column::Login, Cell::BigInt(batch.login.into())),
-            (Column::Database, Cell::BigInt(session::database().into())),
-            (Column::IsStarted, Cell::Bool(job.is_begun)),
+            (Column::QueuedAt, SqlValue::Timestamp(batch.queued_at)),
+            (Column::Attempts, SqlValue::Int(job.attempts as i32)),
+            (Column::Epoch, SqlValue::BigInt(batch.epoch)),
+            (Column::Owner, SqlValue::BigInt(batch.owner.into())),
+            (Column::Login, SqlValue::BigInt(batch.login.into())),
+            (Column::Database, SqlValue::BigInt(session::database().into())),
+            (Column::IsStarted, SqlValue::Bool(job.is_begun)),
         ];
         known.into_iter().for_each(|(column, cell)| set(column as usize, cell));
         more.into_iter().for_each(|(column, cell)| set(column, cell));
@@ -324,31 +324,36 @@ impl Rows<'_> {
     pub fn mark_started(&self, uuid: &[u8; 16]) -> bool {
         let row = self.find_open(uuid);
         if let Some(row) = &row {
-            self.heap.update(row, [(Column::IsStarted as usize, Cell::Bool(true))]);
+            self.heap.update(row, [(Column::IsStarted as usize, SqlValue::Bool(true))]);
         }
         row.is_some()
     }
 
     /// Writes which attempt of a job was running when its server, that of `epoch`, died.
-    pub fn fold_attempt(&self, epoch: i64, attempt: &Attempt) {
-        let Some(row) = self.find_left(epoch, &attempt.uuid) else { return };
+    pub fn import_attempt(&self, epoch: i64, attempt: &Attempt) {
+        let Some(row) = self.find_orphan(epoch, &attempt.uuid) else { return };
         let Some(before) = row.int(Column::Attempts as usize) else { return };
         let attempts = attempt.attempts.map_or(before, |attempts| attempts as i32);
         if before <= attempts {
             let columns = [Column::IsStarted, Column::Pid, Column::StartTimeExec, Column::Attempts];
-            let cells = [Cell::Bool(true), attempt.pid.into(), Cell::timestamp(attempt.started), Cell::Int(attempts)];
+            let cells = [
+                SqlValue::Bool(true),
+                attempt.pid.into(),
+                SqlValue::timestamp(attempt.started),
+                SqlValue::Int(attempts),
+            ];
             self.heap.update(&row, changes(columns, cells));
         }
     }
 
     /// Writes how a job ended of a server of `epoch` that has died since, unless it was launched again.
-    pub fn fold_end(&self, epoch: i64, uuid: &[u8; 16], end: &End) {
-        if let Some(row) = self.find_left(epoch, uuid) {
+    pub fn import_end(&self, epoch: i64, uuid: &[u8; 16], end: &End) {
+        if let Some(row) = self.find_orphan(epoch, uuid) {
             self.heap.update(&row, end_changes(end));
         }
     }
 
-    fn find_left(&self, epoch: i64, uuid: &[u8; 16]) -> Option<Row> {
+    fn find_orphan(&self, epoch: i64, uuid: &[u8; 16]) -> Option<Row> {
         self.find_open(uuid).filter(|row| row.big_int(Column::Epoch as usize) == Some(epoch))
     }
 

@@ -5,7 +5,7 @@
 //! tells that its jobs were accepted and never started.
 
 use crate::ffi::{area, file};
-use crate::log::outcome_file::NOTE;
+use crate::log::outcome_file::OUTCOME_SUFFIX;
 use crate::protocol::{decode, to_bytes};
 use crate::registry;
 use serde::de::DeserializeOwned;
@@ -61,11 +61,11 @@ pub(super) fn path(epoch: i64, database: u32, job: &[u8; 16], kind: &str) -> Pat
 }
 
 /// End of the name of a batch.
-const BATCH: &str = "";
+const BATCH_SUFFIX: &str = "";
 
 /// Writes a batch down; when this returns it is on disk.
 pub fn write(batch: &Spooled) -> io::Result<()> {
-    let path = path(batch.epoch, batch.database, &batch.first(), BATCH);
+    let path = path(batch.epoch, batch.database, &batch.first(), BATCH_SUFFIX);
     file::put(&path, &to_bytes(batch)).inspect_err(|_| {
         let _ = fs::remove_file(&path);
     })
@@ -74,37 +74,37 @@ pub fn write(batch: &Spooled) -> io::Result<()> {
 /// Forgets a batch: it is in the table now, or was never launched.
 pub fn remove(epoch: i64, database: u32, first: &[u8; 16]) {
     // A file that stays is seen to be in the table already.
-    let _ = fs::remove_file(path(epoch, database, first, BATCH));
+    let _ = fs::remove_file(path(epoch, database, first, BATCH_SUFFIX));
 }
 
 /// Batches of this database that a server accepted that has died since, oldest first.
-pub fn left_behind(epoch: i64, database: u32) -> Vec<Spooled> {
-    let mut left: Vec<Spooled> = files_left(epoch, database, BATCH);
+pub fn orphaned(epoch: i64, database: u32) -> Vec<Spooled> {
+    let mut left: Vec<Spooled> = read_orphaned(epoch, database, BATCH_SUFFIX);
     left.sort_by_key(|batch| batch.queued_at);
     left
 }
 
 /// The same, with each job only in the last of its launches.
-pub fn launches_left(epoch: i64, database: u32) -> Vec<Spooled> {
-    let mut left = left_behind(epoch, database);
+pub fn orphaned_first(epoch: i64, database: u32) -> Vec<Spooled> {
+    let mut left = orphaned(epoch, database);
     let mut seen = HashSet::new();
     left.iter_mut().rev().for_each(|batch| batch.jobs.retain(|job| seen.insert(job.uuid)));
     left
 }
 
 /// The files of a kind for this database, of servers that have died since.
-pub(super) fn files_left<T: DeserializeOwned>(epoch: i64, database: u32, kind: &str) -> Vec<T> {
-    paths_left(epoch, database, kind).iter().filter_map(|path| decode(&fs::read(path).ok()?).ok()).collect()
+pub(super) fn read_orphaned<T: DeserializeOwned>(epoch: i64, database: u32, kind: &str) -> Vec<T> {
+    orphaned_paths(epoch, database, kind).iter().filter_map(|path| decode(&fs::read(path).ok()?).ok()).collect()
 }
 
 /// Removes them.
-pub(super) fn remove_left(epoch: i64, database: u32, kind: &str) {
-    for path in paths_left(epoch, database, kind) {
+pub(super) fn remove_orphaned(epoch: i64, database: u32, kind: &str) {
+    for path in orphaned_paths(epoch, database, kind) {
         let _ = fs::remove_file(path);
     }
 }
 
-fn paths_left(epoch: i64, database: u32, kind: &str) -> Vec<PathBuf> {
+fn orphaned_paths(epoch: i64, database: u32, kind: &str) -> Vec<PathBuf> {
     paths(|of| of != epoch, database, kind).into_iter().map(|(_, path)| path).collect()
 }
 
@@ -128,7 +128,7 @@ fn paths(is_meant: impl Fn(i64) -> bool, database: u32, kind: &str) -> Vec<([u8;
 }
 
 /// Removes files of databases that are gone, and unfinished ones of servers that are gone.
-pub fn sweep(epoch: i64, exists: impl Fn(u32) -> bool) {
+pub fn remove_dropped_databases(epoch: i64, exists: impl Fn(u32) -> bool) {
     let Ok(entries) = fs::read_dir(DIRECTORY) else { return };
     let own = format!("{epoch:016x}");
     for entry in entries.filter_map(Result::ok) {
@@ -145,7 +145,7 @@ pub fn sweep(epoch: i64, exists: impl Fn(u32) -> bool) {
 /// Removes the files of this server for jobs of a database that it has nothing to write of any more: the log that was
 /// to be told is gone. First those of batches, for without its notes a batch reads as one that never began.
 pub fn remove_unknown(epoch: i64, database: u32) {
-    for kind in [BATCH, NOTE] {
+    for kind in [BATCH_SUFFIX, OUTCOME_SUFFIX] {
         for (uuid, path) in paths(|of| of == epoch, database, kind) {
             let batch = registry::job_uuid(&uuid, 0);
             // Under the lock, for it could be launched again in that moment.

@@ -7,7 +7,7 @@ mod tests {
     use crate::ffi::parser::Parser;
     use crate::protocol::{sqlstate, Report};
     use crate::spec::sql_text::cut;
-    use crate::sql_split::Parsed;
+    use crate::sql_split::ParseOutcome;
     use pgrx::prelude::*;
     use std::time::{Duration, Instant};
 
@@ -226,11 +226,17 @@ mod tests {
     #[pg_test]
     fn errors_of_the_grammar_that_are_no_refusal_are_told_apart() {
         let parser = Parser::new();
-        assert!(matches!(parser.parse(b""), Parsed::Complete));
-        assert!(matches!(parser.parse(b" ; -- nothing"), Parsed::Complete));
-        assert!(matches!(parser.parse("select é é é".as_bytes()), Parsed::Fails { position: 13, refused: true, .. }));
-        assert!(matches!(parser.parse(b"select 1 from"), Parsed::Fails { position: 13, refused: true, .. }));
-        assert!(matches!(parser.parse(b"select 1 limit 1, 2"), Parsed::Fails { position: 9, refused: false, .. }));
+        assert!(matches!(parser.parse(b""), ParseOutcome::Complete));
+        assert!(matches!(parser.parse(b" ; -- nothing"), ParseOutcome::Complete));
+        assert!(matches!(
+            parser.parse("select é é é".as_bytes()),
+            ParseOutcome::Fails { position: 13, refused: true, .. }
+        ));
+        assert!(matches!(parser.parse(b"select 1 from"), ParseOutcome::Fails { position: 13, refused: true, .. }));
+        assert!(matches!(
+            parser.parse(b"select 1 limit 1, 2"),
+            ParseOutcome::Fails { position: 9, refused: false, .. }
+        ));
     }
 
     fn seconds(text: &str, delimiter: &str, count: Option<usize>) -> Duration {

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::ffi::fmgr::{sql_function, Call, Value};
-use crate::ffi::typed_rows::Cell;
+use crate::ffi::typed_rows::SqlValue;
 
 /// Gives its arguments back.
 fn echo(call: &Call) -> Result<Value, Error> {
@@ -12,16 +12,25 @@ fn echo(call: &Call) -> Result<Value, Error> {
         items.join(&b"/"[..])
     });
     rows.put(&[
-        call.bool(0).map_or(Cell::Null, Cell::Bool),
+        call.bool(0).map_or(SqlValue::Null, SqlValue::Bool),
         array.into(),
         call.jsonb(2).into(),
         call.uuid(3).into(),
-        call.interval(4).map_or(Cell::Null, Cell::Interval),
-        call.interval(4).map_or(Cell::Null, Cell::BigInt),
+        call.interval(4).map_or(SqlValue::Null, SqlValue::Interval),
+        call.interval(4).map_or(SqlValue::Null, SqlValue::BigInt),
         call.int(5).into(),
-        Cell::Timestamp(0),
+        SqlValue::Timestamp(0),
     ])?;
-    rows.put(&[Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null])?;
+    rows.put(&[
+        SqlValue::Null,
+        SqlValue::Null,
+        SqlValue::Null,
+        SqlValue::Null,
+        SqlValue::Null,
+        SqlValue::Null,
+        SqlValue::Null,
+        SqlValue::Null,
+    ])?;
     rows.finish();
     Ok(Value::Void)
 }
@@ -29,7 +38,7 @@ fn echo(call: &Call) -> Result<Value, Error> {
 /// Gives a row of one `int4`.
 fn one(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
-    rows.put(&[Cell::Int(1)])?;
+    rows.put(&[SqlValue::Int(1)])?;
     rows.finish();
     Ok(Value::Void)
 }

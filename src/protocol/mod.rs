@@ -18,7 +18,7 @@ pub use json::json_string;
 pub use outcome::Outcome;
 pub use report::{Report, ERRCODE_INTERNAL_ERROR};
 pub use request::{sqlstate, sqlstate_text, Request, Setting, MAX_NESTING, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
-pub use rows::{aligned, Column, Description, Done, RowsIter, Wire, ALIGNMENT};
+pub use rows::{aligned, Column, ColumnEncoding, Description, Done, RowsIter, ALIGNMENT};
 
 use serde::{de::DeserializeOwned, Serialize};
 

@@ -13,14 +13,14 @@ pub const fn aligned(length: usize) -> usize {
 
 /// Tells how the values of a column travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Wire {
+pub enum ColumnEncoding {
     /// The datum that the value is.
-    Typed,
+    Binary,
     /// Text, because the type has no meaning outside of the worker (anonymous records, `void`, other pseudo-types).
     Text,
     /// The datum, and text in a second tuple of the row: the row type may be gone, or another one, when the value is
     /// read.
-    TypedAndText,
+    Both,
 }
 
 /// A column of the result.
@@ -30,7 +30,7 @@ pub struct Column {
     /// Type: oid.
     pub type_oid: u32,
     pub typmod: i32,
-    pub wire: Wire,
+    pub wire: ColumnEncoding,
     /// Fingerprint of what the row types in it are made of; 0 = there are none.
     pub fingerprint: u64,
 }
@@ -43,8 +43,8 @@ pub struct Description {
 
 impl Description {
     /// Indexes of the columns that travel a second time as text, in the order of the row's second tuple.
-    pub fn shadowed(&self) -> impl Iterator<Item = usize> + '_ {
-        let column = |(index, column): (usize, &Column)| (column.wire == Wire::TypedAndText).then_some(index);
+    pub fn text_copies(&self) -> impl Iterator<Item = usize> + '_ {
+        let column = |(index, column): (usize, &Column)| (column.wire == ColumnEncoding::Both).then_some(index);
         self.columns.iter().enumerate().filter_map(column)
     }
 }

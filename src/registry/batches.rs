@@ -90,7 +90,7 @@ pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
         known.filter(|job| job.is_logged != RELAUNCHED).any(|job| job.is_logged == 0 || job.attempts != new.attempts)
     };
     if new.jobs.iter().any(is_stale) {
-        return Err(Error::NothingToRetry(error::Text::new(&format_uuid(&uuid))));
+        return Err(Error::NothingToRetry(error::DbText::new(&format_uuid(&uuid))));
     }
     // Jobs that are launched again: what they were before is in the table.
     remove_done(memory, &new.uuid);

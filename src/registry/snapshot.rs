@@ -4,7 +4,7 @@ use crate::ffi::area::Memory;
 use crate::ffi::{alloc, session};
 use crate::registry::layout::{BatchRecord, JobRecord, Place, Pool, State, WorkerSlot, WorkerState, RELAUNCHED};
 use crate::registry::{lists, outcomes, slots, stopped_by};
-use crate::spec::options::Manner;
+use crate::spec::options::RunOptions;
 use std::collections::{HashMap, HashSet};
 
 /// Properties of a batch as a whole.
@@ -79,7 +79,7 @@ pub struct JobDetails {
     /// The job has been begun, in an attempt that is over or not.
     pub is_begun: bool,
     /// Its attempts are those of all launches.
-    pub manner: Manner,
+    pub run_options: RunOptions,
 }
 
 /// Tells where a uuid leads.
@@ -307,7 +307,7 @@ fn details_of(memory: &Memory, place: Place, record: &BatchRecord, job: &JobReco
         query: text(job.query).unwrap_or_default(),
         queued_at: record.created,
         is_begun: job.started != 0,
-        manner: Manner {
+        run_options: RunOptions {
             sequential: record.is_sequential != 0,
             max_workers: Some(record.max_workers).filter(|workers| *workers != u32::MAX),
             stop_on_error: record.stops_on_error != 0,

@@ -56,7 +56,7 @@ pub fn worker_count(memory: &mut Memory) -> usize {
 fn count_with_job(memory: &mut Memory) -> usize {
     reclaim(memory);
     slots(memory).iter().filter(|slot| slot.state() != WorkerState::Free && slot.has_successor == 0).count()
-        + area::outside()
+        + area::unregistered()
 }
 
 /// Returns whether a worker is on its way out, and nobody waits for its place.
@@ -454,7 +454,7 @@ pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize
     // Jobs that wait come first.
     let queued: usize = pools.into_iter().map(|pool| runnable_jobs(memory, pool, now, wanted as u32) as usize).sum();
     let busy = slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued).count();
-    if guc::cap().saturating_sub(area::outside() + busy + queued) < wanted {
+    if guc::cap().saturating_sub(area::unregistered() + busy + queued) < wanted {
         return false;
     }
     let is_moving =
@@ -539,7 +539,7 @@ pub fn is_stuck(memory: &mut Memory) -> bool {
         return false;
     }
     let runs = |slot: &&WorkerSlot| matches!(slot.state(), WorkerState::RunningQueued | WorkerState::RunningAttached);
-    let running = slots(memory).iter().filter(runs).count() + area::outside();
+    let running = slots(memory).iter().filter(runs).count() + area::unregistered();
     running <= waiting && job_order::has_work(memory)
 }
 

@@ -62,7 +62,7 @@ fn registration(place: usize, serial: u64, restart_after: Option<i32>) -> Regist
 
 /// Registers a worker for its place. False = the server has no process for it.
 pub fn register(start: SlotReservation) -> bool {
-    register_with(start, ask_again)
+    register_with(start, retry_registration)
 }
 
 /// Registers a worker that comes after the one in the place `index`, which ends. While others of the pool end, too,
@@ -73,7 +73,7 @@ pub fn register_after(index: usize, start: SlotReservation) -> bool {
         let is_patient =
             began.elapsed() < GOING_PATIENCE && area::write(|memory| scheduler::is_one_exiting(memory, index));
         if !is_patient {
-            return ask_again(ask);
+            return retry_registration(ask);
         }
         latch::pause(GOING_CHECK);
         if let Some(worker) = ask() {
@@ -120,11 +120,11 @@ fn register_with(
 
 /// Asks for a process while one is on its way out, or can be sent away as it was started ahead of its job. Interrupts
 /// are not served: whatever wants the worker has been promised already.
-fn ask_again(ask: &dyn Fn() -> Option<WorkerHandle>) -> Option<WorkerHandle> {
+fn retry_registration(ask: &dyn Fn() -> Option<WorkerHandle>) -> Option<WorkerHandle> {
     // When somebody has waited in vain, others do not: not each claim of a job is to take so long.
     let is_patient = !area::read(scheduler::lacks_processes);
     for _ in 0..GOING_CHECKS {
-        let one_goes = area::write(scheduler::evict_for_another) || is_patient && area::is_one_leaving();
+        let one_goes = area::write(scheduler::evict_for_another) || is_patient && area::is_one_exiting();
         if !one_goes {
             return None;
         }
@@ -137,6 +137,6 @@ fn ask_again(ask: &dyn Fn() -> Option<WorkerHandle>) -> Option<WorkerHandle> {
 }
 
 /// Ends this process in a way that has the server start another one in its place.
-pub fn die() {
+pub fn exit_for_restart() {
     exit_hooks::now(1);
 }

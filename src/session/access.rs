@@ -1,13 +1,13 @@
 //! Jobs that the caller may act on, and how they are named.
 
-use crate::error::{Error, Text};
+use crate::error::{DbText, Error};
 use crate::ffi::role;
 use crate::registry;
 
 use uuid::Uuid;
 
 pub fn no_such_job(uuid: &[u8; 16]) -> Error {
-    Error::NoSuchJob(Text::new(&format_uuid(uuid)))
+    Error::NoSuchJob(DbText::new(&format_uuid(uuid)))
 }
 
 /// Returns whether the caller may stop or retry jobs of this owner, launched by `login`, as far as superusers are

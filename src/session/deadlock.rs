@@ -3,7 +3,7 @@
 //! The server's own deadlock check cannot see it: a session that waits for a worker's result waits for no lock. So
 //! the session looks itself, each time that it has waited for `deadlock_timeout` (deadlock.c does the same for locks).
 
-use crate::error::{Error, Text};
+use crate::error::{DbText, Error};
 use crate::ffi::{area, lock, session, wait_graph};
 use crate::registry;
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ pub struct Awaited<'a> {
 }
 
 /// Time that a session waits for another one to find the same cycle, and to give way.
-pub const GIVE_WAY: Duration = Duration::from_millis(100);
+pub const VICTIM_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Tells how the search came to a process.
 #[derive(Clone, Copy)]
@@ -34,11 +34,11 @@ struct Step {
 
 /// Follows who waits for whom from the job on: for locks, as launchers for their own jobs, as followers for jobs of a
 /// batch. True = the way leads back to this process, but another one of the cycle is to be told; if it has not given
-/// way after [`GIVE_WAY`], this one `insists`.
+/// way after [`VICTIM_TIMEOUT`], this one `insists`.
 ///
 /// # Errors
 /// [`Error::Deadlock`] (40P01) if the way leads back to this process.
-pub fn check(job: &Awaited, insists: bool) -> Result<bool, Error> {
+pub fn check(job: &Awaited, is_victim_fallback: bool) -> Result<bool, Error> {
     let own = session::pid();
     let mut came_from = HashMap::from([(job.pid, None)]);
     let mut todo = vec![job.pid];
@@ -52,7 +52,7 @@ pub fn check(job: &Awaited, insists: bool) -> Result<bool, Error> {
             if next == own {
                 let chain = chain(&came_from, step);
                 // One is enough: the one with the lowest number.
-                if !insists && chain.iter().any(|step| step.searches && step.from < own) {
+                if !is_victim_fallback && chain.iter().any(|step| step.searches && step.from < own) {
                     return Ok(true);
                 }
                 return Err(Error::Deadlock { detail: explain(job, &chain) });
@@ -75,9 +75,9 @@ fn chain(came_from: &HashMap<i32, Option<Step>>, last: Step) -> Vec<Step> {
 }
 
 /// The cycle in words, as the server's own message has it.
-fn explain(job: &Awaited, chain: &[Step]) -> Text {
+fn explain(job: &Awaited, chain: &[Step]) -> DbText {
     let own = session::pid();
-    let statement = |text: &[u8]| Text::new(session::clip(text, STATEMENT_BYTES));
+    let statement = |text: &[u8]| DbText::new(session::clip(text, STATEMENT_BYTES));
     let mut lines = vec![format!("Process {own} waits for the result of background job {}.", job.pid)];
     let followings = chain.iter().skip(1).map(|step| step.from).chain([own]);
     for (step, next) in chain.iter().zip(followings) {
@@ -85,5 +85,5 @@ fn explain(job: &Awaited, chain: &[Step]) -> Text {
     }
     lines.push(format!("Process {own}: {}", statement(&session::current_query().unwrap_or_default())));
     lines.push(format!("Process {}: {}", job.pid, statement(job.sql)));
-    Text::join(&lines)
+    DbText::join(&lines)
 }

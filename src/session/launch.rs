@@ -1,6 +1,6 @@
 //! Launching a job.
 
-use crate::channel::attached_jobs::{Job, Line, Unread};
+use crate::channel::attached_jobs::{AttachedJob, ChannelEnd, Unread};
 use crate::channel::{attached_jobs, Channel};
 use crate::error::Error;
 use crate::ffi::bgworker::WorkerHandle;
@@ -34,11 +34,11 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
     }
     make_room(queue_bytes)?;
     let request = request()?;
-    let letter = to_bytes(&request);
-    if let Some(pid) = launch_warm(&request, &letter, sql, queue_bytes) {
+    let encoded_request = to_bytes(&request);
+    if let Some(pid) = launch_warm(&request, &encoded_request, sql, queue_bytes) {
         return Ok(pid);
     }
-    launch_cold(&request, &letter, sql, queue_bytes)
+    launch_cold(&request, &encoded_request, sql, queue_bytes)
 }
 
 /// Sees to it that this session may have another result, with a queue of so many bytes.
@@ -65,7 +65,7 @@ fn make_room(queue_bytes: usize) -> Result<(), Error> {
     let began = Instant::now();
     loop {
         match check() {
-            Err(_) if attached_jobs::is_one_letting_go() && began.elapsed() < start_worker::ROOM_PATIENCE => {
+            Err(_) if attached_jobs::is_one_detaching() && began.elapsed() < start_worker::ROOM_PATIENCE => {
                 latch::wait(Some(start_worker::ROOM_CHECK));
             }
             outcome => return outcome,
@@ -75,10 +75,10 @@ fn make_room(queue_bytes: usize) -> Result<(), Error> {
 
 /// Creates a segment with the job in it. None = the server has no segment left, not even in place of one that this
 /// session does not need.
-fn create(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
-    Channel::create(letter, sql, queue_bytes).or_else(|| {
+fn create(encoded_request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
+    Channel::create(encoded_request, sql, queue_bytes).or_else(|| {
         attached_jobs::collect(true);
-        Channel::create(letter, sql, queue_bytes)
+        Channel::create(encoded_request, sql, queue_bytes)
     })
 }
 
@@ -87,25 +87,27 @@ type Key = (u32, u32, u64);
 
 /// Gives the job to a worker that is there and has nothing to do, if there is one: first to one that this session has a
 /// channel to.
-fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<i32> {
+fn launch_warm(request: &Request, encoded_request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<i32> {
     if !area::is_made() {
         return None; // no worker has ever stayed
     }
     let key = (request.database, request.login, login::version(request.database, request.login));
-    if let Some(pid) = launch_again(key, letter, sql, queue_bytes) {
+    if let Some(pid) = launch_again(key, encoded_request, sql, queue_bytes) {
         return Some(pid);
     }
     if !area::read(|memory| scheduler::has_idle_worker(memory, key)) {
-        return attached_jobs::await_spare(queue_bytes).then(|| launch_again(key, letter, sql, queue_bytes)).flatten();
+        return attached_jobs::await_idle_channel(queue_bytes)
+            .then(|| launch_again(key, encoded_request, sql, queue_bytes))
+            .flatten();
     }
-    let (channel, receiver) = create(letter, sql, queue_bytes)?;
+    let (channel, receiver) = create(encoded_request, sql, queue_bytes)?;
     channel.open();
     channel.pin();
     let segment = channel.handle().to_number();
     let given = area::write(|memory| {
         let given = scheduler::assign_job(memory, key, segment, None);
-        if let Some((seat, _)) = given {
-            channel.set_seat(seat);
+        if let Some((slot_id, _)) = given {
+            channel.set_slot_id(slot_id);
         }
         given
     });
@@ -120,38 +122,38 @@ fn launch_warm(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
 }
 
 /// Gives the job to a worker that this session has a channel to.
-fn launch_again(key: Key, letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<i32> {
+fn launch_again(key: Key, encoded_request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<i32> {
     let mut later = Vec::new();
     let mut given = None;
-    while let Some(mut spare) = attached_jobs::take_spare() {
-        let Some(seat) = spare.channel.seat() else {
+    while let Some(mut idle) = attached_jobs::take_idle_channel() {
+        let Some(slot_id) = idle.channel.slot_id() else {
             // Its worker is on its way: it will be there for another job; or gone, then a new worker may have it.
-            later.push(spare);
+            later.push(idle);
             continue;
         };
-        if spare.queue_bytes != queue_bytes || !spare.settle() && !attached_jobs::is_lost(spare.channel) {
-            later.push(spare);
+        if idle.queue_bytes != queue_bytes || !idle.settle() && !attached_jobs::is_lost(idle.channel) {
+            later.push(idle);
             continue;
         }
-        if spare.settle() && spare.channel.write_job(letter, sql) {
-            let segment = spare.channel.handle().to_number();
-            if let Some((_, pid)) = area::write(|memory| scheduler::assign_job(memory, key, segment, Some(seat))) {
-                given = Some((pid, spare));
+        if idle.settle() && idle.channel.write_job(encoded_request, sql) {
+            let segment = idle.channel.handle().to_number();
+            if let Some((_, pid)) = area::write(|memory| scheduler::assign_job(memory, key, segment, Some(slot_id))) {
+                given = Some((pid, idle));
                 break;
             }
         }
-        spare.close();
+        idle.close();
     }
-    later.into_iter().rev().for_each(attached_jobs::put_back_spare);
-    given.map(|(pid, Line { channel, receiver, .. })| remember(pid, channel, receiver, queue_bytes, sql))
+    later.into_iter().rev().for_each(attached_jobs::put_back_idle_channel);
+    given.map(|(pid, ChannelEnd { channel, receiver, .. })| remember(pid, channel, receiver, queue_bytes, sql))
 }
 
 fn remember(pid: i32, channel: Channel, receiver: Receiver, queue_bytes: usize, sql: &[u8]) -> i32 {
     let sql = session::clip(sql, SQL_HEAD_BYTES).to_vec();
-    attached_jobs::insert(Job {
+    attached_jobs::insert(AttachedJob {
         pid,
         role: role::current(),
-        line: Some(Line::new(channel, receiver, queue_bytes)),
+        channel_end: Some(ChannelEnd::new(channel, receiver, queue_bytes)),
         holder: None,
         sql,
         description: None,
@@ -161,12 +163,12 @@ fn remember(pid: i32, channel: Channel, receiver: Receiver, queue_bytes: usize, 
 }
 
 /// Gives the job to a new process: to one that was started ahead, or has the server start one.
-fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize) -> Result<i32, Error> {
+fn launch_cold(request: &Request, encoded_request: &[u8], sql: &[u8], queue_bytes: usize) -> Result<i32, Error> {
     // What the worker logs in to is at least as new.
     let version = login::version(request.database, request.login);
-    let is_followed = prestart::is_followed();
-    let given = match prestart::take(letter, sql, queue_bytes) {
-        Some(Line { channel, receiver, .. }) => {
+    let is_followed = prestart::is_launch_series();
+    let given = match prestart::take(encoded_request, sql, queue_bytes) {
+        Some(ChannelEnd { channel, receiver, .. }) => {
             let given = complete(channel, receiver, |registered| {
                 registered.set(channel.worker());
                 channel.offer(version);
@@ -183,8 +185,8 @@ fn launch_cold(request: &Request, letter: &[u8], sql: &[u8], queue_bytes: usize)
     let (pid, channel, receiver) = match given {
         Some(given) => given,
         None => {
-            let made = || create(letter, sql, queue_bytes);
-            let used = || start_worker::used_segment(letter, sql, queue_bytes);
+            let made = || create(encoded_request, sql, queue_bytes);
+            let used = || start_worker::used_segment(encoded_request, sql, queue_bytes);
             // What is left of a launch before is for the process that is started ahead of the next.
             let segment = if is_followed { made().or_else(used) } else { used().or_else(made) };
             let (channel, receiver) =

@@ -21,6 +21,6 @@ pub use crate::session::retry::{delete, prune, retry};
 pub use crate::session::stop::stop;
 pub use crate::session::submit::{launch_batch, ExecType};
 pub use crate::session::visibility::{
-    end_of, has_lost_its_log, is_in_log_only, is_recorded, left_behind, read_jobs, states_of, visible, Among, Sight,
-    Standing,
+    end_of, has_lost_its_log, is_in_log_only, is_recorded, orphaned_batches, read_jobs, states_of, visible,
+    BatchFilter, QueuedRowStatus, RegistryView,
 };

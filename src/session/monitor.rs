@@ -9,8 +9,8 @@ use crate::registry::{Follower, JobDetails, LiveState, State, WakeOn};
 use crate::scheduler::start;
 use crate::session::access::no_such_job;
 use crate::session::deadlock;
-use crate::session::deadlock::{Awaited, GIVE_WAY};
-use crate::session::visibility::{logged_states, pulses, rights_on, visible, Among, Sight};
+use crate::session::deadlock::{Awaited, VICTIM_TIMEOUT};
+use crate::session::visibility::{live_states, logged_states, rights_on, visible, BatchFilter, RegistryView};
 use crate::{log, registry, scheduler};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -90,12 +90,12 @@ thread_local! {
 }
 
 /// Runs `body` while this process is woken by changes of the batch.
-pub fn watched<T>(uuid: &[u8; 16], body: impl FnOnce(&mut Watch) -> Result<T, Error>) -> Result<T, Error> {
-    watched_as(None, uuid, body)
+pub fn with_watch<T>(uuid: &[u8; 16], body: impl FnOnce(&mut Watch) -> Result<T, Error>) -> Result<T, Error> {
+    with_watch_as(None, uuid, body)
 }
 
 /// The same; who waits for the end is known to others.
-fn watched_as<T>(
+fn with_watch_as<T>(
     follower: Option<Follower>,
     uuid: &[u8; 16],
     body: impl FnOnce(&mut Watch) -> Result<T, Error>,
@@ -138,14 +138,14 @@ pub struct Following {
 /// [`Error::NoSuchJob`] (42704), [`Error::Stuck`] (53000), [`Error::Deadlock`] (40P01), [`Error::FollowsItself`]
 /// (55000), those of `look`.
 pub fn follow<T>(uuid: &[u8; 16], following: Following, look: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    if pulses(uuid, rights_on).is_empty() {
+    if live_states(uuid, rights_on).is_empty() {
         return match logged_states(uuid, |known| rights_on(known.owner))?.is_empty() {
             true => Err(no_such_job(uuid)),
             false => look(),
         };
     }
     let is_worker = nesting::is_job();
-    watched_as(Some(Follower { pid: session::pid(), is_worker }), uuid, |watch| {
+    with_watch_as(Some(Follower { pid: session::pid(), is_worker }), uuid, |watch| {
         wait_for_end(watch, following)?;
         area::write(|memory| registry::unfollow(memory, uuid));
         look()
@@ -156,35 +156,35 @@ pub fn follow<T>(uuid: &[u8; 16], following: Following, look: impl FnOnce() -> R
 fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
     let is_worker = watch.follower.is_some_and(|follower| follower.is_worker);
     if following.timeout.is_none() {
-        check_itself()?;
+        check_self_wait()?;
     }
     let deadline = following.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let mut teller = Teller::new(watch.uuid, following.is_verbose);
+    let mut reporter = ProgressReporter::new(watch.uuid, following.is_verbose);
     let mut patience = session::deadlock_timeout();
     let mut look_at = Instant::now() + patience;
-    let mut insists = false;
+    let mut is_victim_fallback = false;
     let mut try_at = Instant::now() + RETRY;
     loop {
         let jobs = watch.jobs();
-        teller.tell(&jobs);
+        reporter.tell(&jobs);
         if Instant::now() >= try_at {
             start::start_workers();
             try_at = Instant::now() + RETRY;
         }
         if Instant::now() >= look_at {
-            insists = check_blocked(insists)?;
+            is_victim_fallback = check_blocked(is_victim_fallback)?;
             // What was no deadlock so far may become one, but seldom does.
             patience = (2 * patience).min(LONGEST_PATIENCE);
-            look_at = Instant::now() + if insists { GIVE_WAY } else { patience };
+            look_at = Instant::now() + if is_victim_fallback { VICTIM_TIMEOUT } else { patience };
         }
         if jobs.iter().all(|job| job.state.is_final()) {
-            teller.tell_progress(&jobs);
+            reporter.tell_progress(&jobs);
             watch.hears = WakeOn::EachChange;
             wait_for_rows(watch, deadline);
             return Ok(());
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            teller.tell_progress(&jobs);
+            reporter.tell_progress(&jobs);
             return Ok(());
         }
         watch.hears = if jobs.len() <= scheduler::FEW as usize { WakeOn::EachChange } else { WakeOn::TheEnd };
@@ -197,19 +197,19 @@ fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
         // Others give processes back without telling, and a worker that goes does not tell whom it leaves stuck.
         let is_queued = jobs.iter().any(|job| job.state == State::Queued);
         let try_at = (is_queued && (is_worker || area::read(scheduler::may_lack_workers))).then_some(try_at);
-        let until = look_at.into_iter().chain(deadline).chain(try_at).chain(teller.due()).min();
+        let until = look_at.into_iter().chain(deadline).chain(try_at).chain(reporter.due()).min();
         watch.wait(until.map(|until| until.saturating_duration_since(Instant::now())));
     }
 }
 
 /// The running jobs that this process waits for.
-fn awaited() -> Vec<(i32, [u8; 16])> {
+fn awaited_jobs() -> Vec<(i32, [u8; 16])> {
     area::read(|memory| registry::awaited_by(memory, session::pid()))
 }
 
 /// A job cannot wait for what ends only after it.
-fn check_itself() -> Result<(), Error> {
-    match awaited().iter().any(|(pid, _)| *pid == session::pid()) {
+fn check_self_wait() -> Result<(), Error> {
+    match awaited_jobs().iter().any(|(pid, _)| *pid == session::pid()) {
         true => Err(Error::FollowsItself),
         false => Ok(()),
     }
@@ -217,15 +217,15 @@ fn check_itself() -> Result<(), Error> {
 
 /// Checks whether a job that this session waits for waits for this session, which will never go on. True = it does, but
 /// another one is to be told.
-fn check_blocked(insists: bool) -> Result<bool, Error> {
-    let mut gives_way = false;
-    for (pid, uuid) in awaited().into_iter().filter(|(pid, _)| *pid != session::pid()) {
+fn check_blocked(is_victim_fallback: bool) -> Result<bool, Error> {
+    let mut is_victim_elsewhere = false;
+    for (pid, uuid) in awaited_jobs().into_iter().filter(|(pid, _)| *pid != session::pid()) {
         let sql = area::read(|memory| {
             registry::find(memory, &uuid).iter().find_map(|found| registry::query_of(memory, found))
         });
-        gives_way |= deadlock::check(&Awaited { pid, sql: &sql.unwrap_or_default() }, insists)?;
+        is_victim_elsewhere |= deadlock::check(&Awaited { pid, sql: &sql.unwrap_or_default() }, is_victim_fallback)?;
     }
-    Ok(gives_way)
+    Ok(is_victim_elsewhere)
 }
 
 /// Waits until the final rows of jobs that have ended are in the log, for that is where they are read; not longer than
@@ -240,7 +240,7 @@ pub fn wait_for_rows(watch: &mut Watch, deadline: Option<Instant>) {
 }
 
 /// Tells how jobs end, and how far they are.
-struct Teller<'a> {
+struct ProgressReporter<'a> {
     uuid: &'a [u8; 16],
     is_verbose: bool,
     /// State and attempts of each of a few jobs, as of the last look.
@@ -253,9 +253,9 @@ struct Teller<'a> {
     is_due: bool,
 }
 
-impl<'a> Teller<'a> {
+impl<'a> ProgressReporter<'a> {
     fn new(uuid: &'a [u8; 16], is_verbose: bool) -> Self {
-        Teller {
+        ProgressReporter {
             uuid,
             is_verbose,
             seen: HashMap::new(),
@@ -298,7 +298,7 @@ impl<'a> Teller<'a> {
         if changed.is_empty() {
             return;
         }
-        let views = Sight::default().look_at(Some(self.uuid), Among::All);
+        let views = RegistryView::default().jobs_of(Some(self.uuid), BatchFilter::All);
         for job in changed {
             if let Some(view) = views.iter().find(|view| view.uuid == job.uuid) {
                 notice(&line_of(job, view));

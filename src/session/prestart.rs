@@ -5,7 +5,7 @@
 //! logged in, and it leaves when none comes soon, or when somebody else wants a process.
 
 use crate::channel::attached_jobs;
-use crate::channel::attached_jobs::Line;
+use crate::channel::attached_jobs::ChannelEnd;
 use crate::ffi::area;
 use crate::session::start_worker::{register, used_segment};
 use crate::{guc, scheduler};
@@ -22,23 +22,23 @@ thread_local! {
 }
 
 /// Notes that a job gets a new process now, and returns whether the next one will want one soon.
-pub fn is_followed() -> bool {
+pub fn is_launch_series() -> bool {
     let now = Instant::now();
     LAST.replace(Some(now)).is_some_and(|last| now - last < SOON)
 }
 
 /// The channel to the process that was started ahead, with the job in it; none = there is no such process any more, or
 /// the job does not fit.
-pub fn take(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<Line> {
-    let ahead = attached_jobs::take_ahead()?;
+pub fn take(encoded_request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<ChannelEnd> {
+    let ahead = attached_jobs::take_prestarted()?;
     let worker = ahead.channel.worker()?;
-    let fits = ahead.queue_bytes == queue_bytes && ahead.channel.write_job(letter, sql);
+    let fits = ahead.queue_bytes == queue_bytes && ahead.channel.write_job(encoded_request, sql);
     if fits && area::write(|memory| scheduler::take_prestarted(memory, worker)) {
         return Some(ahead);
     }
     ahead.channel.give_up();
     area::write(|memory| scheduler::terminate_prestarted(memory, worker));
-    attached_jobs::put_back_spare(ahead);
+    attached_jobs::put_back_idle_channel(ahead);
     None
 }
 
@@ -49,11 +49,11 @@ pub fn start(queue_bytes: usize) {
     }
     // A new one could be refused, and the launch is complete. Large ones are not kept, so they are never used again.
     let Some((channel, receiver)) = used_segment(&[], &[], queue_bytes) else { return };
-    let ahead = Line::new(channel, receiver, queue_bytes);
+    let ahead = ChannelEnd::new(channel, receiver, queue_bytes);
     match register(&ahead.channel) {
         Some(worker) => {
             area::write(|memory| scheduler::add_prestarted(memory, worker));
-            attached_jobs::set_ahead(ahead);
+            attached_jobs::set_prestarted(ahead);
         }
         None => ahead.close(),
     }

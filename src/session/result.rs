@@ -4,11 +4,11 @@
 //! so that the result can be read again.
 
 use crate::channel::attached_jobs;
-use crate::channel::attached_jobs::{Gone, Job, Line};
-use crate::channel::overflow_queue::Backlog;
+use crate::channel::attached_jobs::{AttachedJob, ChannelEnd, ResultFate};
+use crate::channel::overflow_queue::OverflowQueue;
 use crate::error::Error;
 use crate::ffi::fmgr::{Rows, Value};
-use crate::ffi::latch::Patience;
+use crate::ffi::latch::SpinThenWait;
 use crate::ffi::report::Log;
 use crate::ffi::row_reader::RowReader;
 use crate::ffi::shm_mq::ReceiveError;
@@ -18,7 +18,7 @@ use crate::ffi::wait_graph::Wait;
 use crate::ffi::{alloc, interrupt, latch, report, role, session};
 use crate::protocol::{decode, split, Description, Done, Kind, Malformed, Report};
 use crate::session::deadlock;
-use crate::session::deadlock::{Awaited, GIVE_WAY};
+use crate::session::deadlock::{Awaited, VICTIM_TIMEOUT};
 use std::cell::RefCell;
 use std::time::Instant;
 
@@ -26,7 +26,7 @@ use std::time::Instant;
 const DECODED_COPIES: usize = 4;
 
 thread_local! {
-    static PATIENCE: Patience = const { Patience::new() };
+    static SPIN: SpinThenWait = const { SpinThenWait::new() };
 }
 
 /// Gives up the result of a job; the job runs on.
@@ -34,13 +34,13 @@ thread_local! {
 /// # Errors
 /// Those of [`attached_jobs::take`]; [`Error::RestrictedRead`] (42501).
 pub fn detach(pid: i32) -> Result<(), Error> {
-    attached_jobs::finish(take(pid)?, Gone::GivenUp, false);
+    attached_jobs::finish(take(pid)?, ResultFate::GivenUp, false);
     Ok(())
 }
 
 /// Takes a job of this session, if it belongs to the role that runs, or to one whose rights that has. Not for what runs
 /// with the rights of another in the middle of a command, as the function of an index does while its table is analyzed.
-fn take(pid: i32) -> Result<Job, Error> {
+fn take(pid: i32) -> Result<AttachedJob, Error> {
     if role::in_restricted_operation() {
         return Err(Error::RestrictedRead);
     }
@@ -68,7 +68,7 @@ pub fn result(pid: i32, rows: Rows) -> Result<Value, Error> {
     match outcome {
         Ok(()) => reading.finish(),
         Err(error @ (Error::Job(_) | Error::WorkerLost(_))) => {
-            attached_jobs::finish(reading.job, Gone::Read, reading.is_whole);
+            attached_jobs::finish(reading.job, ResultFate::Read, reading.is_whole);
             return Err(error);
         }
         Err(error) => {
@@ -90,7 +90,7 @@ enum Current {
 
 /// One call of `result`.
 struct Reading {
-    job: Job,
+    job: AttachedJob,
     rows: Rows,
     reader: Option<RowReader>,
     current: Current,
@@ -100,12 +100,12 @@ struct Reading {
     /// The last frame has been received.
     is_whole: bool,
     /// Complete frames whose rows are in the caller's store in another form than they came in.
-    converted: Backlog,
+    converted: OverflowQueue,
 }
 
 impl Reading {
-    fn new(job: Job, rows: Rows) -> Self {
-        let converted = Backlog::new(session::work_mem());
+    fn new(job: AttachedJob, rows: Rows) -> Self {
+        let converted = OverflowQueue::new(session::work_mem());
         Reading { job, rows, reader: None, current: Current::None, stored: 0, bytes: 0, is_whole: false, converted }
     }
 
@@ -145,12 +145,14 @@ impl Reading {
         let mut has_looked = false;
         let mut look_at = None;
         let mut visible_wait = None;
-        let mut insists = false;
+        let mut is_victim_fallback = false;
         loop {
-            let Some(Line { channel, receiver, .. }) = &mut self.job.line else { return Err(Malformed.into()) };
+            let Some(ChannelEnd { channel, receiver, .. }) = &mut self.job.channel_end else {
+                return Err(Malformed.into());
+            };
             match receiver.try_receive(|| attached_jobs::is_lost(*channel)) {
                 Ok(_) => {
-                    PATIENCE.with(Patience::has_come);
+                    SPIN.with(SpinThenWait::record_wakeup);
                     self.current = Current::Received;
                     return Ok(());
                 }
@@ -159,14 +161,15 @@ impl Reading {
             }
             if !has_looked {
                 has_looked = true;
-                PATIENCE.with(Patience::look);
+                SPIN.with(SpinThenWait::spin);
             }
             let now = Instant::now();
             let due = *look_at.get_or_insert(now + patience);
             if now >= due {
                 visible_wait.get_or_insert_with(|| Wait::publish(self.job.pid));
-                insists = deadlock::check(&Awaited { pid: self.job.pid, sql: &self.job.sql }, insists)?;
-                look_at = Some(now + if insists { GIVE_WAY } else { patience });
+                is_victim_fallback =
+                    deadlock::check(&Awaited { pid: self.job.pid, sql: &self.job.sql }, is_victim_fallback)?;
+                look_at = Some(now + if is_victim_fallback { VICTIM_TIMEOUT } else { patience });
             }
             latch::wait(Some(look_at.unwrap_or(due).saturating_duration_since(now)));
         }
@@ -174,7 +177,7 @@ impl Reading {
 
     /// Returns why the worker ended without an outcome.
     fn lost(&self) -> Error {
-        match self.job.line.as_ref().and_then(|line| line.channel.last_words()) {
+        match self.job.channel_end.as_ref().and_then(|channel_end| channel_end.channel.exit_error()) {
             Some(report) => job_error(report),
             None => Error::WorkerLost(self.job.pid),
         }
@@ -184,7 +187,7 @@ impl Reading {
     fn consume(&mut self) -> Result<bool, Error> {
         let frame = match &self.current {
             Current::None => return Ok(false),
-            Current::Received => self.job.line.as_ref().ok_or(Malformed)?.receiver.last(),
+            Current::Received => self.job.channel_end.as_ref().ok_or(Malformed)?.receiver.last(),
             Current::Kept(frame) => frame.as_slice(),
         };
         let (kind, payload) = split(frame)?;
@@ -261,7 +264,7 @@ impl Reading {
         if let Some(reader) = self.reader {
             self.rows.finish(reader.target());
         }
-        attached_jobs::finish(self.job, Gone::Read, self.is_whole);
+        attached_jobs::finish(self.job, ResultFate::Read, self.is_whole);
     }
 
     /// Puts everything that was read back, so that it can be read again. The rows are in a file of the caller already
@@ -274,17 +277,17 @@ impl Reading {
                 attached_jobs::put_back(self.job);
             }
             // Only a broken disk: then there is nothing to read again.
-            Ok(Err(_)) => attached_jobs::finish(self.job, Gone::Read, false),
+            Ok(Err(_)) => attached_jobs::finish(self.job, ResultFate::Read, false),
             Err(error) => {
-                attached_jobs::finish(self.job, Gone::Read, false);
+                attached_jobs::finish(self.job, ResultFate::Read, false);
                 error.go_on();
             }
         }
     }
 
     /// Collects what was read and not given, in order.
-    fn collect(&mut self) -> Result<Backlog, Error> {
-        let mut all = Backlog::new(session::work_mem());
+    fn collect(&mut self) -> Result<OverflowQueue, Error> {
+        let mut all = OverflowQueue::new(session::work_mem());
         if let Some(reader) = self.reader.as_mut().filter(|reader| reader.is_same()) {
             if self.stored > 0 {
                 reader.take_back(self.rows.store(), self.stored, |frame| all.push(frame))?;
@@ -295,7 +298,9 @@ impl Reading {
         }
         match std::mem::replace(&mut self.current, Current::None) {
             Current::None => {}
-            Current::Received => all.push(alloc::copy(self.job.line.as_ref().ok_or(Malformed)?.receiver.last()))?,
+            Current::Received => {
+                all.push(alloc::copy(self.job.channel_end.as_ref().ok_or(Malformed)?.receiver.last()))?
+            }
             Current::Kept(frame) => all.push(frame)?,
         }
         if let Some(mut rest) = self.job.kept.take() {

@@ -1,12 +1,12 @@
 //! Jobs that have ended: launching them again, and deleting what is kept of them.
 
-use crate::error::{Error, Text};
+use crate::error::{DbText, Error};
 use crate::ffi::{role, spi, transaction};
 use crate::registry::{NewJob, State};
 use crate::session::access::{format_uuid, no_such_job, reaches_superusers};
-use crate::session::monitor::{wait_for_rows, watched};
-use crate::session::submit::{accept, Identity};
-use crate::session::visibility::pulses;
+use crate::session::monitor::{wait_for_rows, with_watch};
+use crate::session::submit::{submit, Identity};
+use crate::session::visibility::live_states;
 use crate::spec::{BatchSpec, JobSpec};
 use crate::{log, queries, registry};
 use std::collections::HashMap;
@@ -22,10 +22,10 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         return Err(Error::InRecovery);
     }
     let current = role::current();
-    let is_there = !pulses(uuid, |owner| role::has_rights_of(current, owner)).is_empty();
+    let is_there = !live_states(uuid, |owner| role::has_rights_of(current, owner)).is_empty();
     if is_there {
         // What has just been stopped is to be launched, too.
-        watched(uuid, |watch| {
+        with_watch(uuid, |watch| {
             wait_for_rows(watch, None);
             Ok(())
         })?;
@@ -40,7 +40,7 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     }
     // What has ended and is written only lingers there.
     let live: HashMap<[u8; 16], State> =
-        pulses(uuid, |_| true).into_iter().filter(|job| !job.is_logged).map(|job| (job.uuid, job.state)).collect();
+        live_states(uuid, |_| true).into_iter().filter(|job| !job.is_logged).map(|job| (job.uuid, job.state)).collect();
     let wanted: Vec<[u8; 16]> = own
         .iter()
         .filter(|known| {
@@ -51,31 +51,31 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         .collect();
     // The jobs of a batch have one owner.
     let run_as = own.first().map(|known| Identity { owner: known.owner, login: known.login });
-    let rows = log::to_repeat(&wanted);
+    let rows = log::jobs_to_retry(&wanted);
     let manners: Vec<(BatchSpec, JobSpec)> =
-        rows.iter().map(|row| BatchSpec::from_kept(row.options.as_deref())).collect::<Result<_, Error>>()?;
+        rows.iter().map(|row| BatchSpec::from_stored_options(row.options.as_deref())).collect::<Result<_, Error>>()?;
     let jobs: Vec<NewJob> = rows
         .iter()
         .zip(&manners)
-        .map(|(row, (_, manner))| NewJob {
+        .map(|(row, (_, run_options))| NewJob {
             ordinal: registry::ordinal_of(&row.uuid),
             query: &row.query,
             name: row.name.as_deref(),
-            timeout: manner.timeout,
+            timeout: run_options.timeout,
             attempts: row.attempts,
-            max_attempts: row.attempts.saturating_add(manner.max_attempts),
-            retry_delay: manner.retry_delay,
+            max_attempts: row.attempts.saturating_add(run_options.max_attempts),
+            retry_delay: run_options.retry_delay,
         })
         .collect();
     let (Some((spec, _)), Some(row)) = (manners.first(), rows.first()) else {
         let ended = live.iter().find(|(_, state)| matches!(state, State::Failed | State::Stopped));
         return Err(match ended {
-            Some((job, _)) => Error::NotLogged(Text::new(&format_uuid(job))),
-            None => Error::NothingToRetry(Text::new(&format_uuid(uuid))),
+            Some((job, _)) => Error::NotLogged(DbText::new(&format_uuid(job))),
+            None => Error::NothingToRetry(DbText::new(&format_uuid(uuid))),
         });
     };
     let spec = BatchSpec { name: row.batch_name.clone(), ..spec.clone() };
-    accept(registry::job_uuid(uuid, 0), &spec, &jobs, true, run_as)?;
+    submit(registry::job_uuid(uuid, 0), &spec, &jobs, true, run_as)?;
     Ok(rows.iter().map(|row| row.uuid).collect())
 }
 

@@ -1,6 +1,6 @@
 //! Having the server start a process for a segment.
 
-use crate::channel::attached_jobs::Line;
+use crate::channel::attached_jobs::ChannelEnd;
 use crate::channel::{attached_jobs, Channel};
 use crate::error::Error;
 use crate::ffi::bgworker::{Registration, StartupStatus, WorkerHandle};
@@ -17,12 +17,12 @@ pub const ROOM_CHECK: Duration = Duration::from_millis(2);
 pub const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The segment of a worker that is gone, made ready for another.
-pub fn used_segment(letter: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
-    let Line { channel, receiver, .. } = attached_jobs::take_widowed(queue_bytes)?;
+pub fn used_segment(encoded_request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
+    let ChannelEnd { channel, receiver, .. } = attached_jobs::take_reusable_channel(queue_bytes)?;
     receiver.close();
     // A process that ended before it had mapped the segment has left that to whoever comes next.
     channel.unpin();
-    let renewed = channel.renew(letter, sql, queue_bytes);
+    let renewed = channel.renew(encoded_request, sql, queue_bytes);
     if renewed.is_none() {
         channel.close();
     }
@@ -39,7 +39,7 @@ pub fn start(channel: &Channel, registered: &Cell<Option<WorkerHandle>>) -> Resu
         }
         // Workers that have nothing to do are in nobody's way.
         let will_have_room = area::is_made() && area::write(scheduler::free_a_process);
-        let is_hopeless = !will_have_room && !attached_jobs::is_one_ending() && !area::is_one_leaving();
+        let is_hopeless = !will_have_room && !attached_jobs::is_one_ending() && !area::is_one_exiting();
         // Twice: between the two questions the last one may have gone.
         if is_hopeless && was_hopeless || began.elapsed() > ROOM_PATIENCE {
             return Err(Error::SlotsExhausted);

@@ -5,8 +5,8 @@ use crate::ffi::{area, role, session, transaction};
 use crate::registry::{FoundJobs, LiveState, State};
 use crate::scheduler::start;
 use crate::session::access::{no_such_job, reaches_superusers};
-use crate::session::monitor::{watched, Watch};
-use crate::session::visibility::{logged_states, pulses, states_of};
+use crate::session::monitor::{with_watch, Watch};
+use crate::session::visibility::{live_states, logged_states, states_of};
 use crate::{registry, scheduler};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -21,7 +21,8 @@ fn may_stop(owner: u32, login: u32) -> bool {
 /// Returns whether the caller has the rights of the owner of a job, or of a batch.
 fn has_rights_on(uuid: &[u8; 16]) -> bool {
     let may = |owner| role::has_rights_of(role::current(), owner);
-    !pulses(uuid, may).is_empty() || logged_states(uuid, |known| may(known.owner)).is_ok_and(|jobs| !jobs.is_empty())
+    !live_states(uuid, may).is_empty()
+        || logged_states(uuid, |known| may(known.owner)).is_ok_and(|jobs| !jobs.is_empty())
 }
 
 /// Tells what became of a job that was to be stopped.
@@ -57,7 +58,7 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
         });
     }
     let stopper = session::role_name(role::current()).unwrap_or_default();
-    watched(uuid, |watch| {
+    with_watch(uuid, |watch| {
         let stopped: Vec<([u8; 16], State)> = area::write(|memory| {
             let is_allowed = |at: &FoundJobs| found.iter().any(|ok| ok.batch == at.batch);
             let mut jobs = Vec::new();

@@ -1,6 +1,6 @@
 //! Accepting batches: a launch, until its jobs are written down and somebody sees to them.
 
-use crate::error::{Error, Text};
+use crate::error::{DbText, Error};
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::{alloc, area, latch, report, role, session, spi, transaction};
 use crate::log::spool;
@@ -9,8 +9,8 @@ use crate::protocol::{to_bytes, Request};
 use crate::registry::{NewBatch, NewJob, Place, State};
 use crate::scheduler::{start, Coverage, SlotReservation};
 use crate::session::launch_request::request;
-use crate::session::monitor::watched;
-use crate::spec::options::Manner;
+use crate::session::monitor::with_watch;
+use crate::spec::options::RunOptions;
 use crate::spec::BatchSpec;
 use crate::{queries, registry, scheduler};
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ impl ExecType {
         match text {
             b"async" => Ok(ExecType::Async),
             b"sync" => Ok(ExecType::Sync),
-            _ => Err(Error::ExecType(Text::new(text))),
+            _ => Err(Error::ExecType(DbText::new(text))),
         }
     }
 }
@@ -73,7 +73,7 @@ pub fn launch_batch(spec: &BatchSpec, may_wait: bool) -> Result<[u8; 16], Error>
             retry_delay: job.retry_delay,
         })
         .collect();
-    accept(uuid, spec, &jobs, may_wait, None)?;
+    submit(uuid, spec, &jobs, may_wait, None)?;
     Ok(uuid)
 }
 
@@ -95,7 +95,7 @@ pub struct Identity {
 }
 
 /// `run_as` = not as the caller: what the first launch was.
-pub fn accept(
+pub fn submit(
     uuid: [u8; 16],
     spec: &BatchSpec,
     jobs: &[NewJob],
@@ -145,8 +145,9 @@ pub fn accept(
         jobs,
     };
     // Who waits for places may be ended meanwhile: before there is anything to take back.
-    let starts = if may_wait { Vec::new() } else { reserve(database, login, jobs.len())? };
-    let place = area::write(|memory| registry::add_batch(memory, &new)).inspect_err(|_| give_up(&starts))?;
+    let starts = if may_wait { Vec::new() } else { reserve_workers(database, login, jobs.len())? };
+    let place =
+        area::write(|memory| registry::add_batch(memory, &new)).inspect_err(|_| release_reservations(&starts))?;
     let spooled = Spooled {
         epoch: area::epoch(),
         database,
@@ -163,7 +164,7 @@ pub fn accept(
                 uuid: registry::job_uuid(&uuid, job.ordinal),
                 name: job.name.or(spec.name.as_deref()).map(<[u8]>::to_vec),
                 query: alloc::copy(job.query),
-                options: Manner {
+                options: RunOptions {
                     sequential: spec.sequential,
                     max_workers: spec.max_workers,
                     stop_on_error: spec.stop_on_error,
@@ -185,11 +186,11 @@ pub fn accept(
     };
     let begun = report::on_error(
         || {
-            spool::write(&spooled).map_err(Error::Spooled).inspect_err(|_| give_up(&starts))?;
+            spool::write(&spooled).map_err(Error::Spooled).inspect_err(|_| release_reservations(&starts))?;
             if !may_wait {
                 start(starts, database, login, jobs.len())?;
             }
-            begin((place, &uuid), may_wait)
+            await_insert((place, &uuid), may_wait)
         },
         undo,
     );
@@ -211,18 +212,18 @@ fn start(mut starts: Vec<SlotReservation>, database: u32, login: u32, jobs: usiz
     // Those that were idle then may have something to do by now.
     let others = jobs - starts.len();
     let more = area::write(|memory| scheduler::reserve(memory, database, login, others));
-    starts.extend(more.inspect_err(|_| give_up(&starts))?);
+    starts.extend(more.inspect_err(|_| release_reservations(&starts))?);
     let count = starts.iter().take_while(|start| start::register(**start)).count();
     if count == starts.len() {
         return Ok(());
     }
     // Those that came find nothing to do, and wait for other jobs.
-    give_up(&starts[count..]);
+    release_reservations(&starts[count..]);
     Err(Error::TooFewWorkers { wanted: jobs, free: jobs - (starts.len() - count) })
 }
 
 /// Gives up places that were reserved: others may have counted on them.
-fn give_up(starts: &[SlotReservation]) {
+fn release_reservations(starts: &[SlotReservation]) {
     if !starts.is_empty() {
         area::write(|memory| starts.iter().for_each(|start| scheduler::release_reservation(memory, *start)));
         start::start_workers();
@@ -230,11 +231,11 @@ fn give_up(starts: &[SlotReservation]) {
 }
 
 /// Opens the batch, and sees to it that somebody attends to it.
-fn begin((place, uuid): (Place, &[u8; 16]), may_wait: bool) -> Result<(), Error> {
+fn await_insert((place, uuid): (Place, &[u8; 16]), may_wait: bool) -> Result<(), Error> {
     area::write(|memory| registry::open_batch(memory, place));
     start::start_workers();
     if !may_wait {
-        return wait_for_begin(uuid);
+        return await_begin(uuid);
     }
     // Workers that there are see to the queue; only when there are none at all somebody must wait for one.
     let attendance = || area::write(|memory| scheduler::coverage(memory, place, uuid));
@@ -243,7 +244,7 @@ fn begin((place, uuid): (Place, &[u8; 16]), may_wait: bool) -> Result<(), Error>
     }
     // One that makes room takes a moment. It goes because somebody waits for it here.
     let began = Instant::now();
-    watched(uuid, |watch| loop {
+    with_watch(uuid, |watch| loop {
         let waited = began.elapsed();
         match attendance() {
             Coverage::Covered => return Ok(()),
@@ -256,7 +257,7 @@ fn begin((place, uuid): (Place, &[u8; 16]), may_wait: bool) -> Result<(), Error>
 }
 
 /// Reserves workers for jobs that must not wait, or none.
-fn reserve(database: u32, login: u32, jobs: usize) -> Result<Vec<SlotReservation>, Error> {
+fn reserve_workers(database: u32, login: u32, jobs: usize) -> Result<Vec<SlotReservation>, Error> {
     let patience = Instant::now() + SETTLING;
     loop {
         let reserved = area::write(|memory| scheduler::reserve(memory, database, login, jobs));
@@ -271,10 +272,10 @@ fn reserve(database: u32, login: u32, jobs: usize) -> Result<Vec<SlotReservation
 }
 
 /// Waits until all jobs of a batch run, for which workers have been started. They will, so a cancel waits as well.
-fn wait_for_begin(uuid: &[u8; 16]) -> Result<(), Error> {
+fn await_begin(uuid: &[u8; 16]) -> Result<(), Error> {
     let _held = CancelHeld::new();
     let patience = Instant::now() + START_PATIENCE;
-    watched(uuid, |watch| {
+    with_watch(uuid, |watch| {
         while watch.jobs().iter().any(|job| job.state == State::Queued) && Instant::now() < patience {
             start::start_workers();
             watch.wait(Some(WORKER_CHECK));

@@ -1,15 +1,15 @@
 //! View of jobs: who sees which, and in which states they are, in the registry and in the log.
 
 use crate::error::Error;
-use crate::ffi::typed_rows::{Cell, TypedRows};
+use crate::ffi::typed_rows::{SqlValue, TypedRows};
 use crate::ffi::{area, process, report, role, session, transaction};
-use crate::log::outcome_file::{End, Trace};
+use crate::log::outcome_file::{CrashTrace, End};
 use crate::log::spool::Spooled;
-use crate::log::{outcome_file, Fate};
+use crate::log::{outcome_file, RowState};
 use crate::protocol::Outcome;
 use crate::registry::{BatchSummary, FoundJobs, JobDetails, JobStatus, LiveState, State};
 use crate::{log, registry};
-use std::cell::Cell as Variable;
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
 /// Returns whether the caller may see jobs of this owner.
@@ -31,12 +31,12 @@ pub fn visible(owner: u32, state: State, outcome: Outcome) -> Outcome {
 
 thread_local! {
     /// The batch that the query that runs is about: the views cannot tell their functions.
-    static FOCUS: Variable<Option<[u8; 16]>> = const { Variable::new(None) };
+    static MONITORED_BATCH: Cell<Option<[u8; 16]>> = const { Cell::new(None) };
 }
 
 /// Tells which batches of the registry are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Among {
+pub enum BatchFilter {
     All,
     /// Batches of this database whose rows the reader's snapshot does not have.
     Unrecorded,
@@ -47,7 +47,7 @@ pub enum Among {
 /// Returns whether the rows of the batch, which is of this database, are in a log that is not there any more, as the
 /// extension was made again.
 pub fn has_lost_its_log(batch: &BatchSummary) -> bool {
-    batch.recorded.is_some_and(|rows| rows.log != log::number_of_log())
+    batch.recorded.is_some_and(|rows| rows.log != log::log_oid())
 }
 
 /// Returns whether the rows of the batch are in the log that the reader sees.
@@ -56,14 +56,14 @@ pub fn is_recorded(batch: &BatchSummary) -> bool {
 }
 
 /// The numbers of the batches in the registry that the caller may see and that `among` lets pass.
-fn batches(uuid: Option<&[u8; 16]>, among: Among) -> HashSet<u64> {
+fn batches(uuid: Option<&[u8; 16]>, among: BatchFilter) -> HashSet<u64> {
     // Catalogs and snapshots are asked before the registry's lock is taken.
     let mut rights: HashMap<u32, bool> = HashMap::new();
     let mut is_wanted = |batch: &BatchSummary| {
         let is_among = match among {
-            Among::All => true,
-            Among::Unrecorded => batch.database == session::database() && !is_recorded(batch),
-            Among::Elsewhere => batch.database != session::database(),
+            BatchFilter::All => true,
+            BatchFilter::Unrecorded => batch.database == session::database() && !is_recorded(batch),
+            BatchFilter::Elsewhere => batch.database != session::database(),
         };
         is_among && *rights.entry(batch.owner).or_insert_with(|| rights_on(batch.owner))
     };
@@ -74,20 +74,20 @@ fn batches(uuid: Option<&[u8; 16]>, among: Among) -> HashSet<u64> {
 /// View that one query has of the registry: each batch as it was when the query first came to one of its jobs, but no
 /// job as running that did not run when the query first looked at all. So never more jobs run than there are workers.
 #[derive(Debug, Default)]
-pub struct Sight {
+pub struct RegistryView {
     running: Option<registry::Running>,
     batches: HashMap<[u8; 16], HashMap<[u8; 16], JobStatus>>,
-    left: outcome_file::Left,
+    left: outcome_file::Orphans,
 }
 
-impl Sight {
+impl RegistryView {
     /// Jobs in the registry that the caller may see.
-    pub fn look(&mut self, among: Among) -> Vec<JobDetails> {
-        self.look_at(FOCUS.get().as_ref(), among)
+    pub fn jobs(&mut self, among: BatchFilter) -> Vec<JobDetails> {
+        self.jobs_of(MONITORED_BATCH.get().as_ref(), among)
     }
 
     /// `uuid` = only this job, or those of this batch.
-    pub fn look_at(&mut self, uuid: Option<&[u8; 16]>, among: Among) -> Vec<JobDetails> {
+    pub fn jobs_of(&mut self, uuid: Option<&[u8; 16]>, among: BatchFilter) -> Vec<JobDetails> {
         let wanted = batches(uuid, among);
         if wanted.is_empty() {
             return Vec::new();
@@ -105,9 +105,9 @@ impl Sight {
     /// Returns what a job is doing, if it is in the registry and the caller may see it.
     pub fn of(&mut self, uuid: &[u8; 16]) -> Option<&JobStatus> {
         let batch = registry::job_uuid(uuid, 0);
-        let Sight { running, batches: seen, .. } = self;
+        let RegistryView { running, batches: seen, .. } = self;
         let jobs = seen.entry(batch).or_insert_with(|| {
-            let wanted = batches(Some(&batch), Among::All);
+            let wanted = batches(Some(&batch), BatchFilter::All);
             area::read(|memory| {
                 let running = running.get_or_insert_with(|| registry::running(memory));
                 registry::statuses(memory, &wanted, running)
@@ -122,14 +122,14 @@ impl Sight {
     }
 
     /// Returns what a server that has died since left of a job that it had begun, if the caller may see it.
-    pub fn trace(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<Trace> {
-        let Trace { attempt, end } = self.left.of(epoch, uuid).filter(|trace| rights_on(trace.attempt.owner))?;
-        Some(Trace { attempt, end: end.map(|end| seen(attempt.owner, end)) })
+    pub fn trace(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<CrashTrace> {
+        let CrashTrace { attempt, end } = self.left.of(epoch, uuid).filter(|trace| rights_on(trace.attempt.owner))?;
+        Some(CrashTrace { attempt, end: end.map(|end| seen(attempt.owner, end)) })
     }
 }
 
 /// The states of a job, or of the jobs of a batch, as far as they are in the registry.
-pub fn pulses(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<LiveState> {
+pub fn live_states(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<LiveState> {
     let found = area::read(|memory| registry::find(memory, uuid));
     let allowed: Vec<FoundJobs> = found.into_iter().filter(|found| may(found.owner)).collect();
     if allowed.is_empty() {
@@ -142,9 +142,9 @@ pub fn pulses(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<LiveState> {
 /// it is in the log only, which somebody has for himself. `uuid`: of their batch, or of the only one.
 pub fn states_of(uuid: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Option<Vec<u8>>)> {
     let live: HashMap<[u8; 16], LiveState> =
-        pulses(uuid, |_| true).into_iter().map(|pulse| (pulse.uuid, pulse)).collect();
+        live_states(uuid, |_| true).into_iter().map(|pulse| (pulse.uuid, pulse)).collect();
     // What is not there any more is in the log: that is read last.
-    let logged: HashMap<[u8; 16], log::Known> = match jobs.iter().all(|job| live.contains_key(job)) {
+    let logged: HashMap<[u8; 16], log::LoggedJob> = match jobs.iter().all(|job| live.contains_key(job)) {
         true => HashMap::new(),
         false => log::states(uuid).unwrap_or_default().into_iter().map(|known| (known.uuid, known)).collect(),
     };
@@ -163,36 +163,36 @@ pub fn states_of(uuid: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Option
 pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Error> {
     if log::is_readable() {
         let (sql, parameters) = log::jobs_query(uuid);
-        let before = FOCUS.replace(uuid.copied());
-        let outcome = report::on_error(|| rows.put_query(&sql, &parameters), || FOCUS.set(before));
-        FOCUS.set(before);
+        let before = MONITORED_BATCH.replace(uuid.copied());
+        let outcome = report::on_error(|| rows.put_query(&sql, &parameters), || MONITORED_BATCH.set(before));
+        MONITORED_BATCH.set(before);
         return outcome;
     }
     // Somebody has the log for himself: what has not ended is known all the same.
     let present = process::now();
-    for job in Sight::default().look_at(uuid, Among::All) {
+    for job in RegistryView::default().jobs_of(uuid, BatchFilter::All) {
         let now = &job.now;
         let outcome = visible(now.owner, now.state, log::outcome_of(now));
         rows.put(&[
             now.pid.into(),
-            Cell::Text(now.state.name().into()),
-            Cell::Uuid(job.batch.uuid),
-            Cell::Uuid(job.uuid),
+            SqlValue::Text(now.state.name().into()),
+            SqlValue::Uuid(job.batch.uuid),
+            SqlValue::Uuid(job.uuid),
             job.name.clone().into(),
-            Cell::Text(job.query.clone()),
+            SqlValue::Text(job.query.clone()),
             outcome.result.into(),
             outcome.message.into(),
             now.queue_position.into(),
-            Cell::timestamp(now.started),
-            Cell::timestamp(now.ended),
-            now.started.map_or(Cell::Null, |started| Cell::Interval(now.ended.unwrap_or(present) - started)),
+            SqlValue::timestamp(now.started),
+            SqlValue::timestamp(now.ended),
+            now.started.map_or(SqlValue::Null, |started| SqlValue::Interval(now.ended.unwrap_or(present) - started)),
         ])?;
     }
     Ok(())
 }
 
 /// Tells how a job is whose row the snapshot of the query shows as queued.
-pub enum Standing {
+pub enum QueuedRowStatus {
     /// The job as the server knows it.
     Live(JobStatus),
     /// The end of the job as the log has it by now.
@@ -206,22 +206,24 @@ pub enum Standing {
 /// Number of times that a job is looked for that is launched again while it is looked for.
 const LOOKS: usize = 10;
 
-impl Sight {
+impl RegistryView {
     /// Returns how a job of this server is whose row the snapshot of the query shows as queued.
-    pub fn standing(&mut self, uuid: &[u8; 16]) -> Standing {
+    pub fn status_of_queued_row(&mut self, uuid: &[u8; 16]) -> QueuedRowStatus {
         for _ in 0..LOOKS {
             let live = self.of(uuid).cloned();
             if let Some(job) = live.as_ref().filter(|job| !is_in_log_only(job)) {
-                return Standing::Live(job.clone());
+                return QueuedRowStatus::Live(job.clone());
             }
-            match (log::fate(uuid), live) {
-                (Some(Fate::Ended { owner, end }), _) if rights_on(owner) => return Standing::Ended(seen(owner, *end)),
-                (_, Some(job)) => return Standing::Live(job),
-                (Some(Fate::Open { owner }), None) if rights_on(owner) => self.forget(uuid),
-                _ => return Standing::Gone,
+            match (log::row_state(uuid), live) {
+                (Some(RowState::Ended { owner, end }), _) if rights_on(owner) => {
+                    return QueuedRowStatus::Ended(seen(owner, *end))
+                }
+                (_, Some(job)) => return QueuedRowStatus::Live(job),
+                (Some(RowState::Open { owner }), None) if rights_on(owner) => self.forget(uuid),
+                _ => return QueuedRowStatus::Gone,
             }
         }
-        Standing::Lost
+        QueuedRowStatus::Lost
     }
 }
 
@@ -232,8 +234,8 @@ pub fn is_in_log_only(job: &JobStatus) -> bool {
 
 /// Returns how a job ended, as far as the log has it by now and the caller may see it.
 pub fn end_of(uuid: &[u8; 16]) -> Option<End> {
-    match log::fate(uuid) {
-        Some(Fate::Ended { owner, end }) if rights_on(owner) => Some(seen(owner, *end)),
+    match log::row_state(uuid) {
+        Some(RowState::Ended { owner, end }) if rights_on(owner) => Some(seen(owner, *end)),
         _ => None,
     }
 }
@@ -243,8 +245,8 @@ fn seen(owner: u32, end: End) -> End {
 }
 
 /// Batches of this database that a server accepted that has died since, as far as the caller may see them.
-pub fn left_behind() -> Vec<Spooled> {
-    log::launches_left().into_iter().filter(|batch| rights_on(batch.owner)).collect()
+pub fn orphaned_batches() -> Vec<Spooled> {
+    log::orphaned_batches().into_iter().filter(|batch| rights_on(batch.owner)).collect()
 }
 
 /// Jobs and their states.
@@ -254,6 +256,6 @@ type LoggedStates = Vec<([u8; 16], Vec<u8>)>;
 ///
 /// # Errors
 /// [`Error::LogLocked`] (55P03)
-pub fn logged_states(uuid: &[u8; 16], may: impl Fn(&log::Known) -> bool) -> Result<LoggedStates, Error> {
+pub fn logged_states(uuid: &[u8; 16], may: impl Fn(&log::LoggedJob) -> bool) -> Result<LoggedStates, Error> {
     Ok(log::states(uuid)?.into_iter().filter(&may).map(|known| (known.uuid, known.state)).collect())
 }

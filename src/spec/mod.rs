@@ -3,7 +3,7 @@
 pub mod options;
 pub mod sql_text;
 
-use crate::error::{Error, Place, Text};
+use crate::error::{ArgLocation, DbText, Error};
 use crate::ffi::{alloc, interval};
 use crate::protocol::MAX_SQL_BYTES;
 use crate::spec::options::CONFINED;
@@ -53,11 +53,11 @@ impl BatchSpec {
     }
 
     /// The batch without jobs, and how each of its jobs is run, as
-    /// [`Manner::to_options`](crate::spec::options::Manner::to_options) has kept them.
+    /// [`RunOptions::to_options`](crate::spec::options::RunOptions::to_options) has kept them.
     ///
     /// # Errors
     /// Those of the options (22023): somebody has changed them.
-    pub fn from_kept(options: Option<&[u8]>) -> Result<(Self, JobSpec), Error> {
+    pub fn from_stored_options(options: Option<&[u8]>) -> Result<(Self, JobSpec), Error> {
         let mut map = object(options)?;
         let is_confined = map.remove(CONFINED) == Some(Value::Bool(true));
         let (batch, job) = from_object(map)?;
@@ -73,7 +73,7 @@ impl BatchSpec {
         let (batch, defaults) = from_options(options)?;
         alloc::ensure(GROWTH * queries.len() * size_of::<JobSpec>());
         let job = |(number, query): (usize, Option<Vec<u8>>)| {
-            let query = query.ok_or(Error::NullQuery(Place::Job(number)))?;
+            let query = query.ok_or(Error::NullQuery(ArgLocation::Job(number)))?;
             Ok(JobSpec { query, ..defaults.clone() })
         };
         batch.with_jobs((1..).zip(queries).map(job).collect::<Result<_, Error>>()?)
@@ -86,9 +86,9 @@ impl BatchSpec {
     pub fn from_json(jobs: &[u8], options: Option<&[u8]>) -> Result<Self, Error> {
         let (batch, defaults) = from_options(options)?;
         let Ok(Value::Array(items)) = parse(jobs) else {
-            return Err(Error::Shape { place: Place::Jobs, wanted: "a JSON array" });
+            return Err(Error::Shape { place: ArgLocation::Jobs, wanted: "a JSON array" });
         };
-        let job = |(number, item)| from_item(Place::Job(number), item, &defaults);
+        let job = |(number, item)| from_item(ArgLocation::Job(number), item, &defaults);
         batch.with_jobs((1..).zip(items).map(job).collect::<Result<_, Error>>()?)
     }
 
@@ -97,7 +97,7 @@ impl BatchSpec {
             return Err(Error::NoQuery);
         }
         for (number, job) in (1..).zip(&jobs) {
-            let (place, length) = (Place::Job(number), job.query.len());
+            let (place, length) = (ArgLocation::Job(number), job.query.len());
             if job.query.iter().all(u8::is_ascii_whitespace) {
                 return Err(Error::EmptyQuery(place));
             }
@@ -129,13 +129,13 @@ fn object(options: Option<&[u8]>) -> Result<Map<String, Value>, Error> {
     match options.map(parse) {
         None | Some(Ok(Value::Null)) => Ok(Map::new()),
         Some(Ok(Value::Object(map))) => Ok(map),
-        Some(_) => Err(Error::Shape { place: Place::Options, wanted: "a JSON object" }),
+        Some(_) => Err(Error::Shape { place: ArgLocation::Options, wanted: "a JSON object" }),
     }
 }
 
 fn from_object(map: Map<String, Value>) -> Result<(BatchSpec, JobSpec), Error> {
     const KEYS: &[&str] = &[NAME, MODE, MAX_WORKERS, ON_ERROR, TIMEOUT, MAX_ATTEMPTS, RETRY_DELAY];
-    let mut keys = Keys::new(Place::Options, map, KEYS)?;
+    let mut keys = Keys::new(ArgLocation::Options, map, KEYS)?;
     let batch = BatchSpec {
         name: keys.text(NAME)?,
         sequential: keys.choice(MODE, ["parallel", "sequential"], "It must be \"parallel\" or \"sequential\".")?,
@@ -145,11 +145,11 @@ fn from_object(map: Map<String, Value>) -> Result<(BatchSpec, JobSpec), Error> {
         jobs: Vec::new(),
     };
     let plain = JobSpec { query: Vec::new(), name: None, timeout: None, max_attempts: 1, retry_delay: 0 };
-    Ok((batch, keys.manner(&plain)?))
+    Ok((batch, keys.run_options(&plain)?))
 }
 
 /// A job of the JSON array.
-fn from_item(place: Place, item: Value, defaults: &JobSpec) -> Result<JobSpec, Error> {
+fn from_item(place: ArgLocation, item: Value, defaults: &JobSpec) -> Result<JobSpec, Error> {
     const KEYS: &[&str] = &[QUERY, NAME, TIMEOUT, MAX_ATTEMPTS, RETRY_DELAY];
     match item {
         Value::String(query) => Ok(JobSpec { query: to_database(&query), ..defaults.clone() }),
@@ -160,7 +160,7 @@ fn from_item(place: Place, item: Value, defaults: &JobSpec) -> Result<JobSpec, E
             }
             let (query, name) = (keys.text(QUERY)?, keys.text(NAME)?);
             let query = query.ok_or(Error::NullQuery(place))?;
-            Ok(JobSpec { query, name, ..keys.manner(defaults)? })
+            Ok(JobSpec { query, name, ..keys.run_options(defaults)? })
         }
         Value::Null => Err(Error::NullQuery(place)),
         _ => Err(Error::Shape { place, wanted: "a text or a JSON object" }),
@@ -203,14 +203,14 @@ fn to_database(text: &str) -> Vec<u8> {
 
 /// The keys of an object, all known.
 struct Keys {
-    place: Place,
+    place: ArgLocation,
     map: Map<String, Value>,
 }
 
 impl Keys {
-    fn new(place: Place, map: Map<String, Value>, keys: &'static [&'static str]) -> Result<Self, Error> {
+    fn new(place: ArgLocation, map: Map<String, Value>, keys: &'static [&'static str]) -> Result<Self, Error> {
         match map.keys().find(|key| !keys.contains(&key.as_str())) {
-            Some(key) => Err(Error::UnknownKey { place, key: Text::new(&to_database(key)), keys }),
+            Some(key) => Err(Error::UnknownKey { place, key: DbText::new(&to_database(key)), keys }),
             None => Ok(Keys { place, map }),
         }
     }
@@ -221,7 +221,7 @@ impl Keys {
     }
 
     fn bad(&self, key: &'static str, wanted: &[u8]) -> Error {
-        Error::BadValue { place: self.place, key, wanted: Text::new(wanted) }
+        Error::BadValue { place: self.place, key, wanted: DbText::new(wanted) }
     }
 
     fn text(&mut self, key: &'static str) -> Result<Option<Vec<u8>>, Error> {
@@ -276,7 +276,7 @@ impl Keys {
     }
 
     /// Returns how a job is run, with what `defaults` says where this object does not.
-    fn manner(&mut self, defaults: &JobSpec) -> Result<JobSpec, Error> {
+    fn run_options(&mut self, defaults: &JobSpec) -> Result<JobSpec, Error> {
         // A timeout of 0 is none, as in the server's settings.
         let timeout = self.milliseconds(TIMEOUT)?.map(|timeout| (timeout > 0).then_some(timeout));
         Ok(JobSpec {

@@ -7,7 +7,7 @@ const DAY: i64 = 24 * 60 * 60 * 1000;
 
 /// Options that a job and its batch were launched with, names apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Manner {
+pub struct RunOptions {
     pub sequential: bool,
     pub max_workers: Option<u32>,
     pub stop_on_error: bool,
@@ -20,10 +20,10 @@ pub struct Manner {
     pub is_confined: bool,
 }
 
-/// The key of [`Manner::is_confined`], which is none of `p_options`.
+/// The key of [`RunOptions::is_confined`], which is none of `p_options`.
 pub const CONFINED: &str = "confined";
 
-impl Manner {
+impl RunOptions {
     /// Returns it in the words of `p_options`; none = nothing was said.
     pub fn to_options(self) -> Option<Vec<u8>> {
         // Servers before 15 read no more than 2147483647 of a unit.

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::ffi::parser::Parser;
 use crate::ffi::{parser, session};
 use crate::protocol::Report;
-use crate::sql_split::{split_text, Refused};
+use crate::sql_split::{split_text, SplitError};
 use std::ops::Range;
 
 /// Most of a text that an error carries along, in bytes.
@@ -27,8 +27,8 @@ pub fn cut(text: &[u8], delimiter: &[u8]) -> Result<Vec<Range<usize>>, Error> {
     match split_text(text, delimiter, parser::standard_strings(), &mut |piece| parser.parse(piece)) {
         Ok(pieces) if pieces.is_empty() => Err(Error::EmptySql),
         Ok(pieces) => Ok(pieces),
-        Err(Refused::TooMany) => Err(Error::TooManyQueries),
-        Err(Refused::Piece { piece, number, position, report }) => {
+        Err(SplitError::TooMany) => Err(Error::TooManyQueries),
+        Err(SplitError::Piece { piece, number, position, report }) => {
             Err(Error::NoCut(Box::new(locate(text, piece, number, position, report))))
         }
     }

@@ -5,4 +5,4 @@
 mod scanner;
 mod splitter;
 
-pub use splitter::{split as split_text, Parsed, Refused, MAX_PIECES};
+pub use splitter::{split as split_text, ParseOutcome, SplitError, MAX_PIECES};

@@ -15,7 +15,7 @@ pub const MAX_PIECES: usize = 1_000_000;
 
 /// Tells what the parser says of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Parsed<E> {
+pub enum ParseOutcome<E> {
     /// The text is zero or more statements.
     Complete,
     Fails {
@@ -30,7 +30,7 @@ pub enum Parsed<E> {
 
 /// Tells why a text cannot be cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refused<E> {
+pub enum SplitError<E> {
     /// The text has more than [`MAX_PIECES`].
     TooMany,
     /// No cut gives complete texts.
@@ -46,18 +46,18 @@ pub enum Refused<E> {
 }
 
 /// Asks the parser about a text.
-pub type Parse<'a, E> = dyn FnMut(&[u8]) -> Parsed<E> + 'a;
+pub type Parse<'a, E> = dyn FnMut(&[u8]) -> ParseOutcome<E> + 'a;
 
 /// Cuts a text; an empty delimiter = nowhere. Pieces without statements are left out.
 ///
 /// # Errors
-/// [`Refused`].
+/// [`SplitError`].
 pub fn split<E>(
     text: &[u8],
     delimiter: &[u8],
     standard_strings: bool,
     parse: &mut Parse<E>,
-) -> Result<Vec<Range<usize>>, Refused<E>> {
+) -> Result<Vec<Range<usize>>, SplitError<E>> {
     let delimiter = Delimiter::new(delimiter);
     let (segments, open_comment) = segments(text, delimiter, standard_strings, parse)?;
     // What a comment has that does not end tells the parser nothing, and may keep it busy for long.
@@ -131,7 +131,7 @@ fn segments<E>(
     delimiter: Delimiter,
     standard_strings: bool,
     parse: &mut Parse<E>,
-) -> Result<(Vec<Segment>, Option<usize>), Refused<E>> {
+) -> Result<(Vec<Segment>, Option<usize>), SplitError<E>> {
     let (is_semicolon, is_blank) = (delimiter.is_semicolon(), delimiter.is_blank());
     let mut words = Words::default();
     let mut segments: Vec<Segment> = Vec::new();
@@ -146,7 +146,7 @@ fn segments<E>(
             continue;
         }
         if segments.len() == MAX_PIECES {
-            return Err(Refused::TooMany);
+            return Err(SplitError::TooMany);
         }
         match segments.last_mut() {
             // No statement begins here, so here is no cut.
@@ -185,8 +185,8 @@ impl Words {
             return *known;
         }
         let can_begin = match parse(&word) {
-            Parsed::Complete => true,
-            Parsed::Fails { position, refused, .. } => !refused || position >= word.len(),
+            ParseOutcome::Complete => true,
+            ParseOutcome::Fails { position, refused, .. } => !refused || position >= word.len(),
         };
         if self.0.len() >= MAX_WORDS {
             self.0.clear();
@@ -258,7 +258,7 @@ enum Verdict {
     /// A longer one may be complete.
     Open,
     /// No longer one is: refused at this byte of the text.
-    Refused(usize),
+    SplitError(usize),
 }
 
 struct Search<'a, 'p, E> {
@@ -334,7 +334,7 @@ impl<E> Search<'_, '_, E> {
                     frame.end = next;
                 }
                 (Verdict::Open, _) => self.go_on(frame),
-                (Verdict::Refused(position), _) => match frame.leapt_from.take() {
+                (Verdict::SplitError(position), _) => match frame.leapt_from.take() {
                     Some(from) => {
                         // Back to the last end that the refusal leaves.
                         let ends = self.segments.partition_point(|segment| segment.range.end <= position);
@@ -367,12 +367,13 @@ impl<E> Search<'_, '_, E> {
         let piece = self.piece(start, end);
         let last = &self.segments[end];
         match (self.parse)(&self.text[piece.clone()]) {
-            Parsed::Complete => Verdict::Complete,
-            Parsed::Fails { position, refused, report } => {
+            ParseOutcome::Complete => Verdict::Complete,
+            ParseOutcome::Fails { position, refused, report } => {
                 self.patience = self.patience.saturating_sub(piece.len());
                 let is_at_end = position >= piece.len();
                 let position = if is_at_end { last.range.end } else { piece.start + position };
-                let verdict = if refused && position < last.tail { Verdict::Refused(position) } else { Verdict::Open };
+                let verdict =
+                    if refused && position < last.tail { Verdict::SplitError(position) } else { Verdict::Open };
                 let is_further = |furthest: &Furthest<E>| (position, start) > (furthest.position, furthest.start);
                 if self.furthest.as_ref().is_none_or(is_further) {
                     self.furthest = Some(Furthest { position, start, end, number, report });
@@ -387,7 +388,7 @@ impl<E> Search<'_, '_, E> {
         trim(self.text, self.segments[start].range.start..self.segments[end].range.end)
     }
 
-    fn outcome(mut self) -> Result<Vec<Range<usize>>, Refused<E>> {
+    fn outcome(mut self) -> Result<Vec<Range<usize>>, SplitError<E>> {
         if let Some(furthest) = self.furthest.take().filter(|_| matches!(self.memo.first(), Some(Memo::Dead))) {
             return Err(self.refused(furthest));
         }
@@ -401,7 +402,7 @@ impl<E> Search<'_, '_, E> {
 
     /// Shows a failure on what follows the last delimiter before it, if that begins with it and all before is complete;
     /// else on the piece up to the segment that has it.
-    fn refused(self, furthest: Furthest<E>) -> Refused<E> {
+    fn refused(self, furthest: Furthest<E>) -> SplitError<E> {
         let Furthest { position, start, end, number, report } = furthest;
         let at = self.segments.partition_point(|segment| segment.range.start <= position).saturating_sub(1);
         let piece = self.piece(start, at.clamp(start, end));
@@ -415,16 +416,16 @@ impl<E> Search<'_, '_, E> {
                 continue;
             }
             let before = trim(rest, 0..from - self.delimiter.len());
-            if !matches!((self.parse)(&rest[before]), Parsed::Complete) {
+            if !matches!((self.parse)(&rest[before]), ParseOutcome::Complete) {
                 continue;
             }
             let alone = trim(rest, chunk.range);
-            if let Parsed::Fails { position, report, .. } = (self.parse)(&rest[alone.clone()]) {
+            if let ParseOutcome::Fails { position, report, .. } = (self.parse)(&rest[alone.clone()]) {
                 let piece = piece.start + alone.start..piece.start + alone.end;
-                return Refused::Piece { position: piece.start + position, piece, number: number + 1, report };
+                return SplitError::Piece { position: piece.start + position, piece, number: number + 1, report };
             }
         }
-        Refused::Piece { piece, number, position, report }
+        SplitError::Piece { piece, number, position, report }
     }
 }
 

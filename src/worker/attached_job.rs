@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::dsm::Handle;
 use crate::ffi::interrupt::CancelHeld;
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::report::Captured;
 use crate::ffi::shm_mq::Sender;
 use crate::ffi::{
@@ -14,7 +14,7 @@ use crate::ffi::{
 };
 use crate::protocol::{decode, Done, Report, Request};
 use crate::worker::session_setup::{
-    become_session, catch_up, check_connection_limits, located, prepare_session, reset_session, set_job_text,
+    assume_identity, check_connection_limits, located, prepare_session, reload_if_behind, reset_session, set_job_text,
 };
 use crate::worker::{main_loop, result_sender, simple_query};
 use std::cell::Cell;
@@ -24,18 +24,18 @@ use std::time::{Duration, Instant};
 /// Interval at which a worker whose launch is not complete looks whether its launcher still lives.
 const LAUNCHER_CHECK: Duration = Duration::from_secs(1);
 /// Time that a process that was started ahead of its job waits for one.
-const AHEAD: Duration = Duration::from_millis(100);
+const PRESTART_WAIT: Duration = Duration::from_millis(100);
 
 thread_local! {
     static CHANNEL: Cell<Option<Channel>> = const { Cell::new(None) };
     /// The sending end of the channel, while no job runs. None = the reader has gone.
-    static SENDER: Slot<Option<Sender>> = const { slot(None) };
+    static SENDER: ProcessCell<Option<Sender>> = const { process_cell(None) };
     /// The last request as it came, and what it says.
-    static REQUEST: Slot<(Vec<u8>, Request)> = slot(Default::default());
+    static REQUEST: ProcessCell<(Vec<u8>, Request)> = process_cell(Default::default());
     /// The launcher knows how the job has ended, or need not know.
     static REPORTED: Cell<bool> = const { Cell::new(true) };
     /// This process counts as one that is not in the registry.
-    static IS_OUTSIDE: Cell<bool> = const { Cell::new(false) };
+    static IS_UNREGISTERED: Cell<bool> = const { Cell::new(false) };
     /// Worker as which the server has started this process.
     static WORKER: Cell<Option<WorkerHandle>> = const { Cell::new(None) };
     /// Version of the login that this process has made, as the launcher knew it.
@@ -58,18 +58,18 @@ pub fn main(segment: Handle) {
         return;
     }
     REPORTED.set(false);
-    IS_OUTSIDE.set(true);
-    area::count_outside(1);
+    IS_UNREGISTERED.set(true);
+    area::count_unregistered(1);
     LOGIN_VERSION.set(channel.login_version());
     report::watch(result_sender::notice);
     SENDER.set(Some(channel.sender()));
-    interrupt::take_signals();
+    interrupt::install_session_handlers();
     if !read_request(channel) {
         return;
     }
     let (database, login) = REQUEST.with_borrow(|(_, request)| (request.database, request.login));
     session::connect(database, login);
-    if !is_launched(channel) {
+    if !await_launch(channel) {
         REPORTED.set(true);
         return;
     }
@@ -77,9 +77,9 @@ pub fn main(segment: Handle) {
     WORKER.set(channel.worker());
     prepare_session(result_sender::message);
     run(channel, true);
-    main_loop::stay(database, login);
+    main_loop::join_pool(database, login);
     // While the launcher is awake, not when this process has ended.
-    let_go();
+    detach_channel();
 }
 
 /// A process may be started ahead of its job. False = there will be none.
@@ -87,47 +87,47 @@ fn await_job(channel: Channel) -> bool {
     if channel.has_job() {
         return true;
     }
-    interrupt::take_signals_without_job();
+    interrupt::install_prestart_handlers();
     let began = Instant::now();
     let mut is_stale = false;
     while !channel.has_job() {
-        let left = AHEAD.saturating_sub(began.elapsed());
-        is_stale |= interrupt::take_stale();
+        let left = PRESTART_WAIT.saturating_sub(began.elapsed());
+        is_stale |= interrupt::take_reload_request();
         let is_over = left.is_zero() || is_stale || interrupt::is_ending() || channel.gate() == Gate::Abandoned;
         if is_over && channel.decline() {
             return false;
         }
         latch::wait(Some(left));
     }
-    if is_stale || interrupt::take_stale() {
+    if is_stale || interrupt::take_reload_request() {
         guc::reload();
     }
     true
 }
 
 /// A worker that stays has been given another job.
-pub fn serve(segment: Handle) {
-    let Some(channel) = take_up(segment) else {
+pub fn run_assigned(segment: Handle) {
+    let Some(channel) = attach_channel(segment) else {
         return; // the launcher has gone before anybody could have its job
     };
     // A cancel that came before is for nothing that runs, as in any session that waits for a command.
-    interrupt::forget_cancel();
-    interrupt::be_session(true);
+    interrupt::clear_cancel();
+    interrupt::set_attached_job(true);
     REPORTED.set(false);
     if read_request(channel) {
         report::send_notices_to(result_sender::notice);
         remote_dest::send_messages_to(result_sender::message);
         run(channel, false);
     }
-    interrupt::be_session(false);
+    interrupt::set_attached_job(false);
 }
 
 /// The channel of a job that this worker was given: the one that it holds, or another in its place. None = the launcher
 /// has gone.
-fn take_up(segment: Handle) -> Option<Channel> {
+fn attach_channel(segment: Handle) -> Option<Channel> {
     let held = CHANNEL.get().filter(|held| held.handle() == segment);
     held.or_else(|| {
-        let_go();
+        detach_channel();
         let channel = Channel::attach(segment)?;
         // The server tells the launcher nothing of this process.
         let mut sender = channel.sender();
@@ -155,14 +155,14 @@ pub fn is_being_read() -> bool {
 
 /// Forgets the last channel if its segment is too large to be kept for another job: until its result has been read it
 /// is the session's alone.
-pub fn let_go_if_large() {
+pub fn detach_if_large() {
     if CHANNEL.get().is_some_and(|channel| !channel.is_kept()) {
-        let_go();
+        detach_channel();
     }
 }
 
 /// Forgets the last channel: its reader has gone, or another has come.
-fn let_go() {
+fn detach_channel() {
     if let Some(sender) = SENDER.with_borrow_mut(Option::take) {
         sender.close();
     }
@@ -172,10 +172,10 @@ fn let_go() {
 }
 
 /// Notes that this process is in the registry from now on, or goes. False = it was, or has gone.
-pub fn come_inside() -> bool {
-    let was_outside = IS_OUTSIDE.replace(false);
+pub fn count_as_registered() -> bool {
+    let was_outside = IS_UNREGISTERED.replace(false);
     if was_outside {
-        area::count_outside(-1);
+        area::count_unregistered(-1);
     }
     was_outside
 }
@@ -198,7 +198,7 @@ fn read_request(channel: Channel) -> bool {
 }
 
 /// Waits until the launch is complete. False = it was given up, and the job must not run.
-fn is_launched(channel: Channel) -> bool {
+fn await_launch(channel: Channel) -> bool {
     loop {
         // Before the gate: a launcher that opens it may be gone a moment later.
         let launcher_lives = session::launcher_lives();
@@ -224,7 +224,7 @@ fn run(channel: Channel, is_new: bool) {
     let sql = statement::announce_kept(sql);
     let outcome = REQUEST.with_borrow(|(_, request)| {
         // What it was given it runs.
-        catch_up(request);
+        reload_if_behind(request);
         nesting::begin_job(&request.ancestors);
         report::catch(|| {
             if is_new {
@@ -232,15 +232,15 @@ fn run(channel: Channel, is_new: bool) {
                 check_connection_limits(request)?;
                 transaction::finish_command();
             }
-            become_session(request)?;
-            simple_query::run(sql, &mut result_sender::Reader, None)
+            assume_identity(request)?;
+            simple_query::run(sql, &mut result_sender::AttachedReader, None)
         })
     });
-    main_loop::retire_if_spent();
-    conclude(outcome);
+    main_loop::refuse_jobs_if_spent();
+    send_outcome(outcome);
     statement::announce_idle();
     if is_new && !main_loop::may_stay() {
-        area::note_leaving();
+        area::note_exiting();
     }
     if !result_sender::deliver_at_once() {
         channel.set_waiting();
@@ -248,7 +248,7 @@ fn run(channel: Channel, is_new: bool) {
             result_sender::forget_reader();
         } else {
             // Nobody knows when it will be read: until then it holds no more than one whose result fits.
-            release();
+            release_session();
             result_sender::deliver();
         }
     }
@@ -258,18 +258,18 @@ fn run(channel: Channel, is_new: bool) {
             channel.set_delivered(number, bytes);
             SENDER.set(Some(sender));
         }
-        None => let_go(),
+        None => detach_channel(),
     }
 }
 
 /// Lets go of what a job leaves in its session for the next one to find: locks, slots, temporary tables.
-fn release() {
+fn release_session() {
     let _held = CancelHeld::new();
     reset_session();
 }
 
 /// Cleans up after the job and puts its outcome behind what it has sent already.
-fn conclude(outcome: Result<Result<Done, Error>, Box<Captured>>) {
+fn send_outcome(outcome: Result<Result<Done, Error>, Box<Captured>>) {
     let failure = match outcome {
         Ok(Ok(done)) => return result_sender::done(&done),
         Ok(Err(error)) => Captured::from(Report::from(error)),
@@ -283,8 +283,8 @@ fn conclude(outcome: Result<Result<Done, Error>, Box<Captured>>) {
 /// A job that this worker was given and will not run ends with this error; then the worker goes.
 pub fn refuse(segment: Handle, error: Report) {
     // As the sender, so that the launcher sees it go.
-    if let Some(channel) = take_up(segment) {
-        channel.leave_last_words(&error);
+    if let Some(channel) = attach_channel(segment) {
+        channel.leave_exit_error(&error);
     }
 }
 
@@ -296,10 +296,10 @@ pub fn on_exit() {
         if REPORTED.get() {
             channel.decline();
         } else if let Some(report) = report::take_last_error() {
-            channel.leave_last_words(&located(report));
+            channel.leave_exit_error(&located(report));
         }
     }
-    if come_inside() {
-        area::note_leaving();
+    if count_as_registered() {
+        area::note_exiting();
     }
 }

@@ -7,8 +7,8 @@ mod queued_job;
 use crate::channel::attached_jobs;
 use crate::ffi::dsm::Handle;
 use crate::ffi::interrupt::CancelHeld;
-use crate::ffi::latch::Patience;
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::latch::SpinThenWait;
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{
     area, bgworker, discard_all, exit_hooks, guc as settings, interrupt, latch, lock, login, process, remote_dest,
     report, session, statement,
@@ -18,8 +18,8 @@ use crate::scheduler::{
     start, Arrival, ClaimingWorker, NewWorker, PoolPeers, SlotReservation, StartStatus, Succession, Task,
 };
 pub use crate::worker::main_loop::exit::on_exit;
-use crate::worker::main_loop::exit::refuse_errand;
-use crate::worker::main_loop::memory_watchdog::{prune_every, Wear};
+use crate::worker::main_loop::exit::refuse_assigned_job;
+use crate::worker::main_loop::memory_watchdog::{prune_every, MemoryWatchdog};
 use crate::worker::session_setup::{check_connection_limits, has_been_client, prepare_session, reset_session};
 use crate::worker::{attached_job, result_collector};
 use crate::{guc, log, scheduler};
@@ -54,11 +54,11 @@ const PROCESS_CHECK: Duration = Duration::from_millis(20);
 const PROCESS_PATIENCE: Duration = Duration::from_millis(500);
 
 thread_local! {
-    static PLACE: Cell<Option<usize>> = const { Cell::new(None) };
+    static SLOT: Cell<Option<usize>> = const { Cell::new(None) };
     static LOGGED_IN: Cell<bool> = const { Cell::new(false) };
     /// This was the only worker of its key when connections were counted.
-    static COUNTED_ALONE: Cell<bool> = const { Cell::new(false) };
-    static LOST: Slot<Option<Report>> = const { slot(None) };
+    static WAS_COUNTED_ALONE: Cell<bool> = const { Cell::new(false) };
+    static EXIT_REPORT: ProcessCell<Option<Report>> = const { process_cell(None) };
 }
 
 /// The life of a worker.
@@ -68,7 +68,7 @@ pub fn main() {
         return; // the server has crashed since, and started this place again
     }
     exit_hooks::skip_destructors();
-    interrupt::take_signals();
+    interrupt::install_session_handlers();
     let index = index as usize;
     if index == scheduler::PROBE {
         return area::write(|memory| scheduler::probe_started(memory, serial));
@@ -83,7 +83,7 @@ pub fn main() {
             Arrival::Nothing => return,
         }
     };
-    PLACE.set(Some(index));
+    SLOT.set(Some(index));
     exit_hooks::before_exit(on_exit);
     exit_hooks::before_exit(attached_job::on_exit);
     report::watch(result_collector::notice);
@@ -91,7 +91,7 @@ pub fn main() {
     let mut worker = PoolWorker::new(index, database, login);
     if worker.prepare() {
         LOGGED_IN.set(true);
-        interrupt::take_signals_between_jobs();
+        interrupt::install_worker_handlers();
         worker.work();
     }
     worker.leave();
@@ -99,29 +99,29 @@ pub fn main() {
 
 /// A process that has run a job of its own stays for others, if it is wanted; also when nobody wants the result any
 /// more.
-pub fn stay(database: u32, login: u32) {
+pub fn join_pool(database: u32, login: u32) {
     let Some(worker) = attached_job::worker().filter(|_| may_stay()) else { return };
     let channel = attached_job::channel();
     let segment = channel.map_or(Handle::NONE, |channel| channel.handle()).to_number();
     let version = attached_job::login_version();
     let newcomer = NewWorker { database, login, version, pid: session::pid(), worker, segment };
-    let seat = area::write(|memory| {
+    let slot_id = area::write(|memory| {
         // Without memory for it, it goes as it would have.
-        let seat = scheduler::add_worker(memory, &newcomer).ok().flatten()?;
+        let slot_id = scheduler::add_worker(memory, &newcomer).ok().flatten()?;
         let is_read = channel.is_none_or(|channel| {
-            channel.set_seat(seat);
+            channel.set_slot_id(slot_id);
             channel.is_read()
         });
         if is_read {
-            scheduler::release_result(memory, seat, segment, true);
+            scheduler::release_result(memory, slot_id, segment, true);
         }
-        Some(seat)
+        Some(slot_id)
     });
-    let Some((index, _)) = seat else { return };
-    attached_job::come_inside();
-    PLACE.set(Some(index));
+    let Some((index, _)) = slot_id else { return };
+    attached_job::count_as_registered();
+    SLOT.set(Some(index));
     LOGGED_IN.set(true);
-    interrupt::take_signals_between_jobs();
+    interrupt::install_worker_handlers();
     let mut worker = PoolWorker::new(index, database, login);
     if worker.become_free() {
         worker.work();
@@ -131,8 +131,8 @@ pub fn stay(database: u32, login: u32) {
 
 /// Makes sure that no session gives this worker another job, if the last one has left what cannot be reset. Before the
 /// session knows that it is done.
-pub fn retire_if_spent() {
-    if let Some(index) = PLACE.get().filter(|_| discard_all::is_spent()) {
+pub fn refuse_jobs_if_spent() {
+    if let Some(index) = SLOT.get().filter(|_| discard_all::is_spent()) {
         area::write(|memory| scheduler::request_exit(memory, index));
     }
 }
@@ -144,7 +144,7 @@ pub fn may_stay() -> bool {
 }
 
 /// Registers a worker in the place of this one, which goes. False = the server starts this one again.
-fn succeed(index: usize, start: SlotReservation) -> bool {
+fn register_successor(index: usize, start: SlotReservation) -> bool {
     let is_succeeded = start::register_after(index, start);
     if !is_succeeded {
         area::write(|memory| scheduler::keep_for_restart(memory, index));
@@ -186,12 +186,12 @@ struct PoolWorker {
     /// Time at which old rows were deleted; none = not yet.
     pruned: Option<Instant>,
     /// Time of the next try to write what a server has left behind, and count of failed ones; none = all is written.
-    refold: Option<(i64, u16)>,
-    wear: Wear,
+    next_import: Option<(i64, u16)>,
+    watchdog: MemoryWatchdog,
     /// Time of the last look whether it is still what a new worker would be.
     looked: Instant,
     /// Patience of the wait for a session's next job.
-    patience: Patience,
+    spin: SpinThenWait,
     /// There was no process for a worker in its place: it runs a job of its own before it tries again.
     keeps_turn: bool,
     /// Time since which there has been none.
@@ -211,10 +211,10 @@ impl PoolWorker {
             is_limited: true,
             is_counted: false,
             pruned: None,
-            refold: None,
-            wear: Wear::default(),
+            next_import: None,
+            watchdog: MemoryWatchdog::default(),
             looked: Instant::now(),
-            patience: Patience::new(),
+            spin: SpinThenWait::new(),
             keeps_turn: false,
             unsucceeded_since: None,
         }
@@ -225,7 +225,7 @@ impl PoolWorker {
     fn prepare(&mut self) -> bool {
         prepare_session(result_collector::message);
         let found = log::in_own_transaction(false, || {
-            let is_there = log::find();
+            let is_there = log::locate();
             if is_there {
                 self.fingerprint = Some(log::fingerprint(self.database, self.login));
             }
@@ -242,7 +242,7 @@ impl PoolWorker {
                 return false;
             }
             Err(captured) => {
-                LOST.set(Some(captured.report));
+                EXIT_REPORT.set(Some(captured.report));
                 return self.refuse();
             }
         }
@@ -251,7 +251,7 @@ impl PoolWorker {
             return self.refuse();
         }
         remote_dest::speak_database_encoding();
-        self.fold();
+        self.import_orphans();
         true
     }
 
@@ -266,12 +266,12 @@ impl PoolWorker {
         }
         let found = log::in_own_transaction(false, || {
             let is_current = login::version(self.database, self.login) == attached_job::login_version();
-            (is_current && log::find()).then(|| log::fingerprint(self.database, self.login))
+            (is_current && log::locate()).then(|| log::fingerprint(self.database, self.login))
         });
         self.fingerprint = found.ok().flatten();
         if self.fingerprint.is_some() {
             self.look_at_limits();
-            self.fold();
+            self.import_orphans();
         }
         self.fingerprint.is_some()
     }
@@ -292,7 +292,7 @@ impl PoolWorker {
         let mut alone_since = None;
         let report = loop {
             let company = area::write(|memory| scheduler::pool_peers(memory, self.index));
-            COUNTED_ALONE.set(!matches!(company, PoolPeers::Active));
+            WAS_COUNTED_ALONE.set(!matches!(company, PoolPeers::Active));
             match log::in_own_transaction(false, || check_connection_limits(&request)) {
                 Ok(Ok(())) => return true,
                 // Those that came with it, and were refused as well, count until they are gone.
@@ -306,7 +306,7 @@ impl PoolWorker {
                 Err(captured) => break captured.report,
             }
         };
-        LOST.set(Some(report));
+        EXIT_REPORT.set(Some(report));
         false
     }
 
@@ -329,7 +329,7 @@ impl PoolWorker {
             if interrupt::is_ending() {
                 return;
             }
-            if interrupt::take_stale() {
+            if interrupt::take_reload_request() {
                 settings::reload();
                 is_stale = has_been_client();
             }
@@ -347,7 +347,7 @@ impl PoolWorker {
             }
             match task {
                 Task::Serve(segment) => {
-                    attached_job::serve(Handle::from_number(segment));
+                    attached_job::run_assigned(Handle::from_number(segment));
                     self.is_clean = false;
                     self.is_counted = false;
                     if !self.become_free() {
@@ -357,7 +357,7 @@ impl PoolWorker {
                 Task::Wait(_) if is_stale && area::write(|memory| scheduler::stop_accepting(memory, self.index)) => {
                     return
                 }
-                Task::Run(ref claim) if self.wear.is_too_much(claim.indexes.len()) => {
+                Task::Run(ref claim) if self.watchdog.limit_exceeded(claim.indexes.len()) => {
                     return area::write(|memory| scheduler::undo_task(memory, self.index, &task));
                 }
                 Task::Run(claim) => {
@@ -387,7 +387,7 @@ impl PoolWorker {
                         // jobs of the classic interface that fill the cap nobody tells that they have ended.
                         latch::wait(Some(if guc::cap() == 0 { LONG_IDLE_CHECK } else { IDLE_CHECK }));
                     }
-                    interrupt::forget_cancel();
+                    interrupt::clear_cancel();
                     if lock::is_database_wanted() && area::write(|memory| scheduler::stop_accepting(memory, self.index))
                     {
                         return;
@@ -396,8 +396,8 @@ impl PoolWorker {
                 Task::HandOver if !self.is_taken_over() => {}
                 Task::Leave | Task::HandOver => return,
             }
-            if self.refold.is_some_and(|(at, _)| at <= process::now()) && (self.is_clean || self.reset()) {
-                self.fold();
+            if self.next_import.is_some_and(|(at, _)| at <= process::now()) && (self.is_clean || self.reset()) {
+                self.import_orphans();
             }
             // Also of one that does not stay for long.
             if self.pruned.is_none_or(|at| at.elapsed() > prune_every()) && self.fingerprint.is_some() {
@@ -412,7 +412,7 @@ impl PoolWorker {
     /// The job that a session had given is done. False = the worker is to go.
     fn become_free(&mut self) -> bool {
         interrupt::end_job();
-        attached_job::let_go_if_large();
+        attached_job::detach_if_large();
         let is_reset = {
             let _held = CancelHeld::new();
             self.is_clean = false;
@@ -442,7 +442,7 @@ impl PoolWorker {
         if now >= over && area::write(|memory| scheduler::exit_if_idle(memory, self.index)) {
             return false;
         }
-        if self.wear.is_too_much(1) && area::write(|memory| scheduler::stop_accepting(memory, self.index)) {
+        if self.watchdog.limit_exceeded(1) && area::write(|memory| scheduler::stop_accepting(memory, self.index)) {
             return false;
         }
         if !self.is_clean && !self.reset() {
@@ -462,14 +462,14 @@ impl PoolWorker {
         {
             // A cancel that comes now is for nothing that runs.
             let _held = CancelHeld::new();
-            self.patience.look();
+            self.spin.spin();
             latch::wait(Some(pause));
         }
         if area::read(|memory| scheduler::has_assignment(memory, self.index)) {
-            self.patience.has_come();
+            self.spin.record_wakeup();
             return true;
         }
-        interrupt::forget_cancel();
+        interrupt::clear_cancel();
         let is_to_go = lock::is_database_wanted() || self.is_outdated();
         !(is_to_go && area::write(|memory| scheduler::stop_accepting(memory, self.index)))
     }
@@ -525,19 +525,19 @@ impl PoolWorker {
 
     /// Goes, and sees to it that what is queued is not forgotten.
     fn leave(&mut self) {
-        if PLACE.take().is_none() {
-            return start::die();
+        if SLOT.take().is_none() {
+            return start::exit_for_restart();
         }
-        refuse_errand(self.index);
+        refuse_assigned_job(self.index);
         loop {
             match area::write(|memory| scheduler::exit_and_reserve_successor(memory, self.index)) {
                 None => return start::start_workers(),
-                Some(start) if succeed(self.index, start) => {
+                Some(start) if register_successor(self.index, start) => {
                     await_successor(start);
                     return;
                 }
                 Some(_) if area::read(|memory| scheduler::will_be_restarted(memory, self.index)) => {
-                    return start::die()
+                    return start::exit_for_restart()
                 }
                 Some(_) if interrupt::is_ending() || area::read(|memory| scheduler::may_exit(memory, self.index)) => {
                     return

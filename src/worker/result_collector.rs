@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::ffi::json::JsonRows;
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::remote_dest::Message;
 use crate::ffi::report::Log;
 use crate::ffi::statement::RowSink;
@@ -10,21 +10,21 @@ use crate::ffi::tuple::TupleDesc;
 use crate::ffi::{alloc, report, session, tuple};
 use crate::guc;
 use crate::protocol::{json_string, Outcome, Report};
-use crate::worker::simple_query::Audience;
+use crate::worker::simple_query::StatementObserver;
 
 /// Memory that JSON of a line of COPY takes, as a multiple of the line, at most.
 const JSON_GROWTH: usize = 24;
 
 /// The rows of the last statement that gave rows.
 #[derive(Default)]
-struct Kept {
+struct CollectedRows {
     json: Vec<u8>,
     rows: i64,
     is_full: bool,
     limit: usize,
 }
 
-impl Kept {
+impl CollectedRows {
     /// Keeps a row, if `row` gives one that is not longer than what there is room for.
     fn row(&mut self, row: impl FnOnce(usize) -> Option<Vec<u8>>) {
         self.rows += 1;
@@ -53,15 +53,15 @@ impl Kept {
 
 thread_local! {
     /// Rows that are kept; what COPY TO STDOUT adds to them comes through a callback without context.
-    static KEPT: Slot<Option<Kept>> = const { slot(None) };
+    static COLLECTED: ProcessCell<Option<CollectedRows>> = const { process_cell(None) };
 }
 
 fn start() {
-    KEPT.set(Some(Kept { limit: guc::log_result_limit(), ..Kept::default() }));
+    COLLECTED.set(Some(CollectedRows { limit: guc::log_result_limit(), ..CollectedRows::default() }));
 }
 
-fn with(work: impl FnOnce(&mut Kept)) {
-    KEPT.with_borrow_mut(|kept| {
+fn with(work: impl FnOnce(&mut CollectedRows)) {
+    COLLECTED.with_borrow_mut(|kept| {
         if let Some(kept) = kept {
             work(kept);
         }
@@ -98,12 +98,12 @@ pub fn notice(_report: Report) {}
 
 /// Forgets what is kept, before the first statement of a job.
 pub fn reset() {
-    KEPT.set(None);
+    COLLECTED.set(None);
 }
 
 /// Returns the outcome of a job that succeeded with these command tags.
 pub fn outcome(tags: &[Vec<u8>]) -> Outcome {
-    let kept = KEPT.with_borrow_mut(Option::take);
+    let kept = COLLECTED.with_borrow_mut(Option::take);
     let counted = tags.last().and_then(|tag| count_in(tag));
     let row_count = counted.or(kept.as_ref().map(|kept| kept.rows));
     let is_truncated = kept.as_ref().is_some_and(|kept| kept.is_full);
@@ -121,11 +121,11 @@ fn count_in(tag: &[u8]) -> Option<i64> {
 }
 
 /// Takes the rows of a job, and has its end written before its last commit.
-pub struct Recorder<F: FnMut(Outcome)> {
+pub struct ResultCollector<F: FnMut(Outcome)> {
     pub before_commit: F,
 }
 
-impl<F: FnMut(Outcome)> Audience for Recorder<F> {
+impl<F: FnMut(Outcome)> StatementObserver for ResultCollector<F> {
     fn statement(
         &mut self,
         _is_last: bool,
@@ -156,7 +156,7 @@ impl RowSink for Rows {
         start();
     }
 
-    fn row(&mut self, row: tuple::Slot) {
+    fn row(&mut self, row: tuple::TupleSlot) {
         if let (Some(json), false) = (&self.json, self.is_over) {
             with(|kept| kept.row(|room| json.row(&row, room)));
         }

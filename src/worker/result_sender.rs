@@ -6,11 +6,11 @@
 //! The rows of a statement that is not the last are held back: the result is that of the last statement that gives
 //! rows, and which one that is shows at the end.
 
-use crate::channel::overflow_queue::Backlog;
+use crate::channel::overflow_queue::OverflowQueue;
 use crate::channel::Channel;
 use crate::error::Error;
 use crate::ffi::interrupt::CancelHeld;
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::remote_dest::Message;
 use crate::ffi::report::Log;
 use crate::ffi::row_writer::RowWriter;
@@ -19,32 +19,32 @@ use crate::ffi::statement::RowSink;
 use crate::ffi::tuple::{text_description, text_row, TupleDesc};
 use crate::ffi::{report, session, tuple};
 use crate::protocol::{encode, frame, split, Description, Done, Kind, Report, FRAME_BYTES, HEADER_BYTES};
-use crate::worker::simple_query::Audience;
+use crate::worker::simple_query::StatementObserver;
 
 /// Tells where the rows of the running statement go.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum RowTarget {
     /// Nowhere: it has given no columns yet, or they are another set of a statement whose first set is sent.
     Nowhere,
     /// Kept back until it is known that no later statement gives rows.
-    Held,
+    Deferred,
     /// Sent: no later statement can give rows.
     Sent,
 }
 
-struct Outbox {
+struct ResultSender {
     /// None = there is no reader any more.
     sender: Option<Sender>,
     channel: Channel,
     /// A frame of which a part may be in the queue.
     pending: Option<Vec<u8>>,
-    backlog: Backlog,
-    held: Option<Backlog>,
+    overflow: OverflowQueue,
+    deferred: Option<OverflowQueue>,
     /// Frame with the outcome of the job.
     outcome: Option<Vec<u8>>,
     /// The job has failed: of what waits, only notices are sent.
     is_failed: bool,
-    stage: Stage,
+    row_target: RowTarget,
     is_last_statement: bool,
     /// Bytes that are, or were, in the queue.
     sent: usize,
@@ -53,20 +53,20 @@ struct Outbox {
 }
 
 thread_local! {
-    static OUTBOX: Slot<Option<Outbox>> = const { slot(None) };
+    static RESULT_SENDER: ProcessCell<Option<ResultSender>> = const { process_cell(None) };
 }
 
 /// Starts sending what the next job gives.
 pub fn open(sender: Sender, channel: Channel) {
-    OUTBOX.set(Some(Outbox {
+    RESULT_SENDER.set(Some(ResultSender {
         sender: Some(sender),
         channel,
         pending: None,
-        backlog: Backlog::new(session::work_mem()),
-        held: None,
+        overflow: OverflowQueue::new(session::work_mem()),
+        deferred: None,
         outcome: None,
         is_failed: false,
-        stage: Stage::Nowhere,
+        row_target: RowTarget::Nowhere,
         is_last_statement: false,
         sent: 0,
         copied: frame(Kind::Rows),
@@ -75,18 +75,18 @@ pub fn open(sender: Sender, channel: Channel) {
 
 /// Sends nothing any more: nobody wants it.
 pub fn forget_reader() {
-    OUTBOX.with_borrow_mut(|outbox| outbox.iter_mut().for_each(|outbox| outbox.sender = None));
+    RESULT_SENDER.with_borrow_mut(|outbox| outbox.iter_mut().for_each(|outbox| outbox.sender = None));
 }
 
 /// Ends sending; gives the bytes that were sent. None = there is no reader any more.
 pub fn close() -> Option<(Sender, usize)> {
-    let outbox = OUTBOX.with_borrow_mut(Option::take)?;
+    let outbox = RESULT_SENDER.with_borrow_mut(Option::take)?;
     Some((outbox.sender?, outbox.sent))
 }
 
 /// Works with the outbox. While it is in use nothing else is sent: a message about sending a message is dropped.
-fn with(work: impl FnOnce(&mut Outbox) -> Result<(), Error>) -> Result<(), Error> {
-    let sent = OUTBOX.try_with_borrow_mut(|outbox| outbox.as_mut().map_or(Ok(()), work));
+fn with_sender(work: impl FnOnce(&mut ResultSender) -> Result<(), Error>) -> Result<(), Error> {
+    let sent = RESULT_SENDER.try_with_borrow_mut(|outbox| outbox.as_mut().map_or(Ok(()), work));
     sent.unwrap_or(Ok(()))
 }
 
@@ -99,7 +99,7 @@ fn raise_failed(outcome: Result<(), Error>) {
 
 /// Sends a notice of the job.
 pub fn notice(report: Report) {
-    raise_failed(with(|outbox| outbox.push(encode(Kind::Notice, &report))));
+    raise_failed(with_sender(|outbox| outbox.push(encode(Kind::Notice, &report))));
 }
 
 /// Takes what the server sends to its client beside rows and notices.
@@ -107,7 +107,7 @@ pub fn message(message: Message) {
     raise_failed(match message {
         Message::CopyFrom => Err(Error::CopyIn),
         Message::CopyTo { binary: true } => Err(Error::BinaryCopyOut),
-        Message::CopyTo { binary: false } => with(|outbox| outbox.start(&text_description(b"copy"))),
+        Message::CopyTo { binary: false } => with_sender(|outbox| outbox.start(&text_description(b"copy"))),
         Message::Line(line) => copy_line(line),
     });
 }
@@ -118,7 +118,7 @@ fn copy_line(line: &[u8]) -> Result<(), Error> {
     if !session::is_valid_text(line) {
         return Err(Error::CopyEncoding);
     }
-    with(|outbox| {
+    with_sender(|outbox| {
         text_row(line, &mut outbox.copied);
         if outbox.copied.len() >= FRAME_BYTES {
             outbox.flush_copied()?;
@@ -128,21 +128,21 @@ fn copy_line(line: &[u8]) -> Result<(), Error> {
 }
 
 /// The session that reads the result.
-pub struct Reader;
+pub struct AttachedReader;
 
-impl Audience for Reader {
+impl StatementObserver for AttachedReader {
     /// # Errors
     /// [`Error::Spill`] (58030)
     fn statement(&mut self, is_last: bool, run: &mut dyn FnMut(&mut dyn RowSink) -> Vec<u8>) -> Result<Vec<u8>, Error> {
-        with(|outbox| {
-            outbox.stage = Stage::Nowhere;
+        with_sender(|outbox| {
+            outbox.row_target = RowTarget::Nowhere;
             outbox.is_last_statement = is_last;
             Ok(())
         })?;
         let mut rows = Rows { writer: None, batch: frame(Kind::Rows) };
         let tag = run(&mut rows);
         rows.flush()?;
-        with(Outbox::flush_copied)?;
+        with_sender(ResultSender::flush_copied)?;
         Ok(tag)
     }
 }
@@ -156,7 +156,7 @@ struct Rows {
 impl Rows {
     fn flush(&mut self) -> Result<(), Error> {
         let batch = std::mem::replace(&mut self.batch, frame(Kind::Rows));
-        with(|outbox| outbox.rows(batch))
+        with_sender(|outbox| outbox.rows(batch))
     }
 }
 
@@ -164,10 +164,10 @@ impl RowSink for Rows {
     fn start(&mut self, columns: TupleDesc) {
         let (writer, description) = RowWriter::new(columns);
         self.writer = Some(writer);
-        raise_failed(self.flush().and_then(|()| with(|outbox| outbox.start(&description))));
+        raise_failed(self.flush().and_then(|()| with_sender(|outbox| outbox.start(&description))));
     }
 
-    fn row(&mut self, row: tuple::Slot) {
+    fn row(&mut self, row: tuple::TupleSlot) {
         let Some(writer) = &mut self.writer else { return };
         writer.append(row, &mut self.batch);
         if self.batch.len() >= FRAME_BYTES {
@@ -179,7 +179,7 @@ impl RowSink for Rows {
 /// Puts the success of the job behind what was sent.
 pub fn done(done: &Done) {
     let outcome = encode(Kind::Done, done);
-    OUTBOX.with_borrow_mut(|outbox| {
+    RESULT_SENDER.with_borrow_mut(|outbox| {
         if let Some(outbox) = outbox {
             outbox.outcome = Some(outcome);
         }
@@ -189,9 +189,9 @@ pub fn done(done: &Done) {
 /// Puts the failure of the job behind its notices; its rows are of no use to anybody.
 pub fn failed(report: &Report) {
     let outcome = encode(Kind::Error, report);
-    OUTBOX.with_borrow_mut(|outbox| {
+    RESULT_SENDER.with_borrow_mut(|outbox| {
         if let Some(outbox) = outbox {
-            outbox.held = None;
+            outbox.deferred = None;
             outbox.is_failed = true;
             outbox.outcome = Some(outcome);
         }
@@ -214,7 +214,7 @@ pub fn deliver() {
 /// `send` says whether the reader is still there; None = a frame is to be sent again. False = not all is sent.
 fn deliver_with(send: impl Fn(&mut Sender, &[u8], bool) -> Option<bool>) -> bool {
     let _held = CancelHeld::new();
-    OUTBOX.with_borrow_mut(|outbox| {
+    RESULT_SENDER.with_borrow_mut(|outbox| {
         let Some(outbox) = outbox else { return true };
         loop {
             let frame = match outbox.take() {
@@ -222,8 +222,8 @@ fn deliver_with(send: impl Fn(&mut Sender, &[u8], bool) -> Option<bool>) -> bool
                 Ok(None) => return true,
                 // What was kept cannot be read back, and so the reader is told.
                 Err(error) => {
-                    outbox.backlog = Backlog::new(session::work_mem());
-                    outbox.held = None;
+                    outbox.overflow = OverflowQueue::new(session::work_mem());
+                    outbox.deferred = None;
                     outbox.outcome = None;
                     encode(Kind::Error, &Report::from(error))
                 }
@@ -250,33 +250,33 @@ fn is_urgent(frame: &[u8]) -> bool {
     !matches!(split(frame), Ok((Kind::Describe | Kind::Rows, _)))
 }
 
-impl Outbox {
+impl ResultSender {
     /// The columns of a set of rows.
     fn start(&mut self, description: &Description) -> Result<(), Error> {
         let columns = encode(Kind::Describe, description);
-        match (self.is_last_statement, self.stage) {
-            (true, Stage::Sent) => {
-                self.stage = Stage::Nowhere;
+        match (self.is_last_statement, self.row_target) {
+            (true, RowTarget::Sent) => {
+                self.row_target = RowTarget::Nowhere;
                 Ok(())
             }
             (true, _) => {
-                self.held = None;
-                self.stage = Stage::Sent;
+                self.deferred = None;
+                self.row_target = RowTarget::Sent;
                 self.push(columns)
             }
             (false, _) => {
-                self.stage = Stage::Held;
-                self.held.insert(Backlog::new(session::work_mem())).push(columns)
+                self.row_target = RowTarget::Deferred;
+                self.deferred.insert(OverflowQueue::new(session::work_mem())).push(columns)
             }
         }
     }
 
     /// A frame of rows.
     fn rows(&mut self, frame: Vec<u8>) -> Result<(), Error> {
-        match (self.stage, &mut self.held) {
+        match (self.row_target, &mut self.deferred) {
             _ if frame.len() <= HEADER_BYTES => Ok(()),
-            (Stage::Sent, _) => self.push(frame),
-            (Stage::Held, Some(held)) => held.push(frame),
+            (RowTarget::Sent, _) => self.push(frame),
+            (RowTarget::Deferred, Some(deferred)) => deferred.push(frame),
             _ => Ok(()),
         }
     }
@@ -291,10 +291,10 @@ impl Outbox {
         // To attach wakes the reader: for more than a few rows, of which it needs the end.
         let is_first = self.sender.as_ref().is_some_and(|sender| !sender.is_attached());
         if is_first && !is_urgent(&frame) && frame.len() < FRAME_BYTES {
-            return self.backlog.push(frame);
+            return self.overflow.push(frame);
         }
         while let (Some(sender), Some(next)) =
-            (&mut self.sender, self.pending.take().map_or_else(|| self.backlog.pop(), |frame| Ok(Some(frame)))?)
+            (&mut self.sender, self.pending.take().map_or_else(|| self.overflow.pop(), |frame| Ok(Some(frame)))?)
         {
             match sender.try_send(&next, is_urgent(&next)) {
                 Ok(()) => self.sent += next.len(),
@@ -302,7 +302,7 @@ impl Outbox {
                 Err(SendError::WouldBlock) if self.channel.is_read() => self.sender = None,
                 Err(SendError::WouldBlock) => {
                     self.pending = Some(next);
-                    return self.backlog.push(frame);
+                    return self.overflow.push(frame);
                 }
                 Err(SendError::Detached) => self.sender = None,
             }
@@ -321,13 +321,13 @@ impl Outbox {
         if let Some(frame) = self.pending.take() {
             return Ok(Some(frame));
         }
-        while let Some(frame) = self.backlog.pop()? {
+        while let Some(frame) = self.overflow.pop()? {
             if !self.is_failed || matches!(split(&frame), Ok((Kind::Notice, _))) {
                 return Ok(Some(frame));
             }
         }
-        if let Some(held) = &mut self.held {
-            if let Some(frame) = held.pop()? {
+        if let Some(deferred) = &mut self.deferred {
+            if let Some(frame) = deferred.pop()? {
                 return Ok(Some(frame));
             }
         }

@@ -1,7 +1,7 @@
 //! Steps that make every worker a session like the launcher's.
 
-use crate::error::{Error, Text};
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::error::{DbText, Error};
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{
     alloc, bgworker, discard_all, guc, library, remote_dest, report, role, session, spi, statement, transaction,
 };
@@ -10,17 +10,17 @@ use crate::queries;
 use std::cell::Cell;
 
 thread_local! {
-    static SQL: Slot<Vec<u8>> = const { slot(Vec::new()) };
+    static SQL: ProcessCell<Vec<u8>> = const { process_cell(Vec::new()) };
     static HAS_BEEN_CLIENT: Cell<bool> = const { Cell::new(false) };
     /// Settings that the client of a launcher had made when it connected, as this process has them now, each with the
     /// value that was there before.
-    static OF_CLIENT: Slot<Vec<(Setting, Vec<u8>)>> = const { slot(Vec::new()) };
+    static CLIENT_SETTINGS: ProcessCell<Vec<(Setting, Vec<u8>)>> = const { process_cell(Vec::new()) };
 }
 
 /// Prepares what every worker needs before it runs its first text.
 pub fn prepare_session(on_message: fn(remote_dest::Message)) {
     statement::init();
-    remote_dest::pretend(on_message);
+    remote_dest::install(on_message);
     session::load_session_libraries();
     library::remember();
 }
@@ -42,8 +42,8 @@ pub fn reset_session() -> bool {
 
 /// Reads the configuration that the launcher had read, if the server has not told this process of it yet. Between two
 /// jobs. False = this process cannot follow it any more in all settings.
-pub fn catch_up(request: &Request) -> bool {
-    let is_behind = guc::is_behind(request.configured);
+pub fn reload_if_behind(request: &Request) -> bool {
+    let is_behind = guc::is_outdated(request.configured);
     if is_behind {
         guc::reload();
     }
@@ -54,9 +54,9 @@ pub fn catch_up(request: &Request) -> bool {
 ///
 /// # Errors
 /// [`Error::RoleGone`] (42704)
-pub fn become_session(request: &Request) -> Result<(), Error> {
+pub fn assume_identity(request: &Request) -> Result<(), Error> {
     transaction::start_command();
-    take_over(request)?;
+    apply_settings(request)?;
     transaction::finish_command();
     if request.is_confined {
         role::confine();
@@ -65,7 +65,7 @@ pub fn become_session(request: &Request) -> Result<(), Error> {
     Ok(())
 }
 
-fn take_over(request: &Request) -> Result<(), Error> {
+fn apply_settings(request: &Request) -> Result<(), Error> {
     if let Some(libraries) = &request.libraries {
         guc::load_libraries(libraries.clone());
     }
@@ -91,22 +91,22 @@ fn take_over(request: &Request) -> Result<(), Error> {
 /// Sets what the launcher's client had set when it connected. RESET goes back to that, so it stays when a session is
 /// reset between two jobs. It is the same from job to job as long as they come from one session; else it is taken back.
 fn become_client(settings: &[&Setting]) {
-    let is_same = OF_CLIENT.with_borrow(|now| {
+    let is_same = CLIENT_SETTINGS.with_borrow(|now| {
         now.len() == settings.len() && now.iter().zip(settings).all(|((now, _), setting)| now == *setting)
     });
     if is_same {
         return;
     }
     // Should one raise, those that are left are still to be taken back.
-    while let Some((setting, before)) = OF_CLIENT.with_borrow(|now| now.last().cloned()) {
+    while let Some((setting, before)) = CLIENT_SETTINGS.with_borrow(|now| now.last().cloned()) {
         guc::restore(&Setting { value: before, ..setting });
-        OF_CLIENT.with_borrow_mut(Vec::pop);
+        CLIENT_SETTINGS.with_borrow_mut(Vec::pop);
     }
     for setting in settings {
         HAS_BEEN_CLIENT.set(true);
         // What is not there before is a setting of a library: empty, as the server makes it.
         let before = guc::value(&setting.name).unwrap_or_default();
-        OF_CLIENT.with_borrow_mut(|now| now.push(((*setting).clone(), before)));
+        CLIENT_SETTINGS.with_borrow_mut(|now| now.push(((*setting).clone(), before)));
         guc::restore(setting);
     }
 }
@@ -135,12 +135,12 @@ pub fn check_connection_limits(request: &Request) -> Result<(), Error> {
         };
         if exceeded(number(queries::limit_of_role(request.login)), queries::connections_of_role(request.login)) {
             let name = session::role_name(request.login).unwrap_or_default();
-            return Err(Error::RoleConnections(Text::new(&name)));
+            return Err(Error::RoleConnections(DbText::new(&name)));
         }
         let database = request.database;
         if exceeded(number(queries::limit_of_database(database)), queries::connections_to_database(database)) {
             let name = spi::select(&queries::name_of_database(database)).pop().unwrap_or_default();
-            return Err(Error::DatabaseConnections(Text::new(&name)));
+            return Err(Error::DatabaseConnections(DbText::new(&name)));
         }
         Ok(())
     })

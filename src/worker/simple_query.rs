@@ -3,14 +3,14 @@
 use crate::compat;
 use crate::error::Error;
 use crate::ffi::interrupt::CancelHeld;
-use crate::ffi::statement::{RowSink, Text};
+use crate::ffi::statement::{ParsedSql, RowSink};
 use crate::ffi::{alloc, interrupt, statement, transaction};
 use crate::protocol::Done;
 use std::ffi::CStr;
 use std::time::Instant;
 
 /// Takes what a job gives.
-pub trait Audience {
+pub trait StatementObserver {
     /// Runs a statement with a place for its rows; gives its command tag.
     ///
     /// # Errors
@@ -25,10 +25,10 @@ pub trait Audience {
 ///
 /// # Errors
 /// [`Error::OpenBlock`] (25000) if a transaction block is open at the end.
-pub fn run(sql: &CStr, audience: &mut dyn Audience, deadline: Option<Instant>) -> Result<Done, Error> {
+pub fn run(sql: &CStr, audience: &mut dyn StatementObserver, deadline: Option<Instant>) -> Result<Done, Error> {
     let mut transaction = Transaction { is_started: false, deadline };
     transaction.start();
-    let text = Text::parse(sql);
+    let text = ParsedSql::parse(sql);
     let was_logged = text.statements().any(|statement| statement.is_to_be_logged());
     if was_logged {
         log_text(b"statement: ", sql);
@@ -74,7 +74,7 @@ pub fn run(sql: &CStr, audience: &mut dyn Audience, deadline: Option<Instant>) -
         return Err(Error::OpenBlock);
     }
     log_duration(sql, was_logged);
-    Text::forget();
+    ParsedSql::forget();
     Ok(Done { tags })
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A parser of a few statements, which refuses and asks for more as the server's does.
-fn parse(text: &[u8]) -> Parsed<()> {
+fn parse(text: &[u8]) -> ParseOutcome<()> {
     #[derive(Clone, Copy, PartialEq)]
     enum State {
         Start,
@@ -33,7 +33,7 @@ fn parse(text: &[u8]) -> Parsed<()> {
             let mut depth = 1;
             while depth > 0 {
                 match scanner.next() {
-                    None => return Parsed::Fails { position: text.len(), refused: true, report: () },
+                    None => return ParseOutcome::Fails { position: text.len(), refused: true, report: () },
                     Some(token) if token.of(text) == b"(" => depth += 1,
                     Some(token) if token.of(text) == b")" => depth -= 1,
                     Some(_) => {}
@@ -67,12 +67,12 @@ fn parse(text: &[u8]) -> Parsed<()> {
             (HasRow, b",") => Row,
             (Update, _) if is_operand => Table,
             (Set, _) if is_operand => Ended,
-            _ => return Parsed::Fails { position: at, refused: true, report: () },
+            _ => return ParseOutcome::Fails { position: at, refused: true, report: () },
         };
     }
     match state {
-        Start | HasItem | HasAlias | HasRow | Vacuum | Ended => Parsed::Complete,
-        _ => Parsed::Fails { position: text.len(), refused: true, report: () },
+        Start | HasItem | HasAlias | HasRow | Vacuum | Ended => ParseOutcome::Complete,
+        _ => ParseOutcome::Fails { position: text.len(), refused: true, report: () },
     }
 }
 
@@ -81,7 +81,7 @@ struct Count {
     bytes: usize,
 }
 
-fn counted(text: &str, delimiter: &str) -> (Result<Vec<String>, Refused<()>>, Count) {
+fn counted(text: &str, delimiter: &str) -> (Result<Vec<String>, SplitError<()>>, Count) {
     let mut count = Count { calls: 0, bytes: 0 };
     let mut parse = |piece: &[u8]| {
         count.calls += 1;
@@ -124,7 +124,7 @@ fn as_many_pieces_as_possible() {
 
 fn refusal(text: &str, delimiter: &str) -> (String, usize, usize) {
     match counted(text, delimiter).0 {
-        Err(Refused::Piece { piece, number, position, .. }) => (text[piece].to_owned(), number, position),
+        Err(SplitError::Piece { piece, number, position, .. }) => (text[piece].to_owned(), number, position),
         other => panic!("{text}: {other:?}"),
     }
 }
@@ -165,7 +165,7 @@ fn most_pieces(text: &str, delimiter: &str) -> Option<usize> {
             let is_blank = piece.chars().all(|character| character == ' ' || character == '\n' || character == ';');
             let is_first = text[..start].chars().all(|character| " \n;,".contains(character));
             let may_begin = is_first || !piece.trim_start_matches([' ', '\n', ';']).starts_with('(');
-            if may_begin && parse(piece.as_bytes()) == Parsed::Complete {
+            if may_begin && parse(piece.as_bytes()) == ParseOutcome::Complete {
                 most = most.max(Some(rest + usize::from(!is_blank)));
             }
         }
@@ -261,13 +261,13 @@ fn hard_texts_take_few_times_their_length() {
 fn a_complaint_that_is_no_refusal_is_not_the_end() {
     // As the server does with "select * from (select 1)", which wants an alias.
     let parse = |piece: &[u8]| match piece {
-        b"select (1)" => Parsed::Fails { position: 7, refused: false, report: () },
+        b"select (1)" => ParseOutcome::Fails { position: 7, refused: false, report: () },
         _ => parse(piece),
     };
     let text = b"select (1)\nselect\nselect 2";
     let text = &text[..];
     let mut parse_all = |piece: &[u8]| match piece {
-        b"select (1)\nselect" => Parsed::Complete,
+        b"select (1)\nselect" => ParseOutcome::Complete,
         _ => parse(piece),
     };
     assert_eq!(split(text, b"\n", true, &mut parse_all), Ok(vec![0..17, 18..26]));

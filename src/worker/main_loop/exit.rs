@@ -9,17 +9,19 @@ use crate::registry::State;
 use crate::scheduler;
 use crate::scheduler::Refusal;
 use crate::worker::attached_job;
-use crate::worker::main_loop::{await_successor, queued_job, succeed, COUNTED_ALONE, LOGGED_IN, LOST, PLACE};
+use crate::worker::main_loop::{
+    await_successor, queued_job, register_successor, EXIT_REPORT, LOGGED_IN, SLOT, WAS_COUNTED_ALONE,
+};
 
 /// Leaves what others need of a worker that ends before its time. To be registered before the process connects.
 pub fn on_exit() {
-    let Some(index) = PLACE.take() else { return };
+    let Some(index) = SLOT.take() else { return };
     if exit_hooks::is_postmaster_gone() {
         return; // everything that is here goes with the server
     }
-    refuse_errand(index);
-    let report = LOST.with_borrow_mut(Option::take).or_else(report::take_last_error).unwrap_or_default();
-    let is_late = interrupt::is_late();
+    refuse_assigned_job(index);
+    let report = EXIT_REPORT.with_borrow_mut(Option::take).or_else(report::take_last_error).unwrap_or_default();
+    let is_late = interrupt::is_past_deadline();
     let report = if is_late { Report::from(Error::JobTimeout) } else { report };
     let state = if report.sqlstate == sqlstate(b"57P01") { State::Stopped } else { State::Failed };
     let refused = refusal(&report);
@@ -28,7 +30,7 @@ pub fn on_exit() {
         _ => report,
     };
     let report = if report.sqlstate == 0 { Report::from(Error::WorkerLost(session::pid())) } else { report };
-    let (state, outcome) = match queued_job::take_decided() {
+    let (state, outcome) = match queued_job::take_pending_outcome() {
         Some((state, outcome)) => (state, to_bytes(&outcome)),
         None if state == State::Stopped && area::read(|memory| scheduler::stop_request(memory, index).is_some()) => {
             (state, Vec::new()) // the job's record says who stopped it
@@ -36,7 +38,7 @@ pub fn on_exit() {
         None => (state, to_bytes(&queued_job::failed(&report))),
     };
     if let Some(start) = area::write(|memory| scheduler::worker_died(memory, index, state, &outcome, refused)) {
-        if succeed(index, start) {
+        if register_successor(index, start) {
             area::read(|memory| scheduler::terminate_worker(memory, index));
             await_successor(start);
         }
@@ -50,7 +52,7 @@ fn refusal(report: &Report) -> Option<Refusal> {
     if LOGGED_IN.get() || is_interrupt(report) || report.sqlstate == 0 || is(b"55P03") {
         None
     } else if is(b"53300") {
-        Some(Refusal::TooMany { is_alone: COUNTED_ALONE.get() })
+        Some(Refusal::TooMany { is_alone: WAS_COUNTED_ALONE.get() })
     } else if is(b"3D000") && report.detail.is_none() {
         Some(Refusal::NoDatabase) // with a detail it may be renamed just now, or have lost its files
     } else {
@@ -67,7 +69,7 @@ fn with_login_hint(mut report: Report) -> Report {
 }
 
 /// A job that a session has given to this worker, which goes before it has begun it, is told so.
-pub(super) fn refuse_errand(index: usize) {
+pub(super) fn refuse_assigned_job(index: usize) {
     if let Some(segment) = area::write(|memory| scheduler::refuse_assignments(memory, index)) {
         let is_ending = interrupt::is_ending() || interrupt::is_dying();
         let error = if is_ending { Error::Terminated } else { Error::NotRun };

@@ -9,19 +9,19 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// Counts what jobs leave in a process that no reset takes back: caches, libraries, what procedural languages keep.
 #[derive(Default)]
-pub(super) struct Wear {
+pub(super) struct MemoryWatchdog {
     /// Jobs since it was looked at.
     jobs: usize,
 }
 
-impl Wear {
+impl MemoryWatchdog {
     /// Limits the memory of its own that a worker may have, in bytes.
     const LIMIT: u64 = 64 << 20;
     /// Jobs between two looks at it.
     const EVERY: usize = 256;
 
     /// Returns whether another process is to come in the place of this one, after so many jobs more.
-    pub(super) fn is_too_much(&mut self, jobs: usize) -> bool {
+    pub(super) fn limit_exceeded(&mut self, jobs: usize) -> bool {
         self.jobs += jobs;
         if self.jobs < Self::EVERY {
             return false;

@@ -2,8 +2,8 @@
 
 use crate::channel::nesting;
 use crate::error::Error;
-use crate::ffi::interrupt::Concluding;
-use crate::ffi::process_local::{slot, ProcessLocal, Slot};
+use crate::ffi::interrupt::FinishingGuard;
+use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::report::Captured;
 use crate::ffi::{
     alloc, area, discard_all, interrupt, lock, process, remote_dest, report, session, statement, transaction,
@@ -15,9 +15,9 @@ use crate::protocol::{decode, sqlstate, to_bytes, Outcome, Report};
 use crate::registry::{Place, Reason, RunningJob, State};
 use crate::scheduler::{Claim, Finish};
 use crate::worker::main_loop::exit::is_interrupt;
-use crate::worker::main_loop::{PoolWorker, PLACE};
-use crate::worker::result_collector::Recorder;
-use crate::worker::session_setup::{become_session, catch_up, located, set_job_text};
+use crate::worker::main_loop::{PoolWorker, SLOT};
+use crate::worker::result_collector::ResultCollector;
+use crate::worker::session_setup::{assume_identity, located, reload_if_behind, set_job_text};
 use crate::worker::{result_collector, simple_query};
 use crate::{log, registry, scheduler};
 use std::cell::Cell;
@@ -25,16 +25,16 @@ use std::ffi::CString;
 use std::time::{Duration, Instant};
 
 /// Key of the lock of whoever makes rows of what a server has left behind, with the database in the lower half.
-const FOLDING: u64 = 0x666f_6c64_0000_0000;
+const IMPORT_LOCK: u64 = 0x666f_6c64_0000_0000;
 /// Jobs that are shorter are claimed several at a time.
 const SHORT: Duration = Duration::from_millis(5);
 
 thread_local! {
-    static DECIDED: Slot<Option<Decided>> = const { slot(None) };
+    static PENDING_OUTCOME: ProcessCell<Option<PendingOutcome>> = const { process_cell(None) };
 }
 
 /// End of a job whose worker is still busy with it.
-struct Decided {
+struct PendingOutcome {
     state: State,
     outcome: Outcome,
     /// The job ends so if this transaction is committed.
@@ -43,15 +43,15 @@ struct Decided {
 
 /// Tells what there is of a job beside its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Noted {
-    Nothing,
-    Perhaps,
+enum OutcomeFileState {
+    Absent,
+    Maybe,
     /// The end of the job if its transaction is committed.
-    End,
+    HasEnd,
 }
 
-fn decide(state: State, outcome: &Outcome) {
-    DECIDED.set(Some(Decided { state, outcome: outcome.clone(), commits: None }));
+fn set_pending_outcome(state: State, outcome: &Outcome) {
+    PENDING_OUTCOME.set(Some(PendingOutcome { state, outcome: outcome.clone(), commits: None }));
 }
 
 /// Returns the outcome of a job that failed. Whoever reads the log reads all of it: no text is longer than so many
@@ -69,15 +69,15 @@ pub fn failed(report: &Report) -> Outcome {
 }
 
 /// Takes how the job ended; if a transaction decides it, only when that was committed.
-pub fn take_decided() -> Option<(State, Outcome)> {
-    let decided = DECIDED.with_borrow_mut(Option::take)?;
+pub fn take_pending_outcome() -> Option<(State, Outcome)> {
+    let decided = PENDING_OUTCOME.with_borrow_mut(Option::take)?;
     decided.commits.is_none_or(transaction::is_committed).then_some((decided.state, decided.outcome))
 }
 
 /// Rolls back an attempt that did not succeed, and tells how it ended. `stopping`: somebody has it stopped, perhaps
 /// known by name.
-fn undone(mut failure: Captured, stopping: Option<Option<Vec<u8>>>, attempt: u32) -> (State, Outcome) {
-    let is_late = interrupt::is_late();
+fn interrupted_outcome(mut failure: Captured, stopping: Option<Option<Vec<u8>>>, attempt: u32) -> (State, Outcome) {
+    let is_late = interrupt::is_past_deadline();
     let state = if stopping.is_some() || interrupt::is_ending() { State::Stopped } else { State::Failed };
     if is_late && state == State::Failed && failure.report.sqlstate == sqlstate(b"57014") {
         let context = failure.report.context.take();
@@ -101,7 +101,7 @@ impl PoolWorker {
     pub(super) fn run(&mut self, claim: &Claim) -> bool {
         let _mapped = area::Mapped::new();
         let goes_on = self.run_claim(claim);
-        if PLACE.get().is_some() {
+        if SLOT.get().is_some() {
             area::write(|memory| scheduler::release_claim(memory, self.index, claim));
         }
         goes_on
@@ -123,7 +123,7 @@ impl PoolWorker {
                 Err(_) => return false,
             }
         }
-        if self.request.as_ref().is_some_and(|(_, request)| !catch_up(request)) {
+        if self.request.as_ref().is_some_and(|(_, request)| !reload_if_behind(request)) {
             return false;
         }
         if self.is_limited && !self.is_counted {
@@ -183,7 +183,7 @@ impl PoolWorker {
     }
 
     fn is_extension_there(&self) -> bool {
-        log::in_own_transaction(false, log::find).unwrap_or(true)
+        log::in_own_transaction(false, log::locate).unwrap_or(true)
     }
 
     /// Runs one attempt of one job, to the row that tells of it. `marked`: in which log a row says that it begins.
@@ -209,7 +209,7 @@ impl PoolWorker {
             let end = End { state, pid: Some(session::pid()), started, ended, attempts: job.attempt, outcome };
             FinalRow { uuid: job.uuid, end }
         };
-        DECIDED.set(None);
+        PENDING_OUTCOME.set(None);
         let attempt = Attempt {
             uuid: job.uuid,
             owner: job.owner,
@@ -218,13 +218,14 @@ impl PoolWorker {
             attempts: Some(job.attempt),
         };
         if !is_marked {
-            log::note_begun(attempt);
+            log::store_begun(attempt);
         }
         attempt_file::set(Some(&attempt));
         // An attempt before this one may have left one.
-        let noted = Cell::new(if !is_marked || job.attempt > 1 { Noted::Perhaps } else { Noted::Nothing });
+        let outcome_file =
+            Cell::new(if !is_marked || job.attempt > 1 { OutcomeFileState::Maybe } else { OutcomeFileState::Absent });
         let is_written = Cell::new(false);
-        let mut audience = Recorder {
+        let mut audience = ResultCollector {
             before_commit: |outcome: Outcome| {
                 let row = final_row(State::Succeeded, Some(process::now()), outcome);
                 if let Some(log) = log.filter(|_| !transaction::is_read_only()) {
@@ -236,48 +237,53 @@ impl PoolWorker {
                     }
                 }
                 let commits = Some(transaction::current_id_if_any());
-                if is_written.get() && noted.get() != Noted::Nothing {
+                if is_written.get() && outcome_file.get() != OutcomeFileState::Absent {
                     transaction::force_sync_commit(); // before the note goes
                 } else if !is_written.get() && commits != Some(0) {
-                    noted.set(Noted::End);
-                    log::note_end(&row, attempt, Some(transaction::make_known()));
+                    outcome_file.set(OutcomeFileState::HasEnd);
+                    log::store_end(&row, attempt, Some(transaction::log_id()));
                 }
-                DECIDED.set(Some(Decided { state: State::Succeeded, outcome: row.end.outcome, commits }));
+                PENDING_OUTCOME.set(Some(PendingOutcome {
+                    state: State::Succeeded,
+                    outcome: row.end.outcome,
+                    commits,
+                }));
             },
         };
         let outcome = report::catch(|| {
-            become_session(request)?;
+            assume_identity(request)?;
             simple_query::run(sql, &mut audience, deadline)
         });
         let failure = match outcome {
             Ok(Ok(done)) => {
-                let decided = DECIDED.with_borrow_mut(Option::take);
+                let decided = PENDING_OUTCOME.with_borrow_mut(Option::take);
                 let outcome = decided.map_or_else(|| result_collector::outcome(&done.tags), |decided| decided.outcome);
                 let row = final_row(State::Succeeded, Some(process::now()), outcome);
                 let is_written = is_written.get() || {
-                    decide(State::Succeeded, &row.end.outcome);
-                    self.write(log, &row, noted.get() != Noted::Nothing)
+                    set_pending_outcome(State::Succeeded, &row.end.outcome);
+                    self.write(log, &row, outcome_file.get() != OutcomeFileState::Absent)
                 };
-                self.settle(&row, attempt, is_written, noted.get());
+                self.settle(&row, attempt, is_written, outcome_file.get());
                 return self.finish(batch, index, State::Succeeded, is_written, &row.end.outcome);
             }
             Ok(Err(error)) => Captured::from(Report::from(error)),
             Err(captured) => *captured,
         };
         let stopping = area::read(|memory| scheduler::stop_request(memory, self.index));
-        let (state, outcome) = undone(failure, stopping, job.attempt);
+        let (state, outcome) = interrupted_outcome(failure, stopping, job.attempt);
         if state == State::Failed && job.attempt < job.max_attempts {
             self.write(log, &final_row(State::Queued, None, outcome), false);
             area::write(|memory| scheduler::finish_attempt(memory, self.index, batch, index, &Finish::Again));
             attempt_file::set(None);
             return interrupt::end_job();
         }
-        decide(state, &outcome);
+        set_pending_outcome(state, &outcome);
         let row = final_row(state, Some(process::now()), outcome);
-        let is_written = self.write(log, &row, noted.get() != Noted::Nothing);
+        let is_written = self.write(log, &row, outcome_file.get() != OutcomeFileState::Absent);
         // It was not committed.
-        let noted = if noted.get() == Noted::End { Noted::Perhaps } else { noted.get() };
-        self.settle(&row, attempt, is_written, noted);
+        let outcome_file =
+            if outcome_file.get() == OutcomeFileState::HasEnd { OutcomeFileState::Maybe } else { outcome_file.get() };
+        self.settle(&row, attempt, is_written, outcome_file);
         self.finish(batch, index, state, is_written, &row.end.outcome);
     }
 
@@ -286,7 +292,7 @@ impl PoolWorker {
     fn write(&mut self, log: Option<u32>, row: &FinalRow, is_durable: bool) -> bool {
         let Some(log) = log else { return false };
         area::write(|memory| scheduler::mark_uncancellable(memory, self.index));
-        let _concluding = Concluding::new();
+        let _concluding = FinishingGuard::new();
         interrupt::end_job();
         // The job's settings are not the extension's.
         let write = || log::write_rows(log, std::slice::from_ref(row));
@@ -294,11 +300,11 @@ impl PoolWorker {
     }
 
     /// Sees to it that there is a note of the end if there is no row, and none if there is.
-    fn settle(&self, row: &FinalRow, attempt: Attempt, is_written: bool, noted: Noted) {
-        match (is_written, noted) {
-            (true, Noted::Nothing) | (false, Noted::End) => {}
+    fn settle(&self, row: &FinalRow, attempt: Attempt, is_written: bool, outcome_file: OutcomeFileState) {
+        match (is_written, outcome_file) {
+            (true, OutcomeFileState::Absent) | (false, OutcomeFileState::HasEnd) => {}
             (true, _) => outcome_file::remove(area::epoch(), self.database, &row.uuid),
-            (false, _) => log::note_end(row, attempt, None),
+            (false, _) => log::store_end(row, attempt, None),
         }
     }
 
@@ -307,27 +313,27 @@ impl PoolWorker {
         let finish = if is_written { Finish::Logged(state, &bytes) } else { Finish::Unlogged(state, &bytes) };
         area::write(|memory| scheduler::finish_attempt(memory, self.index, batch, index, &finish));
         attempt_file::set(None);
-        DECIDED.set(None);
+        PENDING_OUTCOME.set(None);
         interrupt::end_job();
     }
 
     /// Makes rows of what a server that has died left behind; what cannot be written now is tried again.
-    pub(super) fn fold(&mut self) {
-        let folded = lock::while_alone(FOLDING | u64::from(self.database), || {
-            log::in_own_transaction(true, || log::fold_left_behind(self.database)).map(|folded| {
+    pub(super) fn import_orphans(&mut self) {
+        let folded = lock::while_alone(IMPORT_LOCK | u64::from(self.database), || {
+            log::in_own_transaction(true, || log::import_orphans(self.database)).map(|folded| {
                 folded.remove();
                 folded.is_all
             })
         });
         let is_all = matches!(folded, Some(Ok(true)));
-        let failures = self.refold.map_or(0, |(_, failures)| failures);
-        self.refold = (!is_all).then(|| (scheduler::next_log_try(failures), failures.saturating_add(1)));
+        let failures = self.next_import.map_or(0, |(_, failures)| failures);
+        self.next_import = (!is_all).then(|| (scheduler::next_log_try(failures), failures.saturating_add(1)));
         if is_all {
             spool::remove_unknown(area::epoch(), self.database);
             // Files of databases that are gone concern nobody else.
             let databases = log::in_own_transaction(false, log::databases).unwrap_or_default();
             if !databases.is_empty() {
-                spool::sweep(area::epoch(), |database| databases.contains(&database));
+                spool::remove_dropped_databases(area::epoch(), |database| databases.contains(&database));
             }
         }
     }
@@ -343,7 +349,7 @@ impl PoolWorker {
         let (uuid, first) =
             area::read(|memory| (scheduler::batch_uuid(memory, place), scheduler::first_job_uuid(memory, place)));
         let recorded = if self.is_clean || self.reset() {
-            log::in_own_transaction(true, || log::find().then(|| log::record(place, &uuid))).ok().flatten()
+            log::in_own_transaction(true, || log::locate().then(|| log::insert_batch(place, &uuid))).ok().flatten()
         } else {
             None
         };
