@@ -31,7 +31,9 @@ prop_compose! {
 
 prop_compose! {
     fn column()(name in bytes(), type_oid in any::<u32>(), typmod in any::<i32>(), fingerprint in any::<u64>(),
-                wire in prop::sample::select(vec![ColumnEncoding::Binary, ColumnEncoding::Text, ColumnEncoding::Both])) -> Column {
+                wire in prop::sample::select(vec![
+                    ColumnEncoding::Binary, ColumnEncoding::Text, ColumnEncoding::Both,
+                ])) -> Column {
         Column { name, type_oid, typmod, wire, fingerprint }
     }
 }
