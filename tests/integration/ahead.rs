@@ -5,31 +5,7 @@ use crate::manager::{wait_at_gate, wait_gone, Batch};
 use crate::stage::assert_nothing_fatal;
 use pg_background_mgr_tests::cluster::{signal_process, try_signal, Baseline};
 use pg_background_mgr_tests::session::literal;
-use pg_background_mgr_tests::{private_case, wait_for, wait_until, Case, Cluster, Session, Signal, Stop};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(each_job_has_a_process_of_its_own),
-        private_case!(processes_are_started_ahead),
-        private_case!(each_job_is_its_launchers),
-        private_case!(queues_of_any_size_are_served),
-        private_case!(a_single_launch_starts_one_process),
-        private_case!(a_process_that_gets_no_job_leaves),
-        private_case!(a_process_that_was_held_up_runs_its_job),
-        private_case!(a_process_that_was_terminated_gets_no_job),
-        private_case!(a_process_that_is_terminated_with_its_job_says_so),
-        private_case!(a_process_that_could_not_be_started_is_replaced),
-        private_case!(a_cancelled_launch_runs_nothing),
-        private_case!(a_process_outlives_its_session_only_for_a_moment),
-        private_case!(a_new_configuration_holds_for_it),
-        private_case!(a_launch_of_another_session_gets_its_place),
-        private_case!(a_queue_gets_its_place),
-        private_case!(few_processes_serve_many_sessions),
-        private_case!(one_process_serves_job_after_job),
-        private_case!(a_server_stops_at_once),
-        private_case!(a_killed_one_loses_nothing_but_the_servers_memory),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Session, Signal, Stop};
 
 /// Each job of these clusters wants a new process. One of `max_worker_processes` is the server's own.
 fn cluster_with(settings: &[(&str, &str)]) -> (Cluster, Baseline) {
@@ -81,6 +57,7 @@ fn is_stopped(pid: i32) -> bool {
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
 }
 
+#[case]
 fn each_job_has_a_process_of_its_own() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -97,6 +74,7 @@ fn each_job_has_a_process_of_its_own() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn processes_are_started_ahead() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -114,6 +92,7 @@ fn processes_are_started_ahead() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn each_job_is_its_launchers() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -133,6 +112,7 @@ fn each_job_is_its_launchers() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn queues_of_any_size_are_served() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -151,6 +131,7 @@ fn queues_of_any_size_are_served() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_single_launch_starts_one_process() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -164,6 +145,7 @@ fn a_single_launch_starts_one_process() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_process_that_gets_no_job_leaves() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -178,6 +160,7 @@ fn a_process_that_gets_no_job_leaves() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_process_that_was_held_up_runs_its_job() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -192,6 +175,7 @@ fn a_process_that_was_held_up_runs_its_job() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_process_that_was_terminated_gets_no_job() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -206,6 +190,7 @@ fn a_process_that_was_terminated_gets_no_job() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_process_that_is_terminated_with_its_job_says_so() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -224,6 +209,7 @@ fn a_process_that_is_terminated_with_its_job_says_so() {
 
 /// The next process is refused sooner than a launch is, mostly, while a session launches all the time; then that one,
 /// too.
+#[case]
 fn a_process_that_could_not_be_started_is_replaced() {
     let (cluster, before) = cluster();
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -252,6 +238,7 @@ fn a_process_that_could_not_be_started_is_replaced() {
 }
 
 /// The process is there, so its launch waits for nothing: a cancel comes before it or after it.
+#[case]
 fn a_cancelled_launch_runs_nothing() {
     let (cluster, before) = cluster();
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -278,6 +265,7 @@ fn a_cancelled_launch_runs_nothing() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_process_outlives_its_session_only_for_a_moment() {
     let (cluster, before) = cluster();
     for _ in 0..3 {
@@ -292,6 +280,7 @@ fn a_process_outlives_its_session_only_for_a_moment() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_new_configuration_holds_for_it() {
     let (cluster, before) = cluster();
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -309,6 +298,7 @@ fn a_new_configuration_holds_for_it() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_launch_of_another_session_gets_its_place() {
     let (cluster, before) = cluster_with(&[("max_worker_processes", "4"), ("pg_background_mgr.reserved_workers", "0")]);
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -333,6 +323,7 @@ fn a_launch_of_another_session_gets_its_place() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_queue_gets_its_place() {
     let (cluster, before) = cluster_with(&[("max_worker_processes", "3"), ("pg_background_mgr.reserved_workers", "0")]);
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -352,6 +343,7 @@ fn a_queue_gets_its_place() {
 }
 
 /// Every session has a process that ends, and would have one that waits.
+#[case]
 fn few_processes_serve_many_sessions() {
     let (cluster, before) = cluster();
     let mut sessions: Vec<Session> = (0..7).map(|_| cluster.session("postgres")).collect();
@@ -368,6 +360,7 @@ fn few_processes_serve_many_sessions() {
 }
 
 /// The process of the job before is still ending when the next is launched.
+#[case]
 fn one_process_serves_job_after_job() {
     for timeout in ["0", "10s"] {
         let cluster = Cluster::start_with_extension(&[
@@ -384,6 +377,7 @@ fn one_process_serves_job_after_job() {
     }
 }
 
+#[case]
 fn a_server_stops_at_once() {
     let (cluster, _) = cluster();
     for how in [Stop::Fast, Stop::Smart, Stop::Immediate] {
@@ -397,6 +391,7 @@ fn a_server_stops_at_once() {
     assert_eq!(session.job("select 42", "n int"), ["42"]);
 }
 
+#[case]
 fn a_killed_one_loses_nothing_but_the_servers_memory() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");

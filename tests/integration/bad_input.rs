@@ -1,24 +1,7 @@
 //! Arguments that make no sense: a clear error each, and nothing lost.
 
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, ServerError, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_null_argument_is_refused),
-        case!(an_empty_text_is_refused),
-        case!(a_queue_size_out_of_bounds_is_refused),
-        case!(queue_sizes_within_bounds_work),
-        case!(a_pid_that_is_no_job_is_refused),
-        case!(a_pid_of_another_session_is_refused),
-        case!(a_result_that_was_read_is_refused),
-        case!(a_result_that_was_given_up_is_refused),
-        case!(jobs_nested_too_deeply_are_refused),
-        case!(nothing_is_launched_by_a_refused_call),
-        private_case!(a_text_of_a_hundred_megabytes_is_refused),
-        private_case!(the_longest_text_runs),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, ServerError, Session};
 
 #[track_caller]
 fn assert_error(error: &ServerError, sqlstate: &str, message: &str, hint: Option<&str>) {
@@ -27,6 +10,7 @@ fn assert_error(error: &ServerError, sqlstate: &str, message: &str, hint: Option
     assert_eq!(error.severity(), "ERROR");
 }
 
+#[case]
 fn a_null_argument_is_refused(db: &Db) {
     let mut session = db.session();
     let calls = [
@@ -44,6 +28,7 @@ fn a_null_argument_is_refused(db: &Db) {
     assert_eq!(session.job("select 1", "n int"), ["1"]);
 }
 
+#[case]
 fn an_empty_text_is_refused(db: &Db) {
     let mut session = db.session();
     for text in ["''", "' '", "E' \\n\\t\\r\\f '", "repeat(' ', 100000)"] {
@@ -65,6 +50,7 @@ fn smallest_queue(session: &mut Session) -> i32 {
     number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{error}"))
 }
 
+#[case]
 fn a_queue_size_out_of_bounds_is_refused(db: &Db) {
     let mut session = db.session();
     let least = smallest_queue(&mut session);
@@ -84,6 +70,7 @@ fn a_queue_size_out_of_bounds_is_refused(db: &Db) {
     assert_eq!(error.sqlstate(), "42883", "beyond an int: {error}");
 }
 
+#[case]
 fn queue_sizes_within_bounds_work(db: &Db) {
     let mut session = db.session();
     let least = smallest_queue(&mut session);
@@ -112,6 +99,7 @@ fn assert_not_attached(session: &mut Session, pid: i32) {
     }
 }
 
+#[case]
 fn a_pid_that_is_no_job_is_refused(db: &Db) {
     let mut session = db.session();
     let own = session.pid();
@@ -120,6 +108,7 @@ fn a_pid_that_is_no_job_is_refused(db: &Db) {
     }
 }
 
+#[case]
 fn a_pid_of_another_session_is_refused(db: &Db) {
     let (mut owner, mut other) = (db.session(), db.session());
     let pid = owner.launch("select 7");
@@ -147,6 +136,7 @@ fn assert_gone(session: &mut Session, pid: i32, how: &str) {
     }
 }
 
+#[case]
 fn a_result_that_was_read_is_refused(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 1");
@@ -157,6 +147,7 @@ fn a_result_that_was_read_is_refused(db: &Db) {
     assert_gone(&mut session, pid, "already been read");
 }
 
+#[case]
 fn a_result_that_was_given_up_is_refused(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 1");
@@ -165,6 +156,7 @@ fn a_result_that_was_given_up_is_refused(db: &Db) {
     assert_gone(&mut session, pid, "been given up");
 }
 
+#[case]
 fn jobs_nested_too_deeply_are_refused(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -181,6 +173,7 @@ fn jobs_nested_too_deeply_are_refused(db: &Db) {
     assert_eq!(session.job("select 1", "n int"), ["1"]);
 }
 
+#[case]
 fn nothing_is_launched_by_a_refused_call(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -193,6 +186,7 @@ fn nothing_is_launched_by_a_refused_call(db: &Db) {
     assert_eq!(session.rows("table ran"), ["2"]);
 }
 
+#[case]
 fn a_text_of_a_hundred_megabytes_is_refused() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();
@@ -213,6 +207,7 @@ fn a_text_of_a_hundred_megabytes_is_refused() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn the_longest_text_runs() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();

@@ -1,16 +1,7 @@
 //! Jobs that launch jobs: how long a chain of them may be.
 
 use crate::manager::drain;
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(a_chain_of_launches_goes_on),
-        case!(a_chain_in_the_queue_goes_on),
-        case!(a_chain_of_retries_goes_on),
-        case!(a_job_that_lives_on_counts),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 const LINKS: i64 = 1000;
 
@@ -35,11 +26,13 @@ fn assert_chain(session: &mut Session, launch: &str) {
 }
 
 /// The chain is alone in its cluster: nobody else takes processes.
+#[case]
 fn a_chain_of_launches_goes_on() {
     let cluster = Cluster::start_with_extension(&[]);
     assert_chain(&mut cluster.session("postgres"), "pg_background_detach(pg_background_launch($1))");
 }
 
+#[case]
 fn a_chain_in_the_queue_goes_on(db: &Db) {
     let mut session = db.session();
     assert_chain(&mut session, "pg_background_launch_num(array[$1])");
@@ -48,6 +41,7 @@ fn a_chain_in_the_queue_goes_on(db: &Db) {
 }
 
 /// Two jobs that fail have each other launched again.
+#[case]
 fn a_chain_of_retries_goes_on(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -76,6 +70,7 @@ fn a_chain_of_retries_goes_on(db: &Db) {
 }
 
 /// A job that has not ended counts, also if it has given up all locks of its session in between.
+#[case]
 fn a_job_that_lives_on_counts(db: &Db) {
     let mut session = db.session();
     session.run(

@@ -2,52 +2,9 @@
 
 use crate::oracle::assert_like_client;
 use pg_background_mgr_tests::lab::{forced_parallel, lab};
-use pg_background_mgr_tests::{case, literal, wait_until, Case, Db};
+use pg_background_mgr_tests::{case, literal, wait_until, Db};
 
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(statements_see_each_others_work),
-        case!(a_volatile_function_sees_the_statements_before_it),
-        case!(a_syntax_error_anywhere_runs_nothing),
-        case!(an_unknown_table_in_a_later_statement_undoes_the_earlier_ones),
-        case!(a_table_made_in_the_text_is_used_in_the_text),
-        case!(empty_statements_between_others_do_not_count),
-        case!(comment_only_text_gives_no_rows),
-        case!(empty_text_is_refused),
-        case!(the_last_result_set_is_the_result),
-        case!(the_last_result_set_counts_although_empty),
-        case!(statements_without_rows_give_their_tags),
-        case!(tags_are_those_of_a_client),
-        case!(returning_gives_rows),
-        case!(merge_gives_its_tag).since(15),
-        case!(merge_returning_gives_rows).since(17),
-        case!(rules_and_triggers_leave_the_tag_of_the_statement),
-        case!(explain_gives_its_lines),
-        case!(explain_analyze_executes),
-        case!(show_gives_its_value),
-        case!(prepared_statements_work_within_the_text),
-        case!(prepared_statements_end_with_the_job),
-        case!(a_prepared_statement_of_the_launcher_is_not_there),
-        case!(cursors_work_within_the_text),
-        case!(a_function_without_a_result_reads_as_an_empty_text),
-        case!(a_text_with_every_kind_of_quote_arrives_whole),
-        case!(a_text_of_a_megabyte_arrives_whole),
-        case!(parallel_plans_launch_workers),
-        case!(a_do_block_runs),
-        case!(notify_reaches_listeners_with_the_workers_pid),
-        case!(notify_of_a_failed_job_reaches_nobody),
-        case!(listen_is_as_the_server_has_it_for_background_processes),
-        case!(advisory_locks_end_with_the_job),
-        case!(current_query_is_the_jobs_text),
-        case!(a_job_of_a_job_works),
-        case!(a_text_of_thousands_of_statements_runs),
-        case!(an_endless_nesting_of_parentheses_fails_as_for_a_client),
-        case!(event_triggers_fire),
-        case!(a_job_works_where_parallelism_is_forced),
-        case!(large_objects_work),
-    ]
-}
-
+#[case]
 fn statements_see_each_others_work(db: &Db) {
     let text =
         "insert into t select generate_series(1, 10); update t set a = a * 2 where a > 5; delete from t where a = 20; \
@@ -57,12 +14,14 @@ fn statements_see_each_others_work(db: &Db) {
     assert_eq!(db.session().job("insert into u values (1); select a + 1 from u", "n int"), ["2"]);
 }
 
+#[case]
 fn a_volatile_function_sees_the_statements_before_it(db: &Db) {
     let setup =
         "create table t (a int); create function total() returns bigint language sql as 'select count(*) from t'";
     assert_like_client(db, setup, "insert into t values (1), (2); select total(); insert into t values (3)", "table t");
 }
 
+#[case]
 fn a_syntax_error_anywhere_runs_nothing(db: &Db) {
     let text = "insert into t values (1); commit; selec 2";
     assert_like_client(db, "create table t (a int)", text, "table t");
@@ -73,21 +32,25 @@ fn a_syntax_error_anywhere_runs_nothing(db: &Db) {
     assert_eq!(session.value("select count(*) from u"), "0");
 }
 
+#[case]
 fn an_unknown_table_in_a_later_statement_undoes_the_earlier_ones(db: &Db) {
     assert_like_client(db, "create table t (a int)", "insert into t values (1); select * from missing", "table t");
 }
 
+#[case]
 fn a_table_made_in_the_text_is_used_in_the_text(db: &Db) {
     let text = "create table made (a int primary key, b text); insert into made values (1, 'x'); \
                 alter table made add c int default 5; select * from made";
     assert_like_client(db, "", text, "table made");
 }
 
+#[case]
 fn empty_statements_between_others_do_not_count(db: &Db) {
     assert_like_client(db, "", ";;select 1;; ;", "");
     assert_like_client(db, "create table t (a int)", "; insert into t values (1) ; -- last\n ; /* done */", "table t");
 }
 
+#[case]
 fn comment_only_text_gives_no_rows(db: &Db) {
     let mut session = db.session();
     for text in ["-- nothing", "/* nothing /* nested */ */", ";", " ; ; ", "--\n;"] {
@@ -97,6 +60,7 @@ fn comment_only_text_gives_no_rows(db: &Db) {
     }
 }
 
+#[case]
 fn empty_text_is_refused(db: &Db) {
     let mut session = db.session();
     for text in ["", " ", "\n\t  \r\n"] {
@@ -107,23 +71,27 @@ fn empty_text_is_refused(db: &Db) {
     assert_eq!(error.brief(), ("22004".to_owned(), "SQL text must not be null".to_owned()));
 }
 
+#[case]
 fn the_last_result_set_is_the_result(db: &Db) {
     assert_like_client(db, "", "select 1, 'a'; select 2; select 'x', 'y', 3", "");
     assert_like_client(db, "create table t (a int)", "select 7; insert into t values (1)", "table t");
     assert_like_client(db, "", "values (1), (2); create table made (); show search_path; drop table made", "");
 }
 
+#[case]
 fn the_last_result_set_counts_although_empty(db: &Db) {
     let mut session = db.session();
     assert_eq!(session.job("select 1; select 'x'::text where false", "c text"), [""; 0]);
 }
 
+#[case]
 fn statements_without_rows_give_their_tags(db: &Db) {
     let mut session = db.session();
     let text = "create table t (a int); insert into t values (1), (2); update t set a = 3 where a = 1; delete from t";
     assert_eq!(session.job(text, "result text"), ["CREATE TABLE", "INSERT 0 2", "UPDATE 1", "DELETE 2"]);
 }
 
+#[case]
 fn tags_are_those_of_a_client(db: &Db) {
     let setup = "create table t (a int primary key); create function f() returns int language sql as 'select 1'";
     let texts = [
@@ -164,6 +132,7 @@ fn tags_are_those_of_a_client(db: &Db) {
     }
 }
 
+#[case]
 fn returning_gives_rows(db: &Db) {
     let setup = "create table t (a int, b text); insert into t values (1, 'x'), (2, 'y')";
     assert_like_client(db, setup, "insert into t values (3, 'z'), (4, null) returning a, b", "table t");
@@ -174,6 +143,7 @@ fn returning_gives_rows(db: &Db) {
     assert_like_client(db, setup, "insert into t values (5) returning a; delete from t", "table t");
 }
 
+#[case(since = 15)]
 fn merge_gives_its_tag(db: &Db) {
     let setup = "create table t (a int primary key, b int); insert into t values (1, 1)";
     let text = "merge into t using (values (1), (2)) s (a) on s.a = t.a \
@@ -184,6 +154,7 @@ fn merge_gives_its_tag(db: &Db) {
     assert_eq!(db.session().job(text, "result text"), ["MERGE 2"]);
 }
 
+#[case(since = 17)]
 fn merge_returning_gives_rows(db: &Db) {
     let setup = "create table t (a int primary key, b int); insert into t values (1, 1)";
     let text = "merge into t using (values (1), (2)) s (a) on s.a = t.a when matched then update set b = 5 \
@@ -191,6 +162,7 @@ fn merge_returning_gives_rows(db: &Db) {
     assert_like_client(db, setup, text, "table t");
 }
 
+#[case]
 fn rules_and_triggers_leave_the_tag_of_the_statement(db: &Db) {
     let setup = "create table t (a int); create table log (a int); \
                  create rule logged as on insert to t do also insert into log values (new.a); \
@@ -199,6 +171,7 @@ fn rules_and_triggers_leave_the_tag_of_the_statement(db: &Db) {
     assert_like_client(db, setup, "update t set a = 2", "table t");
 }
 
+#[case]
 fn explain_gives_its_lines(db: &Db) {
     let setup = "create table t (a int primary key)";
     assert_like_client(db, setup, "explain (costs off) select * from t where a = 1", "");
@@ -206,17 +179,20 @@ fn explain_gives_its_lines(db: &Db) {
     assert_like_client(db, setup, "explain (costs off) insert into t values (1)", "table t");
 }
 
+#[case]
 fn explain_analyze_executes(db: &Db) {
     let options = "analyze, costs off, timing off, summary off, buffers off";
     let text = format!("explain ({options}) insert into t select 1");
     assert_like_client(db, "create table t (a int)", &text, "table t");
 }
 
+#[case]
 fn show_gives_its_value(db: &Db) {
     assert_like_client(db, "set work_mem = '7MB'", "show work_mem", "");
     assert_like_client(db, "", "show transaction_isolation", "");
 }
 
+#[case]
 fn prepared_statements_work_within_the_text(db: &Db) {
     let text = "prepare p (int) as select $1 * 2; prepare q as insert into t values (1); execute q; execute p (21)";
     assert_like_client(db, "create table t (a int)", text, "table t");
@@ -229,6 +205,7 @@ fn prepared_statements_work_within_the_text(db: &Db) {
     assert_like_client(db, "", "prepare p as select 1; deallocate p; execute p", "");
 }
 
+#[case]
 fn prepared_statements_end_with_the_job(db: &Db) {
     let mut session = db.session();
     session.job("prepare p as select 1", "result text");
@@ -236,12 +213,14 @@ fn prepared_statements_end_with_the_job(db: &Db) {
     assert_eq!(session.error("execute p").sqlstate(), "26000");
 }
 
+#[case]
 fn a_prepared_statement_of_the_launcher_is_not_there(db: &Db) {
     let mut session = db.session();
     session.run("prepare p as select 1");
     assert_eq!(session.job_error("execute p").message(), "prepared statement \"p\" does not exist");
 }
 
+#[case]
 fn cursors_work_within_the_text(db: &Db) {
     let text = "declare c cursor for select generate_series(1, 10); fetch 2 from c; move 3 from c; fetch 4 from c";
     assert_like_client(db, "", text, "");
@@ -251,6 +230,7 @@ fn cursors_work_within_the_text(db: &Db) {
     assert_like_client(db, "", held, "");
 }
 
+#[case]
 fn a_function_without_a_result_reads_as_an_empty_text(db: &Db) {
     let mut session = db.session();
     assert_eq!(session.job("select pg_sleep(0)", "nothing text"), [""]);
@@ -262,6 +242,7 @@ fn a_function_without_a_result_reads_as_an_empty_text(db: &Db) {
     assert_eq!(session.job("select nothing(), 1", "nothing text, one int"), expected);
 }
 
+#[case]
 fn a_text_with_every_kind_of_quote_arrives_whole(db: &Db) {
     let text = concat!(
         r#"select 'it''s', E'tab\there', $q$dollar ' " $x$ $q$, U&'\0441\0442\043e', "c "" d" "#,
@@ -271,6 +252,7 @@ fn a_text_with_every_kind_of_quote_arrives_whole(db: &Db) {
     assert_like_client(db, "", "select '\u{1f600} ünïcödé \u{4e2d}\u{6587}', $$\\$$, '\\'\n\t", "");
 }
 
+#[case]
 fn a_text_of_a_megabyte_arrives_whole(db: &Db) {
     let mut session = db.session();
     let filler = "0123456789abcdef".repeat(65_536);
@@ -279,6 +261,7 @@ fn a_text_of_a_megabyte_arrives_whole(db: &Db) {
     assert_eq!(session.job(&text, "length int, md5 text"), expected);
 }
 
+#[case]
 fn parallel_plans_launch_workers(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -291,6 +274,7 @@ fn parallel_plans_launch_workers(db: &Db) {
     assert_eq!(session.job("select sum(a) from t", "n bigint"), ["20000100000"]);
 }
 
+#[case]
 fn a_do_block_runs(db: &Db) {
     assert_like_client(
         db,
@@ -300,6 +284,7 @@ fn a_do_block_runs(db: &Db) {
     );
 }
 
+#[case]
 fn notify_reaches_listeners_with_the_workers_pid(db: &Db) {
     let mut listener = db.session();
     listener.run("listen news");
@@ -312,6 +297,7 @@ fn notify_reaches_listeners_with_the_workers_pid(db: &Db) {
     }
 }
 
+#[case]
 fn notify_of_a_failed_job_reaches_nobody(db: &Db) {
     let mut listener = db.session();
     listener.run("listen news");
@@ -322,6 +308,7 @@ fn notify_of_a_failed_job_reaches_nobody(db: &Db) {
 }
 
 /// The server refuses it there since 13; before, it must not leave a listener behind.
+#[case]
 fn listen_is_as_the_server_has_it_for_background_processes(db: &Db) {
     let mut session = db.session();
     if lab().version >= 13 {
@@ -333,16 +320,19 @@ fn listen_is_as_the_server_has_it_for_background_processes(db: &Db) {
     assert_eq!(session.job("select count(*) from pg_listening_channels()", "n bigint"), ["0"]);
 }
 
+#[case]
 fn advisory_locks_end_with_the_job(db: &Db) {
     let mut session = db.session();
     session.job("select pg_advisory_lock(5)", "nothing text");
     wait_until("the lock is free", || session.holds("select pg_try_advisory_lock(5)"));
 }
 
+#[case]
 fn current_query_is_the_jobs_text(db: &Db) {
     assert_like_client(db, "", "select 1; select current_query() -- all of it", "");
 }
 
+#[case]
 fn a_job_of_a_job_works(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -352,6 +342,7 @@ fn a_job_of_a_job_works(db: &Db) {
     assert_eq!(session.value("select count(*) from t"), "1");
 }
 
+#[case]
 fn a_text_of_thousands_of_statements_runs(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -363,6 +354,7 @@ fn a_text_of_thousands_of_statements_runs(db: &Db) {
     assert_eq!(session.job(&"select 1;".repeat(3000), "n int"), ["1"]);
 }
 
+#[case]
 fn an_endless_nesting_of_parentheses_fails_as_for_a_client(db: &Db) {
     let mut session = db.session();
     let text = format!("select {}1{}", "(".repeat(30_000), ")".repeat(30_000));
@@ -370,6 +362,7 @@ fn an_endless_nesting_of_parentheses_fails_as_for_a_client(db: &Db) {
     assert_eq!(session.job("select 5", "n int"), ["5"]);
 }
 
+#[case]
 fn event_triggers_fire(db: &Db) {
     let setup = "drop event trigger if exists watch; create table seen (tag text); \
                  create function watch() returns event_trigger language plpgsql as \
@@ -378,6 +371,7 @@ fn event_triggers_fire(db: &Db) {
     assert_like_client(db, setup, "create table made (a int); create view v as select 1", "table seen");
 }
 
+#[case]
 fn a_job_works_where_parallelism_is_forced(db: &Db) {
     let forced = forced_parallel();
     let setup = format!("set {forced} = on; create table t as select generate_series(1, 100) as a");
@@ -388,6 +382,7 @@ fn a_job_works_where_parallelism_is_forced(db: &Db) {
     assert_eq!(session.rows(query), ["5"]);
 }
 
+#[case]
 fn large_objects_work(db: &Db) {
     let mut session = db.session();
     assert_eq!(session.job("select lo_from_bytea(4711, 'bytes')", "id oid"), ["4711"]);

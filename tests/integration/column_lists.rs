@@ -1,21 +1,8 @@
 //! The caller's column list: checked before anything is consumed.
 
-use pg_background_mgr_tests::{case, literal, Case, Db};
+use pg_background_mgr_tests::{case, literal, Db};
 
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_wrong_number_of_columns_is_refused_and_leaves_the_result),
-        case!(a_wrong_type_is_refused_and_leaves_the_result),
-        case!(a_wrong_type_is_refused_although_there_are_no_rows),
-        case!(a_wrong_column_list_of_a_failed_job_gives_its_error),
-        case!(any_column_is_read_as_text),
-        case!(binary_coercible_types_are_read_as_each_other),
-        case!(a_wider_number_is_refused),
-        case!(what_the_listed_type_says_more_holds_for_each_value),
-        case!(a_result_without_rows_keeps_its_columns),
-    ]
-}
-
+#[case]
 fn a_wrong_number_of_columns_is_refused_and_leaves_the_result(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 1, 'x'::text from generate_series(1, 50000)");
@@ -27,6 +14,7 @@ fn a_wrong_number_of_columns_is_refused_and_leaves_the_result(db: &Db) {
     assert_eq!(session.rows(&query), ["50000"]);
 }
 
+#[case]
 fn a_wrong_type_is_refused_and_leaves_the_result(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 1, now()");
@@ -42,6 +30,7 @@ fn a_wrong_type_is_refused_and_leaves_the_result(db: &Db) {
     );
 }
 
+#[case]
 fn a_wrong_type_is_refused_although_there_are_no_rows(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 1 where false");
@@ -52,6 +41,7 @@ fn a_wrong_type_is_refused_although_there_are_no_rows(db: &Db) {
     assert_eq!(session.result(pid, "tag text"), ["CREATE TABLE"]);
 }
 
+#[case]
 fn a_wrong_column_list_of_a_failed_job_gives_its_error(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 1 / 0");
@@ -59,6 +49,7 @@ fn a_wrong_column_list_of_a_failed_job_gives_its_error(db: &Db) {
     assert_eq!(error.sqlstate(), "22012");
 }
 
+#[case]
 fn any_column_is_read_as_text(db: &Db) {
     let mut session = db.session();
     session.run("set datestyle = 'SQL, DMY'; set bytea_output = escape; set extra_float_digits = 0");
@@ -68,6 +59,7 @@ fn any_column_is_read_as_text(db: &Db) {
     assert_eq!(session.job(query, columns), ["1|2.50|t|03/02/2001|{1,NULL}|(1,a)|∅|A|3.14159265358979"]);
 }
 
+#[case]
 fn binary_coercible_types_are_read_as_each_other(db: &Db) {
     let mut session = db.session();
     session.run("create domain positive as int check (value > 0); create domain words as text[]");
@@ -86,6 +78,7 @@ fn binary_coercible_types_are_read_as_each_other(db: &Db) {
     }
 }
 
+#[case]
 fn a_wider_number_is_refused(db: &Db) {
     let mut session = db.session();
     for (value, column) in [("1::int", "bigint"), ("1::bigint", "int"), ("1::int", "numeric"), ("1::float4", "float8")]
@@ -99,6 +92,7 @@ fn a_wider_number_is_refused(db: &Db) {
 
 /// The values are cut and checked as when they are assigned to such a column; a table that they go into does not look
 /// again.
+#[case]
 fn what_the_listed_type_says_more_holds_for_each_value(db: &Db) {
     let mut session = db.session();
     session.run("create table t (n numeric(10,2), v varchar(3), m timestamp(0), b bit(4))");
@@ -124,6 +118,7 @@ fn what_the_listed_type_says_more_holds_for_each_value(db: &Db) {
     assert_eq!(session.result(pid, "n numeric(10,2), v varchar(4)"), ["1.50|abcd"]);
 }
 
+#[case]
 fn a_result_without_rows_keeps_its_columns(db: &Db) {
     let mut session = db.session();
     assert_eq!(session.job("select 1, 'x'::text where false", "a int, b text"), [""; 0]);

@@ -1,24 +1,7 @@
 //! COPY in a job.
 
 use crate::oracle::assert_same_error;
-use pg_background_mgr_tests::{case, Case, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(copy_to_stdout_gives_its_lines),
-        case!(copy_to_stdout_of_a_query_gives_its_lines),
-        case!(copy_to_stdout_in_every_text_format),
-        case!(copy_to_stdout_of_nothing_gives_no_rows),
-        case!(copy_to_stdout_is_a_result_set_like_others),
-        case!(copy_to_stdout_of_many_rows_arrives_whole),
-        case!(copy_to_stdout_that_fails_gives_the_error),
-        case!(copy_binary_to_stdout_is_refused),
-        case!(copy_from_stdin_is_refused),
-        case!(copy_from_stdin_undoes_the_statements_before_it),
-        case!(copy_to_and_from_a_file_works),
-        case!(copy_to_and_from_a_program_works),
-    ]
-}
+use pg_background_mgr_tests::{case, Db, Session};
 
 const TABLE: &str = "create table t (a int, b text); \
     insert into t values (1, E'tab\\there'), (2, null), (3, E'two\\nlines'), (4, ''), (5, 'ü')";
@@ -29,6 +12,7 @@ fn client_lines(session: &mut Session, text: &str) -> Vec<String> {
     String::from_utf8(copied).expect("UTF-8").lines().map(str::to_owned).collect()
 }
 
+#[case]
 fn copy_to_stdout_gives_its_lines(db: &Db) {
     let mut session = db.session();
     session.run(TABLE);
@@ -40,6 +24,7 @@ fn copy_to_stdout_gives_its_lines(db: &Db) {
     assert_eq!(session.rows(&format!("select pg_background_result({pid})")), ["(1)", "(2)", "(3)", "(4)", "(5)"]);
 }
 
+#[case]
 fn copy_to_stdout_of_a_query_gives_its_lines(db: &Db) {
     let mut session = db.session();
     session.run(TABLE);
@@ -48,6 +33,7 @@ fn copy_to_stdout_of_a_query_gives_its_lines(db: &Db) {
     assert_eq!(session.value("select count(*) from t"), "3");
 }
 
+#[case]
 fn copy_to_stdout_in_every_text_format(db: &Db) {
     let mut session = db.session();
     session.run(TABLE);
@@ -63,6 +49,7 @@ fn copy_to_stdout_in_every_text_format(db: &Db) {
     assert_eq!(rows, ["3,\"two\nlines\"", "4,\"\"", "5,ü"]);
 }
 
+#[case]
 fn copy_to_stdout_of_nothing_gives_no_rows(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -71,6 +58,7 @@ fn copy_to_stdout_of_nothing_gives_no_rows(db: &Db) {
     assert_eq!(session.job("copy t to stdout (null '')", "line text"), [""]);
 }
 
+#[case]
 fn copy_to_stdout_is_a_result_set_like_others(db: &Db) {
     let mut session = db.session();
     session.run(TABLE);
@@ -79,6 +67,7 @@ fn copy_to_stdout_is_a_result_set_like_others(db: &Db) {
     assert_eq!(session.value("select count(*) from t"), "0");
 }
 
+#[case]
 fn copy_to_stdout_of_many_rows_arrives_whole(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("copy (select i, repeat('x', 100) from generate_series(1, 100000) i) to stdout");
@@ -89,6 +78,7 @@ fn copy_to_stdout_of_many_rows_arrives_whole(db: &Db) {
     assert_eq!(session.rows(&query), ["100000|5000050000|107"]);
 }
 
+#[case]
 fn copy_to_stdout_that_fails_gives_the_error(db: &Db) {
     let mut session = db.session();
     let text = "copy (select 1 / (3 - i) from generate_series(1, 5) i) to stdout";
@@ -96,6 +86,7 @@ fn copy_to_stdout_that_fails_gives_the_error(db: &Db) {
     assert_same_error(&expected, &session.job_error(text), text);
 }
 
+#[case]
 fn copy_binary_to_stdout_is_refused(db: &Db) {
     let mut session = db.session();
     session.run(TABLE);
@@ -104,6 +95,7 @@ fn copy_binary_to_stdout_is_refused(db: &Db) {
     assert_eq!(session.value("select count(*) from t"), "5");
 }
 
+#[case]
 fn copy_from_stdin_is_refused(db: &Db) {
     let mut session = db.session();
     session.run(TABLE);
@@ -114,6 +106,7 @@ fn copy_from_stdin_is_refused(db: &Db) {
     }
 }
 
+#[case]
 fn copy_from_stdin_undoes_the_statements_before_it(db: &Db) {
     let mut session = db.session();
     session.run(TABLE);
@@ -121,6 +114,7 @@ fn copy_from_stdin_undoes_the_statements_before_it(db: &Db) {
     assert_eq!(session.value("select count(*) from t"), "5");
 }
 
+#[case]
 fn copy_to_and_from_a_file_works(db: &Db) {
     let mut session = db.session();
     session.run(TABLE);
@@ -131,6 +125,7 @@ fn copy_to_and_from_a_file_works(db: &Db) {
     assert_eq!(session.job(&text, "result text"), ["COPY 5", "COPY 5"]);
 }
 
+#[case]
 fn copy_to_and_from_a_program_works(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");

@@ -3,34 +3,7 @@
 use crate::gate::{self, Gate};
 use crate::manager::{drain, wait_at_gate, Batch};
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{case, wait_until, Case, Db, ServerError, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_row_lock_of_the_waiting_session_is_a_deadlock),
-        case!(a_table_lock_of_the_waiting_session_is_a_deadlock),
-        case!(an_advisory_lock_of_the_waiting_session_is_a_deadlock),
-        case!(a_unique_key_of_the_waiting_session_is_a_deadlock),
-        case!(a_concurrent_index_build_on_a_written_table_is_a_deadlock),
-        case!(a_concurrent_index_build_read_in_the_same_statement_is_a_deadlock),
-        case!(a_concurrent_index_build_launched_from_a_committing_procedure_works),
-        case!(a_deadlock_through_a_third_session),
-        case!(a_concurrent_index_build_through_a_third_session_is_a_deadlock),
-        case!(a_deadlock_through_the_queue_for_a_lock),
-        case!(a_deadlock_through_a_job_of_the_job),
-        case!(a_deadlock_is_found_again_after_a_savepoint),
-        case!(a_deadlock_can_be_caught),
-        case!(the_job_goes_on_when_the_session_gives_way),
-        case!(a_job_blocked_by_another_session_is_waited_for),
-        case!(a_wait_that_ends_soon_is_no_deadlock),
-        case!(two_jobs_in_a_deadlock_are_told_by_the_server),
-        // Of jobs of the manager.
-        case!(a_followed_job_that_waits_for_its_follower_is_a_deadlock),
-        case!(a_deadlock_through_a_job_that_a_job_follows),
-        case!(batches_that_follow_each_other_are_a_deadlock),
-        case!(a_job_that_follows_itself_is_refused),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Db, ServerError, Session};
 
 /// Reads the job, which must be told as a deadlock of `text` with the reading statement.
 #[track_caller]
@@ -48,6 +21,7 @@ fn assert_told(error: &ServerError, read: &str, text: &str) {
     assert!(detail.contains(text), "the job's text is not in: {detail}");
 }
 
+#[case]
 fn a_row_lock_of_the_waiting_session_is_a_deadlock(db: &Db) {
     let mut session = db.session();
     session.run("create table t (id int primary key, n int); insert into t values (1, 0)");
@@ -60,6 +34,7 @@ fn a_row_lock_of_the_waiting_session_is_a_deadlock(db: &Db) {
     assert_eq!(session.rows("table t"), ["1|10"]);
 }
 
+#[case]
 fn a_table_lock_of_the_waiting_session_is_a_deadlock(db: &Db) {
     let mut session = db.session();
     session.run("create table t (n int)");
@@ -75,6 +50,7 @@ fn a_table_lock_of_the_waiting_session_is_a_deadlock(db: &Db) {
     assert_eq!(session.result(pid, "result text"), ["ALTER TABLE"]);
 }
 
+#[case]
 fn an_advisory_lock_of_the_waiting_session_is_a_deadlock(db: &Db) {
     let mut session = db.session();
     session.run("select pg_advisory_lock(3)");
@@ -85,6 +61,7 @@ fn an_advisory_lock_of_the_waiting_session_is_a_deadlock(db: &Db) {
     assert_eq!(session.result(pid, "nothing text"), [""]);
 }
 
+#[case]
 fn a_unique_key_of_the_waiting_session_is_a_deadlock(db: &Db) {
     let mut session = db.session();
     session.run("create table t (id int primary key)");
@@ -96,6 +73,7 @@ fn a_unique_key_of_the_waiting_session_is_a_deadlock(db: &Db) {
     assert_eq!(session.result(pid, "result text"), ["INSERT 0 1"]);
 }
 
+#[case]
 fn a_concurrent_index_build_on_a_written_table_is_a_deadlock(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -109,6 +87,7 @@ fn a_concurrent_index_build_on_a_written_table_is_a_deadlock(db: &Db) {
     assert!(session.holds("select indisvalid from pg_index where indexrelid = 'i'::regclass"));
 }
 
+#[case]
 fn a_concurrent_index_build_read_in_the_same_statement_is_a_deadlock(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select generate_series(1, 100) as a");
@@ -121,6 +100,7 @@ fn a_concurrent_index_build_read_in_the_same_statement_is_a_deadlock(db: &Db) {
 }
 
 /// A procedure holds no snapshot between its statements; launch, commit, and read when the job is done.
+#[case]
 fn a_concurrent_index_build_launched_from_a_committing_procedure_works(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select generate_series(1, 100) as a");
@@ -162,6 +142,7 @@ fn assert_triangle(db: &Db, triangle: &Triangle) -> (Session, i32) {
     (session, pid)
 }
 
+#[case]
 fn a_deadlock_through_a_third_session(db: &Db) {
     let triangle = Triangle {
         setup: "create table t (id int primary key, n int); insert into t values (1, 0), (2, 0)",
@@ -176,6 +157,7 @@ fn a_deadlock_through_a_third_session(db: &Db) {
 }
 
 /// The build waits for the end of the third session's transaction, which waits for a row of the first.
+#[case]
 fn a_concurrent_index_build_through_a_third_session_is_a_deadlock(db: &Db) {
     let triangle = Triangle {
         setup: "create table t (a int); create table u (id int primary key); insert into u values (1)",
@@ -198,6 +180,7 @@ fn wait_blocked(watcher: &mut Session, pid: i32, by: i32) {
     });
 }
 
+#[case]
 fn a_deadlock_through_the_queue_for_a_lock(db: &Db) {
     let (mut session, mut third, mut watcher) = (db.session(), db.session(), db.session());
     session.run("create table t (n int)");
@@ -217,6 +200,7 @@ fn a_deadlock_through_the_queue_for_a_lock(db: &Db) {
     assert_eq!(session.result(pid, "n text"), ["0"]);
 }
 
+#[case]
 fn a_deadlock_through_a_job_of_the_job(db: &Db) {
     let mut session = db.session();
     session.run("create table t (n int); insert into t values (0)");
@@ -235,6 +219,7 @@ fn a_deadlock_through_a_job_of_the_job(db: &Db) {
     assert_eq!(session.value("select n from t"), "10");
 }
 
+#[case]
 fn a_deadlock_is_found_again_after_a_savepoint(db: &Db) {
     let mut session = db.session();
     session.run("create table t (n int); insert into t values (0)");
@@ -250,6 +235,7 @@ fn a_deadlock_is_found_again_after_a_savepoint(db: &Db) {
     assert_eq!(session.value("select n from t"), "11");
 }
 
+#[case]
 fn a_deadlock_can_be_caught(db: &Db) {
     let mut session = db.session();
     session.run("create table t (n int); insert into t values (0)");
@@ -263,6 +249,7 @@ fn a_deadlock_can_be_caught(db: &Db) {
     assert_eq!(session.value("select n from t"), "11");
 }
 
+#[case]
 fn the_job_goes_on_when_the_session_gives_way(db: &Db) {
     let mut session = db.session();
     session.run("create table t (n int); insert into t values (0)");
@@ -275,6 +262,7 @@ fn the_job_goes_on_when_the_session_gives_way(db: &Db) {
     assert_eq!(session.value("select n from t"), "10");
 }
 
+#[case]
 fn a_job_blocked_by_another_session_is_waited_for(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     session.run("create table t (n int); insert into t values (0)");
@@ -291,6 +279,7 @@ fn a_job_blocked_by_another_session_is_waited_for(db: &Db) {
     assert_eq!(session.value("select n from t"), "11");
 }
 
+#[case]
 fn a_wait_that_ends_soon_is_no_deadlock(db: &Db) {
     let mut session = db.session();
     session.run("create table t (n int); insert into t values (0)");
@@ -300,6 +289,7 @@ fn a_wait_that_ends_soon_is_no_deadlock(db: &Db) {
     assert_eq!(session.result(pid, "result text"), ["UPDATE 1"]);
 }
 
+#[case]
 fn two_jobs_in_a_deadlock_are_told_by_the_server(db: &Db) {
     let (mut session, mut gate) = (db.session(), db.session());
     session.run("create table t (id int primary key, n int); insert into t values (1, 0), (2, 0)");
@@ -329,6 +319,7 @@ fn two_jobs_in_a_deadlock_are_told_by_the_server(db: &Db) {
     assert_eq!(session.rows("select n from t"), ["1", "1"]);
 }
 
+#[case]
 fn a_followed_job_that_waits_for_its_follower_is_a_deadlock(db: &Db) {
     let mut session = db.session();
     session.run("create table t (n int); insert into t values (0)");
@@ -343,6 +334,7 @@ fn a_followed_job_that_waits_for_its_follower_is_a_deadlock(db: &Db) {
     assert_eq!(session.value("select n from t"), "20");
 }
 
+#[case]
 fn a_deadlock_through_a_job_that_a_job_follows(db: &Db) {
     let mut session = db.session();
     session.run("create table t (n int); insert into t values (0)");
@@ -368,6 +360,7 @@ fn follower(number: u32) -> String {
     )
 }
 
+#[case]
 fn batches_that_follow_each_other_are_a_deadlock(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("create table followed (n int, u text)");
@@ -385,6 +378,7 @@ fn batches_that_follow_each_other_are_a_deadlock(db: &Db) {
     assert_eq!(told.iter().filter(|state| *state == "none").count(), 3, "{told:?}");
 }
 
+#[case]
 fn a_job_that_follows_itself_is_refused(db: &Db) {
     let mut session = db.session();
     session.run("create table followed (n int, u text)");

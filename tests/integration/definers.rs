@@ -3,22 +3,7 @@
 use crate::gate::{self, Gate};
 use crate::identity::{ask_job, definer, PLAIN, WHO};
 use crate::manager::Batch;
-use pg_background_mgr_tests::{case, literal, wait_until, Case, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_definers_job_becomes_no_more_than_its_function),
-        case!(a_definers_job_in_the_queue_becomes_no_more),
-        case!(a_definers_job_launched_again_becomes_no_more),
-        case!(a_definers_job_works_as_others_do),
-        case!(a_role_that_is_renamed_stays_the_jobs),
-        case!(a_role_that_is_gone_when_its_job_begins_is_refused),
-        case!(a_definers_result_is_not_its_callers),
-        case!(a_result_is_not_read_by_a_trigger_of_another_role),
-        case!(a_result_is_not_read_after_set_role_or_set_session_authorization),
-        case!(a_role_that_inherits_reads_the_results_of_its_group),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, wait_until, Db, Session};
 
 /// Messages of the server inside of a SECURITY DEFINER function.
 const REFUSED: [&str; 2] = [
@@ -57,6 +42,7 @@ fn definer_of_more(db: &Db) -> (String, String, String) {
     (owner, boss, user)
 }
 
+#[case]
 fn a_definers_job_becomes_no_more_than_its_function(db: &Db) {
     let (owner, boss, user) = definer_of_more(db);
     let launcher = definer(db, &owner);
@@ -90,6 +76,7 @@ fn ended(db: &Db, job: &str) -> String {
         .value(&format!("select status || '|' || coalesce(message, '') from log_background where uuid_child = '{job}'"))
 }
 
+#[case]
 fn a_definers_job_in_the_queue_becomes_no_more(db: &Db) {
     let (owner, boss, user) = definer_of_more(db);
     let mut session = db.client().user(&user).connect();
@@ -108,6 +95,7 @@ fn a_definers_job_in_the_queue_becomes_no_more(db: &Db) {
     }
 }
 
+#[case]
 fn a_definers_job_launched_again_becomes_no_more(db: &Db) {
     let (owner, boss, user) = definer_of_more(db);
     let mut session = db.client().user(&user).connect();
@@ -123,6 +111,7 @@ fn a_definers_job_launched_again_becomes_no_more(db: &Db) {
 }
 
 /// Such a job is refused nothing else than another one is.
+#[case]
 fn a_definers_job_works_as_others_do(db: &Db) {
     let weak = db.role("weak", "login");
     let launcher = definer(db, &weak);
@@ -161,6 +150,7 @@ fn launch_behind_gate(db: &Db, session: &mut Session, text: &str) -> (Gate, Stri
     (gate, batch.children[1].clone())
 }
 
+#[case]
 fn a_role_that_is_renamed_stays_the_jobs(db: &Db) {
     let (user, low, high) = (db.role("user", "login"), db.role("low", ""), db.role("high", ""));
     let mut admin = db.session();
@@ -175,6 +165,7 @@ fn a_role_that_is_renamed_stays_the_jobs(db: &Db) {
     assert_eq!(shown, format!("[{{\"current_user\":\"{low}_old\"}}]"));
 }
 
+#[case]
 fn a_role_that_is_gone_when_its_job_begins_is_refused(db: &Db) {
     let (user, group, other) = (db.role("user", "login"), format!("{}_gone", db.name), format!("{}_next", db.name));
     let mut admin = db.session();
@@ -205,6 +196,7 @@ fn assert_not_attached(session: &mut Session, pid: i64) {
     }
 }
 
+#[case]
 fn a_definers_result_is_not_its_callers(db: &Db) {
     let user = db.role("user", "login");
     definer(db, "postgres");
@@ -224,6 +216,7 @@ fn a_definers_result_is_not_its_callers(db: &Db) {
 }
 
 /// ON DELETE CASCADE runs as the owner of the table that refers, without being restricted otherwise.
+#[case]
 fn a_result_is_not_read_by_a_trigger_of_another_role(db: &Db) {
     let thief = db.role("thief", "login");
     let mut session = db.session();
@@ -258,6 +251,7 @@ fn a_result_is_not_read_by_a_trigger_of_another_role(db: &Db) {
     assert_eq!(session.rows("select distinct sqlstate from lair.loot"), ["42704"]);
 }
 
+#[case]
 fn a_result_is_not_read_after_set_role_or_set_session_authorization(db: &Db) {
     let weak = db.role("weak", "login");
     let mut session = db.session();
@@ -280,6 +274,7 @@ fn a_result_is_not_read_after_set_role_or_set_session_authorization(db: &Db) {
     }
 }
 
+#[case]
 fn a_role_that_inherits_reads_the_results_of_its_group(db: &Db) {
     let (heir, stranger) = (db.role("heir", "login"), db.role("stranger", "login noinherit"));
     let group = db.role("group", "nologin");

@@ -6,13 +6,9 @@
 
 use crate::dice::{self, Dice};
 use crate::manager::signal_a_worker;
-use pg_background_mgr_tests::{literal, private_case, Case, Cluster, Reply, Session};
+use pg_background_mgr_tests::{case, literal, Cluster, Reply, Session};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-
-pub fn cases() -> Vec<Case> {
-    vec![private_case!(each_result_is_right_whatever_happens_to_the_workers)]
-}
 
 const SESSIONS: u64 = 4;
 const STEPS: u64 = 250;
@@ -266,6 +262,7 @@ fn disturb(cluster: &Cluster, is_over: &AtomicBool) {
     }
 }
 
+#[case(slow)]
 fn each_result_is_right_whatever_happens_to_the_workers() {
     // Not enough for all.
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "10")]);

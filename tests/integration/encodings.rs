@@ -1,25 +1,7 @@
 //! Databases and clients of different encodings: texts, rows, errors and notices as a client sees them, byte for byte.
 
 use crate::oracle::comparable_notice;
-use pg_background_mgr_tests::{case, Case, Db, Reply, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(utf8_database_with_a_utf8_client),
-        case!(utf8_database_with_a_latin1_client),
-        case!(utf8_database_with_a_windows_client),
-        case!(latin1_database_with_a_latin1_client),
-        case!(latin1_database_with_a_utf8_client),
-        case!(sql_ascii_database_with_a_sql_ascii_client),
-        case!(sql_ascii_database_with_a_utf8_client),
-        case!(characters_that_the_client_has_not_are_no_concern_of_the_job),
-        case!(client_encoding_changed_between_launch_and_result),
-        case!(a_notice_that_the_client_cannot_show_leaves_the_result),
-        case!(client_encoding_in_a_job_is_the_clients),
-        case!(copy_lines_are_in_the_databases_encoding),
-        case!(the_log_has_the_databases_encoding),
-    ]
-}
+use pg_background_mgr_tests::{case, Db, Reply, Session};
 
 /// A session of a database with this encoding, removed by [`Other::end`].
 struct Other<'a> {
@@ -116,24 +98,29 @@ fn rows(reply: &Reply) -> Vec<Vec<Option<Vec<u8>>>> {
 const UTF8: &[u8] = "grün_ß".as_bytes();
 const LATIN1: &[u8] = b"gr\xfcn_\xdf";
 
+#[case]
 fn utf8_database_with_a_utf8_client(db: &Db) {
     assert_like_client(&mut db.session(), "grün_ß_\u{20ac}_\u{4e2d}\u{1f600}".as_bytes());
 }
 
+#[case]
 fn utf8_database_with_a_latin1_client(db: &Db) {
     assert_like_client(&mut db.client().parameter("client_encoding", "LATIN1").connect(), LATIN1);
 }
 
+#[case]
 fn utf8_database_with_a_windows_client(db: &Db) {
     assert_like_client(&mut db.client().parameter("client_encoding", "WIN1252").connect(), b"gr\xfcn_\x80");
 }
 
+#[case]
 fn latin1_database_with_a_latin1_client(db: &Db) {
     let other = Other::create(db, "LATIN1");
     assert_like_client(&mut other.session("LATIN1"), LATIN1);
     other.end();
 }
 
+#[case]
 fn latin1_database_with_a_utf8_client(db: &Db) {
     let other = Other::create(db, "LATIN1");
     let mut session = other.session("UTF8");
@@ -147,18 +134,21 @@ fn latin1_database_with_a_utf8_client(db: &Db) {
     other.end();
 }
 
+#[case]
 fn sql_ascii_database_with_a_sql_ascii_client(db: &Db) {
     let other = Other::create(db, "SQL_ASCII");
     assert_like_client(&mut other.session("SQL_ASCII"), b"any\xff\xfe\xc3bytes");
     other.end();
 }
 
+#[case]
 fn sql_ascii_database_with_a_utf8_client(db: &Db) {
     let other = Other::create(db, "SQL_ASCII");
     assert_like_client(&mut other.session("UTF8"), UTF8);
     other.end();
 }
 
+#[case]
 fn characters_that_the_client_has_not_are_no_concern_of_the_job(db: &Db) {
     let mut session = db.client().parameter("client_encoding", "LATIN1").connect();
     let pid = session.launch("select E'\\u20ac' || i from generate_series(1, 3) i");
@@ -176,6 +166,7 @@ fn characters_that_the_client_has_not_are_no_concern_of_the_job(db: &Db) {
     assert_eq!(session.notice_texts(), ["NOTICE: 20ac"]);
 }
 
+#[case]
 fn client_encoding_changed_between_launch_and_result(db: &Db) {
     let mut session = db.session();
     let text = "do $$ begin raise notice 'grün'; end $$; select 'grün'::text";
@@ -186,6 +177,7 @@ fn client_encoding_changed_between_launch_and_result(db: &Db) {
     assert_eq!(session.notices()[0].fields[&'M'], b"gr\xfcn");
 }
 
+#[case]
 fn copy_lines_are_in_the_databases_encoding(db: &Db) {
     let mut session = db.client().parameter("client_encoding", "LATIN1").connect();
     let pid = session.launch("copy (select E'gr\\u00fcn') to stdout");
@@ -196,6 +188,7 @@ fn copy_lines_are_in_the_databases_encoding(db: &Db) {
     assert_eq!(error.sqlstate(), "22021");
 }
 
+#[case]
 fn the_log_has_the_databases_encoding(db: &Db) {
     let mut session = db.client().parameter("client_encoding", "LATIN1").connect();
     let mark = db.log_mark();
@@ -208,6 +201,7 @@ fn the_log_has_the_databases_encoding(db: &Db) {
     });
 }
 
+#[case]
 fn a_notice_that_the_client_cannot_show_leaves_the_result(db: &Db) {
     let mut session = db.client().parameter("client_encoding", "LATIN1").connect();
     let text = "do $$ begin raise notice '%', E'\\u20ac'; end $$; select 5";
@@ -219,6 +213,7 @@ fn a_notice_that_the_client_cannot_show_leaves_the_result(db: &Db) {
     assert_eq!(session.rows(&read), ["5"]);
 }
 
+#[case]
 fn client_encoding_in_a_job_is_the_clients(db: &Db) {
     let mut session = db.client().parameter("client_encoding", "LATIN1").connect();
     assert_eq!(session.job("show client_encoding", "a text"), ["LATIN1"]);

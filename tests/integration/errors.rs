@@ -1,41 +1,10 @@
 //! Errors of jobs: complete, on the job's text, once in the server's log.
 
 use crate::oracle::assert_like_client;
-use pg_background_mgr_tests::{case, wait_for, wait_until, Case, Db};
+use pg_background_mgr_tests::{case, wait_for, wait_until, Db};
 use std::path::Path;
 
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(violated_constraints_name_everything),
-        case!(raised_fields_arrive_all),
-        case!(an_error_says_where_it_was_raised),
-        case!(the_context_of_nested_functions_arrives),
-        case!(positions_are_on_the_jobs_text),
-        case!(positions_count_characters),
-        case!(positions_inside_functions_stay_on_the_functions_text),
-        case!(an_error_of_a_later_statement_points_into_the_whole_text),
-        case!(errors_of_every_phase_are_the_clients),
-        case!(an_error_caught_inside_the_job_does_not_fail_it),
-        case!(the_last_of_several_errors_counts),
-        case!(errors_while_handling_errors_arrive),
-        case!(fatal_arrives_as_an_error),
-        case!(an_error_made_fatal_arrives_as_itself),
-        case!(a_very_long_message_arrives_whole),
-        case!(a_very_deep_context_arrives),
-        case!(an_error_after_rows_discards_the_rows),
-        case!(an_error_is_logged_once_by_the_worker),
-        case!(a_failed_job_is_no_failed_process),
-        case!(a_terminated_job_is_logged_once),
-        case!(an_error_with_every_field_is_logged_as_a_clients),
-        case!(an_error_caught_by_the_launcher_is_logged_once),
-        case!(an_error_of_a_nested_job_is_logged_once),
-        case!(errors_are_diagnosed_in_plpgsql),
-        case!(an_error_of_a_nested_job_arrives_through_both),
-        case!(a_statement_that_needs_a_privilege_fails_as_for_a_client),
-        case!(running_out_of_stack_is_an_error),
-    ]
-}
-
+#[case]
 fn violated_constraints_name_everything(db: &Db) {
     let setup = "create table p (a int primary key); \
                  create table t (a int constraint small check (a < 10), b text not null default '', \
@@ -67,6 +36,7 @@ fn violated_constraints_name_everything(db: &Db) {
 }
 
 /// The place in the server's source, as for a client.
+#[case]
 fn an_error_says_where_it_was_raised(db: &Db) {
     let mut session = db.session();
     for text in ["select 1 / 0", "select * from nowhere", "selct", "do $$ begin raise 'x'; end $$"] {
@@ -79,6 +49,7 @@ fn an_error_says_where_it_was_raised(db: &Db) {
     }
 }
 
+#[case]
 fn raised_fields_arrive_all(db: &Db) {
     let text = "do $$ begin raise exception 'the message: %', 'ünï' using errcode = 'ZX123', detail = 'two\nlines', \
                 hint = 'a \"hint\"', column = 'col', constraint = 'con', datatype = 'typ', table = 'tab', \
@@ -98,6 +69,7 @@ const NESTED: &str = "create function inner_one(n int) returns int language plpg
     create function outer_one(n int) returns int language plpgsql as $$ declare r int; begin \
     execute 'select middle_one($1)' into r using n; return r; end $$";
 
+#[case]
 fn the_context_of_nested_functions_arrives(db: &Db) {
     assert_like_client(db, NESTED, "select outer_one(0)", "");
     assert_like_client(db, NESTED, "do $$ begin perform outer_one(0); end $$", "");
@@ -111,6 +83,7 @@ fn the_context_of_nested_functions_arrives(db: &Db) {
     );
 }
 
+#[case]
 fn positions_are_on_the_jobs_text(db: &Db) {
     let texts = [
         "select missing from pg_am",
@@ -134,12 +107,14 @@ fn positions_are_on_the_jobs_text(db: &Db) {
     assert_eq!(error.internal_query().as_deref(), Some("select missing from pg_am"));
 }
 
+#[case]
 fn positions_count_characters(db: &Db) {
     assert_like_client(db, "", "select 'ünïcödé \u{4e2d}\u{6587} \u{1f600}', missing", "");
     let error = db.session().job_error("select 'ü', missing");
     assert_eq!(error.internal_position().as_deref(), Some("13"));
 }
 
+#[case]
 fn positions_inside_functions_stay_on_the_functions_text(db: &Db) {
     let setup = "set check_function_bodies = off; \
                  create function broken() returns int language plpgsql as $$ begin return (select missing from pg_am); \
@@ -151,6 +126,7 @@ fn positions_inside_functions_stay_on_the_functions_text(db: &Db) {
     assert_like_client(db, setup, "create function f() returns int language sql as 'select missing'", "");
 }
 
+#[case]
 fn an_error_of_a_later_statement_points_into_the_whole_text(db: &Db) {
     let text = "create table t (a int); insert into t values (1); select b from t";
     assert_like_client(db, "", text, "");
@@ -159,6 +135,7 @@ fn an_error_of_a_later_statement_points_into_the_whole_text(db: &Db) {
     assert_eq!(error.internal_query().as_deref(), Some(text));
 }
 
+#[case]
 fn errors_of_every_phase_are_the_clients(db: &Db) {
     let setup = "create table t (a int primary key); insert into t values (1); create view v as select 1 as a; \
                  create function stable_writer() returns int language plpgsql stable as $$ begin \
@@ -200,18 +177,21 @@ fn errors_of_every_phase_are_the_clients(db: &Db) {
     }
 }
 
+#[case]
 fn an_error_caught_inside_the_job_does_not_fail_it(db: &Db) {
     let text =
         "do $$ begin perform 1 / 0; exception when division_by_zero then raise notice 'caught'; end $$; select 7";
     assert_like_client(db, "", text, "");
 }
 
+#[case]
 fn the_last_of_several_errors_counts(db: &Db) {
     let text = "do $$ begin perform 1 / 0; exception when division_by_zero then \
                 raise exception 'the second' using errcode = 'ZZ002'; end $$";
     assert_like_client(db, "", text, "");
 }
 
+#[case]
 fn errors_while_handling_errors_arrive(db: &Db) {
     let setup = "create table t (a int); create function late() returns trigger language plpgsql as \
                  $$ begin begin perform 1 / 0; exception when others then null; end; raise 'from the trigger'; end $$; \
@@ -223,6 +203,7 @@ fn errors_while_handling_errors_arrive(db: &Db) {
     assert_like_client(db, "", text, "");
 }
 
+#[case]
 fn fatal_arrives_as_an_error(db: &Db) {
     let mut session = db.session();
     let error =
@@ -233,17 +214,20 @@ fn fatal_arrives_as_an_error(db: &Db) {
     assert_eq!(session.job("select 5", "n int"), ["5"]);
 }
 
+#[case]
 fn a_very_long_message_arrives_whole(db: &Db) {
     let text = "do $$ begin raise exception '%', repeat('long ', 200000) using detail = repeat('d', 300000); end $$";
     assert_like_client(db, "", text, "");
 }
 
+#[case]
 fn a_very_deep_context_arrives(db: &Db) {
     let setup = "create function deep(n int) returns int language plpgsql as $$ begin \
                  if n = 0 then raise 'bottom'; end if; return deep(n - 1); end $$";
     assert_like_client(db, setup, "select deep(100)", "");
 }
 
+#[case]
 fn an_error_after_rows_discards_the_rows(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 100000 / (100000 - i) from generate_series(1, 200000) i");
@@ -251,6 +235,7 @@ fn an_error_after_rows_discards_the_rows(db: &Db) {
     assert_eq!(session.job_error("select 1; select 1 / 0").sqlstate(), "22012");
 }
 
+#[case]
 fn an_error_is_logged_once_by_the_worker(db: &Db) {
     let mut session = db.session();
     let mark = db.log_mark();
@@ -275,6 +260,7 @@ fn an_error_is_logged_once_by_the_worker(db: &Db) {
     assert_eq!(errors.len(), 1, "{errors:?}");
 }
 
+#[case]
 fn an_error_with_every_field_is_logged_as_a_clients(db: &Db) {
     let mut session = db.session();
     let text = "do $$ begin raise exception 'the message' using errcode = 'ZX123', detail = 'the detail', hint \
@@ -298,6 +284,7 @@ fn an_error_with_every_field_is_logged_as_a_clients(db: &Db) {
     assert_eq!(shown(pid), client);
 }
 
+#[case]
 fn an_error_caught_by_the_launcher_is_logged_once(db: &Db) {
     let mut session = db.session();
     let mark = db.log_mark();
@@ -315,6 +302,7 @@ fn an_error_caught_by_the_launcher_is_logged_once(db: &Db) {
     assert_eq!(count, 1);
 }
 
+#[case]
 fn an_error_of_a_nested_job_is_logged_once(db: &Db) {
     let mut session = db.session();
     let mark = db.log_mark();
@@ -329,6 +317,7 @@ fn an_error_of_a_nested_job_is_logged_once(db: &Db) {
     assert_eq!(count, 1);
 }
 
+#[case]
 fn errors_are_diagnosed_in_plpgsql(db: &Db) {
     let mut session = db.session();
     session.run("create table q (a int constraint small check (a < 10))");
@@ -344,12 +333,14 @@ fn errors_are_diagnosed_in_plpgsql(db: &Db) {
     assert_eq!(session.notice_texts(), [expected]);
 }
 
+#[case]
 fn an_error_of_a_nested_job_arrives_through_both(db: &Db) {
     let mut session = db.session();
     let text = "select * from pg_background_result(pg_background_launch('select 1 / 0')) as (n int)";
     assert_eq!(session.job_error(text).brief(), ("22012".to_owned(), "division by zero".to_owned()));
 }
 
+#[case]
 fn a_statement_that_needs_a_privilege_fails_as_for_a_client(db: &Db) {
     let role = db.role("weak", "login");
     db.session().run("create table secret (a int)");
@@ -367,6 +358,7 @@ fn a_statement_that_needs_a_privilege_fails_as_for_a_client(db: &Db) {
     }
 }
 
+#[case]
 fn running_out_of_stack_is_an_error(db: &Db) {
     let mut session = db.session();
     session.run("create function deep(n int) returns int language plpgsql as $$ begin return deep(n + 1); end $$");
@@ -375,6 +367,7 @@ fn running_out_of_stack_is_an_error(db: &Db) {
     assert_eq!(session.job("select 5", "n int"), ["5"]);
 }
 
+#[case]
 fn an_error_made_fatal_arrives_as_itself(db: &Db) {
     let mut session = db.session();
     let text = "set exit_on_error = on; select 1 / 0";
@@ -387,6 +380,7 @@ fn an_error_made_fatal_arrives_as_itself(db: &Db) {
 }
 
 /// A process that ends with another exit code than 0 is worth a line of the postmaster.
+#[case]
 fn a_failed_job_is_no_failed_process(db: &Db) {
     let mut session = db.session();
     let mark = db.log_mark();
@@ -400,6 +394,7 @@ fn a_failed_job_is_no_failed_process(db: &Db) {
     assert_eq!(lines, []);
 }
 
+#[case]
 fn a_terminated_job_is_logged_once(db: &Db) {
     let mut session = db.session();
     let mark = db.log_mark();

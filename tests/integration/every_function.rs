@@ -3,15 +3,7 @@
 use crate::functions::{functions, Function};
 use crate::manager::{Batch, NOBODY};
 use pg_background_mgr_tests::lab::forced_parallel;
-use pg_background_mgr_tests::{case, literal, Case, Db, ServerError, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(no_function_launches_or_tells_in_a_restricted_operation),
-        case!(no_function_launches_in_a_parallel_worker),
-        case!(no_function_tells_a_foreign_uuid_from_an_unknown_one),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, Db, ServerError, Session};
 
 const INSERT: &str = "insert into public.ran values (1)";
 
@@ -43,6 +35,7 @@ fn assert_untouched(session: &mut Session, batch: &Batch, pid: i32) {
     assert_eq!(session.value("select count(*) from ran"), "0");
 }
 
+#[case(slow)]
 fn no_function_launches_or_tells_in_a_restricted_operation(db: &Db) {
     let weak = db.role("weak", "login");
     let (mut session, batch, pid) = secrets(db);
@@ -69,6 +62,7 @@ fn no_function_launches_or_tells_in_a_restricted_operation(db: &Db) {
     assert_untouched(&mut session, &batch, pid);
 }
 
+#[case(slow)]
 fn no_function_launches_in_a_parallel_worker(db: &Db) {
     let (mut session, batch, pid) = secrets(db);
     session.run(
@@ -87,6 +81,7 @@ fn no_function_launches_in_a_parallel_worker(db: &Db) {
     assert_untouched(&mut session, &batch, pid);
 }
 
+#[case(slow)]
 fn no_function_tells_a_foreign_uuid_from_an_unknown_one(db: &Db) {
     let stranger = db.role("stranger", "login");
     let (mut session, batch, pid) = secrets(db);

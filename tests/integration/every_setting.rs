@@ -2,16 +2,7 @@
 //! who may not set them.
 
 use crate::manager::{drain, load, times, Batch};
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(a_job_has_each_value_of_each_setting),
-        private_case!(the_extensions_settings_change_under_load),
-        case!(a_plain_roles_values_do_not_hold),
-        private_case!(configured_values_hold),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 /// Each setting that a session may change, with its least and greatest value, or all that it may have.
 const VALUES: &str = "select quote_literal(name) || ';' || quote_literal(v) from pg_settings, unnest(case vartype \
@@ -19,6 +10,7 @@ const VALUES: &str = "select quote_literal(name) || ';' || quote_literal(v) from
     where context in ('user', 'superuser') and vartype <> 'string' \
     and name not in ('transaction_isolation', 'transaction_read_only', 'transaction_deferrable') order by name, v";
 
+#[case(slow)]
 fn a_job_has_each_value_of_each_setting() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let mark = cluster.log_mark();
@@ -45,6 +37,7 @@ fn a_job_has_each_value_of_each_setting() {
     assert_eq!(died, None);
 }
 
+#[case(slow)]
 fn the_extensions_settings_change_under_load() {
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "10")]);
     let (mut session, mut admin) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -82,6 +75,7 @@ fn the_extensions_settings_change_under_load() {
     assert_eq!(session.job("select 42", "n int"), ["42"]);
 }
 
+#[case(slow)]
 fn a_plain_roles_values_do_not_hold(db: &Db) {
     let user = db.role("user", "login");
     let mut admin = db.session();
@@ -154,6 +148,7 @@ fn assert_refused(session: &mut Session, name: &str) {
 
 /// Before the library is loaded a session may give its settings any value: in place of the configured one, which it
 /// does not know any more when the library refuses that.
+#[case(slow)]
 fn configured_values_hold() {
     let cluster = Cluster::start_with_extension(&CONFIGURED.map(|(name, value, _)| (name, value)));
     let mut admin = cluster.session("postgres");

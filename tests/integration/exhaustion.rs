@@ -3,26 +3,8 @@
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, log, stop, times, wait_at_gate, wait_gone, Batch, LOCK_LOG};
 use crate::stage::{settle, terminate};
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, ServerError, Session};
+use pg_background_mgr_tests::{case, wait_until, Cluster, ServerError, Session};
 use std::collections::HashMap;
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(ten_thousand_jobs_in_a_session_do_not_fill_its_memory).oldest_and_newest(),
-        private_case!(a_launch_without_a_free_process_fails_and_leaves_nothing),
-        private_case!(a_server_without_background_processes_refuses_each_launch),
-        private_case!(a_launch_without_a_free_segment_fails_until_a_result_is_given_up),
-        private_case!(jobs_end_without_a_free_segment_for_what_came_of_them),
-        private_case!(a_launch_waits_for_the_process_of_the_job_before),
-        private_case!(a_launch_waits_for_a_worker_that_will_have_nothing_to_do),
-        private_case!(a_session_uses_the_segment_of_a_worker_that_is_gone_again),
-        private_case!(five_hundred_launches_in_a_transaction_survive_its_abort),
-        private_case!(failed_jobs_do_not_fill_the_memory_of_their_session),
-        private_case!(the_memory_of_a_result_does_not_grow_with_it).oldest_and_newest(),
-        private_case!(jobs_wait_while_others_have_all_processes),
-        private_case!(one_free_process_drains_the_queue),
-    ]
-}
 
 #[track_caller]
 fn assert_no_process(error: &ServerError) {
@@ -30,6 +12,7 @@ fn assert_no_process(error: &ServerError) {
     assert_eq!(error.hint().as_deref(), Some("You may need to increase max_worker_processes."));
 }
 
+#[case(slow)]
 fn a_launch_without_a_free_process_fails_and_leaves_nothing() {
     // One is the server's own, for logical replication.
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "3")]);
@@ -59,6 +42,7 @@ fn a_launch_without_a_free_process_fails_and_leaves_nothing() {
     cluster.assert_sound(&before);
 }
 
+#[case(slow)]
 fn a_server_without_background_processes_refuses_each_launch() {
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "0")]);
     let mut session = cluster.session("postgres");
@@ -117,6 +101,7 @@ fn take_all_segments(session: &mut Session) -> (Vec<i32>, ServerError) {
     (pids, refusal)
 }
 
+#[case(slow)]
 fn a_launch_without_a_free_segment_fails_until_a_result_is_given_up() {
     let cluster = cluster_with_few_segments(&[]);
     let before = cluster.baseline();
@@ -146,6 +131,7 @@ fn a_launch_without_a_free_segment_fails_until_a_result_is_given_up() {
 }
 
 /// The queue's memory cannot grow, and no row can be written: what a job gave is lost, and nothing else.
+#[case(slow)]
 fn jobs_end_without_a_free_segment_for_what_came_of_them() {
     let cluster = cluster_with_few_segments(&[("pg_background_mgr.log_result_limit", "1MB")]);
     let (mut session, mut holder) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -225,6 +211,7 @@ fn assert_waits(session: &mut Session, other: &mut Session) {
 }
 
 /// One process is enough for job after job, however long it takes to end.
+#[case(slow)]
 fn a_launch_waits_for_the_process_of_the_job_before() {
     let cluster = cluster_with_one_process("0");
     let before = cluster.baseline();
@@ -241,6 +228,7 @@ fn a_launch_waits_for_the_process_of_the_job_before() {
     cluster.assert_sound(&before);
 }
 
+#[case(slow)]
 fn a_launch_waits_for_a_worker_that_will_have_nothing_to_do() {
     let cluster = cluster_with_one_process("1h");
     let mut session = cluster.session("postgres");
@@ -266,6 +254,7 @@ fn a_launch_waits_for_a_worker_that_will_have_nothing_to_do() {
     }
 }
 
+#[case(slow)]
 fn a_session_uses_the_segment_of_a_worker_that_is_gone_again() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "0")]);
     let before = cluster.baseline();
@@ -315,6 +304,7 @@ fn a_session_uses_the_segment_of_a_worker_that_is_gone_again() {
     cluster.assert_sound(&before);
 }
 
+#[case(slow)]
 fn five_hundred_launches_in_a_transaction_survive_its_abort() {
     let cluster = Cluster::start_with_extension(&[("max_connections", "300"), ("max_worker_processes", "8")]);
     let before = cluster.baseline();
@@ -379,6 +369,7 @@ impl Holdings {
     }
 }
 
+#[case(slow, oldest_and_newest)]
 fn ten_thousand_jobs_in_a_session_do_not_fill_its_memory() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let before = cluster.baseline();
@@ -408,6 +399,7 @@ fn ten_thousand_jobs_in_a_session_do_not_fill_its_memory() {
 }
 
 /// 300 MB through 4 MB of `work_mem`, read while they come and when all are there.
+#[case(slow, oldest_and_newest)]
 fn the_memory_of_a_result_does_not_grow_with_it() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let before = cluster.baseline();
@@ -438,6 +430,7 @@ fn the_memory_of_a_result_does_not_grow_with_it() {
     cluster.assert_sound(&before);
 }
 
+#[case(slow)]
 fn failed_jobs_do_not_fill_the_memory_of_their_session() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();
@@ -479,6 +472,7 @@ fn take_all_processes(session: &mut Session) -> Vec<i32> {
     }
 }
 
+#[case(slow)]
 fn jobs_wait_while_others_have_all_processes() {
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "4")]);
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -504,6 +498,7 @@ fn jobs_wait_while_others_have_all_processes() {
     assert_eq!(watcher.value("select count(*) from ran"), "5");
 }
 
+#[case(slow)]
 fn one_free_process_drains_the_queue() {
     // The sleepers count against the cap: one place in it is to be free, too.
     let settings = [("max_worker_processes", "4"), ("pg_background_mgr.reserved_workers", "1")];

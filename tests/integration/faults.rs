@@ -4,29 +4,7 @@ use crate::gate::{self, Gate};
 use crate::stage::{committed, prepare, settle, Paused, Scene, Stage, STAGES};
 use pg_background_mgr_tests::cluster::{is_alive, signal_process};
 use pg_background_mgr_tests::lab::lab;
-use pg_background_mgr_tests::{literal, private_case, wait_until, Case, Cluster, Session, Signal};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(a_terminated_launcher_leaves_a_job_that_was_launched),
-        private_case!(a_killed_launcher_restarts_the_server),
-        private_case!(a_cancelled_launcher_launches_nothing_and_reads_again),
-        private_case!(a_launcher_that_goes_leaves_its_job),
-        private_case!(a_launcher_whose_client_has_gone_ends_while_it_waits).since(14),
-        private_case!(a_terminated_worker_is_an_error_of_its_job),
-        private_case!(a_cancelled_worker_is_an_error_of_its_job),
-        private_case!(a_killed_worker_restarts_the_server),
-        private_case!(a_terminated_job_that_launched_leaves_its_own_job),
-        private_case!(a_worker_that_exits_by_itself_is_an_error_of_its_job),
-        private_case!(a_session_that_ends_gives_up_all_its_jobs),
-        private_case!(a_cancelled_launch_that_is_caught_launches_nothing),
-        private_case!(cancels_at_random_lose_no_job_that_was_launched),
-        private_case!(ends_at_random_leave_nothing),
-        private_case!(the_extension_is_dropped_under_its_jobs),
-        private_case!(a_database_is_not_dropped_under_a_job),
-        private_case!(a_database_dropped_by_force_ends_its_jobs).since(13),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Session, Signal};
 
 /// Brings a job to each of `stages`, lets `happen` what happens, and looks whether all is well afterwards. `happen`
 /// gives whether the job must have committed.
@@ -47,6 +25,7 @@ fn wait_closed(session: &mut Session) {
 }
 
 /// A job that has not been told to begin never runs; any other runs to its end.
+#[case]
 fn a_terminated_launcher_leaves_a_job_that_was_launched() {
     at_each_stage(&STAGES, |_, mut scene| {
         let pid = scene.launcher.pid();
@@ -68,6 +47,7 @@ pub fn wait_restarted(cluster: &Cluster, watcher: &mut Session) {
     cluster.wait_ready();
 }
 
+#[case]
 fn a_killed_launcher_restarts_the_server() {
     at_each_stage(&STAGES, |cluster, mut scene| {
         signal_process(scene.launcher.pid(), Signal::SIGKILL);
@@ -77,6 +57,7 @@ fn a_killed_launcher_restarts_the_server() {
     });
 }
 
+#[case]
 fn a_cancelled_launcher_launches_nothing_and_reads_again() {
     at_each_stage(&STAGES, |_, mut scene| {
         let pid = scene.launcher.pid();
@@ -105,6 +86,7 @@ fn a_cancelled_launcher_launches_nothing_and_reads_again() {
 }
 
 /// The launch was complete as far as the server knows: the job runs.
+#[case]
 fn a_launcher_that_goes_leaves_its_job() {
     at_each_stage(&STAGES, |_, scene| {
         let Scene { stage, launcher, .. } = &scene;
@@ -120,6 +102,7 @@ fn a_launcher_that_goes_leaves_its_job() {
     });
 }
 
+#[case(since = 14)]
 fn a_launcher_whose_client_has_gone_ends_while_it_waits() {
     let cluster = Cluster::start_with_extension(&[("client_connection_check_interval", "50ms")]);
     prepare(&cluster);
@@ -135,6 +118,7 @@ fn a_launcher_whose_client_has_gone_ends_while_it_waits() {
     }
 }
 
+#[case]
 fn a_terminated_worker_is_an_error_of_its_job() {
     at_each_stage(&STAGES[1..], |_, mut scene| {
         let pid = scene.worker();
@@ -153,6 +137,7 @@ fn a_terminated_worker_is_an_error_of_its_job() {
     });
 }
 
+#[case]
 fn a_cancelled_worker_is_an_error_of_its_job() {
     at_each_stage(&STAGES[1..], |_, mut scene| {
         let pid = scene.worker();
@@ -174,6 +159,7 @@ fn a_cancelled_worker_is_an_error_of_its_job() {
     });
 }
 
+#[case]
 fn a_killed_worker_restarts_the_server() {
     at_each_stage(&STAGES[1..], |cluster, mut scene| {
         signal_process(scene.worker(), Signal::SIGKILL);
@@ -184,6 +170,7 @@ fn a_killed_worker_restarts_the_server() {
     });
 }
 
+#[case]
 fn a_terminated_job_that_launched_leaves_its_own_job() {
     let cluster = Cluster::start_with_extension(&[]);
     prepare(&cluster);
@@ -211,6 +198,7 @@ fn a_terminated_job_that_launched_leaves_its_own_job() {
 }
 
 /// FATAL inside the job: the process ends where it stands.
+#[case]
 fn a_worker_that_exits_by_itself_is_an_error_of_its_job() {
     let cluster = Cluster::start_with_extension(&[]);
     prepare(&cluster);
@@ -225,6 +213,7 @@ fn a_worker_that_exits_by_itself_is_an_error_of_its_job() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_session_that_ends_gives_up_all_its_jobs() {
     let cluster = Cluster::start_with_extension(&[]);
     prepare(&cluster);
@@ -241,6 +230,7 @@ fn a_session_that_ends_gives_up_all_its_jobs() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_cancelled_launch_that_is_caught_launches_nothing() {
     let cluster = Cluster::start_with_extension(&[]);
     prepare(&cluster);
@@ -269,6 +259,7 @@ fn a_cancelled_launch_that_is_caught_launches_nothing() {
 
 /// Every job that was launched runs, once, wherever the cancels come. (One that was cancelled may run too: a cancel can
 /// find the statement after its launch.)
+#[case]
 fn cancels_at_random_lose_no_job_that_was_launched() {
     let cluster = Cluster::start_with_extension(&[]);
     prepare(&cluster);
@@ -318,6 +309,7 @@ const TURMOIL: &str = "do $$ declare job int; begin for i in 1 .. 1000 loop begi
     else perform pg_background_result(pg_background_launch('select pg_sleep(0.01)')); end case; \
     exception when others then null; end; end loop; end $$";
 
+#[case]
 fn ends_at_random_leave_nothing() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();
@@ -356,6 +348,7 @@ fn ends_at_random_leave_nothing() {
     }
 }
 
+#[case]
 fn the_extension_is_dropped_under_its_jobs() {
     let cluster = Cluster::start_with_extension(&[]);
     prepare(&cluster);
@@ -376,6 +369,7 @@ fn the_extension_is_dropped_under_its_jobs() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_database_is_not_dropped_under_a_job() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();
@@ -396,6 +390,7 @@ fn a_database_is_not_dropped_under_a_job() {
     cluster.assert_sound(&before);
 }
 
+#[case(since = 13)]
 fn a_database_dropped_by_force_ends_its_jobs() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();

@@ -1,18 +1,9 @@
 //! The harness itself. Needs no extension.
 
 use pg_background_mgr_tests::cluster::{is_alive, signal_process};
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Signal, Stop};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Signal, Stop};
 
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(a_dropped_cluster_leaves_no_process_and_no_file),
-        private_case!(a_cluster_whose_postmaster_was_killed_leaves_nothing),
-        private_case!(a_session_shows_what_a_client_sees),
-        private_case!(a_cancel_request_reaches_the_session),
-        private_case!(a_standby_follows_its_primary),
-    ]
-}
-
+#[case]
 fn a_dropped_cluster_leaves_no_process_and_no_file() {
     let cluster = Cluster::start_new(&[]);
     let pid = cluster.postmaster();
@@ -23,6 +14,7 @@ fn a_dropped_cluster_leaves_no_process_and_no_file() {
     assert!(!data.parent().expect("a place").exists());
 }
 
+#[case]
 fn a_cluster_whose_postmaster_was_killed_leaves_nothing() {
     let cluster = Cluster::start_new(&[]);
     let mut session = cluster.session("postgres");
@@ -37,6 +29,7 @@ fn a_cluster_whose_postmaster_was_killed_leaves_nothing() {
     assert!(cluster.processes().is_empty());
 }
 
+#[case]
 fn a_session_shows_what_a_client_sees() {
     let cluster = Cluster::start_new(&[]);
     let mut session = cluster.session("postgres");
@@ -59,6 +52,7 @@ fn a_session_shows_what_a_client_sees() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "2\n");
 }
 
+#[case]
 fn a_cancel_request_reaches_the_session() {
     let cluster = Cluster::start_new(&[]);
     let mut session = cluster.session("postgres");
@@ -69,6 +63,7 @@ fn a_cancel_request_reaches_the_session() {
     assert_eq!(session.finish("the sleep").error.expect("an error").sqlstate(), "57014");
 }
 
+#[case]
 fn a_standby_follows_its_primary() {
     let primary = Cluster::start_new(&[]);
     let standby = Cluster::start_standby(&primary);

@@ -1,36 +1,6 @@
 //! Rights that a job has: whose they are.
 
-use pg_background_mgr_tests::{case, literal, Case, Db, Reply, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_job_of_a_plain_session_is_its_users),
-        case!(set_role_is_the_jobs),
-        case!(set_local_role_is_the_jobs),
-        case!(a_role_that_is_set_at_login_is_not_a_job_that_has_none),
-        case!(set_role_of_a_superuser_is_the_jobs),
-        case!(a_group_that_cannot_log_in_can_be_the_role),
-        case!(a_role_that_the_session_may_not_set_any_more_is_refused),
-        case!(a_role_dropped_while_it_is_set_is_refused),
-        case!(set_session_authorization_is_the_jobs),
-        case!(a_security_definer_function_of_a_superuser_launches_as_the_superuser),
-        case!(a_security_definer_function_of_a_weaker_role_launches_as_that_role),
-        case!(a_security_definer_function_counts_for_more_than_set_role),
-        case!(a_security_definer_function_of_the_role_that_is_set_hides_the_session_user),
-        case!(nested_security_definer_functions_launch_each_as_its_owner),
-        case!(an_invokers_function_inside_a_definers_launches_as_the_definer),
-        case!(a_security_definer_trigger_launches_as_its_owner),
-        case!(a_job_of_a_job_has_its_identity),
-        case!(a_procedure_that_commits_and_rolls_back_keeps_the_jobs_identity),
-        case!(a_caught_error_keeps_the_jobs_identity),
-        case!(a_launch_after_a_rollback_in_a_procedure_has_the_role_in_effect),
-        case!(the_objects_of_a_job_belong_to_its_role),
-        case!(row_security_holds_for_a_job),
-        case!(settings_of_a_superuser_hold_in_a_weaker_definers_job),
-        case!(settings_of_a_definers_function_hold_in_its_job),
-        case!(a_weaker_caller_sets_nothing_in_a_superusers_job),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, Db, Reply, Session};
 
 /// Reads as `session user|current user|role`.
 pub const WHO: &str = "select session_user::text, current_user::text, current_setting('role')";
@@ -114,6 +84,7 @@ pub fn definer(db: &Db, owner: &str) -> String {
     format!("launch_as_{owner}($1)")
 }
 
+#[case]
 fn a_job_of_a_plain_session_is_its_users(db: &Db) {
     let (user, other) = (db.role("user", "login"), db.role("other", "login"));
     let mut session = db.client().user(&user).connect();
@@ -122,6 +93,7 @@ fn a_job_of_a_plain_session_is_its_users(db: &Db) {
     assert_eq!(who(&mut db.session(), PLAIN), "postgres|postgres|none");
 }
 
+#[case]
 fn set_role_is_the_jobs(db: &Db) {
     let (user, group, other) = (db.role("user", "login"), db.role("group", "login"), db.role("other", "login"));
     db.session().run(&format!("grant {group} to {user}"));
@@ -133,6 +105,7 @@ fn set_role_is_the_jobs(db: &Db) {
     assert_eq!(who(&mut session, PLAIN), format!("{user}|{user}|none"));
 }
 
+#[case]
 fn set_local_role_is_the_jobs(db: &Db) {
     let (user, group) = (db.role("user", "login"), db.role("group", "login"));
     db.session().run(&format!("grant {group} to {user}"));
@@ -144,6 +117,7 @@ fn set_local_role_is_the_jobs(db: &Db) {
 }
 
 /// `ALTER ROLE … SET role` holds for a worker's login as well.
+#[case]
 fn a_role_that_is_set_at_login_is_not_a_job_that_has_none(db: &Db) {
     let (user, group, caller) = (db.role("user", "login noinherit"), db.role("group", ""), db.role("caller", "login"));
     db.session().run(&format!("grant {group} to {user}; alter role {user} set role = {group}"));
@@ -159,6 +133,7 @@ fn a_role_that_is_set_at_login_is_not_a_job_that_has_none(db: &Db) {
     assert_eq!(who(&mut session, &launcher), format!("{user}|{user}|none"));
 }
 
+#[case]
 fn set_role_of_a_superuser_is_the_jobs(db: &Db) {
     let weak = db.role("weak", "login");
     let mut session = db.session();
@@ -170,6 +145,7 @@ fn set_role_of_a_superuser_is_the_jobs(db: &Db) {
     assert_eq!(session.job("reset role; table secret", "a int"), [""; 0]);
 }
 
+#[case]
 fn a_group_that_cannot_log_in_can_be_the_role(db: &Db) {
     let (user, group) = (db.role("user", "login"), db.role("group", "nologin"));
     db.session().run(&format!("grant {group} to {user}"));
@@ -178,6 +154,7 @@ fn a_group_that_cannot_log_in_can_be_the_role(db: &Db) {
     assert_eq!(who(&mut session, PLAIN), format!("{user}|{group}|{group}"));
 }
 
+#[case]
 fn a_role_that_the_session_may_not_set_any_more_is_refused(db: &Db) {
     let (user, group) = (db.role("user", "login"), db.role("group", "nologin"));
     db.session().run(&format!("grant {group} to {user}"));
@@ -189,6 +166,7 @@ fn a_role_that_the_session_may_not_set_any_more_is_refused(db: &Db) {
 }
 
 /// The job does not run as the login role instead: what the caller must not do, its job must not do either.
+#[case]
 fn a_role_dropped_while_it_is_set_is_refused(db: &Db) {
     let user = db.role("user", "login");
     let group = format!("{}_group", db.name);
@@ -213,6 +191,7 @@ fn a_role_dropped_while_it_is_set_is_refused(db: &Db) {
     assert!(["22023", "42704", "28000", "42501"].contains(&error.sqlstate().as_str()), "{error}");
 }
 
+#[case]
 fn set_session_authorization_is_the_jobs(db: &Db) {
     let (weak, group) = (db.role("weak", "login"), db.role("group", "login"));
     db.session().run(&format!("grant {group} to {weak}"));
@@ -227,6 +206,7 @@ fn set_session_authorization_is_the_jobs(db: &Db) {
     assert_eq!(who(&mut session, PLAIN), "postgres|postgres|none");
 }
 
+#[case]
 fn a_security_definer_function_of_a_superuser_launches_as_the_superuser(db: &Db) {
     let user = db.role("user", "login");
     let launcher = definer(db, "postgres");
@@ -239,6 +219,7 @@ fn a_security_definer_function_of_a_superuser_launches_as_the_superuser(db: &Db)
     assert_eq!(db.session().value("select tableowner from pg_tables where tablename = 'made'"), "postgres");
 }
 
+#[case]
 fn a_security_definer_function_of_a_weaker_role_launches_as_that_role(db: &Db) {
     let (weak, user) = (db.role("weak", "login"), db.role("user", "login"));
     let launcher = definer(db, &weak);
@@ -250,6 +231,7 @@ fn a_security_definer_function_of_a_weaker_role_launches_as_that_role(db: &Db) {
     assert_confined(&mut session, &launcher, &[&weak], &["postgres", &user]);
 }
 
+#[case]
 fn a_security_definer_function_counts_for_more_than_set_role(db: &Db) {
     let (weak, other) = (db.role("weak", "login"), db.role("other", "login"));
     let launcher = definer(db, &weak);
@@ -259,6 +241,7 @@ fn a_security_definer_function_counts_for_more_than_set_role(db: &Db) {
     assert_confined(&mut session, &launcher, &[&weak], &["postgres", &other]);
 }
 
+#[case]
 fn a_security_definer_function_of_the_role_that_is_set_hides_the_session_user(db: &Db) {
     let weak = db.role("weak", "login");
     let launcher = definer(db, &weak);
@@ -268,6 +251,7 @@ fn a_security_definer_function_of_the_role_that_is_set_hides_the_session_user(db
     assert_confined(&mut session, &launcher, &[&weak], &["postgres"]);
 }
 
+#[case]
 fn nested_security_definer_functions_launch_each_as_its_owner(db: &Db) {
     let (outer, inner) = (db.role("outer", "login"), db.role("inner", "login"));
     definer(db, &inner);
@@ -290,6 +274,7 @@ fn nested_security_definer_functions_launch_each_as_its_owner(db: &Db) {
     assert_confined(&mut session, "(nested($1))[3]", &[&outer], &["postgres", &inner]);
 }
 
+#[case]
 fn an_invokers_function_inside_a_definers_launches_as_the_definer(db: &Db) {
     let weak = db.role("weak", "login");
     db.session().run(&format!(
@@ -303,6 +288,7 @@ fn an_invokers_function_inside_a_definers_launches_as_the_definer(db: &Db) {
     assert_eq!(who(&mut session, "plain($1)"), "postgres|postgres|none");
 }
 
+#[case]
 fn a_security_definer_trigger_launches_as_its_owner(db: &Db) {
     let weak = db.role("weak", "login");
     let mut session = db.session();
@@ -322,6 +308,7 @@ fn a_security_definer_trigger_launches_as_its_owner(db: &Db) {
     );
 }
 
+#[case]
 fn a_job_of_a_job_has_its_identity(db: &Db) {
     let (weak, group) = (db.role("weak", "login"), db.role("group", "login"));
     db.session().run(&format!("grant {group} to {weak}"));
@@ -365,6 +352,7 @@ fn seen(session_user: &str, current_user: &str) -> String {
     notes.join(", ")
 }
 
+#[case]
 fn a_procedure_that_commits_and_rolls_back_keeps_the_jobs_identity(db: &Db) {
     let (weak, group) = (db.role("weak", "login"), db.role("group", "login"));
     let launcher = definer(db, &weak);
@@ -393,6 +381,7 @@ fn a_procedure_that_commits_and_rolls_back_keeps_the_jobs_identity(db: &Db) {
     }
 }
 
+#[case]
 fn a_caught_error_keeps_the_jobs_identity(db: &Db) {
     let weak = db.role("weak", "login");
     let launcher = definer(db, &weak);
@@ -407,6 +396,7 @@ fn a_caught_error_keeps_the_jobs_identity(db: &Db) {
     assert_eq!(reply.last_rows().expect("a row").text_rows(), [format!("{weak}|{weak}|none")]);
 }
 
+#[case]
 fn a_launch_after_a_rollback_in_a_procedure_has_the_role_in_effect(db: &Db) {
     let (user, group) = (db.role("user", "login"), db.role("group", "login"));
     let mut admin = db.session();
@@ -438,6 +428,7 @@ fn a_launch_after_a_rollback_in_a_procedure_has_the_role_in_effect(db: &Db) {
     assert_eq!(identities(&mut session), [as_group.as_str(); 5]);
 }
 
+#[case]
 fn the_objects_of_a_job_belong_to_its_role(db: &Db) {
     let (user, group) = (db.role("user", "login"), db.role("group", "nologin"));
     let mut admin = db.session();
@@ -452,6 +443,7 @@ fn the_objects_of_a_job_belong_to_its_role(db: &Db) {
     );
 }
 
+#[case]
 fn row_security_holds_for_a_job(db: &Db) {
     let (user, other) = (db.role("user", "login"), db.role("other", "login"));
     db.session().run(&format!(
@@ -470,6 +462,7 @@ fn row_security_holds_for_a_job(db: &Db) {
 }
 
 /// The job sees them as the function does; it cannot change them, for its role could not.
+#[case]
 fn settings_of_a_superuser_hold_in_a_weaker_definers_job(db: &Db) {
     let weak = db.role("weak", "login");
     let launcher = definer(db, &weak);
@@ -491,6 +484,7 @@ fn settings_of_a_superuser_hold_in_a_weaker_definers_job(db: &Db) {
     }
 }
 
+#[case]
 fn settings_of_a_definers_function_hold_in_its_job(db: &Db) {
     let user = db.role("user", "login");
     db.session().run(
@@ -509,6 +503,7 @@ fn settings_of_a_definers_function_hold_in_its_job(db: &Db) {
 
 /// A caller can set a module's setting before the module is loaded. Once it is, the server drops the value if the
 /// caller had no right to it; the job of a superuser's function must not take it either.
+#[case]
 fn a_weaker_caller_sets_nothing_in_a_superusers_job(db: &Db) {
     let (user, strong) = (db.role("user", "login"), db.role("strong", "login superuser"));
     db.session().run(&format!(

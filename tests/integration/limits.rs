@@ -1,19 +1,7 @@
 //! Texts, servers and batches at the ends of what is possible.
 
 use crate::manager::{array, drain, Batch, STUBBORN};
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(texts_that_are_hard_to_cut_are_cut_or_refused),
-        case!(cutting_can_be_cancelled),
-        private_case!(a_server_with_few_processes_works_or_says_what_it_lacks),
-        private_case!(thousands_of_batches_hold_up_nobody).oldest_and_newest(),
-        case!(attempts_without_end_are_stopped_and_begun_again),
-        case!(a_job_gives_many_odd_columns_to_the_log),
-        case!(a_loop_that_catches_errors_launches_thousands_of_jobs).oldest_and_newest(),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 /// The SQLSTATE of a launch of this text expression, and how many jobs there are otherwise.
 fn cut(session: &mut Session, text: &str, delimiter: &str) -> Result<i64, String> {
@@ -24,6 +12,7 @@ fn cut(session: &mut Session, text: &str, delimiter: &str) -> Result<i64, String
     }
 }
 
+#[case(slow)]
 fn texts_that_are_hard_to_cut_are_cut_or_refused() {
     let cluster = Cluster::start_with_extension(&[]);
     let mut session = cluster.session("postgres");
@@ -54,6 +43,7 @@ fn texts_that_are_hard_to_cut_are_cut_or_refused() {
     assert_eq!(session.job("select 42", "n int"), ["42"]);
 }
 
+#[case(slow)]
 fn cutting_can_be_cancelled(db: &Db) {
     let mut session = db.session();
     session.run("set statement_timeout = '100ms'");
@@ -66,6 +56,7 @@ fn cutting_can_be_cancelled(db: &Db) {
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
 }
 
+#[case(slow)]
 fn a_server_with_few_processes_works_or_says_what_it_lacks() {
     for number in 0..5 {
         let cluster = Cluster::start_with_extension(&[("max_worker_processes", &number.to_string())]);
@@ -94,6 +85,7 @@ fn a_server_with_few_processes_works_or_says_what_it_lacks() {
     }
 }
 
+#[case(slow, oldest_and_newest)]
 fn thousands_of_batches_hold_up_nobody() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -116,6 +108,7 @@ fn thousands_of_batches_hold_up_nobody() {
     assert_eq!(session.value(ended), "2000 2000");
 }
 
+#[case(slow)]
 fn attempts_without_end_are_stopped_and_begun_again(db: &Db) {
     let mut session = db.session();
     let endless = r#"{"max_attempts": 2147483647, "retry_delay": "280000 years"}"#;
@@ -134,6 +127,7 @@ fn attempts_without_end_are_stopped_and_begun_again(db: &Db) {
     drain(&mut session);
 }
 
+#[case(slow)]
 fn a_job_gives_many_odd_columns_to_the_log(db: &Db) {
     let mut session = db.session();
     let columns: Vec<String> =
@@ -156,6 +150,7 @@ fn a_job_gives_many_odd_columns_to_the_log(db: &Db) {
     assert_eq!(first, "é\"\\".repeat(20));
 }
 
+#[case(slow, oldest_and_newest)]
 fn a_loop_that_catches_errors_launches_thousands_of_jobs(db: &Db) {
     let mut session = db.session();
     // Of both kinds; some fail, some are refused, some are given up.

@@ -2,25 +2,7 @@
 
 use crate::gate::{self, Gate};
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{case, literal, wait_until, Case, Db, ServerError, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_security_definer_function_of_a_role_that_cannot_log_in_is_refused),
-        case!(a_role_that_may_not_log_in_any_more_is_refused),
-        case!(a_dropped_role_is_refused),
-        case!(a_role_without_connect_is_refused),
-        case!(a_database_that_allows_no_connections_is_refused),
-        case!(jobs_count_against_the_connection_limit_of_their_role),
-        case!(sessions_count_against_the_connection_limit_of_a_jobs_role),
-        case!(jobs_that_have_ended_do_not_count),
-        case!(jobs_count_against_the_connection_limit_of_their_definer),
-        case!(jobs_launched_together_do_not_exceed_the_limit),
-        case!(jobs_count_against_the_connection_limit_of_their_database),
-        case!(superusers_are_exempt_from_connection_limits),
-        case!(rights_revoked_after_the_launch_are_revoked_for_the_job),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, wait_until, Db, ServerError, Session};
 
 /// The job must leave no trace of having run.
 const TRACE: &str = "insert into ran values (1)";
@@ -51,6 +33,7 @@ fn assert_never_ran(admin: &mut Session) {
 
 const PLAIN: &str = "pg_background_launch($1)";
 
+#[case]
 fn a_security_definer_function_of_a_role_that_cannot_log_in_is_refused(db: &Db) {
     let mut admin = prepare(db);
     let (user, owner) = (db.role("user", "login"), db.role("owner", "nologin"));
@@ -68,6 +51,7 @@ fn a_security_definer_function_of_a_role_that_cannot_log_in_is_refused(db: &Db) 
     assert_eq!(admin.result(i32::try_from(pid).expect("a process id"), "n int"), ["1"]);
 }
 
+#[case]
 fn a_role_that_may_not_log_in_any_more_is_refused(db: &Db) {
     let mut admin = prepare(db);
     let user = db.role("user", "login");
@@ -81,6 +65,7 @@ fn a_role_that_may_not_log_in_any_more_is_refused(db: &Db) {
     assert_eq!(session.job("select 1", "n int"), ["1"]);
 }
 
+#[case]
 fn a_dropped_role_is_refused(db: &Db) {
     let mut admin = prepare(db);
     // A grant to the role itself would keep it from being dropped.
@@ -95,6 +80,7 @@ fn a_dropped_role_is_refused(db: &Db) {
     assert_never_ran(&mut admin);
 }
 
+#[case]
 fn a_role_without_connect_is_refused(db: &Db) {
     let mut admin = prepare(db);
     let (user, name) = (db.role("user", "login"), &db.name);
@@ -109,6 +95,7 @@ fn a_role_without_connect_is_refused(db: &Db) {
     assert_eq!(session.job("select 1", "n int"), ["1"]);
 }
 
+#[case]
 fn a_database_that_allows_no_connections_is_refused(db: &Db) {
     let mut admin = prepare(db);
     let (user, name) = (db.role("user", "login"), &db.name);
@@ -131,6 +118,7 @@ fn launch_at_gate(session: &mut Session, gate: &mut Gate) -> i32 {
     pid
 }
 
+#[case]
 fn jobs_count_against_the_connection_limit_of_their_role(db: &Db) {
     let mut admin = prepare(db);
     let user = db.role("user", "login connection limit 3");
@@ -150,6 +138,7 @@ fn jobs_count_against_the_connection_limit_of_their_role(db: &Db) {
     assert_eq!(session.result(second, "n int"), ["7"]);
 }
 
+#[case]
 fn sessions_count_against_the_connection_limit_of_a_jobs_role(db: &Db) {
     let mut admin = prepare(db);
     let user = db.role("user", "login connection limit 2");
@@ -170,6 +159,7 @@ fn sessions_count_against_the_connection_limit_of_a_jobs_role(db: &Db) {
 }
 
 /// One job at a time fits, however fast one follows the other: the process of the one before may still be there.
+#[case]
 fn jobs_that_have_ended_do_not_count(db: &Db) {
     let user = db.role("user", "login connection limit 2");
     let mut session = db.client().user(&user).connect();
@@ -185,6 +175,7 @@ fn jobs_that_have_ended_do_not_count(db: &Db) {
     assert_eq!(session.result(unread, "line text").len(), 10000);
 }
 
+#[case]
 fn jobs_count_against_the_connection_limit_of_their_definer(db: &Db) {
     let mut admin = prepare(db);
     let (user, owner) = (db.role("user", "login connection limit 1"), db.role("owner", "login connection limit 1"));
@@ -206,6 +197,7 @@ fn jobs_count_against_the_connection_limit_of_their_definer(db: &Db) {
     assert_refused(&mut session, PLAIN, "53300", &message);
 }
 
+#[case]
 fn jobs_launched_together_do_not_exceed_the_limit(db: &Db) {
     let mut admin = prepare(db);
     let user = db.role("user", "login connection limit 3");
@@ -228,6 +220,7 @@ fn jobs_launched_together_do_not_exceed_the_limit(db: &Db) {
     assert!(refused.count() >= 4);
 }
 
+#[case]
 fn jobs_count_against_the_connection_limit_of_their_database(db: &Db) {
     let mut admin = prepare(db);
     let (user, name) = (db.role("user", "login"), &db.name);
@@ -248,6 +241,7 @@ fn jobs_count_against_the_connection_limit_of_their_database(db: &Db) {
     assert_eq!(session.job("select 1", "n int"), ["1"]);
 }
 
+#[case]
 fn superusers_are_exempt_from_connection_limits(db: &Db) {
     let strong = db.role("strong", "login superuser connection limit 0");
     db.session().run(&format!("alter database {} connection limit 0", db.name));
@@ -260,6 +254,7 @@ fn superusers_are_exempt_from_connection_limits(db: &Db) {
     }
 }
 
+#[case]
 fn rights_revoked_after_the_launch_are_revoked_for_the_job(db: &Db) {
     let mut admin = prepare(db);
     let user = db.role("user", "login");

@@ -5,30 +5,7 @@ use crate::manager::{
     array, crash, drain, retry, set_server, stop, times, wait_at_gate, Batch, FREEZE_LOG, LOCK_LOG, NEVER_STARTED,
     NOBODY, RUNNING,
 };
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        // Retries.
-        private_case!(a_follower_sees_the_end_of_what_is_run_again),
-        private_case!(jobs_that_are_run_again_one_by_one_are_written_once_each),
-        private_case!(a_retry_that_no_worker_came_to_is_known_after_a_crash),
-        private_case!(a_retry_that_was_written_and_not_begun_has_not_started),
-        private_case!(a_job_of_two_files_is_one_job),
-        // Further attempts.
-        private_case!(a_job_is_stopped_while_its_failed_attempt_is_written),
-        private_case!(a_job_that_is_tried_without_end_is_stopped),
-        private_case!(jobs_behind_many_that_wait_for_an_attempt_run),
-        private_case!(batches_that_have_waited_come_before_later_ones),
-        private_case!(a_sequence_goes_on_when_the_job_that_waits_is_stopped),
-        private_case!(an_attempt_comes_in_time_while_others_run),
-        // Beside them.
-        private_case!(a_job_that_ends_its_process_twice_ends_no_other),
-        private_case!(without_a_queue_jobs_that_would_wait_are_refused),
-        private_case!(what_cannot_be_looked_up_is_not_said_to_be_unknown),
-        private_case!(a_long_error_is_cut_in_the_log),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Session};
 
 /// Runs when the table `wanted` has a row, and says so.
 const WANTS: &str = "insert into ran select 1 / (select count(*) from wanted)";
@@ -56,6 +33,7 @@ fn wait_forgotten(session: &mut Session, child: &str) {
 }
 
 /// The launch that is followed is old enough to be forgotten when the job that was launched again runs.
+#[case]
 fn a_follower_sees_the_end_of_what_is_run_again() {
     let (cluster, mut session) = cluster("1");
     let (mut holder, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -90,6 +68,7 @@ fn a_follower_sees_the_end_of_what_is_run_again() {
     batch.children.iter().for_each(|child| wait_forgotten(&mut session, child));
 }
 
+#[case]
 fn jobs_that_are_run_again_one_by_one_are_written_once_each() {
     const COUNT: usize = 60;
     let (cluster, mut session) = cluster("6");
@@ -122,6 +101,7 @@ fn jobs_that_are_run_again_one_by_one_are_written_once_each() {
     assert!(updates <= 6 * COUNT as i64, "{updates} updates of {COUNT} rows");
 }
 
+#[case]
 fn a_retry_that_no_worker_came_to_is_known_after_a_crash() {
     let (cluster, mut session) = cluster("1");
     let batch = Batch::launch_with(&mut session, &[WANTS], r#"{"name": "the name", "timeout": "1 hour"}"#);
@@ -153,6 +133,7 @@ fn a_retry_that_no_worker_came_to_is_known_after_a_crash() {
     assert_eq!(batch.log(&mut session, 0, "name"), "the name");
 }
 
+#[case]
 fn a_retry_that_was_written_and_not_begun_has_not_started() {
     let (cluster, mut session) = cluster("1");
     let gate = Gate::close(cluster.session("postgres"));
@@ -177,6 +158,7 @@ fn a_retry_that_was_written_and_not_begun_has_not_started() {
 }
 
 /// The worker of another database leaves no room for one that would make rows of the files.
+#[case]
 fn a_job_of_two_files_is_one_job() {
     let (cluster, mut session) = cluster("1");
     session.run("create database other");
@@ -218,6 +200,7 @@ fn a_job_of_two_files_is_one_job() {
     assert_eq!(batch.column(&mut session, "name || attempts"), ["the name1", "the name1"]);
 }
 
+#[case]
 fn a_job_is_stopped_while_its_failed_attempt_is_written() {
     // No write waits for a lock for longer than half of it.
     let cluster = Cluster::start_with_extension(&[("deadlock_timeout", "1min")]);
@@ -243,6 +226,7 @@ fn a_job_is_stopped_while_its_failed_attempt_is_written() {
     assert_eq!(batch.log(&mut session, 0, "message like '%stopped by user \"postgres\"%'"), "t");
 }
 
+#[case]
 fn a_job_that_is_tried_without_end_is_stopped() {
     let (_cluster, mut session) = cluster("2");
     session.run("set statement_timeout = '20s'");
@@ -259,6 +243,7 @@ fn a_job_that_is_tried_without_end_is_stopped() {
     }
 }
 
+#[case]
 fn jobs_behind_many_that_wait_for_an_attempt_run() {
     let (_cluster, mut session) = cluster("4");
     session.run(
@@ -273,6 +258,7 @@ fn jobs_behind_many_that_wait_for_an_attempt_run() {
     assert_eq!(session.value(waiting), "300");
 }
 
+#[case]
 fn batches_that_have_waited_come_before_later_ones() {
     let (cluster, mut session) = cluster("1");
     session.run("create table came (id serial, a int)");
@@ -298,6 +284,7 @@ fn batches_that_have_waited_come_before_later_ones() {
     assert_eq!(session.rows("select a from came order by id"), ["1", "2", "3", "4"]);
 }
 
+#[case]
 fn a_sequence_goes_on_when_the_job_that_waits_is_stopped() {
     let (_cluster, mut session) = cluster("1");
     session.run("set statement_timeout = '20s'");
@@ -313,6 +300,7 @@ fn a_sequence_goes_on_when_the_job_that_waits_is_stopped() {
 }
 
 /// The worker that has tried it does not stay until then, and nobody else asks for one.
+#[case]
 fn an_attempt_comes_in_time_while_others_run() {
     for idle_timeout in ["200ms", "0"] {
         let cluster = Cluster::start_with_extension(&[
@@ -335,6 +323,7 @@ fn an_attempt_comes_in_time_while_others_run() {
 
 /// The first signal is for the job; the second ends the process at once, and the server starts another in its place,
 /// which knows nothing of what sessions had with the first.
+#[case]
 fn a_job_that_ends_its_process_twice_ends_no_other() {
     let (_cluster, mut session) = cluster("1");
     session.run("set statement_timeout = '20s'");
@@ -354,6 +343,7 @@ fn a_job_that_ends_its_process_twice_ends_no_other() {
 }
 
 /// One of the jobs would have to wait for the end of the other.
+#[case]
 fn without_a_queue_jobs_that_would_wait_are_refused() {
     let (_cluster, mut session) = cluster("4");
     session.run("set statement_timeout = '20s'");
@@ -376,6 +366,7 @@ fn without_a_queue_jobs_that_would_wait_are_refused() {
     Batch::call(&mut session, &call(2, r#"{"max_workers": 2}"#)).succeed(&mut session);
 }
 
+#[case]
 fn what_cannot_be_looked_up_is_not_said_to_be_unknown() {
     let (cluster, mut session) = cluster("2");
     let batch = Batch::launch(&mut session, &[WANTS]);
@@ -403,6 +394,7 @@ fn what_cannot_be_looked_up_is_not_said_to_be_unknown() {
     assert_eq!(session.rows("table ran"), ["1"]);
 }
 
+#[case]
 fn a_long_error_is_cut_in_the_log() {
     let (_cluster, mut session) = cluster("2");
     let raises = "do $$ begin raise exception '%', repeat('x', 1000000) using detail = repeat('y', 1000000); end $$";

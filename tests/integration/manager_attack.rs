@@ -2,27 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{set_server, times, wait_at_gate, Batch};
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(who_is_granted_everything_has_no_effect_on_the_log),
-        case!(who_may_have_triggers_on_the_view_has_none_run),
-        case!(who_may_maintain_the_log_loses_no_end_of_a_job),
-        case!(an_owner_of_the_log_has_no_code_run_with_other_rights),
-        case!(an_owner_of_the_log_changes_what_can_be_changed),
-        case!(the_log_is_refreshed_only_when_it_is_empty),
-        case!(a_trigger_function_of_the_extension_serves_nobody_else),
-        case!(default_privileges_give_nothing),
-        case!(what_is_granted_on_all_tables_shows_own_rows_only),
-        case!(a_namesake_of_the_sequence_is_of_no_account),
-        case!(who_locks_the_views_keeps_nobody_out),
-        case!(who_reads_statistics_deletes_nothing),
-        case!(a_savepoint_does_not_give_the_log_away),
-        private_case!(publications_leave_the_log_out),
-        private_case!(nothing_stays_of_an_extension_that_was_dropped),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 /// A role with a function that makes it a superuser, if it runs with the rights for that; and its session.
 fn mallory(db: &Db) -> (String, Session) {
@@ -125,6 +105,7 @@ const ATTACKS: &[&str] = &[
     "analyze background_mgr.log",
 ];
 
+#[case]
 fn who_is_granted_everything_has_no_effect_on_the_log(db: &Db) {
     let (role, mut mallory) = mallory(db);
     let mut admin = db.session();
@@ -166,6 +147,7 @@ fn who_is_granted_everything_has_no_effect_on_the_log(db: &Db) {
     ));
 }
 
+#[case]
 fn who_may_have_triggers_on_the_view_has_none_run(db: &Db) {
     let (role, mut mallory) = mallory(db);
     let mut admin = db.session();
@@ -189,6 +171,7 @@ fn who_may_have_triggers_on_the_view_has_none_run(db: &Db) {
     admin.run(&format!("drop owned by {role} cascade"));
 }
 
+#[case]
 fn who_may_maintain_the_log_loses_no_end_of_a_job(db: &Db) {
     let mut admin = db.session();
     let gate = Gate::close(db.session());
@@ -220,6 +203,7 @@ fn use_log_with(session: &mut Session, others: usize) {
     use_log(session);
 }
 
+#[case]
 fn an_owner_of_the_log_has_no_code_run_with_other_rights(db: &Db) {
     let (role, mut owner) = mallory(db);
     let mut admin = db.session();
@@ -260,6 +244,7 @@ fn an_owner_of_the_log_has_no_code_run_with_other_rights(db: &Db) {
     admin.run(&format!("reassign owned by {role} to postgres; drop schema {role} cascade"));
 }
 
+#[case]
 fn an_owner_of_the_log_changes_what_can_be_changed(db: &Db) {
     let (role, mut owner) = mallory(db);
     let mut admin = db.session();
@@ -307,6 +292,7 @@ fn an_owner_of_the_log_changes_what_can_be_changed(db: &Db) {
     admin.run(&format!("reassign owned by {role} to postgres; drop schema {role} cascade"));
 }
 
+#[case]
 fn the_log_is_refreshed_only_when_it_is_empty(db: &Db) {
     let mut session = db.session();
     session.run("refresh materialized view background_mgr.log");
@@ -327,6 +313,7 @@ fn the_log_is_refreshed_only_when_it_is_empty(db: &Db) {
     use_log(&mut session);
 }
 
+#[case]
 fn a_trigger_function_of_the_extension_serves_nobody_else(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch(&mut session, &["select 1"]);
@@ -354,6 +341,7 @@ const RIGHTS: &str = "select m.name, a.grantee::regrole, a.privilege_type from p
         on m.tableoid = d.classid and m.oid = d.objid, aclexplode(m.acl) a \
     where e.extname = 'pg_background_mgr' and a.grantee <> m.owner order by 1, 2, 3";
 
+#[case]
 fn default_privileges_give_nothing(db: &Db) {
     let role = format!("{}_role", db.name);
     let mut admin = db.session();
@@ -385,6 +373,7 @@ fn default_privileges_give_nothing(db: &Db) {
     assert_eq!(admin.rows(&own), [""; 0]);
 }
 
+#[case]
 fn what_is_granted_on_all_tables_shows_own_rows_only(db: &Db) {
     let role = db.role("role", "login");
     let mut admin = db.session();
@@ -410,6 +399,7 @@ fn what_is_granted_on_all_tables_shows_own_rows_only(db: &Db) {
     assert_eq!(admin.rows("select trim(query) from log_background"), ["select 'secret'"]);
 }
 
+#[case]
 fn a_namesake_of_the_sequence_is_of_no_account(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     session.run(
@@ -431,6 +421,7 @@ fn follow(source: &mut Session, target: &mut Session, number: usize) {
     wait_until("what is published", || target.value(&query) == "1");
 }
 
+#[case]
 fn publications_leave_the_log_out() {
     let publisher = Cluster::start_with_extension(&[("wal_level", "logical")]);
     let with = Cluster::start_with_extension(&[("wal_level", "logical")]);
@@ -483,6 +474,7 @@ fn publications_leave_the_log_out() {
     source.run("drop subscription back");
 }
 
+#[case]
 fn nothing_stays_of_an_extension_that_was_dropped() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "6")]);
     let (mut session, mut locker) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -524,6 +516,7 @@ fn nothing_stays_of_an_extension_that_was_dropped() {
 }
 
 /// LOCK goes on to the relations that a view reads, with the rights of its owner.
+#[case]
 fn who_locks_the_views_keeps_nobody_out(db: &Db) {
     let (role, mut locker) = mallory(db);
     let mut admin = db.session();
@@ -551,6 +544,7 @@ fn who_locks_the_views_keeps_nobody_out(db: &Db) {
     }
 }
 
+#[case]
 fn who_reads_statistics_deletes_nothing(db: &Db) {
     let (role, mut reader) = mallory(db);
     let mut admin = db.session();
@@ -566,6 +560,7 @@ fn who_reads_statistics_deletes_nothing(db: &Db) {
     assert_eq!(batch.written(&mut admin), ["succeeded"]);
 }
 
+#[case]
 fn a_savepoint_does_not_give_the_log_away(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch(&mut session, &times("select 1", 3));

@@ -2,28 +2,7 @@
 //! them.
 
 use crate::manager::{array, cell, counts, drain, times, Batch};
-use pg_background_mgr_tests::{case, literal, private_case, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        // Whose rights and settings.
-        case!(jobs_have_the_launchers_identity),
-        case!(jobs_have_the_role_that_is_set),
-        case!(jobs_of_a_definers_function_are_the_definers),
-        case!(jobs_have_the_launchers_settings),
-        case!(batches_of_one_role_keep_their_own_settings),
-        // The caller.
-        case!(the_callers_rollback_leaves_jobs_and_rows),
-        case!(a_caught_error_of_the_caller_leaves_the_jobs),
-        case!(jobs_run_before_the_caller_commits),
-        case!(a_do_block_launches),
-        case!(a_procedure_that_commits_launches),
-        case!(a_query_launches_for_each_row),
-        case!(a_caller_with_any_isolation_level_launches),
-        case!(a_read_only_caller_launches),
-        private_case!(a_transaction_that_creates_the_extension_cannot_launch),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, Cluster, Db, Session};
 
 /// `session user|current user|role` of each job.
 const WHO: &str = "select session_user::text as s, current_user::text as c, current_setting('role') as r";
@@ -42,6 +21,7 @@ fn two() -> String {
     format!("pg_background_launch_num({})", array(&[WHO, WHO]))
 }
 
+#[case]
 fn jobs_have_the_launchers_identity(db: &Db) {
     let user = db.role("user", "login");
     let mut session = db.client().user(&user).connect();
@@ -53,6 +33,7 @@ fn jobs_have_the_launchers_identity(db: &Db) {
     assert_eq!(batch.column(&mut session, "sqlstate"), ["42501", "42501", "∅"]);
 }
 
+#[case]
 fn jobs_have_the_role_that_is_set(db: &Db) {
     let (user, group) = (db.role("user", "login"), db.role("group", "nologin"));
     let mut admin = db.session();
@@ -68,6 +49,7 @@ fn jobs_have_the_role_that_is_set(db: &Db) {
     assert_eq!(who(&mut session, &call), format!("{user}|{user}|none|{user}"));
 }
 
+#[case]
 fn jobs_of_a_definers_function_are_the_definers(db: &Db) {
     let (user, owner) = (db.role("user", "login"), db.role("owner", "login"));
     let mut admin = db.session();
@@ -90,6 +72,7 @@ fn jobs_of_a_definers_function_are_the_definers(db: &Db) {
     }
 }
 
+#[case]
 fn jobs_have_the_launchers_settings(db: &Db) {
     let mut session = db.client().parameter("options", "-c my.startup=yes").connect();
     session.run(
@@ -109,6 +92,7 @@ fn jobs_have_the_launchers_settings(db: &Db) {
 }
 
 /// Jobs of several batches take turns on the same workers.
+#[case]
 fn batches_of_one_role_keep_their_own_settings(db: &Db) {
     let mut session = db.session();
     let text = "select current_setting('my.own', true) as o, current_setting('work_mem') as w";
@@ -124,6 +108,7 @@ fn batches_of_one_role_keep_their_own_settings(db: &Db) {
     }
 }
 
+#[case]
 fn the_callers_rollback_leaves_jobs_and_rows(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -140,6 +125,7 @@ fn the_callers_rollback_leaves_jobs_and_rows(db: &Db) {
     assert_eq!(session.rows("select a from ran order by a"), ["1", "2"]);
 }
 
+#[case]
 fn a_caught_error_of_the_caller_leaves_the_jobs(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -155,6 +141,7 @@ fn a_caught_error_of_the_caller_leaves_the_jobs(db: &Db) {
     assert_eq!(session.rows("select a from ran order by a"), ["1", "2"]);
 }
 
+#[case]
 fn jobs_run_before_the_caller_commits(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -165,6 +152,7 @@ fn jobs_run_before_the_caller_commits(db: &Db) {
     session.run("commit");
 }
 
+#[case]
 fn a_do_block_launches(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -177,6 +165,7 @@ fn a_do_block_launches(db: &Db) {
     assert_eq!(counts(&mut session, "true"), ["succeeded 10"]);
 }
 
+#[case]
 fn a_procedure_that_commits_launches(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -190,6 +179,7 @@ fn a_procedure_that_commits_launches(db: &Db) {
     assert_eq!(session.rows("select a from ran order by a"), ["1", "2", "3"]);
 }
 
+#[case]
 fn a_query_launches_for_each_row(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -206,6 +196,7 @@ fn a_query_launches_for_each_row(db: &Db) {
     drain(&mut session);
 }
 
+#[case]
 fn a_caller_with_any_isolation_level_launches(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a text)");
@@ -222,6 +213,7 @@ fn a_caller_with_any_isolation_level_launches(db: &Db) {
     assert_eq!(session.rows("table ran"), times("read committed", 3));
 }
 
+#[case]
 fn a_read_only_caller_launches(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -232,6 +224,7 @@ fn a_read_only_caller_launches(db: &Db) {
     assert_eq!(session.rows("table ran"), ["1"]);
 }
 
+#[case]
 fn a_transaction_that_creates_the_extension_cannot_launch() {
     let cluster = Cluster::start_new(&[]);
     let mut session = cluster.session("postgres");

@@ -4,44 +4,7 @@ use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, load, set_server, times, wait_at_gate, Batch, COUNTED, PEAK, WORKERS};
 use crate::stage::{terminate, Paused};
 use pg_background_mgr_tests::lab::forced_parallel;
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, ServerError, Session, Stop};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        // Without a queue.
-        private_case!(without_a_queue_all_jobs_start_at_once),
-        private_case!(without_a_queue_and_with_too_few_workers_nothing_is_launched),
-        private_case!(without_a_queue_jobs_that_wait_come_first),
-        private_case!(without_a_queue_all_of_the_cap_can_be_had_again_and_again),
-        // With it.
-        private_case!(the_workers_never_exceed_the_cap),
-        private_case!(the_cap_holds_for_all_databases_together),
-        private_case!(the_cap_can_be_lowered_and_raised),
-        private_case!(idle_workers_make_room_for_other_roles_and_databases),
-        private_case!(idle_workers_make_room_when_the_server_has_no_process),
-        private_case!(idle_workers_go_after_their_time),
-        private_case!(a_cap_of_none_refuses_to_launch),
-        private_case!(a_worker_drains_many_jobs),
-        private_case!(ten_thousand_jobs_of_one_call_run_once_each),
-        private_case!(a_preloaded_library_changes_nothing),
-        private_case!(classic_jobs_are_not_held_up_by_a_full_queue),
-        private_case!(a_launch_does_not_wait_for_classic_jobs_that_fill_the_cap),
-        // Jobs that launch jobs.
-        case!(a_job_launches_jobs),
-        case!(a_job_waits_for_its_jobs),
-        case!(jobs_that_wait_for_jobs_are_not_nested_without_end),
-        private_case!(a_job_that_waits_for_jobs_that_have_no_worker_fails),
-        private_case!(a_job_that_follows_jobs_that_have_no_worker_fails),
-        private_case!(a_classic_job_that_waits_for_jobs_that_have_no_worker_fails),
-        private_case!(a_job_that_is_about_to_go_on_keeps_nobody_from_waiting),
-        private_case!(a_job_that_was_ended_while_it_followed_is_forgotten),
-        // From where none may be launched.
-        case!(a_restricted_operation_does_not_launch),
-        case!(a_parallel_worker_does_not_launch),
-        case!(a_walsender_does_not_launch),
-        private_case!(a_standby_shows_and_does_not_launch),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, ServerError, Session, Stop};
 
 /// A cluster whose cap is this; one more slot is the server's own, for logical replication.
 fn cluster(cap: u32, settings: &[(&str, &str)]) -> Cluster {
@@ -55,6 +18,7 @@ fn without_a_queue(texts: &[&str]) -> String {
     format!("pg_background_launch_num({}, p_monitor => false)", array(texts))
 }
 
+#[case]
 fn without_a_queue_all_jobs_start_at_once() {
     let cluster = cluster(3, &[]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -74,6 +38,7 @@ fn assert_too_few(error: &ServerError, wanted: usize, free: usize) {
     assert_eq!(error.detail(), Some(format!("{workers} free.")));
 }
 
+#[case]
 fn without_a_queue_and_with_too_few_workers_nothing_is_launched() {
     let cluster = cluster(2, &[]);
     let mut session = cluster.session("postgres");
@@ -92,6 +57,7 @@ fn without_a_queue_and_with_too_few_workers_nothing_is_launched() {
     assert_eq!(counts(&mut session, "true"), ["succeeded 2"]);
 }
 
+#[case]
 fn without_a_queue_jobs_that_wait_come_first() {
     let cluster = cluster(2, &[]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -103,6 +69,7 @@ fn without_a_queue_jobs_that_wait_come_first() {
     assert_eq!(counts(&mut session, "true"), ["succeeded 5"]);
 }
 
+#[case]
 fn without_a_queue_all_of_the_cap_can_be_had_again_and_again() {
     let cluster = cluster(4, &[]);
     let mut session = cluster.session("postgres");
@@ -112,6 +79,7 @@ fn without_a_queue_all_of_the_cap_can_be_had_again_and_again() {
     assert_eq!(counts(&mut session, "true"), ["succeeded 80"]);
 }
 
+#[case]
 fn the_workers_never_exceed_the_cap() {
     let cluster = cluster(5, &[]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -130,6 +98,7 @@ fn the_workers_never_exceed_the_cap() {
     assert!(ran == 200 && (2..=5).contains(&peak), "{ran} jobs, {peak} at once");
 }
 
+#[case]
 fn the_cap_holds_for_all_databases_together() {
     let cluster = cluster(3, &[]);
     let mut admin = cluster.session("postgres");
@@ -150,6 +119,7 @@ fn the_cap_holds_for_all_databases_together() {
     second.succeed(&mut there);
 }
 
+#[case]
 fn the_cap_can_be_lowered_and_raised() {
     let cluster = cluster(6, &[]);
     let mut session = cluster.session("postgres");
@@ -182,6 +152,7 @@ fn the_cap_can_be_lowered_and_raised() {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn idle_workers_make_room_for_other_roles_and_databases() {
     // An idle worker would stay for an hour.
     let cluster = cluster(2, &[("pg_background_mgr.worker_idle_timeout", "1h")]);
@@ -200,6 +171,7 @@ fn idle_workers_make_room_for_other_roles_and_databases() {
 }
 
 /// The cap allows for more than the server has.
+#[case]
 fn idle_workers_make_room_when_the_server_has_no_process() {
     for (processes, reserved, idle_timeout) in
         [("2", "1", "1h"), ("2", "0", "1h"), ("3", "0", "1h"), ("4", "0", "200ms")]
@@ -236,6 +208,7 @@ fn idle_workers_make_room_when_the_server_has_no_process() {
     }
 }
 
+#[case]
 fn idle_workers_go_after_their_time() {
     let cluster = cluster(3, &[("pg_background_mgr.worker_idle_timeout", "200ms")]);
     let mut session = cluster.session("postgres");
@@ -254,6 +227,7 @@ fn assert_no_workers(session: &mut Session) {
     assert_eq!(session.value("select count(*) from log_background"), "0");
 }
 
+#[case]
 fn a_cap_of_none_refuses_to_launch() {
     for settings in [
         &[("max_worker_processes", "2")][..],
@@ -266,6 +240,7 @@ fn a_cap_of_none_refuses_to_launch() {
     }
 }
 
+#[case]
 fn a_worker_drains_many_jobs() {
     let cluster = cluster(1, &[]);
     let mut session = cluster.session("postgres");
@@ -279,6 +254,7 @@ fn a_worker_drains_many_jobs() {
     assert_eq!(batch.log(&mut session, 0, "(result::jsonb -> 0 ->> 'p')::int = pid"), "t");
 }
 
+#[case]
 fn ten_thousand_jobs_of_one_call_run_once_each() {
     let cluster = Cluster::start_with_extension(&[("fsync", "off")]);
     let mut session = cluster.session("postgres");
@@ -297,6 +273,7 @@ fn ten_thousand_jobs_of_one_call_run_once_each() {
     assert_eq!(session.value(wrong), "0");
 }
 
+#[case]
 fn a_preloaded_library_changes_nothing() {
     let cluster = Cluster::start_with_extension(&[
         ("shared_preload_libraries", "pg_background_mgr"),
@@ -327,6 +304,7 @@ fn a_preloaded_library_changes_nothing() {
 }
 
 /// Jobs of the classic interface start at once or not at all; the workers left to others are theirs too.
+#[case]
 fn classic_jobs_are_not_held_up_by_a_full_queue() {
     let cluster =
         Cluster::start_with_extension(&[("pg_background_mgr.reserved_workers", "3"), ("max_worker_processes", "6")]);
@@ -338,6 +316,7 @@ fn classic_jobs_are_not_held_up_by_a_full_queue() {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn a_launch_does_not_wait_for_classic_jobs_that_fill_the_cap() {
     let cluster = cluster(1, &[]);
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -351,6 +330,7 @@ fn a_launch_does_not_wait_for_classic_jobs_that_fill_the_cap() {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn a_job_launches_jobs(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -361,6 +341,7 @@ fn a_job_launches_jobs(db: &Db) {
     assert_eq!(session.value("select count(*) || ' ' || sum(a) from ran"), "4 6");
 }
 
+#[case]
 fn a_job_waits_for_its_jobs(db: &Db) {
     let mut session = db.session();
     let inner = "select status from pg_background_launch_num('select 1, select 2 / 0', p_exec_type => 'sync')";
@@ -374,6 +355,7 @@ fn a_job_waits_for_its_jobs(db: &Db) {
     Batch::launch(&mut session, &[followed]).succeed(&mut session);
 }
 
+#[case]
 fn jobs_that_wait_for_jobs_are_not_nested_without_end(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -388,6 +370,7 @@ fn jobs_that_wait_for_jobs_are_not_nested_without_end(db: &Db) {
 }
 
 /// Every worker waits for a job for which there is no worker.
+#[case]
 fn a_job_that_waits_for_jobs_that_have_no_worker_fails() {
     for cap in [1, 2] {
         let cluster = cluster(cap, &[]);
@@ -406,6 +389,7 @@ fn a_job_that_waits_for_jobs_that_have_no_worker_fails() {
 }
 
 /// The workers are there for jobs that sessions have launched themselves, and those wait for the queue.
+#[case]
 fn a_classic_job_that_waits_for_jobs_that_have_no_worker_fails() {
     for cap in [1, 2] {
         let cluster = cluster(cap, &[]);
@@ -442,6 +426,7 @@ fn wait_following(session: &mut Session, batch: &Batch) -> String {
 }
 
 /// The process of the job gets no time to see that what it waited for has ended.
+#[case]
 fn a_job_that_is_about_to_go_on_keeps_nobody_from_waiting() {
     let cluster = cluster(2, &[]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -460,6 +445,7 @@ fn a_job_that_is_about_to_go_on_keeps_nobody_from_waiting() {
 }
 
 /// A job that was ended while it waited does not wait any more.
+#[case]
 fn a_job_that_was_ended_while_it_followed_is_forgotten() {
     let cluster = cluster(2, &[]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -481,6 +467,7 @@ fn a_job_that_was_ended_while_it_followed_is_forgotten() {
     other.succeed(&mut session);
 }
 
+#[case]
 fn a_job_that_follows_jobs_that_have_no_worker_fails() {
     let cluster = cluster(1, &[]);
     let mut session = cluster.session("postgres");
@@ -495,6 +482,7 @@ fn a_job_that_follows_jobs_that_have_no_worker_fails() {
     assert_eq!(session.value("select status from log_background where query = 'select 1'"), "succeeded");
 }
 
+#[case]
 fn a_restricted_operation_does_not_launch(db: &Db) {
     let weak = db.role("weak", "login");
     let mut session = db.session();
@@ -516,6 +504,7 @@ fn a_restricted_operation_does_not_launch(db: &Db) {
     assert_eq!(session.value("select count(*) from log_background"), "0");
 }
 
+#[case]
 fn a_parallel_worker_does_not_launch(db: &Db) {
     let mut session = db.session();
     let force = forced_parallel();
@@ -528,12 +517,14 @@ fn a_parallel_worker_does_not_launch(db: &Db) {
     assert_eq!(session.value("select count(*) from log_background"), "0");
 }
 
+#[case]
 fn a_walsender_does_not_launch(db: &Db) {
     let mut session = db.client().parameter("replication", "database").connect();
     let error = session.error("select * from pg_background_launch_num('select 1')");
     assert_eq!(error.sqlstate(), "42501");
 }
 
+#[case]
 fn a_standby_shows_and_does_not_launch() {
     let primary = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1s")]);
     let mut session = primary.session("postgres");

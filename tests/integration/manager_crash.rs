@@ -6,12 +6,8 @@ use crate::dice::{self, Dice};
 use crate::manager::{drain, Batch, FREEZE_LOG};
 use pg_background_mgr_tests::cluster::try_signal;
 use pg_background_mgr_tests::wait::poll;
-use pg_background_mgr_tests::{literal, private_case, wait_until, Case, Cluster, Session, Signal, Stop};
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Session, Signal, Stop};
 use std::time::Duration;
-
-pub fn cases() -> Vec<Case> {
-    vec![private_case!(crashes_at_random_leave_no_lie)]
-}
 
 #[derive(Debug, Clone, Copy)]
 enum Death {
@@ -212,6 +208,7 @@ impl Run {
     }
 }
 
+#[case(slow)]
 fn crashes_at_random_leave_no_lie() {
     let rounds = dice::number("PGBM_CRASH_ROUNDS").unwrap_or(40);
     let mut run = Run::begin();

@@ -6,12 +6,8 @@
 
 use crate::dice::{self, Dice};
 use crate::manager::{load, set_server, signal_a_worker, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS};
-use pg_background_mgr_tests::{literal, private_case, wait_until, Case, Cluster, Session, Stop};
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Session, Stop};
 use std::collections::HashMap;
-
-pub fn cases() -> Vec<Case> {
-    vec![private_case!(disorder_leaves_nothing_undone)]
-}
 
 /// Database that is dropped and made again.
 const PASSING: &str = "passing";
@@ -437,6 +433,7 @@ impl Disorder {
     }
 }
 
+#[case(slow)]
 fn disorder_leaves_nothing_undone() {
     let mut disorder = Disorder::begin();
     for round in 0..dice::number("PGBM_DISORDER_ROUNDS").unwrap_or(2) {

@@ -8,31 +8,7 @@ use crate::manager::{
 use crate::stage::{assert_nothing_fatal, Paused};
 use crate::warm;
 use pg_background_mgr_tests::cluster::signal_process;
-use pg_background_mgr_tests::{private_case, wait_for, wait_until, Case, Cluster, Session, Signal, Stop};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        // The server dies.
-        private_case!(a_killed_worker_leaves_no_job_that_seems_to_run),
-        private_case!(a_killed_postmaster_leaves_no_job_that_seems_to_run),
-        private_case!(an_immediate_shutdown_leaves_no_job_that_seems_to_run),
-        private_case!(a_fast_shutdown_leaves_no_job_that_seems_to_run),
-        private_case!(a_smart_shutdown_leaves_no_job_that_seems_to_run),
-        private_case!(a_server_that_does_not_restart_by_itself_leaves_no_job_that_seems_to_run),
-        private_case!(lost_jobs_are_lost_in_every_database),
-        private_case!(lost_jobs_stay_lost_over_restarts),
-        private_case!(lost_jobs_are_run_again_when_asked_for),
-        private_case!(a_job_between_attempts_is_lost_too),
-        private_case!(a_lost_job_says_which_attempt_was_lost),
-        private_case!(jobs_that_a_worker_had_not_begun_are_told_from_the_one_that_it_ran),
-        private_case!(what_had_ended_stays_as_it_was),
-        private_case!(a_killed_idle_worker_loses_nothing),
-        private_case!(a_launch_answered_before_a_crash_is_in_the_log),
-        private_case!(a_shutdown_does_not_wait_for_stubborn_jobs),
-        private_case!(a_server_that_insists_does_not_outrun_the_first_termination),
-        private_case!(a_killed_launcher_loses_its_jobs),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Session, Signal, Stop};
 
 /// A cluster with room for two jobs, a role `weak`, and a table that jobs write.
 pub fn cluster(settings: &[(&str, &str)]) -> Cluster {
@@ -110,6 +86,7 @@ fn worker(session: &mut Session) -> i32 {
     session.value(query).parse().expect("a running worker")
 }
 
+#[case]
 fn a_killed_worker_leaves_no_job_that_seems_to_run() {
     let cluster = cluster(&[]);
     let scene = set_scene(&cluster);
@@ -119,6 +96,7 @@ fn a_killed_worker_leaves_no_job_that_seems_to_run() {
     assert_lost(&cluster, &scene.ended, &scene.open, "lost");
 }
 
+#[case]
 fn a_killed_postmaster_leaves_no_job_that_seems_to_run() {
     let cluster = cluster(&[]);
     let scene = set_scene(&cluster);
@@ -134,6 +112,7 @@ fn a_killed_postmaster_leaves_no_job_that_seems_to_run() {
     assert_lost(&cluster, &scene.ended, &scene.open, "lost");
 }
 
+#[case]
 fn an_immediate_shutdown_leaves_no_job_that_seems_to_run() {
     let cluster = cluster(&[]);
     let scene = set_scene(&cluster);
@@ -159,14 +138,17 @@ fn assert_shutdown(how: Stop) {
     assert_lost(&cluster, &ended, &open, "stopped");
 }
 
+#[case]
 fn a_fast_shutdown_leaves_no_job_that_seems_to_run() {
     assert_shutdown(Stop::Fast);
 }
 
+#[case]
 fn a_smart_shutdown_leaves_no_job_that_seems_to_run() {
     assert_shutdown(Stop::Smart);
 }
 
+#[case]
 fn a_server_that_does_not_restart_by_itself_leaves_no_job_that_seems_to_run() {
     let cluster = cluster(&[("restart_after_crash", "off")]);
     let scene = set_scene(&cluster);
@@ -176,6 +158,7 @@ fn a_server_that_does_not_restart_by_itself_leaves_no_job_that_seems_to_run() {
     assert_lost(&cluster, &scene.ended, &scene.open, "lost");
 }
 
+#[case]
 fn lost_jobs_are_lost_in_every_database() {
     let cluster = cluster(&[]);
     cluster.session("postgres").run("create database other");
@@ -193,6 +176,7 @@ fn lost_jobs_are_lost_in_every_database() {
     assert_eq!(other.rows("table ran"), ["3"]);
 }
 
+#[case]
 fn lost_jobs_stay_lost_over_restarts() {
     let cluster = cluster(&[]);
     let scene = set_scene(&cluster);
@@ -213,6 +197,7 @@ fn lost_jobs_stay_lost_over_restarts() {
     assert_eq!(session.value("select pg_background_prune('0')"), "8");
 }
 
+#[case]
 fn lost_jobs_are_run_again_when_asked_for() {
     let cluster = cluster(&[]);
     let scene = set_scene(&cluster);
@@ -224,6 +209,7 @@ fn lost_jobs_are_run_again_when_asked_for() {
     assert_eq!(session.rows("select a, count(*) from ran group by a order by a"), ["0|1", "1|5"]);
 }
 
+#[case]
 fn a_job_between_attempts_is_lost_too() {
     let cluster = cluster(&[]);
     let mut session = cluster.session("postgres");
@@ -236,6 +222,7 @@ fn a_job_between_attempts_is_lost_too() {
 
 /// A lost job says which process ran it, since when and in which attempt, so that the server's log leads to the one
 /// that did it.
+#[case]
 fn a_lost_job_says_which_attempt_was_lost() {
     let cluster = cluster(&[]);
     let (mut session, _gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -267,6 +254,7 @@ fn a_lost_job_says_which_attempt_was_lost() {
     assert_eq!(batch.column(&mut session, "attempts"), ["3", "2", "1"]);
 }
 
+#[case]
 fn jobs_that_a_worker_had_not_begun_are_told_from_the_one_that_it_ran() {
     let cluster = cluster(&[]);
     let (mut session, _gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -285,6 +273,7 @@ fn jobs_that_a_worker_had_not_begun_are_told_from_the_one_that_it_ran() {
     assert!(told[41..].iter().all(|line| not_begun.contains(line)), "{told:?}");
 }
 
+#[case]
 fn what_had_ended_stays_as_it_was() {
     let cluster = cluster(&[]);
     let mut session = cluster.session("postgres");
@@ -309,6 +298,7 @@ fn what_had_ended_stays_as_it_was() {
     assert_eq!(session.rows("select a from ran order by a"), ["1", "2"]);
 }
 
+#[case]
 fn a_killed_idle_worker_loses_nothing() {
     let cluster = cluster(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let mut session = cluster.session("postgres");
@@ -330,6 +320,7 @@ fn a_killed_idle_worker_loses_nothing() {
 }
 
 /// The row is there also when the launcher's session does not wait for its own commits.
+#[case]
 fn a_launch_answered_before_a_crash_is_in_the_log() {
     let cluster = cluster(&[]);
     for commit in ["on", "off"] {
@@ -344,6 +335,7 @@ fn a_launch_answered_before_a_crash_is_in_the_log() {
     }
 }
 
+#[case]
 fn a_shutdown_does_not_wait_for_stubborn_jobs() {
     let cluster = cluster(&[]);
     let mut session = cluster.session("postgres");
@@ -357,6 +349,7 @@ fn a_shutdown_does_not_wait_for_stubborn_jobs() {
 
 /// A second termination comes as in a smart shutdown whose last session goes before the job, which looks for signals a
 /// few times a second, has noticed.
+#[case]
 fn a_server_that_insists_does_not_outrun_the_first_termination() {
     let cluster = cluster(&[]);
     let mut session = cluster.session("postgres");
@@ -383,6 +376,7 @@ fn has_pending(pid: i32, signal: Signal) -> bool {
     sets.filter_map(|set| u64::from_str_radix(set.trim(), 16).ok()).any(|set| set >> (signal as u64 - 1) & 1 == 1)
 }
 
+#[case]
 fn a_killed_launcher_loses_its_jobs() {
     let cluster = cluster(&[]);
     let scene = set_scene(&cluster);

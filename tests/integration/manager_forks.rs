@@ -4,24 +4,7 @@ use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, retry, times, wait_at_gate, Batch};
 use crate::stage::Paused;
 use pg_background_mgr_tests::cluster::Baseline;
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(what_no_worker_can_be_started_for_fails),
-        private_case!(a_launch_that_waits_for_its_jobs_sees_them_fail),
-        private_case!(workers_of_the_role_that_are_there_go_on),
-        private_case!(jobs_of_others_go_on),
-        private_case!(a_refused_start_is_an_attempt),
-        private_case!(no_job_overtakes_one_that_is_tried_again),
-        private_case!(what_a_terminated_worker_leaves_fails),
-        private_case!(what_a_dead_worker_leaves_fails),
-        private_case!(a_worker_that_cannot_make_room_goes_on),
-        private_case!(a_refusal_of_before_says_nothing),
-        private_case!(what_nobody_knows_of_waits),
-        private_case!(a_start_that_takes_its_time_is_none_that_was_refused),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Session};
 
 /// A server, and sessions that are there already.
 struct Scene {
@@ -101,6 +84,7 @@ const INSERT: &str = "insert into ran values (1)";
 const END: &str = "concat_ws(' ', status, sqlstate, message)";
 const REFUSED: &str = "failed 53000 could not start background process";
 
+#[case]
 fn what_no_worker_can_be_started_for_fails() {
     let mut scene = Scene::set(&[]);
     scene.refuse();
@@ -125,6 +109,7 @@ fn what_no_worker_can_be_started_for_fails() {
     scene.end();
 }
 
+#[case]
 fn a_launch_that_waits_for_its_jobs_sees_them_fail() {
     let mut scene = Scene::set(&[]);
     scene.refuse();
@@ -137,6 +122,7 @@ fn a_launch_that_waits_for_its_jobs_sees_them_fail() {
 }
 
 /// Jobs that wait for more workers are done by the workers that there are.
+#[case]
 fn workers_of_the_role_that_are_there_go_on() {
     let mut scene = Scene::set(&[]);
     let gate = Gate::close(scene.cluster.session("postgres"));
@@ -160,6 +146,7 @@ fn workers_of_the_role_that_are_there_go_on() {
     scene.end();
 }
 
+#[case]
 fn jobs_of_others_go_on() {
     let mut scene = Scene::set(&[]);
     let gate = Gate::close(scene.cluster.session("postgres"));
@@ -184,6 +171,7 @@ fn jobs_of_others_go_on() {
     scene.end();
 }
 
+#[case]
 fn a_refused_start_is_an_attempt() {
     let mut scene = Scene::set(&[]);
     scene.refuse();
@@ -207,6 +195,7 @@ fn a_refused_start_is_an_attempt() {
     scene.end();
 }
 
+#[case]
 fn no_job_overtakes_one_that_is_tried_again() {
     let mut scene = Scene::set(&[]);
     scene.refuse();
@@ -226,6 +215,7 @@ fn no_job_overtakes_one_that_is_tried_again() {
     scene.end();
 }
 
+#[case]
 fn what_a_terminated_worker_leaves_fails() {
     let mut scene = Scene::set(&[("pg_background_mgr.max_workers", "1")]);
     let gate = Gate::close(scene.cluster.session("postgres"));
@@ -244,6 +234,7 @@ fn what_a_terminated_worker_leaves_fails() {
     scene.end();
 }
 
+#[case]
 fn what_a_dead_worker_leaves_fails() {
     let mut scene = Scene::set(&[("pg_background_mgr.max_workers", "1")]);
     let gate = Gate::close(scene.cluster.session("postgres"));
@@ -265,6 +256,7 @@ fn what_a_dead_worker_leaves_fails() {
 }
 
 /// Jobs of the other role end, and nobody follows them.
+#[case]
 fn a_worker_that_cannot_make_room_goes_on() {
     for workers in [1, 2] {
         let mut scene = Scene::set(&[("pg_background_mgr.max_workers", &workers.to_string())]);
@@ -285,6 +277,7 @@ fn a_worker_that_cannot_make_room_goes_on() {
 }
 
 /// An earlier refusal says nothing of a launch after it.
+#[case]
 fn a_refusal_of_before_says_nothing() {
     let mut scene = Scene::set(&[]);
     scene.refuse();
@@ -308,6 +301,7 @@ fn a_refusal_of_before_says_nothing() {
 }
 
 /// No place is free to ask the server for one more process.
+#[case]
 fn what_nobody_knows_of_waits() {
     let mut scene = Scene::set(&[("max_worker_processes", "2"), ("pg_background_mgr.reserved_workers", "0")]);
     scene.refuse();
@@ -320,6 +314,7 @@ fn what_nobody_knows_of_waits() {
 }
 
 /// The server has not refused it.
+#[case]
 fn a_start_that_takes_its_time_is_none_that_was_refused() {
     let mut scene = Scene::set(&[]);
     scene.dismiss_but(&[]);

@@ -4,23 +4,7 @@ use crate::gate::{self, Gate};
 use crate::manager::{array, counts, crash, drain, times, wait_at_gate, wait_gone, Batch};
 use crate::manager_faults::cluster;
 use crate::stage::{terminate, Paused};
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_terminated_worker_stops_its_job_only),
-        case!(a_cancelled_worker_fails_its_job_only),
-        case!(a_terminated_idle_worker_is_replaced),
-        case!(a_job_that_ends_its_own_process_is_stopped),
-        case!(a_terminated_worker_is_not_tried_again),
-        case!(workers_terminated_at_random_lose_no_job),
-        // The launcher goes.
-        case!(a_launcher_that_goes_leaves_its_batch),
-        case!(a_terminated_launcher_leaves_its_batch),
-        case!(a_launch_cancelled_at_random_is_all_or_nothing),
-        private_case!(a_launcher_terminated_while_it_waits_for_a_place_leaves_nothing),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Db, Session};
 
 /// The process that waits at the gate for a job.
 #[track_caller]
@@ -31,6 +15,7 @@ fn at_gate(session: &mut Session) -> i32 {
     session.value(query).parse().expect("a process")
 }
 
+#[case]
 fn a_terminated_worker_stops_its_job_only(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("create table ran (a int)");
@@ -51,6 +36,7 @@ fn a_terminated_worker_stops_its_job_only(db: &Db) {
     drop(gate);
 }
 
+#[case]
 fn a_cancelled_worker_fails_its_job_only(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch_with(
@@ -68,6 +54,7 @@ fn a_cancelled_worker_fails_its_job_only(db: &Db) {
     drop(gate);
 }
 
+#[case]
 fn a_terminated_idle_worker_is_replaced(db: &Db) {
     let mut session = db.session();
     for _ in 0..30 {
@@ -82,6 +69,7 @@ fn a_terminated_idle_worker_is_replaced(db: &Db) {
     assert_eq!(counts(&mut session, "true"), ["succeeded 60"]);
 }
 
+#[case]
 fn a_job_that_ends_its_own_process_is_stopped(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -92,6 +80,7 @@ fn a_job_that_ends_its_own_process_is_stopped(db: &Db) {
     assert_eq!(session.rows("table ran"), ["2"]);
 }
 
+#[case]
 fn a_terminated_worker_is_not_tried_again(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let text = format!("do $$ begin execute '{}'; end $$", gate::WAIT);
@@ -105,6 +94,7 @@ fn a_terminated_worker_is_not_tried_again(db: &Db) {
 }
 
 /// Each job either did its work and says so, or was stopped and did nothing.
+#[case]
 fn workers_terminated_at_random_lose_no_job(db: &Db) {
     let (mut session, mut killer) = (db.session(), db.session());
     session.run("create table ran (a int)");
@@ -141,6 +131,7 @@ fn workers_terminated_at_random_lose_no_job(db: &Db) {
     assert!(session.rows(&why).iter().all(|state| state == "57P01"));
 }
 
+#[case]
 fn a_launcher_that_goes_leaves_its_batch(db: &Db) {
     let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
     watcher.run("create table ran (a int)");
@@ -155,6 +146,7 @@ fn a_launcher_that_goes_leaves_its_batch(db: &Db) {
     assert_eq!(watcher.value("select count(*) from ran"), "10");
 }
 
+#[case]
 fn a_terminated_launcher_leaves_its_batch(db: &Db) {
     let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
     watcher.run("create table ran (a int)");
@@ -173,6 +165,7 @@ fn a_terminated_launcher_leaves_its_batch(db: &Db) {
 }
 
 /// The cancel comes from another connection and hits at any moment of the call.
+#[case]
 fn a_launch_cancelled_at_random_is_all_or_nothing(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table ran (a int)");
@@ -201,6 +194,7 @@ fn a_launch_cancelled_at_random_is_all_or_nothing(db: &Db) {
 }
 
 /// No worker is there but one of another role, which is asked to make room and takes its time.
+#[case]
 fn a_launcher_terminated_while_it_waits_for_a_place_leaves_nothing() {
     let cluster = cluster(&[("pg_background_mgr.max_workers", "1"), ("pg_background_mgr.worker_idle_timeout", "1h")]);
     let mut session = cluster.session("postgres");

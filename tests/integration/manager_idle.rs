@@ -2,16 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, load, set_server, times, wait_at_gate, Batch, LOCK_LOG, WORKERS};
-use pg_background_mgr_tests::{private_case, wait_for, wait_until, Case, Cluster, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(a_worker_that_waits_for_a_delayed_attempt_sleeps).alone(),
-        private_case!(a_worker_that_waits_for_a_delayed_attempt_of_another_role_sleeps).alone(),
-        private_case!(a_worker_that_waits_while_others_work_sleeps).alone(),
-        private_case!(a_paused_queue_shows_no_job_and_goes_on_after_a_reload).alone(),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Session};
 
 /// A cluster whose workers have been idle for long after a tenth of a second.
 fn cluster() -> Cluster {
@@ -48,6 +39,7 @@ fn assert_sleeps(session: &mut Session, workers: usize, what: &str) {
     assert!(count < 20, "{what}: the worker has gone to sleep {count} times");
 }
 
+#[case(alone)]
 fn a_worker_that_waits_for_a_delayed_attempt_sleeps() {
     let cluster = cluster();
     let mut session = cluster.session("postgres");
@@ -81,6 +73,7 @@ fn a_worker_that_waits_for_a_delayed_attempt_sleeps() {
 }
 
 /// The worker of that role has gone; another one sees to its time.
+#[case(alone)]
 fn a_worker_that_waits_for_a_delayed_attempt_of_another_role_sleeps() {
     let cluster = cluster();
     let mut session = cluster.session("postgres");
@@ -105,6 +98,7 @@ fn a_worker_that_waits_for_a_delayed_attempt_of_another_role_sleeps() {
 }
 
 /// A worker is idle beside others with long jobs, and cannot go as nobody else would see to what is queued.
+#[case(alone)]
 fn a_worker_that_waits_while_others_work_sleeps() {
     let cluster = cluster();
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -120,6 +114,7 @@ fn a_worker_that_waits_while_others_work_sleeps() {
     held.succeed(&mut session);
 }
 
+#[case(alone)]
 fn a_paused_queue_shows_no_job_and_goes_on_after_a_reload() {
     let cluster = cluster();
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));

@@ -2,44 +2,9 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, cell, counts, drain, times, Batch};
-use pg_background_mgr_tests::{case, literal, Case, Db, Session};
+use pg_background_mgr_tests::{case, literal, Db, Session};
 
-pub fn cases() -> Vec<Case> {
-    vec![
-        // As people call it.
-        case!(the_authors_call_runs_each_piece),
-        case!(inserts_with_text_commas_and_accents_are_launched),
-        case!(the_interface_is_as_documented),
-        // Its three forms.
-        case!(a_text_an_array_and_json_launch_the_same),
-        case!(named_arguments_can_be_left_out),
-        case!(the_rows_are_in_the_order_of_the_call),
-        case!(json_gives_each_job_its_name),
-        case!(texts_of_an_array_are_not_parsed_before_they_run),
-        case!(a_text_of_an_array_is_not_cut),
-        // When it returns.
-        case!(async_does_not_wait),
-        case!(sync_waits_and_gives_the_final_states),
-        case!(sync_tells_its_progress),
-        case!(a_cancelled_sync_call_leaves_its_jobs),
-        case!(the_rows_of_the_log_are_there_when_it_returns),
-        // Arguments that make no sense.
-        case!(null_arguments_launch_nothing_by_mistake),
-        case!(an_array_is_taken_element_by_element),
-        case!(of_keys_that_are_given_twice_the_last_one_counts),
-        case!(null_and_empty_texts_are_refused_by_their_number),
-        case!(a_batch_without_jobs_is_refused),
-        case!(jobs_that_are_no_json_array_are_refused),
-        case!(unknown_keys_of_a_job_are_named),
-        case!(bad_values_of_a_job_are_named),
-        case!(unknown_options_are_named),
-        case!(bad_values_of_options_are_named),
-        case!(options_that_are_no_object_are_refused),
-        case!(options_that_are_null_are_not_given),
-        case!(other_types_of_execution_are_refused),
-    ]
-}
-
+#[case]
 fn the_authors_call_runs_each_piece(db: &Db) {
     let mut session = db.session();
     let reply = session.run(
@@ -68,6 +33,7 @@ fn the_authors_call_runs_each_piece(db: &Db) {
     assert_eq!(session.value("select count(*) from log_background where status = 'succeeded'"), "7");
 }
 
+#[case]
 fn inserts_with_text_commas_and_accents_are_launched(db: &Db) {
     let mut session = db.session();
     session.run("create table empleados (nombre text, puesto text, salario numeric)");
@@ -84,6 +50,7 @@ fn inserts_with_text_commas_and_accents_are_launched(db: &Db) {
     );
 }
 
+#[case]
 fn the_interface_is_as_documented(db: &Db) {
     let mut session = db.session();
     let functions = session.rows(
@@ -129,6 +96,7 @@ fn the_interface_is_as_documented(db: &Db) {
     );
 }
 
+#[case]
 fn a_text_an_array_and_json_launch_the_same(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a text)");
@@ -151,6 +119,7 @@ fn a_text_an_array_and_json_launch_the_same(db: &Db) {
     assert_eq!(session.value("select count(distinct a) from ran"), "6");
 }
 
+#[case]
 fn named_arguments_can_be_left_out(db: &Db) {
     let mut session = db.session();
     for call in [
@@ -169,6 +138,7 @@ fn named_arguments_can_be_left_out(db: &Db) {
     }
 }
 
+#[case]
 fn the_rows_are_in_the_order_of_the_call(db: &Db) {
     let mut session = db.session();
     let texts: Vec<String> = (0..40).map(|number| format!("select {number}")).collect();
@@ -182,6 +152,7 @@ fn the_rows_are_in_the_order_of_the_call(db: &Db) {
     assert_eq!(followed, texts);
 }
 
+#[case]
 fn json_gives_each_job_its_name(db: &Db) {
     let mut session = db.session();
     let jobs = r#"[{"query": "select 1", "name": "first"}, "select 2", {"name": "größe, 日本", "query": "select 3"},
@@ -197,6 +168,7 @@ fn json_gives_each_job_its_name(db: &Db) {
     assert_eq!(batch.column(&mut session, &cell("?column?")), ["1", "2", "3", "4"]);
 }
 
+#[case]
 fn texts_of_an_array_are_not_parsed_before_they_run(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch(&mut session, &["selct 1", "select 'open", "select 3"]);
@@ -206,6 +178,7 @@ fn texts_of_an_array_are_not_parsed_before_they_run(db: &Db) {
     assert_eq!(batch.finish(&mut session), ["failed", "succeeded"]);
 }
 
+#[case]
 fn a_text_of_an_array_is_not_cut(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch(&mut session, &["select 1, 2", "select 1; select 2"]);
@@ -213,6 +186,7 @@ fn a_text_of_an_array_is_not_cut(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn async_does_not_wait(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch(&mut session, &[gate::WAIT, gate::WAIT]);
@@ -221,6 +195,7 @@ fn async_does_not_wait(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn sync_waits_and_gives_the_final_states(db: &Db) {
     let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
     let call = format!(
@@ -238,6 +213,7 @@ fn sync_waits_and_gives_the_final_states(db: &Db) {
     assert_eq!(reply.last_rows().expect("rows").text_rows(), ["succeeded|t", "failed|t", "succeeded|t"]);
 }
 
+#[case]
 fn sync_tells_its_progress(db: &Db) {
     let mut session = db.session();
     session.run("select * from pg_background_launch_num('select 1, select 2, select 3', p_exec_type => 'sync')");
@@ -245,6 +221,7 @@ fn sync_tells_its_progress(db: &Db) {
     assert!(!notices.is_empty() && notices.iter().all(|notice| notice.starts_with("NOTICE: ")), "{notices:?}");
 }
 
+#[case]
 fn a_cancelled_sync_call_leaves_its_jobs(db: &Db) {
     let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
     watcher.run("create table ran (a int)");
@@ -261,6 +238,7 @@ fn a_cancelled_sync_call_leaves_its_jobs(db: &Db) {
     assert_eq!(watcher.value("select count(*) from ran"), "2");
 }
 
+#[case]
 fn the_rows_of_the_log_are_there_when_it_returns(db: &Db) {
     let (mut session, mut other, gate) = (db.session(), db.session(), Gate::close(db.session()));
     for _ in 0..20 {
@@ -289,6 +267,7 @@ fn assert_refused(session: &mut Session, arguments: &str, sqlstate: &str, words:
     }
 }
 
+#[case]
 fn null_arguments_launch_nothing_by_mistake(db: &Db) {
     let mut session = db.session();
     for argument in ["null::text", "null::text[]", "null::jsonb", "null"] {
@@ -303,6 +282,7 @@ fn null_arguments_launch_nothing_by_mistake(db: &Db) {
     Batch::call(&mut session, "pg_background_launch_num('select 1', p_options => null)").succeed(&mut session);
 }
 
+#[case]
 fn an_array_is_taken_element_by_element(db: &Db) {
     let mut session = db.session();
     let array = "array[['select 1 as a', 'select 2 as a'], ['select 3 as a', 'select 4 as a']]";
@@ -315,6 +295,7 @@ fn an_array_is_taken_element_by_element(db: &Db) {
     assert_eq!(batch.column(&mut session, "result::jsonb -> 0 ->> 'a'"), ["5", "6"]);
 }
 
+#[case]
 fn of_keys_that_are_given_twice_the_last_one_counts(db: &Db) {
     let mut session = db.session();
     let jobs = r#"[{"query": "select 1 / 0", "query": "select 2 as a"}]"#;
@@ -325,6 +306,7 @@ fn of_keys_that_are_given_twice_the_last_one_counts(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, "name || query"), "yselect 2 as a");
 }
 
+#[case]
 fn null_and_empty_texts_are_refused_by_their_number(db: &Db) {
     let mut session = db.session();
     assert_refused(&mut session, "array['select 1', null]", "22004", &["2"]);
@@ -337,6 +319,7 @@ fn null_and_empty_texts_are_refused_by_their_number(db: &Db) {
     assert_nothing_launched(&mut session);
 }
 
+#[case]
 fn a_batch_without_jobs_is_refused(db: &Db) {
     let mut session = db.session();
     for arguments in ["''", "'  '", "array[]::text[]", "'[]'::jsonb"] {
@@ -345,6 +328,7 @@ fn a_batch_without_jobs_is_refused(db: &Db) {
     assert_nothing_launched(&mut session);
 }
 
+#[case]
 fn jobs_that_are_no_json_array_are_refused(db: &Db) {
     let mut session = db.session();
     for jobs in [r#"{"query": "select 1"}"#, r#""select 1""#, "1", "true", "null"] {
@@ -358,6 +342,7 @@ fn jobs_that_are_no_json_array_are_refused(db: &Db) {
     assert_nothing_launched(&mut session);
 }
 
+#[case]
 fn unknown_keys_of_a_job_are_named(db: &Db) {
     let mut session = db.session();
     for key in ["querys", "Query", "priority", "mode", "max_workers", "on_error", "", "año"] {
@@ -376,6 +361,7 @@ const BAD_VALUES: [(&str, &[&str]); 4] = [
     ("retry_delay", &["-0.5", "\"-1 minute\"", "\"later\"", "false", "{}"]),
 ];
 
+#[case]
 fn bad_values_of_a_job_are_named(db: &Db) {
     let mut session = db.session();
     for (key, values) in BAD_VALUES {
@@ -390,6 +376,7 @@ fn bad_values_of_a_job_are_named(db: &Db) {
     assert_nothing_launched(&mut session);
 }
 
+#[case]
 fn unknown_options_are_named(db: &Db) {
     let mut session = db.session();
     for key in ["Mode", "workers", "query", "max_worker", "", "ñ"] {
@@ -399,6 +386,7 @@ fn unknown_options_are_named(db: &Db) {
     assert_nothing_launched(&mut session);
 }
 
+#[case]
 fn bad_values_of_options_are_named(db: &Db) {
     let mut session = db.session();
     let more: [(&str, &[&str]); 3] = [
@@ -417,6 +405,7 @@ fn bad_values_of_options_are_named(db: &Db) {
     assert_nothing_launched(&mut session);
 }
 
+#[case]
 fn options_that_are_no_object_are_refused(db: &Db) {
     let mut session = db.session();
     for options in ["[]", "5", "true", r#""name""#, r#"[{"name": "x"}]"#] {
@@ -425,6 +414,7 @@ fn options_that_are_no_object_are_refused(db: &Db) {
     assert_nothing_launched(&mut session);
 }
 
+#[case]
 fn options_that_are_null_are_not_given(db: &Db) {
     let mut session = db.session();
     let options = r#"{"name": null, "mode": null, "max_workers": null, "on_error": null, "timeout": null,
@@ -432,6 +422,7 @@ fn options_that_are_null_are_not_given(db: &Db) {
     Batch::launch_with(&mut session, &["select 1", "select 2"], options).succeed(&mut session);
 }
 
+#[case]
 fn other_types_of_execution_are_refused(db: &Db) {
     let mut session = db.session();
     for kind in ["", "synchronous", " async", "a", "both"] {

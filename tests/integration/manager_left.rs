@@ -2,16 +2,8 @@
 
 use crate::manager::{crash, retry, set_server, Batch, LOCK_LOG, WORKERS};
 use crate::manager_notes::files;
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Session};
 use std::fs;
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(a_row_that_is_being_deleted_keeps_back_its_own_job_only),
-        private_case!(a_worker_that_stays_tries_again),
-        private_case!(a_row_stays_while_its_file_does),
-    ]
-}
 
 /// Returns a cluster that has crashed, a session, the batch that ran, and one of which there is only a file. Its one
 /// worker stays for an hour.
@@ -30,6 +22,7 @@ fn crashed() -> (Cluster, Session, Batch, Batch) {
     (cluster, session, running, waiting)
 }
 
+#[case]
 fn a_row_that_is_being_deleted_keeps_back_its_own_job_only() {
     let (cluster, mut session, running, waiting) = crashed();
     let mut pruner = cluster.session("postgres");
@@ -51,6 +44,7 @@ fn a_row_that_is_being_deleted_keeps_back_its_own_job_only() {
     assert_eq!(session.value("select count(*) from ran"), "1");
 }
 
+#[case]
 fn a_worker_that_stays_tries_again() {
     let (cluster, mut session, running, waiting) = crashed();
     let mut locker = cluster.session("postgres");
@@ -68,6 +62,7 @@ fn a_worker_that_stays_tries_again() {
 }
 
 /// The file would bring it back, as it was before the job was launched again.
+#[case]
 fn a_row_stays_while_its_file_does() {
     let (cluster, mut session, _, waiting) = crashed();
     let file = cluster.data().join("pg_background_mgr").join(files(&cluster).concat());

@@ -2,50 +2,10 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{cell, counts, drain, fill_log, log, set_server, times, wait_at_gate, Batch, FREEZE_LOG};
-use pg_background_mgr_tests::{case, literal, private_case, wait_for, wait_until, Case, Cluster, Db, Session};
+use pg_background_mgr_tests::{case, literal, wait_for, wait_until, Cluster, Db, Session};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 
-pub fn cases() -> Vec<Case> {
-    vec![
-        // What a row says.
-        case!(a_job_that_gave_rows_is_shown_whole),
-        case!(a_job_without_rows_is_shown_by_its_tags),
-        case!(row_counts_and_tags_are_those_of_the_statements),
-        case!(rows_are_kept_as_json),
-        case!(values_that_json_has_no_form_for_are_kept),
-        case!(columns_of_one_name_are_all_kept),
-        case!(a_long_result_is_cut_between_rows),
-        case!(a_row_that_does_not_fit_is_left_out),
-        case!(what_is_cut_says_so),
-        case!(the_limit_of_results_is_the_superusers),
-        case!(a_million_rows_do_not_fill_the_log),
-        case!(a_job_that_failed_is_shown_with_its_error),
-        case!(an_error_keeps_each_of_its_parts),
-        case!(a_long_text_is_kept_whole),
-        case!(lines_of_another_encoding_are_refused),
-        case!(times_of_a_job_are_in_order),
-        case!(a_running_job_is_shown_with_its_worker),
-        case!(a_queued_job_is_shown_without_a_worker),
-        case!(the_address_of_a_local_session_is_the_hosts_own),
-        private_case!(the_address_of_a_remote_session_is_kept),
-        case!(a_log_in_latin1_keeps_letters),
-        // Who writes it.
-        case!(the_owner_deletes_rows),
-        case!(nobody_writes_by_hand),
-        case!(rows_of_jobs_that_have_not_ended_are_not_deleted),
-        case!(any_number_of_rows_is_deleted_whatever_is_known_of_them),
-        // Its size.
-        case!(old_rows_are_pruned),
-        case!(only_what_has_ended_is_pruned),
-        case!(a_bad_age_is_refused),
-        case!(others_prune_their_own_rows),
-        case!(an_open_prune_of_an_emptied_log_is_in_nobodys_way),
-        private_case!(old_rows_go_by_themselves),
-        private_case!(any_number_of_old_rows_goes_by_itself),
-        private_case!(old_rows_go_although_no_worker_stays),
-    ]
-}
-
+#[case]
 fn a_job_that_gave_rows_is_shown_whole(db: &Db) {
     let mut session = db.session();
     let text = "select i as n, 'x' || i as t from generate_series(1, 3) i";
@@ -69,6 +29,7 @@ fn a_job_that_gave_rows_is_shown_whole(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, rest), "t");
 }
 
+#[case]
 fn a_job_without_rows_is_shown_by_its_tags(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -83,6 +44,7 @@ fn a_job_without_rows_is_shown_by_its_tags(db: &Db) {
     assert_eq!(batch.column(&mut session, "command_tag"), ["INSERT 0 2", "UPDATE 1", "VACUUM"]);
 }
 
+#[case]
 fn row_counts_and_tags_are_those_of_the_statements(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -102,6 +64,7 @@ fn row_counts_and_tags_are_those_of_the_statements(db: &Db) {
     }
 }
 
+#[case]
 fn rows_are_kept_as_json(db: &Db) {
     let mut session = db.session();
     let text =
@@ -124,6 +87,7 @@ fn rows_are_kept_as_json(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, "row_count || ' ' || command_tag"), "1 CREATE TABLE");
 }
 
+#[case]
 fn values_that_json_has_no_form_for_are_kept(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -140,6 +104,7 @@ fn values_that_json_has_no_form_for_are_kept(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, "result::jsonb"), expected);
 }
 
+#[case]
 fn columns_of_one_name_are_all_kept(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch(&mut session, &["select 1 as a, 2 as a, 3, 4"]);
@@ -151,6 +116,7 @@ fn columns_of_one_name_are_all_kept(db: &Db) {
 }
 
 /// The log is read by clients of any encoding, and by others than who wrote it.
+#[case]
 fn lines_of_another_encoding_are_refused(db: &Db) {
     let mut session = db.session();
     let texts = ["copy (select 'plain') to stdout", "copy (select 'gr\u{fc}n') to stdout (encoding 'LATIN1')"];
@@ -161,6 +127,7 @@ fn lines_of_another_encoding_are_refused(db: &Db) {
     assert_eq!(batch.log(&mut session, 1, "result is null"), "t");
 }
 
+#[case]
 fn a_long_result_is_cut_between_rows(db: &Db) {
     let mut session = db.session();
     session.run("set pg_background_mgr.log_result_limit = '4kB'");
@@ -175,6 +142,7 @@ fn a_long_result_is_cut_between_rows(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, whole), "t");
 }
 
+#[case]
 fn a_row_that_does_not_fit_is_left_out(db: &Db) {
     let mut session = db.session();
     session.run("set pg_background_mgr.log_result_limit = '1kB'");
@@ -192,6 +160,7 @@ fn a_row_that_does_not_fit_is_left_out(db: &Db) {
 }
 
 /// A result says that it was cut also as long as the log cannot be written.
+#[case]
 fn what_is_cut_says_so(db: &Db) {
     let (mut session, mut locker) = (db.session(), db.session());
     session.run("set pg_background_mgr.log_result_limit = '1kB'");
@@ -227,6 +196,7 @@ fn what_is_cut_says_so(db: &Db) {
     }
 }
 
+#[case]
 fn the_limit_of_results_is_the_superusers(db: &Db) {
     let user = db.role("user", "login");
     let mut session = db.client().user(&user).connect();
@@ -242,6 +212,7 @@ fn the_limit_of_results_is_the_superusers(db: &Db) {
     }
 }
 
+#[case]
 fn a_million_rows_do_not_fill_the_log(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch(&mut session, &["select i, md5(i::text) from generate_series(1, 1000000) i"]);
@@ -249,6 +220,7 @@ fn a_million_rows_do_not_fill_the_log(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, "row_count || ' ' || (octet_length(result) <= 65536)"), "1000000 true");
 }
 
+#[case]
 fn a_job_that_failed_is_shown_with_its_error(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int primary key)");
@@ -261,6 +233,7 @@ fn a_job_that_failed_is_shown_with_its_error(db: &Db) {
     assert_eq!(session.value("select count(*) from t"), "0");
 }
 
+#[case]
 fn an_error_keeps_each_of_its_parts(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -273,6 +246,7 @@ fn an_error_keeps_each_of_its_parts(db: &Db) {
     assert_eq!(told, "X0X0X|the message: ñ|the detail: 日本|the hint|PL/pgSQL function fail() line 1 at RAISE");
 }
 
+#[case]
 fn a_long_text_is_kept_whole(db: &Db) {
     let mut session = db.session();
     let text = format!("select length('{}') as n", "ñ, 'x'' ".replace('\'', "''").repeat(20000));
@@ -282,6 +256,7 @@ fn a_long_text_is_kept_whole(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, &format!("query = {}", literal(&text))), "t");
 }
 
+#[case]
 fn times_of_a_job_are_in_order(db: &Db) {
     let mut session = db.session();
     let before = session.value("select clock_timestamp()");
@@ -294,6 +269,7 @@ fn times_of_a_job_are_in_order(db: &Db) {
     assert_eq!(batch.column(&mut session, &in_order), times("t", 5));
 }
 
+#[case]
 fn a_running_job_is_shown_with_its_worker(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch(&mut session, &[gate::WAIT]);
@@ -314,6 +290,7 @@ fn a_running_job_is_shown_with_its_worker(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, "pid"), pid);
 }
 
+#[case]
 fn a_queued_job_is_shown_without_a_worker(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch_with(&mut session, &[gate::WAIT, "select 2"], r#"{"max_workers": 1}"#);
@@ -326,6 +303,7 @@ fn a_queued_job_is_shown_without_a_worker(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn the_address_of_a_local_session_is_the_hosts_own(db: &Db) {
     let mut session = db.session();
     let inner = "select 1 from pg_background_launch_num('select 2')";
@@ -348,6 +326,7 @@ fn address() -> Option<IpAddr> {
     addresses.into_iter().flatten().find(|address| *address != IpAddr::from([127, 0, 0, 1]) && is_free(address))
 }
 
+#[case]
 fn the_address_of_a_remote_session_is_kept() {
     let Some(address) = address() else {
         eprintln!("no address to listen on");
@@ -373,6 +352,7 @@ fn the_address_of_a_remote_session_is_kept() {
     assert_eq!(log(&mut session, &child, "status || ' ' || host(ip_client)"), format!("succeeded {address}"));
 }
 
+#[case]
 fn a_log_in_latin1_keeps_letters(db: &Db) {
     let name = format!("{}_latin1", db.name);
     let mut admin = db.session();
@@ -393,6 +373,7 @@ fn a_log_in_latin1_keeps_letters(db: &Db) {
     wait_until("nobody uses the database", || admin.ask(&remove).error.is_none());
 }
 
+#[case]
 fn the_owner_deletes_rows(db: &Db) {
     let user = db.role("user", "login");
     let (mut session, mut weak) = (db.session(), db.client().user(&user).connect());
@@ -409,6 +390,7 @@ fn the_owner_deletes_rows(db: &Db) {
     Batch::launch(&mut session, &["select 4"]).succeed(&mut session);
 }
 
+#[case]
 fn nobody_writes_by_hand(db: &Db) {
     let user = db.role("user", "login");
     let mut weak = db.client().user(&user).connect();
@@ -442,6 +424,7 @@ fn nobody_writes_by_hand(db: &Db) {
     assert_eq!(batch.states(&mut session), ["succeeded"]);
 }
 
+#[case]
 fn rows_of_jobs_that_have_not_ended_are_not_deleted(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("create table ran (a int)");
@@ -462,6 +445,7 @@ fn rows_of_jobs_that_have_not_ended_are_not_deleted(db: &Db) {
 }
 
 /// A plan that joins the log with itself, made for the few rows that it once had, would take an hour.
+#[case]
 fn any_number_of_rows_is_deleted_whatever_is_known_of_them(db: &Db) {
     let mut session = db.session();
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
@@ -473,6 +457,7 @@ fn any_number_of_rows_is_deleted_whatever_is_known_of_them(db: &Db) {
     assert_eq!(session.value("select count(*) from background_mgr.log"), "0");
 }
 
+#[case]
 fn old_rows_are_pruned(db: &Db) {
     let mut session = db.session();
     let old = Batch::launch(&mut session, &["select 1", "select 1 / 0"]);
@@ -487,6 +472,7 @@ fn old_rows_are_pruned(db: &Db) {
     assert_eq!(session.value("select count(*) from log_background"), "0");
 }
 
+#[case]
 fn only_what_has_ended_is_pruned(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch_with(&mut session, &["select 1", gate::WAIT, "select 3"], r#"{"mode": "sequential"}"#);
@@ -498,6 +484,7 @@ fn only_what_has_ended_is_pruned(db: &Db) {
     assert_eq!(counts(&mut session, "true"), ["succeeded 2"]);
 }
 
+#[case]
 fn a_bad_age_is_refused(db: &Db) {
     let mut session = db.session();
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
@@ -508,6 +495,7 @@ fn a_bad_age_is_refused(db: &Db) {
     assert_eq!(session.value("select count(*) from log_background"), "1");
 }
 
+#[case]
 fn others_prune_their_own_rows(db: &Db) {
     let user = db.role("user", "login");
     let (mut session, mut weak) = (db.session(), db.client().user(&user).connect());
@@ -522,6 +510,7 @@ fn others_prune_their_own_rows(db: &Db) {
 }
 
 /// Old rows go also while there are always jobs.
+#[case]
 fn old_rows_go_by_themselves() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.log_retention", "1s")]);
     let mut session = cluster.session("postgres");
@@ -534,6 +523,7 @@ fn old_rows_go_by_themselves() {
     });
 }
 
+#[case]
 fn any_number_of_old_rows_goes_by_itself() {
     let cluster = Cluster::start_with_extension(&[]);
     let mut session = cluster.session("postgres");
@@ -552,6 +542,7 @@ fn any_number_of_old_rows_goes_by_itself() {
 }
 
 /// Each worker leaves when it has done what there is.
+#[case]
 fn old_rows_go_although_no_worker_stays() {
     let cluster = Cluster::start_with_extension(&[
         ("pg_background_mgr.worker_idle_timeout", "0"),
@@ -572,6 +563,7 @@ fn assert_some_jobs(session: &mut Session) {
     Batch::launch(session, &["select 1", "select 2"]).wait(session);
 }
 
+#[case]
 fn an_open_prune_of_an_emptied_log_is_in_nobodys_way(db: &Db) {
     let (mut session, mut pruner) = (db.session(), db.session());
     let batch = Batch::launch(&mut session, &["select 1"]);

@@ -4,38 +4,9 @@ use crate::gate::{self, Gate};
 use crate::manager::{array, cell, drain, fill_log, times, wait_at_gate, Batch, LOCK_LOG};
 use crate::stage::Paused;
 use pg_background_mgr_tests::lab::lab;
-use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Stop};
+use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Db, Stop};
 
-pub fn cases() -> Vec<Case> {
-    vec![
-        // With what the job does.
-        case!(a_jobs_row_commits_with_its_work),
-        case!(explicit_transactions_are_logged),
-        case!(an_unfinished_transaction_is_a_failure),
-        case!(a_deferred_constraint_fails_the_job),
-        case!(commands_outside_transactions_are_logged),
-        case!(a_procedure_that_commits_is_logged),
-        case!(a_prepared_transaction_is_logged),
-        case!(a_read_only_job_is_logged),
-        case!(jobs_of_any_isolation_level_are_logged),
-        case!(serializable_jobs_do_not_conflict_over_the_log),
-        case!(an_empty_text_of_comments_is_logged),
-        case!(settings_of_a_job_do_not_disturb_the_log),
-        case!(triggers_cannot_be_hung_on_the_log),
-        case!(session_replication_role_does_not_disturb_the_log),
-        // When it cannot be written.
-        case!(a_locked_log_does_not_fail_a_job),
-        case!(a_locked_log_does_not_hide_states),
-        case!(a_locked_log_does_not_hold_up_jobs_for_ever),
-        private_case!(a_call_that_has_waited_knows_how_jobs_ended_whoever_has_the_log),
-        private_case!(a_full_disk_does_not_fail_a_job),
-        private_case!(the_log_waits_for_no_standby),
-        // Who reads it when.
-        case!(no_job_is_lost_while_the_server_lives),
-        case!(a_caller_with_an_old_snapshot_sees_the_truth_by_functions),
-    ]
-}
-
+#[case]
 fn a_jobs_row_commits_with_its_work(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table ran (a int)");
@@ -57,6 +28,7 @@ fn a_jobs_row_commits_with_its_work(db: &Db) {
     }
 }
 
+#[case]
 fn explicit_transactions_are_logged(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -88,6 +60,7 @@ fn explicit_transactions_are_logged(db: &Db) {
     assert_eq!(session.rows("select a from ran order by a"), ["1", "3", "4", "5", "7", "9"]);
 }
 
+#[case]
 fn an_unfinished_transaction_is_a_failure(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -103,6 +76,7 @@ fn an_unfinished_transaction_is_a_failure(db: &Db) {
     assert_eq!(session.rows("table ran"), [""; 0]);
 }
 
+#[case]
 fn a_deferred_constraint_fails_the_job(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int unique deferrable initially deferred)");
@@ -114,6 +88,7 @@ fn a_deferred_constraint_fails_the_job(db: &Db) {
     assert_eq!(session.rows("table t"), ["3"]);
 }
 
+#[case]
 fn commands_outside_transactions_are_logged(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select i as a from generate_series(1, 100) i");
@@ -142,6 +117,7 @@ fn commands_outside_transactions_are_logged(db: &Db) {
     assert_eq!(batch.column(&mut session, "sqlstate"), ["25001", "25001", "42P01"]);
 }
 
+#[case]
 fn a_procedure_that_commits_is_logged(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -156,6 +132,7 @@ fn a_procedure_that_commits_is_logged(db: &Db) {
     assert_eq!(session.rows("table ran"), ["2", "4", "2", "4", "6"]);
 }
 
+#[case]
 fn a_prepared_transaction_is_logged(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -169,6 +146,7 @@ fn a_prepared_transaction_is_logged(db: &Db) {
     assert_eq!(session.rows("table ran"), ["1"]);
 }
 
+#[case]
 fn a_read_only_job_is_logged(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int); set default_transaction_read_only = on");
@@ -193,6 +171,7 @@ fn a_read_only_job_is_logged(db: &Db) {
     assert_eq!(batch.column(&mut session, &cell("a")), ["1", "2"]);
 }
 
+#[case]
 fn jobs_of_any_isolation_level_are_logged(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a text)");
@@ -214,6 +193,7 @@ fn jobs_of_any_isolation_level_are_logged(db: &Db) {
 }
 
 /// Each job reads and writes a table of its own: no conflict is possible but over the log.
+#[case]
 fn serializable_jobs_do_not_conflict_over_the_log(db: &Db) {
     let mut session = db.session();
     session.run("set default_transaction_isolation = serializable");
@@ -230,6 +210,7 @@ fn serializable_jobs_do_not_conflict_over_the_log(db: &Db) {
     }
 }
 
+#[case]
 fn an_empty_text_of_comments_is_logged(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch(&mut session, &["-- nothing", ";"]);
@@ -237,6 +218,7 @@ fn an_empty_text_of_comments_is_logged(db: &Db) {
     assert_eq!(batch.column(&mut session, "coalesce(row_count, 0)"), ["0", "0"]);
 }
 
+#[case]
 fn settings_of_a_job_do_not_disturb_the_log(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -273,6 +255,7 @@ fn settings_of_a_job_do_not_disturb_the_log(db: &Db) {
     session.run("select * from public.pg_background_batches");
 }
 
+#[case]
 fn triggers_cannot_be_hung_on_the_log(db: &Db) {
     let user = db.role("user", "login");
     db.session().run(&format!("grant create on schema public to {user}"));
@@ -287,6 +270,7 @@ fn triggers_cannot_be_hung_on_the_log(db: &Db) {
     }
 }
 
+#[case]
 fn session_replication_role_does_not_disturb_the_log(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int); set session_replication_role = replica");
@@ -295,6 +279,7 @@ fn session_replication_role_does_not_disturb_the_log(db: &Db) {
 }
 
 /// The names of the table that is behind the view.
+#[case]
 fn a_locked_log_does_not_fail_a_job(db: &Db) {
     let (mut session, mut locker, mut watcher, gate) =
         (db.session(), db.session(), db.session(), Gate::close(db.session()));
@@ -314,6 +299,7 @@ fn a_locked_log_does_not_fail_a_job(db: &Db) {
     assert_eq!(session.value("select count(*) from ran"), "1");
 }
 
+#[case]
 fn a_locked_log_does_not_hide_states(db: &Db) {
     let (mut session, mut locker, gate) = (db.session(), db.session(), Gate::close(db.session()));
     session.run("create table ran (a int)");
@@ -335,6 +321,7 @@ fn a_locked_log_does_not_hide_states(db: &Db) {
 
 /// The process of the call gets no time between the end of the job and the lock, and there is no room in the queue for
 /// what has ended.
+#[case]
 fn a_call_that_has_waited_knows_how_jobs_ended_whoever_has_the_log() {
     let cluster = Cluster::start_with_extension(&[
         ("pg_background_mgr.queue_memory_limit", "64kB"),
@@ -378,6 +365,7 @@ fn limit_files(cluster: &Cluster, bytes: &str) {
     }
 }
 
+#[case]
 fn a_full_disk_does_not_fail_a_job() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "200ms")]);
     let mut session = cluster.session("postgres");
@@ -413,6 +401,7 @@ fn a_full_disk_does_not_fail_a_job() {
     wait_until("all rows in the table", || session.value(rows) == batches.len().to_string());
 }
 
+#[case]
 fn a_locked_log_does_not_hold_up_jobs_for_ever(db: &Db) {
     let (mut session, mut locker, mut watcher) = (db.session(), db.session(), db.session());
     session.run("create table ran (a int)");
@@ -432,6 +421,7 @@ fn a_locked_log_does_not_hold_up_jobs_for_ever(db: &Db) {
 }
 
 /// A reader's snapshot may be older than what the server knows of a job, and newer.
+#[case]
 fn no_job_is_lost_while_the_server_lives(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table ran (a int)");
@@ -454,6 +444,7 @@ fn no_job_is_lost_while_the_server_lives(db: &Db) {
     assert_eq!(session.value("select count(*) from ran"), "500");
 }
 
+#[case]
 fn a_caller_with_an_old_snapshot_sees_the_truth_by_functions(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     for level in ["repeatable read", "serializable"] {
@@ -473,6 +464,7 @@ fn a_caller_with_an_old_snapshot_sees_the_truth_by_functions(db: &Db) {
 }
 
 /// A session that commits waits for a standby that never comes, unless it has said that it does not want to.
+#[case]
 fn the_log_waits_for_no_standby() {
     let cluster = Cluster::start_with_extension(&[]);
     let mut session = cluster.client("postgres").parameter("options", "-c synchronous_commit=local").connect();

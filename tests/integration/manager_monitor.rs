@@ -3,43 +3,8 @@
 use crate::gate::{self, Gate};
 use crate::manager::{array, half_way, times, wait_at_gate, Batch, NOBODY};
 use crate::manager_idle::sleeps;
-use pg_background_mgr_tests::{case, literal, wait_until, Case, Db, Session};
+use pg_background_mgr_tests::{case, literal, wait_until, Db, Session};
 use std::time::{Duration, Instant};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        // What it gives.
-        case!(without_a_uuid_every_job_is_shown_at_once),
-        case!(a_batch_is_followed_until_its_end),
-        case!(a_job_is_followed_until_its_end),
-        case!(a_uuid_is_a_text_or_a_uuid),
-        case!(an_unknown_uuid_is_refused),
-        case!(a_text_that_is_no_uuid_is_refused),
-        case!(columns_say_what_each_job_did),
-        case!(a_batch_that_has_ended_is_shown_at_once),
-        // How long it waits.
-        case!(a_timeout_of_zero_does_not_wait),
-        case!(a_timeout_ends_the_wait),
-        case!(a_negative_timeout_is_none),
-        case!(a_timeout_without_end_is_waited_for).since(17),
-        case!(nulls_are_what_is_not_given),
-        case!(a_follower_can_be_cancelled),
-        case!(a_follower_has_its_statement_timeout),
-        case!(a_batch_is_followed_from_another_session),
-        case!(many_sessions_follow_one_batch),
-        case!(a_batch_is_followed_after_its_launcher_has_gone),
-        case!(jobs_are_followed_through_their_attempts),
-        case!(an_index_built_concurrently_ends_although_it_is_followed),
-        // What it tells meanwhile.
-        case!(each_end_of_a_few_jobs_is_told),
-        case!(many_jobs_are_told_of_at_most_once_a_second),
-        case!(a_quiet_monitor_tells_nothing),
-        // What it costs.
-        case!(a_follower_costs_nothing_while_nothing_changes).alone(),
-        case!(a_follower_of_many_jobs_is_not_woken_by_each).alone(),
-        case!(a_change_is_seen_at_once).alone(),
-    ]
-}
 
 /// Monitors at once, in one line for each job.
 #[track_caller]
@@ -55,6 +20,7 @@ fn waiting(session: &Session) -> String {
     )
 }
 
+#[case]
 fn without_a_uuid_every_job_is_shown_at_once(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("select * from pg_background_monitor()");
@@ -72,6 +38,7 @@ fn without_a_uuid_every_job_is_shown_at_once(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn a_batch_is_followed_until_its_end(db: &Db) {
     let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
     let batch = half_way(&mut session);
@@ -94,6 +61,7 @@ fn a_batch_is_followed_until_its_end(db: &Db) {
     assert_eq!(reply.last_rows().expect("rows").text_rows(), expected);
 }
 
+#[case]
 fn a_job_is_followed_until_its_end(db: &Db) {
     let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
     let batch = half_way(&mut session);
@@ -111,6 +79,7 @@ fn a_job_is_followed_until_its_end(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn a_uuid_is_a_text_or_a_uuid(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch(&mut session, &["select 1"]);
@@ -131,6 +100,7 @@ fn a_uuid_is_a_text_or_a_uuid(db: &Db) {
     }
 }
 
+#[case]
 fn an_unknown_uuid_is_refused(db: &Db) {
     let mut session = db.session();
     for call in [
@@ -144,6 +114,7 @@ fn an_unknown_uuid_is_refused(db: &Db) {
     assert!(session.error(&format!("select * from pg_background_monitor('{NOBODY}')")).message().contains(NOBODY));
 }
 
+#[case]
 fn a_text_that_is_no_uuid_is_refused(db: &Db) {
     let mut session = db.session();
     for text in ["", "x", "01234567-89ab-cdef-0123-456789abcde", "ñ", "'; drop table t; --"] {
@@ -152,6 +123,7 @@ fn a_text_that_is_no_uuid_is_refused(db: &Db) {
     }
 }
 
+#[case]
 fn columns_say_what_each_job_did(db: &Db) {
     let mut session = db.session();
     let jobs = r#"[{"query": "select 7 as a", "name": "good"}, {"query": "select 1 / 0", "name": "bad"}]"#;
@@ -166,6 +138,7 @@ fn columns_say_what_each_job_did(db: &Db) {
     assert_eq!(rows[1], "failed|bad|select 1 / 0|∅|division by zero|∅|t|t|t|t");
 }
 
+#[case]
 fn a_batch_that_has_ended_is_shown_at_once(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch(&mut session, &["select 1", "select 1 / 0"]);
@@ -177,6 +150,7 @@ fn a_batch_that_has_ended_is_shown_at_once(db: &Db) {
     }
 }
 
+#[case]
 fn a_timeout_of_zero_does_not_wait(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = half_way(&mut session);
@@ -190,6 +164,7 @@ fn a_timeout_of_zero_does_not_wait(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn a_timeout_ends_the_wait(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = half_way(&mut session);
@@ -201,6 +176,7 @@ fn a_timeout_ends_the_wait(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn a_negative_timeout_is_none(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("set statement_timeout = '20s'");
@@ -214,6 +190,7 @@ fn a_negative_timeout_is_none(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn nulls_are_what_is_not_given(db: &Db) {
     let mut session = db.session();
     session.run("set statement_timeout = '20s'");
@@ -228,6 +205,7 @@ fn nulls_are_what_is_not_given(db: &Db) {
     }
 }
 
+#[case(since = 17)]
 fn a_timeout_without_end_is_waited_for(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let mut watcher = db.session();
@@ -244,6 +222,7 @@ fn a_timeout_without_end_is_waited_for(db: &Db) {
     assert_eq!(session.rows(&now("-infinity")), ["succeeded"; 4]);
 }
 
+#[case]
 fn a_follower_can_be_cancelled(db: &Db) {
     let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
     let batch = half_way(&mut session);
@@ -260,6 +239,7 @@ fn a_follower_can_be_cancelled(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn a_follower_has_its_statement_timeout(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = half_way(&mut session);
@@ -270,6 +250,7 @@ fn a_follower_has_its_statement_timeout(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn a_batch_is_followed_from_another_session(db: &Db) {
     let user = db.role("user", "login");
     let client = db.client().user(&user);
@@ -278,6 +259,7 @@ fn a_batch_is_followed_from_another_session(db: &Db) {
     batch.succeed(&mut follower);
 }
 
+#[case]
 fn many_sessions_follow_one_batch(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = half_way(&mut session);
@@ -293,6 +275,7 @@ fn many_sessions_follow_one_batch(db: &Db) {
     }
 }
 
+#[case]
 fn a_batch_is_followed_after_its_launcher_has_gone(db: &Db) {
     let (mut launcher, mut session) = (db.session(), db.session());
     let batch = Batch::launch(&mut launcher, &times("select pg_sleep(0.02)", 5));
@@ -300,6 +283,7 @@ fn a_batch_is_followed_after_its_launcher_has_gone(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn jobs_are_followed_through_their_attempts(db: &Db) {
     let mut session = db.session();
     session.run("create sequence tries");
@@ -310,6 +294,7 @@ fn jobs_are_followed_through_their_attempts(db: &Db) {
 }
 
 /// The build waits for every older snapshot, and the follower for the build.
+#[case]
 fn an_index_built_concurrently_ends_although_it_is_followed(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t as select i as a from generate_series(1, 100) i");
@@ -324,6 +309,7 @@ fn an_index_built_concurrently_ends_although_it_is_followed(db: &Db) {
     assert_eq!(watcher.value("select count(*) from pg_index where indrelid = 't'::regclass and indisvalid"), "2");
 }
 
+#[case]
 fn each_end_of_a_few_jobs_is_told(db: &Db) {
     let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
     let jobs = format!(
@@ -370,6 +356,7 @@ fn each_end_of_a_few_jobs_is_told(db: &Db) {
     assert_eq!(again[again.len() - 6..], told[told.len() - 6..]);
 }
 
+#[case]
 fn many_jobs_are_told_of_at_most_once_a_second(db: &Db) {
     let mut session = db.session();
     let texts = times("select pg_sleep(0.02)", 100);
@@ -395,6 +382,7 @@ fn many_jobs_are_told_of_at_most_once_a_second(db: &Db) {
 }
 
 /// Ends of jobs wake those that follow their batch neither one by one nor all at once.
+#[case(alone)]
 fn a_follower_of_many_jobs_is_not_woken_by_each(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let texts = [vec![gate::WAIT], times("select 1", 2000)].concat();
@@ -418,6 +406,7 @@ fn a_follower_of_many_jobs_is_not_woken_by_each(db: &Db) {
     assert!(count < 50 + 5 * seconds, "woken {count} times in {seconds} s");
 }
 
+#[case]
 fn a_quiet_monitor_tells_nothing(db: &Db) {
     let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
     let batch = half_way(&mut session);
@@ -434,6 +423,7 @@ fn a_quiet_monitor_tells_nothing(db: &Db) {
 }
 
 /// Sleeps while another session does three thousand things.
+#[case(alone)]
 fn a_follower_costs_nothing_while_nothing_changes(db: &Db) {
     let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
     let batch = Batch::launch(&mut session, &[gate::WAIT]);
@@ -456,6 +446,7 @@ fn a_follower_costs_nothing_while_nothing_changes(db: &Db) {
 }
 
 /// A follower that looked now and then, as it does each second besides, would be late by half of that in the middle.
+#[case(alone)]
 fn a_change_is_seen_at_once(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     let mut delays = Vec::new();

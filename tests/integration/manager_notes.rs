@@ -4,26 +4,10 @@ use crate::gate::{self, Gate};
 use crate::manager::{
     crash, drain, load, set_server, wait_at_gate, Batch, LOCK_LOG, NEVER_STARTED, RUNNING, SLEEPING, UNKNOWN,
 };
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session, Stop};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Session, Stop};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(work_committed_under_a_locked_log_is_known_after_a_crash),
-        private_case!(a_batch_that_is_in_no_table_is_known_with_its_ends_after_a_crash),
-        private_case!(a_job_begun_under_a_locked_log_is_not_said_to_have_never_started),
-        private_case!(work_that_was_not_committed_is_not_taken_for_done),
-        private_case!(a_shutdown_under_a_locked_log_forgets_nothing),
-        private_case!(a_note_goes_when_the_log_says_more),
-        private_case!(notes_of_the_first_version_are_read),
-        private_case!(who_may_read_the_data_directory_may_read_the_files),
-        private_case!(a_standby_does_not_show_what_it_was_copied_with),
-        private_case!(what_the_log_would_not_keep_does_not_come_back),
-        private_case!(a_batch_that_cannot_be_written_down_is_refused),
-    ]
-}
 
 fn begin() -> (Cluster, Session) {
     let cluster = Cluster::start_with_extension(&[]);
@@ -57,6 +41,7 @@ fn assert_same_as_rows(cluster: &Cluster, session: &mut Session, batch: &Batch, 
     wait_until("no files", || files(cluster).is_empty());
 }
 
+#[case]
 fn work_committed_under_a_locked_log_is_known_after_a_crash() {
     let (cluster, mut session) = begin();
     let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -92,6 +77,7 @@ fn work_committed_under_a_locked_log_is_known_after_a_crash() {
     assert_eq!(session.value("select count(*) from ran"), "1");
 }
 
+#[case]
 fn a_batch_that_is_in_no_table_is_known_with_its_ends_after_a_crash() {
     let (cluster, mut session) = begin();
     let mut locker = cluster.session("postgres");
@@ -119,6 +105,7 @@ fn a_batch_that_is_in_no_table_is_known_with_its_ends_after_a_crash() {
     assert_eq!(session.value("select count(*) from ran"), "1");
 }
 
+#[case]
 fn a_job_begun_under_a_locked_log_is_not_said_to_have_never_started() {
     let (cluster, mut session) = begin();
     let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -135,6 +122,7 @@ fn a_job_begun_under_a_locked_log_is_not_said_to_have_never_started() {
     assert_eq!(session.value("select count(*) from ran"), "0");
 }
 
+#[case]
 fn work_that_was_not_committed_is_not_taken_for_done() {
     let (cluster, mut session) = begin();
     session.run(
@@ -171,6 +159,7 @@ fn work_that_was_not_committed_is_not_taken_for_done() {
     wait_until("no files", || files(&cluster).is_empty());
 }
 
+#[case]
 fn a_shutdown_under_a_locked_log_forgets_nothing() {
     for how in [Stop::Fast, Stop::Immediate] {
         let (cluster, mut session) = begin();
@@ -211,6 +200,7 @@ impl Bytes {
 }
 
 /// A server goes down with the library of version 0.1.0 and comes up with a newer one.
+#[case]
 fn notes_of_the_first_version_are_read() {
     let (cluster, mut session) = begin();
     let mut locker = cluster.session("postgres");
@@ -313,6 +303,7 @@ fn notes_of_the_first_version_are_read() {
     assert_same_as_rows(&cluster, &mut session, &batch, &states);
 }
 
+#[case]
 fn a_note_goes_when_the_log_says_more() {
     let (cluster, mut session) = begin();
     let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -337,6 +328,7 @@ fn a_note_goes_when_the_log_says_more() {
     assert_eq!(first.column(&mut session, "attempts"), ["1", "2"]);
 }
 
+#[case]
 fn who_may_read_the_data_directory_may_read_the_files() {
     for (of_directory, of_file) in [(0o700, 0o600), (0o750, 0o640)] {
         let cluster = Cluster::create(&[]);
@@ -377,6 +369,7 @@ fn leave_behind(cluster: &Cluster) -> Batch {
     batch
 }
 
+#[case]
 fn a_standby_does_not_show_what_it_was_copied_with() {
     let (primary, session) = begin();
     drop(session);
@@ -405,6 +398,7 @@ fn a_standby_does_not_show_what_it_was_copied_with() {
     assert_eq!(batch.column(&mut copy, "status || ' ' || message"), [format!("lost {NEVER_STARTED}")]);
 }
 
+#[case]
 fn what_the_log_would_not_keep_does_not_come_back() {
     let (cluster, session) = begin();
     drop(session);
@@ -420,6 +414,7 @@ fn what_the_log_would_not_keep_does_not_come_back() {
     assert_eq!(batch.written(&mut session), [""; 0]);
 }
 
+#[case]
 fn a_batch_that_cannot_be_written_down_is_refused() {
     let (cluster, mut session) = begin();
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);

@@ -2,45 +2,11 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{times, wait_at_gate, Batch, COUNTED, PEAK, STUBBORN};
-use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_sequential_batch_runs_one_after_the_other),
-        case!(a_sequential_batch_waits_for_the_job_before),
-        case!(a_sequential_batch_goes_on_after_an_error),
-        case!(two_sequential_batches_run_beside_each_other),
-        case!(a_batch_has_no_more_workers_than_it_asked_for),
-        case!(a_batch_with_one_worker_runs_in_the_order_of_the_call),
-        private_case!(short_jobs_do_not_wait_for_the_end_of_a_long_one),
-        case!(an_error_does_not_stop_a_batch_by_itself),
-        case!(a_batch_stops_at_its_first_error),
-        case!(a_batch_that_stops_lets_running_jobs_go_on),
-        case!(a_batch_stops_only_when_the_last_attempt_has_failed),
-        case!(a_job_that_takes_too_long_fails),
-        case!(a_time_limit_counts_all_statements_of_a_job),
-        case!(a_time_limit_does_not_touch_the_next_job),
-        case!(a_time_limit_is_given_in_seconds_or_as_an_interval),
-        case!(a_time_limit_that_is_not_reached_does_nothing),
-        case!(a_time_limit_cannot_be_caught_by_the_job),
-        case!(an_attempt_that_catches_its_time_limit_is_followed_by_others),
-        case!(a_time_limit_counts_what_is_deferred_to_the_commit),
-        case!(a_jobs_own_values_win),
-        case!(a_failed_job_is_tried_as_often_as_asked),
-        case!(a_job_that_succeeds_later_has_succeeded),
-        case!(a_job_that_succeeds_is_not_tried_again),
-        case!(each_attempt_has_its_own_time_limit),
-        case!(a_syntax_error_is_tried_again_too),
-        case!(a_retry_waits_for_its_delay),
-        case!(a_job_between_attempts_is_queued_and_keeps_its_error),
-        case!(a_job_between_attempts_takes_no_worker),
-        case!(a_sequential_batch_waits_for_all_attempts),
-        case!(the_effects_of_a_failed_attempt_are_gone),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db};
 
 const SEQUENTIAL: &str = r#"{"mode": "sequential"}"#;
 
+#[case]
 fn a_sequential_batch_runs_one_after_the_other(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a serial, n int)");
@@ -58,6 +24,7 @@ fn a_sequential_batch_runs_one_after_the_other(db: &Db) {
     assert_eq!(session.value(&overlaps), "0");
 }
 
+#[case]
 fn a_sequential_batch_waits_for_the_job_before(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run(PEAK);
@@ -73,12 +40,14 @@ fn a_sequential_batch_waits_for_the_job_before(db: &Db) {
     assert_eq!(session.value("select count(*) || ' ' || max(n) from peak"), "10 1");
 }
 
+#[case]
 fn a_sequential_batch_goes_on_after_an_error(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch_with(&mut session, &["select 1", "select 1 / 0", "select 3"], SEQUENTIAL);
     assert_eq!(batch.finish(&mut session), ["succeeded", "failed", "succeeded"]);
 }
 
+#[case]
 fn two_sequential_batches_run_beside_each_other(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let held = Batch::launch_with(&mut session, &[gate::WAIT, "select 2"], SEQUENTIAL);
@@ -90,6 +59,7 @@ fn two_sequential_batches_run_beside_each_other(db: &Db) {
     held.succeed(&mut session);
 }
 
+#[case]
 fn a_batch_has_no_more_workers_than_it_asked_for(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run(PEAK);
@@ -107,6 +77,7 @@ fn a_batch_has_no_more_workers_than_it_asked_for(db: &Db) {
     assert!(ran == 40 && (1..=3).contains(&peak), "{ran} jobs, {peak} at once");
 }
 
+#[case]
 fn a_batch_with_one_worker_runs_in_the_order_of_the_call(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a serial, n int)");
@@ -118,6 +89,7 @@ fn a_batch_with_one_worker_runs_in_the_order_of_the_call(db: &Db) {
 }
 
 /// A worker takes several at once when they are short.
+#[case]
 fn short_jobs_do_not_wait_for_the_end_of_a_long_one() {
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "8")]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -136,6 +108,7 @@ fn short_jobs_do_not_wait_for_the_end_of_a_long_one() {
     assert_eq!(batch.column(&mut session, "attempts"), times("1", texts.len()));
 }
 
+#[case]
 fn an_error_does_not_stop_a_batch_by_itself(db: &Db) {
     let mut session = db.session();
     for options in ["{}", r#"{"on_error": "continue", "max_workers": 1}"#] {
@@ -144,6 +117,7 @@ fn an_error_does_not_stop_a_batch_by_itself(db: &Db) {
     }
 }
 
+#[case]
 fn a_batch_stops_at_its_first_error(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -160,6 +134,7 @@ fn a_batch_stops_at_its_first_error(db: &Db) {
     assert_eq!(session.rows("table ran"), [""; 0]);
 }
 
+#[case]
 fn a_batch_that_stops_lets_running_jobs_go_on(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let fails = "do $$ begin while not exists (select from pg_locks where locktype = 'advisory' and objid = 4711 \
@@ -183,6 +158,7 @@ fn fails_until(sequence: &str, times: u32) -> String {
     )
 }
 
+#[case]
 fn a_batch_stops_only_when_the_last_attempt_has_failed(db: &Db) {
     let mut session = db.session();
     session.run("create sequence tries; create sequence others");
@@ -196,6 +172,7 @@ fn a_batch_stops_only_when_the_last_attempt_has_failed(db: &Db) {
 
 const TOO_LATE: &str = "canceling job due to timeout";
 
+#[case]
 fn a_job_that_takes_too_long_fails(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch_with(&mut session, &["select pg_sleep(600)"], r#"{"timeout": 0.1}"#);
@@ -204,6 +181,7 @@ fn a_job_that_takes_too_long_fails(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, "end_time_exec - start_time_exec >= interval '0.05 s'"), "t");
 }
 
+#[case]
 fn a_time_limit_counts_all_statements_of_a_job(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -216,6 +194,7 @@ fn a_time_limit_counts_all_statements_of_a_job(db: &Db) {
     assert_eq!(session.rows("table ran"), ["1"], "what a job has committed stays");
 }
 
+#[case]
 fn a_time_limit_does_not_touch_the_next_job(db: &Db) {
     let mut session = db.session();
     let jobs = r#"[{"query": "select pg_sleep(600)", "timeout": 0.05}, "select pg_sleep(0.15)",
@@ -225,6 +204,7 @@ fn a_time_limit_does_not_touch_the_next_job(db: &Db) {
     assert_eq!(batch.finish(&mut session), ["failed", "succeeded", "succeeded", "succeeded"]);
 }
 
+#[case]
 fn a_time_limit_is_given_in_seconds_or_as_an_interval(db: &Db) {
     let mut session = db.session();
     for value in ["0.1", "1e-1", "\"100 ms\"", "\"0.1\"", "\"00:00:00.1\"", "\"PT0.1S\""] {
@@ -234,6 +214,7 @@ fn a_time_limit_is_given_in_seconds_or_as_an_interval(db: &Db) {
     }
 }
 
+#[case]
 fn a_time_limit_that_is_not_reached_does_nothing(db: &Db) {
     let mut session = db.session();
     // More milliseconds than an int4 can hold, more than there is time.
@@ -244,6 +225,7 @@ fn a_time_limit_that_is_not_reached_does_nothing(db: &Db) {
     }
 }
 
+#[case]
 fn a_time_limit_cannot_be_caught_by_the_job(db: &Db) {
     let mut session = db.session();
     // It ends, one way or the other, and is no success; the next job runs.
@@ -253,6 +235,7 @@ fn a_time_limit_cannot_be_caught_by_the_job(db: &Db) {
 }
 
 /// Such an attempt takes its worker along.
+#[case]
 fn an_attempt_that_catches_its_time_limit_is_followed_by_others(db: &Db) {
     let mut session = db.session();
     session.run("create sequence tries; create table ran (a int)");
@@ -271,6 +254,7 @@ fn an_attempt_that_catches_its_time_limit_is_followed_by_others(db: &Db) {
     );
 }
 
+#[case]
 fn a_time_limit_counts_what_is_deferred_to_the_commit(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -296,6 +280,7 @@ fn a_time_limit_counts_what_is_deferred_to_the_commit(db: &Db) {
     Batch::launch(&mut session, &["insert into deferred values (0.5)"]).succeed(&mut db.session());
 }
 
+#[case]
 fn a_jobs_own_values_win(db: &Db) {
     let mut session = db.session();
     session.run("create sequence one; create sequence three");
@@ -311,6 +296,7 @@ fn a_jobs_own_values_win(db: &Db) {
     assert_eq!(session.rows("select last_value from one union all select last_value from three"), ["1", "3"]);
 }
 
+#[case]
 fn a_failed_job_is_tried_as_often_as_asked(db: &Db) {
     let mut session = db.session();
     session.run("create sequence tries");
@@ -322,6 +308,7 @@ fn a_failed_job_is_tried_as_often_as_asked(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, "attempts || ' ' || sqlstate || ' ' || message"), "4 X0X0X failed 4");
 }
 
+#[case]
 fn a_job_that_succeeds_later_has_succeeded(db: &Db) {
     let mut session = db.session();
     session.run("create sequence tries; create table ran (a int)");
@@ -333,6 +320,7 @@ fn a_job_that_succeeds_later_has_succeeded(db: &Db) {
     assert_eq!(session.rows("table ran"), ["1"]);
 }
 
+#[case]
 fn a_job_that_succeeds_is_not_tried_again(db: &Db) {
     let mut session = db.session();
     session.run("create sequence tries");
@@ -343,6 +331,7 @@ fn a_job_that_succeeds_is_not_tried_again(db: &Db) {
     assert_eq!(batch.column(&mut session, "attempts"), times("1", 20));
 }
 
+#[case]
 fn each_attempt_has_its_own_time_limit(db: &Db) {
     let mut session = db.session();
     session.run("create sequence tries");
@@ -352,6 +341,7 @@ fn each_attempt_has_its_own_time_limit(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, "attempts"), "3");
 }
 
+#[case]
 fn a_syntax_error_is_tried_again_too(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch_with(&mut session, &["selct 1"], r#"{"max_attempts": 2}"#);
@@ -359,6 +349,7 @@ fn a_syntax_error_is_tried_again_too(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, "attempts || ' ' || sqlstate"), "2 42601");
 }
 
+#[case]
 fn a_retry_waits_for_its_delay(db: &Db) {
     let mut session = db.session();
     session.run("create table tries (job int, at timestamptz default clock_timestamp())");
@@ -374,6 +365,7 @@ fn a_retry_waits_for_its_delay(db: &Db) {
     assert_eq!(session.rows(gaps), ["1|3|t", "2|3|t"]);
 }
 
+#[case]
 fn a_job_between_attempts_is_queued_and_keeps_its_error(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch_with(&mut session, &["select 1 / 0"], r#"{"max_attempts": 2, "retry_delay": "1 hour"}"#);
@@ -391,6 +383,7 @@ fn a_job_between_attempts_is_queued_and_keeps_its_error(db: &Db) {
     assert_eq!(batch.finish(&mut session), ["stopped"]);
 }
 
+#[case]
 fn a_job_between_attempts_takes_no_worker(db: &Db) {
     let mut session = db.session();
     let options = r#"{"max_workers": 1, "max_attempts": 2, "retry_delay": 3600}"#;
@@ -400,6 +393,7 @@ fn a_job_between_attempts_takes_no_worker(db: &Db) {
     assert_eq!(batch.finish(&mut session), ["stopped", "succeeded", "succeeded"]);
 }
 
+#[case]
 fn a_sequential_batch_waits_for_all_attempts(db: &Db) {
     let mut session = db.session();
     session.run("create sequence tries; create table ran (a serial, n int)");
@@ -411,6 +405,7 @@ fn a_sequential_batch_waits_for_all_attempts(db: &Db) {
     assert_eq!(batch.column(&mut session, "attempts"), ["3", "1"]);
 }
 
+#[case]
 fn the_effects_of_a_failed_attempt_are_gone(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");

@@ -3,44 +3,7 @@
 use crate::gate::{self, Gate};
 use crate::manager::{cell, stop, times, wait_at_gate, Batch};
 use crate::warm;
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(settings_are_reset),
-        case!(settings_of_a_users_own_are_reset),
-        case!(the_search_path_is_reset),
-        case!(time_limits_are_reset),
-        case!(the_client_encoding_is_reset),
-        case!(the_name_of_the_application_is_reset),
-        case!(settings_that_the_launcher_made_are_there_again),
-        case!(a_role_is_reset),
-        case!(a_session_authorization_is_reset),
-        case!(temporary_tables_are_dropped),
-        case!(temporary_functions_and_types_are_dropped),
-        case!(prepared_statements_are_dropped),
-        case!(advisory_locks_of_the_session_are_released),
-        case!(channels_are_not_listened_to_any_more),
-        case!(cursors_that_are_held_are_closed),
-        case!(sequences_have_no_current_value),
-        case!(the_seed_of_random_is_not_the_last_jobs),
-        case!(an_unfinished_transaction_is_rolled_back),
-        case!(a_failed_transaction_is_rolled_back),
-        case!(locks_of_an_unfinished_transaction_are_released),
-        case!(the_modes_of_a_transaction_are_reset),
-        private_case!(locks_of_an_unfinished_index_build_are_released),
-        case!(temporary_replication_slots_are_dropped),
-        case!(a_failed_job_leaves_nothing),
-        case!(a_stopped_job_leaves_nothing),
-        case!(a_job_that_ran_out_of_time_leaves_nothing),
-        case!(the_command_that_is_shown_is_the_next_jobs),
-        private_case!(the_next_batch_has_its_own_settings),
-        private_case!(changed_defaults_reach_a_warm_worker),
-        private_case!(changed_definitions_reach_a_warm_worker),
-        private_case!(a_worker_does_not_grow_with_its_jobs),
-        private_case!(a_worker_that_has_grown_is_replaced),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 /// Two jobs of one process: what the second gave as `v`, and how the first ended.
 #[track_caller]
@@ -72,6 +35,7 @@ fn assert_next(session: &mut Session, first: &str, second: &str, expected: &str)
     assert_eq!(after(session, first, second), (expected.to_owned(), "succeeded".to_owned()), "{first}; {second}");
 }
 
+#[case]
 fn settings_are_reset(db: &Db) {
     let mut session = db.session();
     for (first, name) in [
@@ -97,6 +61,7 @@ fn settings_are_reset(db: &Db) {
     }
 }
 
+#[case]
 fn settings_of_a_users_own_are_reset(db: &Db) {
     let mut session = db.session();
     for first in ["set my.own = 'x'", "select set_config('my.own', 'x', false)", "do $$ begin set my.own = 'x'; end $$"]
@@ -106,6 +71,7 @@ fn settings_of_a_users_own_are_reset(db: &Db) {
     }
 }
 
+#[case]
 fn the_search_path_is_reset(db: &Db) {
     let mut session = db.session();
     session.run("create schema s; create table s.t as select 'wrong' as v; create table t as select 'right' as v");
@@ -113,6 +79,7 @@ fn the_search_path_is_reset(db: &Db) {
     assert_next(&mut session, "set search_path = s", "select current_schemas(false)::text as v", "{public}");
 }
 
+#[case]
 fn time_limits_are_reset(db: &Db) {
     let mut session = db.session();
     for name in ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"] {
@@ -128,6 +95,7 @@ fn time_limits_are_reset(db: &Db) {
     assert_eq!(value, "done");
 }
 
+#[case]
 fn the_client_encoding_is_reset(db: &Db) {
     let mut session = db.session();
     assert_next(
@@ -140,6 +108,7 @@ fn the_client_encoding_is_reset(db: &Db) {
     assert_eq!(value, "日本");
 }
 
+#[case]
 fn the_name_of_the_application_is_reset(db: &Db) {
     let mut session = db.session();
     let second = "select application_name as v from pg_stat_activity where pid = pg_backend_pid()";
@@ -149,6 +118,7 @@ fn the_name_of_the_application_is_reset(db: &Db) {
     assert_next(&mut session, "set application_name = 'the first job'", second, &default);
 }
 
+#[case]
 fn settings_that_the_launcher_made_are_there_again(db: &Db) {
     let mut session = db.session();
     session.run("set work_mem = '9MB'; set my.own = 'kept'");
@@ -159,6 +129,7 @@ fn settings_that_the_launcher_made_are_there_again(db: &Db) {
     }
 }
 
+#[case]
 fn a_role_is_reset(db: &Db) {
     let other = db.role("other", "nologin");
     let mut session = db.session();
@@ -187,6 +158,7 @@ fn a_role_is_reset(db: &Db) {
     );
 }
 
+#[case]
 fn a_session_authorization_is_reset(db: &Db) {
     let other = db.role("other", "nologin");
     let mut session = db.session();
@@ -200,6 +172,7 @@ fn a_session_authorization_is_reset(db: &Db) {
     }
 }
 
+#[case]
 fn temporary_tables_are_dropped(db: &Db) {
     let mut session = db.session();
     let count = "select count(*) as v from pg_class where relname = 'mine'";
@@ -216,6 +189,7 @@ fn temporary_tables_are_dropped(db: &Db) {
     assert_next(&mut session, "create temp table hidden as select 'wrong' as v", "select v from hidden", "right");
 }
 
+#[case]
 fn temporary_functions_and_types_are_dropped(db: &Db) {
     let mut session = db.session();
     let count = "select count(*) as v from pg_proc where proname = 'mine'";
@@ -224,6 +198,7 @@ fn temporary_functions_and_types_are_dropped(db: &Db) {
     assert_next(&mut session, "create type pg_temp.mine as enum ('a')", count, "0");
 }
 
+#[case]
 fn prepared_statements_are_dropped(db: &Db) {
     let mut session = db.session();
     let count = "select count(*) as v from pg_prepared_statements";
@@ -233,6 +208,7 @@ fn prepared_statements_are_dropped(db: &Db) {
     assert_eq!(value, "right");
 }
 
+#[case]
 fn advisory_locks_of_the_session_are_released(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     let count = "select count(*) as v from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()";
@@ -251,6 +227,7 @@ fn advisory_locks_of_the_session_are_released(db: &Db) {
     }
 }
 
+#[case]
 fn channels_are_not_listened_to_any_more(db: &Db) {
     let mut session = db.session();
     let count = "select count(*) as v from pg_listening_channels()";
@@ -259,12 +236,14 @@ fn channels_are_not_listened_to_any_more(db: &Db) {
     assert!(value == "0" && ["succeeded", "failed"].contains(&state.as_str()), "{state}");
 }
 
+#[case]
 fn cursors_that_are_held_are_closed(db: &Db) {
     let mut session = db.session();
     let count = "select count(*) as v from pg_cursors";
     assert_next(&mut session, "declare c cursor with hold for select generate_series(1, 10000)", count, "0");
 }
 
+#[case]
 fn sequences_have_no_current_value(db: &Db) {
     let mut session = db.session();
     session.run("create sequence s");
@@ -285,6 +264,7 @@ fn sequences_have_no_current_value(db: &Db) {
     assert_ne!(value, "2");
 }
 
+#[case]
 fn the_seed_of_random_is_not_the_last_jobs(db: &Db) {
     let mut session = db.session();
     let draw = "select random()::text as v";
@@ -297,6 +277,7 @@ fn the_seed_of_random_is_not_the_last_jobs(db: &Db) {
     }
 }
 
+#[case]
 fn an_unfinished_transaction_is_rolled_back(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -310,6 +291,7 @@ fn an_unfinished_transaction_is_rolled_back(db: &Db) {
     assert_eq!(value, "true");
 }
 
+#[case]
 fn a_failed_transaction_is_rolled_back(db: &Db) {
     let mut session = db.session();
     let (value, state) = after(&mut session, "begin; select 1 / 0", "select 'fine' as v");
@@ -319,6 +301,7 @@ fn a_failed_transaction_is_rolled_back(db: &Db) {
     assert_eq!(value, "fine");
 }
 
+#[case]
 fn locks_of_an_unfinished_transaction_are_released(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -330,6 +313,7 @@ fn locks_of_an_unfinished_transaction_are_released(db: &Db) {
     other.run("set lock_timeout = '10s'; select * from t");
 }
 
+#[case]
 fn the_modes_of_a_transaction_are_reset(db: &Db) {
     let mut session = db.session();
     let modes =
@@ -346,6 +330,7 @@ fn the_modes_of_a_transaction_are_reset(db: &Db) {
 }
 
 /// The locks outlive the transactions of a build that does not block others.
+#[case]
 fn locks_of_an_unfinished_index_build_are_released() {
     let cluster = one_worker();
     let (mut session, mut blocker) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -379,6 +364,7 @@ fn locks_of_an_unfinished_index_build_are_released() {
     }
 }
 
+#[case]
 fn temporary_replication_slots_are_dropped(db: &Db) {
     let mut session = db.session();
     let name = &db.name;
@@ -401,6 +387,7 @@ const LEFT: &str = "select concat_ws(' ', current_setting('work_mem'), current_s
 
 const CLEAN: [&str; 2] = ["4MB  \"$user\", public 0 0 0 0 0", "4MB \"$user\", public 0 0 0 0 0"];
 
+#[case]
 fn a_failed_job_leaves_nothing(db: &Db) {
     let mut session = db.session();
     for (end, state) in
@@ -415,6 +402,7 @@ fn a_failed_job_leaves_nothing(db: &Db) {
     }
 }
 
+#[case]
 fn a_stopped_job_leaves_nothing(db: &Db) {
     let mut session = db.session();
     let mess: String = MESS.split("; ").map(|statement| format!("begin; {statement}; commit; ")).collect();
@@ -436,6 +424,7 @@ fn a_stopped_job_leaves_nothing(db: &Db) {
     panic!("no two jobs ran in one process");
 }
 
+#[case]
 fn a_job_that_ran_out_of_time_leaves_nothing(db: &Db) {
     let mut session = db.session();
     let mess: String = MESS.split("; ").map(|statement| format!("begin; {statement}; commit; ")).collect();
@@ -446,6 +435,7 @@ fn a_job_that_ran_out_of_time_leaves_nothing(db: &Db) {
     assert!(CLEAN.contains(&left.as_str()), "{left}");
 }
 
+#[case]
 fn the_command_that_is_shown_is_the_next_jobs(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch_with(&mut session, &["select 'the first'", gate::WAIT], r#"{"mode": "sequential"}"#);
@@ -473,6 +463,7 @@ fn run(session: &mut Session, text: &str) -> (String, String) {
     (batch.log(session, 0, &cell("v")), batch.log(session, 0, "pid"))
 }
 
+#[case]
 fn the_next_batch_has_its_own_settings() {
     let cluster = one_worker();
     let (mut first, mut second) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -489,6 +480,7 @@ fn the_next_batch_has_its_own_settings() {
 }
 
 /// The next job sees what a new session of its launcher sees.
+#[case]
 fn changed_defaults_reach_a_warm_worker() {
     let cluster = one_worker();
     let mut session = cluster.session("postgres");
@@ -504,6 +496,7 @@ fn changed_defaults_reach_a_warm_worker() {
     wait_until("the worker has it too", || run(&mut cluster.session("postgres"), text).0.trim() == "8MB");
 }
 
+#[case]
 fn changed_definitions_reach_a_warm_worker() {
     let cluster = one_worker();
     let mut session = cluster.session("postgres");
@@ -527,6 +520,7 @@ fn memory(pid: &str) -> u64 {
 }
 
 /// No reset takes back what a procedural language keeps of its functions.
+#[case]
 fn a_worker_that_has_grown_is_replaced() {
     let cluster = one_worker();
     let mut session = cluster.session("postgres");
@@ -554,6 +548,7 @@ fn a_worker_that_has_grown_is_replaced() {
     assert!(session.number(&pids) > 1, "it stays for ever");
 }
 
+#[case]
 fn a_worker_does_not_grow_with_its_jobs() {
     let cluster = one_worker();
     let mut session = cluster.session("postgres");

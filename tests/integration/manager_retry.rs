@@ -2,39 +2,9 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{crash, log, retry, stop, times, wait_at_gate, Batch, FREEZE_LOG, NOBODY};
-use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session, Stop};
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session, Stop};
 
-pub fn cases() -> Vec<Case> {
-    vec![
-        // What is run again.
-        case!(what_did_not_succeed_is_run_again),
-        case!(one_job_is_run_again),
-        case!(what_succeeded_is_not_run_again),
-        case!(what_was_stopped_just_now_is_run_again),
-        private_case!(what_is_not_in_the_log_yet_is_there_all_the_same),
-        case!(a_job_whose_end_cannot_be_written_is_run_again_later),
-        private_case!(rows_that_are_being_deleted_hold_up_no_worker),
-        case!(what_the_log_says_has_failed_is_run_again),
-        case!(a_job_is_run_again_beside_its_batch),
-        case!(sessions_at_once_run_a_job_again_once),
-        case!(a_job_that_is_run_again_keeps_its_uuid_and_its_settings),
-        // In which manner.
-        case!(a_job_that_is_run_again_has_all_its_attempts),
-        case!(a_sequence_is_run_again_as_a_sequence),
-        case!(the_time_limit_holds_again),
-        case!(the_workers_of_a_batch_are_limited_again),
-        case!(an_error_stops_the_rest_again),
-        case!(each_job_has_its_own_options_again),
-        case!(a_batch_keeps_its_name),
-        case!(the_options_hold_for_every_retry),
-        private_case!(the_options_survive_crashes),
-        // Who may.
-        case!(only_who_may_run_jobs_again),
-        case!(unknown_jobs_are_not_run_again),
-        private_case!(jobs_are_not_run_again_on_a_standby),
-    ]
-}
-
+#[case]
 fn what_did_not_succeed_is_run_again(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("create table ran (a int); create table wanted (a int)");
@@ -62,6 +32,7 @@ fn what_did_not_succeed_is_run_again(db: &Db) {
     assert_eq!(session.value("select count(*) from log_background"), "4");
 }
 
+#[case]
 fn one_job_is_run_again(db: &Db) {
     let mut session = db.session();
     session.run("create table wanted (a int)");
@@ -76,6 +47,7 @@ fn one_job_is_run_again(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn what_succeeded_is_not_run_again(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("create table ran (a int)");
@@ -94,6 +66,7 @@ fn what_succeeded_is_not_run_again(db: &Db) {
     assert_eq!(session.rows("table ran"), ["1"]);
 }
 
+#[case]
 fn a_job_that_is_run_again_keeps_its_uuid_and_its_settings(db: &Db) {
     let user = db.role("user", "login");
     let mut session = db.client().user(&user).connect();
@@ -114,6 +87,7 @@ fn a_job_that_is_run_again_keeps_its_uuid_and_its_settings(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, row), format!("{id}|the name|{user}|{user}"));
 }
 
+#[case]
 fn a_job_that_is_run_again_has_all_its_attempts(db: &Db) {
     let mut session = db.session();
     session.run("create sequence tries");
@@ -131,6 +105,7 @@ fn a_job_that_is_run_again_has_all_its_attempts(db: &Db) {
 /// Fails until the table `wanted` has a row.
 const WANTS: &str = "select 1 / (select count(*) from wanted)";
 
+#[case]
 fn a_sequence_is_run_again_as_a_sequence(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("create table wanted (a int); create table ran (id serial, a int)");
@@ -148,6 +123,7 @@ fn a_sequence_is_run_again_as_a_sequence(db: &Db) {
     assert_eq!(session.rows("select a from ran order by id"), ["0", "1", "2", "3", "4"]);
 }
 
+#[case]
 fn the_time_limit_holds_again(db: &Db) {
     let mut session = db.session();
     for (value, count) in [("0.1", 1), (r#""150 ms""#, 2)] {
@@ -163,6 +139,7 @@ fn the_time_limit_holds_again(db: &Db) {
     }
 }
 
+#[case]
 fn the_workers_of_a_batch_are_limited_again(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("create table wanted (a int)");
@@ -180,6 +157,7 @@ fn the_workers_of_a_batch_are_limited_again(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn an_error_stops_the_rest_again(db: &Db) {
     let mut session = db.session();
     let texts = ["select 1 / 0", "select 2", "select 3"];
@@ -194,6 +172,7 @@ fn an_error_stops_the_rest_again(db: &Db) {
     batch.wait(&mut session);
 }
 
+#[case]
 fn each_job_has_its_own_options_again(db: &Db) {
     let mut session = db.session();
     let jobs = r#"[{"query": "select pg_sleep(600)", "timeout": 0.1}, {"query": "select 1 / 0", "max_attempts": 3},
@@ -212,6 +191,7 @@ fn each_job_has_its_own_options_again(db: &Db) {
     batch.wait(&mut session);
 }
 
+#[case]
 fn a_batch_keeps_its_name(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("create table wanted (a int)");
@@ -237,6 +217,7 @@ fn a_batch_keeps_its_name(db: &Db) {
 }
 
 /// The options hold also when the log cannot be written between the retries.
+#[case]
 fn the_options_hold_for_every_retry(db: &Db) {
     let (mut session, mut holder) = (db.session(), db.session());
     let options =
@@ -266,6 +247,7 @@ fn the_options_hold_for_every_retry(db: &Db) {
 }
 
 /// The server crashes once before a worker has come to the batch, and once after the batch was written to the log.
+#[case]
 fn the_options_survive_crashes() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
     let mut session = cluster.session("postgres");
@@ -298,6 +280,7 @@ fn the_options_survive_crashes() {
     }
 }
 
+#[case]
 fn only_who_may_run_jobs_again(db: &Db) {
     let (user, member) = (db.role("user", "login"), db.role("member", "login"));
     let signaller = db.role("signaller", "login");
@@ -314,6 +297,7 @@ fn only_who_may_run_jobs_again(db: &Db) {
     }
 }
 
+#[case]
 fn unknown_jobs_are_not_run_again(db: &Db) {
     let mut session = db.session();
     for (uuid, sqlstate) in [
@@ -327,6 +311,7 @@ fn unknown_jobs_are_not_run_again(db: &Db) {
     }
 }
 
+#[case]
 fn jobs_are_not_run_again_on_a_standby() {
     let primary = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1s")]);
     let mut session = primary.session("postgres");
@@ -340,6 +325,7 @@ fn jobs_are_not_run_again_on_a_standby() {
 }
 
 /// The rest of its batch still runs.
+#[case]
 fn a_job_is_run_again_beside_its_batch(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("create table wanted (a int)");
@@ -371,6 +357,7 @@ fn a_job_is_run_again_beside_its_batch(db: &Db) {
 
 /// The log is asked all the time: between the job's row and the word of its worker there is next to no time.
 /// Many rows that one waits for, each a fifth of a second, would keep every worker from the jobs of others.
+#[case]
 fn rows_that_are_being_deleted_hold_up_no_worker() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
     let (mut session, mut pruner) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -397,6 +384,7 @@ fn rows_that_are_being_deleted_hold_up_no_worker() {
     }
 }
 
+#[case]
 fn what_the_log_says_has_failed_is_run_again(db: &Db) {
     let mut session = db.session();
     session.run("create table retried (n int)");
@@ -413,6 +401,7 @@ fn what_the_log_says_has_failed_is_run_again(db: &Db) {
 }
 
 /// Each session asks for the same jobs at the same time.
+#[case]
 fn sessions_at_once_run_a_job_again_once(db: &Db) {
     let mut session = db.session();
     session.run("create table wanted (a int); create table ran (a int)");
@@ -434,6 +423,7 @@ fn sessions_at_once_run_a_job_again_once(db: &Db) {
     }
 }
 
+#[case]
 fn what_was_stopped_just_now_is_run_again(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch_with(&mut session, &times(gate::WAIT, 5), r#"{"max_workers": 2}"#);
@@ -448,6 +438,7 @@ fn what_was_stopped_just_now_is_run_again(db: &Db) {
 }
 
 /// A retry must not take the job for one that needs none.
+#[case]
 fn a_job_whose_end_cannot_be_written_is_run_again_later(db: &Db) {
     let (mut session, mut holder) = (db.session(), db.session());
     holder.run(FREEZE_LOG);
@@ -465,6 +456,7 @@ fn a_job_whose_end_cannot_be_written_is_run_again_later(db: &Db) {
 }
 
 /// No worker is free to write it.
+#[case]
 fn what_is_not_in_the_log_yet_is_there_all_the_same() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));

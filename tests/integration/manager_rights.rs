@@ -3,31 +3,7 @@
 use crate::gate::{self, Gate};
 use crate::manager::{cell, counts, drain, wait_at_gate, Batch, FREEZE_LOG, LOCK_LOG};
 use pg_background_mgr_tests::lab::lab;
-use pg_background_mgr_tests::{case, wait_until, Case, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        // What one sees.
-        case!(each_role_sees_its_own_jobs),
-        case!(members_see_the_jobs_of_their_roles),
-        case!(superusers_and_statistics_readers_see_all),
-        case!(statistics_readers_see_no_results),
-        case!(what_is_seen_follows_the_current_role),
-        case!(functions_in_a_query_do_not_leak_rows),
-        // Who may use it.
-        case!(public_has_nothing_of_the_manager),
-        case!(a_grant_gives_functions_and_views),
-        case!(a_revoke_takes_functions_and_views),
-        case!(a_granted_role_does_not_grant_or_read_the_table),
-        case!(the_manager_works_in_a_schema_of_its_own),
-        case!(uuids_cannot_be_guessed),
-        case!(a_definers_function_launches_for_its_owner_only),
-        case!(a_retry_does_not_lend_the_login_of_who_asks),
-        case!(jobs_in_a_superusers_login_are_not_stopped_by_others),
-        case!(members_of_a_superuser_do_not_stop_or_retry_its_jobs),
-        case!(what_one_may_not_see_looks_as_what_is_not_there),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Db, Session};
 
 const VIEWS: [&str; 5] = [
     "log_background",
@@ -91,6 +67,7 @@ impl Roles {
     }
 }
 
+#[case]
 fn each_role_sees_its_own_jobs(db: &Db) {
     let mut roles = set_roles(db);
     let (first, second) = (roles.first.clone(), roles.second.clone());
@@ -108,6 +85,7 @@ fn each_role_sees_its_own_jobs(db: &Db) {
     roles.end();
 }
 
+#[case]
 fn members_see_the_jobs_of_their_roles(db: &Db) {
     let roles = set_roles(db);
     let member = db.role("member", "login");
@@ -125,6 +103,7 @@ fn members_see_the_jobs_of_their_roles(db: &Db) {
     roles.end();
 }
 
+#[case]
 fn superusers_and_statistics_readers_see_all(db: &Db) {
     let roles = set_roles(db);
     let all = format!("{} {} postgres", roles.first, roles.second);
@@ -143,6 +122,7 @@ fn superusers_and_statistics_readers_see_all(db: &Db) {
 }
 
 /// Wherever it is kept: neither rows of a job nor what its error says, which quotes them.
+#[case]
 fn statistics_readers_see_no_results(db: &Db) {
     let (owner, reader) = (db.role("owner", "login"), db.role("reader", "login"));
     let mut admin = db.session();
@@ -200,6 +180,7 @@ fn statistics_readers_see_no_results(db: &Db) {
     locker.run("rollback");
 }
 
+#[case]
 fn what_is_seen_follows_the_current_role(db: &Db) {
     let roles = set_roles(db);
     let mut session = db.session();
@@ -216,6 +197,7 @@ fn what_is_seen_follows_the_current_role(db: &Db) {
     roles.end();
 }
 
+#[case]
 fn functions_in_a_query_do_not_leak_rows(db: &Db) {
     let roles = set_roles(db);
     db.session().run(&format!("grant create on schema public to {}", roles.first));
@@ -272,6 +254,7 @@ fn assert_granted(session: &mut Session, prefix: &str) {
     }
 }
 
+#[case]
 fn public_has_nothing_of_the_manager(db: &Db) {
     let role = stranger(db, "stranger");
     assert_denied(&mut db.client().user(&role).connect(), "");
@@ -281,6 +264,7 @@ fn public_has_nothing_of_the_manager(db: &Db) {
     assert_eq!(db.session().rows(granted), [""; 0]);
 }
 
+#[case]
 fn a_grant_gives_functions_and_views(db: &Db) {
     let role = stranger(db, "role");
     let mut admin = db.session();
@@ -297,6 +281,7 @@ fn a_grant_gives_functions_and_views(db: &Db) {
     drain(&mut session);
 }
 
+#[case]
 fn a_revoke_takes_functions_and_views(db: &Db) {
     let role = stranger(db, "role");
     let mut admin = db.session();
@@ -316,6 +301,7 @@ fn a_revoke_takes_functions_and_views(db: &Db) {
     admin.run(&format!("drop owned by {role}"));
 }
 
+#[case]
 fn a_granted_role_does_not_grant_or_read_the_table(db: &Db) {
     let (role, other) = (db.role("role", "login"), stranger(db, "other"));
     let mut session = db.client().user(&role).connect();
@@ -330,6 +316,7 @@ fn a_granted_role_does_not_grant_or_read_the_table(db: &Db) {
     assert_eq!(db.client().user(&other).connect().error("select * from log_background").sqlstate(), "42501");
 }
 
+#[case]
 fn the_manager_works_in_a_schema_of_its_own(db: &Db) {
     let role = stranger(db, "role");
     let mut admin = db.session();
@@ -354,6 +341,7 @@ fn the_manager_works_in_a_schema_of_its_own(db: &Db) {
     }
 }
 
+#[case]
 fn uuids_cannot_be_guessed(db: &Db) {
     let mut session = db.session();
     let batches: Vec<Batch> = (0..100).map(|_| Batch::launch(&mut session, &["select 1"])).collect();
@@ -374,6 +362,7 @@ fn uuids_cannot_be_guessed(db: &Db) {
 }
 
 /// RESET ROLE in the text of another leads to who has launched it, not to who has it run again.
+#[case]
 fn a_retry_does_not_lend_the_login_of_who_asks(db: &Db) {
     let (bob, group) = (db.role("bob", "login"), db.role("app", ""));
     let mut admin = db.session();
@@ -403,6 +392,7 @@ fn a_retry_does_not_lend_the_login_of_who_asks(db: &Db) {
 }
 
 /// The role that a process has logged in as decides, as for `pg_cancel_backend`.
+#[case]
 fn jobs_in_a_superusers_login_are_not_stopped_by_others(db: &Db) {
     let (app, operator) = (db.role("app", "login"), db.role("operator", "login"));
     db.session().run(&format!("grant pg_signal_backend to {operator}"));
@@ -427,6 +417,7 @@ fn jobs_in_a_superusers_login_are_not_stopped_by_others(db: &Db) {
 }
 
 /// A member that inherits has the rights of a superuser's tables, and is none.
+#[case]
 fn members_of_a_superuser_do_not_stop_or_retry_its_jobs(db: &Db) {
     let (boss, clerk, plain) =
         (db.role("boss", "login superuser"), db.role("clerk", "login inherit"), db.role("plain", "login"));
@@ -459,6 +450,7 @@ fn members_of_a_superuser_do_not_stop_or_retry_its_jobs(db: &Db) {
     assert_eq!(other.rows(&format!("select now from pg_background_stop('{}')", batch.parent)), ["stopped"]);
 }
 
+#[case]
 fn what_one_may_not_see_looks_as_what_is_not_there(db: &Db) {
     let stranger = stranger(db, "stranger");
     let mut session = db.session();
@@ -476,6 +468,7 @@ fn what_one_may_not_see_looks_as_what_is_not_there(db: &Db) {
     assert_eq!(other.rows(&state(&batch.children[0])), of_nobody);
 }
 
+#[case]
 fn a_definers_function_launches_for_its_owner_only(db: &Db) {
     let (user, owner) = (db.role("user", "login"), db.role("owner", "login"));
     let mut admin = db.session();

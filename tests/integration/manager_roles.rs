@@ -2,19 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{cell, times, wait_at_gate, Batch};
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(jobs_of_a_dropped_role_fail),
-        private_case!(jobs_of_a_role_that_may_not_log_in_fail),
-        private_case!(jobs_of_a_role_without_connect_fail),
-        case!(jobs_beyond_a_connection_limit_do_not_run),
-        private_case!(rights_revoked_while_a_job_waits_are_revoked),
-        private_case!(a_warm_worker_takes_no_job_that_its_role_may_not_run),
-        private_case!(a_superuser_that_is_one_no_more_has_no_such_jobs),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 /// A batch of `user` that waits in the queue, behind a job of the superuser's that waits at the gate: `max_workers` is
 /// 1.
@@ -67,20 +55,24 @@ impl Waiting {
     }
 }
 
+#[case]
 fn jobs_of_a_dropped_role_fail() {
     set_waiting("drop role weak").assert_fails("28000", "does not exist");
 }
 
+#[case]
 fn jobs_of_a_role_that_may_not_log_in_fail() {
     set_waiting("alter role weak nologin")
         .assert_fails("28000", "is not permitted to log in Workers log in as the role that has launched the jobs.");
 }
 
+#[case]
 fn jobs_of_a_role_without_connect_fail() {
     set_waiting("revoke connect on database postgres from public; grant connect on database postgres to other")
         .assert_fails("42501", "permission denied for database");
 }
 
+#[case]
 fn jobs_beyond_a_connection_limit_do_not_run(db: &Db) {
     let user = db.role("user", "login connection limit 3");
     let (mut session, mut admin, gate) = (db.client().user(&user).connect(), db.session(), Gate::close(db.session()));
@@ -101,11 +93,13 @@ fn jobs_beyond_a_connection_limit_do_not_run(db: &Db) {
     }
 }
 
+#[case]
 fn rights_revoked_while_a_job_waits_are_revoked() {
     set_waiting("revoke insert on ran from public; grant insert on ran to other")
         .assert_fails("42501", "permission denied for table ran");
 }
 
+#[case]
 fn a_warm_worker_takes_no_job_that_its_role_may_not_run() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let mut admin = cluster.session("postgres");
@@ -121,6 +115,7 @@ fn a_warm_worker_takes_no_job_that_its_role_may_not_run() {
     Batch::launch(&mut session, &["select 1", "select 2"]).succeed(&mut session);
 }
 
+#[case]
 fn a_superuser_that_is_one_no_more_has_no_such_jobs() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let mut admin = cluster.session("postgres");

@@ -6,39 +6,12 @@ use crate::manager::{
     OF_THE_GONE, PEAK, SLEEPING, WORKERS,
 };
 use pg_background_mgr_tests::log::LogMark;
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        // Its share of the server.
-        private_case!(roles_take_turns),
-        private_case!(one_batch_after_the_other_does_not_starve_a_role),
-        private_case!(many_roles_take_turns_with_few_failed_processes).alone(),
-        private_case!(hundreds_of_roles_have_one_job_each),
-        private_case!(a_place_that_is_left_is_taken_without_a_launch),
-        private_case!(a_full_queue_refuses_the_whole_call),
-        private_case!(a_full_queue_is_free_again),
-        private_case!(a_hundred_batches_of_twenty_sessions_run),
-        // What goes away.
-        private_case!(the_extension_is_dropped_with_jobs_in_every_state),
-        private_case!(the_extension_is_dropped_and_made_again_at_once),
-        private_case!(jobs_outlive_an_extension_that_is_made_again),
-        private_case!(a_database_with_idle_workers_is_dropped),
-        private_case!(a_database_with_running_jobs_is_not_dropped),
-        private_case!(a_database_dropped_by_force_takes_its_jobs_along).since(13),
-        private_case!(a_database_is_renamed_while_jobs_wait),
-        private_case!(a_database_with_idle_workers_is_a_template),
-        private_case!(open_jobs_of_a_database_are_not_those_of_its_copy),
-        private_case!(a_database_that_is_dropped_while_its_jobs_wait_harms_nobody),
-        private_case!(rows_of_a_database_without_a_worker_are_written),
-        private_case!(rows_of_a_database_that_refuses_workers_hold_up_no_others),
-        case!(the_log_is_no_obstacle_to_a_drop_of_its_extension),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 const STEP: &str = "insert into ran (who) values (current_user)";
 
 /// One role has filled the queue; another comes later and does not wait for its end.
+#[case]
 fn roles_take_turns() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "2")]);
     let mut admin = cluster.session("postgres");
@@ -64,6 +37,7 @@ fn roles_take_turns() {
     assert!(last < 200, "{last} of 400 jobs of the other came first");
 }
 
+#[case]
 fn one_batch_after_the_other_does_not_starve_a_role() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
     let mut admin = cluster.session("postgres");
@@ -107,6 +81,7 @@ fn assert_few_failed_processes(cluster: &Cluster, mark: LogMark) {
 }
 
 /// All but one process of the server may be workers, so that one at a time makes room for another role.
+#[case(alone)]
 fn many_roles_take_turns_with_few_failed_processes() {
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "10")]);
     let mut admin = cluster.session("postgres");
@@ -120,6 +95,7 @@ fn many_roles_take_turns_with_few_failed_processes() {
     assert_few_failed_processes(&cluster, mark);
 }
 
+#[case]
 fn hundreds_of_roles_have_one_job_each() {
     let cluster =
         Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "3"), ("max_worker_processes", "5")]);
@@ -142,6 +118,7 @@ fn hundreds_of_roles_have_one_job_each() {
 }
 
 /// There are no more processes than workers, so that a worker can have no other one started before it has gone.
+#[case]
 fn a_place_that_is_left_is_taken_without_a_launch() {
     let cluster = Cluster::start_with_extension(&[
         ("max_worker_processes", "3"),
@@ -179,6 +156,7 @@ fn long_jobs(count: usize, size: usize) -> String {
     )
 }
 
+#[case]
 fn a_full_queue_refuses_the_whole_call() {
     let cluster = small_queue();
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -200,6 +178,7 @@ fn a_full_queue_refuses_the_whole_call() {
     assert_eq!(session.rows("table ran"), ["0"]);
 }
 
+#[case]
 fn a_full_queue_is_free_again() {
     let cluster = small_queue();
     let mut session = cluster.session("postgres");
@@ -238,6 +217,7 @@ fn a_full_queue_is_free_again() {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn a_hundred_batches_of_twenty_sessions_run() {
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "8")]);
     let mut admin = cluster.session("postgres");
@@ -267,6 +247,7 @@ fn a_hundred_batches_of_twenty_sessions_run() {
     assert_eq!(admin.value("select count(*) from pg_background_batches where succeeded = 10"), "100");
 }
 
+#[case]
 fn the_extension_is_dropped_with_jobs_in_every_state() {
     let cluster = Cluster::start_with_extension(&[
         ("pg_background_mgr.max_workers", "2"),
@@ -293,6 +274,7 @@ fn the_extension_is_dropped_with_jobs_in_every_state() {
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
 }
 
+#[case]
 fn the_extension_is_dropped_and_made_again_at_once() {
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "6")]);
     let (mut session, mut admin) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -311,6 +293,7 @@ fn the_extension_is_dropped_and_made_again_at_once() {
 }
 
 /// The extension is made again in one transaction: no worker sees that it was gone, and their rows are.
+#[case]
 fn jobs_outlive_an_extension_that_is_made_again() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
     let (mut session, mut admin) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -354,6 +337,7 @@ fn wait_alone(admin: &mut Session) {
     wait_until("the end of the sessions", || admin.value(sessions) == "0");
 }
 
+#[case]
 fn a_database_with_idle_workers_is_dropped() {
     let (cluster, mut admin) = with_other();
     let mut session = cluster.session("other");
@@ -367,6 +351,7 @@ fn a_database_with_idle_workers_is_dropped() {
     Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
 }
 
+#[case]
 fn a_database_with_running_jobs_is_not_dropped() {
     let (cluster, mut admin) = with_other();
     let gate = Gate::close(cluster.session("other"));
@@ -386,6 +371,7 @@ fn a_database_with_running_jobs_is_not_dropped() {
     admin.run("drop database other");
 }
 
+#[case(since = 13)]
 fn a_database_dropped_by_force_takes_its_jobs_along() {
     let (cluster, mut admin) = with_other();
     let mut session = cluster.session("other");
@@ -411,6 +397,7 @@ fn with_other_held_up() -> (Cluster, Session, Gate, Batch) {
     (cluster, admin, gate, held)
 }
 
+#[case]
 fn a_database_is_renamed_while_jobs_wait() {
     let (cluster, mut admin, gate, held) = with_other_held_up();
     let mut session = cluster.session("other");
@@ -428,6 +415,7 @@ fn a_database_is_renamed_while_jobs_wait() {
     assert_eq!(session.rows("select a from ran order by a"), ["1", "2"]);
 }
 
+#[case]
 fn a_database_with_idle_workers_is_a_template() {
     let (cluster, mut admin) = with_other();
     let mut session = cluster.session("other");
@@ -443,6 +431,7 @@ fn a_database_with_idle_workers_is_a_template() {
     assert_eq!(cluster.session("other").rows("table ran"), ["1"]);
 }
 
+#[case]
 fn open_jobs_of_a_database_are_not_those_of_its_copy() {
     let (cluster, mut admin) = with_other();
     let mut session = cluster.session("other");
@@ -480,6 +469,7 @@ fn open_jobs_of_a_database_are_not_those_of_its_copy() {
     assert_eq!(copy.value("select pg_background_prune('0')"), "2");
 }
 
+#[case]
 fn a_database_that_is_dropped_while_its_jobs_wait_harms_nobody() {
     let (cluster, mut admin, gate, held) = with_other_held_up();
     let mut session = cluster.session("other");
@@ -514,6 +504,7 @@ fn end_unwritten(cluster: &Cluster, admin: &mut Session, elsewhere: &mut Session
     (batch, holder)
 }
 
+#[case]
 fn rows_of_a_database_without_a_worker_are_written() {
     let (cluster, mut admin, gate, held) = with_other_held_up();
     gate.open();
@@ -523,6 +514,7 @@ fn rows_of_a_database_without_a_worker_are_written() {
     wait_until("its row is final", || batch.written(&mut admin) == ["succeeded"]);
 }
 
+#[case]
 fn rows_of_a_database_that_refuses_workers_hold_up_no_others() {
     let (cluster, mut admin, gate, held) = with_other_held_up();
     admin.run("create database third");
@@ -544,6 +536,7 @@ fn rows_of_a_database_that_refuses_workers_hold_up_no_others() {
     assert_eq!(message, r#"database "other" is not currently accepting connections"#);
 }
 
+#[case]
 fn the_log_is_no_obstacle_to_a_drop_of_its_extension(db: &Db) {
     let mut session = db.session();
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);

@@ -1,35 +1,7 @@
 //! `pg_background_launch_num` of a text: where it is cut into jobs.
 
 use crate::manager::Batch;
-use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_delimiter_between_complete_texts_cuts),
-        case!(a_delimiter_within_a_statement_does_not_cut),
-        case!(a_delimiter_in_a_string_does_not_cut),
-        case!(a_delimiter_in_an_identifier_does_not_cut),
-        case!(a_delimiter_in_a_comment_does_not_cut),
-        case!(a_delimiter_in_a_dollar_quote_does_not_cut),
-        case!(a_piece_never_starts_with_a_parenthesis),
-        case!(pieces_that_say_nothing_are_dropped),
-        case!(a_piece_may_have_several_statements),
-        case!(other_delimiters_cut),
-        case!(delimiters_of_several_characters_cut),
-        case!(delimiters_that_are_part_of_the_language_cut_where_they_can),
-        case!(letters_beyond_ascii_are_left_whole),
-        case!(a_body_of_statements_is_not_cut).since(14),
-        case!(no_delimiter_does_not_cut),
-        case!(backslashes_follow_the_sessions_setting),
-        case!(a_text_without_a_cut_launches_nothing),
-        case!(the_place_of_an_error_is_shown_in_the_whole_text),
-        case!(a_literal_without_a_cast_is_a_text),
-        case!(a_text_that_says_nothing_is_refused),
-        case!(a_text_of_another_encoding_is_cut),
-        case!(a_job_of_a_cut_text_shows_errors_on_its_own_text),
-        private_case!(ten_thousand_pieces_are_cut_at_once),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session};
 
 /// Launches the text; the texts of its jobs, without the space around them.
 #[track_caller]
@@ -50,6 +22,7 @@ fn assert_pieces(db: &Db, delimiter: &str, cases: &[(&str, &[&str])]) {
     }
 }
 
+#[case]
 fn a_delimiter_between_complete_texts_cuts(db: &Db) {
     assert_pieces(
         db,
@@ -71,6 +44,7 @@ fn a_delimiter_between_complete_texts_cuts(db: &Db) {
     );
 }
 
+#[case]
 fn a_delimiter_within_a_statement_does_not_cut(db: &Db) {
     assert_pieces(
         db,
@@ -113,6 +87,7 @@ fn a_delimiter_within_a_statement_does_not_cut(db: &Db) {
     );
 }
 
+#[case]
 fn a_delimiter_in_a_string_does_not_cut(db: &Db) {
     assert_pieces(
         db,
@@ -137,6 +112,7 @@ fn a_delimiter_in_a_string_does_not_cut(db: &Db) {
     );
 }
 
+#[case]
 fn a_delimiter_in_an_identifier_does_not_cut(db: &Db) {
     assert_pieces(
         db,
@@ -150,6 +126,7 @@ fn a_delimiter_in_an_identifier_does_not_cut(db: &Db) {
     );
 }
 
+#[case]
 fn a_delimiter_in_a_comment_does_not_cut(db: &Db) {
     assert_pieces(
         db,
@@ -168,6 +145,7 @@ fn a_delimiter_in_a_comment_does_not_cut(db: &Db) {
     );
 }
 
+#[case]
 fn a_delimiter_in_a_dollar_quote_does_not_cut(db: &Db) {
     assert_pieces(
         db,
@@ -189,6 +167,7 @@ fn a_delimiter_in_a_dollar_quote_does_not_cut(db: &Db) {
     );
 }
 
+#[case]
 fn a_piece_never_starts_with_a_parenthesis(db: &Db) {
     db.session().run("create table t (a int)");
     assert_pieces(
@@ -209,6 +188,7 @@ fn a_piece_never_starts_with_a_parenthesis(db: &Db) {
     assert_eq!(db.session().value("select count(*) || ' ' || sum(a) from t"), "8 12");
 }
 
+#[case]
 fn pieces_that_say_nothing_are_dropped(db: &Db) {
     assert_pieces(
         db,
@@ -231,6 +211,7 @@ fn pieces_that_say_nothing_are_dropped(db: &Db) {
     );
 }
 
+#[case]
 fn a_piece_may_have_several_statements(db: &Db) {
     assert_pieces(
         db,
@@ -243,6 +224,7 @@ fn a_piece_may_have_several_statements(db: &Db) {
     );
 }
 
+#[case]
 fn other_delimiters_cut(db: &Db) {
     assert_pieces(
         db,
@@ -265,6 +247,7 @@ fn other_delimiters_cut(db: &Db) {
     assert_pieces(db, "|", &[("select 1 | 2 | select 3 || 'x'", &["select 1 | 2", "select 3 || 'x'"])]);
 }
 
+#[case]
 fn delimiters_of_several_characters_cut(db: &Db) {
     assert_pieces(
         db,
@@ -286,6 +269,7 @@ fn delimiters_of_several_characters_cut(db: &Db) {
     assert_pieces(db, ";;", &[("select 1; select 2;; select 3", &["select 1; select 2", "select 3"])]);
 }
 
+#[case]
 fn delimiters_that_are_part_of_the_language_cut_where_they_can(db: &Db) {
     assert_pieces(
         db,
@@ -303,6 +287,7 @@ fn delimiters_that_are_part_of_the_language_cut_where_they_can(db: &Db) {
     assert_pieces(db, " as ", &[("select 1 as a as select 2 as b", &["select 1 as a", "select 2 as b"])]);
 }
 
+#[case]
 fn letters_beyond_ascii_are_left_whole(db: &Db) {
     assert_pieces(
         db,
@@ -319,6 +304,7 @@ fn letters_beyond_ascii_are_left_whole(db: &Db) {
     assert_pieces(db, "、", &[("select '日、本'、select 2", &["select '日、本'", "select 2"])]);
 }
 
+#[case(since = 14)]
 fn a_body_of_statements_is_not_cut(db: &Db) {
     let function = "create function g() returns int begin atomic select 1; select 2; end";
     assert_pieces(db, ";", &[(&format!("{function}; select 3"), &[function, "select 3"])]);
@@ -326,6 +312,7 @@ fn a_body_of_statements_is_not_cut(db: &Db) {
     assert_pieces(db, ";", &[(&format!("select 1; {procedure};select 3"), &["select 1", procedure, "select 3"])]);
 }
 
+#[case]
 fn no_delimiter_does_not_cut(db: &Db) {
     let mut session = db.session();
     for delimiter in ["null", "''"] {
@@ -333,6 +320,7 @@ fn no_delimiter_does_not_cut(db: &Db) {
     }
 }
 
+#[case]
 fn backslashes_follow_the_sessions_setting(db: &Db) {
     let mut session = db.session();
     session.run("set standard_conforming_strings = off; set escape_string_warning = off");
@@ -355,6 +343,7 @@ const BROKEN: [(&str, &str); 11] = [
     ("select 1 from, select 2", "select 1 from"),
 ];
 
+#[case]
 fn a_text_without_a_cut_launches_nothing(db: &Db) {
     let mut session = db.session();
     for (text, _) in BROKEN {
@@ -367,6 +356,7 @@ fn a_text_without_a_cut_launches_nothing(db: &Db) {
     assert_eq!(session.value("select count(*) from pg_background_jobs where database = current_database()"), "0");
 }
 
+#[case]
 fn the_place_of_an_error_is_shown_in_the_whole_text(db: &Db) {
     let mut session = db.session();
     let fillers: String = (0..50).map(|number| format!("select {number} as ñandú, ")).collect();
@@ -381,6 +371,7 @@ fn the_place_of_an_error_is_shown_in_the_whole_text(db: &Db) {
     }
 }
 
+#[case]
 fn a_literal_without_a_cast_is_a_text(db: &Db) {
     let mut session = db.session();
     for (text, cast) in [("[{\"query\": \"select 1\"}]", "jsonb"), ("{select 1,select 2}", "text[]")] {
@@ -393,6 +384,7 @@ fn a_literal_without_a_cast_is_a_text(db: &Db) {
     assert_eq!(session.error("select pg_background_launch_num('selct 1')").hint().as_deref(), Some(hint));
 }
 
+#[case]
 fn a_text_that_says_nothing_is_refused(db: &Db) {
     let mut session = db.session();
     for text in ["", "  \n", ",", " , ,", "-- nothing", "/* nothing */, -- nothing"] {
@@ -406,6 +398,7 @@ fn a_text_that_says_nothing_is_refused(db: &Db) {
     assert_eq!(session.value("select count(*) from log_background"), "0");
 }
 
+#[case]
 fn a_text_of_another_encoding_is_cut(db: &Db) {
     let name = format!("{}_latin1", db.name);
     let mut admin = db.session();
@@ -424,6 +417,7 @@ fn a_text_of_another_encoding_is_cut(db: &Db) {
     wait_until("nobody uses the database", || admin.ask(&remove).error.is_none());
 }
 
+#[case]
 fn a_job_of_a_cut_text_shows_errors_on_its_own_text(db: &Db) {
     let mut session = db.session();
     let batch = Batch::call(&mut session, "pg_background_launch_num('select 1, select nothing, select 3')");
@@ -432,6 +426,7 @@ fn a_job_of_a_cut_text_shows_errors_on_its_own_text(db: &Db) {
     assert_eq!(batch.log(&mut session, 1, "sqlstate"), "42703");
 }
 
+#[case]
 fn ten_thousand_pieces_are_cut_at_once() {
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "12")]);
     let mut session = cluster.session("postgres");

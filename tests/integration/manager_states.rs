@@ -3,19 +3,8 @@
 use crate::gate::{self, Gate};
 use crate::manager::{stop, times, wait_at_gate, Batch, ENDED};
 use pg_background_mgr_tests::lab::forced_parallel;
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 use std::collections::{HashMap, HashSet};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(only_what_has_a_worker_runs).oldest_and_newest(),
-        private_case!(each_worker_runs_one_job),
-        case!(an_old_snapshot_shows_how_jobs_have_ended),
-        case!(a_row_that_was_deleted_is_not_seen_to_run),
-        case!(what_was_stopped_is_stopped_for_everybody),
-        case!(views_are_read_beside_a_parallel_plan),
-    ]
-}
 
 /// Every column that tells what came of a job.
 const WHOLE: &str =
@@ -73,6 +62,7 @@ impl Witness {
     }
 }
 
+#[case(oldest_and_newest)]
 fn only_what_has_a_worker_runs() {
     const WORKERS: usize = 3;
     const JOBS: usize = 600;
@@ -122,6 +112,7 @@ fn only_what_has_a_worker_runs() {
 }
 
 /// A worker runs one job also where a query comes to batches one after the other.
+#[case]
 fn each_worker_runs_one_job() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "3")]);
     let mut session = cluster.session("postgres");
@@ -147,6 +138,7 @@ fn each_worker_runs_one_job() {
 }
 
 /// A transaction that began before sees that what has ended has ended, with all that came of it.
+#[case]
 fn an_old_snapshot_shows_how_jobs_have_ended(db: &Db) {
     let (mut session, mut old, gate) = (db.session(), db.session(), Gate::close(db.session()));
     session.run("create table ran (a int)");
@@ -190,6 +182,7 @@ fn an_old_snapshot_shows_how_jobs_have_ended(db: &Db) {
     assert_eq!(old.rows(&counts), ["0|0|2|2|4|100.0"]);
 }
 
+#[case]
 fn a_row_that_was_deleted_is_not_seen_to_run(db: &Db) {
     let (mut session, mut old, gate) = (db.session(), db.session(), Gate::close(db.session()));
     let batch = Batch::launch(&mut session, &[gate::WAIT]);
@@ -208,6 +201,7 @@ fn a_row_that_was_deleted_is_not_seen_to_run(db: &Db) {
     assert_eq!(batch.states(&mut old), [""; 0]);
 }
 
+#[case]
 fn what_was_stopped_is_stopped_for_everybody(db: &Db) {
     let (mut session, mut old, mut watcher) = (db.session(), db.session(), db.session());
     let gate = Gate::close(db.session());
@@ -231,6 +225,7 @@ fn what_was_stopped_is_stopped_for_everybody(db: &Db) {
 }
 
 /// Reading a row as it is now takes a snapshot, which a process that leads parallel workers may not.
+#[case]
 fn views_are_read_beside_a_parallel_plan(db: &Db) {
     let (mut session, mut old, gate) = (db.session(), db.session(), Gate::close(db.session()));
     session.run("create table big as select g as a from generate_series(1, 1000) as g; analyze big");

@@ -2,47 +2,8 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, counts, drain, times, wait_at_gate, Batch, FREEZE_LOG, NOBODY, STUBBORN};
-use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Session};
+use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Db, Session};
 use std::time::{Duration, Instant};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        // What is stopped.
-        case!(a_batch_is_stopped_whole),
-        case!(a_job_is_stopped_alone),
-        case!(a_queued_job_is_stopped_and_never_runs),
-        case!(a_uuid_is_a_text_or_a_uuid),
-        case!(jobs_that_have_ended_stay_as_they_were),
-        case!(a_stopped_job_says_who_stopped_it),
-        case!(the_first_who_stopped_a_job_is_named),
-        case!(who_stopped_a_job_is_known_when_the_role_has_another_name),
-        case!(a_job_stopped_between_attempts_says_so),
-        case!(the_effects_of_a_stopped_job_are_gone),
-        case!(a_stop_survives_the_callers_rollback),
-        case!(a_stopped_batch_makes_room),
-        case!(a_stopped_job_does_not_stop_the_next_of_a_sequence),
-        case!(a_stopped_job_is_not_tried_again),
-        case!(a_job_stops_itself),
-        case!(a_job_stops_its_own_batch),
-        case!(two_sessions_stop_one_batch),
-        private_case!(ten_thousand_queued_jobs_are_stopped_at_once),
-        // How.
-        case!(a_job_that_catches_its_cancel_is_terminated_after_the_grace),
-        case!(a_grace_of_nothing_terminates_at_once),
-        case!(a_stop_does_not_wait_longer_than_it_must),
-        case!(a_waiting_stop_can_be_cancelled),
-        case!(bad_arguments_are_refused),
-        // Exactly.
-        case!(a_stop_never_hits_the_next_job),
-        case!(stops_at_random_are_exact),
-        // Who may.
-        case!(the_owner_stops),
-        case!(a_member_of_the_owner_stops),
-        case!(a_superuser_stops_everybodys),
-        case!(a_signaller_stops_others_but_no_superusers),
-        case!(a_stranger_learns_nothing),
-    ]
-}
 
 #[track_caller]
 fn stop(session: &mut Session, uuid: &str) -> Vec<String> {
@@ -56,6 +17,7 @@ fn assert_stopped(session: &mut Session, batch: &Batch, number: usize) {
     assert_eq!(batch.log(session, number, row), "stopped 57014 true");
 }
 
+#[case]
 fn a_batch_is_stopped_whole(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("create table ran (a int)");
@@ -80,6 +42,7 @@ fn a_batch_is_stopped_whole(db: &Db) {
     assert_eq!(session.value("select count(*) from ran"), "0");
 }
 
+#[case]
 fn a_job_is_stopped_alone(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch(&mut session, &times(gate::WAIT, 3));
@@ -90,6 +53,7 @@ fn a_job_is_stopped_alone(db: &Db) {
     assert_eq!(batch.finish(&mut session), ["succeeded", "stopped", "succeeded"]);
 }
 
+#[case]
 fn a_queued_job_is_stopped_and_never_runs(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("create table ran (a int)");
@@ -105,6 +69,7 @@ fn a_queued_job_is_stopped_and_never_runs(db: &Db) {
     assert_eq!(session.rows("table ran"), ["2"]);
 }
 
+#[case]
 fn a_uuid_is_a_text_or_a_uuid(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch(&mut session, &times(gate::WAIT, 4));
@@ -123,6 +88,7 @@ fn a_uuid_is_a_text_or_a_uuid(db: &Db) {
     assert_eq!(batch.finish(&mut session), times("stopped", 4));
 }
 
+#[case]
 fn jobs_that_have_ended_stay_as_they_were(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch(&mut session, &["select 1", "select 1 / 0"]);
@@ -136,6 +102,7 @@ fn jobs_that_have_ended_stay_as_they_were(db: &Db) {
     assert_eq!(batch.column(&mut session, row), before);
 }
 
+#[case]
 fn a_stopped_job_says_who_stopped_it(db: &Db) {
     let (user, stopper) = (db.role("user", "login"), db.role("stopper", "login"));
     db.session().run(&format!("grant pg_signal_backend to {stopper}"));
@@ -168,6 +135,7 @@ fn a_stopped_job_says_who_stopped_it(db: &Db) {
     gate.open();
 }
 
+#[case]
 fn the_first_who_stopped_a_job_is_named(db: &Db) {
     let user = db.role("user", "login");
     let (mut session, mut admin) = (db.client().user(&user).connect(), db.session());
@@ -186,6 +154,7 @@ fn the_first_who_stopped_a_job_is_named(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, "message"), format!("stopped by user \"{user}\""));
 }
 
+#[case]
 fn who_stopped_a_job_is_known_when_the_role_has_another_name(db: &Db) {
     let stopper = db.role("stopper", "login");
     let mut admin = db.session();
@@ -209,6 +178,7 @@ fn who_stopped_a_job_is_known_when_the_role_has_another_name(db: &Db) {
     gate.open();
 }
 
+#[case]
 fn a_job_stopped_between_attempts_says_so(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch_with(&mut session, &["select 1 / 0"], r#"{"max_attempts": 2, "retry_delay": "1 hour"}"#);
@@ -220,6 +190,7 @@ fn a_job_stopped_between_attempts_says_so(db: &Db) {
     assert_eq!(batch.log(&mut session, 0, row), expected);
 }
 
+#[case]
 fn the_effects_of_a_stopped_job_are_gone(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("create table ran (a int)");
@@ -236,6 +207,7 @@ fn the_effects_of_a_stopped_job_are_gone(db: &Db) {
     assert_eq!(session.rows("table ran"), ["3"], "what a job has committed stays");
 }
 
+#[case]
 fn a_stop_survives_the_callers_rollback(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch_with(&mut session, &[gate::WAIT, "select 2"], r#"{"max_workers": 1}"#);
@@ -247,6 +219,7 @@ fn a_stop_survives_the_callers_rollback(db: &Db) {
     gate.open();
 }
 
+#[case]
 fn a_stopped_batch_makes_room(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     for _ in 0..10 {
@@ -267,6 +240,7 @@ fn a_stopped_batch_makes_room(db: &Db) {
     );
 }
 
+#[case]
 fn a_stopped_job_does_not_stop_the_next_of_a_sequence(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let texts = [gate::WAIT, "select pg_sleep(0.1)", "select 3"];
@@ -277,6 +251,7 @@ fn a_stopped_job_does_not_stop_the_next_of_a_sequence(db: &Db) {
     gate.open();
 }
 
+#[case]
 fn a_stopped_job_is_not_tried_again(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch_with(&mut session, &[gate::WAIT], r#"{"max_attempts": 10}"#);
@@ -293,6 +268,7 @@ const STOP_ME: &str = "create function stop_me(whole boolean) returns text langu
     lateral pg_background_stop(case when whole then j.uuid_parent else j.uuid_child end) s \
     where j.pid = pg_backend_pid() $$";
 
+#[case]
 fn a_job_stops_itself(db: &Db) {
     let mut session = db.session();
     session.run(STOP_ME);
@@ -301,6 +277,7 @@ fn a_job_stops_itself(db: &Db) {
     assert_eq!(batch.finish(&mut session), ["stopped", "succeeded"]);
 }
 
+#[case]
 fn a_job_stops_its_own_batch(db: &Db) {
     let mut session = db.session();
     session.run(STOP_ME);
@@ -309,6 +286,7 @@ fn a_job_stops_its_own_batch(db: &Db) {
     assert_eq!(batch.finish(&mut session), ["succeeded", "stopped", "stopped", "stopped"]);
 }
 
+#[case]
 fn two_sessions_stop_one_batch(db: &Db) {
     let (mut session, mut other, gate) = (db.session(), db.session(), Gate::close(db.session()));
     for _ in 0..10 {
@@ -324,6 +302,7 @@ fn two_sessions_stop_one_batch(db: &Db) {
     gate.open();
 }
 
+#[case]
 fn ten_thousand_queued_jobs_are_stopped_at_once() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "2")]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -351,6 +330,7 @@ fn wait_asleep(session: &mut Session, child: &str) {
     session.wait_asleep(pid.parse().expect("a process"));
 }
 
+#[case]
 fn a_job_that_catches_its_cancel_is_terminated_after_the_grace(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -367,6 +347,7 @@ fn a_job_that_catches_its_cancel_is_terminated_after_the_grace(db: &Db) {
     assert_eq!(told, "57014 stopped by user \"postgres\"");
 }
 
+#[case]
 fn a_grace_of_nothing_terminates_at_once(db: &Db) {
     let mut session = db.session();
     // A negative one is none.
@@ -378,6 +359,7 @@ fn a_grace_of_nothing_terminates_at_once(db: &Db) {
     }
 }
 
+#[case]
 fn a_stop_does_not_wait_longer_than_it_must(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch(&mut session, &[gate::WAIT]);
@@ -389,6 +371,7 @@ fn a_stop_does_not_wait_longer_than_it_must(db: &Db) {
 }
 
 /// The call may have ended by itself: a stop need not wait for what it has asked.
+#[case]
 fn a_waiting_stop_can_be_cancelled(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch(&mut session, &[STUBBORN]);
@@ -402,6 +385,7 @@ fn a_waiting_stop_can_be_cancelled(db: &Db) {
     assert_eq!(batch.finish(&mut session), ["stopped"]);
 }
 
+#[case]
 fn bad_arguments_are_refused(db: &Db) {
     let mut session = db.session();
     for (arguments, states) in [
@@ -420,6 +404,7 @@ fn bad_arguments_are_refused(db: &Db) {
 }
 
 /// One job after the other on one worker; every first is stopped while it runs, and no second is hit.
+#[case]
 fn a_stop_never_hits_the_next_job(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     session.run("create table ran (a int)");
@@ -435,6 +420,7 @@ fn a_stop_never_hits_the_next_job(db: &Db) {
 }
 
 /// Stops hit jobs at any moment, also in their last: what a stop says, what the log says and what was done agree.
+#[case]
 fn stops_at_random_are_exact(db: &Db) {
     let (mut session, mut stopper) = (db.session(), db.session());
     session.run("create table ran (a uuid)");
@@ -473,6 +459,7 @@ fn uuid(round: u32, number: u32) -> String {
     format!("{round:08x}-0000-0000-0000-{number:012x}")
 }
 
+#[case]
 fn the_owner_stops(db: &Db) {
     let user = db.role("user", "login");
     let client = db.client().user(&user);
@@ -484,6 +471,7 @@ fn the_owner_stops(db: &Db) {
     gate.open();
 }
 
+#[case]
 fn a_member_of_the_owner_stops(db: &Db) {
     let (user, member) = (db.role("user", "login"), db.role("member", "login"));
     db.session().run(&format!("grant {user} to {member}"));
@@ -496,6 +484,7 @@ fn a_member_of_the_owner_stops(db: &Db) {
     gate.open();
 }
 
+#[case]
 fn a_superuser_stops_everybodys(db: &Db) {
     let user = db.role("user", "login");
     let (mut session, mut admin, gate) = (db.client().user(&user).connect(), db.session(), Gate::close(db.session()));
@@ -506,6 +495,7 @@ fn a_superuser_stops_everybodys(db: &Db) {
     gate.open();
 }
 
+#[case]
 fn a_signaller_stops_others_but_no_superusers(db: &Db) {
     let (user, signaller) = (db.role("user", "login"), db.role("signaller", "login"));
     let mut admin = db.session();
@@ -533,6 +523,7 @@ fn assert_unknown(session: &mut Session, call: &str, uuid: &str) {
     assert_eq!(foreign.to_string().replace(uuid, NOBODY), unknown.to_string());
 }
 
+#[case]
 fn a_stranger_learns_nothing(db: &Db) {
     let (user, stranger) = (db.role("user", "login"), db.role("stranger", "login"));
     let (mut session, mut other) = (db.client().user(&user).connect(), db.client().user(&stranger).connect());

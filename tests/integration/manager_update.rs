@@ -2,12 +2,8 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, times, wait_at_gate, Batch};
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Installation, Session, Stop};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Installation, Session, Stop};
 use std::fs;
-
-pub fn cases() -> Vec<Case> {
-    vec![private_case!(the_extension_is_updated_with_jobs_in_every_state)]
-}
 
 /// Two older versions that differ from the current one in little. The first update leaves the log alone, the second
 /// wants it for itself.
@@ -43,6 +39,7 @@ fn assert_gone(session: &mut Session, pids: &[String]) {
     wait_until("the workers from before have gone", || session.value(&query) == "0");
 }
 
+#[case]
 fn the_extension_is_updated_with_jobs_in_every_state() {
     let settings = [("pg_background_mgr.max_workers", "2"), ("pg_background_mgr.worker_idle_timeout", "1h")];
     // Declared first, it goes last.

@@ -2,16 +2,7 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, drain, times, wait_at_gate, Batch};
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(an_updated_extension_is_as_one_that_is_made),
-        private_case!(an_extension_with_rows_jobs_and_grants_is_updated),
-        private_case!(an_update_that_would_lose_something_is_refused),
-        private_case!(an_update_runs_no_code_of_a_former_owner),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster};
 
 const UPDATE: &str = "alter extension pg_background_mgr update";
 
@@ -59,6 +50,7 @@ const GRANTS: &str = "alter default privileges grant all on tables to somebody, 
      alter default privileges grant all on functions to somebody; \
      alter default privileges grant all on schemas to somebody";
 
+#[case]
 fn an_updated_extension_is_as_one_that_is_made() {
     let cluster = Cluster::start_new(&[]);
     let mut session = cluster.session("postgres");
@@ -82,6 +74,7 @@ fn an_updated_extension_is_as_one_that_is_made() {
     assert_eq!(found.len(), expected.len());
 }
 
+#[case]
 fn an_extension_with_rows_jobs_and_grants_is_updated() {
     let cluster = Cluster::start_new(&[("pg_background_mgr.max_workers", "2")]);
     let (mut admin, mut session) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -148,6 +141,7 @@ fn an_extension_with_rows_jobs_and_grants_is_updated() {
     wait_until("its row", || again.value("select count(*) from background_mgr.log") == "1");
 }
 
+#[case]
 fn an_update_that_would_lose_something_is_refused() {
     let cluster = Cluster::start_new(&[]);
     let mut session = cluster.session("postgres");
@@ -169,6 +163,7 @@ fn an_update_that_would_lose_something_is_refused() {
 }
 
 /// The role that made 0.1.0 may be no superuser any more, and still own what the update reads.
+#[case]
 fn an_update_runs_no_code_of_a_former_owner() {
     let cluster = Cluster::start_new(&[]);
     let mut admin = cluster.session("postgres");

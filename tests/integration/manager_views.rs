@@ -2,35 +2,12 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{array, drain, half_way, retry, times, wait_at_gate, Batch};
-use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session};
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session};
 use std::time::Instant;
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        // Progress that a job reports.
-        case!(progress_shows_at_once),
-        case!(progress_outside_a_job_does_nothing),
-        case!(progress_out_of_range_is_refused),
-        case!(progress_of_one_job_is_not_the_next_ones),
-        case!(long_messages_of_progress_do_no_harm),
-        // The views.
-        case!(jobs_of_every_state_are_in_one_view),
-        case!(the_place_in_the_queue_is_shown),
-        case!(what_a_job_waits_for_is_shown),
-        case!(an_idle_worker_is_shown_as_idle),
-        case!(times_of_running_jobs_go_on),
-        case!(batches_count_their_jobs),
-        case!(a_batch_that_has_ended_has_no_estimate),
-        case!(a_batch_that_was_launched_again_has_no_estimate),
-        case!(the_progress_bar_is_twenty_wide),
-        private_case!(jobs_of_other_databases_are_in_the_view),
-        private_case!(a_look_costs_what_it_shows),
-        case!(a_query_sees_a_batch_at_one_moment),
-    ]
-}
 
 const PROGRESS: &str = "select progress, progress_message from pg_background_jobs where uuid_child = ";
 
+#[case]
 fn progress_shows_at_once(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let text = format!(
@@ -47,6 +24,7 @@ fn progress_shows_at_once(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn progress_outside_a_job_does_nothing(db: &Db) {
     let mut session = db.session();
     assert_eq!(session.rows("select pg_background_report_progress(50, 'x')"), [""]);
@@ -54,6 +32,7 @@ fn progress_outside_a_job_does_nothing(db: &Db) {
     assert_eq!(session.value("select count(*) from pg_background_jobs where database = current_database()"), "0");
 }
 
+#[case]
 fn progress_out_of_range_is_refused(db: &Db) {
     let mut session = db.session();
     for percent in ["-1", "101", "2147483647", "-2147483648"] {
@@ -66,6 +45,7 @@ fn progress_out_of_range_is_refused(db: &Db) {
     assert_ne!(batch.finish(&mut session), ["lost"]);
 }
 
+#[case]
 fn progress_of_one_job_is_not_the_next_ones(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let texts = ["select pg_background_report_progress(90, 'nearly')", gate::WAIT];
@@ -77,6 +57,7 @@ fn progress_of_one_job_is_not_the_next_ones(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn long_messages_of_progress_do_no_harm(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let text = format!("select pg_background_report_progress(5, repeat('日本', 100000)); {}", gate::WAIT);
@@ -89,6 +70,7 @@ fn long_messages_of_progress_do_no_harm(db: &Db) {
     batch.succeed(&mut session);
 }
 
+#[case]
 fn jobs_of_every_state_are_in_one_view(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = half_way(&mut session);
@@ -127,6 +109,7 @@ fn jobs_of_every_state_are_in_one_view(db: &Db) {
     assert_eq!(session.value(states), "failed stopped succeeded succeeded succeeded");
 }
 
+#[case]
 fn the_place_in_the_queue_is_shown(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = half_way(&mut session);
@@ -148,6 +131,7 @@ fn the_place_in_the_queue_is_shown(db: &Db) {
     batch.wait(&mut session);
 }
 
+#[case]
 fn what_a_job_waits_for_is_shown(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = half_way(&mut session);
@@ -167,6 +151,7 @@ fn what_a_job_waits_for_is_shown(db: &Db) {
     assert_eq!(session.rows(&query), ["∅|∅"]);
 }
 
+#[case]
 fn an_idle_worker_is_shown_as_idle(db: &Db) {
     let mut session = db.session();
     for text in ["select 1", "select 1 / 0", "begin; select 1; commit", "vacuum"] {
@@ -181,6 +166,7 @@ fn an_idle_worker_is_shown_as_idle(db: &Db) {
     }
 }
 
+#[case]
 fn times_of_running_jobs_go_on(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = half_way(&mut session);
@@ -197,6 +183,7 @@ const COUNTS: &str =
     "select name, user_name, queued, running, succeeded, failed, stopped, lost, total, round(percent), progress_bar \
     from pg_background_batches where uuid_parent = ";
 
+#[case]
 fn batches_count_their_jobs(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let texts = ["select 1", "select 2 / 0", gate::WAIT, "select 4", "select 5"];
@@ -217,6 +204,7 @@ fn batches_count_their_jobs(db: &Db) {
     assert_eq!(session.rows(&query), ["counted|postgres|0|0|3|1|1|0|5|100|[####################]"]);
 }
 
+#[case]
 fn a_batch_that_has_ended_has_no_estimate(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let batch = Batch::launch(&mut session, &[gate::WAIT, gate::WAIT]);
@@ -232,6 +220,7 @@ fn a_batch_that_has_ended_has_no_estimate(db: &Db) {
 }
 
 /// Its first jobs may have been launched days ago.
+#[case]
 fn a_batch_that_was_launched_again_has_no_estimate(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let fails = format!("{}; select 1 / 0", gate::WAIT);
@@ -253,6 +242,7 @@ fn a_batch_that_was_launched_again_has_no_estimate(db: &Db) {
     batch.wait(&mut session);
 }
 
+#[case]
 fn the_progress_bar_is_twenty_wide(db: &Db) {
     let mut session = db.session();
     for count in [1, 3, 7, 19, 33] {
@@ -269,6 +259,7 @@ fn the_progress_bar_is_twenty_wide(db: &Db) {
     drain(&mut session);
 }
 
+#[case]
 fn jobs_of_other_databases_are_in_the_view() {
     let cluster = Cluster::start_with_extension(&[]);
     cluster.session("postgres").run("create database other");
@@ -287,6 +278,7 @@ fn jobs_of_other_databases_are_in_the_view() {
 }
 
 /// Nothing is quadratic with 20,000 queued jobs around, and who asks for one small batch does not pay for the others.
+#[case]
 fn a_look_costs_what_it_shows() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "2")]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -326,6 +318,7 @@ fn a_look_costs_what_it_shows() {
 }
 
 /// No look at jobs that run one after the other sees one that has begun behind one that has not.
+#[case]
 fn a_query_sees_a_batch_at_one_moment(db: &Db) {
     let (mut session, gate) = (db.session(), Gate::close(db.session()));
     let mut texts = vec![gate::WAIT];

@@ -2,18 +2,7 @@
 
 use crate::manager::{array, Batch};
 use crate::stage::settle;
-use pg_background_mgr_tests::{literal, private_case, Case, Cluster, ServerError, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(jobs_that_get_no_memory_fail).oldest_and_newest(),
-        private_case!(readers_that_get_no_memory_fail_and_can_read_again).oldest_and_newest(),
-        private_case!(launches_that_get_no_memory_fail).oldest_and_newest(),
-        private_case!(small_pieces_that_find_no_memory_do_not_end_the_server),
-        private_case!(a_row_that_the_log_does_not_keep_needs_no_memory),
-        private_case!(single_user_mode_refuses_each_launch),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, Cluster, ServerError, Session};
 
 /// A server of which processes can be limited, and a session that is not and stays.
 struct Limited {
@@ -52,6 +41,7 @@ fn assert_no_memory(error: &ServerError, what: &str) {
 /// Texts of this many bytes; the largest ones are below what the server can hold in one value.
 const TEXTS: [&str; 3] = ["60000000", "200000000", "450000000"];
 
+#[case(slow, oldest_and_newest)]
 fn jobs_that_get_no_memory_fail() {
     let mut limited = Limited::start();
     limited.limit(300);
@@ -87,6 +77,7 @@ fn jobs_that_get_no_memory_fail() {
     settle(&limited.cluster);
 }
 
+#[case(slow, oldest_and_newest)]
 fn readers_that_get_no_memory_fail_and_can_read_again() {
     let mut limited = Limited::start();
     let mut session = limited.cluster.session("postgres");
@@ -112,6 +103,7 @@ fn readers_that_get_no_memory_fail_and_can_read_again() {
     }
 }
 
+#[case(slow, oldest_and_newest)]
 fn launches_that_get_no_memory_fail() {
     let mut limited = Limited::start();
     limited.control.run("load 'pg_background_mgr'");
@@ -155,6 +147,7 @@ fn launches_that_get_no_memory_fail() {
 }
 
 /// Takes nearly all memory of a session, and then calls what needs a little.
+#[case(slow)]
 fn small_pieces_that_find_no_memory_do_not_end_the_server() {
     let mut limited = Limited::start();
     for kilobytes in (0..2048).step_by(64) {
@@ -178,6 +171,7 @@ fn small_pieces_that_find_no_memory_do_not_end_the_server() {
     limited.assert_unharmed();
 }
 
+#[case(slow)]
 fn a_row_that_the_log_does_not_keep_needs_no_memory() {
     let mut limited = Limited::start();
     limited.limit(1200);
@@ -189,6 +183,7 @@ fn a_row_that_the_log_does_not_keep_needs_no_memory() {
     limited.assert_unharmed();
 }
 
+#[case(slow)]
 fn single_user_mode_refuses_each_launch() {
     let cluster = Cluster::start_with_extension(&[]);
     let calls = [

@@ -2,32 +2,12 @@
 
 use crate::oracle::assert_like_client;
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{case, literal, wait_until, Case, Db};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(notices_arrive_at_their_level),
-        case!(notices_carry_every_field),
-        case!(notices_come_while_the_result_waits),
-        case!(notices_from_before_are_given_when_the_result_is_called),
-        case!(notices_of_a_failed_job_come_before_its_error),
-        case!(notices_keep_their_order),
-        case!(client_min_messages_of_the_launcher_decides),
-        case!(client_min_messages_at_the_read_decides_too),
-        case!(log_messages_go_to_the_log),
-        case!(notices_are_not_given_to_another_job),
-        case!(notices_of_a_detached_job_are_dropped),
-        case!(notices_come_once_when_a_read_is_repeated),
-        case!(many_unread_notices_do_not_hold_the_job),
-        case!(vacuum_verbose_gives_its_info_messages),
-        case!(notices_of_a_nested_job_pass_through),
-        case!(notices_inside_a_plpgsql_launcher_arrive),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, wait_until, Db};
 
 const ALL_LEVELS: &str =
     "do $$ begin raise info 'i'; raise notice 'n'; raise warning 'w'; raise log 'l'; raise debug 'd'; end $$";
 
+#[case]
 fn notices_arrive_at_their_level(db: &Db) {
     let mut session = db.session();
     session.job(ALL_LEVELS, "result text");
@@ -36,6 +16,7 @@ fn notices_arrive_at_their_level(db: &Db) {
     assert_like_client(db, "", "drop table if exists missing; commit", "");
 }
 
+#[case]
 fn notices_carry_every_field(db: &Db) {
     let text =
         "do $$ begin raise warning 'the message' using errcode = '01ABC', detail = 'the detail', hint = 'the hint', \
@@ -53,6 +34,7 @@ fn notices_carry_every_field(db: &Db) {
 }
 
 /// A notice wakes the client long before the job ends: its process still waits at the gate.
+#[case]
 fn notices_come_while_the_result_waits(db: &Db) {
     let (mut gate, mut session) = (db.session(), db.session());
     gate.run("select pg_advisory_lock(5)");
@@ -69,6 +51,7 @@ fn notices_come_while_the_result_waits(db: &Db) {
     assert_eq!(session.finish(&read).last_rows().expect("rows").text_rows(), ["DO"]);
 }
 
+#[case]
 fn notices_from_before_are_given_when_the_result_is_called(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("do $$ begin raise notice 'early'; end $$; select 1");
@@ -79,16 +62,19 @@ fn notices_from_before_are_given_when_the_result_is_called(db: &Db) {
     assert_eq!(session.notice_texts(), ["NOTICE: early"]);
 }
 
+#[case]
 fn notices_of_a_failed_job_come_before_its_error(db: &Db) {
     assert_like_client(db, "", "do $$ begin raise notice 'first'; perform 1 / 0; end $$", "");
     assert_like_client(db, "", "begin; begin; select 1 / 0", "");
 }
 
+#[case]
 fn notices_keep_their_order(db: &Db) {
     let text = "do $$ begin for i in 1 .. 2000 loop raise notice '%', i; end loop; end $$";
     assert_like_client(db, "", text, "");
 }
 
+#[case]
 fn client_min_messages_of_the_launcher_decides(db: &Db) {
     assert_like_client(db, "set client_min_messages = warning", ALL_LEVELS, "");
     assert_like_client(db, "set client_min_messages = error", ALL_LEVELS, "");
@@ -96,6 +82,7 @@ fn client_min_messages_of_the_launcher_decides(db: &Db) {
     assert_like_client(db, "", "set client_min_messages = error; do $$ begin raise warning 'w'; end $$", "");
 }
 
+#[case]
 fn client_min_messages_at_the_read_decides_too(db: &Db) {
     let mut session = db.session();
     let pid = session.launch(ALL_LEVELS);
@@ -104,6 +91,7 @@ fn client_min_messages_at_the_read_decides_too(db: &Db) {
     assert_eq!(session.notice_texts(), ["INFO: i", "WARNING: w"]);
 }
 
+#[case]
 fn log_messages_go_to_the_log(db: &Db) {
     let mut session = db.session();
     let mark = db.log_mark();
@@ -117,6 +105,7 @@ fn log_messages_go_to_the_log(db: &Db) {
     assert_eq!((count("for the log"), count("for both"), count("for none")), (1, 1, 0));
 }
 
+#[case]
 fn notices_are_not_given_to_another_job(db: &Db) {
     let mut session = db.session();
     let noisy = session.launch("do $$ begin raise notice 'mine'; end $$");
@@ -127,6 +116,7 @@ fn notices_are_not_given_to_another_job(db: &Db) {
     assert_eq!(session.notice_texts(), ["NOTICE: mine"]);
 }
 
+#[case]
 fn notices_of_a_detached_job_are_dropped(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("do $$ begin raise notice 'unheard'; end $$");
@@ -136,6 +126,7 @@ fn notices_of_a_detached_job_are_dropped(db: &Db) {
     assert_eq!(session.notice_texts(), [""; 0]);
 }
 
+#[case]
 fn notices_come_once_when_a_read_is_repeated(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("do $$ begin raise notice 'once'; end $$; select 1");
@@ -147,6 +138,7 @@ fn notices_come_once_when_a_read_is_repeated(db: &Db) {
     assert_eq!([first, second].concat(), ["NOTICE: once"]);
 }
 
+#[case]
 fn many_unread_notices_do_not_hold_the_job(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -160,6 +152,7 @@ fn many_unread_notices_do_not_hold_the_job(db: &Db) {
     assert_eq!(notices[19_999], "NOTICE: notice 20000");
 }
 
+#[case]
 fn vacuum_verbose_gives_its_info_messages(db: &Db) {
     let mut session = db.session();
     session.run("create table sales (a int primary key)");
@@ -169,6 +162,7 @@ fn vacuum_verbose_gives_its_info_messages(db: &Db) {
     assert!(notices[0].starts_with("INFO: vacuuming \"") && notices[0].contains("public.sales"), "{notices:?}");
 }
 
+#[case]
 fn notices_of_a_nested_job_pass_through(db: &Db) {
     let mut session = db.session();
     let inner = "do $i$ begin raise notice 'inner'; end $i$";
@@ -181,6 +175,7 @@ fn notices_of_a_nested_job_pass_through(db: &Db) {
     assert_eq!(session.notice_texts(), ["NOTICE: outer", "NOTICE: inner", "NOTICE: outer again"]);
 }
 
+#[case]
 fn notices_inside_a_plpgsql_launcher_arrive(db: &Db) {
     let mut session = db.session();
     session.run(

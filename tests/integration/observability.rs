@@ -2,34 +2,7 @@
 
 use pg_background_mgr_tests::cluster::is_alive;
 use pg_background_mgr_tests::log::LogLine;
-use pg_background_mgr_tests::{case, private_case, wait_for, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(activity_shows_a_running_job),
-        case!(activity_shows_what_a_job_waits_for),
-        case!(activity_shows_the_jobs_text_cut_as_a_clients),
-        case!(activity_of_others_is_hidden_as_for_sessions),
-        case!(activity_shows_the_query_identifier).since(14),
-        case!(activity_shows_the_launcher_waiting),
-        case!(the_process_title_names_the_job),
-        case!(a_job_is_cancelled_by_pg_cancel_backend),
-        case!(a_job_is_ended_by_pg_terminate_backend),
-        case!(log_statement_logs_the_text_once),
-        case!(log_statement_ddl_logs_ddl_only),
-        case!(log_min_duration_statement_logs_text_and_duration),
-        case!(log_duration_logs_the_duration),
-        case!(a_job_that_succeeds_logs_nothing),
-        case!(auto_explain_logs_the_plan).needs_library("auto_explain"),
-        private_case!(a_module_loaded_for_the_session_sees_its_jobs).needs_library("auto_explain"),
-        private_case!(a_module_loaded_for_every_session_sees_jobs).needs_library("auto_explain"),
-        case!(pg_stat_statements_counts_the_statements).needs_library("pg_stat_statements"),
-        case!(pg_stat_statements_calls_them_top_level).since(14).needs_library("pg_stat_statements"),
-        case!(table_statistics_count_the_jobs_work),
-        case!(progress_views_show_a_jobs_command),
-        case!(pg_locks_shows_a_jobs_locks),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Db, Session};
 
 /// A job that runs until the gate is opened.
 fn launch_behind_gate(db: &Db, gate: &mut Session, session: &mut Session, text: &str) -> i32 {
@@ -48,6 +21,7 @@ fn wait_waiting(watcher: &mut Session, pid: i32) {
 
 const GATE: &str = "select pg_advisory_xact_lock(77)";
 
+#[case]
 fn activity_shows_a_running_job(db: &Db) {
     let (mut gate, mut session) = (db.session(), db.client().application_name("loader").connect());
     let pid = launch_behind_gate(db, &mut gate, &mut session, GATE);
@@ -63,6 +37,7 @@ fn activity_shows_a_running_job(db: &Db) {
     assert_eq!(session.result(pid, "nothing text"), [""]);
 }
 
+#[case]
 fn activity_shows_what_a_job_waits_for(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select pg_sleep(100)");
@@ -72,6 +47,7 @@ fn activity_shows_what_a_job_waits_for(db: &Db) {
     assert_eq!(session.result_error(pid).sqlstate(), "57014");
 }
 
+#[case]
 fn activity_shows_the_jobs_text_cut_as_a_clients(db: &Db) {
     let (mut gate, mut session) = (db.session(), db.session());
     let text = format!("{GATE} -- {}", "ü".repeat(2000));
@@ -82,6 +58,7 @@ fn activity_shows_the_jobs_text_cut_as_a_clients(db: &Db) {
     session.result(pid, "nothing text");
 }
 
+#[case]
 fn activity_of_others_is_hidden_as_for_sessions(db: &Db) {
     let (mut gate, mut session) = (db.session(), db.session());
     let pid = launch_behind_gate(db, &mut gate, &mut session, GATE);
@@ -94,6 +71,7 @@ fn activity_of_others_is_hidden_as_for_sessions(db: &Db) {
     session.result(pid, "nothing text");
 }
 
+#[case(since = 14)]
 fn activity_shows_the_query_identifier(db: &Db) {
     let (mut gate, mut session) = (db.session(), db.session());
     gate.run("set compute_query_id = on");
@@ -112,6 +90,7 @@ fn activity_shows_the_query_identifier(db: &Db) {
     session.result(pid, "nothing text");
 }
 
+#[case]
 fn activity_shows_the_launcher_waiting(db: &Db) {
     let (mut gate, mut session) = (db.session(), db.session());
     let pid = launch_behind_gate(db, &mut gate, &mut session, GATE);
@@ -123,6 +102,7 @@ fn activity_shows_the_launcher_waiting(db: &Db) {
     assert!(session.finish(&read).error.is_none());
 }
 
+#[case]
 fn the_process_title_names_the_job(db: &Db) {
     let (mut gate, mut session) = (db.session(), db.session());
     let pid = launch_behind_gate(db, &mut gate, &mut session, GATE);
@@ -133,6 +113,7 @@ fn the_process_title_names_the_job(db: &Db) {
     session.result(pid, "nothing text");
 }
 
+#[case]
 fn a_job_is_cancelled_by_pg_cancel_backend(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -145,6 +126,7 @@ fn a_job_is_cancelled_by_pg_cancel_backend(db: &Db) {
     assert_eq!(session.value("select count(*) from t"), "0");
 }
 
+#[case]
 fn a_job_is_ended_by_pg_terminate_backend(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -169,6 +151,7 @@ fn log_until(
     })
 }
 
+#[case]
 fn log_statement_logs_the_text_once(db: &Db) {
     let mut session = db.session();
     session.run("set log_statement = 'all'");
@@ -181,6 +164,7 @@ fn log_statement_logs_the_text_once(db: &Db) {
     assert_eq!(logged, [("LOG", format!("statement: {text}").as_str())]);
 }
 
+#[case]
 fn log_statement_ddl_logs_ddl_only(db: &Db) {
     let mut session = db.session();
     session.run("set log_statement = 'ddl'");
@@ -194,6 +178,7 @@ fn log_statement_ddl_logs_ddl_only(db: &Db) {
     assert!(!db.log_of(mark, silent).iter().any(|line| line.text.contains("statement: select 1")));
 }
 
+#[case]
 fn log_min_duration_statement_logs_text_and_duration(db: &Db) {
     let mut session = db.session();
     session.run("set log_min_duration_statement = 0");
@@ -206,6 +191,7 @@ fn log_min_duration_statement_logs_text_and_duration(db: &Db) {
     assert!(lines[0].text.ends_with(&format!(" ms  statement: {text}")), "{lines:?}");
 }
 
+#[case]
 fn log_duration_logs_the_duration(db: &Db) {
     let mut session = db.session();
     session.run("set log_duration = on");
@@ -216,6 +202,7 @@ fn log_duration_logs_the_duration(db: &Db) {
     assert!(lines.len() == 1 && lines[0].text.ends_with(" ms"), "{lines:?}");
 }
 
+#[case]
 fn a_job_that_succeeds_logs_nothing(db: &Db) {
     let mut session = db.session();
     let mark = db.log_mark();
@@ -230,6 +217,7 @@ fn a_job_that_succeeds_logs_nothing(db: &Db) {
     assert_eq!(postmaster, [], "an exit in order is not worth a line of the postmaster");
 }
 
+#[case(library = "auto_explain")]
 fn auto_explain_logs_the_plan(db: &Db) {
     let mut session = db.session();
     session
@@ -243,6 +231,7 @@ fn auto_explain_logs_the_plan(db: &Db) {
     assert!(lines[0].text.contains("Seq Scan on planned"), "{lines:?}");
 }
 
+#[case(library = "pg_stat_statements")]
 fn pg_stat_statements_counts_the_statements(db: &Db) {
     let mut session = db.session();
     session.run("create extension pg_stat_statements; create table counted (a int)");
@@ -264,6 +253,7 @@ fn pg_stat_statements_counts_the_statements(db: &Db) {
     );
 }
 
+#[case(since = 14, library = "pg_stat_statements")]
 fn pg_stat_statements_calls_them_top_level(db: &Db) {
     let mut session = db.session();
     session.run("create extension pg_stat_statements; create table counted (a int)");
@@ -273,6 +263,7 @@ fn pg_stat_statements_calls_them_top_level(db: &Db) {
     assert_eq!(session.rows(query), ["t"]);
 }
 
+#[case]
 fn table_statistics_count_the_jobs_work(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -285,6 +276,7 @@ fn table_statistics_count_the_jobs_work(db: &Db) {
     });
 }
 
+#[case]
 fn progress_views_show_a_jobs_command(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select generate_series(1, 10) as a");
@@ -304,6 +296,7 @@ fn progress_views_show_a_jobs_command(db: &Db) {
     assert_eq!(session.result(pid, "result text"), ["CREATE INDEX"]);
 }
 
+#[case]
 fn pg_locks_shows_a_jobs_locks(db: &Db) {
     let (mut gate, mut session) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -318,6 +311,7 @@ fn pg_locks_shows_a_jobs_locks(db: &Db) {
     session.result(pid, "nothing text");
 }
 
+#[case(library = "auto_explain")]
 fn a_module_loaded_for_the_session_sees_its_jobs() {
     let cluster = Cluster::start_with_extension(&[]);
     let mut session = cluster.session("postgres");
@@ -329,6 +323,7 @@ fn a_module_loaded_for_the_session_sees_its_jobs() {
     cluster.wait_log(mark, "the plan", |line| line.pid == pid && line.text.contains("Seq Scan on planned"));
 }
 
+#[case(library = "auto_explain")]
 fn a_module_loaded_for_every_session_sees_jobs() {
     let cluster = Cluster::start_with_extension(&[
         ("session_preload_libraries", "auto_explain"),

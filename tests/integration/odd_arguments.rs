@@ -9,13 +9,9 @@ use crate::functions::{functions, relations, Function};
 use crate::manager::{Batch, NOBODY};
 use pg_background_mgr_tests::lab::forced_parallel;
 use pg_background_mgr_tests::log::LogMark;
-use pg_background_mgr_tests::{literal, private_case, wait_until, Case, Cluster, Reply, Session};
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Reply, Session};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-
-pub fn cases() -> Vec<Case> {
-    vec![private_case!(odd_arguments_do_no_harm), private_case!(odd_arguments_do_no_harm_on_a_standby)]
-}
 
 const SEED: &str = "PGBM_ODD_ARGUMENTS_SEED";
 const STEPS: &str = "PGBM_ODD_ARGUMENTS_STEPS";
@@ -449,6 +445,7 @@ fn assert_quiet(cluster: &Cluster, mark: LogMark) {
     assert!(bad.is_empty(), "{bad:#?}");
 }
 
+#[case(slow)]
 fn odd_arguments_do_no_harm() {
     let (cluster, jobs) = cluster();
     let segments = cluster.segments().len();
@@ -470,6 +467,7 @@ fn odd_arguments_do_no_harm() {
     assert_quiet(&cluster, mark);
 }
 
+#[case(slow)]
 fn odd_arguments_do_no_harm_on_a_standby() {
     let (primary, jobs) = cluster();
     primary.wait_no_workers();

@@ -1,27 +1,6 @@
 //! Rights to use the extension.
 
-use pg_background_mgr_tests::{case, literal, wait_until, Case, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(public_has_nothing),
-        case!(a_role_without_a_grant_can_call_nothing),
-        case!(only_superusers_create_the_extension),
-        case!(a_grant_gives_the_whole_interface),
-        case!(a_member_of_a_granted_role_may_use_it),
-        case!(a_revoke_takes_the_whole_interface),
-        case!(a_revoke_while_a_job_runs_leaves_the_job),
-        case!(grants_and_revokes_can_be_repeated),
-        case!(only_the_owner_and_superusers_grant),
-        case!(an_unknown_role_is_refused),
-        case!(a_null_role_is_refused),
-        case!(role_names_that_need_quoting_work),
-        case!(a_role_name_beyond_ascii_works_in_a_latin1_database),
-        case!(public_is_no_role),
-        case!(the_extension_works_in_a_schema_of_its_own),
-        case!(the_extension_works_in_a_schema_whose_name_needs_quoting),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, wait_until, Db, Session};
 
 /// FROM clause for everything in the extension, with its catalog.
 pub const MEMBERS: &str =
@@ -59,6 +38,7 @@ pub fn assert_none(session: &mut Session, role: &str) {
     assert_eq!(callable(session, role).0, 0, "{role} may call none");
 }
 
+#[case]
 fn public_has_nothing(db: &Db) {
     let mut session = db.session();
     let functions = format!(
@@ -103,6 +83,7 @@ fn denied(function: &str) -> (String, String) {
     ("42501".to_owned(), format!("permission denied for function {function}"))
 }
 
+#[case]
 fn a_role_without_a_grant_can_call_nothing(db: &Db) {
     let role = stranger(db, "stranger");
     assert_none(&mut db.session(), &role);
@@ -112,6 +93,7 @@ fn a_role_without_a_grant_can_call_nothing(db: &Db) {
     }
 }
 
+#[case]
 fn only_superusers_create_the_extension(db: &Db) {
     let role = stranger(db, "stranger");
     let mut admin = db.session();
@@ -128,6 +110,7 @@ fn only_superusers_create_the_extension(db: &Db) {
     );
 }
 
+#[case]
 fn a_grant_gives_the_whole_interface(db: &Db) {
     let (role, other) = (stranger(db, "role"), stranger(db, "other"));
     let mut admin = db.session();
@@ -145,6 +128,7 @@ fn a_grant_gives_the_whole_interface(db: &Db) {
     }
 }
 
+#[case]
 fn a_member_of_a_granted_role_may_use_it(db: &Db) {
     let (group, member) = (stranger(db, "group"), stranger(db, "member"));
     let mut admin = db.session();
@@ -155,6 +139,7 @@ fn a_member_of_a_granted_role_may_use_it(db: &Db) {
     assert_eq!(session.error("select pg_background_launch('select 1')").brief(), denied("pg_background_launch"));
 }
 
+#[case]
 fn a_revoke_takes_the_whole_interface(db: &Db) {
     let (role, other) = (stranger(db, "role"), stranger(db, "other"));
     let mut admin = db.session();
@@ -171,6 +156,7 @@ fn a_revoke_takes_the_whole_interface(db: &Db) {
     }
 }
 
+#[case]
 fn a_revoke_while_a_job_runs_leaves_the_job(db: &Db) {
     let role = stranger(db, "role");
     let mut admin = db.session();
@@ -185,6 +171,7 @@ fn a_revoke_while_a_job_runs_leaves_the_job(db: &Db) {
     assert_eq!(session.result(pid, "tag text"), ["INSERT 0 1"]);
 }
 
+#[case]
 fn grants_and_revokes_can_be_repeated(db: &Db) {
     let role = stranger(db, "role");
     let mut admin = db.session();
@@ -202,6 +189,7 @@ fn grants_and_revokes_can_be_repeated(db: &Db) {
     admin.run(&format!("drop owned by {role}; drop role {role}"));
 }
 
+#[case]
 fn only_the_owner_and_superusers_grant(db: &Db) {
     let (owner, role, clerk) = (stranger(db, "owner"), stranger(db, "role"), stranger(db, "clerk"));
     let mut admin = db.session();
@@ -237,6 +225,7 @@ fn only_the_owner_and_superusers_grant(db: &Db) {
     assert_none(&mut admin, &role);
 }
 
+#[case]
 fn an_unknown_role_is_refused(db: &Db) {
     let mut session = db.session();
     for call in ["grant", "revoke"] {
@@ -250,6 +239,7 @@ fn an_unknown_role_is_refused(db: &Db) {
     }
 }
 
+#[case]
 fn a_null_role_is_refused(db: &Db) {
     let mut session = db.session();
     for call in ["grant", "revoke"] {
@@ -277,6 +267,7 @@ fn assert_role_works(admin: &mut Session, role: &str) {
     admin.run(&format!("drop owned by {quoted}; drop role {quoted}"));
 }
 
+#[case]
 fn role_names_that_need_quoting_work(db: &Db) {
     let mut admin = db.session();
     let long = format!("{}{}", db.name, "x".repeat(63 - db.name.len()));
@@ -287,6 +278,7 @@ fn role_names_that_need_quoting_work(db: &Db) {
     assert_role_works(&mut admin, &long);
 }
 
+#[case]
 fn a_role_name_beyond_ascii_works_in_a_latin1_database(db: &Db) {
     let name = format!("{}_latin1", db.name);
     db.session()
@@ -346,15 +338,18 @@ fn assert_works_in_schema(db: &Db, schema: &str) {
     assert_eq!(members, "0");
 }
 
+#[case]
 fn the_extension_works_in_a_schema_of_its_own(db: &Db) {
     assert_works_in_schema(db, "bg");
 }
 
+#[case]
 fn the_extension_works_in_a_schema_whose_name_needs_quoting(db: &Db) {
     assert_works_in_schema(db, "\"Odd \"\"schema\"\"; ünï\"");
 }
 
 /// GRANT would take it as the keyword, also in quotes.
+#[case]
 fn public_is_no_role(db: &Db) {
     let mut session = db.session();
     let before = "select proacl::text from pg_proc where proname like 'pg_background%' order by oid";

@@ -5,17 +5,9 @@
 //! depend on them. All blocks of a file share one psql and one database, in order. Translations (README.es.md and
 //! docs/es/) are not run: they have the blocks of the English page.
 
-use pg_background_mgr_tests::{case, Case, Db};
+use pg_background_mgr_tests::{case, Db};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(the_readme_shows_what_happens),
-        case!(the_docs_show_what_happens),
-        case!(translations_have_the_same_examples),
-    ]
-}
 
 struct Block {
     /// Line of the file that it begins in.
@@ -118,6 +110,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+#[case]
 fn the_readme_shows_what_happens(db: &Db) {
     let readme = std::fs::read_to_string(root().join("README.md")).expect("README.md");
     let blocks = blocks(&readme);
@@ -126,6 +119,7 @@ fn the_readme_shows_what_happens(db: &Db) {
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
 }
 
+#[case]
 fn the_docs_show_what_happens(_: &Db) {
     let entries = std::fs::read_dir(root().join("docs")).expect("docs");
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("a file").path()).collect();
@@ -173,6 +167,7 @@ fn differences(original: &str, translation: &str) -> Vec<String> {
     differences
 }
 
+#[case]
 fn translations_have_the_same_examples(_: &Db) {
     let mut differences_of_all = differences("README.md", "README.es.md");
     for entry in std::fs::read_dir(root().join("docs/es")).expect("docs/es") {

@@ -1,24 +1,7 @@
 //! Results whose reading is interrupted: each is left to be read again, whole.
 
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(a_million_rows_in_memory_are_read_again_after_each_cancel),
-        private_case!(a_million_rows_in_a_file_are_read_again_after_each_cancel),
-        private_case!(a_million_rows_read_as_text_are_read_again_after_each_cancel),
-        private_case!(a_column_list_that_changes_between_reads_works),
-        private_case!(a_cancel_while_kept_rows_are_read_keeps_them),
-        private_case!(a_cancel_of_a_read_that_waits_for_nothing_keeps_the_rows),
-        private_case!(a_session_ends_with_a_result_put_back),
-        private_case!(a_terminated_session_ends_with_a_result_put_back),
-        private_case!(a_result_put_back_is_given_up),
-        private_case!(an_error_in_the_statement_that_reads_has_read),
-        private_case!(temp_file_limit_in_the_job_is_the_jobs_error),
-        private_case!(temp_file_limit_in_the_reader_leaves_the_result),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Session};
 
 /// A job of `rows` rows that stops at `stops` places until the test lets it go on.
 struct Halting {
@@ -129,18 +112,22 @@ fn assert_survives_cancels(work_mem: &str, columns: &str, is_spilled: bool) {
     assert_no_temporary_files(&cluster);
 }
 
+#[case]
 fn a_million_rows_in_memory_are_read_again_after_each_cancel() {
     assert_survives_cancels("1GB", TYPED, false);
 }
 
+#[case]
 fn a_million_rows_in_a_file_are_read_again_after_each_cancel() {
     assert_survives_cancels("64kB", TYPED, true);
 }
 
+#[case]
 fn a_million_rows_read_as_text_are_read_again_after_each_cancel() {
     assert_survives_cancels("64kB", AS_TEXT, true);
 }
 
+#[case]
 fn a_column_list_that_changes_between_reads_works() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();
@@ -168,6 +155,7 @@ fn assert_no_time_for(reader: &mut Session, reads: &[String]) {
 }
 
 /// The second cancel comes while the reader is busy with what the first one left.
+#[case]
 fn a_cancel_while_kept_rows_are_read_keeps_them() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();
@@ -185,6 +173,7 @@ fn a_cancel_while_kept_rows_are_read_keeps_them() {
 }
 
 /// All rows are there already: they were put back when the last one did not fit.
+#[case]
 fn a_cancel_of_a_read_that_waits_for_nothing_keeps_the_rows() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();
@@ -202,6 +191,7 @@ fn a_cancel_of_a_read_that_waits_for_nothing_keeps_the_rows() {
     assert_no_temporary_files(&cluster);
 }
 
+#[case]
 fn a_session_ends_with_a_result_put_back() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();
@@ -235,6 +225,7 @@ fn assert_no_crash(cluster: &Cluster, mark: pg_background_mgr_tests::log::LogMar
     assert!(crashes.is_empty(), "{crashes:?}");
 }
 
+#[case]
 fn a_terminated_session_ends_with_a_result_put_back() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();
@@ -251,6 +242,7 @@ fn a_terminated_session_ends_with_a_result_put_back() {
     assert_no_crash(&cluster, mark);
 }
 
+#[case]
 fn a_result_put_back_is_given_up() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();
@@ -272,6 +264,7 @@ fn a_result_put_back_is_given_up() {
 }
 
 /// The result was in the hands of the statement: what becomes of the statement is its own affair.
+#[case]
 fn an_error_in_the_statement_that_reads_has_read() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();
@@ -291,6 +284,7 @@ fn exceeded() -> (String, String) {
     ("53400".to_owned(), "temporary file size exceeds temp_file_limit (1024kB)".to_owned())
 }
 
+#[case]
 fn temp_file_limit_in_the_job_is_the_jobs_error() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();
@@ -316,6 +310,7 @@ fn temp_file_limit_in_the_job_is_the_jobs_error() {
     assert_no_temporary_files(&cluster);
 }
 
+#[case]
 fn temp_file_limit_in_the_reader_leaves_the_result() {
     let cluster = Cluster::start_with_extension(&[]);
     let before = cluster.baseline();

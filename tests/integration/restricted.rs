@@ -1,21 +1,7 @@
 //! Places from which no job may be launched.
 
 use pg_background_mgr_tests::lab::{forced_parallel, lab};
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(index_expressions_do_not_launch),
-        case!(analyze_does_not_launch),
-        case!(materialized_views_do_not_launch),
-        case!(results_are_not_read_in_a_restricted_operation),
-        case!(a_definers_function_in_a_restricted_operation_does_not_launch),
-        private_case!(autovacuum_does_not_launch),
-        case!(a_parallel_worker_does_not_launch),
-        case!(a_walsender_does_not_launch),
-        private_case!(a_subscription_launches_as_its_owner_only),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 const RESTRICTED: &str = "cannot launch a background job within a security-restricted operation";
 
@@ -46,6 +32,7 @@ fn assert_refused(session: &mut Session, commands: &[&str]) {
     assert_eq!(session.value("select count(*) from ran"), "0");
 }
 
+#[case]
 fn index_expressions_do_not_launch(db: &Db) {
     let (_, mut session) = set_trap(db);
     session.run("create index trapped on t (trap(a))");
@@ -64,12 +51,14 @@ fn index_expressions_do_not_launch(db: &Db) {
     wait_until("the job's row", || session.value("select count(*) from ran") != "0");
 }
 
+#[case]
 fn analyze_does_not_launch(db: &Db) {
     let (_, mut session) = set_trap(db);
     session.run("create index trapped on t (trap(a))");
     assert_refused(&mut session, &["analyze t", "vacuum analyze t"]);
 }
 
+#[case]
 fn materialized_views_do_not_launch(db: &Db) {
     let (weak, mut session) = set_trap(db);
     session.run(&format!(
@@ -85,6 +74,7 @@ fn materialized_views_do_not_launch(db: &Db) {
 }
 
 /// The results of the session are its user's, not the table owner's.
+#[case]
 fn results_are_not_read_in_a_restricted_operation(db: &Db) {
     let (_, mut session) = set_trap(db);
     let pid = session.launch("select 'secret'");
@@ -102,6 +92,7 @@ fn results_are_not_read_in_a_restricted_operation(db: &Db) {
     assert_eq!(session.result(pid, "a text"), ["secret"]);
 }
 
+#[case]
 fn a_definers_function_in_a_restricted_operation_does_not_launch(db: &Db) {
     let (_, mut session) = set_trap(db);
     session.run(
@@ -111,6 +102,7 @@ fn a_definers_function_in_a_restricted_operation_does_not_launch(db: &Db) {
     assert_refused(&mut session, &["analyze t", "reindex index trapped"]);
 }
 
+#[case]
 fn autovacuum_does_not_launch() {
     let cluster = Cluster::start_with_extension(&[("autovacuum", "on"), ("autovacuum_naptime", "1s")]);
     let mark = cluster.log_mark();
@@ -131,6 +123,7 @@ fn autovacuum_does_not_launch() {
     assert_eq!(session.value("select count(*) from ran"), "0");
 }
 
+#[case]
 fn a_parallel_worker_does_not_launch(db: &Db) {
     let mut session = db.session();
     let force = forced_parallel();
@@ -144,6 +137,7 @@ fn a_parallel_worker_does_not_launch(db: &Db) {
     assert_eq!(session.value("select count(*) from ran"), "0");
 }
 
+#[case]
 fn a_walsender_does_not_launch(db: &Db) {
     let mut session = db.client().parameter("replication", "database").connect();
     let error = session.error("select pg_background_launch('select 1')");
@@ -151,6 +145,7 @@ fn a_walsender_does_not_launch(db: &Db) {
 }
 
 /// Changes are applied from 16 on as the owner of the table, which must not launch.
+#[case]
 fn a_subscription_launches_as_its_owner_only() {
     let publisher = Cluster::start_new(&[("wal_level", "logical")]);
     let subscriber = Cluster::start_with_extension(&[]);

@@ -1,49 +1,7 @@
 //! Reading results: with and without a column list, once, by its launcher only.
 
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{case, wait_until, Case, Db};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_column_list_reads_typed_rows),
-        case!(without_a_column_list_each_row_is_a_record),
-        case!(a_tag_in_a_select_list_is_a_record),
-        case!(a_launch_and_its_result_in_one_statement),
-        case!(a_result_is_a_table_like_others),
-        case!(a_result_is_read_in_plpgsql),
-        case!(results_of_several_jobs_are_read_in_any_order),
-        case!(results_of_several_jobs_are_read_in_one_statement),
-        case!(rows_keep_their_order),
-        case!(rows_without_columns_are_counted),
-        case!(a_row_of_the_greatest_width_arrives_whole),
-        case!(a_value_of_many_megabytes_arrives_whole),
-        case!(rows_greater_than_the_queue_arrive_whole),
-        case!(a_smaller_and_a_greater_queue_give_the_same),
-        case!(the_alias_launches_too),
-        case!(a_result_is_read_once),
-        case!(a_result_read_in_part_has_been_read),
-        case!(a_failed_job_is_read_once),
-        case!(a_result_given_up_is_not_read),
-        case!(a_detached_job_runs_on),
-        case!(an_unknown_pid_is_refused),
-        case!(a_pid_of_another_session_is_refused),
-        case!(a_null_pid_is_refused),
-        case!(a_cancelled_read_is_read_again),
-        case!(a_job_that_ended_leaves_no_process),
-        case!(a_result_is_read_long_after_its_process_ended),
-        case!(a_result_is_read_in_a_later_transaction),
-        case!(a_read_undone_by_a_rollback_has_been_read),
-        case!(an_error_of_a_job_is_caught_and_the_session_goes_on),
-        case!(many_jobs_one_after_another),
-        case!(many_jobs_given_up_at_once_all_run),
-        case!(a_result_is_read_through_a_function),
-        case!(a_result_is_read_through_a_prepared_statement),
-        case!(a_result_read_twice_in_one_statement_is_refused),
-        case!(a_result_joined_several_times_is_read_once),
-        case!(a_result_is_copied),
-        case!(a_held_cursor_over_a_result_works),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Db};
 
 const STATE_READ: &str = "42704";
 
@@ -51,6 +9,7 @@ fn already_read(pid: i32) -> (String, String) {
     (STATE_READ.to_owned(), format!("result of the job with PID {pid} has already been read"))
 }
 
+#[case]
 fn a_column_list_reads_typed_rows(db: &Db) {
     let mut session = db.session();
     let pid = session
@@ -61,6 +20,7 @@ fn a_column_list_reads_typed_rows(db: &Db) {
     assert_eq!(session.rows(&query), ["2|a!|f|∅", "3|∅|t|2001-02-04"]);
 }
 
+#[case]
 fn without_a_column_list_each_row_is_a_record(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 1, 'a b'::text, null::int union all select 2, 'c', 3");
@@ -69,6 +29,7 @@ fn without_a_column_list_each_row_is_a_record(db: &Db) {
     assert_eq!(session.rows(&format!("select pg_background_result({pid})")), [""; 0]);
 }
 
+#[case]
 fn a_tag_in_a_select_list_is_a_record(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("vacuum pg_am");
@@ -80,6 +41,7 @@ fn a_tag_in_a_select_list_is_a_record(db: &Db) {
     );
 }
 
+#[case]
 fn a_launch_and_its_result_in_one_statement(db: &Db) {
     let mut session = db.session();
     let query = "select * from pg_background_result(pg_background_launch('select 2 + 2')) as (n int)";
@@ -89,6 +51,7 @@ fn a_launch_and_its_result_in_one_statement(db: &Db) {
     assert_eq!(session.rows(&format!("select * from pg_background_result({pid}) as (n int)")), ["3"]);
 }
 
+#[case]
 fn a_result_is_a_table_like_others(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select i as a, i * i as b from generate_series(1, 10) i");
@@ -109,6 +72,7 @@ fn a_result_is_a_table_like_others(db: &Db) {
     assert_eq!(session.rows(&query), ["20|20"]);
 }
 
+#[case]
 fn a_result_is_read_in_plpgsql(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -122,6 +86,7 @@ fn a_result_is_read_in_plpgsql(db: &Db) {
     assert_eq!(session.notice_texts(), ["NOTICE: 10 32"]);
 }
 
+#[case]
 fn results_of_several_jobs_are_read_in_any_order(db: &Db) {
     let mut session = db.session();
     let pids: Vec<i32> = (0..8).map(|number| session.launch(&format!("select {number}"))).collect();
@@ -130,6 +95,7 @@ fn results_of_several_jobs_are_read_in_any_order(db: &Db) {
     }
 }
 
+#[case]
 fn results_of_several_jobs_are_read_in_one_statement(db: &Db) {
     let mut session = db.session();
     let query = "select r.* from (select pg_background_launch(format('select %s, ''job''::text', i)) as pid \
@@ -138,6 +104,7 @@ fn results_of_several_jobs_are_read_in_one_statement(db: &Db) {
     assert_eq!(session.rows(query), ["1|job", "2|job", "3|job", "4|job", "5|job", "6|job"]);
 }
 
+#[case]
 fn rows_keep_their_order(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select i from generate_series(1, 300000) i order by i desc");
@@ -153,12 +120,14 @@ fn rows_keep_their_order(db: &Db) {
     assert_eq!(session.rows(&query), ["300000|300000"]);
 }
 
+#[case]
 fn rows_without_columns_are_counted(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select from generate_series(1, 3)");
     assert_eq!(session.rows(&format!("select pg_background_result({pid})")), ["()", "()", "()"]);
 }
 
+#[case]
 fn a_row_of_the_greatest_width_arrives_whole(db: &Db) {
     let mut session = db.session();
     let values: Vec<String> = (1..=1600).map(|number| number.to_string()).collect();
@@ -167,6 +136,7 @@ fn a_row_of_the_greatest_width_arrives_whole(db: &Db) {
     assert_eq!(session.job(&text, &columns.join(", ")), [values.join("|")]);
 }
 
+#[case]
 fn a_value_of_many_megabytes_arrives_whole(db: &Db) {
     let mut session = db.session();
     let text = "select string_agg(md5(i::text), '') from generate_series(1, 500000) i";
@@ -176,6 +146,7 @@ fn a_value_of_many_megabytes_arrives_whole(db: &Db) {
     assert_eq!(session.rows(&query), [format!("{expected}|16000000")]);
 }
 
+#[case]
 fn rows_greater_than_the_queue_arrive_whole(db: &Db) {
     let mut session = db.session();
     let pid = session
@@ -186,6 +157,7 @@ fn rows_greater_than_the_queue_arrive_whole(db: &Db) {
     assert_eq!(session.rows(&query), ["50|t"]);
 }
 
+#[case]
 fn a_smaller_and_a_greater_queue_give_the_same(db: &Db) {
     let mut session = db.session();
     for size in [128, 8192, 65_536, 16_777_216] {
@@ -198,12 +170,14 @@ fn a_smaller_and_a_greater_queue_give_the_same(db: &Db) {
     assert_eq!(session.rows(&format!("select * from pg_background_result(pid => {pid}) as (n int)")), ["1"]);
 }
 
+#[case]
 fn the_alias_launches_too(db: &Db) {
     let mut session = db.session();
     let pid = session.number("select background_launch('select 2 + 2')");
     assert_eq!(session.rows(&format!("select * from pg_background_result({pid}) as (n int)")), ["4"]);
 }
 
+#[case]
 fn a_result_is_read_once(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 1");
@@ -212,6 +186,7 @@ fn a_result_is_read_once(db: &Db) {
     assert_eq!(session.error(&format!("select pg_background_result({pid})")).brief(), already_read(pid));
 }
 
+#[case]
 fn a_result_read_in_part_has_been_read(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select i from generate_series(1, 100000) i");
@@ -224,6 +199,7 @@ fn a_result_read_in_part_has_been_read(db: &Db) {
     assert_eq!(session.result_error(pid).brief(), already_read(pid));
 }
 
+#[case]
 fn a_failed_job_is_read_once(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 1 / 0");
@@ -231,6 +207,7 @@ fn a_failed_job_is_read_once(db: &Db) {
     assert_eq!(session.result_error(pid).brief(), already_read(pid));
 }
 
+#[case]
 fn a_result_given_up_is_not_read(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 1");
@@ -241,6 +218,7 @@ fn a_result_given_up_is_not_read(db: &Db) {
     assert_eq!(session.rows(&format!("select * from pg_background_detach({pid})")), [""]);
 }
 
+#[case]
 fn a_detached_job_runs_on(db: &Db) {
     let (mut gate, mut session) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -256,6 +234,7 @@ fn not_attached(pid: i32) -> (String, String) {
     ("42704".to_owned(), format!("PID {pid} is not attached to this session"))
 }
 
+#[case]
 fn an_unknown_pid_is_refused(db: &Db) {
     let mut session = db.session();
     for pid in [0, -1, 1, i32::MAX, i32::MIN, session.pid()] {
@@ -267,6 +246,7 @@ fn an_unknown_pid_is_refused(db: &Db) {
     }
 }
 
+#[case]
 fn a_pid_of_another_session_is_refused(db: &Db) {
     let (mut owner, mut other) = (db.session(), db.session());
     let pid = owner.launch("select 1");
@@ -275,6 +255,7 @@ fn a_pid_of_another_session_is_refused(db: &Db) {
     assert_eq!(owner.result(pid, "n int"), ["1"]);
 }
 
+#[case]
 fn a_null_pid_is_refused(db: &Db) {
     let mut session = db.session();
     let expected = ("22004".to_owned(), "process ID must not be null".to_owned());
@@ -283,6 +264,7 @@ fn a_null_pid_is_refused(db: &Db) {
     assert_eq!(session.error("select pg_background_detach(null)").brief(), expected);
 }
 
+#[case]
 fn a_cancelled_read_is_read_again(db: &Db) {
     let (mut gate, mut session) = (db.session(), db.session());
     gate.run("select pg_advisory_lock(5)");
@@ -297,6 +279,7 @@ fn a_cancelled_read_is_read_again(db: &Db) {
     assert_eq!(session.rows(&read), ["9"]);
 }
 
+#[case]
 fn a_job_that_ended_leaves_no_process(db: &Db) {
     let mut session = db.session();
     let succeeded = session.launch("select i from generate_series(1, 10) i");
@@ -311,6 +294,7 @@ fn a_job_that_ended_leaves_no_process(db: &Db) {
     assert_eq!(session.result(tagged, "tag text"), ["CREATE TABLE"]);
 }
 
+#[case]
 fn a_result_is_read_long_after_its_process_ended(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("create table t as select 5 as a; table t");
@@ -322,6 +306,7 @@ fn a_result_is_read_long_after_its_process_ended(db: &Db) {
     assert_eq!(session.result(pid, "a int"), ["5"]);
 }
 
+#[case]
 fn a_result_is_read_in_a_later_transaction(db: &Db) {
     let mut session = db.session();
     session.run("begin");
@@ -330,6 +315,7 @@ fn a_result_is_read_in_a_later_transaction(db: &Db) {
     assert_eq!(session.result(pid, "a int"), ["5"]);
 }
 
+#[case]
 fn a_read_undone_by_a_rollback_has_been_read(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 5");
@@ -339,6 +325,7 @@ fn a_read_undone_by_a_rollback_has_been_read(db: &Db) {
     assert_eq!(session.result_error(pid).brief(), already_read(pid));
 }
 
+#[case]
 fn an_error_of_a_job_is_caught_and_the_session_goes_on(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -356,6 +343,7 @@ fn an_error_of_a_job_is_caught_and_the_session_goes_on(db: &Db) {
     session.run("commit");
 }
 
+#[case]
 fn many_jobs_one_after_another(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -365,6 +353,7 @@ fn many_jobs_one_after_another(db: &Db) {
     );
 }
 
+#[case]
 fn many_jobs_given_up_at_once_all_run(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -374,6 +363,7 @@ fn many_jobs_given_up_at_once_all_run(db: &Db) {
     wait_until("the rows of all jobs", || session.rows("select count(*), sum(a) from t") == ["15|120"]);
 }
 
+#[case]
 fn a_result_is_read_through_a_function(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -388,6 +378,7 @@ fn a_result_is_read_through_a_function(db: &Db) {
     }
 }
 
+#[case]
 fn a_result_is_read_through_a_prepared_statement(db: &Db) {
     let mut session = db.session();
     session.run("prepare r (int) as select n from pg_background_result($1) as (n int)");
@@ -397,6 +388,7 @@ fn a_result_is_read_through_a_prepared_statement(db: &Db) {
     }
 }
 
+#[case]
 fn a_result_read_twice_in_one_statement_is_refused(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 1");
@@ -405,6 +397,7 @@ fn a_result_read_twice_in_one_statement_is_refused(db: &Db) {
     assert_eq!(session.error(&query).sqlstate(), STATE_READ);
 }
 
+#[case]
 fn a_result_joined_several_times_is_read_once(db: &Db) {
     let mut session = db.session();
     session.run("set enable_material = off; set enable_hashjoin = off; set enable_mergejoin = off");
@@ -416,6 +409,7 @@ fn a_result_joined_several_times_is_read_once(db: &Db) {
     assert_eq!(session.rows(&query), ["14|30"]);
 }
 
+#[case]
 fn a_result_is_copied(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select generate_series(1, 3)");
@@ -423,6 +417,7 @@ fn a_result_is_copied(db: &Db) {
     assert_eq!(reply.statements[0].copied, b"1\n2\n3\n");
 }
 
+#[case]
 fn a_held_cursor_over_a_result_works(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select generate_series(1, 100000)");

@@ -1,21 +1,7 @@
 //! Row types that are altered between a job and the reading of its result, and results of many columns of row types.
 
 use crate::gate::{self, Gate};
-use pg_background_mgr_tests::{case, wait_until, Case, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(values_of_an_altered_row_type_are_read_as_their_texts_say),
-        case!(texts_that_do_not_fit_an_altered_row_type_are_errors_and_stay),
-        case!(a_row_type_altered_at_any_depth_is_seen),
-        case!(added_and_dropped_columns_are_seen),
-        case!(a_row_type_made_anew_under_its_name_is_another),
-        case!(a_row_type_altered_by_the_job_itself_is_seen),
-        case!(a_row_type_altered_while_it_is_read_is_seen),
-        case!(a_row_type_that_stays_is_read_as_it_is),
-        case!(a_row_of_1664_row_types_is_read),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Db, Session};
 
 /// Types over the row type `c`: how a column is declared, and a value of it that is made of a row.
 fn forms(session: &mut Session) -> Vec<(&'static str, &'static str)> {
@@ -54,6 +40,7 @@ fn launch(session: &mut Session, value: &str) -> (i32, String) {
     (pid, text)
 }
 
+#[case(slow)]
 fn values_of_an_altered_row_type_are_read_as_their_texts_say(db: &Db) {
     let mut session = db.session();
     for (declared, value) in forms(&mut session) {
@@ -70,6 +57,7 @@ fn values_of_an_altered_row_type_are_read_as_their_texts_say(db: &Db) {
     }
 }
 
+#[case(slow)]
 fn texts_that_do_not_fit_an_altered_row_type_are_errors_and_stay(db: &Db) {
     let mut session = db.session();
     for (declared, value) in forms(&mut session) {
@@ -83,6 +71,7 @@ fn texts_that_do_not_fit_an_altered_row_type_are_errors_and_stay(db: &Db) {
     }
 }
 
+#[case(slow)]
 fn a_row_type_altered_at_any_depth_is_seen(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -102,6 +91,7 @@ fn a_row_type_altered_at_any_depth_is_seen(db: &Db) {
     assert!(text.contains("16000"));
 }
 
+#[case(slow)]
 fn added_and_dropped_columns_are_seen(db: &Db) {
     let mut session = db.session();
     session.run("create table t (x int8, y int8); insert into t values (16000, 1)");
@@ -115,6 +105,7 @@ fn added_and_dropped_columns_are_seen(db: &Db) {
     }
 }
 
+#[case(slow)]
 fn a_row_type_made_anew_under_its_name_is_another(db: &Db) {
     let mut session = db.session();
     session.run("create type c as (x int8, y int8)");
@@ -124,6 +115,7 @@ fn a_row_type_made_anew_under_its_name_is_another(db: &Db) {
     assert_eq!(session.rows(&read(pid, "text")), [text.as_str()]);
 }
 
+#[case(slow)]
 fn a_row_type_altered_by_the_job_itself_is_seen(db: &Db) {
     let mut session = db.session();
     session.run("create table t (x int8, y int8); insert into t values (1234567890123456, 99999999999999)");
@@ -132,6 +124,7 @@ fn a_row_type_altered_by_the_job_itself_is_seen(db: &Db) {
     assert_eq!(session.rows(&read(pid, "t")), ["(1234567890123456,99999999999999)"]);
 }
 
+#[case(slow)]
 fn a_row_type_altered_while_it_is_read_is_seen(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     session.run("create type c as (x int8, y int8)");
@@ -156,6 +149,7 @@ fn a_row_type_altered_while_it_is_read_is_seen(db: &Db) {
     assert_eq!(session.value(&call), "5001");
 }
 
+#[case(slow)]
 fn a_row_type_that_stays_is_read_as_it_is(db: &Db) {
     let mut session = db.session();
     for (declared, value) in forms(&mut session) {
@@ -166,6 +160,7 @@ fn a_row_type_that_stays_is_read_as_it_is(db: &Db) {
     }
 }
 
+#[case(slow)]
 fn a_row_of_1664_row_types_is_read(db: &Db) {
     let mut session = db.session();
     session.run("create type c as (x int8, y text)");

@@ -3,51 +3,13 @@
 use crate::gate::{self, Gate};
 use crate::stage::settle;
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        // Maintenance.
-        case!(vacuum_full_runs_in_the_background),
-        case!(vacuum_verbose_gives_its_messages),
-        case!(vacuum_verbose_is_launched_and_read_in_one_statement),
-        case!(indexes_are_made_in_the_background),
-        case!(an_index_is_made_concurrently_from_a_procedure),
-        // Launching and reading.
-        case!(an_expression_is_computed_in_the_background),
-        case!(the_short_name_launches),
-        case!(an_insert_is_launched_read_and_seen),
-        case!(a_row_is_inserted_after_a_while),
-        case!(a_table_is_counted_in_a_select_list),
-        case!(a_result_is_read_in_a_select_list_by_its_number),
-        case!(the_job_tells_who_it_runs_as),
-        case!(a_launch_is_called_as_a_table),
-        case!(jobs_are_launched_in_a_loop),
-        case!(jobs_are_launched_for_the_rows_of_a_table),
-        case!(a_thousand_jobs_cost_no_thousand_processes),
-        // Looking, giving up.
-        case!(a_sleeping_job_is_found_in_the_activity),
-        case!(running_jobs_are_found_by_what_they_are_not),
-        case!(a_million_rows_are_detached),
-        case!(a_million_rows_of_a_function_are_detached),
-        // Transactions of their own.
-        case!(a_job_writes_what_its_callers_rollback_does_not_undo),
-        case!(a_rating_is_updated_in_batches_with_a_vacuum_between_them),
-        case!(a_rating_is_updated_in_a_worker_that_has_workers),
-        // Limits.
-        private_case!(a_launch_is_tried_again_until_a_process_is_free),
-        private_case!(a_function_that_launches_too_many_fails_with_a_hint),
-        case!(the_number_of_processes_needs_a_restart),
-        // Beside its alternative.
-        case!(dblink_works_beside_it).needs_library("dblink"),
-        case!(dblink_reads_what_a_job_did).needs_library("dblink"),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session};
 
 fn number(text: &str) -> i32 {
     text.parse().unwrap_or_else(|_| panic!("not a process id: {text}"))
 }
 
+#[case]
 fn vacuum_full_runs_in_the_background(db: &Db) {
     let mut session = db.session();
     session.run("create table my_table as select i from generate_series(1, 20000) i; delete from my_table");
@@ -78,6 +40,7 @@ fn assert_verbose(session: &mut Session, table: &str) {
 const SALES: &str = "create table sales (id int primary key, note text); \
     insert into sales select i, repeat('x', 100) from generate_series(1, 500) i; delete from sales where id % 2 = 0";
 
+#[case]
 fn vacuum_verbose_gives_its_messages(db: &Db) {
     let mut session = db.session();
     session.run(SALES);
@@ -87,6 +50,7 @@ fn vacuum_verbose_gives_its_messages(db: &Db) {
     assert_verbose(&mut session, "sales");
 }
 
+#[case]
 fn vacuum_verbose_is_launched_and_read_in_one_statement(db: &Db) {
     let mut session = db.session();
     session.run(SALES);
@@ -97,6 +61,7 @@ fn vacuum_verbose_is_launched_and_read_in_one_statement(db: &Db) {
     assert_verbose(&mut session, "sales");
 }
 
+#[case]
 fn indexes_are_made_in_the_background(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select i as a, i % 10 as b from generate_series(1, 1000) i");
@@ -116,6 +81,7 @@ fn indexes_are_made_in_the_background(db: &Db) {
 }
 
 /// The build waits for every older snapshot, so the procedure must not hold one while it waits for the build.
+#[case]
 fn an_index_is_made_concurrently_from_a_procedure(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -130,6 +96,7 @@ fn an_index_is_made_concurrently_from_a_procedure(db: &Db) {
     assert_eq!(session.notice_texts(), ["NOTICE: made"]);
 }
 
+#[case]
 fn an_expression_is_computed_in_the_background(db: &Db) {
     let mut session = db.session();
     let pid = session.value("SELECT pg_background_launch($$ SELECT 2+2 FROM (SELECT pg_sleep(0.1)) s $$)");
@@ -137,6 +104,7 @@ fn an_expression_is_computed_in_the_background(db: &Db) {
     assert_eq!(session.rows(&query), ["4"]);
 }
 
+#[case]
 fn the_short_name_launches(db: &Db) {
     let mut session = db.session();
     let pid = session.value("SELECT background_launch('SELECT 2+2')");
@@ -147,6 +115,7 @@ fn the_short_name_launches(db: &Db) {
     wait_until("the end of the process", || !is_alive(number(&pid)));
 }
 
+#[case]
 fn an_insert_is_launched_read_and_seen(db: &Db) {
     let mut session = db.session();
     session.run("CREATE TABLE t(id integer)");
@@ -157,6 +126,7 @@ fn an_insert_is_launched_read_and_seen(db: &Db) {
     assert_eq!(session.rows("SELECT * FROM t"), [""; 0]);
 }
 
+#[case]
 fn a_row_is_inserted_after_a_while(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -172,6 +142,7 @@ fn a_row_is_inserted_after_a_while(db: &Db) {
     assert_eq!(session.value("select count(*) from t where a = 850"), "1");
 }
 
+#[case]
 fn a_table_is_counted_in_a_select_list(db: &Db) {
     let mut session = db.session();
     session.run("create table your_table as select generate_series(1, 37)");
@@ -181,6 +152,7 @@ fn a_table_is_counted_in_a_select_list(db: &Db) {
     );
 }
 
+#[case]
 fn a_result_is_read_in_a_select_list_by_its_number(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -195,6 +167,7 @@ fn a_result_is_read_in_a_select_list_by_its_number(db: &Db) {
     }
 }
 
+#[case]
 fn the_job_tells_who_it_runs_as(db: &Db) {
     let role = db.role("student", "login");
     let text = "$$ select 5555, (current_user || '-' || session_user || '-' || random()::text)::text as who \
@@ -207,6 +180,7 @@ fn the_job_tells_who_it_runs_as(db: &Db) {
     }
 }
 
+#[case]
 fn a_launch_is_called_as_a_table(db: &Db) {
     let mut session = db.session();
     let pid = session.value("SELECT * FROM pg_background_launch('SELECT 42')");
@@ -214,6 +188,7 @@ fn a_launch_is_called_as_a_table(db: &Db) {
     assert_eq!(session.rows(&query), ["43"]);
 }
 
+#[case]
 fn jobs_are_launched_in_a_loop(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -227,6 +202,7 @@ fn jobs_are_launched_in_a_loop(db: &Db) {
     assert_eq!(session.value("select string_agg(a::text, ' ' order by a) from t"), "1 2 3 4 5 6 7 8");
 }
 
+#[case]
 fn jobs_are_launched_for_the_rows_of_a_table(db: &Db) {
     let mut session = db.session();
     // Texts of every length that a table stores in another way: short, long, compressed, outside of the row.
@@ -250,6 +226,7 @@ fn jobs_are_launched_for_the_rows_of_a_table(db: &Db) {
 }
 
 /// The comparison of costs itself is a benchmark; here the loop only has to work and to leave nothing behind.
+#[case]
 fn a_thousand_jobs_cost_no_thousand_processes(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -260,6 +237,7 @@ fn a_thousand_jobs_cost_no_thousand_processes(db: &Db) {
     assert_eq!(session.notice_texts(), ["NOTICE: 1000"]);
 }
 
+#[case]
 fn a_sleeping_job_is_found_in_the_activity(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     let text = " SELECT 2+2 FROM (SELECT pg_sleep(600)) s ";
@@ -273,6 +251,7 @@ fn a_sleeping_job_is_found_in_the_activity(db: &Db) {
     assert_eq!(session.result_error(pid).sqlstate(), "57P01");
 }
 
+#[case]
 fn running_jobs_are_found_by_what_they_are_not(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     let mut gate = Gate::close(db.session());
@@ -289,6 +268,7 @@ fn running_jobs_are_found_by_what_they_are_not(db: &Db) {
     }
 }
 
+#[case]
 fn a_million_rows_are_detached(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     let pid = session.launch(" SELECT * FROM generate_series(1,1000000) ");
@@ -300,6 +280,7 @@ fn a_million_rows_are_detached(db: &Db) {
     assert_eq!(error.brief(), ("42704".to_owned(), format!("result of the job with PID {pid} has been given up")));
 }
 
+#[case]
 fn a_million_rows_of_a_function_are_detached(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("SELECT generate_series(1, 1000000)");
@@ -307,6 +288,7 @@ fn a_million_rows_of_a_function_are_detached(db: &Db) {
     wait_until("the end of the process", || !is_alive(pid));
 }
 
+#[case]
 fn a_job_writes_what_its_callers_rollback_does_not_undo(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -369,6 +351,7 @@ fn assert_vacuumed(session: &mut Session, times: &str) {
     wait_until("the statistics of the vacuums", || session.value(query) == times);
 }
 
+#[case]
 fn a_rating_is_updated_in_batches_with_a_vacuum_between_them(db: &Db) {
     let mut session = db.session();
     session.run(RATING);
@@ -382,6 +365,7 @@ fn a_rating_is_updated_in_batches_with_a_vacuum_between_them(db: &Db) {
     assert_eq!(session.notice_texts(), ["NOTICE: updated 0 rows", "NOTICE: vacuumed", "NOTICE: all done"]);
 }
 
+#[case]
 fn a_rating_is_updated_in_a_worker_that_has_workers(db: &Db) {
     let mut session = db.session();
     session.run(RATING);
@@ -403,6 +387,7 @@ const NO_PROCESS: &str = "could not register background process";
 const HINT: &str = "You may need to increase max_worker_processes.";
 
 /// One slot is the server's own, for logical replication; one is left.
+#[case]
 fn a_launch_is_tried_again_until_a_process_is_free() {
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "2")]);
     let before = cluster.baseline();
@@ -445,6 +430,7 @@ fn a_launch_is_tried_again_until_a_process_is_free() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_function_that_launches_too_many_fails_with_a_hint() {
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "6")]);
     let before = cluster.baseline();
@@ -476,6 +462,7 @@ fn a_function_that_launches_too_many_fails_with_a_hint() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn the_number_of_processes_needs_a_restart(db: &Db) {
     let mut session = db.session();
     let error = session.error("set max_worker_processes = 30");
@@ -498,6 +485,7 @@ fn own_connection(session: &mut Session) -> String {
     )
 }
 
+#[case(library = "dblink")]
 fn dblink_works_beside_it(db: &Db) {
     let mut session = db.session();
     session.run("create extension dblink");
@@ -520,6 +508,7 @@ fn dblink_works_beside_it(db: &Db) {
     session.run("select dblink_disconnect('mine')");
 }
 
+#[case(library = "dblink")]
 fn dblink_reads_what_a_job_did(db: &Db) {
     let mut session = db.session();
     session.run("create extension dblink; create table t (a int)");

@@ -2,45 +2,10 @@
 
 use crate::gate::{self, Gate};
 use crate::oracle::assert_like_client;
-use pg_background_mgr_tests::{case, wait_for, Case, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(session_settings_are_the_jobs),
-        case!(search_path_and_formats_are_the_jobs),
-        case!(settings_of_the_startup_message_are_the_jobs),
-        case!(settings_of_the_role_and_the_database_are_the_jobs),
-        case!(a_setting_reset_in_the_session_is_not_carried),
-        case!(set_local_of_the_caller_is_the_jobs),
-        case!(a_setting_of_the_calling_function_is_the_jobs),
-        case!(own_settings_of_the_user_are_the_jobs),
-        case!(settings_of_a_module_are_the_jobs),
-        case!(settings_of_a_module_preloaded_are_the_jobs).needs_library("auto_explain"),
-        case!(libraries_are_loaded_for_their_settings_only).needs_library("pg_trgm"),
-        case!(a_value_with_quotes_and_newlines_arrives_whole),
-        case!(reset_in_a_job_gives_the_default_of_a_new_session),
-        case!(show_all_gives_a_jobs_settings_as_a_clients),
-        case!(set_holds_until_the_end_of_the_text),
-        case!(set_local_holds_until_the_end_of_the_transaction),
-        case!(set_in_a_job_stays_in_the_job),
-        case!(set_in_a_failed_statement_is_undone),
-        case!(settings_that_only_superusers_set_are_carried_for_others),
-        case!(the_seed_of_random_stays_in_the_job),
-        case!(temp_tables_work_within_the_text),
-        case!(temp_tables_end_with_the_job),
-        case!(settings_of_the_extension_that_do_not_exist_are_refused).since(15),
-        case!(a_bad_value_from_before_the_library_was_loaded_is_a_warning),
-        case!(the_launchers_temp_tables_are_not_there),
-        case!(a_temp_table_on_commit_drop_works),
-        case!(sequences_of_the_session_are_the_jobs_own),
-        case!(settings_that_change_the_parser_are_the_jobs),
-        case!(session_replication_role_is_the_jobs),
-        case!(settings_that_watch_the_client_do_no_harm).since(14),
-        case!(settings_of_diagnosis_do_no_harm),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_for, Db, Session};
 
 /// Settings that the user has made up need no library, and loading one takes time.
+#[case(library = "pg_trgm")]
 fn libraries_are_loaded_for_their_settings_only(db: &Db) {
     let mut session = db.session();
     session.run("load 'pg_trgm'; set my.own = 'mine'; set pg_background_mgr.log_result_limit = '1MB'");
@@ -62,6 +27,7 @@ fn libraries_are_loaded_for_their_settings_only(db: &Db) {
     assert!(libraries(&mut session));
 }
 
+#[case]
 fn session_settings_are_the_jobs(db: &Db) {
     let setup =
         "set work_mem = '7MB'; set enable_seqscan = off; set extra_float_digits = -5; set vacuum_cost_delay = '5ms'";
@@ -70,6 +36,7 @@ fn session_settings_are_the_jobs(db: &Db) {
     assert_like_client(db, setup, text, "");
 }
 
+#[case]
 fn search_path_and_formats_are_the_jobs(db: &Db) {
     let setup =
         "create schema \"Odd name\"; create table \"Odd name\".here (a int); set search_path = \"Odd name\", stage; \
@@ -83,6 +50,7 @@ fn search_path_and_formats_are_the_jobs(db: &Db) {
     assert_like_client(db, &setup, text, "");
 }
 
+#[case]
 fn settings_of_the_startup_message_are_the_jobs(db: &Db) {
     let mut session =
         db.client().parameter("options", "-c work_mem=6MB -c my.own=x").parameter("TimeZone", "Asia/Tokyo").connect();
@@ -91,6 +59,7 @@ fn settings_of_the_startup_message_are_the_jobs(db: &Db) {
     assert_eq!(session.job(query, "a text, b text, c text"), ["6MB|x|Asia/Tokyo"]);
 }
 
+#[case]
 fn settings_of_the_role_and_the_database_are_the_jobs(db: &Db) {
     let role = db.role("tuned", "login");
     let name = &db.name;
@@ -104,6 +73,7 @@ fn settings_of_the_role_and_the_database_are_the_jobs(db: &Db) {
     assert_eq!(session.job(query, "a text, b text, c text, d text"), ["9MB|d|r|b"]);
 }
 
+#[case]
 fn a_setting_reset_in_the_session_is_not_carried(db: &Db) {
     let mut session = db.session();
     session.run("set work_mem = '7MB'; set my.own = 'x'");
@@ -113,6 +83,7 @@ fn a_setting_reset_in_the_session_is_not_carried(db: &Db) {
     assert_eq!(session.job(job, "a text, b text"), expected);
 }
 
+#[case]
 fn set_local_of_the_caller_is_the_jobs(db: &Db) {
     let mut session = db.session();
     session.run("begin; set local work_mem = '8MB'");
@@ -121,6 +92,7 @@ fn set_local_of_the_caller_is_the_jobs(db: &Db) {
     assert_eq!(session.job("show work_mem", "a text"), ["4MB"]);
 }
 
+#[case]
 fn a_setting_of_the_calling_function_is_the_jobs(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -131,6 +103,7 @@ fn a_setting_of_the_calling_function_is_the_jobs(db: &Db) {
     assert_eq!(session.rows(&format!("select * from pg_background_result({pid}) as (a text)")), ["8MB"]);
 }
 
+#[case]
 fn own_settings_of_the_user_are_the_jobs(db: &Db) {
     let setup = "set my.own = 'first'; set my.other.name = ''; select set_config('my.third', 'x', false)";
     let text = "select current_setting('my.own'), current_setting('my.other.name'), current_setting('my.third')";
@@ -138,6 +111,7 @@ fn own_settings_of_the_user_are_the_jobs(db: &Db) {
 }
 
 /// A module that only the launcher has loaded: in the worker its setting is a placeholder until the module comes.
+#[case]
 fn settings_of_a_module_are_the_jobs(db: &Db) {
     let setup = "load 'plpgsql'; set plpgsql.extra_warnings = 'all'; set plpgsql.check_asserts = off";
     let text = "do $$ begin assert false; raise notice '%', current_setting('plpgsql.extra_warnings'); end $$; \
@@ -145,18 +119,21 @@ fn settings_of_a_module_are_the_jobs(db: &Db) {
     assert_like_client(db, setup, text, "");
 }
 
+#[case(library = "auto_explain")]
 fn settings_of_a_module_preloaded_are_the_jobs(db: &Db) {
     let setup = "set auto_explain.log_min_duration = '1h'; set auto_explain.log_format = 'json'";
     let text = "select current_setting('auto_explain.log_min_duration'), current_setting('auto_explain.log_format')";
     assert_like_client(db, setup, text, "");
 }
 
+#[case]
 fn a_value_with_quotes_and_newlines_arrives_whole(db: &Db) {
     let setup =
         r#"set my.own = E'it''s "quoted" \\ and\non two lines, ünïcödé'; set search_path = "a ""b""", 'c''d', public"#;
     assert_like_client(db, setup, "select current_setting('my.own'), current_setting('search_path')", "");
 }
 
+#[case]
 fn reset_in_a_job_gives_the_default_of_a_new_session(db: &Db) {
     db.session().run(&format!("alter database {} set work_mem = '9MB'", db.name));
     let mut session = db.session();
@@ -165,6 +142,7 @@ fn reset_in_a_job_gives_the_default_of_a_new_session(db: &Db) {
     assert_eq!(session.job(text, "a text, b text"), ["9MB|on"]);
 }
 
+#[case]
 fn show_all_gives_a_jobs_settings_as_a_clients(db: &Db) {
     let mut session = db.session();
     session.run("set work_mem = '7MB'; set datestyle = 'SQL, DMY'; set my.own = 'x'; set enable_nestloop = off");
@@ -180,11 +158,13 @@ fn show_all_gives_a_jobs_settings_as_a_clients(db: &Db) {
     assert!(changed.is_empty() && missing.is_empty(), "in the job: {changed:?}, in the session: {missing:?}");
 }
 
+#[case]
 fn set_holds_until_the_end_of_the_text(db: &Db) {
     assert_like_client(db, "", "set work_mem = '5MB'; begin; commit; show work_mem", "");
     assert_like_client(db, "", "begin; set work_mem = '5MB'; rollback; show work_mem", "");
 }
 
+#[case]
 fn set_local_holds_until_the_end_of_the_transaction(db: &Db) {
     assert_like_client(db, "", "set local work_mem = '5MB'; show work_mem", "");
     let text = "begin; set local work_mem = '5MB'; create table made as select current_setting('work_mem'); commit; \
@@ -192,6 +172,7 @@ fn set_local_holds_until_the_end_of_the_transaction(db: &Db) {
     assert_like_client(db, "", text, "");
 }
 
+#[case]
 fn set_in_a_job_stays_in_the_job(db: &Db) {
     let mut session = db.session();
     assert_eq!(session.job("set work_mem = '5MB'; set my.own = 'x'; show work_mem", "a text"), ["5MB"]);
@@ -200,6 +181,7 @@ fn set_in_a_job_stays_in_the_job(db: &Db) {
     assert_eq!(session.job(query, "a text, b bool"), ["4MB|t"]);
 }
 
+#[case]
 fn set_in_a_failed_statement_is_undone(db: &Db) {
     let mut session = db.session();
     session.job_error("set work_mem = '5MB'; select 1 / 0");
@@ -207,6 +189,7 @@ fn set_in_a_failed_statement_is_undone(db: &Db) {
 }
 
 /// A SECURITY DEFINER function of a superuser may set them; the caller's job must not fail for it.
+#[case]
 fn settings_that_only_superusers_set_are_carried_for_others(db: &Db) {
     let role = db.role("plain", "login");
     db.session().run(&format!("alter role {role} set log_min_duration_statement = '1h'"));
@@ -217,6 +200,7 @@ fn settings_that_only_superusers_set_are_carried_for_others(db: &Db) {
     assert_eq!(session.job_error("set log_min_duration_statement = 0").sqlstate(), "42501");
 }
 
+#[case]
 fn the_seed_of_random_stays_in_the_job(db: &Db) {
     let mut session = db.session();
     let seeded = session.job("select setseed(0.5); select random()", "n float8");
@@ -224,6 +208,7 @@ fn the_seed_of_random_stays_in_the_job(db: &Db) {
     assert_ne!(session.job("select random()", "n float8"), session.job("select random()", "n float8"));
 }
 
+#[case]
 fn temp_tables_work_within_the_text(db: &Db) {
     let text =
         "create temp table x (a int); insert into x values (1), (2); create index on x (a); select sum(a) from x";
@@ -233,6 +218,7 @@ fn temp_tables_work_within_the_text(db: &Db) {
     assert_like_client(db, "", text, "");
 }
 
+#[case]
 fn temp_tables_end_with_the_job(db: &Db) {
     let mut session = db.session();
     session.job("create temp table x (a int); create temp sequence s", "result text");
@@ -251,6 +237,7 @@ fn temp_tables_end_with_the_job(db: &Db) {
     pg_background_mgr_tests::wait_until("no temp relation is left", || session.value(query) == "0");
 }
 
+#[case]
 fn the_launchers_temp_tables_are_not_there(db: &Db) {
     let mut session = db.session();
     session.run("create temp table x (a int)");
@@ -258,6 +245,7 @@ fn the_launchers_temp_tables_are_not_there(db: &Db) {
     assert_eq!(error.brief(), ("42P01".to_owned(), "relation \"x\" does not exist".to_owned()));
 }
 
+#[case]
 fn a_temp_table_on_commit_drop_works(db: &Db) {
     let text = "create temp table x on commit drop as select 4 as a; table x";
     assert_like_client(db, "", text, "");
@@ -269,6 +257,7 @@ fn a_temp_table_on_commit_drop_works(db: &Db) {
     );
 }
 
+#[case]
 fn sequences_of_the_session_are_the_jobs_own(db: &Db) {
     let mut session = db.session();
     session.run("create sequence s; select nextval('s')");
@@ -277,6 +266,7 @@ fn sequences_of_the_session_are_the_jobs_own(db: &Db) {
     assert_eq!(session.value("select currval('s')"), "1");
 }
 
+#[case]
 fn settings_that_change_the_parser_are_the_jobs(db: &Db) {
     let setup =
         "set standard_conforming_strings = off; set escape_string_warning = off; set quote_all_identifiers = on";
@@ -284,6 +274,7 @@ fn settings_that_change_the_parser_are_the_jobs(db: &Db) {
     assert_like_client(db, "set transform_null_equals = on", "select null = null", "");
 }
 
+#[case]
 fn session_replication_role_is_the_jobs(db: &Db) {
     let setup = "create table t (a int check (a > 0)); create function refuse() returns trigger language plpgsql as \
                  $$ begin raise 'refused'; end $$; \
@@ -293,11 +284,13 @@ fn session_replication_role_is_the_jobs(db: &Db) {
 }
 
 /// A worker has no client whose connection could be looked at.
+#[case(since = 14)]
 fn settings_that_watch_the_client_do_no_harm(db: &Db) {
     let setup = "set client_connection_check_interval = '10ms'; set tcp_keepalives_idle = 5; set tcp_user_timeout = 5";
     assert_like_client(db, setup, "select pg_sleep(0.3)::text, 1", "");
 }
 
+#[case]
 fn settings_of_diagnosis_do_no_harm(db: &Db) {
     let setup = "set log_parser_stats = on; set log_planner_stats = on; set log_executor_stats = on; \
                  set track_activities = off; set debug_print_plan = on; set jit = on; set jit_above_cost = 0; \
@@ -308,6 +301,7 @@ fn settings_of_diagnosis_do_no_harm(db: &Db) {
     assert_eq!(session.job("select 5", "n int"), ["5"]);
 }
 
+#[case(since = 15)]
 fn settings_of_the_extension_that_do_not_exist_are_refused(db: &Db) {
     let mut session = db.session();
     // Before the library is loaded nobody knows.
@@ -324,6 +318,7 @@ fn settings_of_the_extension_that_do_not_exist_are_refused(db: &Db) {
     assert_eq!(session.value("show pg_background_mgr.max_workers"), "-1");
 }
 
+#[case]
 fn a_bad_value_from_before_the_library_was_loaded_is_a_warning(db: &Db) {
     let mut session = db.session();
     session.run("set pg_background_mgr.log_result_limit = 'much'");

@@ -3,20 +3,7 @@
 use crate::gate::{self, Gate};
 use crate::manager::{crash, wait_at_gate, Batch, LOCK_LOG};
 use crate::privileges::{assert_all, assert_none, stranger, MEMBERS};
-use pg_background_mgr_tests::{case, literal, private_case, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(objects_first_in_the_search_path_have_no_effect),
-        case!(temporary_objects_have_no_effect),
-        case!(objects_first_in_a_jobs_search_path_have_no_effect),
-        case!(the_schema_of_the_extension_does_not_decide_its_types),
-        case!(a_function_that_is_in_the_way_is_not_taken_over),
-        private_case!(namesakes_of_the_extensions_functions_are_not_called),
-        private_case!(objects_first_in_the_search_path_have_no_effect_on_what_a_crash_left),
-        private_case!(a_table_under_the_logs_name_is_not_written),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session};
 
 /// SQL text that makes, in schema `evil`, whatever the extension's own SQL could name by mistake. Each raises an error
 /// as soon as it is used.
@@ -102,6 +89,7 @@ fn assert_unimpressed(db: &Db, session: &mut Session) {
     assert_none(&mut admin, &role);
 }
 
+#[case]
 fn objects_first_in_the_search_path_have_no_effect(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -114,6 +102,7 @@ fn objects_first_in_the_search_path_have_no_effect(db: &Db) {
     assert_unimpressed(db, &mut session);
 }
 
+#[case]
 fn temporary_objects_have_no_effect(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -125,6 +114,7 @@ fn temporary_objects_have_no_effect(db: &Db) {
 }
 
 /// A worker looks up the limits of the role and of the database before it runs the text of a job.
+#[case]
 fn objects_first_in_a_jobs_search_path_have_no_effect(db: &Db) {
     let role = db.role("role", "login connection limit 2");
     let mut admin = db.session();
@@ -150,6 +140,7 @@ fn objects_first_in_a_jobs_search_path_have_no_effect(db: &Db) {
     assert_eq!(session.error(&read(&pid)).sqlstate(), "53300");
 }
 
+#[case]
 fn the_schema_of_the_extension_does_not_decide_its_types(db: &Db) {
     let mut session = db.session();
     session.run("drop extension pg_background_mgr");
@@ -177,6 +168,7 @@ fn the_schema_of_the_extension_does_not_decide_its_types(db: &Db) {
     );
 }
 
+#[case]
 fn a_function_that_is_in_the_way_is_not_taken_over(db: &Db) {
     let role = stranger(db, "role");
     let mut session = db.session();
@@ -242,6 +234,7 @@ fn written(session: &mut Session, parent: &str) -> Vec<String> {
 }
 
 /// Others may have the right to create functions in the schema of the extension: before 15 all had it in `public`.
+#[case]
 fn namesakes_of_the_extensions_functions_are_not_called() {
     let cluster = Cluster::start_with_extension(&[]);
     let mut session = cluster.session("postgres");
@@ -278,6 +271,7 @@ fn namesakes_of_the_extensions_functions_are_not_called() {
 }
 
 /// Jobs that are lost are looked at by other SQL than those that the server still knows.
+#[case]
 fn objects_first_in_the_search_path_have_no_effect_on_what_a_crash_left() {
     let cluster = Cluster::start_with_extension(&[]);
     let mut session = cluster.session("postgres");
@@ -318,6 +312,7 @@ const SWAP: &str = "alter schema background_mgr rename to hidden; create schema 
     execute function background_mgr.spring()";
 
 /// The owner of a schema may rename it at any moment, and need not be a superuser.
+#[case]
 fn a_table_under_the_logs_name_is_not_written() {
     let cluster = Cluster::start_new(&[]);
     let mut session = cluster.session("postgres");

@@ -3,16 +3,7 @@
 use crate::gate::{self, Gate};
 use crate::manager::{counts, drain, load, set_server, wait_at_gate, Batch, WORKERS};
 use pg_background_mgr_tests::log::LogLine;
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session, Stop};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(a_large_batch_gives_its_memory_back),
-        private_case!(a_large_batch_runs_and_is_looked_at),
-        private_case!(a_batch_that_does_not_fit_is_refused),
-        private_case!(without_memory_for_the_queue_the_log_is_read),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Session, Stop};
 
 /// A call that launches so many jobs with a text of 100 kB each.
 fn long_jobs(count: usize) -> String {
@@ -29,6 +20,7 @@ fn bytes(cluster: &Cluster) -> u64 {
     sizes.iter().filter_map(size).sum()
 }
 
+#[case]
 fn a_large_batch_gives_its_memory_back() {
     // Also when its workers go at once.
     for timeout in ["0", "1s"] {
@@ -47,6 +39,7 @@ fn a_large_batch_gives_its_memory_back() {
     }
 }
 
+#[case]
 fn a_large_batch_runs_and_is_looked_at() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "6")]);
     let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
@@ -95,6 +88,7 @@ fn assert_refused(session: &mut Session, query: &str, states: &[&str]) {
     assert!(error.hint().is_some_and(|hint| hint.contains("/dev/shm") && hint.contains("--shm-size")), "{error}");
 }
 
+#[case]
 fn a_batch_that_does_not_fit_is_refused() {
     let Some((cluster, mut session)) = with_little_memory(8 * 1024) else { return };
     for _ in 0..3 {
@@ -108,6 +102,7 @@ fn a_batch_that_does_not_fit_is_refused() {
     cluster.stop(Stop::Fast);
 }
 
+#[case]
 fn without_memory_for_the_queue_the_log_is_read() {
     let Some((cluster, mut session)) = with_little_memory(700) else { return };
     let mark = cluster.log_mark();

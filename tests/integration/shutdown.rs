@@ -3,20 +3,7 @@
 use crate::gate::Gate;
 use crate::stage::{committed, prepare, Scene, Stage};
 use pg_background_mgr_tests::cluster::{is_alive, Baseline};
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session, Signal, Stop};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(a_fast_shutdown_ends_every_job),
-        private_case!(an_immediate_shutdown_ends_every_job),
-        private_case!(a_smart_shutdown_lets_sessions_finish_with_their_jobs),
-        private_case!(a_smart_shutdown_does_not_wait_for_jobs_without_a_session),
-        private_case!(processes_end_when_the_postmaster_is_gone),
-        private_case!(processes_end_when_the_postmaster_goes_while_a_worker_starts),
-        private_case!(a_shutdown_while_a_worker_starts_runs_nothing),
-        private_case!(a_job_that_catches_its_cancel_does_not_stop_a_shutdown),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Session, Signal, Stop};
 
 /// Sessions with jobs in every state; one job has committed.
 struct Busy {
@@ -70,15 +57,18 @@ fn assert_ends(how: Stop) {
     assert_intact(&cluster, &fresh, 1);
 }
 
+#[case]
 fn a_fast_shutdown_ends_every_job() {
     assert_ends(Stop::Fast);
 }
 
+#[case]
 fn an_immediate_shutdown_ends_every_job() {
     assert_ends(Stop::Immediate);
 }
 
 /// New sessions are refused; those that are there go on, launch and read.
+#[case]
 fn a_smart_shutdown_lets_sessions_finish_with_their_jobs() {
     let cluster = Cluster::start_with_extension(&[]);
     let fresh = cluster.baseline();
@@ -102,6 +92,7 @@ fn a_smart_shutdown_lets_sessions_finish_with_their_jobs() {
     assert_intact(&cluster, &fresh, 3);
 }
 
+#[case]
 fn a_smart_shutdown_does_not_wait_for_jobs_without_a_session() {
     let cluster = Cluster::start_with_extension(&[]);
     let fresh = cluster.baseline();
@@ -119,6 +110,7 @@ fn a_smart_shutdown_does_not_wait_for_jobs_without_a_session() {
     assert_intact(&cluster, &fresh, 1);
 }
 
+#[case]
 fn processes_end_when_the_postmaster_is_gone() {
     let cluster = Cluster::start_with_extension(&[]);
     let fresh = cluster.baseline();
@@ -130,12 +122,14 @@ fn processes_end_when_the_postmaster_is_gone() {
     assert_intact(&cluster, &fresh, 1);
 }
 
+#[case]
 fn processes_end_when_the_postmaster_goes_while_a_worker_starts() {
     for stage in [Stage::Registered, Stage::Attached] {
         end_while_a_worker_starts(stage, Signal::SIGKILL);
     }
 }
 
+#[case]
 fn a_shutdown_while_a_worker_starts_runs_nothing() {
     for how in [Stop::Fast, Stop::Immediate] {
         for stage in [Stage::Registered, Stage::Attached] {
@@ -163,6 +157,7 @@ fn end_while_a_worker_starts(stage: Stage, signal: Signal) {
 }
 
 /// A cancel can be caught by the job's text; what ends a process cannot.
+#[case]
 fn a_job_that_catches_its_cancel_does_not_stop_a_shutdown() {
     let cluster = Cluster::start_with_extension(&[]);
     let fresh = cluster.baseline();

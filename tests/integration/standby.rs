@@ -1,14 +1,6 @@
 //! Jobs on a read-only standby, and after its promotion.
 
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(jobs_run_on_a_standby),
-        private_case!(jobs_write_after_promotion),
-        private_case!(jobs_of_the_primary_are_not_stopped_on_a_standby),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster};
 
 fn pair() -> (Cluster, Cluster) {
     let primary = Cluster::start_with_extension(&[]);
@@ -17,6 +9,7 @@ fn pair() -> (Cluster, Cluster) {
     (primary, standby)
 }
 
+#[case]
 fn jobs_run_on_a_standby() {
     let (primary, standby) = pair();
     let before = standby.baseline();
@@ -39,6 +32,7 @@ fn jobs_run_on_a_standby() {
     standby.assert_sound(&before);
 }
 
+#[case]
 fn jobs_write_after_promotion() {
     let (_primary, standby) = pair();
     let mut session = standby.session("postgres");
@@ -53,6 +47,7 @@ fn jobs_write_after_promotion() {
 }
 
 /// A standby does not answer for jobs that it does not know, whatever the log of the primary says.
+#[case]
 fn jobs_of_the_primary_are_not_stopped_on_a_standby() {
     let (primary, standby) = pair();
     let mut session = primary.session("postgres");

@@ -3,19 +3,10 @@
 
 use crate::gate::{self, Gate};
 use crate::manager::{crash, drain, wait_at_gate, Batch, LOCK_LOG};
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_caught_error_leaves_the_caller_who_and_where_he_was),
-        case!(a_member_that_does_not_inherit_sees_nothing).since(16),
-        private_case!(a_schema_is_renamed_while_jobs_wait),
-        private_case!(preloaded_with_other_libraries_it_works).needs_library("pg_stat_statements"),
-        private_case!(each_kind_of_shared_memory_works),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db};
 
 /// The log is written and read with other rights, and with a search path of its own.
+#[case]
 fn a_caught_error_leaves_the_caller_who_and_where_he_was(db: &Db) {
     let plain = db.role("plain", "login");
     let mut admin = db.session();
@@ -67,6 +58,7 @@ fn a_caught_error_leaves_the_caller_who_and_where_he_was(db: &Db) {
     drain(&mut session);
 }
 
+#[case(since = 16)]
 fn a_member_that_does_not_inherit_sees_nothing(db: &Db) {
     let owner = db.role("owner", "login");
     let mut admin = db.session();
@@ -109,6 +101,7 @@ fn a_member_that_does_not_inherit_sees_nothing(db: &Db) {
     drain(&mut session);
 }
 
+#[case]
 fn a_schema_is_renamed_while_jobs_wait() {
     let cluster = Cluster::start_new(&[("pg_background_mgr.max_workers", "1")]);
     let (mut session, mut admin) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -143,6 +136,7 @@ fn a_schema_is_renamed_while_jobs_wait() {
 }
 
 /// Hooks are called one by the other, in whatever order the libraries are loaded.
+#[case(library = "pg_stat_statements")]
 fn preloaded_with_other_libraries_it_works() {
     for libraries in
         ["pg_background_mgr, pg_stat_statements, auto_explain", "auto_explain, pg_stat_statements, pg_background_mgr"]
@@ -177,6 +171,7 @@ fn preloaded_with_other_libraries_it_works() {
 }
 
 /// Other cases have servers with those of files and of POSIX.
+#[case]
 fn each_kind_of_shared_memory_works() {
     for kind in ["sysv", "posix", "mmap"] {
         let cluster = Cluster::start_with_extension(&[

@@ -2,22 +2,9 @@
 
 use crate::oracle::assert_like_client;
 use pg_background_mgr_tests::lab::lab;
-use pg_background_mgr_tests::{case, Case, Db};
+use pg_background_mgr_tests::{case, Db};
 
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(statement_timeout_ends_a_statement),
-        case!(statement_timeout_is_for_each_statement),
-        case!(statement_timeout_set_in_the_text_holds_for_the_next_statement),
-        case!(statement_timeout_can_be_caught_in_the_job),
-        case!(lock_timeout_ends_a_wait_for_a_lock),
-        case!(lock_timeout_is_for_each_statement),
-        case!(transaction_timeout_ends_the_job).since(17),
-        case!(idle_timeouts_do_not_touch_a_job_that_waits_to_be_read),
-        case!(statement_timeout_of_the_launcher_ends_its_wait_only),
-    ]
-}
-
+#[case]
 fn statement_timeout_ends_a_statement(db: &Db) {
     assert_like_client(db, "set statement_timeout = '300ms'", "select pg_sleep(100)", "");
     let mut session = db.session();
@@ -28,6 +15,7 @@ fn statement_timeout_ends_a_statement(db: &Db) {
     assert_eq!(error.brief(), ("57014".to_owned(), "canceling statement due to statement timeout".to_owned()));
 }
 
+#[case]
 fn statement_timeout_is_for_each_statement(db: &Db) {
     // Together beyond the timeout, each well below it.
     let text = "select pg_sleep(1.2); select pg_sleep(1.2); select pg_sleep(1.2); select 'done'::text";
@@ -38,18 +26,21 @@ fn statement_timeout_is_for_each_statement(db: &Db) {
     assert_eq!(session.result(pid, "word text"), ["done"]);
 }
 
+#[case]
 fn statement_timeout_set_in_the_text_holds_for_the_next_statement(db: &Db) {
     assert_like_client(db, "", "set statement_timeout = '200ms'; select pg_sleep(100)", "");
     let mut session = db.session();
     assert_eq!(session.job("select current_setting('statement_timeout')", "value text"), ["0"]);
 }
 
+#[case]
 fn statement_timeout_can_be_caught_in_the_job(db: &Db) {
     let text = "do $$ begin perform pg_sleep(100); exception when query_canceled then \
                 insert into t values (1); end $$; select count(*) from t";
     assert_like_client(db, "create table t (a int); set statement_timeout = '300ms'", text, "table t");
 }
 
+#[case]
 fn lock_timeout_ends_a_wait_for_a_lock(db: &Db) {
     let mut holder = db.session();
     holder.run("create table t (a int)");
@@ -62,6 +53,7 @@ fn lock_timeout_ends_a_wait_for_a_lock(db: &Db) {
     assert_eq!(session.job("select count(*) from t", "n bigint"), ["0"]);
 }
 
+#[case]
 fn lock_timeout_is_for_each_statement(db: &Db) {
     let mut holder = db.session();
     holder.run("create table t (a int)");
@@ -75,6 +67,7 @@ fn lock_timeout_is_for_each_statement(db: &Db) {
     assert_eq!(session.notice_texts(), ["NOTICE: first"]);
 }
 
+#[case(since = 17)]
 fn transaction_timeout_ends_the_job(db: &Db) {
     let mut session = db.session();
     session.run("set transaction_timeout = '500ms'");
@@ -84,6 +77,7 @@ fn transaction_timeout_ends_the_job(db: &Db) {
     assert_eq!((error.severity(), error.sqlstate()), ("ERROR".to_owned(), "25P04".to_owned()));
 }
 
+#[case]
 fn idle_timeouts_do_not_touch_a_job_that_waits_to_be_read(db: &Db) {
     let mut session = db.session();
     session.run("set idle_in_transaction_session_timeout = '100ms'");
@@ -100,6 +94,7 @@ fn idle_timeouts_do_not_touch_a_job_that_waits_to_be_read(db: &Db) {
     assert_eq!(session.rows(&format!("select count(*) from pg_background_result({pid}) as (n int)")), ["200000"]);
 }
 
+#[case]
 fn statement_timeout_of_the_launcher_ends_its_wait_only(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int); select pg_advisory_lock(1)");

@@ -1,48 +1,9 @@
 //! Implicit and explicit transactions of a job, and its independence from the caller's.
 
 use crate::oracle::assert_like_client;
-use pg_background_mgr_tests::{case, wait_until, Case, Db};
+use pg_background_mgr_tests::{case, wait_until, Db};
 
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(several_statements_are_one_transaction),
-        case!(an_explicit_block_commits),
-        case!(an_explicit_block_rolls_back),
-        case!(statements_around_a_block_behave_as_for_a_client),
-        case!(savepoints_work_in_a_block),
-        case!(savepoints_outside_a_block_fail_as_for_a_client),
-        case!(commit_and_chain_works),
-        case!(commit_without_a_block_warns),
-        case!(an_error_inside_a_block_undoes_it),
-        case!(work_before_a_commit_stays_when_a_later_statement_fails),
-        case!(an_unfinished_begin_is_rolled_back_and_an_error),
-        case!(an_unfinished_begin_with_rows_is_an_error_all_the_same),
-        case!(an_unfinished_begin_releases_its_locks),
-        case!(a_deferred_constraint_fails_at_commit),
-        case!(a_deferred_trigger_fails_in_place_of_the_tag),
-        case!(isolation_levels_can_be_set_in_the_text),
-        case!(prepare_transaction_keeps_the_transaction),
-        case!(a_procedure_commits_and_rolls_back),
-        case!(a_do_block_commits_and_rolls_back),
-        case!(a_procedure_that_commits_fails_in_a_block_as_for_a_client),
-        case!(a_procedure_with_output_parameters_gives_a_row),
-        case!(an_error_after_a_procedures_commit_keeps_what_was_committed),
-        case!(the_job_runs_before_its_caller_commits),
-        case!(the_callers_rollback_does_not_undo_the_job),
-        case!(the_job_does_not_see_the_callers_uncommitted_rows),
-        case!(a_repeatable_read_caller_keeps_its_snapshot),
-        case!(a_serializable_caller_reads_its_job),
-        case!(the_callers_isolation_level_is_not_the_jobs),
-        case!(the_callers_default_isolation_is_the_jobs),
-        case!(a_read_only_transaction_of_the_caller_does_not_bind_the_job),
-        case!(default_transaction_read_only_binds_the_job),
-        case!(a_job_in_a_subtransaction_outlives_its_rollback),
-        case!(a_failing_statement_does_not_undo_its_launches),
-        case!(an_exported_snapshot_of_the_caller_is_used_in_the_job),
-        case!(constraints_can_be_set_in_the_text),
-    ]
-}
-
+#[case]
 fn several_statements_are_one_transaction(db: &Db) {
     assert_like_client(
         db,
@@ -55,6 +16,7 @@ fn several_statements_are_one_transaction(db: &Db) {
     assert_like_client(db, "create table t (a bigint)", text, "select count(distinct a) from t");
 }
 
+#[case]
 fn an_explicit_block_commits(db: &Db) {
     assert_like_client(
         db,
@@ -64,6 +26,7 @@ fn an_explicit_block_commits(db: &Db) {
     );
 }
 
+#[case]
 fn an_explicit_block_rolls_back(db: &Db) {
     assert_like_client(
         db,
@@ -74,6 +37,7 @@ fn an_explicit_block_rolls_back(db: &Db) {
     assert_like_client(db, "create table t (a int)", "begin; insert into t values (1); abort", "table t");
 }
 
+#[case]
 fn statements_around_a_block_behave_as_for_a_client(db: &Db) {
     let texts = [
         "insert into t values (1); begin; insert into t values (2); rollback; insert into t values (3)",
@@ -89,18 +53,21 @@ fn statements_around_a_block_behave_as_for_a_client(db: &Db) {
     }
 }
 
+#[case]
 fn savepoints_work_in_a_block(db: &Db) {
     let text = "begin; insert into t values (1); savepoint s; insert into t values (2); rollback to s; \
                 insert into t values (3); release s; commit; table t";
     assert_like_client(db, "create table t (a int)", text, "table t");
 }
 
+#[case]
 fn savepoints_outside_a_block_fail_as_for_a_client(db: &Db) {
     for text in ["savepoint s", "insert into t values (1); savepoint s", "release s", "rollback to s"] {
         assert_like_client(db, "create table t (a int)", text, "table t");
     }
 }
 
+#[case]
 fn commit_and_chain_works(db: &Db) {
     let text = "begin isolation level serializable; insert into t values (1); commit and chain; \
                 show transaction_isolation; rollback";
@@ -108,6 +75,7 @@ fn commit_and_chain_works(db: &Db) {
     assert_like_client(db, "create table t (a int)", "insert into t values (1); commit and chain", "table t");
 }
 
+#[case]
 fn commit_without_a_block_warns(db: &Db) {
     for text in ["commit", "rollback", "insert into t values (1); commit", "set local work_mem = '5MB'"] {
         assert_like_client(db, "create table t (a int)", text, "table t");
@@ -117,16 +85,19 @@ fn commit_without_a_block_warns(db: &Db) {
     assert_eq!(session.notice_texts(), ["WARNING: there is no transaction in progress"]);
 }
 
+#[case]
 fn an_error_inside_a_block_undoes_it(db: &Db) {
     let text = "begin; insert into t values (1); select 1 / 0; commit";
     assert_like_client(db, "create table t (a int)", text, "table t");
 }
 
+#[case]
 fn work_before_a_commit_stays_when_a_later_statement_fails(db: &Db) {
     let text = "begin; insert into t values (1); commit; begin; insert into t values (2); select 1 / 0; commit";
     assert_like_client(db, "create table t (a int)", text, "table t");
 }
 
+#[case]
 fn an_unfinished_begin_is_rolled_back_and_an_error(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -146,6 +117,7 @@ fn an_unfinished_begin_is_rolled_back_and_an_error(db: &Db) {
     assert_eq!(session.rows("table t"), ["1"]);
 }
 
+#[case]
 fn an_unfinished_begin_with_rows_is_an_error_all_the_same(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -153,6 +125,7 @@ fn an_unfinished_begin_with_rows_is_an_error_all_the_same(db: &Db) {
     assert_eq!(session.value("select count(*) from t"), "0");
 }
 
+#[case]
 fn an_unfinished_begin_releases_its_locks(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -161,6 +134,7 @@ fn an_unfinished_begin_releases_its_locks(db: &Db) {
     session.run("set lock_timeout = '10s'; lock table t");
 }
 
+#[case]
 fn a_deferred_constraint_fails_at_commit(db: &Db) {
     let setup = "create table p (a int primary key); \
                  create table c (a int references p deferrable initially deferred)";
@@ -169,6 +143,7 @@ fn a_deferred_constraint_fails_at_commit(db: &Db) {
     assert_like_client(db, setup, "begin; insert into c values (1); commit; select 1", "table c");
 }
 
+#[case]
 fn a_deferred_trigger_fails_in_place_of_the_tag(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -184,6 +159,7 @@ fn a_deferred_trigger_fails_in_place_of_the_tag(db: &Db) {
     assert_eq!(session.value("select count(*) from t"), "0");
 }
 
+#[case]
 fn isolation_levels_can_be_set_in_the_text(db: &Db) {
     let texts = [
         "begin isolation level repeatable read; show transaction_isolation; commit",
@@ -198,6 +174,7 @@ fn isolation_levels_can_be_set_in_the_text(db: &Db) {
     }
 }
 
+#[case]
 fn prepare_transaction_keeps_the_transaction(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -213,6 +190,7 @@ const BATCHES: &str = "create table t (a int); create procedure batches(n int) l
     begin for i in 1 .. n loop insert into t values (i); \
     if i % 2 = 0 then rollback; else commit; end if; end loop; end $$";
 
+#[case]
 fn a_procedure_commits_and_rolls_back(db: &Db) {
     assert_like_client(db, BATCHES, "call batches(5)", "table t");
     let mut session = db.session();
@@ -221,29 +199,34 @@ fn a_procedure_commits_and_rolls_back(db: &Db) {
     assert_eq!(session.rows("table t"), ["1", "3", "5"]);
 }
 
+#[case]
 fn a_do_block_commits_and_rolls_back(db: &Db) {
     let text = "do $$ begin for i in 1 .. 4 loop insert into t values (i); \
                 if i % 2 = 0 then commit; else rollback; end if; end loop; end $$";
     assert_like_client(db, "create table t (a int)", text, "table t");
 }
 
+#[case]
 fn a_procedure_that_commits_fails_in_a_block_as_for_a_client(db: &Db) {
     for text in ["begin; call batches(1); commit", "select 1; call batches(1)", "call batches(1); select 1"] {
         assert_like_client(db, BATCHES, text, "table t");
     }
 }
 
+#[case]
 fn a_procedure_with_output_parameters_gives_a_row(db: &Db) {
     let setup = "create procedure swap(inout a int, inout b text) language plpgsql as $$ \
                  begin commit; a := a + 1; b := b || '!'; end $$";
     assert_like_client(db, setup, "call swap(1, 'x')", "");
 }
 
+#[case]
 fn an_error_after_a_procedures_commit_keeps_what_was_committed(db: &Db) {
     let text = "do $$ begin insert into t values (1); commit; insert into t values (2); perform 1 / 0; end $$";
     assert_like_client(db, "create table t (a int)", text, "table t");
 }
 
+#[case]
 fn the_job_runs_before_its_caller_commits(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -254,6 +237,7 @@ fn the_job_runs_before_its_caller_commits(db: &Db) {
     session.run("rollback");
 }
 
+#[case]
 fn the_callers_rollback_does_not_undo_the_job(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -265,6 +249,7 @@ fn the_callers_rollback_does_not_undo_the_job(db: &Db) {
     assert_eq!(session.rows("table t"), ["2"]);
 }
 
+#[case]
 fn the_job_does_not_see_the_callers_uncommitted_rows(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -274,6 +259,7 @@ fn the_job_does_not_see_the_callers_uncommitted_rows(db: &Db) {
     assert_eq!(session.job("select count(*) from t", "n bigint"), ["1"]);
 }
 
+#[case]
 fn a_repeatable_read_caller_keeps_its_snapshot(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -285,6 +271,7 @@ fn a_repeatable_read_caller_keeps_its_snapshot(db: &Db) {
     assert_eq!(session.value("select count(*) from t"), "1");
 }
 
+#[case]
 fn a_serializable_caller_reads_its_job(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -296,17 +283,20 @@ fn a_serializable_caller_reads_its_job(db: &Db) {
     session.run("commit");
 }
 
+#[case]
 fn the_callers_isolation_level_is_not_the_jobs(db: &Db) {
     let mut session = db.session();
     session.run("begin isolation level serializable");
     assert_eq!(session.job("show transaction_isolation", "level text"), ["read committed"]);
 }
 
+#[case]
 fn the_callers_default_isolation_is_the_jobs(db: &Db) {
     let setup = "set default_transaction_isolation = 'repeatable read'";
     assert_like_client(db, setup, "show transaction_isolation", "");
 }
 
+#[case]
 fn a_read_only_transaction_of_the_caller_does_not_bind_the_job(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -314,11 +304,13 @@ fn a_read_only_transaction_of_the_caller_does_not_bind_the_job(db: &Db) {
     assert_eq!(session.job("insert into t values (1)", "result text"), ["INSERT 0 1"]);
 }
 
+#[case]
 fn default_transaction_read_only_binds_the_job(db: &Db) {
     let setup = "create table t (a int); set default_transaction_read_only = on";
     assert_like_client(db, setup, "insert into t values (1)", "table t");
 }
 
+#[case]
 fn a_job_in_a_subtransaction_outlives_its_rollback(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -330,6 +322,7 @@ fn a_job_in_a_subtransaction_outlives_its_rollback(db: &Db) {
     assert_eq!(session.rows("table t"), ["1"]);
 }
 
+#[case]
 fn a_failing_statement_does_not_undo_its_launches(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -339,6 +332,7 @@ fn a_failing_statement_does_not_undo_its_launches(db: &Db) {
     wait_until("the rows of the jobs", || session.value("select count(*) from t") == "3");
 }
 
+#[case]
 fn an_exported_snapshot_of_the_caller_is_used_in_the_job(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select 1 as a");
@@ -353,6 +347,7 @@ fn an_exported_snapshot_of_the_caller_is_used_in_the_job(db: &Db) {
     session.run("commit");
 }
 
+#[case]
 fn constraints_can_be_set_in_the_text(db: &Db) {
     let setup = "create table p (a int primary key); create table c (a int references p deferrable)";
     let text = "set constraints all deferred; insert into c values (1); insert into p values (1)";

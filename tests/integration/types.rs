@@ -1,30 +1,7 @@
 //! Values of every kind, typed and as text, also when what they came from has gone.
 
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{case, wait_until, Case, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(built_in_types_come_through),
-        case!(types_of_newer_servers_come_through).since(14),
-        case!(user_defined_types_come_through),
-        case!(anonymous_records_read_as_text),
-        case!(named_composites_inside_records_read_as_text),
-        case!(values_from_expanded_arrays_come_through),
-        case!(toasted_values_outlive_their_table),
-        case!(toasted_values_inside_arrays_and_composites_outlive_their_table),
-        case!(compressed_values_come_through),
-        case!(rows_of_tables_with_dropped_columns_come_through),
-        case!(columns_added_with_a_default_come_through),
-        case!(a_type_made_in_the_job_reads_after_its_commit),
-        case!(a_type_made_in_a_temp_schema_reads_as_text),
-        case!(values_of_temporary_types_are_read_as_text),
-        case!(nulls_of_every_kind_come_through),
-        case!(untyped_literals_are_text),
-        case!(a_set_returning_function_in_the_job_comes_through),
-        case!(a_type_dropped_before_the_read_does_no_harm),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Db, Session};
 
 /// Reads `expression` of type `column` typed and as text; both must be what the session itself sees.
 #[track_caller]
@@ -39,6 +16,7 @@ fn assert_round_trip(session: &mut Session, expression: &str, column: &str) {
     assert_eq!(session.rows(&same), ["t"], "{query}");
 }
 
+#[case]
 fn built_in_types_come_through(db: &Db) {
     let mut session = db.session();
     let values = [
@@ -110,6 +88,7 @@ fn built_in_types_come_through(db: &Db) {
     }
 }
 
+#[case(since = 14)]
 fn types_of_newer_servers_come_through(db: &Db) {
     let mut session = db.session();
     let values = [
@@ -123,6 +102,7 @@ fn types_of_newer_servers_come_through(db: &Db) {
     }
 }
 
+#[case]
 fn user_defined_types_come_through(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -158,6 +138,7 @@ fn user_defined_types_come_through(db: &Db) {
     assert_eq!(session.rows(&query.replace("t.", "(t).")), ["x|3|t"]);
 }
 
+#[case]
 fn anonymous_records_read_as_text(db: &Db) {
     let mut session = db.session();
     let values = [
@@ -179,6 +160,7 @@ fn anonymous_records_read_as_text(db: &Db) {
     assert_eq!(session.rows(&format!("select pg_background_result({pid})")), ["(\"(b,2.5)\",\"(1)\")"]);
 }
 
+#[case]
 fn named_composites_inside_records_read_as_text(db: &Db) {
     let mut session = db.session();
     session.run("create type pair as (a int, b text)");
@@ -188,6 +170,7 @@ fn named_composites_inside_records_read_as_text(db: &Db) {
     );
 }
 
+#[case]
 fn values_from_expanded_arrays_come_through(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -217,6 +200,7 @@ fn launch_then_drop(session: &mut Session, text: &str) -> i32 {
     pid
 }
 
+#[case]
 fn toasted_values_outlive_their_table(db: &Db) {
     let mut session = db.session();
     session.run(TOASTED);
@@ -228,6 +212,7 @@ fn toasted_values_outlive_their_table(db: &Db) {
     assert_eq!(session.rows(&read), expected);
 }
 
+#[case]
 fn toasted_values_inside_arrays_and_composites_outlive_their_table(db: &Db) {
     let mut session = db.session();
     session.run(TOASTED);
@@ -244,6 +229,7 @@ fn toasted_values_inside_arrays_and_composites_outlive_their_table(db: &Db) {
     assert_eq!(session.rows(&read), expected);
 }
 
+#[case]
 fn compressed_values_come_through(db: &Db) {
     let mut session = db.session();
     session.run("create table big as select repeat('x', 5000) as a, repeat('y', 5000)::bytea as b");
@@ -255,6 +241,7 @@ fn compressed_values_come_through(db: &Db) {
     assert_eq!(session.rows(&read), ["t|t"]);
 }
 
+#[case]
 fn rows_of_tables_with_dropped_columns_come_through(db: &Db) {
     let mut session = db.session();
     session
@@ -264,6 +251,7 @@ fn rows_of_tables_with_dropped_columns_come_through(db: &Db) {
     assert_eq!(session.job("select t, a from t", "r text, a int"), ["(1,y)|1"]);
 }
 
+#[case]
 fn columns_added_with_a_default_come_through(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -274,6 +262,7 @@ fn columns_added_with_a_default_come_through(db: &Db) {
     assert_eq!(session.job("select t from t", "r t"), ["(1,added,5)"]);
 }
 
+#[case]
 fn a_type_made_in_the_job_reads_after_its_commit(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("create type made as (a int); select row(5)::made");
@@ -281,6 +270,7 @@ fn a_type_made_in_the_job_reads_after_its_commit(db: &Db) {
     assert_eq!(session.result(pid, "r made"), ["(5)"]);
 }
 
+#[case]
 fn a_type_made_in_a_temp_schema_reads_as_text(db: &Db) {
     let mut session = db.session();
     let text = "create temp table made (a int, b text); insert into made values (5, 'x'); select m, a from made m";
@@ -288,6 +278,7 @@ fn a_type_made_in_a_temp_schema_reads_as_text(db: &Db) {
 }
 
 /// The type goes with the session of the job, before anybody can read the result.
+#[case]
 fn values_of_temporary_types_are_read_as_text(db: &Db) {
     let mut session = db.session();
     for (create, value, text) in [
@@ -307,6 +298,7 @@ fn values_of_temporary_types_are_read_as_text(db: &Db) {
     }
 }
 
+#[case]
 fn nulls_of_every_kind_come_through(db: &Db) {
     let mut session = db.session();
     session.run("create type pair as (a int, b text)");
@@ -316,11 +308,13 @@ fn nulls_of_every_kind_come_through(db: &Db) {
     assert_eq!(session.result(pid, "a text, b int"), ["∅|∅"]);
 }
 
+#[case]
 fn untyped_literals_are_text(db: &Db) {
     let mut session = db.session();
     assert_eq!(session.job("select 'word', null", "a text, b text"), ["word|∅"]);
 }
 
+#[case]
 fn a_set_returning_function_in_the_job_comes_through(db: &Db) {
     let mut session = db.session();
     session
@@ -333,6 +327,7 @@ fn a_set_returning_function_in_the_job_comes_through(db: &Db) {
     );
 }
 
+#[case]
 fn a_type_dropped_before_the_read_does_no_harm(db: &Db) {
     let mut session = db.session();
     session.run("create type pair as (a int, b text); create type mood as enum ('sad')");

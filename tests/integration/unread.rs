@@ -2,30 +2,7 @@
 
 use crate::warm::wait_free;
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{case, wait_until, Case, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_million_rows_unread_leave_a_committed_job),
-        case!(a_million_rows_unread_hold_no_lock_and_no_snapshot),
-        case!(a_million_rows_unread_hold_nothing_of_the_session),
-        case!(a_million_rows_unread_are_read_whole_later),
-        case!(a_million_rows_unread_are_given_up_by_detach),
-        case!(a_million_rows_unread_end_with_their_launcher),
-        case!(unread_rows_beyond_work_mem_go_to_a_temporary_file),
-        case!(unread_rows_are_bounded_by_temp_file_limit),
-        case!(unread_rows_do_not_stop_a_drop_of_their_table),
-        case!(a_launcher_with_an_open_transaction_does_not_hold_the_job),
-        case!(several_unread_jobs_are_read_in_any_order),
-        case!(a_mismatch_leaves_a_million_rows_to_be_read),
-        case!(a_cancelled_read_of_a_million_rows_is_started_again),
-        case!(a_read_cancelled_in_the_middle_is_started_again),
-        case!(a_converting_read_cancelled_in_the_middle_is_started_again),
-        case!(statements_after_the_unread_rows_are_executed),
-        case!(discard_all_gives_unread_results_up),
-        case!(discard_all_that_fails_gives_nothing_up),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Db, Session};
 
 const MILLION: &str = "insert into t values (1); select i, md5(i::text) from generate_series(1, 1000000) i";
 
@@ -51,6 +28,7 @@ fn count(session: &mut Session, pid: i32) -> Vec<String> {
 
 const WHOLE: [&str; 1] = ["1000000|500000500000|t"];
 
+#[case]
 fn a_million_rows_unread_leave_a_committed_job(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -60,6 +38,7 @@ fn a_million_rows_unread_leave_a_committed_job(db: &Db) {
     assert_eq!(watcher.value(&format!("select backend_type from pg_stat_activity where pid = {pid}")), "pg_background");
 }
 
+#[case]
 fn a_million_rows_unread_hold_no_lock_and_no_snapshot(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -74,6 +53,7 @@ fn a_million_rows_unread_hold_no_lock_and_no_snapshot(db: &Db) {
 }
 
 /// A job has until it ends what a session has until it ends, whoever reads it and when.
+#[case]
 fn a_million_rows_unread_hold_nothing_of_the_session(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -86,6 +66,7 @@ fn a_million_rows_unread_hold_nothing_of_the_session(db: &Db) {
     assert_eq!(count(&mut session, pid), WHOLE);
 }
 
+#[case]
 fn a_million_rows_unread_are_read_whole_later(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -94,6 +75,7 @@ fn a_million_rows_unread_are_read_whole_later(db: &Db) {
     wait_until("the end of the process", || !is_alive(pid));
 }
 
+#[case]
 fn a_million_rows_unread_are_given_up_by_detach(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -108,6 +90,7 @@ fn a_million_rows_unread_are_given_up_by_detach(db: &Db) {
     assert_eq!(session.value("select count(*) from t"), "2");
 }
 
+#[case]
 fn a_million_rows_unread_end_with_their_launcher(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -125,6 +108,7 @@ fn temporary_files(db: &Db, pid: i32) -> Vec<String> {
     names.filter(|name| name.starts_with(&format!("pgsql_tmp{pid}."))).collect()
 }
 
+#[case]
 fn unread_rows_beyond_work_mem_go_to_a_temporary_file(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int); set work_mem = '64kB'");
@@ -138,6 +122,7 @@ fn unread_rows_beyond_work_mem_go_to_a_temporary_file(db: &Db) {
     wait_until("no temporary file is left", || temporary_files(db, pid).is_empty());
 }
 
+#[case]
 fn unread_rows_are_bounded_by_temp_file_limit(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int); set work_mem = '64kB'; set temp_file_limit = '2MB'");
@@ -151,6 +136,7 @@ fn unread_rows_are_bounded_by_temp_file_limit(db: &Db) {
     assert_eq!(temporary_files(db, pid), [""; 0]);
 }
 
+#[case]
 fn unread_rows_do_not_stop_a_drop_of_their_table(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table big as select i, md5(i::text) from generate_series(1, 200000) i");
@@ -161,6 +147,7 @@ fn unread_rows_do_not_stop_a_drop_of_their_table(db: &Db) {
     assert_eq!(session.rows(&query), ["200000|t"]);
 }
 
+#[case]
 fn a_launcher_with_an_open_transaction_does_not_hold_the_job(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -171,6 +158,7 @@ fn a_launcher_with_an_open_transaction_does_not_hold_the_job(db: &Db) {
     session.run("commit");
 }
 
+#[case]
 fn several_unread_jobs_are_read_in_any_order(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     let texts: Vec<String> =
@@ -185,6 +173,7 @@ fn several_unread_jobs_are_read_in_any_order(db: &Db) {
     }
 }
 
+#[case]
 fn a_mismatch_leaves_a_million_rows_to_be_read(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -197,6 +186,7 @@ fn a_mismatch_leaves_a_million_rows_to_be_read(db: &Db) {
 }
 
 /// Cancelled before the first row, the result is still whole; afterwards it has been read.
+#[case]
 fn a_cancelled_read_of_a_million_rows_is_started_again(db: &Db) {
     let (mut gate, mut session) = (db.session(), db.session());
     gate.run("select pg_advisory_lock(5); create table t (a int)");
@@ -209,6 +199,7 @@ fn a_cancelled_read_of_a_million_rows_is_started_again(db: &Db) {
     assert_eq!(session.rows(&read), ["1000000"]);
 }
 
+#[case]
 fn statements_after_the_unread_rows_are_executed(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -220,6 +211,7 @@ fn statements_after_the_unread_rows_are_executed(db: &Db) {
     assert_eq!(session.rows(&format!("select count(*) from pg_background_result({pid}) as (a int)")), ["300001"]);
 }
 
+#[case]
 fn a_read_cancelled_in_the_middle_is_started_again(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -236,6 +228,7 @@ fn a_read_cancelled_in_the_middle_is_started_again(db: &Db) {
     assert_eq!(count(&mut session, pid), WHOLE);
 }
 
+#[case]
 fn a_converting_read_cancelled_in_the_middle_is_started_again(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -252,6 +245,7 @@ fn a_converting_read_cancelled_in_the_middle_is_started_again(db: &Db) {
 }
 
 /// A pooler runs DISCARD ALL before another client gets the session.
+#[case]
 fn discard_all_gives_unread_results_up(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     session.run("create table t (a int)");
@@ -271,6 +265,7 @@ fn discard_all_gives_unread_results_up(db: &Db) {
     assert_eq!(session.job("select 9", "n int"), ["9"]);
 }
 
+#[case]
 fn discard_all_that_fails_gives_nothing_up(db: &Db) {
     let mut session = db.session();
     let pid = session.launch("select 7");

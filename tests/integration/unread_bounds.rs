@@ -1,25 +1,7 @@
 //! Bounds of the results of a session that nobody reads: how many, in segments, in shared memory.
 
 use crate::gate::{self, Gate};
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, ServerError, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(a_session_that_never_reads_leaves_the_segments_to_others),
-        private_case!(small_results_that_nobody_reads_hold_no_segment),
-        private_case!(a_large_queue_is_given_back_when_its_result_is_small),
-        private_case!(segments_of_others_are_named_as_theirs),
-        case!(unread_results_are_bounded),
-        case!(the_bound_is_an_eighth_of_the_servers_segments),
-        case!(results_in_the_sessions_memory_are_bounded),
-        case!(results_are_the_same_out_of_the_sessions_memory),
-        case!(a_result_in_the_sessions_memory_keeps_its_process_id),
-        case!(queues_are_bounded_in_sum),
-        case!(a_queue_that_was_given_up_counts_while_its_job_runs),
-        case!(the_largest_queue_is_within_the_default_bound),
-        case!(a_queue_of_size_zero_is_one_of_the_default_size),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, ServerError, Session};
 
 /// Launches a job with a queue of so many bytes.
 fn launch_sized(session: &mut Session, sql: &str, bytes: i64) -> i32 {
@@ -70,6 +52,7 @@ fn default_bound(session: &mut Session) -> i64 {
     (64 + 5 * (configured + special)) / 8
 }
 
+#[case]
 fn a_session_that_never_reads_leaves_the_segments_to_others() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "0")]);
     let baseline = cluster.baseline();
@@ -99,6 +82,7 @@ fn a_session_that_never_reads_leaves_the_segments_to_others() {
     cluster.assert_sound(&baseline);
 }
 
+#[case]
 fn small_results_that_nobody_reads_hold_no_segment() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "0")]);
     let baseline = cluster.baseline();
@@ -124,6 +108,7 @@ fn largest(cluster: &Cluster) -> u64 {
     cluster.segments().iter().filter_map(bytes).max().expect("a segment")
 }
 
+#[case]
 fn a_large_queue_is_given_back_when_its_result_is_small() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let before = cluster.baseline();
@@ -151,6 +136,7 @@ fn a_large_queue_is_given_back_when_its_result_is_small() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn segments_of_others_are_named_as_theirs() {
     let few = [
         ("max_connections", "6"),
@@ -198,6 +184,7 @@ fn segments_of_others_are_named_as_theirs() {
     );
 }
 
+#[case]
 fn unread_results_are_bounded(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     session.run("set pg_background_mgr.max_unread_results = 2");
@@ -256,6 +243,7 @@ fn unread_results_are_bounded(db: &Db) {
     }
 }
 
+#[case]
 fn the_bound_is_an_eighth_of_the_servers_segments(db: &Db) {
     let mut session = db.session();
     let bound = default_bound(&mut session);
@@ -266,6 +254,7 @@ fn the_bound_is_an_eighth_of_the_servers_segments(db: &Db) {
     assert_eq!(error.detail(), Some(detail));
 }
 
+#[case]
 fn results_in_the_sessions_memory_are_bounded(db: &Db) {
     let mut session = db.session();
     session.run("set pg_background_mgr.max_result_memory = '1MB'");
@@ -298,6 +287,7 @@ fn collect(session: &mut Session) -> Vec<i32> {
     [pids, vec![session.launch("select 12")]].concat()
 }
 
+#[case]
 fn results_are_the_same_out_of_the_sessions_memory(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int, b text)");
@@ -346,6 +336,7 @@ fn results_are_the_same_out_of_the_sessions_memory(db: &Db) {
     }
 }
 
+#[case]
 fn a_result_in_the_sessions_memory_keeps_its_process_id(db: &Db) {
     let mut session = db.session();
     let role = db.role("plain", "login");
@@ -370,6 +361,7 @@ fn a_result_in_the_sessions_memory_keeps_its_process_id(db: &Db) {
     }
 }
 
+#[case]
 fn queues_are_bounded_in_sum(db: &Db) {
     let mut gate = Gate::close(db.session());
     let mut session = db.session();
@@ -398,6 +390,7 @@ fn queues_are_bounded_in_sum(db: &Db) {
     assert_eq!(session.job("select 1", "n int"), ["1"]);
 }
 
+#[case]
 fn a_queue_that_was_given_up_counts_while_its_job_runs(db: &Db) {
     let mut gate = Gate::close(db.session());
     let mut session = db.session();
@@ -419,6 +412,7 @@ fn a_queue_that_was_given_up_counts_while_its_job_runs(db: &Db) {
     wait_until("the job has ended", || session.ask(launch).error.is_none());
 }
 
+#[case]
 fn the_largest_queue_is_within_the_default_bound(db: &Db) {
     let mut gate = Gate::close(db.session());
     let mut session = db.session();
@@ -431,6 +425,7 @@ fn the_largest_queue_is_within_the_default_bound(db: &Db) {
     gate.open();
 }
 
+#[case]
 fn a_queue_of_size_zero_is_one_of_the_default_size(db: &Db) {
     let mut gate = Gate::close(db.session());
     let mut session = db.session();

@@ -2,30 +2,7 @@
 
 use crate::oracle::assert_like_client;
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{case, wait_until, Case, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(vacuum_works_alone),
-        case!(vacuum_analyze_cleans_and_counts),
-        case!(vacuum_full_rewrites_the_table),
-        case!(create_index_concurrently_makes_a_valid_index),
-        case!(create_index_concurrently_that_fails_leaves_an_invalid_index_as_for_a_client),
-        case!(drop_index_concurrently_works),
-        case!(reindex_concurrently_works),
-        case!(reindex_of_a_schema_works),
-        case!(cluster_works_alone),
-        case!(create_and_drop_database_work_alone),
-        case!(alter_system_works_alone),
-        case!(create_tablespace_works_alone),
-        case!(discard_all_works_alone),
-        case!(checkpoint_works),
-        case!(detach_partition_concurrently_works).since(14),
-        case!(commands_that_work_only_alone_fail_in_a_text_of_several),
-        case!(commands_that_work_only_alone_fail_in_a_block),
-        case!(vacuum_from_inside_a_procedure_runs_in_a_job),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Db, Session};
 
 /// A command that waits for older snapshots would wait for that of the statement that reads it: reads afterwards.
 #[track_caller]
@@ -35,6 +12,7 @@ fn job_read_afterwards(session: &mut Session, text: &str) -> Vec<String> {
     session.result(pid, "result text")
 }
 
+#[case]
 fn vacuum_works_alone(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -45,6 +23,7 @@ fn vacuum_works_alone(db: &Db) {
     assert_eq!(session.job("analyze t", "result text"), ["ANALYZE"]);
 }
 
+#[case]
 fn vacuum_analyze_cleans_and_counts(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select generate_series(1, 1000) as a");
@@ -54,6 +33,7 @@ fn vacuum_analyze_cleans_and_counts(db: &Db) {
     assert_eq!(session.value("select count(*) from pg_stats where tablename = 't'"), "1");
 }
 
+#[case]
 fn vacuum_full_rewrites_the_table(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select generate_series(1, 1000) as a");
@@ -62,6 +42,7 @@ fn vacuum_full_rewrites_the_table(db: &Db) {
     assert_ne!(session.value("select pg_relation_filenode('t')"), before);
 }
 
+#[case]
 fn create_index_concurrently_makes_a_valid_index(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select generate_series(1, 1000) as a");
@@ -69,12 +50,14 @@ fn create_index_concurrently_makes_a_valid_index(db: &Db) {
     assert_eq!(session.rows("select indisvalid, indisready from pg_index where indexrelid = 'i'::regclass"), ["t|t"]);
 }
 
+#[case]
 fn create_index_concurrently_that_fails_leaves_an_invalid_index_as_for_a_client(db: &Db) {
     let setup = "create table t (a int); insert into t values (1), (1)";
     let probe = "select indexrelid::regclass, indisvalid from pg_index where indrelid = 't'::regclass";
     assert_like_client(db, setup, "create unique index concurrently i on t (a)", probe);
 }
 
+#[case]
 fn drop_index_concurrently_works(db: &Db) {
     let setup = "create table t (a int); create index i on t (a)";
     assert_like_client(
@@ -85,6 +68,7 @@ fn drop_index_concurrently_works(db: &Db) {
     );
 }
 
+#[case]
 fn reindex_concurrently_works(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int primary key); create index i on t (a)");
@@ -95,17 +79,20 @@ fn reindex_concurrently_works(db: &Db) {
     assert_eq!(session.value("select count(*) from pg_index where indrelid = 't'::regclass and indisvalid"), "2");
 }
 
+#[case]
 fn reindex_of_a_schema_works(db: &Db) {
     let setup = "create table t (a int primary key)";
     assert_like_client(db, setup, "reindex schema stage", "");
 }
 
+#[case]
 fn cluster_works_alone(db: &Db) {
     let setup = "create table t (a int primary key); insert into t select generate_series(10, 1, -1)";
     assert_like_client(db, setup, "cluster t using t_pkey", "table t");
     assert_like_client(db, setup, "cluster", "");
 }
 
+#[case]
 fn create_and_drop_database_work_alone(db: &Db) {
     let mut session = db.session();
     let other = format!("{}_other", db.name);
@@ -116,6 +103,7 @@ fn create_and_drop_database_work_alone(db: &Db) {
     assert_eq!(session.value(&exists), "0");
 }
 
+#[case]
 fn alter_system_works_alone(db: &Db) {
     let mut session = db.session();
     let text = "alter system set checkpoint_warning = '31s'";
@@ -126,6 +114,7 @@ fn alter_system_works_alone(db: &Db) {
     assert_eq!(session.rows(query), [""; 0]);
 }
 
+#[case]
 fn create_tablespace_works_alone(db: &Db) {
     let mut session = db.session();
     let place = db.cluster.data().with_file_name(format!("space_{}", db.name));
@@ -136,15 +125,18 @@ fn create_tablespace_works_alone(db: &Db) {
     assert_eq!(session.job(&format!("drop tablespace {space}"), "result text"), ["DROP TABLESPACE"]);
 }
 
+#[case]
 fn discard_all_works_alone(db: &Db) {
     assert_like_client(db, "", "discard all", "");
     assert_eq!(db.session().job("select 1; select 2", "n int"), ["2"]);
 }
 
+#[case]
 fn checkpoint_works(db: &Db) {
     assert_eq!(db.session().job("checkpoint", "result text"), ["CHECKPOINT"]);
 }
 
+#[case(since = 14)]
 fn detach_partition_concurrently_works(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -172,6 +164,7 @@ const ALONE: [&str; 11] = [
 
 const ALONE_SETUP: &str = "create table t (a int); create index t_a on t (a)";
 
+#[case]
 fn commands_that_work_only_alone_fail_in_a_text_of_several(db: &Db) {
     for command in ALONE {
         assert_like_client(db, ALONE_SETUP, &format!("insert into t values (1); {command}"), "table t");
@@ -181,12 +174,14 @@ fn commands_that_work_only_alone_fail_in_a_text_of_several(db: &Db) {
     assert_eq!(error.brief(), ("25001".to_owned(), "VACUUM cannot run inside a transaction block".to_owned()));
 }
 
+#[case]
 fn commands_that_work_only_alone_fail_in_a_block(db: &Db) {
     for command in ALONE {
         assert_like_client(db, ALONE_SETUP, &format!("begin; insert into t values (1); {command}; commit"), "table t");
     }
 }
 
+#[case]
 fn vacuum_from_inside_a_procedure_runs_in_a_job(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select generate_series(1, 100) as a");

@@ -5,37 +5,7 @@ use std::collections::BTreeMap;
 use crate::gate::{self, Gate};
 use crate::manager::{wait_gone, Batch};
 use pg_background_mgr_tests::cluster::{is_alive, signal_process};
-use pg_background_mgr_tests::{
-    case, literal, private_case, wait_until, Case, Cluster, Db, ServerError, Session, Signal,
-};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        // Who gets a worker.
-        case!(a_session_keeps_its_worker),
-        case!(another_session_gets_a_worker_that_is_free),
-        case!(a_worker_whose_result_is_unread_is_not_given_away),
-        case!(results_of_several_workers_are_read_in_any_order),
-        case!(a_detached_job_frees_its_worker),
-        case!(a_session_that_leaves_frees_its_workers),
-        case!(a_failed_job_keeps_its_worker),
-        case!(queries_of_the_queue_run_in_a_sessions_worker),
-        case!(a_worker_of_the_queue_serves_sessions),
-        case!(no_job_gets_a_worker_of_another_login),
-        case!(the_role_that_is_set_is_that_of_each_job),
-        case!(no_job_gets_a_worker_of_another_database),
-        // What comes of the jobs.
-        case!(each_queue_size_works),
-        case!(results_larger_than_the_queue_arrive_whole),
-        case!(texts_of_any_length_arrive_whole),
-        case!(errors_and_notices_are_those_of_the_job),
-        case!(a_job_is_shown_as_its_own),
-        private_case!(a_worker_has_the_configuration_that_its_launcher_has),
-        case!(two_thousand_launches_in_one_loop),
-        case!(many_sessions_at_once),
-        private_case!(nothing_stays_where_the_cap_is_zero),
-    ]
-}
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, ServerError, Session, Signal};
 
 /// Rows, error and notices of a job, as its launcher sees them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,6 +133,7 @@ pub fn in_a_new_process(session: &mut Session, text: &str) -> Outcome {
     outcome
 }
 
+#[case]
 fn a_session_keeps_its_worker(db: &Db) {
     let mut session = db.session();
     let pid = warm(&mut session);
@@ -173,6 +144,7 @@ fn a_session_keeps_its_worker(db: &Db) {
     }
 }
 
+#[case]
 fn another_session_gets_a_worker_that_is_free(db: &Db) {
     let (mut first, mut second) = (db.session(), db.session());
     let pid = warm(&mut first);
@@ -184,6 +156,7 @@ fn another_session_gets_a_worker_that_is_free(db: &Db) {
     assert_eq!(run_warm(&mut db.session(), "select 1"), pid);
 }
 
+#[case]
 fn a_worker_whose_result_is_unread_is_not_given_away(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     let first = warm(&mut session);
@@ -200,6 +173,7 @@ fn a_worker_whose_result_is_unread_is_not_given_away(db: &Db) {
     }
 }
 
+#[case]
 fn results_of_several_workers_are_read_in_any_order(db: &Db) {
     let mut session = db.session();
     let mut seen = Vec::new();
@@ -222,6 +196,7 @@ fn results_of_several_workers_are_read_in_any_order(db: &Db) {
     assert!(seen.iter().all(|workers| *workers == seen[0]), "the same ones: {seen:?}");
 }
 
+#[case]
 fn a_detached_job_frees_its_worker(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     session.run("create table ran (a int)");
@@ -250,6 +225,7 @@ fn a_detached_job_frees_its_worker(db: &Db) {
     assert_eq!(session.job("select 1", "n int"), ["1"]);
 }
 
+#[case]
 fn a_session_that_leaves_frees_its_workers(db: &Db) {
     let mut session = db.session();
     let pid = warm(&mut session);
@@ -274,6 +250,7 @@ fn a_session_that_leaves_frees_its_workers(db: &Db) {
     assert_eq!(run_warm(&mut session, "select 1"), pid);
 }
 
+#[case]
 fn a_failed_job_keeps_its_worker(db: &Db) {
     let mut session = db.session();
     let pid = warm(&mut session);
@@ -287,6 +264,7 @@ fn a_failed_job_keeps_its_worker(db: &Db) {
     }
 }
 
+#[case]
 fn queries_of_the_queue_run_in_a_sessions_worker(db: &Db) {
     let mut session = db.session();
     let pid = warm(&mut session);
@@ -303,6 +281,7 @@ fn queries_of_the_queue_run_in_a_sessions_worker(db: &Db) {
     assert_eq!(run_warm(&mut session, "select 1"), pid);
 }
 
+#[case]
 fn a_worker_of_the_queue_serves_sessions(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     let batch = Batch::launch(&mut session, &["select 1"]);
@@ -321,6 +300,7 @@ fn a_worker_of_the_queue_serves_sessions(db: &Db) {
 /// Query for who a process logged in as, which must never change.
 const WHO: &str = "select session_user || ' ' || current_user || ' ' || current_setting('is_superuser')";
 
+#[case]
 fn no_job_gets_a_worker_of_another_login(db: &Db) {
     let mut session = db.session();
     let (weak, owner) = (db.role("weak", "login"), db.role("owner", "login"));
@@ -352,6 +332,7 @@ fn no_job_gets_a_worker_of_another_login(db: &Db) {
     assert_eq!(logins.len(), 3, "one worker for each login: {logins:?}");
 }
 
+#[case]
 fn the_role_that_is_set_is_that_of_each_job(db: &Db) {
     let mut session = db.session();
     let group = db.role("group", "nologin");
@@ -370,6 +351,7 @@ fn rows(rows: &[&str]) -> Outcome {
     Outcome { rows: rows.iter().map(|row| (*row).to_owned()).collect(), error: None, notices: Vec::new() }
 }
 
+#[case]
 fn no_job_gets_a_worker_of_another_database(db: &Db) {
     let other = format!("{}_other", db.name);
     let mut session = db.session();
@@ -388,6 +370,7 @@ fn no_job_gets_a_worker_of_another_database(db: &Db) {
     assert_eq!(run_warm(&mut session, "select 1"), here);
 }
 
+#[case]
 fn each_queue_size_works(db: &Db) {
     let mut session = db.session();
     let pid = warm(&mut session);
@@ -412,6 +395,7 @@ fn each_queue_size_works(db: &Db) {
     }
 }
 
+#[case]
 fn results_larger_than_the_queue_arrive_whole(db: &Db) {
     let mut session = db.session();
     let pid = warm(&mut session);
@@ -433,6 +417,7 @@ fn results_larger_than_the_queue_arrive_whole(db: &Db) {
     assert_eq!(run_warm(&mut session, "select 1"), pid);
 }
 
+#[case]
 fn texts_of_any_length_arrive_whole(db: &Db) {
     let mut session = db.session();
     let pid = warm(&mut session);
@@ -452,6 +437,7 @@ fn texts_of_any_length_arrive_whole(db: &Db) {
     }
 }
 
+#[case]
 fn errors_and_notices_are_those_of_the_job(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int primary key check (a < 10)); insert into t values (1)");
@@ -485,6 +471,7 @@ fn errors_and_notices_are_those_of_the_job(db: &Db) {
     }
 }
 
+#[case]
 fn a_job_is_shown_as_its_own(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     let pid = warm(&mut session);
@@ -506,6 +493,7 @@ fn a_job_is_shown_as_its_own(db: &Db) {
     wait_free(&mut other, pid);
 }
 
+#[case]
 fn two_thousand_launches_in_one_loop(db: &Db) {
     let mut session = db.session();
     session.run("create table seen (pid int, count int)");
@@ -529,6 +517,7 @@ fn two_thousand_launches_in_one_loop(db: &Db) {
     assert_eq!(session.value("select count(*) from seen"), "1");
 }
 
+#[case]
 fn many_sessions_at_once(db: &Db) {
     db.session().run("create table ran (a int)");
     std::thread::scope(|scope| {
@@ -556,6 +545,7 @@ fn many_sessions_at_once(db: &Db) {
     assert_eq!(session.value("select count(distinct a) from ran"), "500");
 }
 
+#[case]
 fn nothing_stays_where_the_cap_is_zero() {
     let cluster =
         Cluster::start_with_extension(&[("max_worker_processes", "2"), ("max_logical_replication_workers", "0")]);
@@ -586,6 +576,7 @@ fn nothing_stays_where_the_cap_is_zero() {
 }
 
 /// The two may be told of a new configuration in either order.
+#[case]
 fn a_worker_has_the_configuration_that_its_launcher_has() {
     let cluster = Cluster::start_with_extension(&[]);
     let mut session = cluster.session("postgres");

@@ -4,34 +4,10 @@ use crate::gate::{self, Gate};
 use crate::manager::{times, wait_at_gate, wait_gone, Batch};
 use crate::warm::{rest, run, run_warm, send_away, warm, Outcome};
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session, Stop};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_connection_limit_holds_for_each_job),
-        // Of whoever wants its database.
-        case!(a_database_is_dropped_at_once),
-        case!(a_database_is_renamed_at_once),
-        case!(a_database_is_copied_at_once),
-        // As things are now.
-        case!(a_dropped_role_runs_nothing),
-        case!(a_role_that_may_not_log_in_any_more_runs_nothing),
-        case!(a_role_without_connect_runs_nothing),
-        case!(a_role_that_is_no_superuser_any_more_has_no_such_job),
-        case!(new_settings_of_the_role_and_the_database_hold),
-        case!(settings_that_are_not_committed_change_nothing_for_others),
-        case!(the_extension_is_dropped_and_made_again),
-        private_case!(a_new_configuration_holds),
-        private_case!(workers_leave_when_their_role_or_the_extension_changes),
-        // Of whoever wants its process.
-        private_case!(another_role_gets_the_processes),
-        private_case!(the_worker_that_is_idle_for_longest_makes_room),
-        private_case!(a_parallel_query_gets_its_workers),
-        private_case!(servers_stop_at_once),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session, Stop};
 
 /// The workers leave by themselves, though nobody has a job for them and none would be theirs.
+#[case]
 fn workers_leave_when_their_role_or_the_extension_changes() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let mut admin = cluster.session("postgres");
@@ -104,6 +80,7 @@ fn left_to_workers(db: &Db, name: &str) -> Vec<i32> {
     workers
 }
 
+#[case]
 fn a_database_is_dropped_at_once(db: &Db) {
     let name = format!("{}_other", db.name);
     for _ in 0..3 {
@@ -113,6 +90,7 @@ fn a_database_is_dropped_at_once(db: &Db) {
     }
 }
 
+#[case]
 fn a_database_is_renamed_at_once(db: &Db) {
     let (name, new) = (format!("{}_other", db.name), format!("{}_new", db.name));
     left_to_workers(db, &name);
@@ -121,6 +99,7 @@ fn a_database_is_renamed_at_once(db: &Db) {
     wait_until("the session has gone", || db.session().ask(&format!("drop database {new}")).error.is_none());
 }
 
+#[case]
 fn a_database_is_copied_at_once(db: &Db) {
     let (name, copy) = (format!("{}_other", db.name), format!("{}_copy", db.name));
     left_to_workers(db, &name);
@@ -154,6 +133,7 @@ fn assert_refused(db: &Db, session: &mut Session, sqlstate: &str) {
     assert_eq!(admin.value("select count(*) from public.ran"), "0");
 }
 
+#[case]
 fn a_dropped_role_runs_nothing(db: &Db) {
     let (mut session, role) = role_with_worker(db);
     db.session().run(&format!("drop role {role}"));
@@ -173,12 +153,14 @@ fn assert_refused_between(db: &Db, user: (Session, String), take: &str, give: &s
     admin.run(&format!("drop role {role}"));
 }
 
+#[case]
 fn a_role_that_may_not_log_in_any_more_runs_nothing(db: &Db) {
     let user = role_with_worker(db);
     let (take, give) = (format!("alter role {} nologin", user.1), format!("alter role {} login", user.1));
     assert_refused_between(db, user, &take, &give, "28000");
 }
 
+#[case]
 fn a_role_without_connect_runs_nothing(db: &Db) {
     let name = &db.name;
     let take = format!("revoke connect on database {name} from public");
@@ -186,6 +168,7 @@ fn a_role_without_connect_runs_nothing(db: &Db) {
     assert_refused_between(db, role_with_worker(db), &take, &give, "42501");
 }
 
+#[case]
 fn a_role_that_is_no_superuser_any_more_has_no_such_job(db: &Db) {
     let (mut session, role) = role_with_worker(db);
     let mut admin = db.session();
@@ -233,6 +216,7 @@ fn assert_has(session: &mut Session, expected: &str) {
     }
 }
 
+#[case]
 fn new_settings_of_the_role_and_the_database_hold(db: &Db) {
     let (mut session, role) = role_with_worker(db);
     let (mut admin, name) = (db.session(), &db.name);
@@ -253,6 +237,7 @@ fn new_settings_of_the_role_and_the_database_hold(db: &Db) {
     admin.run(&format!("drop role {role}"));
 }
 
+#[case]
 fn settings_that_are_not_committed_change_nothing_for_others(db: &Db) {
     let (mut session, role) = role_with_worker(db);
     let (mut admin, name) = (db.session(), &db.name);
@@ -276,6 +261,7 @@ fn settings_that_are_not_committed_change_nothing_for_others(db: &Db) {
     admin.run(&format!("drop role {role}"));
 }
 
+#[case]
 fn the_extension_is_dropped_and_made_again(db: &Db) {
     let mut session = db.session();
     for schema in ["public", "elsewhere", "public"] {
@@ -296,6 +282,7 @@ fn the_extension_is_dropped_and_made_again(db: &Db) {
     }
 }
 
+#[case]
 fn a_new_configuration_holds() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let mut plain = cluster.session("postgres");
@@ -331,6 +318,7 @@ fn a_new_configuration_holds() {
     }
 }
 
+#[case]
 fn another_role_gets_the_processes() {
     let cluster = Cluster::start_with_extension(&[
         ("max_worker_processes", "4"),
@@ -367,6 +355,7 @@ fn another_role_gets_the_processes() {
     }
 }
 
+#[case]
 fn the_worker_that_is_idle_for_longest_makes_room() {
     // Two may be idle.
     let cluster = Cluster::start_with_extension(&[
@@ -400,6 +389,7 @@ fn the_worker_that_is_idle_for_longest_makes_room() {
     wait_until("two are left", || admin.number(left) == 2);
 }
 
+#[case]
 fn a_parallel_query_gets_its_workers() {
     let cluster = Cluster::start_with_extension(&[
         ("max_worker_processes", "8"),
@@ -433,6 +423,7 @@ fn a_parallel_query_gets_its_workers() {
     }
 }
 
+#[case]
 fn servers_stop_at_once() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     for how in [Stop::Fast, Stop::Smart, Stop::Immediate] {
@@ -455,6 +446,7 @@ fn servers_stop_at_once() {
     }
 }
 
+#[case]
 fn a_connection_limit_holds_for_each_job(db: &Db) {
     let role = db.role("limited", "login connection limit 2");
     let mut session = db.client().user(&role).connect();

@@ -3,19 +3,7 @@
 use crate::oracle::assert_same_error;
 use crate::warm::{in_a_new_process, rest, rest_after, run, run_warm, wait_free, warm, Outcome};
 use pg_background_mgr_tests::lab::forced_parallel;
-use pg_background_mgr_tests::{case, Case, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(indexes_are_built_concurrently),
-        case!(a_partition_is_detached_concurrently).since(14),
-        case!(tables_are_vacuumed_and_rewritten),
-        case!(databases_and_settings_come_and_go),
-        case!(a_transaction_is_prepared_and_committed),
-        case!(an_index_that_cannot_be_built_is_left_as_by_a_client),
-        case!(parallel_plans_get_their_workers),
-    ]
-}
+use pg_background_mgr_tests::{case, Db, Session};
 
 /// The worker `pid` has nothing of `command` left, and is the next job's: a transaction of its own, committed by
 /// itself.
@@ -41,6 +29,7 @@ fn assert_alone(session: &mut Session, pid: i32, command: &str, tag: &str) {
     assert_serves_on(session, pid, command);
 }
 
+#[case]
 fn indexes_are_built_concurrently(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select generate_series(1, 1000) a");
@@ -58,6 +47,7 @@ fn indexes_are_built_concurrently(db: &Db) {
     assert_eq!(session.value("select count(*) from pg_index where indrelid = 't'::regclass"), "0");
 }
 
+#[case(since = 14)]
 fn a_partition_is_detached_concurrently(db: &Db) {
     let mut session = db.session();
     session.run(
@@ -69,6 +59,7 @@ fn a_partition_is_detached_concurrently(db: &Db) {
     assert_eq!(session.rows("select inhrelid::regclass from pg_inherits where inhparent = 'p'::regclass"), ["p2"]);
 }
 
+#[case]
 fn tables_are_vacuumed_and_rewritten(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select generate_series(1, 1000) a; create index i on t (a)");
@@ -84,6 +75,7 @@ fn tables_are_vacuumed_and_rewritten(db: &Db) {
     assert_eq!(session.value("select count(*) from t"), "400");
 }
 
+#[case]
 fn databases_and_settings_come_and_go(db: &Db) {
     let mut session = db.session();
     let pid = warm(&mut session);
@@ -100,6 +92,7 @@ fn databases_and_settings_come_and_go(db: &Db) {
     assert_eq!(session.rows(set), [""; 0]);
 }
 
+#[case]
 fn a_transaction_is_prepared_and_committed(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
@@ -117,6 +110,7 @@ fn a_transaction_is_prepared_and_committed(db: &Db) {
     assert_eq!(session.value("select count(*) from t"), "1");
 }
 
+#[case]
 fn an_index_that_cannot_be_built_is_left_as_by_a_client(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int); insert into t values (1), (2), (2)");
@@ -144,6 +138,7 @@ fn workers(outcome: &Outcome) -> Vec<&str> {
     told.map(|(_, rest)| rest.trim_end_matches(['"', ')'])).collect()
 }
 
+#[case]
 fn parallel_plans_get_their_workers(db: &Db) {
     let mut session = db.session();
     session.run("create table t as select generate_series(1, 20000) a; analyze t");

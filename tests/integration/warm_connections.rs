@@ -3,20 +3,7 @@
 use crate::manager::{drain, Batch};
 use crate::warm::{rest, run, warm};
 use pg_background_mgr_tests::lab::lab;
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_connection_ends_with_its_job).needs_library("dblink"),
-        case!(a_connection_ends_with_a_job_of_the_queue).needs_library("dblink"),
-        case!(a_foreign_server_is_left_with_its_job).needs_library("postgres_fdw"),
-        private_case!(a_connection_ends_also_where_the_library_is_preloaded).needs_library("dblink"),
-        case!(the_next_job_is_not_refused).needs_library("dblink"),
-        case!(a_library_that_keeps_nothing_costs_no_worker).needs_library("pg_trgm"),
-        case!(a_replication_origin_ends_with_its_job),
-        case!(a_base_backup_ends_with_its_job),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 /// A text that opens a connection under one name, and leaves a transaction in it that has locked `held`.
 fn connecting(session: &mut Session) -> String {
@@ -37,6 +24,7 @@ fn wait_free(session: &mut Session) {
     session.run("begin; lock table held nowait; commit");
 }
 
+#[case(library = "dblink")]
 fn a_connection_ends_with_its_job(db: &Db) {
     let mut session = db.session();
     let text = connecting(&mut session);
@@ -52,6 +40,7 @@ fn a_connection_ends_with_its_job(db: &Db) {
     }
 }
 
+#[case(library = "dblink")]
 fn a_connection_ends_with_a_job_of_the_queue(db: &Db) {
     let mut session = db.session();
     let text = connecting(&mut session);
@@ -66,6 +55,7 @@ fn a_connection_ends_with_a_job_of_the_queue(db: &Db) {
     wait_free(&mut session);
 }
 
+#[case(library = "postgres_fdw")]
 fn a_foreign_server_is_left_with_its_job(db: &Db) {
     let mut session = db.session();
     let place = session.value("select split_part(current_setting('unix_socket_directories'), ',', 1)");
@@ -83,6 +73,7 @@ fn a_foreign_server_is_left_with_its_job(db: &Db) {
     assert_ne!(run(&mut session, "select pg_backend_pid()").0, first);
 }
 
+#[case(library = "dblink")]
 fn a_connection_ends_also_where_the_library_is_preloaded() {
     let cluster = Cluster::start_with_extension(&[("session_preload_libraries", "dblink")]);
     let mut session = cluster.session("postgres");
@@ -96,6 +87,7 @@ fn a_connection_ends_also_where_the_library_is_preloaded() {
 }
 
 /// The session gives its next job as soon as it has the result of the one before.
+#[case(library = "dblink")]
 fn the_next_job_is_not_refused(db: &Db) {
     let mut session = db.session();
     let text = connecting(&mut session).replace("; select dblink_exec('c', 'lock table held')", "");
@@ -108,6 +100,7 @@ fn the_next_job_is_not_refused(db: &Db) {
     }
 }
 
+#[case(library = "pg_trgm")]
 fn a_library_that_keeps_nothing_costs_no_worker(db: &Db) {
     let mut session = db.session();
     session.run("create extension pg_trgm");
@@ -117,6 +110,7 @@ fn a_library_that_keeps_nothing_costs_no_worker(db: &Db) {
     }
 }
 
+#[case]
 fn a_replication_origin_ends_with_its_job(db: &Db) {
     let (mut session, name) = (db.session(), &db.name);
     session.run(&format!("select pg_replication_origin_create('{name}')"));
@@ -135,6 +129,7 @@ fn a_replication_origin_ends_with_its_job(db: &Db) {
     session.run(&format!("select pg_replication_origin_drop('{name}')"));
 }
 
+#[case]
 fn a_base_backup_ends_with_its_job(db: &Db) {
     let mut session = db.session();
     let (start, stop) = match lab().version {

@@ -4,18 +4,7 @@ use crate::gate::{self, Gate};
 use crate::manager::wait_gone;
 use crate::warm::{read, rest, run_warm, send_away};
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{case, private_case, wait_until, Case, Cluster, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(a_new_worker_stays_whose_job_was_given_up),
-        case!(a_new_worker_stays_whose_launcher_has_gone),
-        case!(jobs_after_given_up_ones_give_their_own_results),
-        case!(what_a_given_up_job_leaves_is_reset),
-        private_case!(a_loop_that_gives_up_all_results_finds_workers),
-        private_case!(a_worker_with_an_unread_result_goes),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 /// Results that jobs may give: little, more than a queue has, an error, nothing; and bytes of their queues.
 const JOBS: [(&str, usize); 6] = [
@@ -36,6 +25,7 @@ fn launch_new(session: &mut Session, gate: &mut Gate, (text, queue): (&str, usiz
     pid
 }
 
+#[case]
 fn a_new_worker_stays_whose_job_was_given_up(db: &Db) {
     let mut other = db.session();
     for job in JOBS {
@@ -55,6 +45,7 @@ fn a_new_worker_stays_whose_job_was_given_up(db: &Db) {
     }
 }
 
+#[case]
 fn a_new_worker_stays_whose_launcher_has_gone(db: &Db) {
     let mut other = db.session();
     for job in JOBS {
@@ -70,6 +61,7 @@ fn a_new_worker_stays_whose_launcher_has_gone(db: &Db) {
     }
 }
 
+#[case]
 fn jobs_after_given_up_ones_give_their_own_results(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -111,6 +103,7 @@ fn jobs_after_given_up_ones_give_their_own_results(db: &Db) {
     wait_until("all have run", || session.value("select count(*) from ran") == expected.to_string());
 }
 
+#[case]
 fn what_a_given_up_job_leaves_is_reset(db: &Db) {
     let (mut session, mut gate) = (db.session(), Gate::close(db.session()));
     let usual = session.value("show work_mem");
@@ -129,6 +122,7 @@ fn what_a_given_up_job_leaves_is_reset(db: &Db) {
     assert!(!rows[0].contains("mine") && !rows[0].ends_with('x'), "{rows:?}");
 }
 
+#[case]
 fn a_loop_that_gives_up_all_results_finds_workers() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let before = cluster.baseline();
@@ -147,6 +141,7 @@ fn a_loop_that_gives_up_all_results_finds_workers() {
 }
 
 /// Ends the wait of a session that polls until a job's process has gone, before the idle timeout.
+#[case]
 fn a_worker_with_an_unread_result_goes() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.worker_idle_timeout", "1h")]);
     let before = cluster.baseline();

@@ -5,23 +5,7 @@ use crate::manager::{wait_gone, Batch};
 use crate::stage::Paused;
 use crate::warm::{read, rest, run, run_warm, warm};
 use pg_background_mgr_tests::cluster::{signal_process, Baseline};
-use pg_background_mgr_tests::{private_case, wait_until, Case, Cluster, Session, Signal};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        private_case!(a_cancel_reaches_one_job_only),
-        private_case!(a_cancel_of_an_idle_worker_reaches_no_job),
-        private_case!(a_cancelled_worker_holds_up_no_drop_of_a_database).since(15),
-        private_case!(a_terminated_job_ends_as_in_a_new_process),
-        private_case!(a_terminated_idle_worker_is_replaced),
-        private_case!(a_worker_terminated_right_after_its_first_job_goes),
-        private_case!(terminations_at_random_never_give_a_wrong_result),
-        private_case!(a_cancelled_wait_can_be_repeated),
-        private_case!(a_terminated_launcher_leaves_its_worker_to_others),
-        private_case!(a_job_that_was_given_and_not_begun_runs_without_its_launcher),
-        private_case!(a_killed_idle_worker_loses_nothing_but_the_servers_memory),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Cluster, Session, Signal};
 
 /// Workers stay for as long as the case may take.
 fn cluster() -> (Cluster, Baseline) {
@@ -37,6 +21,7 @@ fn launch_at_gate(session: &mut Session, gate: &mut Gate, pid: i32) {
     gate.wait_for(pid);
 }
 
+#[case]
 fn a_cancel_reaches_one_job_only() {
     let (cluster, before) = cluster();
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -66,6 +51,7 @@ fn a_cancel_reaches_one_job_only() {
 
 /// Before a database is dropped every process lets go of its files, and says so. Here it is asked to in the moment in
 /// which its job is cancelled.
+#[case(since = 15)]
 fn a_cancelled_worker_holds_up_no_drop_of_a_database() {
     let (cluster, before) = cluster();
     let (mut session, mut other, mut admin) =
@@ -97,6 +83,7 @@ fn a_cancelled_worker_holds_up_no_drop_of_a_database() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_cancel_of_an_idle_worker_reaches_no_job() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -114,6 +101,7 @@ fn a_cancel_of_an_idle_worker_reaches_no_job() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_terminated_job_ends_as_in_a_new_process() {
     let (cluster, before) = cluster();
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -141,6 +129,7 @@ fn a_terminated_job_ends_as_in_a_new_process() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_terminated_idle_worker_is_replaced() {
     let (cluster, before) = cluster();
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -159,6 +148,7 @@ fn a_terminated_idle_worker_is_replaced() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_worker_terminated_right_after_its_first_job_goes() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -173,6 +163,7 @@ fn a_worker_terminated_right_after_its_first_job_goes() {
 }
 
 /// A job gives its result, or says why it does not and has not run.
+#[case]
 fn terminations_at_random_never_give_a_wrong_result() {
     let (cluster, before) = cluster();
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
@@ -205,6 +196,7 @@ fn terminations_at_random_never_give_a_wrong_result() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_cancelled_wait_can_be_repeated() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -237,6 +229,7 @@ fn a_cancelled_wait_can_be_repeated() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_terminated_launcher_leaves_its_worker_to_others() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -262,6 +255,7 @@ fn a_terminated_launcher_leaves_its_worker_to_others() {
 }
 
 /// The worker is held up when it has been given the job, by a session that it has served and by one that it has not.
+#[case]
 fn a_job_that_was_given_and_not_begun_runs_without_its_launcher() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
@@ -292,6 +286,7 @@ fn a_job_that_was_given_and_not_begun_runs_without_its_launcher() {
     cluster.assert_sound(&before);
 }
 
+#[case]
 fn a_killed_idle_worker_loses_nothing_but_the_servers_memory() {
     let (cluster, before) = cluster();
     for _ in 0..2 {

@@ -1,25 +1,7 @@
 //! A job in a worker that has served others sees what it would see in a new process.
 
 use crate::warm::{in_a_new_process, read, rest, run, run_warm, warm, Outcome};
-use pg_background_mgr_tests::{case, wait_until, Case, Db, Session};
-
-pub fn cases() -> Vec<Case> {
-    vec![
-        case!(nothing_that_a_job_leaves_is_seen_by_the_next),
-        case!(the_next_job_works_as_in_a_new_process),
-        case!(the_next_job_works_so_for_a_plain_role),
-        case!(settings_of_the_launcher_hold_in_each_job),
-        case!(what_a_client_has_set_is_what_reset_goes_back_to),
-        case!(the_settings_of_one_client_are_not_those_of_the_next),
-        case!(the_settings_of_a_definers_caller_do_not_stay),
-        case!(the_seed_of_random_is_nobodys),
-        case!(a_job_that_the_last_one_launched_is_unknown),
-        case!(advisory_locks_are_free_for_others),
-        case!(a_long_temporary_function_is_gone),
-        case!(a_temporary_replication_slot_is_gone),
-        case!(each_level_of_notices_is_the_sessions),
-    ]
-}
+use pg_background_mgr_tests::{case, wait_until, Db, Session};
 
 /// Jobs that leave something, each in statements that are committed one by one where that is possible.
 const LEAVES: &[&str] = &[
@@ -148,6 +130,7 @@ fn assert_same(session: &mut Session, pid: i32, text: &str, expected: &Outcome, 
     assert_eq!(&outcome, expected, "{text}, after: {after}");
 }
 
+#[case]
 fn nothing_that_a_job_leaves_is_seen_by_the_next(db: &Db) {
     let mut session = db.session();
     session.run(SETUP);
@@ -161,6 +144,7 @@ fn nothing_that_a_job_leaves_is_seen_by_the_next(db: &Db) {
     }
 }
 
+#[case]
 fn the_next_job_works_as_in_a_new_process(db: &Db) {
     let mut session = db.session();
     session.run(SETUP);
@@ -181,6 +165,7 @@ fn assert_works(session: &mut Session) {
     }
 }
 
+#[case]
 fn the_next_job_works_so_for_a_plain_role(db: &Db) {
     let mut admin = db.session();
     let weak = db.role("weak", "login");
@@ -191,6 +176,7 @@ fn the_next_job_works_so_for_a_plain_role(db: &Db) {
     assert_works(&mut session);
 }
 
+#[case]
 fn settings_of_the_launcher_hold_in_each_job(db: &Db) {
     let mut session = db.session();
     let shown = "select current_setting('work_mem'), current_setting('my.own', true), current_setting('search_path'), \
@@ -223,6 +209,7 @@ fn settings_of_the_launcher_hold_in_each_job(db: &Db) {
     }
 }
 
+#[case]
 fn what_a_client_has_set_is_what_reset_goes_back_to(db: &Db) {
     let client = db
         .client()
@@ -258,6 +245,7 @@ fn what_a_client_has_set_is_what_reset_goes_back_to(db: &Db) {
     }
 }
 
+#[case]
 fn the_settings_of_one_client_are_not_those_of_the_next(db: &Db) {
     let options = [
         ("one", "-c work_mem=9MB -c my.own=one"),
@@ -304,6 +292,7 @@ fn blank(mut outcome: Outcome) -> Outcome {
     outcome
 }
 
+#[case]
 fn the_settings_of_a_definers_caller_do_not_stay(db: &Db) {
     let mut admin = db.session();
     let owner = db.role("owner", "login");
@@ -326,6 +315,7 @@ fn the_settings_of_a_definers_caller_do_not_stay(db: &Db) {
     }
 }
 
+#[case]
 fn the_seed_of_random_is_nobodys(db: &Db) {
     let mut session = db.session();
     let pid = warm(&mut session);
@@ -339,6 +329,7 @@ fn the_seed_of_random_is_nobodys(db: &Db) {
     }
 }
 
+#[case]
 fn a_job_that_the_last_one_launched_is_unknown(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
@@ -363,6 +354,7 @@ fn a_job_that_the_last_one_launched_is_unknown(db: &Db) {
     }
 }
 
+#[case]
 fn advisory_locks_are_free_for_others(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     let pid = warm(&mut session);
@@ -380,6 +372,7 @@ fn advisory_locks_are_free_for_others(db: &Db) {
 }
 
 /// The definition of the function does not fit into its row of the catalog.
+#[case]
 fn a_long_temporary_function_is_gone(db: &Db) {
     let mut session = db.session();
     warm(&mut session);
@@ -395,6 +388,7 @@ fn a_long_temporary_function_is_gone(db: &Db) {
     }
 }
 
+#[case]
 fn a_temporary_replication_slot_is_gone(db: &Db) {
     let (mut session, name) = (db.session(), &db.name);
     let pid = warm(&mut session);
@@ -410,6 +404,7 @@ fn a_temporary_replication_slot_is_gone(db: &Db) {
     }
 }
 
+#[case]
 fn each_level_of_notices_is_the_sessions(db: &Db) {
     let mut session = db.session();
     let text =

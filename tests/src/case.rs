@@ -6,6 +6,9 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
+/// Named by what `#[case]` expands to.
+pub use linkme;
+use linkme::distributed_slice;
 
 use crate::cluster::Cluster;
 use crate::lab::{close, lab, open};
@@ -89,69 +92,70 @@ enum Body {
     Private(fn()),
 }
 
-/// One test.
-#[derive(Debug)]
+/// One test. `#[case]` makes it, and calls a method for each of its options.
+#[derive(Debug, Clone, Copy)]
 pub struct Case {
-    name: String,
+    module: &'static str,
+    function: &'static str,
     body: Body,
     since: u32,
     ends_only: bool,
     library: Option<&'static str>,
+    slow: bool,
     alone: bool,
 }
 
-/// Names a function `fn(&Db)` as a case in the shared cluster.
-#[macro_export]
-macro_rules! case {
-    ($function:ident) => {
-        $crate::Case::shared(module_path!(), stringify!($function), $function)
-    };
-}
-
-/// Names a function `fn()` as a case with clusters of its own.
-#[macro_export]
-macro_rules! private_case {
-    ($function:ident) => {
-        $crate::Case::private(module_path!(), stringify!($function), $function)
-    };
-}
+/// All cases, in no order: the linker gathers what `#[case]` registers.
+#[distributed_slice]
+pub static CASES: [Case];
 
 impl Case {
-    pub fn shared(module: &str, name: &str, body: fn(&Db)) -> Self {
-        Case::new(module, name, Body::Shared(body))
+    pub const fn shared(module: &'static str, function: &'static str, body: fn(&Db)) -> Self {
+        Case::new(module, function, Body::Shared(body))
     }
 
-    pub fn private(module: &str, name: &str, body: fn()) -> Self {
-        Case::new(module, name, Body::Private(body))
+    pub const fn private(module: &'static str, function: &'static str, body: fn()) -> Self {
+        Case::new(module, function, Body::Private(body))
     }
 
-    fn new(module: &str, name: &str, body: Body) -> Self {
-        let module = module.split_once("::").map_or(module, |(_, rest)| rest);
-        Case { name: format!("{module}::{name}"), body, since: 0, ends_only: false, library: None, alone: false }
+    const fn new(module: &'static str, function: &'static str, body: Body) -> Self {
+        Case { module, function, body, since: 0, ends_only: false, library: None, slow: false, alone: false }
     }
 
     /// Limits the case to this version of the server and newer ones.
-    pub fn since(mut self, version: u32) -> Self {
+    pub const fn since(mut self, version: u32) -> Self {
         self.since = version;
         self
     }
 
     /// Limits the case to the oldest and the newest version: it takes long, and what it looks at is not the server's.
-    pub fn oldest_and_newest(mut self) -> Self {
+    pub const fn oldest_and_newest(mut self) -> Self {
         self.ends_only = true;
         self
     }
 
     /// Limits the case to installations that have this library.
-    pub fn needs_library(mut self, name: &'static str) -> Self {
+    pub const fn library(mut self, name: &'static str) -> Self {
         self.library = Some(name);
         self
     }
 
+    /// Makes the case begin before the others, so that those run beside it.
+    pub const fn slow(mut self) -> Self {
+        self.slow = true;
+        self
+    }
+
     /// Makes the case run while no other one does.
-    pub fn alone(mut self) -> Self {
+    pub const fn alone(mut self) -> Self {
         self.alone = true;
         self
+    }
+
+    /// Returns the name: the path of the function without the crate.
+    fn name(&self) -> String {
+        let module = self.module.split_once("::").map_or(self.module, |(_, rest)| rest);
+        format!("{module}::{}", self.function)
     }
 
     fn run(&self) {
@@ -167,15 +171,14 @@ impl Case {
                 db.close();
             }
         }
-        TIMES.lock().unwrap_or_else(PoisonError::into_inner).push((began.elapsed(), self.name.clone()));
+        TIMES.lock().unwrap_or_else(PoisonError::into_inner).push((began.elapsed(), self.name()));
     }
 
     fn into_trial(self) -> Trial {
         let missing = self.since > lab().version
             || self.ends_only && ![OLDEST, NEWEST].contains(&lab().version)
             || self.library.is_some_and(|name| !lab().has_library(name));
-        let name = self.name.clone();
-        Trial::test(name, move || {
+        Trial::test(self.name(), move || {
             self.run();
             Ok(())
         })
@@ -198,9 +201,10 @@ fn print_slowest() {
 }
 
 /// Runs the cases as the command line asks, and cleans up.
-pub fn run(mut cases: Vec<Case>) -> ExitCode {
+pub fn run() -> ExitCode {
+    let mut cases = CASES.to_vec();
     // Those that run alone come last: before each of them all that runs has to end.
-    cases.sort_by_key(|case| case.alone);
+    cases.sort_by_cached_key(|case| (case.alone, !case.slow, case.name()));
     let mut arguments = Arguments::from_args();
     if let Err(reason) = open() {
         eprintln!("{reason}");

@@ -16,6 +16,7 @@ pub use case::{Case, Db};
 pub use cluster::{Cluster, Stop};
 pub use installation::Installation;
 pub use nix::sys::signal::Signal;
+pub use pg_background_mgr_tests_macros::case;
 pub use reply::{Column, Reply, ServerError, Statement};
 pub use session::{literal, Client, Session};
 pub use wait::{wait_for, wait_until};
