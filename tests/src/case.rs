@@ -11,8 +11,8 @@ pub use linkme;
 use linkme::distributed_slice;
 
 use crate::cluster::Cluster;
-use crate::lab::{close, lab, open};
-use crate::log::{LogLine, LogMark};
+use crate::env::{close, env, open};
+use crate::server_log::{LogLine, LogMark};
 use crate::session::{Client, Session};
 use crate::wait::{poll, PATIENCE};
 
@@ -34,7 +34,7 @@ impl Db {
     /// Creates another database with the extension, for a case that needs several; it is the case's to close.
     pub fn create() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let db = Db { name: format!("t{}", NUMBER.fetch_add(1, Ordering::Relaxed)), cluster: lab().shared() };
+        let db = Db { name: format!("t{}", NUMBER.fetch_add(1, Ordering::Relaxed)), cluster: env().shared() };
         db.cluster.session("postgres").run(&format!("create database {} template prepared", db.name));
         db
     }
@@ -175,9 +175,9 @@ impl Case {
     }
 
     fn into_trial(self) -> Trial {
-        let missing = self.since > lab().version
-            || self.ends_only && ![OLDEST, NEWEST].contains(&lab().version)
-            || self.library.is_some_and(|name| !lab().has_library(name));
+        let missing = self.since > env().version
+            || self.ends_only && ![OLDEST, NEWEST].contains(&env().version)
+            || self.library.is_some_and(|name| !env().has_library(name));
         Trial::test(self.name(), move || {
             self.run();
             Ok(())

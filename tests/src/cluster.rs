@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
+use crate::env::env;
 use crate::installation::Installation;
-use crate::lab::lab;
-use crate::log::{parse, LogLine, LogMark, LINE_PREFIX};
+use crate::server_log::{parse, LogLine, LogMark, LINE_PREFIX};
 use crate::session::{Client, Session};
 use crate::wait::{poll, wait_for, wait_until, PATIENCE};
 
@@ -69,7 +69,7 @@ pub struct Baseline {
 /// A cluster of its own directory. Dropping it ends its processes and removes its files.
 #[derive(Debug)]
 pub struct Cluster {
-    place: PathBuf,
+    directory: PathBuf,
     /// The server program; a relative path is one in the installation that is tested.
     program: PathBuf,
     /// Dynamic shared memory that there is for it, in kilobytes.
@@ -109,18 +109,18 @@ impl Cluster {
     #[track_caller]
     pub fn create(settings: &[(&str, &str)]) -> Self {
         let cluster = Cluster {
-            place: lab().place(),
+            directory: env().new_cluster_directory(),
             program: PathBuf::from("postgres"),
             shared_memory: None,
             server: Mutex::new(None),
         };
-        lab().populate(&cluster.data());
-        let place = cluster.place.display();
+        env().populate(&cluster.data());
+        let directory = cluster.directory.display();
         let configuration = format!(
-            "{SETTINGS}unix_socket_directories = '{place}'\nlog_line_prefix = '{LINE_PREFIX}'\n\
+            "{SETTINGS}unix_socket_directories = '{directory}'\nlog_line_prefix = '{LINE_PREFIX}'\n\
              dynamic_shared_memory_type = mmap\n"
         );
-        lab().append(&cluster.configuration(), &configuration);
+        env().append(&cluster.configuration(), &configuration);
         cluster.configure(settings);
         cluster
     }
@@ -134,7 +134,7 @@ impl Cluster {
             ("pg_background_mgr.reserved_workers", "12"),
         ]);
         let modules: Vec<&str> =
-            ["pg_stat_statements", "auto_explain"].into_iter().filter(|name| lab().has_library(name)).collect();
+            ["pg_stat_statements", "auto_explain"].into_iter().filter(|name| env().has_library(name)).collect();
         cluster.configure(&[("shared_preload_libraries", &modules.join(","))]);
         cluster.start();
         cluster.session("postgres").run("create database prepared");
@@ -147,19 +147,19 @@ impl Cluster {
     pub fn start_standby(primary: &Cluster) -> Self {
         primary.stop(Stop::Fast);
         let standby = Cluster {
-            place: lab().place(),
+            directory: env().new_cluster_directory(),
             program: PathBuf::from("postgres"),
             shared_memory: None,
             server: Mutex::new(None),
         };
-        lab().copy(&primary.data(), &standby.data());
+        env().copy(&primary.data(), &standby.data());
         primary.start();
         standby.configure(&[
-            ("unix_socket_directories", &standby.place.display().to_string()),
-            ("primary_conninfo", &format!("host={} user=postgres", primary.place.display())),
+            ("unix_socket_directories", &standby.directory.display().to_string()),
+            ("primary_conninfo", &format!("host={} user=postgres", primary.directory.display())),
             ("hot_standby", "on"),
         ]);
-        lab().append(&standby.data().join("standby.signal"), "");
+        env().append(&standby.data().join("standby.signal"), "");
         standby.start();
         standby
     }
@@ -175,7 +175,7 @@ impl Cluster {
     /// Adds settings to the configuration file; the server sees them when it starts or reloads.
     pub fn configure(&self, settings: &[(&str, &str)]) {
         let line = |(name, value): &(&str, &str)| format!("{name} = '{}'\n", value.replace('\'', "''"));
-        lab().append(&self.configuration(), &settings.iter().map(line).collect::<String>());
+        env().append(&self.configuration(), &settings.iter().map(line).collect::<String>());
     }
 
     fn configuration(&self) -> PathBuf {
@@ -184,15 +184,15 @@ impl Cluster {
 
     /// The data directory.
     pub fn data(&self) -> PathBuf {
-        self.place.join("data")
+        self.directory.join("data")
     }
 
     fn log_path(&self) -> PathBuf {
-        self.place.join("log")
+        self.directory.join("log")
     }
 
     fn socket(&self) -> PathBuf {
-        self.place.join(".s.PGSQL.5432")
+        self.directory.join(".s.PGSQL.5432")
     }
 
     /// Makes the server that of another installation from its next start on.
@@ -212,9 +212,9 @@ impl Cluster {
     pub fn launch(&self) {
         let log = fs::OpenOptions::new().append(true).create(true).open(self.log_path()).expect("the server's log");
         let bounded = self.shared_memory.and_then(|kilobytes| {
-            lab().command_with_file_system(&self.program, &self.data().join("pg_dynshmem"), kilobytes)
+            env().command_with_file_system(&self.program, &self.data().join("pg_dynshmem"), kilobytes)
         });
-        let mut command = bounded.unwrap_or_else(|| lab().command(&self.program));
+        let mut command = bounded.unwrap_or_else(|| env().command(&self.program));
         command.arg("-D").arg(self.data()).stdout(Stdio::null()).stderr(log);
         // An interrupt at the terminal is for the test program, which then ends the servers in order.
         let child =
@@ -321,7 +321,7 @@ impl Cluster {
     /// Panics when it does not end by itself; then it is killed.
     #[track_caller]
     pub fn single_user(&self, database: &str, statements: &str) -> String {
-        let mut command = lab().command(&self.program);
+        let mut command = env().command(&self.program);
         command.args(["--single", "-D"]).arg(self.data()).arg(database);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut server = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
@@ -395,8 +395,8 @@ impl Cluster {
 
     /// Runs psql with these arguments.
     pub fn psql(&self, database: &str, arguments: &[&str]) -> Output {
-        let mut command = lab().command("psql");
-        command.arg("--host").arg(&self.place).args(["--username=postgres", "--no-psqlrc", "--dbname", database]);
+        let mut command = env().command("psql");
+        command.arg("--host").arg(&self.directory).args(["--username=postgres", "--no-psqlrc", "--dbname", database]);
         command.args(arguments).output().expect("psql")
     }
 
@@ -534,7 +534,7 @@ impl Cluster {
             let _ = poll(Duration::from_secs(5), || self.processes().is_empty().then_some(()));
         }
         remove_shared_memory(&self.data());
-        let _ = fs::remove_dir_all(&self.place);
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
@@ -542,7 +542,7 @@ impl Cluster {
 fn remove_shared_memory(data: &Path) {
     let file = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
     if let Some(segment) = file.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)) {
-        let _ = lab().outside("ipcrm").arg("-m").arg(segment).output();
+        let _ = env().outside("ipcrm").arg("-m").arg(segment).output();
     }
 }
 

@@ -1,6 +1,6 @@
 //! A server's installation beside the real one, to which a test can add files.
 
-use crate::lab::lab;
+use crate::env::env;
 use crate::session::Session;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -30,7 +30,7 @@ impl Installation {
         let (bin, extensions) = (directory("BINDIR"), directory("SHAREDIR").join("extension"));
         let common: PathBuf =
             bin.components().zip(extensions.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
-        let root = lab().place();
+        let root = env().new_cluster_directory();
         // A server finds its files by its own place, so the way from one to the other must be the same.
         link(&common, &root, &[&bin, &extensions]);
         let own = |path: &Path| root.join(path.strip_prefix(&common).expect("a path below"));

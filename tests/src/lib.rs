@@ -1,14 +1,14 @@
 //! Private PostgreSQL clusters and plain client sessions for the integration tests.
 //!
-//! Everything that a run makes lives in one directory ([`lab`]) and ends with the test program, however that ends.
+//! Everything that a run makes lives in one directory ([`mod@env`]) and ends with the test program, however that ends.
 //! Nothing here sleeps for a time: see [`wait`].
 
 pub mod case;
 pub mod cluster;
+pub mod env;
 pub mod installation;
-pub mod lab;
-pub mod log;
 pub mod reply;
+pub mod server_log;
 pub mod session;
 pub mod wait;
 

@@ -1,7 +1,7 @@
 //! Statements, result sets and tags.
 
 use crate::support::compare_with_client::assert_like_client;
-use pg_background_mgr_tests::lab::{forced_parallel, lab};
+use pg_background_mgr_tests::env::{env, forced_parallel};
 use pg_background_mgr_tests::{case, literal, wait_until, Db};
 
 #[case]
@@ -311,7 +311,7 @@ fn notify_of_a_failed_job_reaches_nobody(db: &Db) {
 #[case]
 fn listen_is_as_the_server_has_it_for_background_processes(db: &Db) {
     let mut session = db.session();
-    if lab().version >= 13 {
+    if env().version >= 13 {
         let error = session.job_error("listen news");
         assert_eq!(error.brief(), ("0A000".to_owned(), "cannot execute LISTEN within a background process".to_owned()));
     } else {

@@ -1,7 +1,7 @@
 //! A wait that can never end is an error: the job is blocked by the session that waits for it.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{drain, wait_at_gate, Batch};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{drain, wait_at_barrier, Batch};
 use pg_background_mgr_tests::cluster::is_alive;
 use pg_background_mgr_tests::{case, wait_until, Db, ServerError, Session};
 
@@ -291,9 +291,9 @@ fn a_wait_that_ends_soon_is_no_deadlock(db: &Db) {
 
 #[case]
 fn two_jobs_in_a_deadlock_are_told_by_the_server(db: &Db) {
-    let (mut session, mut gate) = (db.session(), db.session());
+    let (mut session, mut barrier) = (db.session(), db.session());
     session.run("create table t (id int primary key, n int); insert into t values (1, 0), (2, 0)");
-    gate.run("select pg_advisory_lock(8)");
+    barrier.run("select pg_advisory_lock(8)");
     let text = |first: i32, second: i32| {
         format!(
             "update t set n = n + 1 where id = {first}; select pg_advisory_xact_lock_shared(8); \
@@ -302,9 +302,9 @@ fn two_jobs_in_a_deadlock_are_told_by_the_server(db: &Db) {
     };
     let pids = [session.launch(&text(1, 2)), session.launch(&text(2, 1))];
     for pid in pids {
-        wait_blocked(&mut session, pid, gate.pid());
+        wait_blocked(&mut session, pid, barrier.pid());
     }
-    gate.run("select pg_advisory_unlock(8)");
+    barrier.run("select pg_advisory_unlock(8)");
     let states: Vec<String> = pids
         .iter()
         .map(|pid| {
@@ -352,7 +352,7 @@ fn a_deadlock_through_a_job_that_a_job_follows(db: &Db) {
     assert_eq!(session.value("select n from t"), "10");
 }
 
-/// A job that waits at the gate, then for the end of what the table says.
+/// A job that waits at the barrier, then for the end of what the table says.
 fn follower(number: u32) -> String {
     format!(
         "{}; select count(*) from pg_background_monitor((select u from followed where n = {number}), false)",
@@ -362,13 +362,13 @@ fn follower(number: u32) -> String {
 
 #[case]
 fn batches_that_follow_each_other_are_a_deadlock(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("create table followed (n int, u text)");
     let batches = [1, 2].map(|number| Batch::launch(&mut session, &["select 1", &follower(number)]));
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     let [first, second] = &batches;
     session.run(&format!("insert into followed values (1, '{}'), (2, '{}')", second.parent, first.parent));
-    gate.open();
+    barrier.open();
     let mut told: Vec<String> = Vec::new();
     for batch in &batches {
         batch.wait(&mut session);
@@ -389,22 +389,22 @@ fn a_job_that_follows_itself_is_refused(db: &Db) {
         (r#"{"mode": "sequential"}"#, follower(1), 1),
         (r#"{"max_workers": 1}"#, follower(1), 1),
     ] {
-        let gate = Gate::close(db.session());
+        let barrier = Barrier::close(db.session());
         let batch = Batch::launch_with(&mut session, &[&text, "select 2"], options);
-        wait_at_gate(&mut session, 1);
+        wait_at_barrier(&mut session, 1);
         let followed = batch.children.get(target).unwrap_or(&batch.parent);
         session.run(&format!("truncate followed; insert into followed values (1, '{followed}')"));
-        gate.open();
+        barrier.open();
         assert_eq!(batch.finish(&mut session), ["failed", "succeeded"], "{options} {target}");
         assert_eq!(batch.log(&mut session, 0, "sqlstate"), "55000");
     }
     // A look at oneself is none, nor what one does not wait for.
-    let gate = Gate::close(db.session());
+    let barrier = Barrier::close(db.session());
     let text = follower(1).replace("false)", "false, '10ms')");
     let batch = Batch::launch(&mut session, &[&text, &follower(2)]);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     let (parent, first) = (&batch.parent, &batch.children[0]);
     session.run(&format!("truncate followed; insert into followed values (1, '{parent}'), (2, '{first}')"));
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }

@@ -1,8 +1,8 @@
 //! Surroundings of the extension: a caller that catches errors, memberships, other libraries, other kinds of shared
 //! memory, a schema that is renamed.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{crash, drain, wait_at_gate, Batch, LOCK_LOG};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{crash, drain, wait_at_barrier, Batch, LOCK_LOG};
 use pg_background_mgr_tests::{case, wait_until, Cluster, Db};
 
 /// The log is written and read with other rights, and with a search path of its own.
@@ -63,9 +63,9 @@ fn a_member_that_does_not_inherit_sees_nothing(db: &Db) {
     let owner = db.role("owner", "login");
     let mut admin = db.session();
     let mut session = db.client().user(&owner).connect();
-    let gate = Gate::close(db.session());
+    let barrier = Barrier::close(db.session());
     let batch = Batch::launch(&mut session, &["select 1 / 0", barrier::WAIT]);
-    wait_at_gate(&mut admin, 1);
+    wait_at_barrier(&mut admin, 1);
     wait_until("the job that fails", || batch.states(&mut session)[0] == "failed");
     for (name, options, may_set) in [
         ("admin", "admin true, inherit false, set false", false),
@@ -97,7 +97,7 @@ fn a_member_that_does_not_inherit_sees_nothing(db: &Db) {
             assert_eq!(session.error(&format!("set role {owner}")).sqlstate(), "42501");
         }
     }
-    gate.open();
+    barrier.open();
     drain(&mut session);
 }
 
@@ -106,7 +106,7 @@ fn a_schema_is_renamed_while_jobs_wait() {
     let cluster = Cluster::start_new(&[("pg_background_mgr.max_workers", "1")]);
     let (mut session, mut admin) = (cluster.session("postgres"), cluster.session("postgres"));
     admin.run("create schema bg; create extension pg_background_mgr schema bg; create table ran (a int)");
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let launch = |schema: &str, text: &str| {
         format!(
             "select uuid_parent from {schema}.pg_background_launch_num(array[{text}, 'insert into ran values (1)'])"
@@ -114,12 +114,12 @@ fn a_schema_is_renamed_while_jobs_wait() {
     };
     let waits = format!("'{}'", barrier::WAIT.replace('\'', "''"));
     let first = session.value(&format!("{} limit 1", launch("bg", &waits)));
-    wait_at_gate(&mut admin, 1);
+    wait_at_barrier(&mut admin, 1);
     let reader = session.value("select bg.pg_background_launch('select 7')");
     let odd = "\"Bg \"\"of\"\" ünï; 'x'\"";
     admin.run(&format!("alter schema bg rename to {odd}"));
     let second = session.value(&format!("{} limit 1", launch(odd, "'select 1 / 0'")));
-    gate.open();
+    barrier.open();
     for (parent, states) in [(&first, ["succeeded", "succeeded"]), (&second, ["failed", "succeeded"])] {
         let followed = format!("select status from {odd}.pg_background_monitor('{parent}', false) order by uuid_child");
         assert_eq!(session.rows(&followed), states);
@@ -191,11 +191,11 @@ fn each_kind_of_shared_memory_works() {
                 session.value("select count(distinct a) || ' ' || count(*) from ran"),
                 format!("300 {}", 300 * round)
             );
-            let gate = Gate::close(cluster.session("postgres"));
+            let barrier = Barrier::close(cluster.session("postgres"));
             let lost = Batch::launch(&mut session, &[barrier::WAIT]);
-            wait_at_gate(&mut session, 1);
+            wait_at_barrier(&mut session, 1);
             session = crash(&cluster);
-            drop(gate);
+            drop(barrier);
             assert_eq!(lost.states(&mut session), ["lost"], "{kind}");
         }
     }

@@ -33,11 +33,11 @@ fn notices_carry_every_field(db: &Db) {
     assert_like_client(db, "", text, "");
 }
 
-/// A notice wakes the client long before the job ends: its process still waits at the gate.
+/// A notice wakes the client long before the job ends: its process still waits for the lock.
 #[case]
 fn notices_come_while_the_result_waits(db: &Db) {
-    let (mut gate, mut session) = (db.session(), db.session());
-    gate.run("select pg_advisory_lock(5)");
+    let (mut holder, mut session) = (db.session(), db.session());
+    holder.run("select pg_advisory_lock(5)");
     let pid = session.launch(
         "do $$ begin perform pg_advisory_xact_lock_shared(6); raise notice 'early'; perform \
          pg_advisory_xact_lock(5); end $$",
@@ -45,9 +45,9 @@ fn notices_come_while_the_result_waits(db: &Db) {
     let read = format!("select * from pg_background_result({pid}) as (tag text)");
     session.send(&read);
     assert_eq!(session.next_notice().message(), "early");
-    let waits = format!("select {} = any (pg_blocking_pids({pid}))", gate.pid());
-    wait_until("the job goes on and waits", || gate.holds(&waits));
-    gate.run("select pg_advisory_unlock(5)");
+    let waits = format!("select {} = any (pg_blocking_pids({pid}))", holder.pid());
+    wait_until("the job goes on and waits", || holder.holds(&waits));
+    holder.run("select pg_advisory_unlock(5)");
     assert_eq!(session.finish(&read).last_rows().expect("rows").text_rows(), ["DO"]);
 }
 

@@ -1,15 +1,15 @@
 //! Activity, logs and statistics that administrators see.
 
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::log::LogLine;
+use pg_background_mgr_tests::server_log::LogLine;
 use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Db, Session};
 
-/// A job that runs until the gate is opened.
-fn launch_behind_gate(db: &Db, gate: &mut Session, session: &mut Session, text: &str) -> i32 {
-    gate.run("select pg_advisory_lock(77)");
+/// A job that runs until the holder lets go.
+fn launch_waiting(db: &Db, holder: &mut Session, session: &mut Session, text: &str) -> i32 {
+    holder.run("select pg_advisory_lock(77)");
     let pid = session.launch(text);
-    wait_waiting(gate, pid);
-    assert_eq!(gate.value("select current_database()"), db.name);
+    wait_waiting(holder, pid);
+    assert_eq!(holder.value("select current_database()"), db.name);
     pid
 }
 
@@ -19,21 +19,21 @@ fn wait_waiting(watcher: &mut Session, pid: i32) {
     });
 }
 
-const GATE: &str = "select pg_advisory_xact_lock(77)";
+const WAIT: &str = "select pg_advisory_xact_lock(77)";
 
 #[case]
 fn activity_shows_a_running_job(db: &Db) {
-    let (mut gate, mut session) = (db.session(), db.client().application_name("loader").connect());
-    let pid = launch_behind_gate(db, &mut gate, &mut session, GATE);
+    let (mut holder, mut session) = (db.session(), db.client().application_name("loader").connect());
+    let pid = launch_waiting(db, &mut holder, &mut session, WAIT);
     let query = format!(
         "select datname, usename, application_name, backend_type, state, query, wait_event_type, wait_event, \
          client_addr is null, leader_pid_or_null, backend_start < xact_start, xact_start <= query_start, \
          query_start <= state_change from pg_stat_activity where pid = {pid}"
     );
-    let leader = if pg_background_mgr_tests::lab::lab().version >= 13 { "leader_pid" } else { "null" };
-    let shown = gate.rows(&query.replace("leader_pid_or_null", leader));
-    assert_eq!(shown, [format!("{}|postgres|loader|pg_background|active|{GATE}|Lock|advisory|t|∅|t|t|t", db.name)]);
-    gate.run("select pg_advisory_unlock(77)");
+    let leader = if pg_background_mgr_tests::env::env().version >= 13 { "leader_pid" } else { "null" };
+    let shown = holder.rows(&query.replace("leader_pid_or_null", leader));
+    assert_eq!(shown, [format!("{}|postgres|loader|pg_background|active|{WAIT}|Lock|advisory|t|∅|t|t|t", db.name)]);
+    holder.run("select pg_advisory_unlock(77)");
     assert_eq!(session.result(pid, "nothing text"), [""]);
 }
 
@@ -49,67 +49,67 @@ fn activity_shows_what_a_job_waits_for(db: &Db) {
 
 #[case]
 fn activity_shows_the_jobs_text_cut_as_a_clients(db: &Db) {
-    let (mut gate, mut session) = (db.session(), db.session());
-    let text = format!("{GATE} -- {}", "ü".repeat(2000));
-    let pid = launch_behind_gate(db, &mut gate, &mut session, &text);
-    let shown = gate.value(&format!("select query from pg_stat_activity where pid = {pid}"));
+    let (mut holder, mut session) = (db.session(), db.session());
+    let text = format!("{WAIT} -- {}", "ü".repeat(2000));
+    let pid = launch_waiting(db, &mut holder, &mut session, &text);
+    let shown = holder.value(&format!("select query from pg_stat_activity where pid = {pid}"));
     assert!(text.starts_with(&shown) && shown.len() > 1000 && shown.len() < 1024, "{}", shown.len());
-    gate.run("select pg_advisory_unlock(77)");
+    holder.run("select pg_advisory_unlock(77)");
     session.result(pid, "nothing text");
 }
 
 #[case]
 fn activity_of_others_is_hidden_as_for_sessions(db: &Db) {
-    let (mut gate, mut session) = (db.session(), db.session());
-    let pid = launch_behind_gate(db, &mut gate, &mut session, GATE);
+    let (mut holder, mut session) = (db.session(), db.session());
+    let pid = launch_waiting(db, &mut holder, &mut session, WAIT);
     let role = db.role("stranger", "login");
     let mut stranger = db.client().user(&role).connect();
     let query = format!("select query from pg_stat_activity where pid = {pid}");
     assert_eq!(stranger.rows(&query), ["<insufficient privilege>"]);
     assert_eq!(stranger.error(&format!("select pg_cancel_backend({pid})")).sqlstate(), "42501");
-    gate.run("select pg_advisory_unlock(77)");
+    holder.run("select pg_advisory_unlock(77)");
     session.result(pid, "nothing text");
 }
 
 #[case(since = 14)]
 fn activity_shows_the_query_identifier(db: &Db) {
-    let (mut gate, mut session) = (db.session(), db.session());
-    gate.run("set compute_query_id = on");
+    let (mut holder, mut session) = (db.session(), db.session());
+    holder.run("set compute_query_id = on");
     session.run("set compute_query_id = on");
-    let pid = launch_behind_gate(db, &mut gate, &mut session, GATE);
+    let pid = launch_waiting(db, &mut holder, &mut session, WAIT);
     let mut client = db.session();
     client.run("set compute_query_id = on");
-    client.send(GATE);
-    wait_waiting(&mut gate, client.pid());
+    client.send(WAIT);
+    wait_waiting(&mut holder, client.pid());
     let query = format!("select distinct query_id from pg_stat_activity where pid in ({pid}, {})", client.pid());
-    let identifiers = gate.rows(&query);
+    let identifiers = holder.rows(&query);
     assert_eq!(identifiers.len(), 1, "{identifiers:?}");
     assert_ne!(identifiers, ["∅"]);
-    gate.run("select pg_advisory_unlock(77)");
-    client.finish(GATE);
+    holder.run("select pg_advisory_unlock(77)");
+    client.finish(WAIT);
     session.result(pid, "nothing text");
 }
 
 #[case]
 fn activity_shows_the_launcher_waiting(db: &Db) {
-    let (mut gate, mut session) = (db.session(), db.session());
-    let pid = launch_behind_gate(db, &mut gate, &mut session, GATE);
+    let (mut holder, mut session) = (db.session(), db.session());
+    let pid = launch_waiting(db, &mut holder, &mut session, WAIT);
     let read = format!("select * from pg_background_result({pid}) as (nothing text)");
     session.send(&read);
     let query = format!("select state, wait_event is not null from pg_stat_activity where pid = {}", session.pid());
-    wait_until("the launcher waits", || gate.rows(&query) == ["active|t"]);
-    gate.run("select pg_advisory_unlock(77)");
+    wait_until("the launcher waits", || holder.rows(&query) == ["active|t"]);
+    holder.run("select pg_advisory_unlock(77)");
     assert!(session.finish(&read).error.is_none());
 }
 
 #[case]
 fn the_process_title_names_the_job(db: &Db) {
-    let (mut gate, mut session) = (db.session(), db.session());
-    let pid = launch_behind_gate(db, &mut gate, &mut session, GATE);
+    let (mut holder, mut session) = (db.session(), db.session());
+    let pid = launch_waiting(db, &mut holder, &mut session, WAIT);
     let processes = db.cluster.processes();
     let process = processes.iter().find(|process| process.pid == pid).expect("the worker's process");
     assert!(process.title.contains("pg_background"), "{}", process.title);
-    gate.run("select pg_advisory_unlock(77)");
+    holder.run("select pg_advisory_unlock(77)");
     session.result(pid, "nothing text");
 }
 
@@ -141,7 +141,7 @@ fn a_job_is_ended_by_pg_terminate_backend(db: &Db) {
 /// The lines of `pid` once one of them satisfies `last`.
 fn log_until(
     db: &Db,
-    mark: pg_background_mgr_tests::log::LogMark,
+    mark: pg_background_mgr_tests::server_log::LogMark,
     pid: i32,
     last: impl Fn(&LogLine) -> bool,
 ) -> Vec<LogLine> {
@@ -298,16 +298,16 @@ fn progress_views_show_a_jobs_command(db: &Db) {
 
 #[case]
 fn pg_locks_shows_a_jobs_locks(db: &Db) {
-    let (mut gate, mut session) = (db.session(), db.session());
+    let (mut holder, mut session) = (db.session(), db.session());
     session.run("create table t (a int)");
-    gate.run("select pg_advisory_lock(77)");
-    let pid = session.launch(&format!("lock table t in share mode; {GATE}"));
-    wait_waiting(&mut gate, pid);
+    holder.run("select pg_advisory_lock(77)");
+    let pid = session.launch(&format!("lock table t in share mode; {WAIT}"));
+    wait_waiting(&mut holder, pid);
     let query = format!("select mode, granted from pg_locks where pid = {pid} and relation = 't'::regclass");
-    assert_eq!(gate.rows(&query), ["ShareLock|t"]);
+    assert_eq!(holder.rows(&query), ["ShareLock|t"]);
     let query = format!("select pg_blocking_pids({pid})");
-    assert_eq!(gate.value(&query), format!("{{{}}}", gate.pid()));
-    gate.run("select pg_advisory_unlock(77)");
+    assert_eq!(holder.value(&query), format!("{{{}}}", holder.pid()));
+    holder.run("select pg_advisory_unlock(77)");
     session.result(pid, "nothing text");
 }
 

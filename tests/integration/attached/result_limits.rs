@@ -1,6 +1,6 @@
 //! Bounds of the results of a session that nobody reads: how many, in segments, in shared memory.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use pg_background_mgr_tests::{case, wait_until, Cluster, Db, ServerError, Session};
 
 /// Launches a job with a queue of so many bytes.
@@ -363,11 +363,11 @@ fn a_result_in_the_sessions_memory_keeps_its_process_id(db: &Db) {
 
 #[case]
 fn queues_are_bounded_in_sum(db: &Db) {
-    let mut gate = Gate::close(db.session());
+    let mut barrier = Barrier::close(db.session());
     let mut session = db.session();
     session.run("set pg_background_mgr.max_result_memory = '1MB'");
     let pid = launch_sized(&mut session, barrier::WAIT, 600_000);
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     let error = session.error("select pg_background_launch('select 1', 448577)");
     let message = "results of background jobs exceed pg_background_mgr.max_result_memory (1024kB)";
     assert_eq!(error.brief(), ("53400".to_owned(), message.to_owned()));
@@ -379,7 +379,7 @@ fn queues_are_bounded_in_sum(db: &Db) {
     assert_eq!(error.hint().as_deref(), Some(hint));
     let fits = launch_sized(&mut session, barrier::WAIT, 448_576);
     assert_eq!(session.error("select pg_background_launch('select 1', 64)").sqlstate(), "53400");
-    gate.open();
+    barrier.open();
     for pid in [pid, fits] {
         assert_eq!(session.rows(&format!("select pg_background_result({pid})")), ["(\"\")"]);
     }
@@ -392,15 +392,15 @@ fn queues_are_bounded_in_sum(db: &Db) {
 
 #[case]
 fn a_queue_that_was_given_up_counts_while_its_job_runs(db: &Db) {
-    let mut gate = Gate::close(db.session());
+    let mut barrier = Barrier::close(db.session());
     let mut session = db.session();
     session.run("set pg_background_mgr.max_result_memory = '1MB'");
-    let give_up = |session: &mut Session, gate: &mut Gate| {
+    let give_up = |session: &mut Session, barrier: &mut Barrier| {
         let pid = launch_sized(session, barrier::WAIT, 600_000);
-        gate.wait_for(pid);
+        barrier.wait_for(pid);
         session.run(&format!("select pg_background_detach({pid})"));
     };
-    give_up(&mut session, &mut gate);
+    give_up(&mut session, &mut barrier);
     let launch = "select pg_background_launch('select 1', 600000)";
     assert_eq!(session.error(launch).sqlstate(), "53400");
     session.run("discard all");
@@ -408,34 +408,34 @@ fn a_queue_that_was_given_up_counts_while_its_job_runs(db: &Db) {
     assert_eq!(session.error(launch).sqlstate(), "53400");
     // Small ones are not counted.
     session.run("select pg_background_detach(pg_background_launch('select 1'))");
-    gate.open();
+    barrier.open();
     wait_until("the job has ended", || session.ask(launch).error.is_none());
 }
 
 #[case]
 fn the_largest_queue_is_within_the_default_bound(db: &Db) {
-    let mut gate = Gate::close(db.session());
+    let mut barrier = Barrier::close(db.session());
     let mut session = db.session();
     let pid = launch_sized(&mut session, "select 1", 268_435_456);
     assert_eq!(session.result(pid, "n int"), ["1"]);
     assert_eq!(session.value("show pg_background_mgr.max_result_memory"), "256MB");
     let pid = launch_sized(&mut session, barrier::WAIT, 268_435_456);
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     assert_eq!(session.error("select pg_background_launch('select 1', 268435456)").sqlstate(), "53400");
-    gate.open();
+    barrier.open();
 }
 
 #[case]
 fn a_queue_of_size_zero_is_one_of_the_default_size(db: &Db) {
-    let mut gate = Gate::close(db.session());
+    let mut barrier = Barrier::close(db.session());
     let mut session = db.session();
     session.run("set pg_background_mgr.max_result_memory = '100kB'");
     let pid = launch_sized(&mut session, barrier::WAIT, 0);
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     let error = session.error("select pg_background_launch('select 1', 40000)");
     let detail = "The job wants 40000 bytes, and unread results of this session have 65536.";
     assert_eq!(error.detail().as_deref(), Some(detail));
-    gate.open();
+    barrier.open();
     assert_eq!(session.rows(&format!("select pg_background_result({pid})")), ["(\"\")"]);
     let pid = launch_sized(&mut session, "select 1", 0);
     assert_eq!(session.result(pid, "n int"), ["1"]);

@@ -215,7 +215,7 @@ fn a_session_ends_with_a_result_put_back() {
 }
 
 #[track_caller]
-fn assert_no_crash(cluster: &Cluster, mark: pg_background_mgr_tests::log::LogMark) {
+fn assert_no_crash(cluster: &Cluster, mark: pg_background_mgr_tests::server_log::LogMark) {
     let crashes: Vec<String> = cluster
         .log_since(mark)
         .into_iter()

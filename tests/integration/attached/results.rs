@@ -220,12 +220,12 @@ fn a_result_given_up_is_not_read(db: &Db) {
 
 #[case]
 fn a_detached_job_runs_on(db: &Db) {
-    let (mut gate, mut session) = (db.session(), db.session());
+    let (mut holder, mut session) = (db.session(), db.session());
     session.run("create table t (a int)");
-    gate.run("select pg_advisory_lock(5)");
+    holder.run("select pg_advisory_lock(5)");
     let pid = session.launch("select pg_advisory_xact_lock(5); insert into t values (1)");
     session.run(&format!("select pg_background_detach({pid})"));
-    gate.run("select pg_advisory_unlock(5)");
+    holder.run("select pg_advisory_unlock(5)");
     wait_until("the detached job's row", || session.value("select count(*) from t") == "1");
     wait_until("the end of its process", || !is_alive(pid));
 }
@@ -266,16 +266,16 @@ fn a_null_pid_is_refused(db: &Db) {
 
 #[case]
 fn a_cancelled_read_is_read_again(db: &Db) {
-    let (mut gate, mut session) = (db.session(), db.session());
-    gate.run("select pg_advisory_lock(5)");
+    let (mut holder, mut session) = (db.session(), db.session());
+    holder.run("select pg_advisory_lock(5)");
     let pid = session.launch("select i from generate_series(1, 1000) i; select pg_advisory_xact_lock(5)::text, 9");
     let read = format!("select b from pg_background_result({pid}) as (a text, b int)");
     session.send(&read);
     let waits = format!("select state, wait_event is not null from pg_stat_activity where pid = {}", session.pid());
-    wait_until("the reader waits", || gate.rows(&waits) == ["active|t"]);
+    wait_until("the reader waits", || holder.rows(&waits) == ["active|t"]);
     session.canceller().cancel();
     assert_eq!(session.finish(&read).error.expect("an error").sqlstate(), "57014");
-    gate.run("select pg_advisory_unlock(5)");
+    holder.run("select pg_advisory_unlock(5)");
     assert_eq!(session.rows(&read), ["9"]);
 }
 

@@ -1,6 +1,6 @@
 //! Row types that are altered between a job and the reading of its result, and results of many columns of row types.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use pg_background_mgr_tests::{case, wait_until, Db, Session};
 
 /// Types over the row type `c`: how a column is declared, and a value of it that is made of a row.
@@ -128,11 +128,11 @@ fn a_row_type_altered_by_the_job_itself_is_seen(db: &Db) {
 fn a_row_type_altered_while_it_is_read_is_seen(db: &Db) {
     let (mut session, mut other) = (db.session(), db.session());
     session.run("create type c as (x int8, y int8)");
-    let mut gate = Gate::close(db.session());
+    let mut barrier = Barrier::close(db.session());
     // Enough rows that the reader has some of them before the end.
     let rows = "select row(g, g)::c as v from generate_series(1, 5000) g";
     let pid = session.launch(&format!("{rows} union all (select row(0, 0)::c from ({}) as q(w))", barrier::WAIT));
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     let call = format!("select count(*) from pg_background_result({pid}) as (v c)");
     session.send(&call);
     let reader = session.pid();
@@ -142,7 +142,7 @@ fn a_row_type_altered_while_it_is_read_is_seen(db: &Db) {
         )) == "1"
     });
     other.run("alter type c alter attribute x type text cascade");
-    gate.open();
+    barrier.open();
     let error = session.finish(&call).error.expect("an error");
     assert_eq!(error.brief().1, "a row type of the result was altered while the result was read");
     assert_eq!(error.sqlstate(), "42804");

@@ -1,6 +1,6 @@
 //! Session settings: what a job takes over from its launcher, and what it leaves behind.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use crate::support::compare_with_client::assert_like_client;
 use pg_background_mgr_tests::{case, wait_for, Db, Session};
 
@@ -12,13 +12,13 @@ fn libraries_are_loaded_for_their_settings_only(db: &Db) {
     let text = "select pg_backend_pid() || ' ' || current_setting('my.own') || ' ' || \
                 current_setting('pg_background_mgr.log_result_limit')";
     let libraries = |session: &mut Session| {
-        let gate = Gate::close(db.session());
+        let barrier = Barrier::close(db.session());
         let pid = session.launch(&format!("{text} where {}", barrier::OPENED));
         let maps = wait_for("the job's process is a session", || {
             let waits = db.session().value(&format!("select count(*) from pg_locks where pid = {pid} and not granted"));
             (waits == "1").then(|| std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("its libraries"))
         });
-        gate.open();
+        barrier.open();
         assert_eq!(session.result(pid, "a text"), [format!("{pid} mine 1MB")]);
         maps.contains("pg_trgm")
     };

@@ -1,7 +1,7 @@
 //! Timeouts, each for one statement of a job, and the waits of a job on locks.
 
 use crate::support::compare_with_client::assert_like_client;
-use pg_background_mgr_tests::lab::lab;
+use pg_background_mgr_tests::env::env;
 use pg_background_mgr_tests::{case, Db};
 
 #[case]
@@ -81,12 +81,12 @@ fn transaction_timeout_ends_the_job(db: &Db) {
 fn idle_timeouts_do_not_touch_a_job_that_waits_to_be_read(db: &Db) {
     let mut session = db.session();
     session.run("set idle_in_transaction_session_timeout = '100ms'");
-    if lab().version >= 14 {
+    if env().version >= 14 {
         session.run("set idle_session_timeout = '100ms'");
     }
     let pid = session.launch("select generate_series(1, 200000)");
     session.run("set idle_in_transaction_session_timeout = 0");
-    if lab().version >= 14 {
+    if env().version >= 14 {
         session.run("set idle_session_timeout = 0");
     }
     // Longer than the timeouts, on the server's clock.
@@ -100,14 +100,14 @@ fn statement_timeout_of_the_launcher_ends_its_wait_only(db: &Db) {
     session.run("create table t (a int); select pg_advisory_lock(1)");
     let pid = session.launch("select pg_advisory_xact_lock_shared(2); insert into t values (1)");
     assert_eq!(session.result(pid, "nothing text"), [""]);
-    let mut gate = db.session();
-    gate.run("select pg_advisory_lock(2)");
+    let mut holder = db.session();
+    holder.run("select pg_advisory_lock(2)");
     let pid = session.launch("select pg_advisory_xact_lock(2); insert into t values (2) returning a");
     session.run("set statement_timeout = '300ms'");
     let error = session.result_error(pid);
     assert_eq!(error.brief(), ("57014".to_owned(), "canceling statement due to statement timeout".to_owned()));
     session.run("reset statement_timeout");
-    gate.run("select pg_advisory_unlock(2)");
+    holder.run("select pg_advisory_unlock(2)");
     assert_eq!(session.result(pid, "a int"), ["2"]);
     assert_eq!(session.rows("table t"), ["1", "2"]);
 }

@@ -188,14 +188,14 @@ fn a_mismatch_leaves_a_million_rows_to_be_read(db: &Db) {
 /// Cancelled before the first row, the result is still whole; afterwards it has been read.
 #[case]
 fn a_cancelled_read_of_a_million_rows_is_started_again(db: &Db) {
-    let (mut gate, mut session) = (db.session(), db.session());
-    gate.run("select pg_advisory_lock(5); create table t (a int)");
+    let (mut holder, mut session) = (db.session(), db.session());
+    holder.run("select pg_advisory_lock(5); create table t (a int)");
     let pid = session.launch(&format!("select pg_advisory_xact_lock(5); {MILLION}"));
     let read = format!("select count(*) from pg_background_result({pid}) as (a int, b text)");
     session.run("set statement_timeout = '300ms'");
     assert_eq!(session.error(&read).sqlstate(), "57014");
     session.run("reset statement_timeout");
-    gate.run("select pg_advisory_unlock(5)");
+    holder.run("select pg_advisory_unlock(5)");
     assert_eq!(session.rows(&read), ["1000000"]);
 }
 

@@ -1,6 +1,6 @@
 //! Uses of the classic interface that articles, courses and notes about it show, each as a test.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use crate::support::job_stage::settle;
 use pg_background_mgr_tests::cluster::is_alive;
 use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session};
@@ -254,15 +254,15 @@ fn a_sleeping_job_is_found_in_the_activity(db: &Db) {
 #[case]
 fn running_jobs_are_found_by_what_they_are_not(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
-    let mut gate = Gate::close(db.session());
+    let mut barrier = Barrier::close(db.session());
     let mut pids: Vec<String> = (0..3).map(|_| session.launch(barrier::WAIT).to_string()).collect();
-    pids.iter().for_each(|pid| gate.wait_for(number(pid)));
+    pids.iter().for_each(|pid| barrier.wait_for(number(pid)));
     let query = "select pid from pg_stat_activity where backend_type !~* 'launcher' and pid <> pg_backend_pid() \
                  and not backend_type in ('walwriter', 'checkpointer', 'background writer') and state = 'active' \
                  and datname = current_database() order by pid::text";
     pids.sort();
     assert_eq!(watcher.rows(query), pids);
-    gate.open();
+    barrier.open();
     for pid in &pids {
         session.run(&format!("select pg_background_result({pid})"));
     }
@@ -393,9 +393,9 @@ fn a_launch_is_tried_again_until_a_process_is_free() {
     let before = cluster.baseline();
     settle(&cluster);
     let mut session = cluster.session("postgres");
-    let mut gate = Gate::close(cluster.session("postgres"));
+    let mut barrier = Barrier::close(cluster.session("postgres"));
     let long = session.launch(barrier::WAIT);
-    gate.wait_for(long);
+    barrier.wait_for(long);
     session.run(
         "do $$ declare hint text; begin perform pg_background_launch('SELECT 42'); \
          exception when others then get stacked diagnostics hint = pg_exception_hint; \
@@ -420,7 +420,7 @@ fn a_launch_is_tried_again_until_a_process_is_free() {
     session.send(query);
     assert_eq!(session.next_notice().message(), "waiting, 9999 retries left");
     assert_eq!(session.next_notice().message(), "waiting, 9998 retries left");
-    gate.open();
+    barrier.open();
     let reply = session.finish(query);
     assert!(reply.error.is_none(), "{:?}", reply.error);
     assert_eq!(reply.last_rows().expect("a row").text_rows(), ["42"]);
@@ -436,7 +436,7 @@ fn a_function_that_launches_too_many_fails_with_a_hint() {
     let before = cluster.baseline();
     settle(&cluster);
     let mut session = cluster.session("postgres");
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     session.run(&format!(
         "create function launch_many(n int) returns setof int language plpgsql as $$\n\
          declare job int;\n\
@@ -453,8 +453,8 @@ fn a_function_that_launches_too_many_fails_with_a_hint() {
     let mut watcher = cluster.session("postgres");
     let running =
         "select count(*) from pg_stat_activity where backend_type = 'pg_background' and wait_event_type = 'Lock'";
-    wait_until("five jobs at the gate", || watcher.value(running) == "5");
-    gate.open();
+    wait_until("five jobs at the barrier", || watcher.value(running) == "5");
+    barrier.open();
     settle(&cluster);
     assert_eq!(session.rows("SELECT count(*) FROM launch_many(5)"), ["5"]);
     drop(session);

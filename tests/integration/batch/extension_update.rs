@@ -1,7 +1,7 @@
 //! ALTER EXTENSION UPDATE while there are jobs.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{array, times, wait_at_gate, Batch};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{array, times, wait_at_barrier, Batch};
 use pg_background_mgr_tests::{case, wait_until, Cluster, Installation, Session, Stop};
 use std::fs;
 
@@ -59,20 +59,20 @@ fn the_extension_is_updated_with_jobs_in_every_state() {
 
     // With workers that have nothing to do: none of them takes another job.
     update(&mut admin, "0.0.9");
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let second = Batch::launch(&mut session, &times(&format!("insert into ran values (2); {}", barrier::WAIT), 2));
     // As many as there may be: there is no room for one from before.
-    wait_at_gate(&mut admin, 2);
-    gate.open();
+    wait_at_barrier(&mut admin, 2);
+    barrier.open();
     second.succeed(&mut session);
     assert!(processes(&mut admin, &second).iter().all(|pid| !idle.contains(pid)));
     assert_gone(&mut admin, &idle);
 
     // With jobs that run, that wait, and that are not in the log yet.
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let text = format!("insert into ran values (3); {}", barrier::WAIT);
     let third = Batch::launch(&mut session, &times(&text, 6));
-    wait_at_gate(&mut admin, 2);
+    wait_at_barrier(&mut admin, 2);
     let fourth = Batch::launch(&mut session, &["insert into ran values (4)", "select 1 / 0"]);
     let running = "select pid from log_background where status = 'running'";
     let before = admin.rows(running);
@@ -82,7 +82,7 @@ fn the_extension_is_updated_with_jobs_in_every_state() {
     assert_eq!(admin.rows(counts), ["failed|1", "queued|6", "running|2", "succeeded|3"]);
     let stopped = session.rows(&format!("select was, now from pg_background_stop('{}')", third.children[5]));
     assert_eq!(stopped, ["queued|stopped"]);
-    gate.open();
+    barrier.open();
     let states = third.finish(&mut session);
     assert_eq!(states, ["succeeded", "succeeded", "succeeded", "succeeded", "succeeded", "stopped"]);
     assert_eq!(fourth.finish(&mut session), ["succeeded", "failed"]);

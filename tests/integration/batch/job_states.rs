@@ -1,8 +1,8 @@
 //! States of jobs while they run and end: nothing runs but what has a worker, and what has ended stays ended.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{stop, times, wait_at_gate, Batch, ENDED};
-use pg_background_mgr_tests::lab::forced_parallel;
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{stop, times, wait_at_barrier, Batch, ENDED};
+use pg_background_mgr_tests::env::forced_parallel;
 use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 use std::collections::{HashMap, HashSet};
 
@@ -140,7 +140,7 @@ fn each_worker_runs_one_job() {
 /// A transaction that began before sees that what has ended has ended, with all that came of it.
 #[case]
 fn an_old_snapshot_shows_how_jobs_have_ended(db: &Db) {
-    let (mut session, mut old, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut old, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     session.run("create table ran (a int)");
     let insert = format!("{}; insert into ran values (1) returning a", barrier::WAIT);
     let late = format!("{}; select 1 / 0", barrier::WAIT);
@@ -151,13 +151,13 @@ fn an_old_snapshot_shows_how_jobs_have_ended(db: &Db) {
         "do $$ begin raise exception 'm' using detail = 'd', hint = 'h'; end $$",
     ];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"max_workers": 2}"#);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     // None of the rows is final.
     assert_eq!(batch.written(&mut session), times("queued", 4));
     old.run("begin isolation level repeatable read");
     assert_eq!(old.value("select count(*) from log_background"), "4");
     let after = Batch::launch(&mut session, &["select 1 as b", "select 2 / 0"]);
-    gate.open();
+    barrier.open();
     assert_eq!(batch.finish(&mut session), ["succeeded", "failed", "succeeded", "failed"]);
     assert_eq!(after.finish(&mut session), ["succeeded", "failed"]);
     let whole = |batch: &Batch| {
@@ -184,12 +184,12 @@ fn an_old_snapshot_shows_how_jobs_have_ended(db: &Db) {
 
 #[case]
 fn a_row_that_was_deleted_is_not_seen_to_run(db: &Db) {
-    let (mut session, mut old, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut old, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     let batch = Batch::launch(&mut session, &[barrier::WAIT]);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     old.run("begin isolation level repeatable read");
     assert_eq!(batch.states(&mut old), ["running"]);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     session.run("delete from log_background");
     let known = format!("select count(*) from background_mgr.live() where uuid_parent = '{}'", batch.parent);
@@ -204,9 +204,9 @@ fn a_row_that_was_deleted_is_not_seen_to_run(db: &Db) {
 #[case]
 fn what_was_stopped_is_stopped_for_everybody(db: &Db) {
     let (mut session, mut old, mut watcher) = (db.session(), db.session(), db.session());
-    let gate = Gate::close(db.session());
+    let barrier = Barrier::close(db.session());
     let batch = Batch::launch_with(&mut session, &times(barrier::WAIT, 300), r#"{"max_workers": 2}"#);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     let known = format!("select count(*) from background_mgr.live() where uuid_parent = '{}'", batch.parent);
     old.run("begin isolation level repeatable read");
     assert_eq!(old.value("select count(*) from log_background where status = 'running'"), "2");
@@ -221,23 +221,23 @@ fn what_was_stopped_is_stopped_for_everybody(db: &Db) {
         session.value(&known) == "0"
     });
     assert_eq!(old.value("select count(*) from log_background where status = 'stopped'"), "300");
-    gate.open();
+    barrier.open();
 }
 
 /// Reading a row as it is now takes a snapshot, which a process that leads parallel workers may not.
 #[case]
 fn views_are_read_beside_a_parallel_plan(db: &Db) {
-    let (mut session, mut old, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut old, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     session.run("create table big as select g as a from generate_series(1, 1000) as g; analyze big");
     let batch = Batch::launch(&mut session, &[barrier::WAIT]);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     old.run(&format!(
         "begin isolation level repeatable read; set local {} = on; set local parallel_setup_cost = 0; \
          set local parallel_tuple_cost = 0; set local min_parallel_table_scan_size = 0",
         forced_parallel()
     ));
     assert_eq!(batch.states(&mut old), ["running"]);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     let known = format!("select count(*) from background_mgr.live() where uuid_parent = '{}'", batch.parent);
     wait_until("the server has forgotten it", || session.value(&known) == "0");

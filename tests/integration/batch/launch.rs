@@ -1,6 +1,6 @@
 //! `pg_background_launch_num`: its forms and arguments, and when it returns.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{array, cell, counts, drain, times, Batch};
 use pg_background_mgr_tests::{case, literal, Db, Session};
 
@@ -188,26 +188,26 @@ fn a_text_of_an_array_is_not_cut(db: &Db) {
 
 #[case]
 fn async_does_not_wait(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch(&mut session, &[barrier::WAIT, barrier::WAIT]);
     assert!(batch.states(&mut session).iter().all(|state| ["queued", "running"].contains(&state.as_str())));
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
 #[case]
 fn sync_waits_and_gives_the_final_states(db: &Db) {
-    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut watcher, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     let call = format!(
         "select status, pid is not null from pg_background_launch_num({}, p_exec_type => 'sync')",
         array(&[barrier::WAIT, "select 1 / 0", "select 3"])
     );
     session.send(&call);
-    crate::support::batch::wait_at_gate(&mut watcher, 1);
+    crate::support::batch::wait_at_barrier(&mut watcher, 1);
     pg_background_mgr_tests::wait_until("the others have ended", || {
         counts(&mut watcher, "true") == ["failed 1", "running 1", "succeeded 1"]
     });
-    gate.open();
+    barrier.open();
     let reply = session.finish(&call);
     assert!(reply.error.is_none(), "{:?}", reply.error);
     assert_eq!(reply.last_rows().expect("rows").text_rows(), ["succeeded|t", "failed|t", "succeeded|t"]);
@@ -223,16 +223,16 @@ fn sync_tells_its_progress(db: &Db) {
 
 #[case]
 fn a_cancelled_sync_call_leaves_its_jobs(db: &Db) {
-    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut watcher, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     watcher.run("create table ran (a int)");
     let text = format!("{}; insert into ran values (1)", barrier::WAIT);
     let call = format!("select * from pg_background_launch_num({}, p_exec_type => 'sync')", array(&[&text, &text]));
     session.send(&call);
-    crate::support::batch::wait_at_gate(&mut watcher, 2);
+    crate::support::batch::wait_at_barrier(&mut watcher, 2);
     session.canceller().cancel();
     assert_eq!(session.finish(&call).error.expect("an error").sqlstate(), "57014");
     assert_eq!(counts(&mut watcher, "true"), ["running 2"]);
-    gate.open();
+    barrier.open();
     drain(&mut watcher);
     assert_eq!(counts(&mut watcher, "true"), ["succeeded 2"]);
     assert_eq!(watcher.value("select count(*) from ran"), "2");
@@ -240,13 +240,13 @@ fn a_cancelled_sync_call_leaves_its_jobs(db: &Db) {
 
 #[case]
 fn the_rows_of_the_log_are_there_when_it_returns(db: &Db) {
-    let (mut session, mut other, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut other, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     for _ in 0..20 {
         let batch = Batch::launch(&mut session, &times(barrier::WAIT, 5));
         let query = format!("select count(*) from log_background where uuid_parent = '{}'", batch.parent);
         assert_eq!(other.value(&query), "5");
     }
-    gate.open();
+    barrier.open();
     drain(&mut session);
 }
 

@@ -1,7 +1,9 @@
 //! `log_background`: what it says of each job, who changes it, and its size.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{cell, counts, drain, fill_log, log, set_server, times, wait_at_gate, Batch, FREEZE_LOG};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{
+    cell, counts, drain, fill_log, log, set_server, times, wait_at_barrier, Batch, FREEZE_LOG,
+};
 use pg_background_mgr_tests::{case, literal, wait_for, wait_until, Cluster, Db, Session};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 
@@ -271,9 +273,9 @@ fn times_of_a_job_are_in_order(db: &Db) {
 
 #[case]
 fn a_running_job_is_shown_with_its_worker(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch(&mut session, &[barrier::WAIT]);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let pid = session.value(
         "select pid from pg_locks where locktype = 'advisory' and not granted \
          and database = (select oid from pg_database where datname = current_database())",
@@ -285,21 +287,21 @@ fn a_running_job_is_shown_with_its_worker(db: &Db) {
         "select backend_type, usename, datname = current_database(), query from pg_stat_activity where pid = {pid}"
     );
     assert_eq!(session.rows(&activity), [format!("pg_background|postgres|t|{}", barrier::WAIT)]);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     assert_eq!(batch.log(&mut session, 0, "pid"), pid);
 }
 
 #[case]
 fn a_queued_job_is_shown_without_a_worker(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch_with(&mut session, &[barrier::WAIT, "select 2"], r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let row =
         "status = 'queued' and pid is null and attempts = 0 and start_time_exec is null and end_time_exec is null \
                and queued_at is not null and result is null and query = 'select 2'";
     assert_eq!(batch.log(&mut session, 1, row), "t");
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
@@ -426,18 +428,18 @@ fn nobody_writes_by_hand(db: &Db) {
 
 #[case]
 fn rows_of_jobs_that_have_not_ended_are_not_deleted(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("create table ran (a int)");
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
     let text = format!("{}; insert into ran values (1)", barrier::WAIT);
     let batch = Batch::launch_with(&mut session, &[&text, "insert into ran values (2)"], r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     wait_until("its rows", || batch.written(&mut session).len() == 2);
     assert_eq!(session.run("delete from log_background").tags(), ["DELETE 1"]);
     assert_eq!(session.run("delete from log_background").tags(), ["DELETE 0"]);
     assert_eq!(batch.states(&mut session), ["running", "queued"]);
     assert_eq!(session.value("select count(*) from pg_background_jobs where database = current_database()"), "2");
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     assert_eq!(session.value("select count(*) from ran"), "2");
     wait_until("the final rows", || batch.written(&mut session) == ["succeeded", "succeeded"]);
@@ -474,12 +476,12 @@ fn old_rows_are_pruned(db: &Db) {
 
 #[case]
 fn only_what_has_ended_is_pruned(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch_with(&mut session, &["select 1", barrier::WAIT, "select 3"], r#"{"mode": "sequential"}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     assert_eq!(session.value("select pg_background_prune('0')"), "1");
     assert_eq!(counts(&mut session, "true"), ["queued 1", "running 1"]);
-    gate.open();
+    barrier.open();
     batch.wait(&mut session);
     assert_eq!(counts(&mut session, "true"), ["succeeded 2"]);
 }

@@ -1,9 +1,9 @@
 //! Rows of the log: each job has one, whatever it does, also while the log is locked.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{array, cell, drain, fill_log, times, wait_at_gate, Batch, LOCK_LOG};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{array, cell, drain, fill_log, times, wait_at_barrier, Batch, LOCK_LOG};
 use crate::support::job_stage::Paused;
-use pg_background_mgr_tests::lab::lab;
+use pg_background_mgr_tests::env::env;
 use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Db, Stop};
 
 #[case]
@@ -281,15 +281,15 @@ fn session_replication_role_does_not_disturb_the_log(db: &Db) {
 /// The names of the table that is behind the view.
 #[case]
 fn a_locked_log_does_not_fail_a_job(db: &Db) {
-    let (mut session, mut locker, mut watcher, gate) =
-        (db.session(), db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut locker, mut watcher, barrier) =
+        (db.session(), db.session(), db.session(), Barrier::close(db.session()));
     session.run("create table ran (a int)");
     let text = format!("{}; insert into ran values (1)", barrier::WAIT);
     let failing = format!("{}; select 1 / 0", barrier::WAIT);
     let batch = Batch::launch(&mut session, &[&text, &failing]);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     locker.run(LOCK_LOG);
-    gate.open();
+    barrier.open();
     wait_until("the job's work", || watcher.value("select count(*) from ran") == "1");
     locker.run("rollback");
     assert_eq!(batch.finish(&mut session), ["succeeded", "failed"]);
@@ -301,18 +301,18 @@ fn a_locked_log_does_not_fail_a_job(db: &Db) {
 
 #[case]
 fn a_locked_log_does_not_hide_states(db: &Db) {
-    let (mut session, mut locker, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut locker, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     session.run("create table ran (a int)");
     let texts = [format!("{}; select 1", barrier::WAIT), format!("{}; select 1 / 0", barrier::WAIT)];
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let batch = Batch::launch(&mut session, &texts);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     locker.run(LOCK_LOG);
     // The log itself cannot be read; what the server knows without it can.
     session.run("set statement_timeout = '20s'");
     let now = format!("select status from pg_background_monitor('{}', false, '0') order by 1", batch.parent);
     assert_eq!(session.rows(&now), ["running", "running"]);
-    gate.open();
+    barrier.open();
     let followed = format!("select status from pg_background_monitor('{}', false) order by 1", batch.parent);
     assert_eq!(session.rows(&followed), ["failed", "succeeded"]);
     locker.run("rollback");
@@ -338,11 +338,11 @@ fn a_call_that_has_waited_knows_how_jobs_ended_whoever_has_the_log() {
         ),
     ];
     for call in calls {
-        let gate = Gate::close(cluster.session("postgres"));
+        let barrier = Barrier::close(cluster.session("postgres"));
         session.send(&call);
-        wait_at_gate(&mut watcher, 1);
+        wait_at_barrier(&mut watcher, 1);
         let paused = Paused::at_rest(session.pid(), &mut watcher);
-        gate.open();
+        barrier.open();
         // Its row is written then.
         cluster.wait_no_workers();
         let too_much = "select pg_background_launch_num(array[repeat('-', 100000)])";
@@ -361,7 +361,7 @@ fn limit_files(cluster: &Cluster, bytes: &str) {
     for process in cluster.processes() {
         // One that has gone in the meantime needs no limit.
         let pid = format!("--pid={}", process.pid);
-        let _ = lab().command("/usr/bin/prlimit").args([pid, format!("--fsize={bytes}:")]).output();
+        let _ = env().command("/usr/bin/prlimit").args([pid, format!("--fsize={bytes}:")]).output();
     }
 }
 
@@ -405,12 +405,12 @@ fn a_full_disk_does_not_fail_a_job() {
 fn a_locked_log_does_not_hold_up_jobs_for_ever(db: &Db) {
     let (mut session, mut locker, mut watcher) = (db.session(), db.session(), db.session());
     session.run("create table ran (a int)");
-    let gate = Gate::close(db.session());
+    let barrier = Barrier::close(db.session());
     let text = format!("{}; insert into ran values (1)", barrier::WAIT);
     let batch = Batch::launch_with(&mut session, &times(&text, 6), r#"{"max_workers": 2}"#);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     locker.run(LOCK_LOG);
-    gate.open();
+    barrier.open();
     wait_until("the jobs' work", || watcher.value("select count(*) from ran") == "6");
     // Nobody waits for the lock but those who read.
     locker.run("rollback");

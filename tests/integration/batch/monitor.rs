@@ -1,7 +1,7 @@
 //! `pg_background_monitor`: what it gives, how long it waits, what it tells meanwhile, what it costs.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{array, half_way, times, wait_at_gate, Batch, NOBODY};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{array, half_way, times, wait_at_barrier, Batch, NOBODY};
 use crate::support::idle_worker::count_sleeps;
 use pg_background_mgr_tests::{case, literal, wait_until, Db, Session};
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ fn waiting(session: &Session) -> String {
 
 #[case]
 fn without_a_uuid_every_job_is_shown_at_once(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("select * from pg_background_monitor()");
     let batch = half_way(&mut session);
     Batch::launch(&mut session, &["select 1 / 0"]).wait(&mut session);
@@ -34,13 +34,13 @@ fn without_a_uuid_every_job_is_shown_at_once(db: &Db) {
     for call in ["null::text", "null::uuid", "uuid_father => null::text", "p_show_verbose => false"] {
         assert_eq!(session.rows(&shown.replace("()", &format!("({call})"))), expected, "{call}");
     }
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
 #[case]
 fn a_batch_is_followed_until_its_end(db: &Db) {
-    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut watcher, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     let batch = half_way(&mut session);
     let query = format!(
         "select status, trim(query), result::jsonb -> 0 ->> 'a' from pg_background_monitor('{}', false)",
@@ -49,7 +49,7 @@ fn a_batch_is_followed_until_its_end(db: &Db) {
     session.send(&query);
     let waits = waiting(&session);
     wait_until("the monitor waits", || watcher.value(&waits) == "1");
-    gate.open();
+    barrier.open();
     let reply = session.finish(&query);
     assert!(reply.error.is_none(), "{:?}", reply.error);
     let expected = [
@@ -63,7 +63,7 @@ fn a_batch_is_followed_until_its_end(db: &Db) {
 
 #[case]
 fn a_job_is_followed_until_its_end(db: &Db) {
-    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut watcher, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     let batch = half_way(&mut session);
     let query = format!(
         "select status, uuid_parent, uuid_child from pg_background_monitor('{}'::uuid, false)",
@@ -72,7 +72,7 @@ fn a_job_is_followed_until_its_end(db: &Db) {
     session.send(&query);
     let first = format!("select status from pg_background_monitor('{}', false)", batch.children[0]);
     assert_eq!(watcher.rows(&first), ["succeeded"], "not the others");
-    gate.open();
+    barrier.open();
     let reply = session.finish(&query);
     let expected = format!("succeeded|{}|{}", batch.parent, batch.children[2]);
     assert_eq!(reply.last_rows().expect("a row").text_rows(), [expected]);
@@ -152,7 +152,7 @@ fn a_batch_that_has_ended_is_shown_at_once(db: &Db) {
 
 #[case]
 fn a_timeout_of_zero_does_not_wait(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = half_way(&mut session);
     assert_eq!(now(&mut session, "status", &batch.parent), ["succeeded", "running", "queued", "queued"]);
     let row =
@@ -160,25 +160,25 @@ fn a_timeout_of_zero_does_not_wait(db: &Db) {
     assert_eq!(now(&mut session, row, &batch.children[1]), ["running|t|t|t|t|t"]);
     let row = "status, pid, queue_position > 0, start_time_exec, end_time_exec";
     assert_eq!(now(&mut session, row, &batch.children[2]), ["queued|∅|t|∅|∅"]);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
 #[case]
 fn a_timeout_ends_the_wait(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = half_way(&mut session);
     let began = Instant::now();
     let rows = session.rows(&format!("select status from pg_background_monitor('{}', false, '0.3 s')", batch.parent));
     assert_eq!(rows, ["succeeded", "running", "queued", "queued"]);
     assert!(began.elapsed() >= Duration::from_millis(300));
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
 #[case]
 fn a_negative_timeout_is_none(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("set statement_timeout = '20s'");
     let batch = half_way(&mut session);
     for timeout in ["-1 s", "-1 month", "0"] {
@@ -186,7 +186,7 @@ fn a_negative_timeout_is_none(db: &Db) {
             session.rows(&format!("select status from pg_background_monitor('{}', false, '{timeout}')", batch.parent));
         assert_eq!(rows, ["succeeded", "running", "queued", "queued"], "{timeout}");
     }
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
@@ -207,14 +207,14 @@ fn nulls_are_what_is_not_given(db: &Db) {
 
 #[case(since = 17)]
 fn a_timeout_without_end_is_waited_for(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let mut watcher = db.session();
     session.run("set statement_timeout = '30s'");
     let batch = half_way(&mut session);
     let call = format!("select status from pg_background_monitor('{}', false, 'infinity')", batch.parent);
     session.send(&call);
     wait_until("the follower", || watcher.value(&waiting(&session)) == "1");
-    gate.open();
+    barrier.open();
     let reply = session.finish(&call);
     assert!(reply.error.is_none(), "{:?}", reply.error);
     let now =
@@ -224,7 +224,7 @@ fn a_timeout_without_end_is_waited_for(db: &Db) {
 
 #[case]
 fn a_follower_can_be_cancelled(db: &Db) {
-    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut watcher, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     let batch = half_way(&mut session);
     let query = format!("select * from pg_background_monitor('{}')", batch.parent);
     for _ in 0..3 {
@@ -235,18 +235,18 @@ fn a_follower_can_be_cancelled(db: &Db) {
         assert_eq!(session.finish(&query).error.expect("an error").sqlstate(), "57014");
     }
     assert_eq!(now(&mut session, "status", &batch.parent), ["succeeded", "running", "queued", "queued"]);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
 #[case]
 fn a_follower_has_its_statement_timeout(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = half_way(&mut session);
     session.run("set statement_timeout = '200ms'");
     assert_eq!(session.error(&format!("select * from pg_background_monitor('{}')", batch.parent)).sqlstate(), "57014");
     session.run("reset statement_timeout");
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
@@ -261,14 +261,14 @@ fn a_batch_is_followed_from_another_session(db: &Db) {
 
 #[case]
 fn many_sessions_follow_one_batch(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = half_way(&mut session);
     let query = format!("select status from pg_background_monitor('{}', false)", batch.parent);
     let mut followers: Vec<Session> = (0..20).map(|_| db.session()).collect();
     for follower in &mut followers {
         follower.send(&query);
     }
-    gate.open();
+    barrier.open();
     for follower in &mut followers {
         let reply = follower.finish(&query);
         assert_eq!(reply.last_rows().expect("rows").text_rows(), times("succeeded", 4));
@@ -311,7 +311,7 @@ fn an_index_built_concurrently_ends_although_it_is_followed(db: &Db) {
 
 #[case]
 fn each_end_of_a_few_jobs_is_told(db: &Db) {
-    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut watcher, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     let jobs = format!(
         r#"[{{"query": "{}", "name": "first"}}, "select  1\n/ 0", {{"query": "select '{}'"}},
             {{"query": "select 1 / (nextval('tries') - 1)", "max_attempts": 2}}, "select pg_sleep(600)"]"#,
@@ -324,12 +324,12 @@ fn each_end_of_a_few_jobs_is_told(db: &Db) {
         &mut session,
         &format!("pg_background_launch_num({}::jsonb, p_options => '{options}')", literal(&jobs)),
     );
-    wait_at_gate(&mut watcher, 1);
+    wait_at_barrier(&mut watcher, 1);
     let query = format!("select * from pg_background_monitor('{}')", batch.parent);
     session.send(&query);
     let waits = waiting(&session);
     wait_until("the monitor waits", || watcher.value(&waits) == "1");
-    gate.open();
+    barrier.open();
     batch.wait_state(&mut watcher, 4, "running");
     watcher.run(&format!("select pg_background_stop('{}')", batch.children[4]));
     let reply = session.finish(&query);
@@ -372,22 +372,22 @@ fn many_jobs_are_told_of_at_most_once_a_second(db: &Db) {
     );
     assert_eq!(sync.states(&mut session), times("succeeded", 100));
     // As well for one that follows from elsewhere, and waits no longer than it is told to.
-    let (mut watcher, gate) = (db.session(), Gate::close(db.session()));
+    let (mut watcher, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch_with(&mut session, &times(barrier::WAIT, 6), r#"{"mode": "sequential"}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     watcher.run(&format!("select * from pg_background_monitor('{}', p_timeout => '0.1 s')", batch.parent));
     assert_eq!(watcher.notice_texts(), ["NOTICE: progress: [--------------------] 0/6 jobs ended (0%), 1 running"]);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
 /// Ends of jobs wake those that follow their batch neither one by one nor all at once.
 #[case(alone)]
 fn a_follower_of_many_jobs_is_not_woken_by_each(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let texts = [vec![barrier::WAIT], times("select 1", 2000)].concat();
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let mut watcher = db.session();
     let query = format!("select status from pg_background_monitor('{}', false)", batch.parent);
     watcher.send(&query);
@@ -395,7 +395,7 @@ fn a_follower_of_many_jobs_is_not_woken_by_each(db: &Db) {
     wait_until("the monitor waits", || session.value(&waits) == "1");
     let before = count_sleeps(&watcher.pid().to_string()).expect("a session");
     let began = Instant::now();
-    gate.open();
+    barrier.open();
     let ended =
         format!("select count(*) from log_background where uuid_parent = '{}' and status = 'succeeded'", batch.parent);
     wait_until("the end of the jobs", || session.value(&ended) == "2001");
@@ -408,13 +408,13 @@ fn a_follower_of_many_jobs_is_not_woken_by_each(db: &Db) {
 
 #[case]
 fn a_quiet_monitor_tells_nothing(db: &Db) {
-    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut watcher, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     let batch = half_way(&mut session);
     let query = format!("select * from pg_background_monitor('{}', false)", batch.parent);
     session.send(&query);
     let waits = waiting(&session);
     wait_until("the monitor waits", || watcher.value(&waits) == "1");
-    gate.open();
+    barrier.open();
     session.finish(&query);
     assert_eq!(session.notice_texts(), [""; 0]);
     // And none when nothing is followed.
@@ -425,9 +425,9 @@ fn a_quiet_monitor_tells_nothing(db: &Db) {
 /// Sleeps while another session does three thousand things.
 #[case(alone)]
 fn a_follower_costs_nothing_while_nothing_changes(db: &Db) {
-    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut watcher, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     let batch = Batch::launch(&mut session, &[barrier::WAIT]);
-    wait_at_gate(&mut watcher, 1);
+    wait_at_barrier(&mut watcher, 1);
     let query = format!("select status from pg_background_monitor('{}')", batch.parent);
     session.send(&query);
     let waits = waiting(&session);
@@ -440,7 +440,7 @@ fn a_follower_costs_nothing_while_nothing_changes(db: &Db) {
     assert_eq!(watcher.value(&waits), "1");
     // It looks whether a worker is missing now and then.
     assert!(count < 20, "the follower has gone to sleep {count} times");
-    gate.open();
+    barrier.open();
     let reply = session.finish(&query);
     assert_eq!(reply.last_rows().expect("a row").text_rows(), ["succeeded"]);
 }
@@ -451,15 +451,15 @@ fn a_change_is_seen_at_once(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
     let mut delays = Vec::new();
     for _ in 0..20 {
-        let gate = Gate::close(db.session());
+        let barrier = Barrier::close(db.session());
         let batch = Batch::launch(&mut session, &[barrier::WAIT]);
-        wait_at_gate(&mut watcher, 1);
+        wait_at_barrier(&mut watcher, 1);
         let query = format!("select status from pg_background_monitor('{}', false)", batch.parent);
         session.send(&query);
         let waits = waiting(&session);
         wait_until("the monitor waits", || watcher.value(&waits) == "1");
         let began = Instant::now();
-        gate.open();
+        barrier.open();
         let reply = session.finish(&query);
         delays.push(began.elapsed());
         assert_eq!(reply.last_rows().expect("a row").text_rows(), ["succeeded"]);

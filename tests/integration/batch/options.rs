@@ -1,7 +1,7 @@
 //! Options of `pg_background_launch_num`: order, number of workers, what an error does, time limits, attempts.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{times, wait_at_gate, Batch, COUNTED, PEAK, STUBBORN};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{times, wait_at_barrier, Batch, COUNTED, PEAK, STUBBORN};
 use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db};
 
 const SEQUENTIAL: &str = r#"{"mode": "sequential"}"#;
@@ -26,16 +26,16 @@ fn a_sequential_batch_runs_one_after_the_other(db: &Db) {
 
 #[case]
 fn a_sequential_batch_waits_for_the_job_before(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run(PEAK);
     let mut texts = vec![barrier::WAIT];
     texts.extend(times(COUNTED, 10));
     let batch = Batch::launch_with(&mut session, &texts, SEQUENTIAL);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let states = batch.states(&mut session);
     assert_eq!(states[0], "running");
     assert!(states[1..].iter().all(|state| state == "queued"), "{states:?}");
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     assert_eq!(session.value("select count(*) || ' ' || max(n) from peak"), "10 1");
 }
@@ -49,29 +49,29 @@ fn a_sequential_batch_goes_on_after_an_error(db: &Db) {
 
 #[case]
 fn two_sequential_batches_run_beside_each_other(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let held = Batch::launch_with(&mut session, &[barrier::WAIT, "select 2"], SEQUENTIAL);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let other = Batch::launch_with(&mut session, &["select 1", "select 2"], SEQUENTIAL);
     other.succeed(&mut session);
     assert_eq!(held.states(&mut session), ["running", "queued"]);
-    gate.open();
+    barrier.open();
     held.succeed(&mut session);
 }
 
 #[case]
 fn a_batch_has_no_more_workers_than_it_asked_for(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run(PEAK);
     let mut texts = times(barrier::WAIT, 3);
     texts.extend(times(COUNTED, 40));
     let batch = Batch::launch_with(&mut session, &texts, r#"{"max_workers": 3}"#);
-    wait_at_gate(&mut session, 3);
+    wait_at_barrier(&mut session, 3);
     let states = batch.states(&mut session);
     assert_eq!(states.iter().filter(|state| *state == "queued").count(), 40);
     // Another batch is not held up by it.
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     let (ran, peak) = (session.number("select count(*) from peak"), session.number("select max(n) from peak"));
     assert!(ran == 40 && (1..=3).contains(&peak), "{ran} jobs, {peak} at once");
@@ -92,7 +92,7 @@ fn a_batch_with_one_worker_runs_in_the_order_of_the_call(db: &Db) {
 #[case]
 fn short_jobs_do_not_wait_for_the_end_of_a_long_one() {
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "8")]);
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     let mut texts = times("select 1", 500);
     let long = [100, 200, 300];
     long.iter().for_each(|place| texts[*place] = barrier::WAIT);
@@ -103,7 +103,7 @@ fn short_jobs_do_not_wait_for_the_end_of_a_long_one() {
     let short = (texts.len() - long.len()).to_string();
     wait_until("the end of the short ones", || session.value(&count("succeeded")) == short);
     assert_eq!(session.value(&count("running")), long.len().to_string());
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     assert_eq!(batch.column(&mut session, "attempts"), times("1", texts.len()));
 }
@@ -136,18 +136,18 @@ fn a_batch_stops_at_its_first_error(db: &Db) {
 
 #[case]
 fn a_batch_that_stops_lets_running_jobs_go_on(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let fails = "do $$ begin while not exists (select from pg_locks where locktype = 'advisory' and objid = 4711 \
                  and not granted and database = (select oid from pg_database where datname = current_database())) \
                  loop perform pg_sleep(0.01); end loop; raise 'no'; end $$";
     let texts = [barrier::WAIT, fails, "select 3", "select 4"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"on_error": "stop", "max_workers": 2}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     wait_until("the others are stopped", || {
         batch.states(&mut session)[1..] == ["failed".to_owned(), "stopped".to_owned(), "stopped".to_owned()]
     });
     assert_eq!(batch.states(&mut session)[0], "running");
-    gate.open();
+    barrier.open();
     assert_eq!(batch.finish(&mut session), ["succeeded", "failed", "stopped", "stopped"]);
 }
 

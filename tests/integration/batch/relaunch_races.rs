@@ -1,8 +1,8 @@
 //! Jobs that are run again, by a retry or for their next attempt, and what happens meanwhile.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{
-    array, crash, drain, retry, set_server, stop, times, wait_at_gate, Batch, FREEZE_LOG, LOCK_LOG, NEVER_STARTED,
+    array, crash, drain, retry, set_server, stop, times, wait_at_barrier, Batch, FREEZE_LOG, LOCK_LOG, NEVER_STARTED,
     NOBODY, RUNNING,
 };
 use pg_background_mgr_tests::{case, wait_until, Cluster, Session};
@@ -36,7 +36,7 @@ fn wait_forgotten(session: &mut Session, child: &str) {
 #[case]
 fn a_follower_sees_the_end_of_what_is_run_again() {
     let (cluster, mut session) = cluster("1");
-    let (mut holder, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut holder, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     holder.run("select pg_advisory_lock(815)");
     let held = "select pg_advisory_xact_lock_shared(815)";
     let batch = Batch::launch_with(&mut session, &[WANTS, held], r#"{"mode": "sequential"}"#);
@@ -56,9 +56,9 @@ fn a_follower_sees_the_end_of_what_is_run_again() {
     let is_old = "clock_timestamp() > start_time_exec + '6 s'";
     wait_until("the age to be forgotten", || batch.log(&mut session, 1, is_old) == "t");
     holder.run("select pg_advisory_unlock(815)");
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     assert_eq!(batch.states(&mut session), ["queued", "succeeded"]);
-    gate.open();
+    barrier.open();
     other.succeed(&mut session);
     let states = follower.finish(&call);
     assert!(states.error.is_none(), "{:?}", states.error);
@@ -75,15 +75,15 @@ fn jobs_that_are_run_again_one_by_one_are_written_once_each() {
     let batch = Batch::launch(&mut session, &times(WANTS, COUNT));
     assert_eq!(batch.finish(&mut session), times("failed", COUNT));
     session.run("insert into wanted values (1)");
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let held = Batch::launch(&mut session, &times(barrier::WAIT, 6));
-    wait_at_gate(&mut session, 6);
+    wait_at_barrier(&mut session, 6);
     let again = format!(
         "select count(*) from log_background l, lateral pg_background_retry(l.uuid_child) where l.uuid_parent = '{}'",
         batch.parent
     );
     assert_eq!(session.value(&again), COUNT.to_string());
-    gate.open();
+    barrier.open();
     held.succeed(&mut session);
     batch.succeed(&mut session);
     let written = format!(
@@ -107,13 +107,13 @@ fn a_retry_that_no_worker_came_to_is_known_after_a_crash() {
     let batch = Batch::launch_with(&mut session, &[WANTS], r#"{"name": "the name", "timeout": "1 hour"}"#);
     assert_eq!(batch.finish(&mut session), ["failed"]);
     session.run("insert into wanted values (1)");
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     Batch::launch(&mut session, &[barrier::WAIT]);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     assert_eq!(retry(&mut session, &batch.parent), batch.children);
     assert_eq!(batch.states(&mut session), ["queued"]);
     let mut session = crash(&cluster);
-    drop(gate);
+    drop(barrier);
     let told = "concat_ws('|', status, message, sqlstate)";
     let lost = format!("lost|{NEVER_STARTED}");
     assert_eq!(batch.column(&mut session, told), std::slice::from_ref(&lost));
@@ -136,16 +136,16 @@ fn a_retry_that_no_worker_came_to_is_known_after_a_crash() {
 #[case]
 fn a_retry_that_was_written_and_not_begun_has_not_started() {
     let (cluster, mut session) = cluster("1");
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let held = format!("{WANTS}; {}", barrier::WAIT);
     let batch = Batch::launch_with(&mut session, &[&held, WANTS], r#"{"mode": "sequential"}"#);
     assert_eq!(batch.finish(&mut session), ["failed", "failed"]);
     session.run("insert into wanted values (1)");
     assert_eq!(retry(&mut session, &batch.parent), batch.children);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     assert_eq!(batch.written(&mut session), ["queued", "queued"]);
     let mut session = crash(&cluster);
-    drop(gate);
+    drop(barrier);
     for _ in 0..2 {
         assert_eq!(batch.states(&mut session), ["lost", "lost"]);
         assert_eq!(batch.column(&mut session, "message"), [RUNNING, NEVER_STARTED]);
@@ -164,10 +164,10 @@ fn a_job_of_two_files_is_one_job() {
     session.run("create database other");
     cluster.session("other").run("create extension pg_background_mgr");
     let occupy = || {
-        let (mut other, gate) = (cluster.session("other"), Gate::close(cluster.session("other")));
+        let (mut other, barrier) = (cluster.session("other"), Barrier::close(cluster.session("other")));
         Batch::launch(&mut other, &[barrier::WAIT]);
-        wait_at_gate(&mut other, 1);
-        gate
+        wait_at_barrier(&mut other, 1);
+        barrier
     };
     let assert_once = |session: &mut Session, batch: &Batch, state: &str| {
         let states = [state, state];
@@ -177,19 +177,19 @@ fn a_job_of_two_files_is_one_job() {
             format!("select {state}, total from pg_background_batches where uuid_parent = '{}'", batch.parent);
         assert_eq!(session.rows(&counted), ["2|2"]);
     };
-    let gate = occupy();
+    let barrier = occupy();
     let texts = ["insert into ran values (1)", "insert into ran values (2)"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"name": "the name"}"#);
     assert_once(&mut session, &batch, "queued");
     let mut session = crash(&cluster);
-    drop(gate);
+    drop(barrier);
     assert_once(&mut session, &batch, "lost");
-    let gate = occupy();
+    let barrier = occupy();
     assert_eq!(retry(&mut session, &batch.parent), batch.children);
     assert_eq!(session.value("select count(*) from background_mgr.log"), "0");
     assert_once(&mut session, &batch, "queued");
     let mut session = crash(&cluster);
-    drop(gate);
+    drop(barrier);
     assert_once(&mut session, &batch, "lost");
     assert_eq!(batch.column(&mut session, "message"), [NEVER_STARTED, NEVER_STARTED]);
     assert_eq!(retry(&mut session, &batch.parent), batch.children);
@@ -205,12 +205,12 @@ fn a_job_is_stopped_while_its_failed_attempt_is_written() {
     // No write waits for a lock for longer than half of it.
     let cluster = Cluster::start_with_extension(&[("deadlock_timeout", "1min")]);
     let mut session = cluster.session("postgres");
-    let (mut holder, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut holder, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     let text = format!("{}; select 1 / 0", barrier::WAIT);
     let batch = Batch::launch_with(&mut session, &[&text], r#"{"max_attempts": 2, "retry_delay": "1 h"}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     holder.run(FREEZE_LOG);
-    gate.open();
+    barrier.open();
     // It does not wait for long; whoever comes later finds the job queued.
     let writes = "select exists (select from pg_locks join pg_stat_activity using (pid) where not granted \
                   and relation = 'background_mgr.log'::regclass and backend_type = 'pg_background') \
@@ -272,13 +272,13 @@ fn batches_that_have_waited_come_before_later_ones() {
         wait_until("the first attempt", || batch.log(&mut session, 0, "attempts::text") != "0");
     }
     let tried = session.value("select clock_timestamp()");
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let held = Batch::launch(&mut session, &[barrier::WAIT]);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let later = Batch::launch(&mut session, &["insert into came (a) values (4)"]);
     let is_due = format!("select clock_timestamp() > timestamptz '{tried}' + interval '1 s'");
     wait_until("their time has come", || session.value(&is_due) == "t");
-    gate.open();
+    barrier.open();
     held.succeed(&mut session);
     later.succeed(&mut session);
     assert_eq!(session.rows("select a from came order by id"), ["1", "2", "3", "4"]);
@@ -307,16 +307,16 @@ fn an_attempt_comes_in_time_while_others_run() {
             ("pg_background_mgr.worker_idle_timeout", idle_timeout),
             ("pg_background_mgr.max_workers", "3"),
         ]);
-        let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+        let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
         let held = Batch::launch(&mut session, &[barrier::WAIT]);
-        wait_at_gate(&mut session, 1);
+        wait_at_barrier(&mut session, 1);
         let options = r#"{"max_attempts": 2, "retry_delay": "3 s"}"#;
         let batch = Batch::launch_with(&mut session, &["select 1 / 0"], options);
         batch.wait_state(&mut session, 0, "failed");
         let told = "attempts || ' ' || (start_time_exec - queued_at between '3 s' and '20 s')";
         assert_eq!(batch.log(&mut session, 0, told), "2 true");
         assert_eq!(held.states(&mut session), ["running"]);
-        gate.open();
+        barrier.open();
         held.succeed(&mut session);
     }
 }

@@ -1,21 +1,21 @@
 //! `pg_background_retry`.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{crash, log, retry, stop, times, wait_at_gate, Batch, FREEZE_LOG, NOBODY};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{crash, log, retry, stop, times, wait_at_barrier, Batch, FREEZE_LOG, NOBODY};
 use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session, Stop};
 
 #[case]
 fn what_did_not_succeed_is_run_again(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("create table ran (a int); create table wanted (a int)");
     let fails = "insert into ran values (2); select 1 / (select count(*) from wanted)";
     let held = format!("insert into ran values (3); {}", barrier::WAIT);
     let texts = ["insert into ran values (1)", fails, &held, "insert into ran values (4)"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     stop(&mut session, &batch.parent);
     assert_eq!(batch.finish(&mut session), ["succeeded", "failed", "stopped", "stopped"]);
-    gate.open();
+    barrier.open();
     session.run("insert into wanted values (1)");
     let rows =
         session.rows(&format!("select status, uuid_parent, uuid_child from pg_background_retry('{}')", batch.parent));
@@ -49,7 +49,7 @@ fn one_job_is_run_again(db: &Db) {
 
 #[case]
 fn what_succeeded_is_not_run_again(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("create table ran (a int)");
     let batch = Batch::launch(&mut session, &["insert into ran values (1)"]);
     batch.succeed(&mut session);
@@ -57,11 +57,11 @@ fn what_succeeded_is_not_run_again(db: &Db) {
         assert_eq!(session.error(&format!("select * from pg_background_retry('{uuid}')")).sqlstate(), "55000");
     }
     let live = Batch::launch_with(&mut session, &[barrier::WAIT, "select 2"], r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     for uuid in [&live.parent, &live.children[0], &live.children[1]] {
         assert_eq!(session.error(&format!("select * from pg_background_retry('{uuid}')")).sqlstate(), "55000");
     }
-    gate.open();
+    barrier.open();
     live.succeed(&mut session);
     assert_eq!(session.rows("table ran"), ["1"]);
 }
@@ -107,7 +107,7 @@ const WANTS: &str = "select 1 / (select count(*) from wanted)";
 
 #[case]
 fn a_sequence_is_run_again_as_a_sequence(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("create table wanted (a int); create table ran (id serial, a int)");
     let texts: Vec<String> =
         (0..5).map(|n| format!("{WANTS}; {}; insert into ran (a) values ({n})", barrier::WAIT)).collect();
@@ -116,9 +116,9 @@ fn a_sequence_is_run_again_as_a_sequence(db: &Db) {
     assert_eq!(batch.finish(&mut session), times("failed", 5));
     session.run("insert into wanted values (1)");
     retry(&mut session, &batch.parent);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     assert_eq!(batch.states(&mut session), ["running", "queued", "queued", "queued", "queued"]);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     assert_eq!(session.rows("select a from ran order by id"), ["0", "1", "2", "3", "4"]);
 }
@@ -141,19 +141,19 @@ fn the_time_limit_holds_again(db: &Db) {
 
 #[case]
 fn the_workers_of_a_batch_are_limited_again(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("create table wanted (a int)");
     let text = format!("{WANTS}; {}", barrier::WAIT);
     let batch = Batch::launch_with(&mut session, &times(&text, 6), r#"{"max_workers": 2}"#);
     assert_eq!(batch.finish(&mut session), times("failed", 6));
     session.run("insert into wanted values (1)");
     retry(&mut session, &batch.parent);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     // Any other job gets a worker, so a third of these would have had one.
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
     let states = batch.states(&mut session);
     assert_eq!(states.iter().filter(|state| *state == "running").count(), 2, "{states:?}");
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
@@ -193,7 +193,7 @@ fn each_job_has_its_own_options_again(db: &Db) {
 
 #[case]
 fn a_batch_keeps_its_name(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("create table wanted (a int)");
     let text = format!("{WANTS}; {}", barrier::WAIT);
     let jobs = format!(r#"[{{"query": "{text}", "name": "its own"}}, "{text}"]"#);
@@ -203,7 +203,7 @@ fn a_batch_keeps_its_name(db: &Db) {
     assert_eq!(batch.finish(&mut session), ["failed", "failed"]);
     session.run("insert into wanted values (1)");
     retry(&mut session, &batch.parent);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     for view in ["background_mgr.live()", "pg_background_jobs"] {
         let query = format!("select name from {view} where uuid_parent = '{}' order by uuid_child", batch.parent);
         assert_eq!(session.rows(&query), ["its own", "the name"], "{view}");
@@ -212,7 +212,7 @@ fn a_batch_keeps_its_name(db: &Db) {
     assert_eq!(session.rows(&live), ["the name"]);
     let batches = format!("select name from pg_background_batches where uuid_parent = '{}'", batch.parent);
     assert_eq!(session.rows(&batches), ["the name"]);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
@@ -254,20 +254,20 @@ fn the_options_survive_crashes() {
     session.run("create table ran (id serial, a int)");
     let options = r#"{"mode": "sequential", "name": "the name", "timeout": "1 hour", "max_attempts": 2}"#;
     for is_recorded in [false, true] {
-        let gate = Gate::close(cluster.session("postgres"));
+        let barrier = Barrier::close(cluster.session("postgres"));
         let first = if is_recorded { barrier::WAIT } else { "select 0" };
         let texts = [first, "insert into ran (a) values (1)", "insert into ran (a) values (2)", "select 1 / 0"];
         if !is_recorded {
             Batch::launch(&mut session, &[barrier::WAIT]);
-            wait_at_gate(&mut session, 1);
+            wait_at_barrier(&mut session, 1);
         }
         let batch = Batch::launch_with(&mut session, &texts, options);
-        wait_at_gate(&mut session, 1);
+        wait_at_barrier(&mut session, 1);
         let in_log = format!("from background_mgr.log where uuid_parent = '{}'", batch.parent);
         let count = if is_recorded { "4" } else { "0" };
         assert_eq!(session.value(&format!("select count(*) {in_log}")), count);
         session = crash(&cluster);
-        drop(gate);
+        drop(barrier);
         assert_eq!(batch.states(&mut session), times("lost", 4));
         assert_eq!(retry(&mut session, &batch.parent), batch.children);
         assert_eq!(batch.finish(&mut session), ["succeeded", "succeeded", "succeeded", "failed"]);
@@ -327,7 +327,7 @@ fn jobs_are_not_run_again_on_a_standby() {
 /// The rest of its batch still runs.
 #[case]
 fn a_job_is_run_again_beside_its_batch(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("create table wanted (a int)");
     let held = format!("{WANTS}; {}", barrier::WAIT);
     let batch = Batch::launch(&mut session, &[&held, barrier::WAIT]);
@@ -336,7 +336,7 @@ fn a_job_is_run_again_beside_its_batch(db: &Db) {
     let call = format!("select status, uuid_child from pg_background_retry('{}')", batch.parent);
     let told = session.rows(&call);
     assert!(told.len() == 1 && !told[0].starts_with("failed") && told[0].ends_with(&batch.children[0]), "{told:?}");
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     for view in ["log_background", "pg_background_jobs"] {
         let query =
             format!("select status, attempts from {view} where uuid_parent = '{}' order by uuid_child", batch.parent);
@@ -351,7 +351,7 @@ fn a_job_is_run_again_beside_its_batch(db: &Db) {
     let stopped = format!("select uuid_child, was, now from pg_background_stop('{}')", batch.parent);
     let expected: Vec<String> = batch.children.iter().map(|child| format!("{child}|running|stopped")).collect();
     assert_eq!(session.rows(&stopped), expected);
-    gate.open();
+    barrier.open();
     assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
 }
 
@@ -425,15 +425,15 @@ fn sessions_at_once_run_a_job_again_once(db: &Db) {
 
 #[case]
 fn what_was_stopped_just_now_is_run_again(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch_with(&mut session, &times(barrier::WAIT, 5), r#"{"max_workers": 2}"#);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     for _ in 0..5 {
         stop(&mut session, &batch.parent);
         assert_eq!(retry(&mut session, &batch.parent), batch.children);
-        wait_at_gate(&mut session, 2);
+        wait_at_barrier(&mut session, 2);
     }
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
@@ -459,14 +459,14 @@ fn a_job_whose_end_cannot_be_written_is_run_again_later(db: &Db) {
 #[case]
 fn what_is_not_in_the_log_yet_is_there_all_the_same() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     Batch::launch(&mut session, &[barrier::WAIT]);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let batch = Batch::launch(&mut session, &["select 1", "select 2"]);
     stop(&mut session, &batch.parent);
     let call = format!("select uuid_child from pg_background_retry('{}')", batch.parent);
     assert_eq!(session.error(&call).sqlstate(), "55000", "it cannot be launched yet, but it exists");
-    gate.open();
+    barrier.open();
     wait_until("it is in the log", || session.ask(&call).error.is_none());
     batch.succeed(&mut session);
 }

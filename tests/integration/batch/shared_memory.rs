@@ -1,8 +1,8 @@
 //! Dynamic shared memory: what the queue takes is given back, and there is too little of it.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{counts, drain, load, set_server, wait_at_gate, Batch, WORKERS};
-use pg_background_mgr_tests::log::LogLine;
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{counts, drain, load, set_server, wait_at_barrier, Batch, WORKERS};
+use pg_background_mgr_tests::server_log::LogLine;
 use pg_background_mgr_tests::{case, wait_until, Cluster, Session, Stop};
 
 /// A call that launches so many jobs with a text of 100 kB each.
@@ -42,17 +42,17 @@ fn a_large_batch_gives_its_memory_back() {
 #[case]
 fn a_large_batch_runs_and_is_looked_at() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "6")]);
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     load(&mut session);
     let held: Vec<Batch> = (0..6).map(|_| Batch::launch(&mut session, &[barrier::WAIT])).collect();
-    wait_at_gate(&mut session, 6);
+    wait_at_barrier(&mut session, 6);
     // More of them than there are segments for.
     let batches: Vec<Batch> = (0..40).map(|_| Batch::call(&mut session, &long_jobs(10))).collect();
     let mut other = cluster.session("postgres");
     let seen = "select count(*), min(length(query)) from pg_background_jobs where status = 'queued'";
     assert_eq!(other.rows(seen), ["400|100011"]);
     assert_eq!(other.value(&format!("select count(*) from pg_background_stop('{}')", batches[1].parent)), "10");
-    gate.open();
+    barrier.open();
     drain(&mut session);
     assert_eq!(counts(&mut other, "true"), ["stopped 10", "succeeded 396"]);
     assert_eq!(other.value(&format!("select count(*) from pg_background_retry('{}')", batches[1].parent)), "10");

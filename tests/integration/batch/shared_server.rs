@@ -1,11 +1,11 @@
 //! One server for the jobs of all: fair turns, full queues, extensions and databases that are dropped.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{
-    array, counts, drain, load, log, retry, set_server, stop, times, wait_at_gate, Batch, COUNTED, FREEZE_LOG,
+    array, counts, drain, load, log, retry, set_server, stop, times, wait_at_barrier, Batch, COUNTED, FREEZE_LOG,
     OF_THE_GONE, PEAK, SLEEPING, WORKERS,
 };
-use pg_background_mgr_tests::log::LogMark;
+use pg_background_mgr_tests::server_log::LogMark;
 use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 const STEP: &str = "insert into ran (who) values (current_user)";
@@ -21,14 +21,14 @@ fn roles_take_turns() {
          create role greedy login; create role modest login; select pg_background_grant('greedy'); \
          select pg_background_grant('modest')",
     );
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let held = Batch::launch(&mut admin, &times(barrier::WAIT, 2));
-    wait_at_gate(&mut admin, 2);
+    wait_at_barrier(&mut admin, 2);
     let mut greedy = cluster.client("postgres").user("greedy").connect();
     let many = Batch::launch(&mut greedy, &times(STEP, 400));
     let mut modest = cluster.client("postgres").user("modest").connect();
     let few = Batch::launch(&mut modest, &times(STEP, 10));
-    gate.open();
+    barrier.open();
     held.succeed(&mut admin);
     few.succeed(&mut modest);
     many.succeed(&mut greedy);
@@ -125,16 +125,16 @@ fn a_place_that_is_left_is_taken_without_a_launch() {
         ("pg_background_mgr.reserved_workers", "0"),
         ("pg_background_mgr.max_workers", "2"),
     ]);
-    let (mut admin, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut admin, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     let held = Batch::launch(&mut admin, &[barrier::WAIT]);
-    wait_at_gate(&mut admin, 1);
+    wait_at_barrier(&mut admin, 1);
     let mut tenants = many_roles(&cluster, 3);
     let batches: Vec<Batch> = tenants.iter_mut().map(|tenant| Batch::launch(tenant, &times(COUNTED, 3))).collect();
     for batch in &batches {
         batch.succeed(&mut admin);
     }
     assert_eq!(admin.value("select max(n) from peak"), "1", "the other worker waits");
-    gate.open();
+    barrier.open();
     held.succeed(&mut admin);
 }
 
@@ -159,10 +159,10 @@ fn long_jobs(count: usize, size: usize) -> String {
 #[case]
 fn a_full_queue_refuses_the_whole_call() {
     let cluster = small_queue();
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     session.run("create table ran (a int)");
     let held = Batch::launch(&mut session, &times(barrier::WAIT, 2));
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     let error = session.error(&format!("select * from pg_background_launch_num({})", long_jobs(100, 100_000)));
     assert_eq!(error.sqlstate(), FULL);
     assert!(error.hint().is_some_and(|hint| hint.contains("queue_memory_limit")), "{error}");
@@ -172,7 +172,7 @@ fn a_full_queue_refuses_the_whole_call() {
     assert_eq!(session.value("select count(*) from pg_background_jobs"), "2");
     // What fits is taken.
     let small = Batch::launch(&mut session, &["insert into ran values (0)"]);
-    gate.open();
+    barrier.open();
     held.succeed(&mut session);
     small.succeed(&mut session);
     assert_eq!(session.rows("table ran"), ["0"]);
@@ -185,9 +185,9 @@ fn a_full_queue_is_free_again() {
     session.run("create table ran (a int)");
     let mut first = None;
     for _ in 0..5 {
-        let gate = Gate::close(cluster.session("postgres"));
+        let barrier = Barrier::close(cluster.session("postgres"));
         let held = Batch::launch(&mut session, &times(barrier::WAIT, 2));
-        wait_at_gate(&mut session, 2);
+        wait_at_barrier(&mut session, 2);
         let mut count = 0;
         let call = format!("select * from pg_background_launch_num({})", long_jobs(5, 10_000));
         loop {
@@ -204,7 +204,7 @@ fn a_full_queue_is_free_again() {
         // Each time as much as the first time, give or take what is cut up.
         let before = *first.get_or_insert(count);
         assert!(count * 10 >= before * 7, "{before} batches at first, now {count}");
-        gate.open();
+        barrier.open();
         held.succeed(&mut session);
         drain(&mut session);
         assert_eq!(session.number("select count(*) from ran"), count * 5);
@@ -253,15 +253,15 @@ fn the_extension_is_dropped_with_jobs_in_every_state() {
         ("pg_background_mgr.max_workers", "2"),
         ("pg_background_mgr.worker_idle_timeout", "2s"),
     ]);
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     session.run("create table ran (a int)");
     Batch::launch(&mut session, &["select 1", "select 1 / 0"]).wait(&mut session);
     let text = format!("{}; insert into ran values (1)", barrier::WAIT);
     Batch::launch(&mut session, &times(&text, 5));
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     let mut admin = cluster.session("postgres");
     admin.run("set statement_timeout = '30s'; drop extension pg_background_mgr; reset statement_timeout");
-    gate.open();
+    barrier.open();
     // The two that ran do their work, which no log can be told; the others are forgotten with the log.
     wait_until("the end of all workers", || admin.value(WORKERS) == "0");
     assert_eq!(admin.value("select count(*) from ran"), "2");
@@ -299,7 +299,7 @@ fn jobs_outlive_an_extension_that_is_made_again() {
     let (mut session, mut admin) = (cluster.session("postgres"), cluster.session("postgres"));
     session.run("create table ran (a int)");
     for held_work in ["insert into ran values (1)", "vacuum ran", "select 1 / 0"] {
-        let gate = Gate::close(cluster.session("postgres"));
+        let barrier = Barrier::close(cluster.session("postgres"));
         let held = format!("{}; {held_work}", barrier::WAIT);
         let texts = [
             if held_work.starts_with("vacuum") { barrier::WAIT } else { &held },
@@ -308,10 +308,10 @@ fn jobs_outlive_an_extension_that_is_made_again() {
             "vacuum ran",
         ];
         let batch = Batch::launch_with(&mut session, &texts, r#"{"name": "the name"}"#);
-        wait_at_gate(&mut session, 1);
+        wait_at_barrier(&mut session, 1);
         admin.run("begin; drop extension pg_background_mgr; create extension pg_background_mgr; commit");
         assert_eq!(batch.states(&mut session), ["running", "queued", "queued", "queued"], "{held_work}");
-        gate.open();
+        barrier.open();
         let first = if held_work == "select 1 / 0" { "failed" } else { "succeeded" };
         let ends = [first, "succeeded", "failed", "succeeded"];
         assert_eq!(batch.finish(&mut session), ends, "{held_work}");
@@ -354,12 +354,12 @@ fn a_database_with_idle_workers_is_dropped() {
 #[case]
 fn a_database_with_running_jobs_is_not_dropped() {
     let (cluster, mut admin) = with_other();
-    let gate = Gate::close(cluster.session("other"));
+    let barrier = Barrier::close(cluster.session("other"));
     let mut session = cluster.session("other");
     let batch = Batch::launch(&mut session, &["select pg_sleep(600)"]);
     batch.wait_state(&mut session, 0, "running");
     wait_until("the job sleeps", || admin.value(SLEEPING) == "1");
-    drop((session, gate));
+    drop((session, barrier));
     wait_alone(&mut admin);
     assert_eq!(admin.error("drop database other").sqlstate(), "55006");
     assert_eq!(admin.value(SLEEPING), "1");
@@ -386,20 +386,20 @@ fn a_database_dropped_by_force_takes_its_jobs_along() {
     Batch::launch(&mut admin, &["select 1"]).succeed(&mut admin);
 }
 
-/// Calls [`with_other`], and holds the one worker that there may be at a gate.
-fn with_other_held_up() -> (Cluster, Session, Gate, Batch) {
+/// Calls [`with_other`], and holds the one worker that there may be at a barrier.
+fn with_other_held_up() -> (Cluster, Session, Barrier, Batch) {
     let (cluster, mut admin) = with_other();
     load(&mut admin);
     set_server(&cluster, &mut admin, "pg_background_mgr.max_workers", "1");
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let held = Batch::launch(&mut admin, &[barrier::WAIT]);
-    wait_at_gate(&mut admin, 1);
-    (cluster, admin, gate, held)
+    wait_at_barrier(&mut admin, 1);
+    (cluster, admin, barrier, held)
 }
 
 #[case]
 fn a_database_is_renamed_while_jobs_wait() {
-    let (cluster, mut admin, gate, held) = with_other_held_up();
+    let (cluster, mut admin, barrier, held) = with_other_held_up();
     let mut session = cluster.session("other");
     let batch = Batch::launch(&mut session, &["insert into ran values (1)", "insert into ran values (2)"]);
     assert_eq!(batch.states(&mut session), ["queued", "queued"]);
@@ -408,7 +408,7 @@ fn a_database_is_renamed_while_jobs_wait() {
     admin.run("alter database other rename to renamed");
     let shown = "select distinct database from pg_background_jobs where status = 'queued'";
     assert_eq!(admin.rows(shown), ["renamed"]);
-    gate.open();
+    barrier.open();
     held.succeed(&mut admin);
     let mut session = cluster.session("renamed");
     batch.succeed(&mut session);
@@ -471,7 +471,7 @@ fn open_jobs_of_a_database_are_not_those_of_its_copy() {
 
 #[case]
 fn a_database_that_is_dropped_while_its_jobs_wait_harms_nobody() {
-    let (cluster, mut admin, gate, held) = with_other_held_up();
+    let (cluster, mut admin, barrier, held) = with_other_held_up();
     let mut session = cluster.session("other");
     let batch = Batch::launch(&mut session, &times("insert into ran values (1)", 3));
     let after = Batch::launch(&mut admin, &["select 1", "select 2"]);
@@ -479,7 +479,7 @@ fn a_database_that_is_dropped_while_its_jobs_wait_harms_nobody() {
     wait_alone(&mut admin);
     let mark = cluster.log_mark();
     admin.run("drop database other");
-    gate.open();
+    barrier.open();
     held.succeed(&mut admin);
     after.succeed(&mut admin);
     wait_until("nothing of it is kept", || kept(&mut admin, &batch).is_empty());
@@ -506,8 +506,8 @@ fn end_unwritten(cluster: &Cluster, admin: &mut Session, elsewhere: &mut Session
 
 #[case]
 fn rows_of_a_database_without_a_worker_are_written() {
-    let (cluster, mut admin, gate, held) = with_other_held_up();
-    gate.open();
+    let (cluster, mut admin, barrier, held) = with_other_held_up();
+    barrier.open();
     held.succeed(&mut admin);
     let (batch, mut holder) = end_unwritten(&cluster, &mut admin, &mut cluster.session("other"));
     holder.run("rollback");
@@ -516,14 +516,14 @@ fn rows_of_a_database_without_a_worker_are_written() {
 
 #[case]
 fn rows_of_a_database_that_refuses_workers_hold_up_no_others() {
-    let (cluster, mut admin, gate, held) = with_other_held_up();
+    let (cluster, mut admin, barrier, held) = with_other_held_up();
     admin.run("create database third");
     let mut third = cluster.session("third");
     third.run("create extension pg_background_mgr");
     let refused = Batch::launch(&mut cluster.session("other"), &["select 1", "select 2"]);
     wait_alone(&mut admin);
     admin.run("alter database other allow_connections false");
-    gate.open();
+    barrier.open();
     held.succeed(&mut admin);
     wait_until("its jobs have failed", || kept(&mut admin, &refused) == ["failed", "failed"]);
     let (batch, mut holder) = end_unwritten(&cluster, &mut admin, &mut third);

@@ -1,7 +1,7 @@
 //! `pg_background_stop`.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{array, counts, drain, times, wait_at_gate, Batch, FREEZE_LOG, NOBODY, STUBBORN};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{array, counts, drain, times, wait_at_barrier, Batch, FREEZE_LOG, NOBODY, STUBBORN};
 use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Db, Session};
 use std::time::{Duration, Instant};
 
@@ -19,13 +19,13 @@ fn assert_stopped(session: &mut Session, batch: &Batch, number: usize) {
 
 #[case]
 fn a_batch_is_stopped_whole(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("create table ran (a int)");
     let text = format!("insert into ran values (1); {}", barrier::WAIT);
     let mut texts = vec!["select 1"];
     texts.extend(times(&text, 5));
     let batch = Batch::launch_with(&mut session, &texts, r#"{"max_workers": 2}"#);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     let rows = session.rows(&format!("select uuid_child, was, now from pg_background_stop('{}')", batch.parent));
     assert_eq!(rows[0], format!("{}|succeeded|succeeded", batch.children[0]));
     // A worker whose last job was short has taken the one after its next one along.
@@ -37,43 +37,43 @@ fn a_batch_is_stopped_whole(db: &Db) {
     assert_eq!(rest, [times("queued|stopped", 3), times("running|stopped", 2)].concat());
     assert_eq!(batch.finish(&mut session)[1..], times("stopped", 5));
     (1..6).for_each(|number| assert_stopped(&mut session, &batch, number));
-    wait_at_gate(&mut session, 0);
-    gate.open();
+    wait_at_barrier(&mut session, 0);
+    barrier.open();
     assert_eq!(session.value("select count(*) from ran"), "0");
 }
 
 #[case]
 fn a_job_is_stopped_alone(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch(&mut session, &times(barrier::WAIT, 3));
-    wait_at_gate(&mut session, 3);
+    wait_at_barrier(&mut session, 3);
     assert_eq!(stop(&mut session, &batch.children[1]), ["running|stopped"]);
     assert_eq!(batch.states(&mut session), ["running", "stopped", "running"]);
-    gate.open();
+    barrier.open();
     assert_eq!(batch.finish(&mut session), ["succeeded", "stopped", "succeeded"]);
 }
 
 #[case]
 fn a_queued_job_is_stopped_and_never_runs(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("create table ran (a int)");
     let texts = [barrier::WAIT, "insert into ran values (1)", "insert into ran values (2)"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     assert_eq!(stop(&mut session, &batch.children[1]), ["queued|stopped"]);
     assert_eq!(batch.states(&mut session), ["running", "stopped", "queued"]);
     assert_stopped(&mut session, &batch, 1);
     assert_eq!(batch.log(&mut session, 1, "start_time_exec is null and pid is null and attempts = 0"), "t");
-    gate.open();
+    barrier.open();
     assert_eq!(batch.finish(&mut session), ["succeeded", "stopped", "succeeded"]);
     assert_eq!(session.rows("table ran"), ["2"]);
 }
 
 #[case]
 fn a_uuid_is_a_text_or_a_uuid(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch(&mut session, &times(barrier::WAIT, 4));
-    wait_at_gate(&mut session, 4);
+    wait_at_barrier(&mut session, 4);
     let children = &batch.children;
     for (child, uuid) in [
         (&children[0], format!("'{}'", children[0])),
@@ -84,7 +84,7 @@ fn a_uuid_is_a_text_or_a_uuid(db: &Db) {
         let rows = session.rows(&format!("select * from pg_background_stop({uuid})"));
         assert_eq!(rows, [format!("{child}|running|stopped")]);
     }
-    gate.open();
+    barrier.open();
     assert_eq!(batch.finish(&mut session), times("stopped", 4));
 }
 
@@ -107,9 +107,9 @@ fn a_stopped_job_says_who_stopped_it(db: &Db) {
     let (user, stopper) = (db.role("user", "login"), db.role("stopper", "login"));
     db.session().run(&format!("grant pg_signal_backend to {stopper}"));
     let (mut session, mut other) = (db.client().user(&user).connect(), db.client().user(&stopper).connect());
-    let (mut admin, gate) = (db.session(), Gate::close(db.session()));
+    let (mut admin, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch_with(&mut session, &[barrier::WAIT, "select 2"], r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut admin, 1);
+    wait_at_barrier(&mut admin, 1);
     // Nobody can write the log: it is known all the same.
     let mut holder = db.session();
     holder.run(FREEZE_LOG);
@@ -132,7 +132,7 @@ fn a_stopped_job_says_who_stopped_it(db: &Db) {
     assert_eq!(session.rows(&jobs), expected);
     let monitor = format!("select '57014|' || message from pg_background_monitor('{}', false)", batch.parent);
     assert_eq!(session.rows(&monitor), expected);
-    gate.open();
+    barrier.open();
 }
 
 #[case]
@@ -161,9 +161,9 @@ fn who_stopped_a_job_is_known_when_the_role_has_another_name(db: &Db) {
     admin.run(&format!("grant pg_signal_backend to {stopper}"));
     let user = db.role("user", "login");
     let mut session = db.client().user(&user).connect();
-    let gate = Gate::close(db.session());
+    let barrier = Barrier::close(db.session());
     let batch = Batch::launch_with(&mut session, &times(barrier::WAIT, 2), r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut admin, 1);
+    wait_at_barrier(&mut admin, 1);
     let mut holder = db.session();
     holder.run(FREEZE_LOG);
     let mut other = db.client().user(&stopper).connect();
@@ -175,7 +175,7 @@ fn who_stopped_a_job_is_known_when_the_role_has_another_name(db: &Db) {
     let named = format!("message like '%stopped by user \"{stopper}\"%'");
     assert_eq!(batch.column(&mut session, &named), ["t", "t"]);
     admin.run(&format!("alter role {stopper}_3 rename to {stopper}"));
-    gate.open();
+    barrier.open();
 }
 
 #[case]
@@ -192,7 +192,7 @@ fn a_job_stopped_between_attempts_says_so(db: &Db) {
 
 #[case]
 fn the_effects_of_a_stopped_job_are_gone(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("create table ran (a int)");
     let texts = [
         format!("insert into ran values (1); {}; insert into ran values (2)", barrier::WAIT),
@@ -200,37 +200,37 @@ fn the_effects_of_a_stopped_job_are_gone(db: &Db) {
     ];
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let batch = Batch::launch(&mut session, &texts);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     stop(&mut session, &batch.parent);
     assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
-    gate.open();
+    barrier.open();
     assert_eq!(session.rows("table ran"), ["3"], "what a job has committed stays");
 }
 
 #[case]
 fn a_stop_survives_the_callers_rollback(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch_with(&mut session, &[barrier::WAIT, "select 2"], r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     session.run("begin");
     stop(&mut session, &batch.parent);
     session.run("rollback");
     assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
-    gate.open();
+    barrier.open();
 }
 
 #[case]
 fn a_stopped_batch_makes_room(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     for _ in 0..10 {
         let batch = Batch::launch_with(&mut session, &times(barrier::WAIT, 20), r#"{"max_workers": 2}"#);
-        wait_at_gate(&mut session, 2);
+        wait_at_barrier(&mut session, 2);
         stop(&mut session, &batch.parent);
         assert_eq!(batch.finish(&mut session), times("stopped", 20));
-        wait_at_gate(&mut session, 0);
+        wait_at_barrier(&mut session, 0);
         Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
     }
-    gate.open();
+    barrier.open();
     assert_eq!(
         session.value(
             "select count(*) from pg_background_jobs where database = current_database() \
@@ -242,24 +242,24 @@ fn a_stopped_batch_makes_room(db: &Db) {
 
 #[case]
 fn a_stopped_job_does_not_stop_the_next_of_a_sequence(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let texts = [barrier::WAIT, "select pg_sleep(0.1)", "select 3"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     stop(&mut session, &batch.children[0]);
     assert_eq!(batch.finish(&mut session), ["stopped", "succeeded", "succeeded"]);
-    gate.open();
+    barrier.open();
 }
 
 #[case]
 fn a_stopped_job_is_not_tried_again(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch_with(&mut session, &[barrier::WAIT], r#"{"max_attempts": 10}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     stop(&mut session, &batch.parent);
     assert_eq!(batch.finish(&mut session), ["stopped"]);
     assert_eq!(batch.log(&mut session, 0, "attempts"), "1");
-    gate.open();
+    barrier.open();
 }
 
 /// A function that stops the job or the batch that it runs in.
@@ -288,10 +288,10 @@ fn a_job_stops_its_own_batch(db: &Db) {
 
 #[case]
 fn two_sessions_stop_one_batch(db: &Db) {
-    let (mut session, mut other, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut other, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     for _ in 0..10 {
         let batch = Batch::launch_with(&mut session, &times(barrier::WAIT, 10), r#"{"max_workers": 3}"#);
-        wait_at_gate(&mut session, 3);
+        wait_at_barrier(&mut session, 3);
         let call = format!("select now from pg_background_stop('{}')", batch.parent);
         other.send(&call);
         assert_eq!(session.rows(&call), times("stopped", 10));
@@ -299,23 +299,23 @@ fn two_sessions_stop_one_batch(db: &Db) {
         assert_eq!(reply.last_rows().expect("rows").text_rows(), times("stopped", 10));
         assert_eq!(batch.finish(&mut session), times("stopped", 10));
     }
-    gate.open();
+    barrier.open();
 }
 
 #[case]
 fn ten_thousand_queued_jobs_are_stopped_at_once() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "2")]);
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     session.run("create table ran (a int)");
     let held = Batch::launch(&mut session, &times(barrier::WAIT, 2));
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     let jobs = "(select array_agg('insert into ran values (' || i || ')') from generate_series(1, 10000) i)";
     let batch = Batch::call(&mut session, &format!("pg_background_launch_num({jobs})"));
     let query = format!("select was, now, count(*) from pg_background_stop('{}') group by was, now", batch.parent);
     session.run("set statement_timeout = '30s'");
     assert_eq!(session.rows(&query), ["queued|stopped|10000"]);
     session.run("reset statement_timeout");
-    gate.open();
+    barrier.open();
     held.succeed(&mut session);
     drain(&mut session);
     assert_eq!(counts(&mut session, &format!("uuid_parent = '{}'", batch.parent)), ["stopped 10000"]);
@@ -361,13 +361,13 @@ fn a_grace_of_nothing_terminates_at_once(db: &Db) {
 
 #[case]
 fn a_stop_does_not_wait_longer_than_it_must(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch(&mut session, &[barrier::WAIT]);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     // The job goes at once; a stop that waited for its grace would take an hour.
     assert_eq!(session.rows(&format!("select now from pg_background_stop('{}', '1 hour')", batch.parent)), ["stopped"]);
     assert_eq!(batch.finish(&mut session), ["stopped"]);
-    gate.open();
+    barrier.open();
 }
 
 /// The call may have ended by itself: a stop need not wait for what it has asked.
@@ -406,16 +406,16 @@ fn bad_arguments_are_refused(db: &Db) {
 /// One job after the other on one worker; every first is stopped while it runs, and no second is hit.
 #[case]
 fn a_stop_never_hits_the_next_job(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("create table ran (a int)");
     let work = "do $$ begin for i in 1 .. 200 loop perform i; end loop; end $$; insert into ran values (1)";
     for _ in 0..100 {
         let batch = Batch::launch_with(&mut session, &[barrier::WAIT, work, work], r#"{"mode": "sequential"}"#);
-        wait_at_gate(&mut session, 1);
+        wait_at_barrier(&mut session, 1);
         assert_eq!(stop(&mut session, &batch.children[0]), ["running|stopped"]);
         assert_eq!(batch.finish(&mut session), ["stopped", "succeeded", "succeeded"]);
     }
-    gate.open();
+    barrier.open();
     assert_eq!(session.value("select count(*) from ran"), "200");
 }
 
@@ -463,12 +463,12 @@ fn uuid(round: u32, number: u32) -> String {
 fn the_owner_stops(db: &Db) {
     let user = db.role("user", "login");
     let client = db.client().user(&user);
-    let (mut session, mut other, gate) = (client.connect(), client.connect(), Gate::close(db.session()));
+    let (mut session, mut other, barrier) = (client.connect(), client.connect(), Barrier::close(db.session()));
     let batch = Batch::launch_with(&mut session, &times(barrier::WAIT, 3), r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut db.session(), 1);
+    wait_at_barrier(&mut db.session(), 1);
     assert_eq!(stop(&mut other, &batch.parent), ["running|stopped", "queued|stopped", "queued|stopped"]);
     assert_eq!(batch.finish(&mut session), times("stopped", 3));
-    gate.open();
+    barrier.open();
 }
 
 #[case]
@@ -476,23 +476,24 @@ fn a_member_of_the_owner_stops(db: &Db) {
     let (user, member) = (db.role("user", "login"), db.role("member", "login"));
     db.session().run(&format!("grant {user} to {member}"));
     let (mut session, mut other) = (db.client().user(&user).connect(), db.client().user(&member).connect());
-    let gate = Gate::close(db.session());
+    let barrier = Barrier::close(db.session());
     let batch = Batch::launch(&mut session, &[barrier::WAIT]);
-    wait_at_gate(&mut db.session(), 1);
+    wait_at_barrier(&mut db.session(), 1);
     assert_eq!(stop(&mut other, &batch.parent), ["running|stopped"]);
     assert_eq!(batch.finish(&mut session), ["stopped"]);
-    gate.open();
+    barrier.open();
 }
 
 #[case]
 fn a_superuser_stops_everybodys(db: &Db) {
     let user = db.role("user", "login");
-    let (mut session, mut admin, gate) = (db.client().user(&user).connect(), db.session(), Gate::close(db.session()));
+    let (mut session, mut admin, barrier) =
+        (db.client().user(&user).connect(), db.session(), Barrier::close(db.session()));
     let batch = Batch::launch(&mut session, &[barrier::WAIT]);
-    wait_at_gate(&mut admin, 1);
+    wait_at_barrier(&mut admin, 1);
     assert_eq!(stop(&mut admin, &batch.parent), ["running|stopped"]);
     assert_eq!(batch.finish(&mut session), ["stopped"]);
-    gate.open();
+    barrier.open();
 }
 
 #[case]
@@ -501,16 +502,16 @@ fn a_signaller_stops_others_but_no_superusers(db: &Db) {
     let mut admin = db.session();
     admin.run(&format!("grant pg_signal_backend to {signaller}"));
     let (mut session, mut other) = (db.client().user(&user).connect(), db.client().user(&signaller).connect());
-    let gate = Gate::close(db.session());
+    let barrier = Barrier::close(db.session());
     let batch = Batch::launch_with(&mut session, &times(barrier::WAIT, 2), r#"{"max_workers": 1}"#);
     let superusers = Batch::launch_with(&mut admin, &times(barrier::WAIT, 2), r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut admin, 2);
+    wait_at_barrier(&mut admin, 2);
     assert_eq!(stop(&mut other, &batch.parent), ["running|stopped", "queued|stopped"]);
     for uuid in [&superusers.parent, &superusers.children[0], &superusers.children[1]] {
         let error = other.error(&format!("select * from pg_background_stop('{uuid}')"));
         assert!(["42501", "42704"].contains(&error.sqlstate().as_str()), "{error}");
     }
-    gate.open();
+    barrier.open();
     superusers.succeed(&mut admin);
 }
 
@@ -527,11 +528,11 @@ fn assert_unknown(session: &mut Session, call: &str, uuid: &str) {
 fn a_stranger_learns_nothing(db: &Db) {
     let (user, stranger) = (db.role("user", "login"), db.role("stranger", "login"));
     let (mut session, mut other) = (db.client().user(&user).connect(), db.client().user(&stranger).connect());
-    let gate = Gate::close(db.session());
+    let barrier = Barrier::close(db.session());
     let ended = Batch::launch(&mut session, &["select 1"]);
     ended.wait(&mut session);
     let batch = Batch::launch_with(&mut session, &times(barrier::WAIT, 2), r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut db.session(), 1);
+    wait_at_barrier(&mut db.session(), 1);
     for uuid in [&batch.parent, &batch.children[0], &batch.children[1], &ended.parent, &ended.children[0]] {
         for call in [
             "select * from pg_background_stop('{}')",
@@ -545,6 +546,6 @@ fn a_stranger_learns_nothing(db: &Db) {
         }
     }
     assert_eq!(batch.states(&mut session), ["running", "queued"]);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }

@@ -1,7 +1,7 @@
 //! ALTER EXTENSION UPDATE from 0.1.0, whose log was a table among the views.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{array, drain, times, wait_at_gate, Batch};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{array, drain, times, wait_at_barrier, Batch};
 use pg_background_mgr_tests::{case, wait_until, Cluster};
 
 const UPDATE: &str = "alter extension pg_background_mgr update";
@@ -95,10 +95,10 @@ fn an_extension_with_rows_jobs_and_grants_is_updated() {
             .replace("gen_random_uuid()", "md5(random()::text)::uuid")
             .as_str(),
     );
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let texts = [times(barrier::WAIT, 2), times("select 1 / 0", 2), times("select 2", 3)].concat();
     let batch = Batch::launch(&mut session, &texts);
-    wait_at_gate(&mut admin, 2);
+    wait_at_barrier(&mut admin, 2);
     // Its views cannot be read with this library, which says what to do.
     let error = admin.error("select * from log_background");
     assert_eq!(error.hint().as_deref(), Some("You may need to run ALTER EXTENSION pg_background_mgr UPDATE."));
@@ -113,7 +113,7 @@ fn an_extension_with_rows_jobs_and_grants_is_updated() {
         admin.rows("select status, count(*) from pg_background_jobs group by status order by status"),
         ["failed|10", "lost|10", "queued|5", "running|2", "succeeded|10"]
     );
-    gate.open();
+    barrier.open();
     let states = batch.finish(&mut session);
     assert_eq!(states, ["succeeded", "succeeded", "failed", "failed", "succeeded", "succeeded", "succeeded"]);
     drain(&mut session);

@@ -1,7 +1,7 @@
 //! The two views, and progress that jobs report.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{array, drain, half_way, retry, times, wait_at_gate, Batch};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{array, drain, half_way, retry, times, wait_at_barrier, Batch};
 use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session};
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ const PROGRESS: &str = "select progress, progress_message from pg_background_job
 
 #[case]
 fn progress_shows_at_once(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let text = format!(
         "begin; select pg_background_report_progress(0); \
          select pg_background_report_progress(37, 'größe: 日本'); {}; commit; \
@@ -17,10 +17,10 @@ fn progress_shows_at_once(db: &Db) {
         barrier::WAIT
     );
     let batch = Batch::launch(&mut session, &[&text]);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let query = format!("{PROGRESS}'{}'", batch.children[0]);
     assert_eq!(session.rows(&query), ["37|größe: 日本"], "before the job commits");
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
@@ -47,32 +47,32 @@ fn progress_out_of_range_is_refused(db: &Db) {
 
 #[case]
 fn progress_of_one_job_is_not_the_next_ones(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let texts = ["select pg_background_report_progress(90, 'nearly')", barrier::WAIT];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let shown = session.value(&format!("{PROGRESS}'{}'", batch.children[1]));
     assert!(["∅|∅", "0|∅"].contains(&shown.as_str()), "{shown}");
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
 #[case]
 fn long_messages_of_progress_do_no_harm(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let text = format!("select pg_background_report_progress(5, repeat('日本', 100000)); {}", barrier::WAIT);
     let batch = Batch::launch(&mut session, &[&text]);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let shown = session.value(&format!("{PROGRESS}'{}'", batch.children[0]));
     let message = shown.strip_prefix("5|").expect("the progress");
     assert!("日本".repeat(100_000).starts_with(message) && !message.is_empty(), "a beginning of it, in whole letters");
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
 #[case]
 fn jobs_of_every_state_are_in_one_view(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = half_way(&mut session);
     let bad = Batch::launch(&mut session, &["select 1 / 0"]);
     bad.wait(&mut session);
@@ -104,14 +104,14 @@ fn jobs_of_every_state_are_in_one_view(db: &Db) {
         ),
         "5 5"
     );
-    gate.open();
+    barrier.open();
     batch.wait(&mut session);
     assert_eq!(session.value(states), "failed stopped succeeded succeeded succeeded");
 }
 
 #[case]
 fn the_place_in_the_queue_is_shown(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = half_way(&mut session);
     let places = |session: &mut Session| -> Vec<i64> {
         let query = format!(
@@ -127,13 +127,13 @@ fn the_place_in_the_queue_is_shown(db: &Db) {
     session.run(&format!("select pg_background_stop('{}')", batch.children[2]));
     let left = places(&mut session);
     assert!(left.len() == 1 && left[0] >= 1, "{left:?}");
-    gate.open();
+    barrier.open();
     batch.wait(&mut session);
 }
 
 #[case]
 fn what_a_job_waits_for_is_shown(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = half_way(&mut session);
     let query = format!(
         "select j.wait_event_type, j.wait_event, j.pid = a.pid from pg_background_jobs j \
@@ -142,7 +142,7 @@ fn what_a_job_waits_for_is_shown(db: &Db) {
         batch.children[1]
     );
     assert_eq!(session.rows(&query), ["Lock|advisory|t"]);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     let query = format!(
         "select wait_event_type, wait_event from pg_background_jobs where uuid_child = '{}'",
@@ -168,12 +168,12 @@ fn an_idle_worker_is_shown_as_idle(db: &Db) {
 
 #[case]
 fn times_of_running_jobs_go_on(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = half_way(&mut session);
     let query = format!("select elapsed from pg_background_jobs where uuid_child = '{}'", batch.children[1]);
     let first = session.value(&query);
     wait_until("a longer time", || session.value(&format!("select '{first}'::interval < ({query})")) == "t");
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     let ended = session.value(&query);
     assert_eq!(session.value(&query), ended);
@@ -185,10 +185,10 @@ const COUNTS: &str =
 
 #[case]
 fn batches_count_their_jobs(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let texts = ["select 1", "select 2 / 0", barrier::WAIT, "select 4", "select 5"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential", "name": "counted"}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let query = format!("{COUNTS}'{}'", batch.parent);
     assert_eq!(session.rows(&query), ["counted|postgres|2|1|1|1|0|0|5|40|[########------------]"]);
     session.run(&format!("select pg_background_stop('{}')", batch.children[3]));
@@ -199,22 +199,22 @@ fn batches_count_their_jobs(db: &Db) {
         batch.parent
     );
     assert_eq!(session.rows(&times), ["t|t|t"]);
-    gate.open();
+    barrier.open();
     batch.wait(&mut session);
     assert_eq!(session.rows(&query), ["counted|postgres|0|0|3|1|1|0|5|100|[####################]"]);
 }
 
 #[case]
 fn a_batch_that_has_ended_has_no_estimate(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch(&mut session, &[barrier::WAIT, barrier::WAIT]);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     let query = format!(
         "select round(percent), progress_bar, estimate from pg_background_batches where uuid_parent = '{}'",
         batch.parent
     );
     assert_eq!(session.rows(&query), ["0|[--------------------]|∅"]);
-    gate.open();
+    barrier.open();
     batch.wait(&mut session);
     assert_eq!(session.rows(&query), ["100|[####################]|∅"]);
 }
@@ -222,7 +222,7 @@ fn a_batch_that_has_ended_has_no_estimate(db: &Db) {
 /// Its first jobs may have been launched days ago.
 #[case]
 fn a_batch_that_was_launched_again_has_no_estimate(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let fails = format!("{}; select 1 / 0", barrier::WAIT);
     let batch = Batch::launch(&mut session, &["select 1", &fails]);
     batch.wait_state(&mut session, 0, "succeeded");
@@ -230,15 +230,15 @@ fn a_batch_that_was_launched_again_has_no_estimate(db: &Db) {
         "select running, elapsed > '0', estimate >= '0' from pg_background_batches where uuid_parent = '{}'",
         batch.parent
     );
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     assert_eq!(session.rows(&query), ["1|t|t"]);
-    gate.open();
+    barrier.open();
     assert_eq!(batch.finish(&mut session), ["succeeded", "failed"]);
-    let gate = Gate::close(db.session());
+    let barrier = Barrier::close(db.session());
     retry(&mut session, &batch.parent);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     assert_eq!(session.rows(&query), ["1|t|∅"]);
-    gate.open();
+    barrier.open();
     batch.wait(&mut session);
 }
 
@@ -264,15 +264,15 @@ fn jobs_of_other_databases_are_in_the_view() {
     let cluster = Cluster::start_with_extension(&[]);
     cluster.session("postgres").run("create database other");
     cluster.session("other").run("create extension pg_background_mgr");
-    let (mut here, mut there, gate) =
-        (cluster.session("postgres"), cluster.session("other"), Gate::close(cluster.session("other")));
+    let (mut here, mut there, barrier) =
+        (cluster.session("postgres"), cluster.session("other"), Barrier::close(cluster.session("other")));
     let batch =
         Batch::call(&mut there, &format!("pg_background_launch_num({})", array(&[barrier::WAIT, "select 1 / 0"])));
-    wait_at_gate(&mut there, 1);
+    wait_at_barrier(&mut there, 1);
     batch.wait_state(&mut there, 1, "failed");
     let live = "select database, status, query from pg_background_jobs where status in ('queued', 'running')";
     assert_eq!(here.rows(live), [format!("other|running|{}", barrier::WAIT)]);
-    gate.open();
+    barrier.open();
     batch.wait(&mut there);
     assert_eq!(here.rows("select count(*) from pg_background_jobs"), ["0"]);
     assert_eq!(there.rows("select count(*) from pg_background_jobs"), ["2"]);
@@ -282,10 +282,10 @@ fn jobs_of_other_databases_are_in_the_view() {
 #[case]
 fn a_look_costs_what_it_shows() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "2")]);
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     let many = format!("array_fill({}::text, array[10000])", literal(barrier::WAIT));
     let recorded = Batch::call(&mut session, &format!("pg_background_launch_num({many})"));
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     assert_eq!(session.value("select count(*) from background_mgr.log"), "10000");
     Batch::call(&mut session, &format!("pg_background_launch_num({many})"));
     let small = Batch::launch(&mut session, &["select 1", "select 2"]);
@@ -315,18 +315,18 @@ fn a_look_costs_what_it_shows() {
     assert_eq!(session.rows(&stopped.replace("{}", &small.parent)), ["queued|stopped|2"]);
     let all = session.rows(&stopped.replace("{}", &recorded.parent));
     assert_eq!(all, ["queued|stopped|9998", "running|stopped|2"]);
-    gate.open();
+    barrier.open();
 }
 
 /// No look at jobs that run one after the other sees one that has begun behind one that has not.
 #[case]
 fn a_query_sees_a_batch_at_one_moment(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let mut texts = vec![barrier::WAIT];
     texts.extend(times("select 1", 1000));
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
-    wait_at_gate(&mut session, 1);
-    gate.open();
+    wait_at_barrier(&mut session, 1);
+    barrier.open();
     let query = format!(
         "select max(uuid_child::text) filter (where status <> 'queued') < min(uuid_child::text) filter \
          (where status = 'queued') \

@@ -1,14 +1,14 @@
 //! Processes die, or are told to stop, at every stage of a job.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::job_stage::{committed, prepare, settle, Paused, Scene, Stage, STAGES};
+use crate::support::barrier::{self, Barrier};
+use crate::support::job_stage::{committed, prepare, settle, JobStage, Paused, Scene, STAGES};
 use pg_background_mgr_tests::cluster::{is_alive, signal_process};
-use pg_background_mgr_tests::lab::lab;
+use pg_background_mgr_tests::env::env;
 use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Session, Signal};
 
 /// Brings a job to each of `stages`, lets `happen` what happens, and looks whether all is well afterwards. `happen`
 /// gives whether the job must have committed.
-fn at_each_stage(stages: &[Stage], happen: impl Fn(&Cluster, Scene) -> bool) {
+fn at_each_stage(stages: &[JobStage], happen: impl Fn(&Cluster, Scene) -> bool) {
     let cluster = Cluster::start_with_extension(&[]);
     prepare(&cluster);
     let before = cluster.baseline();
@@ -30,14 +30,14 @@ fn a_terminated_launcher_leaves_a_job_that_was_launched() {
     at_each_stage(&STAGES, |_, mut scene| {
         let pid = scene.launcher.pid();
         scene.signal("pg_terminate_backend", pid);
-        if scene.stage == Stage::Attached {
+        if scene.stage == JobStage::Attached {
             scene.resume();
         }
         // At stage Registered the postmaster still stands still: the launcher waits for nobody.
         wait_closed(&mut scene.launcher);
         scene.resume();
-        scene.open_gate();
-        scene.stage >= Stage::Running
+        scene.open_barrier();
+        scene.stage >= JobStage::Running
     });
 }
 
@@ -53,7 +53,7 @@ fn a_killed_launcher_restarts_the_server() {
         signal_process(scene.launcher.pid(), Signal::SIGKILL);
         scene.resume();
         wait_restarted(cluster, &mut scene.watcher);
-        scene.stage == Stage::Ended
+        scene.stage == JobStage::Ended
     });
 }
 
@@ -62,7 +62,7 @@ fn a_cancelled_launcher_launches_nothing_and_reads_again() {
     at_each_stage(&STAGES, |_, mut scene| {
         let pid = scene.launcher.pid();
         scene.signal("pg_cancel_backend", pid);
-        if scene.stage == Stage::Attached {
+        if scene.stage == JobStage::Attached {
             scene.resume();
         }
         if scene.is_launcher_busy() {
@@ -75,8 +75,8 @@ fn a_cancelled_launcher_launches_nothing_and_reads_again() {
             );
         }
         scene.resume();
-        scene.open_gate();
-        let is_launched = scene.stage >= Stage::Running;
+        scene.open_barrier();
+        let is_launched = scene.stage >= JobStage::Running;
         if is_launched {
             scene.assert_whole();
         }
@@ -92,11 +92,11 @@ fn a_launcher_that_goes_leaves_its_job() {
         let Scene { stage, launcher, .. } = &scene;
         let (stage, pid) = (*stage, launcher.pid());
         let mut rest = scene.without_launcher();
-        if stage == Stage::Running || stage == Stage::Ended {
+        if stage == JobStage::Running || stage == JobStage::Ended {
             wait_until("the end of the launcher", || !is_alive(pid));
         }
         rest.resume();
-        rest.open_gate();
+        rest.open_barrier();
         wait_until("the end of the launcher", || !is_alive(pid));
         true
     });
@@ -107,12 +107,12 @@ fn a_launcher_whose_client_has_gone_ends_while_it_waits() {
     let cluster = Cluster::start_with_extension(&[("client_connection_check_interval", "50ms")]);
     prepare(&cluster);
     let before = cluster.baseline();
-    for stage in [Stage::Awaited, Stage::Sending] {
+    for stage in [JobStage::Awaited, JobStage::Sending] {
         let scene = Scene::reach(&cluster, stage);
         let pid = scene.launcher.pid();
         let mut rest = scene.without_launcher();
         wait_until("the end of the launcher", || !is_alive(pid));
-        rest.open_gate();
+        rest.open_barrier();
         assert_eq!(committed(&cluster), 1);
         cluster.assert_sound(&before);
     }
@@ -124,16 +124,16 @@ fn a_terminated_worker_is_an_error_of_its_job() {
         let pid = scene.worker();
         scene.signal("pg_terminate_backend", pid);
         wait_until("the end of the worker", || !is_alive(pid));
-        if scene.stage == Stage::Attached {
+        if scene.stage == JobStage::Attached {
             scene.resume();
             scene.finish_launch();
             assert_eq!(scene.worker(), pid);
         }
-        let whom = if lab().version < 14 { "connection" } else { "background worker \"pg_background\"" };
+        let whom = if env().version < 14 { "connection" } else { "background worker \"pg_background\"" };
         let message = format!("terminating {whom} due to administrator command");
         assert_eq!(scene.read_error(), ("57P01".to_owned(), message), "{:?}", scene.stage);
         assert_eq!(scene.launcher.job("select 1", "n int"), ["1"], "the session goes on");
-        scene.stage == Stage::Ended
+        scene.stage == JobStage::Ended
     });
 }
 
@@ -142,12 +142,12 @@ fn a_cancelled_worker_is_an_error_of_its_job() {
     at_each_stage(&STAGES[1..], |_, mut scene| {
         let pid = scene.worker();
         scene.signal("pg_cancel_backend", pid);
-        if scene.stage == Stage::Attached {
+        if scene.stage == JobStage::Attached {
             wait_until("the worker has noticed", || !is_alive(pid));
             scene.resume();
             scene.finish_launch();
         }
-        if scene.stage == Stage::Ended {
+        if scene.stage == JobStage::Ended {
             // There is nothing to cancel any more.
             scene.assert_whole();
         } else {
@@ -155,7 +155,7 @@ fn a_cancelled_worker_is_an_error_of_its_job() {
             assert_eq!(scene.read_error(), expected, "{:?}", scene.stage);
         }
         assert_eq!(scene.launcher.job("select 1", "n int"), ["1"], "the session goes on");
-        scene.stage == Stage::Ended
+        scene.stage == JobStage::Ended
     });
 }
 
@@ -166,7 +166,7 @@ fn a_killed_worker_restarts_the_server() {
         scene.resume();
         wait_restarted(cluster, &mut scene.watcher);
         wait_closed(&mut scene.launcher);
-        scene.stage == Stage::Ended
+        scene.stage == JobStage::Ended
     });
 }
 
@@ -175,7 +175,7 @@ fn a_terminated_job_that_launched_leaves_its_own_job() {
     let cluster = Cluster::start_with_extension(&[]);
     prepare(&cluster);
     let before = cluster.baseline();
-    let mut gate = Gate::close(cluster.session("postgres"));
+    let mut barrier = Barrier::close(cluster.session("postgres"));
     let mut session = cluster.session("postgres");
     let mut watcher = cluster.session("postgres");
     let inner = format!("{}; insert into ran values (1)", barrier::WAIT);
@@ -188,10 +188,10 @@ fn a_terminated_job_that_launched_leaves_its_own_job() {
         format!("select pid from pg_stat_activity where backend_type = 'pg_background' and pid <> {outer_pid}");
     wait_until("the job's job", || !watcher.rows(&inner_pid).is_empty());
     let inner_pid: i32 = watcher.value(&inner_pid).parse().expect("a process id");
-    gate.wait_for(inner_pid);
+    barrier.wait_for(inner_pid);
     watcher.run(&format!("select pg_terminate_backend({outer_pid})"));
     assert_eq!(session.result_error(outer_pid).sqlstate(), "57P01");
-    gate.open();
+    barrier.open();
     settle(&cluster);
     assert_eq!(watcher.rows("table ran"), ["1"]);
     cluster.assert_sound(&before);
@@ -219,13 +219,13 @@ fn a_session_that_ends_gives_up_all_its_jobs() {
     prepare(&cluster);
     let before = cluster.baseline();
     let mut session = cluster.session("postgres");
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     for number in 0..12 {
         let wait = if number % 2 == 0 { barrier::WAIT } else { "select 1" };
         session.launch(&format!("{wait}; insert into ran values (1); select generate_series(1, 50000)"));
     }
     drop(session);
-    gate.open();
+    barrier.open();
     assert_eq!(committed(&cluster), 12);
     cluster.assert_sound(&before);
 }
@@ -353,13 +353,13 @@ fn the_extension_is_dropped_under_its_jobs() {
     let cluster = Cluster::start_with_extension(&[]);
     prepare(&cluster);
     let before = cluster.baseline();
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let mut session = cluster.session("postgres");
     let running = session.launch(&format!("{}; insert into ran values (1)", barrier::WAIT));
     let ended = session.launch("insert into ran values (1); select generate_series(1, 100000)");
     cluster.session("postgres").run("drop extension pg_background_mgr");
     assert_eq!(session.error("select pg_background_launch('select 1')").sqlstate(), "42883");
-    gate.open();
+    barrier.open();
     cluster.session("postgres").run("create extension pg_background_mgr");
     // The session has its jobs all the same.
     session.run(&format!("select pg_background_result({running})"));

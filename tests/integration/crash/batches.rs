@@ -1,9 +1,9 @@
 //! Processes die or are told to stop while there are jobs, and the log tells the truth afterwards.
 
 use crate::crash::attached_jobs::wait_restarted;
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{
-    crash, retry, times, wait_at_gate, wait_gone, Batch, NEVER_STARTED, RUNNING, SLEEPING, STUBBORN, UNKNOWN,
+    crash, retry, times, wait_at_barrier, wait_gone, Batch, NEVER_STARTED, RUNNING, SLEEPING, STUBBORN, UNKNOWN,
 };
 use crate::support::idle_worker;
 use crate::support::job_stage::{assert_nothing_fatal, Paused};
@@ -26,7 +26,7 @@ pub fn cluster(settings: &[(&str, &str)]) -> Cluster {
 struct Scene {
     ended: Batch,
     open: Batch,
-    gate: Gate,
+    barrier: Barrier,
     launcher: Session,
 }
 
@@ -36,11 +36,11 @@ fn set_scene(cluster: &Cluster) -> Scene {
     ended.wait(&mut session);
     // One that is between two short jobs would claim several of those that are to wait.
     idle_worker::wait_all_idle(&mut session);
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let text = format!("insert into ran values (1); {}", barrier::WAIT);
     let open = Batch::launch(&mut session, &times(&text, 5));
-    wait_at_gate(&mut session, 2);
-    Scene { ended, open, gate, launcher: session }
+    wait_at_barrier(&mut session, 2);
+    Scene { ended, open, barrier, launcher: session }
 }
 
 /// Asserts, at the first look after the next start, by somebody without rights, that what ran and what waited is lost,
@@ -102,8 +102,8 @@ fn a_killed_postmaster_leaves_no_job_that_seems_to_run() {
     let scene = set_scene(&cluster);
     let workers = cluster.workers();
     assert_eq!(workers.len(), 2);
-    // Processes end one by one: the gate is not to be open for those that are left.
-    let paused = Paused::new(scene.gate.pid());
+    // Processes end one by one: the barrier is not to be open for those that are left.
+    let paused = Paused::new(scene.barrier.pid());
     cluster.signal_postmaster(Signal::SIGKILL);
     workers.into_iter().for_each(wait_gone);
     drop(paused);
@@ -225,13 +225,13 @@ fn a_job_between_attempts_is_lost_too() {
 #[case]
 fn a_lost_job_says_which_attempt_was_lost() {
     let cluster = cluster(&[]);
-    let (mut session, _gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, _gate) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     session.run("create sequence tries");
     // Its first attempt fails.
     let again = format!("select 1 / (nextval('tries') - 1); {}", barrier::WAIT);
     let options = r#"{"max_attempts": 2, "retry_delay": 0}"#;
     let batch = Batch::launch_with(&mut session, &[again.as_str(), barrier::WAIT, "select 3"], options);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     let attempts = batch.column(&mut session, "concat_ws('|', status, attempts, pid, start_time_exec)");
     assert!(attempts[0].starts_with("running|2|") && attempts[1].starts_with("running|1|"), "{attempts:?}");
     assert_eq!(attempts[2], "queued|0");
@@ -257,12 +257,12 @@ fn a_lost_job_says_which_attempt_was_lost() {
 #[case]
 fn jobs_that_a_worker_had_not_begun_are_told_from_the_one_that_it_ran() {
     let cluster = cluster(&[]);
-    let (mut session, _gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, _gate) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     // A worker that has run short jobs takes several at once.
     let mut texts = times("select 1", 81);
     texts[40] = barrier::WAIT;
     let batch = Batch::launch_with(&mut session, &texts, r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let pid = batch.log(&mut session, 40, "pid");
     drop(session);
     let mut session = crash(&cluster);

@@ -1,15 +1,15 @@
 //! Workers and launchers that go while there are jobs.
 
 use crate::crash::batches::cluster;
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{array, counts, crash, drain, times, wait_at_gate, wait_gone, Batch};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{array, counts, crash, drain, times, wait_at_barrier, wait_gone, Batch};
 use crate::support::job_stage::{terminate, Paused};
 use pg_background_mgr_tests::{case, wait_until, Db, Session};
 
-/// The process that waits at the gate for a job.
+/// The process that waits at the barrier for a job.
 #[track_caller]
-fn at_gate(session: &mut Session) -> i32 {
-    wait_at_gate(session, 1);
+fn at_barrier(session: &mut Session) -> i32 {
+    wait_at_barrier(session, 1);
     let query = "select pid from pg_locks where locktype = 'advisory' and objid = 4711 and not granted \
                  and database = (select oid from pg_database where datname = current_database())";
     session.value(query).parse().expect("a process")
@@ -17,12 +17,12 @@ fn at_gate(session: &mut Session) -> i32 {
 
 #[case]
 fn a_terminated_worker_stops_its_job_only(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     session.run("create table ran (a int)");
     let held = format!("insert into ran values (1); {}", barrier::WAIT);
     let texts = ["insert into ran values (0)", &held, "insert into ran values (2)", "insert into ran values (3)"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
-    let pid = at_gate(&mut session);
+    let pid = at_barrier(&mut session);
     session.run(&format!("select pg_terminate_backend({pid})"));
     assert_eq!(batch.finish(&mut session), ["succeeded", "stopped", "succeeded", "succeeded"]);
     assert_eq!(
@@ -33,25 +33,25 @@ fn a_terminated_worker_stops_its_job_only(db: &Db) {
     assert_eq!(batch.log(&mut session, 1, "end_time_exec is not null"), "t");
     assert_eq!(session.rows("select a from ran order by a"), ["0", "2", "3"]);
     wait_gone(pid);
-    drop(gate);
+    drop(barrier);
 }
 
 #[case]
 fn a_cancelled_worker_fails_its_job_only(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch_with(
         &mut session,
         &[barrier::WAIT, "select pg_sleep(0.05)", "select 3"],
         r#"{"mode": "sequential"}"#,
     );
-    let pid = at_gate(&mut session);
+    let pid = at_barrier(&mut session);
     session.run(&format!("select pg_cancel_backend({pid})"));
     assert_eq!(batch.finish(&mut session), ["failed", "succeeded", "succeeded"]);
     assert_eq!(
         batch.log(&mut session, 0, "sqlstate || ' ' || message"),
         "57014 canceling statement due to user request"
     );
-    drop(gate);
+    drop(barrier);
 }
 
 #[case]
@@ -82,15 +82,15 @@ fn a_job_that_ends_its_own_process_is_stopped(db: &Db) {
 
 #[case]
 fn a_terminated_worker_is_not_tried_again(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let text = format!("do $$ begin execute '{}'; end $$", barrier::WAIT);
     let batch = Batch::launch_with(&mut session, &[&text], r#"{"max_attempts": 5}"#);
-    let pid = at_gate(&mut session);
+    let pid = at_barrier(&mut session);
     session.run(&format!("select pg_terminate_backend({pid})"));
     assert_eq!(batch.finish(&mut session), ["stopped"]);
     assert_eq!(batch.log(&mut session, 0, "attempts"), "1");
     assert_eq!(batch.log(&mut session, 0, "context ~ 'inline_code_block line 1 at EXECUTE'"), "t");
-    drop(gate);
+    drop(barrier);
 }
 
 /// Each job either did its work and says so, or was stopped and did nothing.
@@ -133,32 +133,32 @@ fn workers_terminated_at_random_lose_no_job(db: &Db) {
 
 #[case]
 fn a_launcher_that_goes_leaves_its_batch(db: &Db) {
-    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut watcher, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     watcher.run("create table ran (a int)");
     let text = format!("{}; insert into ran values (1)", barrier::WAIT);
     let batch = Batch::launch_with(&mut session, &times(&text, 10), r#"{"max_workers": 2}"#);
     let pid = session.pid();
     drop(session);
     wait_gone(pid);
-    wait_at_gate(&mut watcher, 2);
-    gate.open();
+    wait_at_barrier(&mut watcher, 2);
+    barrier.open();
     batch.succeed(&mut watcher);
     assert_eq!(watcher.value("select count(*) from ran"), "10");
 }
 
 #[case]
 fn a_terminated_launcher_leaves_its_batch(db: &Db) {
-    let (mut session, mut watcher, gate) = (db.session(), db.session(), Gate::close(db.session()));
+    let (mut session, mut watcher, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     watcher.run("create table ran (a int)");
     let text = format!("{}; insert into ran values (1)", barrier::WAIT);
     session.send(&format!(
         "select * from pg_background_launch_num({}, p_exec_type => 'sync', p_options => '{{\"max_workers\": 2}}')",
         array(&times(&text, 6))
     ));
-    wait_at_gate(&mut watcher, 2);
+    wait_at_barrier(&mut watcher, 2);
     watcher.run(&format!("select pg_terminate_backend({})", session.pid()));
     wait_gone(session.pid());
-    gate.open();
+    barrier.open();
     drain(&mut watcher);
     assert_eq!(counts(&mut watcher, "true"), ["succeeded 6"]);
     assert_eq!(watcher.value("select count(*) from ran"), "6");

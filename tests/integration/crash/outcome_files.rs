@@ -1,8 +1,8 @@
 //! Outcomes that the log could not be told before the server went down, and that are known all the same.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{
-    crash, drain, load, set_server, wait_at_gate, Batch, LOCK_LOG, NEVER_STARTED, RUNNING, SLEEPING, UNKNOWN,
+    crash, drain, load, set_server, wait_at_barrier, Batch, LOCK_LOG, NEVER_STARTED, RUNNING, SLEEPING, UNKNOWN,
 };
 use pg_background_mgr_tests::{case, wait_until, Cluster, Session, Stop};
 use std::fs::{self, Permissions};
@@ -44,12 +44,12 @@ fn assert_same_as_rows(cluster: &Cluster, session: &mut Session, batch: &Batch, 
 #[case]
 fn work_committed_under_a_locked_log_is_known_after_a_crash() {
     let (cluster, mut session) = begin();
-    let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut locker, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     let text = format!("{}; insert into ran values (1)", barrier::WAIT);
     let batch = Batch::launch(&mut session, &[&text]);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     locker.run(LOCK_LOG);
-    gate.open();
+    barrier.open();
     wait_until("the job's work", || session.value("select count(*) from ran") == "1");
     let mut session = crash(&cluster);
     assert_eq!(session.value("select count(*) from ran"), "1");
@@ -108,13 +108,13 @@ fn a_batch_that_is_in_no_table_is_known_with_its_ends_after_a_crash() {
 #[case]
 fn a_job_begun_under_a_locked_log_is_not_said_to_have_never_started() {
     let (cluster, mut session) = begin();
-    let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut locker, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     // What was long is claimed alone.
     let texts = [barrier::WAIT, "insert into ran values (2); select pg_sleep(600)", "select 3"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     locker.run(LOCK_LOG);
-    gate.open();
+    barrier.open();
     wait_until("the second job", || session.value(SLEEPING) == "1");
     let mut session = crash(&cluster);
     assert_eq!(batch.column(&mut session, "message"), ["∅", RUNNING, NEVER_STARTED]);
@@ -131,7 +131,7 @@ fn work_that_was_not_committed_is_not_taken_for_done() {
          create constraint trigger hold after insert on ran deferrable initially deferred \
          for each row execute function hold()",
     );
-    let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut locker, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     locker.run(LOCK_LOG);
     // Also where only a savepoint has written anything.
     let texts = ["insert into ran values (1)", "begin; savepoint a; insert into ran values (2); commit"];
@@ -143,7 +143,7 @@ fn work_that_was_not_committed_is_not_taken_for_done() {
     let noted = files(&cluster).iter().filter(|file| file.ends_with(".note2")).count();
     assert_eq!(noted, 2);
     let mut session = crash(&cluster);
-    drop(gate);
+    drop(barrier);
     session.run("drop trigger hold on ran");
     assert_eq!(batch.states(&mut session), ["lost", "lost"]);
     // Whoever gets the next numbers of transactions, they are not those of these jobs.
@@ -306,17 +306,17 @@ fn notes_of_the_first_version_are_read() {
 #[case]
 fn a_note_goes_when_the_log_says_more() {
     let (cluster, mut session) = begin();
-    let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut locker, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     let text = format!("{}; insert into ran values (1)", barrier::WAIT);
     let jobs = format!(
         r#"["{text}", {{"query": "{}; select 1 / 0", "max_attempts": 2, "retry_delay": "10ms"}}]"#,
         barrier::WAIT
     );
     let first = Batch::launch_json(&mut session, &jobs);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     locker.run(LOCK_LOG);
     let second = Batch::launch(&mut session, &["insert into ran values (2)", "select 1 / 0", "vacuum small"]);
-    gate.open();
+    barrier.open();
     wait_until("the jobs' work", || session.value("select count(*) from ran") == "2");
     for (batch, states) in [(&first, "failed succeeded"), (&second, "failed succeeded succeeded")] {
         let followed = format!("select status from pg_background_monitor('{}', false) order by 1", batch.parent);
@@ -362,9 +362,9 @@ fn leave_behind(cluster: &Cluster) -> Batch {
     session.run("create database other");
     let mut other = cluster.session("other");
     other.run("create extension pg_background_mgr");
-    let _gate = Gate::close(cluster.session("other"));
+    let _gate = Barrier::close(cluster.session("other"));
     Batch::launch(&mut other, &[barrier::WAIT]);
-    wait_at_gate(&mut other, 1);
+    wait_at_barrier(&mut other, 1);
     let batch = Batch::launch(&mut session, &["insert into ran values (1)"]);
     assert_eq!(batch.written(&mut session), [""; 0]);
     cluster.stop(Stop::Immediate);

@@ -1,6 +1,6 @@
 //! A worker that stays, or a session that uses one, is cancelled, terminated, killed.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{wait_gone, Batch};
 use crate::support::idle_worker::{get_idle_worker, read, run, run_and_wait_idle, wait_idle};
 use crate::support::job_stage::Paused;
@@ -14,21 +14,21 @@ fn cluster() -> (Cluster, Baseline) {
     (cluster, before)
 }
 
-/// A job that waits at the gate, in the worker `pid`.
+/// A job that waits at the barrier, in the worker `pid`.
 #[track_caller]
-fn launch_at_gate(session: &mut Session, gate: &mut Gate, pid: i32) {
+fn launch_at_barrier(session: &mut Session, barrier: &mut Barrier, pid: i32) {
     assert_eq!(session.launch(barrier::WAIT), pid);
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
 }
 
 #[case]
 fn a_cancel_reaches_one_job_only() {
     let (cluster, before) = cluster();
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
-    let mut gate = Gate::close(cluster.session("postgres"));
+    let mut barrier = Barrier::close(cluster.session("postgres"));
     let pid = get_idle_worker(&mut session);
     for _ in 0..5 {
-        launch_at_gate(&mut session, &mut gate, pid);
+        launch_at_barrier(&mut session, &mut barrier, pid);
         assert!(other.holds(&format!("select pg_cancel_backend({pid})")));
         let error = read(&mut session, pid).error.expect("an error");
         assert_eq!((error[&'C'].as_str(), error[&'M'].as_str()), ("57014", "canceling statement due to user request"));
@@ -44,7 +44,7 @@ fn a_cancel_reaches_one_job_only() {
         }
         assert_eq!(run(&mut session, "select 1, pg_sleep(0.001)").1.rows, ["(1,\"\")"]);
     }
-    gate.open();
+    barrier.open();
     drop((session, other));
     cluster.assert_sound(&before);
 }
@@ -56,14 +56,14 @@ fn a_cancelled_worker_holds_up_no_drop_of_a_database() {
     let (cluster, before) = cluster();
     let (mut session, mut other, mut admin) =
         (cluster.session("postgres"), cluster.session("postgres"), cluster.session("postgres"));
-    let mut gate = Gate::close(cluster.session("postgres"));
+    let mut barrier = Barrier::close(cluster.session("postgres"));
     let pid = get_idle_worker(&mut session);
     for is_queued in [false, true] {
         other.run("create database passing");
         let batch = is_queued.then(|| Batch::launch(&mut session, &[barrier::WAIT]));
         match batch {
-            Some(_) => gate.wait_for(pid),
-            None => launch_at_gate(&mut session, &mut gate, pid),
+            Some(_) => barrier.wait_for(pid),
+            None => launch_at_barrier(&mut session, &mut barrier, pid),
         }
         let paused = Paused::new(pid);
         assert!(other.holds(&format!("select pg_cancel_backend({pid})")));
@@ -79,7 +79,7 @@ fn a_cancelled_worker_holds_up_no_drop_of_a_database() {
         }
         wait_idle(&mut session, pid);
     }
-    drop((session, gate));
+    drop((session, barrier));
     cluster.assert_sound(&before);
 }
 
@@ -105,13 +105,13 @@ fn a_cancel_of_an_idle_worker_reaches_no_job() {
 fn a_terminated_job_ends_as_in_a_new_process() {
     let (cluster, before) = cluster();
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
-    let mut gate = Gate::close(cluster.session("postgres"));
+    let mut barrier = Barrier::close(cluster.session("postgres"));
     let mut seen = Vec::new();
     for is_reused in [false, true, true] {
         let pid = if is_reused { get_idle_worker(&mut session) } else { 0 };
         let launched = session.launch(barrier::WAIT);
         assert_eq!(is_reused, launched == pid);
-        gate.wait_for(launched);
+        barrier.wait_for(launched);
         assert!(other.holds(&format!("select pg_terminate_backend({launched})")));
         let outcome = read(&mut session, launched);
         wait_gone(launched);
@@ -124,7 +124,7 @@ fn a_terminated_job_ends_as_in_a_new_process() {
     }
     assert_eq!(seen[0].error.as_ref().expect("an error")[&'C'], "57P01");
     assert!(seen.iter().all(|outcome| *outcome == seen[0]), "{seen:?}");
-    gate.open();
+    barrier.open();
     drop((session, other));
     cluster.assert_sound(&before);
 }
@@ -202,10 +202,10 @@ fn a_cancelled_wait_can_be_repeated() {
     let mut session = cluster.session("postgres");
     let pid = get_idle_worker(&mut session);
     for rows in [3, 50_000] {
-        let mut gate = Gate::close(cluster.session("postgres"));
+        let mut barrier = Barrier::close(cluster.session("postgres"));
         let text = format!("select i from generate_series(1, {rows}) i where i < {rows} or {}", barrier::OPENED);
         assert_eq!(session.launch(&text), pid);
-        gate.wait_for(pid);
+        barrier.wait_for(pid);
         let wait = format!("select count(*), sum(a) from pg_background_result({pid}) as (a int)");
         session.run("set statement_timeout = '50ms'");
         assert_eq!(session.error(&wait).sqlstate(), "57014");
@@ -219,7 +219,7 @@ fn a_cancelled_wait_can_be_repeated() {
         wait_until("the session waits", || other.holds(&waits));
         session.canceller().cancel();
         assert_eq!(session.finish("a wait").error.expect("an error").sqlstate(), "57014");
-        gate.open();
+        barrier.open();
         let sum = i64::from(rows) * i64::from(rows + 1) / 2;
         assert_eq!(session.rows(&wait), [format!("{rows}|{sum}")]);
         wait_idle(&mut session, pid);
@@ -236,16 +236,16 @@ fn a_terminated_launcher_leaves_its_worker_to_others() {
     session.run("create table ran (a int)");
     let pid = get_idle_worker(&mut session);
     for number in 1..=4 {
-        let (mut launcher, mut gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+        let (mut launcher, mut barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
         assert_eq!(launcher.launch(&format!("{}; insert into ran values ({number})", barrier::WAIT)), pid);
-        gate.wait_for(pid);
+        barrier.wait_for(pid);
         if number % 2 == 0 {
             launcher.send(&format!("select pg_background_result({pid})"));
         }
         let process = launcher.pid();
         session.run(&format!("select pg_terminate_backend({process})"));
         wait_gone(process);
-        gate.open();
+        barrier.open();
         wait_idle(&mut session, pid);
         assert_eq!(session.value("select count(*) from ran"), number.to_string(), "the job runs on");
         assert_eq!(run_and_wait_idle(&mut session, "select 1"), pid);

@@ -1,7 +1,7 @@
 //! The server goes down while there are jobs.
 
-use crate::support::barrier::Gate;
-use crate::support::job_stage::{committed, prepare, Scene, Stage};
+use crate::support::barrier::Barrier;
+use crate::support::job_stage::{committed, prepare, JobStage, Scene};
 use pg_background_mgr_tests::cluster::{is_alive, Baseline};
 use pg_background_mgr_tests::{case, wait_until, Cluster, Session, Signal, Stop};
 
@@ -75,7 +75,7 @@ fn a_smart_shutdown_lets_sessions_finish_with_their_jobs() {
     prepare(&cluster);
     let mut session = cluster.session("postgres");
     let unread = session.launch("insert into ran values (1); select generate_series(1, 100000)");
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let running = session.launch(&format!("{}; insert into ran values (1)", crate::support::barrier::WAIT));
     cluster.signal_postmaster(Signal::SIGTERM);
     wait_until("new sessions are refused", || {
@@ -83,7 +83,7 @@ fn a_smart_shutdown_lets_sessions_finish_with_their_jobs() {
     });
     assert_eq!(session.rows(&format!("select count(*) from pg_background_result({unread}) as (n int)")), ["100000"]);
     assert_eq!(session.job("insert into ran values (1)", "tag text"), ["INSERT 0 1"]);
-    gate.open();
+    barrier.open();
     session.run(&format!("select pg_background_result({running})"));
     assert!(cluster.is_running());
     drop(session);
@@ -124,7 +124,7 @@ fn processes_end_when_the_postmaster_is_gone() {
 
 #[case]
 fn processes_end_when_the_postmaster_goes_while_a_worker_starts() {
-    for stage in [Stage::Registered, Stage::Attached] {
+    for stage in [JobStage::Registered, JobStage::Attached] {
         end_while_a_worker_starts(stage, Signal::SIGKILL);
     }
 }
@@ -132,7 +132,7 @@ fn processes_end_when_the_postmaster_goes_while_a_worker_starts() {
 #[case]
 fn a_shutdown_while_a_worker_starts_runs_nothing() {
     for how in [Stop::Fast, Stop::Immediate] {
-        for stage in [Stage::Registered, Stage::Attached] {
+        for stage in [JobStage::Registered, JobStage::Attached] {
             end_while_a_worker_starts(stage, if how == Stop::Fast { Signal::SIGINT } else { Signal::SIGQUIT });
         }
     }
@@ -140,7 +140,7 @@ fn a_shutdown_while_a_worker_starts_runs_nothing() {
 
 /// The signal for the postmaster while a launch is at this stage; the job must not run.
 #[track_caller]
-fn end_while_a_worker_starts(stage: Stage, signal: Signal) {
+fn end_while_a_worker_starts(stage: JobStage, signal: Signal) {
     let cluster = Cluster::start_with_extension(&[]);
     let fresh = cluster.baseline();
     prepare(&cluster);

@@ -2,7 +2,7 @@
 
 use crate::support::batch::{Batch, NOBODY};
 use crate::support::catalog::{functions, Function};
-use pg_background_mgr_tests::lab::forced_parallel;
+use pg_background_mgr_tests::env::forced_parallel;
 use pg_background_mgr_tests::{case, literal, Db, ServerError, Session};
 
 const INSERT: &str = "insert into public.ran values (1)";

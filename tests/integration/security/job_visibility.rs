@@ -1,8 +1,8 @@
 //! Jobs that one sees and runs, and whose they are: row security and grants.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{cell, counts, drain, wait_at_gate, Batch, FREEZE_LOG, LOCK_LOG};
-use pg_background_mgr_tests::lab::lab;
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{cell, counts, drain, wait_at_barrier, Batch, FREEZE_LOG, LOCK_LOG};
+use pg_background_mgr_tests::env::env;
 use pg_background_mgr_tests::{case, wait_until, Db, Session};
 
 const VIEWS: [&str; 5] = [
@@ -41,12 +41,12 @@ struct Roles {
     second: String,
     sessions: Vec<Session>,
     batches: Vec<Batch>,
-    gate: Gate,
+    barrier: Barrier,
 }
 
 fn set_roles(db: &Db) -> Roles {
     let (first, second) = (db.role("first", "login"), db.role("second", "login"));
-    let gate = Gate::close(db.session());
+    let barrier = Barrier::close(db.session());
     let (mut sessions, mut batches) = (Vec::new(), Vec::new());
     for user in [&first, &second, &"postgres".to_owned()] {
         let mut session = db.client().user(user).connect();
@@ -54,13 +54,13 @@ fn set_roles(db: &Db) -> Roles {
         batches.push(Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#));
         sessions.push(session);
     }
-    wait_at_gate(&mut db.session(), 3);
-    Roles { first, second, sessions, batches, gate }
+    wait_at_barrier(&mut db.session(), 3);
+    Roles { first, second, sessions, batches, barrier }
 }
 
 impl Roles {
     fn end(mut self) {
-        self.gate.open();
+        self.barrier.open();
         for (session, batch) in self.sessions.iter_mut().zip(&self.batches) {
             batch.succeed(session);
         }
@@ -94,7 +94,7 @@ fn members_see_the_jobs_of_their_roles(db: &Db) {
     assert_eq!(users_seen(&mut session), roles.first);
     // Without inheritance it takes a SET ROLE.
     let distant = db.role("distant", "login noinherit");
-    let with = if pg_background_mgr_tests::lab::lab().version >= 16 { " with inherit false" } else { "" };
+    let with = if pg_background_mgr_tests::env::env().version >= 16 { " with inherit false" } else { "" };
     db.session().run(&format!("grant {} to {distant}{with}", roles.second));
     let mut session = db.client().user(&distant).connect();
     assert_eq!(users_seen(&mut session), "");
@@ -286,15 +286,15 @@ fn a_revoke_takes_functions_and_views(db: &Db) {
     let role = stranger(db, "role");
     let mut admin = db.session();
     admin.run(&format!("select pg_background_grant('{role}')"));
-    let (mut session, gate) = (db.client().user(&role).connect(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.client().user(&role).connect(), Barrier::close(db.session()));
     admin.run(&format!("create table ran (a int); grant insert on ran to {role}"));
     let text = format!("{}; insert into ran values (1)", barrier::WAIT);
     let batch = Batch::launch_with(&mut session, &[&text, "insert into ran values (2)"], r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut admin, 1);
+    wait_at_barrier(&mut admin, 1);
     admin.run(&format!("select pg_background_revoke('{role}')"));
     assert_denied(&mut session, "");
     // What was launched with the right runs.
-    gate.open();
+    barrier.open();
     batch.succeed(&mut admin);
     assert_eq!(admin.rows("select a from ran order by a"), ["1", "2"]);
     // Nothing is left that would keep the role.
@@ -421,7 +421,7 @@ fn jobs_in_a_superusers_login_are_not_stopped_by_others(db: &Db) {
 fn members_of_a_superuser_do_not_stop_or_retry_its_jobs(db: &Db) {
     let (boss, clerk, plain) =
         (db.role("boss", "login superuser"), db.role("clerk", "login inherit"), db.role("plain", "login"));
-    let options = if lab().version >= 16 { " with inherit true, set false" } else { "" };
+    let options = if env().version >= 16 { " with inherit true, set false" } else { "" };
     db.session().run(&format!("grant {boss} to {clerk}{options}; grant {plain} to {clerk}{options}"));
     let (mut admin, mut member) = (db.client().user(&boss).connect(), db.client().user(&clerk).connect());
     let of_superuser = |error: pg_background_mgr_tests::ServerError| {

@@ -1,7 +1,7 @@
 //! Attacks of others on the log, whatever they are granted and whatever they own.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{set_server, times, wait_at_gate, Batch};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{set_server, times, wait_at_barrier, Batch};
 use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 /// A role with a function that makes it a superuser, if it runs with the rights for that; and its session.
@@ -111,9 +111,9 @@ fn who_is_granted_everything_has_no_effect_on_the_log(db: &Db) {
     let mut admin = db.session();
     let kept = Batch::launch(&mut admin, &["select 1", "select 2"]);
     kept.succeed(&mut admin);
-    let gate = Gate::close(db.session());
+    let barrier = Barrier::close(db.session());
     let running = Batch::launch(&mut admin, &[barrier::WAIT]);
-    wait_at_gate(&mut admin, 1);
+    wait_at_barrier(&mut admin, 1);
     for schema in ["public", "background_mgr"] {
         admin.run(&format!(
             "grant all on schema {schema} to {role}; grant all on all tables in schema {schema} to {role}; \
@@ -133,7 +133,7 @@ fn who_is_granted_everything_has_no_effect_on_the_log(db: &Db) {
     for text in ["begin; select * from background_mgr.log", "create table mine (like background_mgr.log)"] {
         mallory.run(text);
     }
-    gate.open();
+    barrier.open();
     running.succeed(&mut admin);
     assert_eq!(kept.written(&mut admin), ["succeeded", "succeeded"]);
     assert_eq!(kept.column(&mut admin, "query"), ["select 1", "select 2"]);
@@ -174,16 +174,16 @@ fn who_may_have_triggers_on_the_view_has_none_run(db: &Db) {
 #[case]
 fn who_may_maintain_the_log_loses_no_end_of_a_job(db: &Db) {
     let mut admin = db.session();
-    let gate = Gate::close(db.session());
+    let barrier = Barrier::close(db.session());
     let text = format!("{}; select 1 as a", barrier::WAIT);
     let batch = Batch::launch_with(&mut admin, &times(&text, 4), r#"{"max_workers": 2}"#);
-    wait_at_gate(&mut admin, 2);
+    wait_at_barrier(&mut admin, 2);
     // The owner of the log, and from 17 on who may maintain it.
     admin.run("refresh materialized view background_mgr.log with no data");
     assert_eq!(admin.error("select * from log_background").sqlstate(), "55000");
     let stopped = admin.rows(&format!("select was, now from pg_background_stop('{}')", batch.children[3]));
     assert_eq!(stopped, ["queued|stopped"]);
-    gate.open();
+    barrier.open();
     wait_until("the ends", || {
         let written = admin.ask("select status from background_mgr.log order by uuid_child");
         let rows = written.last_rows().map(|rows| rows.text_rows()).unwrap_or_default();
@@ -217,11 +217,11 @@ fn an_owner_of_the_log_has_no_code_run_with_other_rights(db: &Db) {
         "on background_mgr.log (pid) where {}.gives('x'::text) is not null",
     ] {
         let index = index.replace("{}", &role);
-        let gate = Gate::close(db.session());
+        let barrier = Barrier::close(db.session());
         let before = Batch::launch(&mut admin, &[&format!("{}; select 1", barrier::WAIT)]);
-        wait_at_gate(&mut admin, 1);
+        wait_at_barrier(&mut admin, 1);
         owner.run(&format!("create index trap {index}"));
-        gate.open();
+        barrier.open();
         // The jobs run; their rows wait until the log is as the extension has made it.
         let batch = Batch::call(&mut admin, "pg_background_launch_num(array['select 1'])");
         let live = "select status from background_mgr.live() order by queued_at";
@@ -478,15 +478,15 @@ fn publications_leave_the_log_out() {
 fn nothing_stays_of_an_extension_that_was_dropped() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "6")]);
     let (mut session, mut locker) = (cluster.session("postgres"), cluster.session("postgres"));
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let batch = Batch::launch(&mut session, &times(barrier::WAIT, 6));
-    wait_at_gate(&mut session, 6);
+    wait_at_barrier(&mut session, 6);
     // Nobody has come to it: it is in a file only.
     let waiting = Batch::call(&mut session, "pg_background_launch_num(array['select 1'])");
     let files = "select count(*) from pg_ls_dir('pg_background_mgr') as f where f not like '%.attempt'";
     assert_eq!(session.value(files), "1");
     session.run("drop extension pg_background_mgr");
-    gate.open();
+    barrier.open();
     wait_until("the jobs' end", || {
         session.value("select count(*) from pg_stat_activity where backend_type = 'pg_background' and state = 'active'")
             == "0"
@@ -501,11 +501,11 @@ fn nothing_stays_of_an_extension_that_was_dropped() {
     }
     let notes = "select count(*) from pg_ls_dir('pg_background_mgr') as f where f like '%.note2'";
     // Those of jobs whose end is still to be written do.
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let batch = Batch::launch(&mut session, &times(barrier::WAIT, 2));
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     locker.run(crate::support::batch::LOCK_LOG);
-    gate.open();
+    barrier.open();
     wait_until("notes", || session.value(notes) == "2");
     set_server(&cluster, &mut session, "pg_background_mgr.worker_idle_timeout", "0");
     Batch::call(&mut session, "pg_background_launch_num(array['select 1'])");

@@ -1,6 +1,6 @@
 //! Roles that may not log in run no jobs, whatever keeps them from it.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use pg_background_mgr_tests::cluster::is_alive;
 use pg_background_mgr_tests::{case, literal, wait_until, Db, ServerError, Session};
 
@@ -112,9 +112,9 @@ fn a_database_that_allows_no_connections_is_refused(db: &Db) {
 }
 
 #[track_caller]
-fn launch_at_gate(session: &mut Session, gate: &mut Gate) -> i32 {
+fn launch_at_barrier(session: &mut Session, barrier: &mut Barrier) -> i32 {
     let pid = session.launch(&format!("{}; select 7", barrier::WAIT));
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     pid
 }
 
@@ -123,13 +123,13 @@ fn jobs_count_against_the_connection_limit_of_their_role(db: &Db) {
     let mut admin = prepare(db);
     let user = db.role("user", "login connection limit 3");
     let mut session = db.client().user(&user).connect();
-    let mut gate = Gate::close(db.session());
-    let first = launch_at_gate(&mut session, &mut gate);
-    let second = launch_at_gate(&mut session, &mut gate);
+    let mut barrier = Barrier::close(db.session());
+    let first = launch_at_barrier(&mut session, &mut barrier);
+    let second = launch_at_barrier(&mut session, &mut barrier);
     let message = format!("too many connections for role \"{user}\"");
     assert_refused(&mut session, PLAIN, "53300", &message);
     assert_never_ran(&mut admin);
-    gate.open();
+    barrier.open();
     assert_eq!(session.result(first, "n int"), ["7"]);
     wait_until("the end of the process", || !is_alive(first));
     // One that has ended has freed its place, also while its result waits.
@@ -184,13 +184,13 @@ fn jobs_count_against_the_connection_limit_of_their_definer(db: &Db) {
          'select pg_background_launch($1)'; alter function launch_as owner to {owner}; grant {owner} to {user}"
     ));
     let mut session = db.client().user(&user).connect();
-    let mut gate = Gate::close(db.session());
+    let mut barrier = Barrier::close(db.session());
     let pid = session.number(&format!("select launch_as({})", literal(barrier::WAIT)));
-    gate.wait_for(i32::try_from(pid).expect("a process id"));
+    barrier.wait_for(i32::try_from(pid).expect("a process id"));
     let message = format!("too many connections for role \"{owner}\"");
     assert_refused(&mut session, "launch_as($1)", "53300", &message);
     assert_never_ran(&mut admin);
-    gate.open();
+    barrier.open();
     session.run(&format!("select pg_background_result({pid})"));
     // What runs as the definer is not the caller's.
     let message = format!("too many connections for role \"{user}\"");
@@ -202,17 +202,17 @@ fn jobs_launched_together_do_not_exceed_the_limit(db: &Db) {
     let mut admin = prepare(db);
     let user = db.role("user", "login connection limit 3");
     let mut session = db.client().user(&user).connect();
-    let gate = Gate::close(db.session());
+    let barrier = Barrier::close(db.session());
     let pids: Vec<i32> = (0..6).map(|_| session.launch(barrier::WAIT)).collect();
     let pids_listed = pids.iter().map(i32::to_string).collect::<Vec<_>>().join(", ");
-    let at_gate = format!("select count(*) from pg_locks where pid in ({pids_listed}) and not granted");
+    let at_barrier = format!("select count(*) from pg_locks where pid in ({pids_listed}) and not granted");
     let ended = || pids.iter().filter(|pid| !is_alive(**pid)).count();
-    wait_until("every job is at the gate or refused", || {
-        let waiting: usize = admin.value(&at_gate).parse().expect("a number");
+    wait_until("every job is at the barrier or refused", || {
+        let waiting: usize = admin.value(&at_barrier).parse().expect("a number");
         waiting + ended() == pids.len()
     });
     assert!(ended() >= 4, "only two places were left, {} jobs ended", ended());
-    gate.open();
+    barrier.open();
     let refused = pids.iter().filter(|pid| {
         let reply = session.ask(&format!("select pg_background_result({pid})"));
         reply.error.is_some_and(|error| error.sqlstate() == "53300")
@@ -225,17 +225,17 @@ fn jobs_count_against_the_connection_limit_of_their_database(db: &Db) {
     let mut admin = prepare(db);
     let (user, name) = (db.role("user", "login"), &db.name);
     let mut session = db.client().user(&user).connect();
-    let mut gate = Gate::close(db.session());
+    let mut barrier = Barrier::close(db.session());
     // The three sessions and one job; sessions that have ended may still be on their way out.
     let sessions = format!("select count(*) from pg_stat_activity where datname = '{name}'");
     wait_until("three sessions", || admin.value(&sessions) == "3");
     admin.run(&format!("alter database {name} connection limit 4"));
-    let pid = launch_at_gate(&mut session, &mut gate);
+    let pid = launch_at_barrier(&mut session, &mut barrier);
     let message = format!("too many connections for database \"{name}\"");
     assert_refused(&mut session, PLAIN, "53300", &message);
     assert_never_ran(&mut admin);
     assert_eq!(admin.job("select 1", "n int"), ["1"], "a superuser is exempt");
-    gate.open();
+    barrier.open();
     assert_eq!(session.result(pid, "n int"), ["7"]);
     wait_until("the end of the process", || !is_alive(pid));
     assert_eq!(session.job("select 1", "n int"), ["1"]);
@@ -246,9 +246,9 @@ fn superusers_are_exempt_from_connection_limits(db: &Db) {
     let strong = db.role("strong", "login superuser connection limit 0");
     db.session().run(&format!("alter database {} connection limit 0", db.name));
     let mut session = db.client().user(&strong).connect();
-    let mut gate = Gate::close(db.session());
-    let pids: Vec<i32> = (0..3).map(|_| launch_at_gate(&mut session, &mut gate)).collect();
-    gate.open();
+    let mut barrier = Barrier::close(db.session());
+    let pids: Vec<i32> = (0..3).map(|_| launch_at_barrier(&mut session, &mut barrier)).collect();
+    barrier.open();
     for pid in pids {
         assert_eq!(session.result(pid, "n int"), ["7"]);
     }
@@ -259,11 +259,11 @@ fn rights_revoked_after_the_launch_are_revoked_for_the_job(db: &Db) {
     let mut admin = prepare(db);
     let user = db.role("user", "login");
     let mut session = db.client().user(&user).connect();
-    let mut gate = Gate::close(db.session());
+    let mut barrier = Barrier::close(db.session());
     let pid = session.launch(&format!("begin; {}; commit; {TRACE}", barrier::WAIT));
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     admin.run("revoke insert on ran from public");
-    gate.open();
+    barrier.open();
     assert_eq!(session.result_error(pid).brief(), ("42501".to_owned(), "permission denied for table ran".to_owned()));
     assert_never_ran(&mut admin);
 }

@@ -1,6 +1,6 @@
 //! Places from which no job may be launched.
 
-use pg_background_mgr_tests::lab::{forced_parallel, lab};
+use pg_background_mgr_tests::env::{env, forced_parallel};
 use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 const RESTRICTED: &str = "cannot launch a background job within a security-restricted operation";
@@ -165,7 +165,7 @@ fn a_subscription_launches_as_its_owner_only() {
     session
         .run(&format!("create subscription s connection 'host={place} user=postgres dbname=postgres' publication p"));
     source.run("insert into t values (1)");
-    if lab().version >= 16 {
+    if env().version >= 16 {
         let line = subscriber.wait_log(mark, "the refusal", |line| line.sqlstate == "42501");
         assert_eq!(line.text, RESTRICTED);
         let hint = "Changes are applied as the owner of the table. Create or alter the subscription WITH \

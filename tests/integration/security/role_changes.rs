@@ -1,15 +1,14 @@
 //! Roles that change while their jobs wait.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{cell, times, wait_at_gate, Batch};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{cell, times, wait_at_barrier, Batch};
 use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
-/// A batch of `user` that waits in the queue, behind a job of the superuser's that waits at the gate: `max_workers` is
-/// 1.
+/// A batch of `user` in the queue, behind a job of the superuser's that waits at the barrier: `max_workers` is 1.
 struct Waiting {
     cluster: Cluster,
     admin: Session,
-    gate: Gate,
+    barrier: Barrier,
     held: Batch,
     batch: Batch,
     others: Batch,
@@ -23,9 +22,9 @@ fn set_waiting(change: &str) -> Waiting {
          grant execute on all functions in schema public to public; \
          grant select on log_background to public; create role weak login; create role other login",
     );
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let held = Batch::launch(&mut admin, &[barrier::WAIT]);
-    wait_at_gate(&mut admin, 1);
+    wait_at_barrier(&mut admin, 1);
     let mut session = cluster.client("postgres").user("weak").connect();
     let batch = Batch::launch(&mut session, &times("insert into ran values (1)", 3));
     drop(session);
@@ -36,14 +35,14 @@ fn set_waiting(change: &str) -> Waiting {
         admin.value("select count(*) from pg_stat_activity where usename in ('weak', 'other')") == "0"
     });
     admin.run(change);
-    Waiting { cluster, admin, gate, held, batch, others }
+    Waiting { cluster, admin, barrier, held, batch, others }
 }
 
 impl Waiting {
     /// The queue goes on; each job of the batch has failed with this, and all others have succeeded.
     #[track_caller]
     fn assert_fails(mut self, sqlstate: &str, message: &str) {
-        self.gate.open();
+        self.barrier.open();
         self.held.succeed(&mut self.admin);
         self.others.succeed(&mut self.admin);
         assert_eq!(self.batch.finish(&mut self.admin), times("failed", 3));
@@ -75,16 +74,17 @@ fn jobs_of_a_role_without_connect_fail() {
 #[case]
 fn jobs_beyond_a_connection_limit_do_not_run(db: &Db) {
     let user = db.role("user", "login connection limit 3");
-    let (mut session, mut admin, gate) = (db.client().user(&user).connect(), db.session(), Gate::close(db.session()));
+    let (mut session, mut admin, barrier) =
+        (db.client().user(&user).connect(), db.session(), Barrier::close(db.session()));
     let batch = Batch::launch(&mut session, &times(barrier::WAIT, 6));
-    let at_gate = "select count(*) from log_background where status = 'running'";
+    let at_barrier = "select count(*) from log_background where status = 'running'";
     wait_until("a job runs", || {
         let open = "select count(*) from log_background where status in ('queued', 'running')";
         assert!(admin.number(open) > 0, "{:?}", batch.column(&mut admin, "coalesce(sqlstate, '')"));
-        admin.number(at_gate) >= 1
+        admin.number(at_barrier) >= 1
     });
-    assert!(admin.number(at_gate) <= 2);
-    gate.open();
+    assert!(admin.number(at_barrier) <= 2);
+    barrier.open();
     let states = batch.finish(&mut admin);
     let told = batch.column(&mut admin, "coalesce(sqlstate, '')");
     // They wait for their turn, or say why they did not get one.

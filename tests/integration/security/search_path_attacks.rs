@@ -1,8 +1,8 @@
 //! Objects of others: none is taken for what the extension's own SQL means.
 
 use crate::security::privileges::{assert_all, assert_none, stranger, MEMBERS};
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{crash, wait_at_gate, Batch, LOCK_LOG};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{crash, wait_at_barrier, Batch, LOCK_LOG};
 use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session};
 
 /// SQL text that makes, in schema `evil`, whatever the extension's own SQL could name by mistake. Each raises an error
@@ -342,11 +342,11 @@ fn a_table_under_the_logs_name_is_not_written() {
     assert_no_superuser(&mut session);
     session.run(undo);
     // Somebody does it while a job of somebody else runs, whose worker has written the log before.
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let parent = call(&mut session, &format!("{}; select 1", barrier::WAIT));
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     mallory.run(SWAP);
-    gate.open();
+    barrier.open();
     assert_eq!(ended(&mut session, &parent), "succeeded");
     assert_no_superuser(&mut session);
     // What comes after it finds the extension where it is now.

@@ -1,7 +1,7 @@
 //! Jobs of SECURITY DEFINER functions: they become no more than the function could, and their results are its owner's.
 
 use crate::security::identity::{ask_job, definer, PLAIN, WHO};
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use crate::support::batch::Batch;
 use pg_background_mgr_tests::{case, literal, wait_until, Db, Session};
 
@@ -143,11 +143,11 @@ fn a_definers_job_works_as_others_do(db: &Db) {
     }
 }
 
-/// Launches a job that begins when the gate has been opened; its uuid.
-fn launch_behind_gate(db: &Db, session: &mut Session, text: &str) -> (Gate, String) {
-    let gate = Gate::close(db.session());
+/// Launches a job that begins when the barrier has been opened; its uuid.
+fn launch_behind_barrier(db: &Db, session: &mut Session, text: &str) -> (Barrier, String) {
+    let barrier = Barrier::close(db.session());
     let batch = Batch::launch_with(session, &[barrier::WAIT, text], r#"{"mode": "sequential"}"#);
-    (gate, batch.children[1].clone())
+    (barrier, batch.children[1].clone())
 }
 
 #[case]
@@ -157,9 +157,9 @@ fn a_role_that_is_renamed_stays_the_jobs(db: &Db) {
     admin.run(&format!("grant {low}, {high} to {user}"));
     let mut session = db.client().user(&user).connect();
     session.run(&format!("set role {low}"));
-    let (gate, last) = launch_behind_gate(db, &mut session, "select current_user::text");
+    let (barrier, last) = launch_behind_barrier(db, &mut session, "select current_user::text");
     admin.run(&format!("alter role {low} rename to {low}_old; alter role {high} rename to {low}"));
-    gate.open();
+    barrier.open();
     ended(db, &last);
     let shown = admin.value(&format!("select result from log_background where uuid_child = '{last}'"));
     assert_eq!(shown, format!("[{{\"current_user\":\"{low}_old\"}}]"));
@@ -176,13 +176,13 @@ fn a_role_that_is_gone_when_its_job_begins_is_refused(db: &Db) {
         "grant execute on all functions in schema public to {group}; grant select on log_background to {group}"
     ));
     session.run(&format!("set role {group}"));
-    let (gate, last) = launch_behind_gate(db, &mut session, "select 1");
+    let (barrier, last) = launch_behind_barrier(db, &mut session, "select 1");
     // Another one has its name.
     admin.run(&format!(
         "drop owned by {group}; drop role {group}; create role {other}; \
          alter role {other} rename to {group}; grant {group} to {user}"
     ));
-    gate.open();
+    barrier.open();
     assert_eq!(ended(db, &last), format!("failed|role with OID {oid} does not exist"));
     admin.run(&format!("drop role {group}"));
 }

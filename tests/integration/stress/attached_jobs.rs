@@ -5,7 +5,7 @@
 //! its seed.
 
 use crate::support::batch::signal_a_worker;
-use crate::support::rng::{self, Dice};
+use crate::support::rng::{self, Rng};
 use pg_background_mgr_tests::{case, literal, Cluster, Reply, Session};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -47,7 +47,7 @@ impl Job {
 
 struct User<'a> {
     cluster: &'a Cluster,
-    dice: Dice,
+    rng: Rng,
     session: Session,
     jobs: Vec<Job>,
     /// Value that the session has set, and its jobs with it.
@@ -60,23 +60,23 @@ struct User<'a> {
 
 impl<'a> User<'a> {
     fn new(cluster: &'a Cluster, user: u64) -> Self {
-        let mut dice = Dice::new(SEED);
+        let mut rng = Rng::new(SEED);
         // Each in an order of its own, also with a seed that was given.
         for _ in 0..user {
-            dice.below(2);
+            rng.below(2);
         }
         let session = cluster.session("postgres");
         let (jobs, done, undone) = (Vec::new(), Vec::new(), Vec::new());
-        User { cluster, dice, session, jobs, work_mem: "4MB", last_number: user * 1_000_000, done, undone }
+        User { cluster, rng, session, jobs, work_mem: "4MB", last_number: user * 1_000_000, done, undone }
     }
 
     fn work(&mut self, number: u64) -> Work {
         let insert = format!("insert into did values ({number})");
         let one = |text: &str| Ok(vec![text.to_owned()]);
-        let (text, columns, end) = match self.dice.below(10) {
+        let (text, columns, end) = match self.rng.below(10) {
             0 | 1 => (format!("{insert}; select {number}"), "n int", one(&number.to_string())),
             2 => {
-                let time = self.dice.pick(&["0.001", "0.02", "0.05"]);
+                let time = self.rng.pick(&["0.001", "0.02", "0.05"]);
                 let text = format!("{insert}; select {number} from pg_sleep({time})");
                 (text, "n int", one(&number.to_string()))
             }
@@ -87,7 +87,7 @@ impl<'a> User<'a> {
                 (text, "n int", one(&number.to_string()))
             }
             5 | 6 => {
-                let rows = 1 + self.dice.below(20_000);
+                let rows = 1 + self.rng.below(20_000);
                 let text = format!("select n, repeat('x', 60) from generate_series(1, {rows}) as n");
                 (text, "n int, t text", Ok((1..=rows).map(|n| format!("{n}|{}", "x".repeat(60))).collect()))
             }
@@ -119,7 +119,7 @@ impl<'a> User<'a> {
         let work = self.work(number);
         let launch = format!("select public.pg_background_launch({})", literal(&work.text));
         // What the caller undoes is not undone.
-        let call = match self.dice.below(6) {
+        let call = match self.rng.below(6) {
             0 => format!("begin; savepoint s; {launch}; rollback to s; commit"),
             _ => launch,
         };
@@ -138,7 +138,7 @@ impl<'a> User<'a> {
     /// Takes one of the jobs that are not read.
     fn take(&mut self) -> Option<Job> {
         let count = self.jobs.len() as u64;
-        (count > 0).then(|| self.jobs.remove(self.dice.below(count) as usize))
+        (count > 0).then(|| self.jobs.remove(self.rng.below(count) as usize))
     }
 
     /// Judges what a job ended with.
@@ -201,7 +201,7 @@ impl<'a> User<'a> {
     }
 
     fn change_setting(&mut self) {
-        self.work_mem = self.dice.pick(&["4MB", "5MB", "6MB"]);
+        self.work_mem = self.rng.pick(&["4MB", "5MB", "6MB"]);
         self.session.run(&format!("set work_mem = '{}'", self.work_mem));
     }
 
@@ -212,7 +212,7 @@ impl<'a> User<'a> {
     }
 
     fn step(&mut self) {
-        match self.dice.below(100) {
+        match self.rng.below(100) {
             0..50 => self.launch(),
             50..53 => self.change_setting(),
             53 => self.leave_and_come_back(),
@@ -246,17 +246,17 @@ impl<'a> User<'a> {
 
 /// Cancels and ends workers, and has them stay or not.
 fn disturb(cluster: &Cluster, is_over: &AtomicBool) {
-    let (mut dice, mut admin) = (Dice::new(SEED), cluster.session("postgres"));
+    let (mut rng, mut admin) = (Rng::new(SEED), cluster.session("postgres"));
     while !is_over.load(Ordering::Relaxed) {
-        match dice.below(8) {
-            0 | 1 => signal_a_worker(&mut admin, &mut dice),
+        match rng.below(8) {
+            0 | 1 => signal_a_worker(&mut admin, &mut rng),
             2 => {
-                let timeout = dice.pick(&["0", "100ms", "10s"]);
+                let timeout = rng.pick(&["0", "100ms", "10s"]);
                 cluster.configure(&[("pg_background_mgr.worker_idle_timeout", timeout)]);
                 cluster.reload();
             }
             _ => {
-                admin.run(&format!("select pg_sleep({})", dice.pick(&["0.01", "0.1", "0.3"])));
+                admin.run(&format!("select pg_sleep({})", rng.pick(&["0.01", "0.1", "0.3"])));
             }
         }
     }

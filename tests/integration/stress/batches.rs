@@ -5,7 +5,7 @@
 //! its seed.
 
 use crate::support::batch::{load, set_server, signal_a_worker, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS};
-use crate::support::rng::{self, Dice};
+use crate::support::rng::{self, Rng};
 use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Session, Stop};
 use std::collections::HashMap;
 
@@ -21,7 +21,7 @@ type Step = fn(&mut Disorder);
 /// State of one cluster, and the sessions that hold something in it.
 struct Disorder {
     cluster: Cluster,
-    dice: Dice,
+    rng: Rng,
     admin: Session,
     /// Sessions that lock the log of a database.
     lockers: Vec<(&'static str, Session)>,
@@ -55,7 +55,7 @@ fn prepare_roles(session: &mut Session) {
 
 impl Disorder {
     fn begin() -> Self {
-        let dice = Dice::new("PGBM_DISORDER_SEED");
+        let rng = Rng::new("PGBM_DISORDER_SEED");
         let cluster = Cluster::start_new(&[("max_worker_processes", "7")]);
         let mut admin = cluster.session("postgres");
         admin.run("create role weak login; create role guest login");
@@ -68,7 +68,7 @@ impl Disorder {
         load(&mut admin);
         Disorder {
             cluster,
-            dice,
+            rng,
             admin,
             lockers: Vec::new(),
             launched: Vec::new(),
@@ -81,23 +81,23 @@ impl Disorder {
 
     fn database(&mut self) -> &'static str {
         let [first, second, third] = DATABASES;
-        self.dice.pick(&[first, first, second, if self.is_closed { second } else { third }])
+        self.rng.pick(&[first, first, second, if self.is_closed { second } else { third }])
     }
 
     /// Opens a session of a role that may not be let in by itself.
     fn session(&mut self, database: &str) -> Session {
         let mut session = self.cluster.session(database);
-        session.run(&format!("set session authorization {}", self.dice.pick(&ROLES)));
+        session.run(&format!("set session authorization {}", self.rng.pick(&ROLES)));
         session
     }
 
     /// Jobs that insert their name, once, if they succeed.
     fn jobs(&mut self) -> String {
-        let count = 1 + self.dice.below(12);
+        let count = 1 + self.rng.below(12);
         let job = |_| {
             self.next += 1;
             let insert = format!("insert into ran values ('{}')", self.next);
-            let (text, options) = match self.dice.below(11) {
+            let (text, options) = match self.rng.below(11) {
                 0 => (format!("{insert}; select 1 / 0"), ""),
                 1 => (format!("{insert}; select 1 / 0"), ", \"max_attempts\": 3, \"retry_delay\": 0.05"),
                 2 => (format!("{insert}; select 1 / (nextval('tries') % 2)"), ", \"max_attempts\": 4"),
@@ -123,7 +123,7 @@ impl Disorder {
 
     fn launch(&mut self) {
         let (database, jobs) = (self.database(), self.jobs());
-        let options = self.dice.pick(&["{}", r#"{"mode": "sequential"}"#, r#"{"max_workers": 2}"#]);
+        let options = self.rng.pick(&["{}", r#"{"mode": "sequential"}"#, r#"{"max_workers": 2}"#]);
         let mut session = self.session(database);
         let call = format!("pg_background_launch_num({}::jsonb, p_options => {})", literal(&jobs), literal(options));
         self.launched.push((database, Batch::call(&mut session, &call)));
@@ -133,7 +133,7 @@ impl Disorder {
     fn launch_in_vain(&mut self, before: &str, after: &str) {
         let (database, jobs) = (self.database(), self.jobs());
         let mut session = self.session(database);
-        let before = before.replace("{}", &self.dice.below(12).to_string());
+        let before = before.replace("{}", &self.rng.below(12).to_string());
         session.run(&before);
         session.ask(&format!("select count(*) from pg_background_launch_num({}::jsonb)", literal(&jobs)));
         session.ask(after);
@@ -144,7 +144,7 @@ impl Disorder {
         let jobs = self.jobs();
         let mut session = self.session(database);
         session.run("set statement_timeout = '5s'");
-        let call = match self.dice.below(4) {
+        let call = match self.rng.below(4) {
             0 => format!(
                 "select count(*) from pg_background_launch_num({}::jsonb, p_exec_type => 'sync')",
                 literal(&jobs)
@@ -167,9 +167,9 @@ impl Disorder {
         if self.calling.is_empty() {
             return;
         }
-        let index = self.dice.below(self.calling.len() as u64) as usize;
+        let index = self.rng.below(self.calling.len() as u64) as usize;
         let (mut session, call) = self.calling.remove(index);
-        match self.dice.below(4) {
+        match self.rng.below(4) {
             // It leaves in the middle.
             0 => {}
             1 => {
@@ -189,11 +189,11 @@ impl Disorder {
         let (database, jobs) = (self.database(), self.jobs());
         let mut session = self.session(database);
         self.cluster.refuse_forks(&mut self.admin);
-        if self.dice.below(2) == 0 {
-            signal_a_worker(&mut self.admin, &mut self.dice);
+        if self.rng.below(2) == 0 {
+            signal_a_worker(&mut self.admin, &mut self.rng);
         }
         let batch = Batch::call(&mut session, &format!("pg_background_launch_num({}::jsonb)", literal(&jobs)));
-        if self.dice.below(2) == 0 {
+        if self.rng.below(2) == 0 {
             session.ask(&format!("select * from pg_background_monitor('{}', false, interval '1 s')", batch.parent));
         }
         self.launched.push((database, batch));
@@ -216,7 +216,7 @@ impl Disorder {
     fn rename_database(&mut self) {
         self.lockers.retain(|(database, _)| *database != PASSING);
         if self.admin.ask(&format!("alter database {PASSING} rename to elsewhere")).error.is_none() {
-            if self.dice.below(2) == 0 {
+            if self.rng.below(2) == 0 {
                 let mut session = self.session("postgres");
                 session.ask("select count(*) from pg_background_launch_num(array['select 1', 'select 2'])");
             }
@@ -251,7 +251,7 @@ impl Disorder {
 
     fn rewrite_log(&mut self) {
         let database = self.database();
-        let sql = self.dice.pick(&[
+        let sql = self.rng.pick(&[
             "vacuum full background_mgr.log",
             "reindex table background_mgr.log",
             "vacuum freeze background_mgr.log",
@@ -266,7 +266,7 @@ impl Disorder {
         if self.launched.is_empty() {
             return;
         }
-        let (database, batch) = self.dice.pick(&self.launched);
+        let (database, batch) = self.rng.pick(&self.launched);
         if self.is_closed && database == PASSING {
             return;
         }
@@ -285,7 +285,7 @@ impl Disorder {
 
     fn unlock(&mut self) {
         if !self.lockers.is_empty() {
-            let index = self.dice.below(self.lockers.len() as u64) as usize;
+            let index = self.rng.below(self.lockers.len() as u64) as usize;
             let (_, mut locker) = self.lockers.remove(index);
             locker.run("rollback");
         }
@@ -294,11 +294,11 @@ impl Disorder {
     fn classic(&mut self) {
         let database = self.database();
         let mut session = self.session(database);
-        let sql = self.dice.pick(&["select 1", "select pg_sleep(0.02)", "select 1 / 0", "vacuum small"]);
+        let sql = self.rng.pick(&["select 1", "select pg_sleep(0.02)", "select 1 / 0", "vacuum small"]);
         // There may be no process.
         let reply = session.ask(&format!("select pg_background_launch({})", literal(sql)));
         let Some(pid) = reply.last_rows().and_then(|rows| rows.text_rows().first().cloned()) else { return };
-        let end = if self.dice.below(2) == 0 { "result" } else { "detach" };
+        let end = if self.rng.below(2) == 0 { "result" } else { "detach" };
         session.ask(&format!("select pg_background_{end}({pid})"));
     }
 
@@ -332,24 +332,24 @@ impl Disorder {
         (14, Self::launch),
         (4, Self::lock),
         (6, Self::unlock),
-        (4, |this| signal_a_worker(&mut this.admin, &mut this.dice)),
+        (4, |this| signal_a_worker(&mut this.admin, &mut this.rng)),
         (2, |this| this.try_with_batch("select pg_background_stop({})")),
         (4, |this| this.try_with_batch("select pg_background_retry({})")),
         (2, |this| this.try_with_batch("select * from pg_background_monitor({}, false, interval '50 ms')")),
         (4, Self::classic),
         (4, |this| {
             let (name, values) =
-                this.dice.pick(&[("max_workers", &["1", "2", "4", "-1"][..]), ("worker_idle_timeout", &["0", "10s"])]);
-            let value = this.dice.pick(values);
+                this.rng.pick(&[("max_workers", &["1", "2", "4", "-1"][..]), ("worker_idle_timeout", &["0", "10s"])]);
+            let value = this.rng.pick(values);
             set_server(&this.cluster, &mut this.admin, &format!("pg_background_mgr.{name}"), value);
         }),
         (2, Self::drop_database),
         (2, |this| {
-            let change = this.dice.pick(&["nologin", "login", "connection limit 1", "connection limit -1"]);
+            let change = this.rng.pick(&["nologin", "login", "connection limit 1", "connection limit -1"]);
             this.admin.run(&format!("alter role weak {change}"));
         }),
         (4, |this| {
-            let is_closed = !this.is_closed && this.dice.below(2) == 0;
+            let is_closed = !this.is_closed && this.rng.below(2) == 0;
             this.close(is_closed);
         }),
         (1, |this| this.go_down(Stop::Immediate)),
@@ -367,7 +367,7 @@ impl Disorder {
     ];
 
     fn step(&mut self) {
-        let mut rest = self.dice.below(Self::KINDS.iter().map(|(weight, _)| weight).sum());
+        let mut rest = self.rng.below(Self::KINDS.iter().map(|(weight, _)| weight).sum());
         for (weight, step) in Self::KINDS {
             if rest < weight {
                 return step(self);

@@ -1,7 +1,7 @@
 //! Jobs when there is not enough of something: processes, segments, memory.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{array, counts, drain, log, stop, times, wait_at_gate, wait_gone, Batch, LOCK_LOG};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{array, counts, drain, log, stop, times, wait_at_barrier, wait_gone, Batch, LOCK_LOG};
 use crate::support::job_stage::{settle, terminate};
 use pg_background_mgr_tests::{case, wait_until, Cluster, ServerError, Session};
 use std::collections::HashMap;
@@ -18,11 +18,11 @@ fn a_launch_without_a_free_process_fails_and_leaves_nothing() {
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "3")]);
     let before = cluster.baseline();
     settle(&cluster);
-    let mut gate = Gate::close(cluster.session("postgres"));
+    let mut barrier = Barrier::close(cluster.session("postgres"));
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
     session.run("create table ran (a int)");
     let pids = [session.launch(barrier::WAIT), session.launch(barrier::WAIT)];
-    pids.iter().for_each(|pid| gate.wait_for(*pid));
+    pids.iter().for_each(|pid| barrier.wait_for(*pid));
     let segments = cluster.segments().len();
     for _ in 0..50 {
         assert_no_process(&session.error("select pg_background_launch('insert into ran values (1)')"));
@@ -30,7 +30,7 @@ fn a_launch_without_a_free_process_fails_and_leaves_nothing() {
     }
     assert_eq!(cluster.segments().len(), segments);
     // The two that run are as they were.
-    gate.open();
+    barrier.open();
     for pid in pids {
         assert_eq!(session.rows(&format!("select pg_background_result({pid})")), ["(\"\")"]);
     }
@@ -135,7 +135,7 @@ fn a_launch_without_a_free_segment_fails_until_a_result_is_given_up() {
 fn jobs_end_without_a_free_segment_for_what_came_of_them() {
     let cluster = cluster_with_few_segments(&[("pg_background_mgr.log_result_limit", "1MB")]);
     let (mut session, mut holder) = (cluster.session("postgres"), cluster.session("postgres"));
-    let (mut locker, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut locker, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     session.run("create table ran (a int)");
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
     let before = cluster.baseline();
@@ -143,11 +143,11 @@ fn jobs_end_without_a_free_segment_for_what_came_of_them() {
     let texts = [barrier::WAIT, text, text, text, text, text, text, "select 1 / 0"];
     let options = r#"{"mode": "sequential"}"#;
     let batch = Batch::launch_with(&mut session, &texts, options);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let (pids, _) = take_all_segments(&mut holder);
     locker.run(LOCK_LOG);
     let mark = cluster.log_mark();
-    gate.open();
+    barrier.open();
     let seen = format!("select status from pg_background_monitor('{}', false, '0')", batch.parent);
     let ends = ["succeeded"; 7].into_iter().chain(["failed"]).collect::<Vec<_>>();
     wait_until("the end of the jobs", || session.rows(&seen) == ends);
@@ -216,11 +216,11 @@ fn a_launch_waits_for_the_process_of_the_job_before() {
     let cluster = cluster_with_one_process("0");
     let before = cluster.baseline();
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
-    let mut gate = Gate::close(cluster.session("postgres"));
+    let mut barrier = Barrier::close(cluster.session("postgres"));
     let pid = session.launch(&with_a_table());
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     hold_table(&mut other);
-    gate.open();
+    barrier.open();
     session.result(pid, "nothing text");
     assert_waits(&mut session, &mut other);
     drop((session, other));
@@ -235,18 +235,18 @@ fn a_launch_waits_for_a_worker_that_will_have_nothing_to_do() {
     session.run("create role weak login; select pg_background_grant('weak')");
     for is_queued in [false, true] {
         let mut other = cluster.session("postgres");
-        let mut gate = Gate::close(cluster.session("postgres"));
+        let mut barrier = Barrier::close(cluster.session("postgres"));
         if is_queued {
             let batch = Batch::launch(&mut session, &[&with_a_table()]);
             batch.wait_state(&mut session, 0, "running");
             hold_table(&mut other);
-            gate.open();
+            barrier.open();
             batch.succeed(&mut session);
         } else {
             let pid = session.launch(&with_a_table());
-            gate.wait_for(pid);
+            barrier.wait_for(pid);
             hold_table(&mut other);
-            gate.open();
+            barrier.open();
             session.result(pid, "nothing text");
         }
         // No session of another role can have the worker: it has to go.

@@ -6,9 +6,9 @@
 
 use crate::support::batch::{Batch, NOBODY};
 use crate::support::catalog::{functions, relations, Function};
-use crate::support::rng::{self, Dice};
-use pg_background_mgr_tests::lab::forced_parallel;
-use pg_background_mgr_tests::log::LogMark;
+use crate::support::rng::{self, Rng};
+use pg_background_mgr_tests::env::forced_parallel;
+use pg_background_mgr_tests::server_log::LogMark;
 use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Reply, Session};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -156,7 +156,7 @@ struct Jobs {
 struct User<'a> {
     cluster: &'a Cluster,
     role: &'static str,
-    dice: Dice,
+    rng: Rng,
     session: Session,
     jobs: &'a Jobs,
     functions: Vec<Function>,
@@ -175,27 +175,27 @@ fn ticks(pid: i32) -> u64 {
 
 impl<'a> User<'a> {
     fn new(cluster: &'a Cluster, number: u64, jobs: &'a Jobs) -> Self {
-        let mut dice = Dice::new(SEED);
+        let mut rng = Rng::new(SEED);
         // Each with statements of its own, also with a seed that was given.
         for _ in 0..number {
-            dice.below(2);
+            rng.below(2);
         }
         let role = if number.is_multiple_of(2) { "postgres" } else { "plain" };
         let mut session = connect(cluster, role);
         let (functions, relations) = (functions(&mut session), relations(&mut session));
-        User { cluster, role, dice, session, jobs, functions, relations, pids: Vec::new() }
+        User { cluster, role, rng, session, jobs, functions, relations, pids: Vec::new() }
     }
 
     fn value(&mut self, kind: &str) -> String {
         let pool = match kind {
             "text" | "character varying" => {
-                return match self.dice.below(4) {
+                return match self.rng.below(4) {
                     0 => literal(&self.uuid()),
-                    _ => self.dice.pick(TEXTS).to_owned(),
+                    _ => self.rng.pick(TEXTS).to_owned(),
                 }
             }
             "uuid" => {
-                return match self.dice.below(5) {
+                return match self.rng.below(5) {
                     0 => "null".to_owned(),
                     _ => literal(&self.uuid()),
                 }
@@ -203,10 +203,10 @@ impl<'a> User<'a> {
             "uuid[]" => return format!("array['{}', null, '{}', '{NOBODY}']", self.uuid(), self.uuid()),
             "integer" => return self.integer(),
             "\"any\"" => {
-                let kind = self.dice.pick(&["text", "integer", "jsonb", "text[]", "interval", "bigint", "uuid", "oid"]);
+                let kind = self.rng.pick(&["text", "integer", "jsonb", "text[]", "interval", "bigint", "uuid", "oid"]);
                 return format!("{}::{kind}", self.value(kind));
             }
-            "name" => return format!("left({}, 70)", self.dice.pick(TEXTS)),
+            "name" => return format!("left({}, 70)", self.rng.pick(TEXTS)),
             "jsonb" | "json" => JSON,
             "text[]" => ARRAYS,
             "interval" => INTERVALS,
@@ -216,53 +216,53 @@ impl<'a> User<'a> {
             "timestamp with time zone" => TIMES,
             _ => &["null"],
         };
-        self.dice.pick(pool).to_owned()
+        self.rng.pick(pool).to_owned()
     }
 
     fn uuid(&mut self) -> String {
-        match self.dice.below(6) {
+        match self.rng.below(6) {
             0 => NOBODY.to_owned(),
             1 => "00000000-0000-0000-0000-000000000000".to_owned(),
             2 => "{FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF}".to_owned(),
-            _ => self.dice.pick(&self.jobs.uuids),
+            _ => self.rng.pick(&self.jobs.uuids),
         }
     }
 
     fn integer(&mut self) -> String {
-        match self.dice.below(4) {
-            0 if !self.pids.is_empty() => self.dice.pick(&self.pids).to_string(),
+        match self.rng.below(4) {
+            0 if !self.pids.is_empty() => self.rng.pick(&self.pids).to_string(),
             1 => self.session.pid().to_string(),
             2 => "(select min(pid) from pg_stat_activity where backend_type = 'pg_background')".to_owned(),
-            _ => self.dice.pick(INTEGERS).to_owned(),
+            _ => self.rng.pick(INTEGERS).to_owned(),
         }
     }
 
     /// Arguments for a function, of which some that may be left out are.
     fn arguments(&mut self, function: &Function) -> Vec<String> {
-        let left_out = self.dice.below(function.defaults as u64 + 1) as usize;
+        let left_out = self.rng.below(function.defaults as u64 + 1) as usize;
         let given = &function.types[..function.types.len() - left_out];
         given.iter().map(|kind| cast(&self.value(kind), kind)).collect()
     }
 
     fn column_list(&mut self) -> &'static str {
-        self.dice.pick(&["as (a text)", "as (a int, b text)", "as (a jsonb)", "as (a int[], b point, c text)", "as t"])
+        self.rng.pick(&["as (a text)", "as (a int, b text)", "as (a jsonb)", "as (a int[], b point, c text)", "as t"])
     }
 
     /// A query, or a CALL, and how its function is declared.
     fn query(&mut self) -> (String, Option<Function>) {
-        if self.dice.below(6) == 0 {
-            let relation = self.dice.pick(&self.relations);
-            let query = match self.dice.below(3) {
+        if self.rng.below(6) == 0 {
+            let relation = self.rng.pick(&self.relations);
+            let query = match self.rng.below(3) {
                 0 => format!("select * from {relation}"),
                 1 => format!("select count(*) from {relation}"),
                 _ => format!("select r, (select count(*) from {relation}) from {relation} r order by 1 limit 3"),
             };
             return (query, None);
         }
-        let function = self.dice.pick(&self.functions);
+        let function = self.rng.pick(&self.functions);
         let arguments = self.arguments(&function);
         let call = function.call(&arguments);
-        let query = match (function.is_procedure, function.is_record, self.dice.below(3)) {
+        let query = match (function.is_procedure, function.is_record, self.rng.below(3)) {
             (true, ..) => format!("call {call}"),
             (_, _, 0) => format!("select {call}"),
             (_, true, _) => format!("select * from {call} {}", self.column_list()),
@@ -275,15 +275,15 @@ impl<'a> User<'a> {
     fn statement(&mut self) -> String {
         let (query, function) = self.query();
         let is_call = query.starts_with("call");
-        match self.dice.below(14) {
+        match self.rng.below(14) {
             0 if is_call => format!("do $odd$ begin {query}; exception when others then {RAISE_AGAIN} end $odd$"),
             0 | 1 if !is_call => format!(
                 "do $odd$ declare r record; begin for r in {query} loop null; end loop; \
                  exception when others then {RAISE_AGAIN} end $odd$"
             ),
             2 if !is_call => {
-                let hold = self.dice.pick(&["", "with hold"]);
-                let end = self.dice.pick(&["commit", "rollback"]);
+                let hold = self.rng.pick(&["", "with hold"]);
+                let end = self.rng.pick(&["commit", "rollback"]);
                 format!(
                     "begin; declare c cursor {hold} for {query}; fetch 2 from c; move 1 in c; {end}; fetch all from c"
                 )
@@ -322,7 +322,7 @@ impl<'a> User<'a> {
     }
 
     fn step(&mut self) {
-        match self.dice.below(20) {
+        match self.rng.below(20) {
             0 => self.session = connect(self.cluster, self.role),
             1 => {
                 self.session.run("discard all");
@@ -380,20 +380,20 @@ fn connect(cluster: &Cluster, role: &str) -> Session {
 
 /// Terminates workers of the plain role.
 fn terminate(cluster: &Cluster, is_over: &AtomicBool) {
-    let (mut dice, mut session) = (Dice::new(SEED), connect(cluster, "plain"));
+    let (mut rng, mut session) = (Rng::new(SEED), connect(cluster, "plain"));
     while !is_over.load(Ordering::Relaxed) {
         session.run(
             "select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'pg_background' \
              and usename = current_user order by random() limit 1",
         );
-        session.run(&format!("select pg_sleep({})", dice.pick(&["0.02", "0.1", "0.3"])));
+        session.run(&format!("select pg_sleep({})", rng.pick(&["0.02", "0.1", "0.3"])));
     }
 }
 
 /// A cluster with a database, a plain role, and jobs of two roles that have ended.
 fn cluster() -> (Cluster, Jobs) {
     let cluster = Cluster::start_new(&[("max_worker_processes", "14")]);
-    let encoding = Dice::new(SEED).pick(&["UTF8", "SQL_ASCII"]);
+    let encoding = Rng::new(SEED).pick(&["UTF8", "SQL_ASCII"]);
     let mut admin = cluster.session("postgres");
     admin.run(&format!("create database odd template template0 encoding '{encoding}' lc_collate 'C' lc_ctype 'C'"));
     let mut admin = cluster.session("odd");
@@ -435,7 +435,7 @@ fn assert_at_rest(cluster: &Cluster, segments: usize) {
 /// Asserts that neither a process died nor an internal error was logged.
 #[track_caller]
 fn assert_quiet(cluster: &Cluster, mark: LogMark) {
-    let is_bad = |line: &pg_background_mgr_tests::log::LogLine| {
+    let is_bad = |line: &pg_background_mgr_tests::server_log::LogLine| {
         line.kind == "PANIC"
             || line.sqlstate.starts_with("XX")
             || (line.kind == "LOG" && (line.text.contains("terminated by signal") || line.text.contains("TRAP:")))

@@ -3,7 +3,7 @@
 //! `PGBM_CRASH_ROUNDS` says how often (40 if it is not set), `PGBM_CRASH_SEED` which moments; a failure names its seed.
 
 use crate::support::batch::{drain, Batch, FREEZE_LOG};
-use crate::support::rng::{self, Dice};
+use crate::support::rng::{self, Rng};
 use pg_background_mgr_tests::cluster::try_signal;
 use pg_background_mgr_tests::wait::poll;
 use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Session, Signal, Stop};
@@ -60,13 +60,13 @@ fn jobs(first: u64) -> String {
 
 struct Run {
     cluster: Cluster,
-    dice: Dice,
+    rng: Rng,
     next: u64,
 }
 
 impl Run {
     fn begin() -> Self {
-        let dice = Dice::new("PGBM_CRASH_SEED");
+        let rng = Rng::new("PGBM_CRASH_SEED");
         let cluster = Cluster::start_with_extension(&[("max_worker_processes", "8")]);
         let mut session = cluster.session("postgres");
         session.run(
@@ -80,7 +80,7 @@ impl Run {
              grant insert on checked to weak",
         );
         drop(session);
-        Run { cluster, dice, next: 0 }
+        Run { cluster, rng, next: 0 }
     }
 
     /// Loads the server, kills it in the middle, starts it again; the batches whose launch was answered.
@@ -89,7 +89,7 @@ impl Run {
         let mut sessions = Vec::new();
         let mut batches = Vec::new();
         // Some launches are in the middle of their call when it happens.
-        let unanswered = self.dice.below(SESSIONS + 1);
+        let unanswered = self.rng.below(SESSIONS + 1);
         for number in 0..SESSIONS {
             let user = if number == 0 { "weak" } else { "postgres" };
             let mut session = self.cluster.client("postgres").user(user).connect();
@@ -107,14 +107,14 @@ impl Run {
         }
         // Nobody writes the log from some moment on.
         let mut locker = self.cluster.session("postgres");
-        let is_locked = self.dice.below(4) == 0;
+        let is_locked = self.rng.below(4) == 0;
         if is_locked {
             locker.run(FREEZE_LOG);
         }
         // Jobs are slower then.
-        let moment = self.dice.below(if is_locked { 30 } else { JOBS * SESSIONS * 4 / 10 });
+        let moment = self.rng.below(if is_locked { 30 } else { JOBS * SESSIONS * 4 / 10 });
         // Somebody stops a batch meanwhile.
-        if let (0, [batch, ..]) = (self.dice.below(3), batches.as_slice()) {
+        if let (0, [batch, ..]) = (self.rng.below(3), batches.as_slice()) {
             locker.send(&format!("select pg_background_stop('{}', '0')", batch.parent));
         }
         let reached = || {
@@ -128,7 +128,7 @@ impl Run {
             Death::Worker => {
                 let query = "select pid from pg_stat_activity where backend_type = 'pg_background'";
                 let workers = watcher.rows(query);
-                let pick = self.dice.below(workers.len().max(1) as u64) as usize;
+                let pick = self.rng.below(workers.len().max(1) as u64) as usize;
                 let launcher = sessions[0].pid();
                 let mut victim = workers.get(pick).map_or(launcher, |pid| pid.parse().expect("a process id"));
                 wait_until("the end of the session", || {
@@ -214,7 +214,7 @@ fn crashes_at_random_leave_no_lie() {
     let mut run = Run::begin();
     let mut lost = 0;
     for round in 0..rounds {
-        let death = run.dice.pick(&DEATHS);
+        let death = run.rng.pick(&DEATHS);
         let because = format!("round {round}, {death:?}");
         let batches = run.crash(death);
         // The first look is of somebody without rights.

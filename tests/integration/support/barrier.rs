@@ -1,24 +1,24 @@
-//! A lock that holds jobs up until a test lets them go on; no cases.
+//! A lock that holds jobs up until a test lets them go on.
 
 use pg_background_mgr_tests::{wait_until, Session};
 
-/// Statement that waits until the gate is open.
+/// Statement that waits until the barrier is open.
 pub const WAIT: &str = "select pg_advisory_xact_lock_shared(4711)";
 
-/// Condition that waits until the gate is open, then is true.
+/// Condition that waits until the barrier is open, then is true.
 pub const OPENED: &str = "pg_advisory_xact_lock_shared(4711)::text = ''";
 
-/// A closed gate in the database of its session.
-pub struct Gate {
+/// A closed barrier in the database of its session.
+pub struct Barrier {
     session: Session,
 }
 
-impl Gate {
-    /// Closes the gate of a database.
+impl Barrier {
+    /// Closes the barrier of a database.
     #[track_caller]
     pub fn close(mut session: Session) -> Self {
         session.run("select pg_advisory_lock(4711)");
-        Gate { session }
+        Barrier { session }
     }
 
     /// The process that holds it closed.
@@ -26,12 +26,12 @@ impl Gate {
         self.session.pid()
     }
 
-    /// Waits until a process waits at the gate.
+    /// Waits until a process waits at the barrier.
     #[track_caller]
     pub fn wait_for(&mut self, pid: i32) {
         let query =
             format!("select count(*) from pg_locks where pid = {pid} and locktype = 'advisory' and not granted");
-        wait_until("the job waits at the gate", || self.session.value(&query) == "1");
+        wait_until("the job waits at the barrier", || self.session.value(&query) == "1");
     }
 
     /// Lets all go on.

@@ -1,7 +1,7 @@
-//! Batches of `pg_background_launch_num`, and how to look at them; no cases.
+//! Batches of `pg_background_launch_num`, and how to look at them.
 
 use crate::support::barrier;
-use crate::support::rng::Dice;
+use crate::support::rng::Rng;
 use pg_background_mgr_tests::cluster::is_alive;
 use pg_background_mgr_tests::wait::{poll, PATIENCE};
 use pg_background_mgr_tests::{literal, wait_until, Cluster, Session, Stop};
@@ -221,9 +221,9 @@ pub fn drain(session: &mut Session) {
     }
 }
 
-/// Waits until exactly this many processes wait at the gate of the session's database.
+/// Waits until exactly this many processes wait at the barrier of the session's database.
 #[track_caller]
-pub fn wait_at_gate(session: &mut Session, count: usize) {
+pub fn wait_at_barrier(session: &mut Session, count: usize) {
     let query = "select count(*) from pg_locks where locktype = 'advisory' and objid = 4711 and not granted \
                  and database = (select oid from pg_database where datname = current_database())";
     let count = count.to_string();
@@ -234,16 +234,16 @@ pub fn wait_at_gate(session: &mut Session, count: usize) {
     });
     if arrived.is_none() {
         let jobs = session.rows("select status, pid, sqlstate, message, query from public.log_background limit 50");
-        panic!("{seen} jobs wait at the gate, not {count}: {jobs:#?}");
+        panic!("{seen} jobs wait at the barrier, not {count}: {jobs:#?}");
     }
 }
 
-/// Brings a batch half way: one job has ended, one waits at the gate, two are behind it in the queue.
+/// Brings a batch half way: one job has ended, one waits at the barrier, two are behind it in the queue.
 #[track_caller]
 pub fn half_way(session: &mut Session) -> Batch {
     let texts = ["select 1 as a", barrier::WAIT, "select 3 as a", "select 4 as a"];
     let batch = Batch::launch_with(session, &texts, r#"{"mode": "sequential", "name": "half way"}"#);
-    wait_at_gate(session, 1);
+    wait_at_barrier(session, 1);
     batch
 }
 
@@ -279,8 +279,8 @@ pub fn crash(cluster: &Cluster) -> Session {
 
 /// Cancels or ends some worker, if there is one.
 #[track_caller]
-pub fn signal_a_worker(session: &mut Session, dice: &mut Dice) {
-    let signal = dice.pick(&["terminate", "cancel"]);
+pub fn signal_a_worker(session: &mut Session, rng: &mut Rng) {
+    let signal = rng.pick(&["terminate", "cancel"]);
     session.run(&format!(
         "select pg_{signal}_backend(pid) from pg_stat_activity \
          where backend_type = 'pg_background' order by random() limit 1"

@@ -1,4 +1,4 @@
-//! The functions and views of the extension, as the catalogs have them; no cases.
+//! The functions and views of the extension, as the catalogs have them.
 
 use pg_background_mgr_tests::{literal, Session};
 

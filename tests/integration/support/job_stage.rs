@@ -1,14 +1,14 @@
-//! The stages of a job's life, and how to hold one there; no cases.
+//! The stages of a job's life, and how to hold one there.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use pg_background_mgr_tests::cluster::{signal_process, try_signal};
-use pg_background_mgr_tests::log::LogMark;
+use pg_background_mgr_tests::server_log::LogMark;
 use pg_background_mgr_tests::{literal, wait_for, wait_until, Cluster, Session, Signal};
 use std::fs;
 
 /// Point that a job has reached when something happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
-pub enum Stage {
+pub enum JobStage {
     /// The launcher waits for the postmaster to start the worker.
     Registered,
     /// The worker is there; the launcher has not yet told it to begin.
@@ -23,18 +23,24 @@ pub enum Stage {
     Ended,
 }
 
-pub const STAGES: [Stage; 6] =
-    [Stage::Registered, Stage::Attached, Stage::Running, Stage::Awaited, Stage::Sending, Stage::Ended];
+pub const STAGES: [JobStage; 6] = [
+    JobStage::Registered,
+    JobStage::Attached,
+    JobStage::Running,
+    JobStage::Awaited,
+    JobStage::Sending,
+    JobStage::Ended,
+];
 
-impl Stage {
+impl JobStage {
     /// The job, and how it is read. Each leaves a row in `ran` if it commits.
     fn text(self) -> (String, &'static str) {
         let rows = "select i, md5(i::text) from generate_series(1, 200000) i";
         let (text, columns) = match self {
-            Stage::Registered | Stage::Attached => ("select 7".to_owned(), "n int"),
-            Stage::Running | Stage::Awaited => (format!("{}; select 7", barrier::WAIT), "n int"),
-            Stage::Sending => (format!("{rows} where i <> 100000 or {}", barrier::OPENED), "a int, b text"),
-            Stage::Ended => (rows.to_owned(), "a int, b text"),
+            JobStage::Registered | JobStage::Attached => ("select 7".to_owned(), "n int"),
+            JobStage::Running | JobStage::Awaited => (format!("{}; select 7", barrier::WAIT), "n int"),
+            JobStage::Sending => (format!("{rows} where i <> 100000 or {}", barrier::OPENED), "a int, b text"),
+            JobStage::Ended => (rows.to_owned(), "a int, b text"),
         };
         (format!("insert into ran values (1); {text}"), columns)
     }
@@ -42,7 +48,7 @@ impl Stage {
     /// Rows and their check sum.
     fn whole(self) -> &'static str {
         match self {
-            Stage::Sending | Stage::Ended => "200000|200000",
+            JobStage::Sending | JobStage::Ended => "200000|200000",
             _ => "1|1",
         }
     }
@@ -131,19 +137,19 @@ pub fn committed(cluster: &Cluster) -> i64 {
 
 /// One job, held at a stage.
 pub struct Scene {
-    pub stage: Stage,
+    pub stage: JobStage,
     pub launcher: Session,
     pub watcher: Session,
     /// None before the worker has started.
     pub worker: Option<i32>,
     columns: &'static str,
-    gate: Option<Gate>,
+    barrier: Option<Barrier>,
     paused: Option<Paused>,
 }
 
 impl Scene {
     #[track_caller]
-    pub fn reach(cluster: &Cluster, stage: Stage) -> Self {
+    pub fn reach(cluster: &Cluster, stage: JobStage) -> Self {
         let (text, columns) = stage.text();
         let mut scene = Scene {
             stage,
@@ -151,24 +157,24 @@ impl Scene {
             watcher: cluster.session("postgres"),
             worker: None,
             columns,
-            gate: Some(Gate::close(cluster.session("postgres"))),
+            barrier: Some(Barrier::close(cluster.session("postgres"))),
             paused: None,
         };
         match stage {
-            Stage::Registered => scene.register(cluster, &text),
-            Stage::Attached => {
+            JobStage::Registered => scene.register(cluster, &text),
+            JobStage::Attached => {
                 scene.register(cluster, &text);
                 // The postmaster goes on when this is replaced, the launcher does not.
                 scene.paused = Some(Paused::new(scene.launcher.pid()));
                 scene.wait_attached();
             }
-            Stage::Running => scene.launch(&text, true),
-            Stage::Awaited | Stage::Sending => {
+            JobStage::Running => scene.launch(&text, true),
+            JobStage::Awaited | JobStage::Sending => {
                 scene.launch(&text, true);
                 scene.send_read();
                 scene.wait_reading();
             }
-            Stage::Ended => {
+            JobStage::Ended => {
                 scene.launch(&text, false);
                 let query = format!("select state from pg_stat_activity where pid = {}", scene.worker());
                 wait_until("the job has come to rest", || scene.watcher.rows(&query) == ["idle"]);
@@ -199,12 +205,12 @@ impl Scene {
         });
     }
 
-    fn launch(&mut self, text: &str, stops_at_gate: bool) {
+    fn launch(&mut self, text: &str, stops_at_barrier: bool) {
         let pid = self.launcher.launch(text);
         self.worker = Some(pid);
-        if let (true, Some(gate)) = (stops_at_gate, &mut self.gate) {
+        if let (true, Some(barrier)) = (stops_at_barrier, &mut self.barrier) {
             // A job whose rows somebody must read first gets there all the same: it never waits for its reader.
-            gate.wait_for(pid);
+            barrier.wait_for(pid);
         }
     }
 
@@ -244,20 +250,20 @@ impl Scene {
 
     /// Lets the job go on.
     #[track_caller]
-    pub fn open_gate(&mut self) {
-        if let Some(gate) = self.gate.take() {
-            gate.open();
+    pub fn open_barrier(&mut self) {
+        if let Some(barrier) = self.barrier.take() {
+            barrier.open();
         }
     }
 
     /// The launcher's client goes.
     pub fn without_launcher(self) -> Rest {
-        Rest { gate: self.gate, paused: self.paused, _watcher: self.watcher }
+        Rest { barrier: self.barrier, paused: self.paused, _watcher: self.watcher }
     }
 
     /// Returns whether the launcher is in a statement whose answer has not been read.
     pub fn is_launcher_busy(&self) -> bool {
-        matches!(self.stage, Stage::Registered | Stage::Attached | Stage::Awaited | Stage::Sending)
+        matches!(self.stage, JobStage::Registered | JobStage::Attached | JobStage::Awaited | JobStage::Sending)
     }
 
     /// Waits for the end of the launcher's launch, of a job that has been started.
@@ -281,7 +287,7 @@ impl Scene {
     pub fn read_error(&mut self) -> (String, String) {
         let text = self.read_text();
         match self.stage {
-            Stage::Awaited | Stage::Sending => {}
+            JobStage::Awaited | JobStage::Sending => {}
             _ => self.launcher.send(&text),
         }
         let reply = self.launcher.finish(&text);
@@ -291,7 +297,7 @@ impl Scene {
 
 /// Parts of a scene that are left without its launcher.
 pub struct Rest {
-    gate: Option<Gate>,
+    barrier: Option<Barrier>,
     paused: Option<Paused>,
     _watcher: Session,
 }
@@ -302,9 +308,9 @@ impl Rest {
     }
 
     #[track_caller]
-    pub fn open_gate(&mut self) {
-        if let Some(gate) = self.gate.take() {
-            gate.open();
+    pub fn open_barrier(&mut self) {
+        if let Some(barrier) = self.barrier.take() {
+            barrier.open();
         }
     }
 }

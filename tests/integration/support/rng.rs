@@ -1,15 +1,15 @@
-//! Chance that can be had again; no cases.
+//! Random choices that a seed repeats.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Random enough for moments. A failure names the seed.
-pub struct Dice {
+/// A generator that is random enough for moments. A failure names the seed.
+pub struct Rng {
     state: u64,
     seed: u64,
     variable: &'static str,
 }
 
-impl Drop for Dice {
+impl Drop for Rng {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}={}", self.variable, self.seed);
@@ -17,14 +17,14 @@ impl Drop for Dice {
     }
 }
 
-impl Dice {
+impl Rng {
     /// Takes the seed from this variable, or another one each time.
     pub fn new(variable: &'static str) -> Self {
         let seed = number(variable).unwrap_or_else(|| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
             now.as_secs() ^ u64::from(now.subsec_nanos())
         });
-        Dice { state: seed, seed, variable }
+        Rng { state: seed, seed, variable }
     }
 
     pub fn below(&mut self, limit: u64) -> u64 {

@@ -1,11 +1,11 @@
 //! Workers at once: how many there are, what waits in the queue, and from where none may be launched.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{
-    array, counts, drain, load, set_server, times, wait_at_gate, Batch, COUNTED, PEAK, WORKERS,
+    array, counts, drain, load, set_server, times, wait_at_barrier, Batch, COUNTED, PEAK, WORKERS,
 };
 use crate::support::job_stage::{terminate, Paused};
-use pg_background_mgr_tests::lab::forced_parallel;
+use pg_background_mgr_tests::env::forced_parallel;
 use pg_background_mgr_tests::{case, wait_until, Cluster, Db, ServerError, Session, Stop};
 
 /// A cluster whose cap is this; one more slot is the server's own, for logical replication.
@@ -23,11 +23,11 @@ fn without_a_queue(texts: &[&str]) -> String {
 #[case]
 fn without_a_queue_all_jobs_start_at_once() {
     let cluster = cluster(3, &[]);
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     let call = without_a_queue(&times(barrier::WAIT, 3));
     Batch::call(&mut session, &call);
-    wait_at_gate(&mut session, 3);
-    gate.open();
+    wait_at_barrier(&mut session, 3);
+    barrier.open();
     drain(&mut session);
     assert_eq!(counts(&mut session, "true"), ["succeeded 3"]);
 }
@@ -47,13 +47,13 @@ fn without_a_queue_and_with_too_few_workers_nothing_is_launched() {
     session.run("create table ran (a int)");
     let insert = "insert into ran values (1)";
     assert_too_few(&session.error(&format!("select * from {}", without_a_queue(&times(insert, 3)))), 3, 2);
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let held = Batch::call(&mut session, &without_a_queue(&[barrier::WAIT]));
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     assert_too_few(&session.error(&format!("select * from {}", without_a_queue(&times(insert, 2)))), 2, 1);
     let fits = Batch::call(&mut session, &without_a_queue(&[insert]));
     fits.succeed(&mut session);
-    gate.open();
+    barrier.open();
     held.succeed(&mut session);
     assert_eq!(session.rows("table ran"), ["1"]);
     assert_eq!(counts(&mut session, "true"), ["succeeded 2"]);
@@ -62,11 +62,11 @@ fn without_a_queue_and_with_too_few_workers_nothing_is_launched() {
 #[case]
 fn without_a_queue_jobs_that_wait_come_first() {
     let cluster = cluster(2, &[]);
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     let batch = Batch::launch(&mut session, &times(barrier::WAIT, 5));
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     assert_too_few(&session.error(&format!("select * from {}", without_a_queue(&["select 1"]))), 1, 0);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     assert_eq!(counts(&mut session, "true"), ["succeeded 5"]);
 }
@@ -84,16 +84,16 @@ fn without_a_queue_all_of_the_cap_can_be_had_again_and_again() {
 #[case]
 fn the_workers_never_exceed_the_cap() {
     let cluster = cluster(5, &[]);
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     session.run(PEAK);
     let held = Batch::launch(&mut session, &times(barrier::WAIT, 20));
-    wait_at_gate(&mut session, 5);
+    wait_at_barrier(&mut session, 5);
     let counted: Vec<Batch> = (0..10).map(|_| Batch::launch(&mut session, &times(COUNTED, 20))).collect();
     assert_eq!(session.value(WORKERS), "5");
     assert_eq!(counts(&mut session, "true"), ["queued 215", "running 5"]);
     let live = "select status || ' ' || count(*) from pg_background_jobs group by status order by status";
     assert_eq!(session.rows(live), ["queued 215", "running 5"]);
-    gate.open();
+    barrier.open();
     held.succeed(&mut session);
     counted.iter().for_each(|batch| batch.succeed(&mut session));
     let (ran, peak) = (session.number("select count(*) from peak"), session.number("select max(n) from peak"));
@@ -107,17 +107,18 @@ fn the_cap_holds_for_all_databases_together() {
     admin.run("create database other");
     cluster.session("other").run("create extension pg_background_mgr");
     let (mut here, mut there) = (cluster.session("postgres"), cluster.session("other"));
-    let (gate, other_gate) = (Gate::close(cluster.session("postgres")), Gate::close(cluster.session("other")));
+    let (barrier, other_barrier) =
+        (Barrier::close(cluster.session("postgres")), Barrier::close(cluster.session("other")));
     let first = Batch::launch(&mut here, &times(barrier::WAIT, 3));
-    wait_at_gate(&mut here, 3);
+    wait_at_barrier(&mut here, 3);
     let second = Batch::launch(&mut there, &times(barrier::WAIT, 3));
     assert_eq!(admin.value(WORKERS), "3");
     assert_eq!(second.states(&mut there), times("queued", 3));
-    gate.open();
+    barrier.open();
     first.succeed(&mut here);
-    wait_at_gate(&mut there, 3);
+    wait_at_barrier(&mut there, 3);
     assert_eq!(admin.value(WORKERS), "3");
-    other_gate.open();
+    other_barrier.open();
     second.succeed(&mut there);
 }
 
@@ -128,29 +129,29 @@ fn the_cap_can_be_lowered_and_raised() {
     session.run(PEAK);
     load(&mut session);
     set_server(&cluster, &mut session, "pg_background_mgr.max_workers", "2");
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let batch = Batch::launch(&mut session, &times(barrier::WAIT, 6));
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     let counted = Batch::launch(&mut session, &times(COUNTED, 50));
     assert_eq!(session.value(WORKERS), "2");
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     counted.succeed(&mut session);
     assert!(session.number("select max(n) from peak") <= 2);
     // What the server can have is the limit, whatever the setting says.
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     set_server(&cluster, &mut session, "pg_background_mgr.max_workers", "100");
     let batch = Batch::launch(&mut session, &times(barrier::WAIT, 20));
-    wait_at_gate(&mut session, 6);
+    wait_at_barrier(&mut session, 6);
     assert_eq!(batch.states(&mut session).iter().filter(|state| *state == "queued").count(), 14);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     // And what is left to others.
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     set_server(&cluster, &mut session, "pg_background_mgr.reserved_workers", "5");
     let batch = Batch::launch(&mut session, &times(barrier::WAIT, 5));
-    wait_at_gate(&mut session, 3);
-    gate.open();
+    wait_at_barrier(&mut session, 3);
+    barrier.open();
     batch.succeed(&mut session);
 }
 
@@ -282,21 +283,21 @@ fn a_preloaded_library_changes_nothing() {
         ("pg_background_mgr.max_workers", "3"),
         ("pg_background_mgr.worker_idle_timeout", "1s"),
     ]);
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     assert_eq!(session.value("show pg_background_mgr.max_workers"), "3");
     let batch = Batch::launch(&mut session, &times(barrier::WAIT, 5));
-    wait_at_gate(&mut session, 3);
+    wait_at_barrier(&mut session, 3);
     assert_eq!(batch.states(&mut session), ["running", "running", "running", "queued", "queued"]);
     // The postmaster has set it, so it can be read again without a new start.
     cluster.configure(&[("pg_background_mgr.max_workers", "4")]);
     cluster.reload();
     wait_until("the new cap", || session.value("show pg_background_mgr.max_workers") == "4");
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
     assert_eq!(session.job("select 42", "n int"), ["42"]);
-    let held = Gate::close(cluster.session("postgres"));
+    let held = Barrier::close(cluster.session("postgres"));
     let lost = Batch::launch(&mut session, &times(barrier::WAIT, 5));
-    wait_at_gate(&mut session, 4);
+    wait_at_barrier(&mut session, 4);
     cluster.stop(Stop::Immediate);
     cluster.start();
     drop(held);
@@ -310,11 +311,11 @@ fn a_preloaded_library_changes_nothing() {
 fn classic_jobs_are_not_held_up_by_a_full_queue() {
     let cluster =
         Cluster::start_with_extension(&[("pg_background_mgr.reserved_workers", "3"), ("max_worker_processes", "6")]);
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     let batch = Batch::launch(&mut session, &times(barrier::WAIT, 10));
-    wait_at_gate(&mut session, 3);
+    wait_at_barrier(&mut session, 3);
     assert_eq!(session.job("select 7", "n int"), ["7"]);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 
@@ -323,9 +324,9 @@ fn a_launch_does_not_wait_for_classic_jobs_that_fill_the_cap() {
     let cluster = cluster(1, &[]);
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
     // It counts when its process has begun.
-    let mut gate = Gate::close(cluster.session("postgres"));
+    let mut barrier = Barrier::close(cluster.session("postgres"));
     let pid = other.launch(barrier::WAIT);
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     let batch = Batch::launch(&mut session, &["select 1", "select 2"]);
     assert_eq!(batch.states(&mut session), times("queued", 2));
     terminate(&mut other, pid);
@@ -400,10 +401,10 @@ fn a_classic_job_that_waits_for_jobs_that_have_no_worker_fails() {
         // In new processes, then in workers that are there.
         for round in 1..3 {
             let mut session = cluster.session("postgres");
-            let mut gate = Gate::close(cluster.session("postgres"));
+            let mut barrier = Barrier::close(cluster.session("postgres"));
             let jobs: Vec<i32> = (0..cap).map(|_| session.launch(&text)).collect();
-            jobs.iter().for_each(|pid| gate.wait_for(*pid));
-            gate.open();
+            jobs.iter().for_each(|pid| barrier.wait_for(*pid));
+            barrier.open();
             let told = jobs.into_iter().map(|pid| {
                 let reply = session.ask(&format!("select * from pg_background_result({pid}) as (state text)"));
                 reply.error.map_or("succeeded".to_owned(), |error| error.sqlstate())
@@ -431,14 +432,14 @@ fn wait_following(session: &mut Session, batch: &Batch) -> String {
 #[case]
 fn a_job_that_is_about_to_go_on_keeps_nobody_from_waiting() {
     let cluster = cluster(2, &[]);
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     let inner =
         |text: &str| format!("select status from pg_background_launch_num({}, p_exec_type => 'sync')", array(&[text]));
     let first = Batch::launch(&mut session, &[&inner(barrier::WAIT)]);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let pid = wait_following(&mut session, &first);
     let paused = Paused::at_rest(pid.parse().expect("a number"), &mut session);
-    gate.open();
+    barrier.open();
     let second = Batch::launch(&mut session, &[&inner("select 1")]);
     wait_following(&mut session, &second);
     drop(paused);
@@ -450,11 +451,11 @@ fn a_job_that_is_about_to_go_on_keeps_nobody_from_waiting() {
 #[case]
 fn a_job_that_was_ended_while_it_followed_is_forgotten() {
     let cluster = cluster(2, &[]);
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     session.run("create table followed (u uuid)");
     let other = Batch::launch(&mut session, &[barrier::WAIT]);
     session.run(&format!("insert into followed values ('{}')", other.parent));
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let follow = "select count(*) from pg_background_monitor((select u from followed), false)";
     let batch = Batch::launch(&mut session, &[follow]);
     let pid = wait_following(&mut session, &batch);
@@ -464,7 +465,7 @@ fn a_job_that_was_ended_while_it_followed_is_forgotten() {
     let inner = "select status from pg_background_launch_num('select 1', p_exec_type => 'sync')";
     let nested = Batch::launch(&mut session, &[inner]);
     wait_following(&mut session, &nested);
-    gate.open();
+    barrier.open();
     nested.succeed(&mut session);
     other.succeed(&mut session);
 }
@@ -549,13 +550,13 @@ fn a_standby_shows_and_does_not_launch() {
     let error = session.error(&format!("select * from pg_background_stop('{}')", batch.parent));
     assert_eq!(error.sqlstate(), "25006", "{error}");
     // What runs on the primary is not lost because the standby does not know it.
-    let (mut origin, gate) = (primary.session("postgres"), Gate::close(primary.session("postgres")));
+    let (mut origin, barrier) = (primary.session("postgres"), Barrier::close(primary.session("postgres")));
     let held = Batch::launch(&mut origin, &[barrier::WAIT, barrier::WAIT]);
     let arrived = format!("select count(*) from log_background where uuid_parent = '{}'", held.parent);
     wait_until("the rows on the standby", || session.value(&arrived) == "2");
     let lost = format!("{} and status = 'lost'", arrived);
     assert_eq!(session.value(&lost), "0");
-    gate.open();
+    barrier.open();
     held.succeed(&mut origin);
     wait_until("the final states on the standby", || {
         let ended = format!("{} and status = 'succeeded'", arrived);

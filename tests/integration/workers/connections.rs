@@ -2,7 +2,7 @@
 
 use crate::support::batch::{drain, Batch};
 use crate::support::idle_worker::{get_idle_worker, run, wait_idle};
-use pg_background_mgr_tests::lab::lab;
+use pg_background_mgr_tests::env::env;
 use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
 /// A text that opens a connection under one name, and leaves a transaction in it that has locked `held`.
@@ -132,7 +132,7 @@ fn a_replication_origin_ends_with_its_job(db: &Db) {
 #[case]
 fn a_base_backup_ends_with_its_job(db: &Db) {
     let mut session = db.session();
-    let (start, stop) = match lab().version {
+    let (start, stop) = match env().version {
         15.. => ("select pg_backup_start('b', true)::text", "select pg_backup_stop(false)::text"),
         _ => ("select pg_start_backup('b', true, false)::text", "select pg_stop_backup(false, false)::text"),
     };

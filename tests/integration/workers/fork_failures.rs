@@ -1,7 +1,7 @@
 //! A server that cannot fork: what waits for a new worker ends with that reason, and the rest of the queue goes on.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{array, counts, drain, retry, times, wait_at_gate, Batch};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{array, counts, drain, retry, times, wait_at_barrier, Batch};
 use crate::support::job_stage::Paused;
 use pg_background_mgr_tests::cluster::Baseline;
 use pg_background_mgr_tests::{case, wait_until, Cluster, Session};
@@ -125,9 +125,9 @@ fn a_launch_that_waits_for_its_jobs_sees_them_fail() {
 #[case]
 fn workers_of_the_role_that_are_there_go_on() {
     let mut scene = Scene::set(&[]);
-    let gate = Gate::close(scene.cluster.session("postgres"));
+    let barrier = Barrier::close(scene.cluster.session("postgres"));
     let first = Batch::launch(&mut scene.session, &[barrier::WAIT]);
-    wait_at_gate(&mut scene.watcher, 1);
+    wait_at_barrier(&mut scene.watcher, 1);
     let worker = first.log(&mut scene.watcher, 0, "pid");
     scene.refuse_but(&[worker]);
     let mark = scene.cluster.log_mark();
@@ -138,7 +138,7 @@ fn workers_of_the_role_that_are_there_go_on() {
         log.iter().filter(|line| line.text.contains("could not fork")).count() > 2 * 5
     });
     assert_eq!(batch.states(&mut scene.watcher), times("queued", 10));
-    gate.open();
+    barrier.open();
     assert!(scene.session.finish("monitor").error.is_none());
     batch.succeed(&mut scene.session);
     first.succeed(&mut scene.session);
@@ -149,16 +149,16 @@ fn workers_of_the_role_that_are_there_go_on() {
 #[case]
 fn jobs_of_others_go_on() {
     let mut scene = Scene::set(&[]);
-    let gate = Gate::close(scene.cluster.session("postgres"));
+    let barrier = Barrier::close(scene.cluster.session("postgres"));
     let texts = [barrier::WAIT, INSERT, INSERT, INSERT];
     let others = Batch::launch_with(&mut scene.weak, &texts, r#"{"max_workers": 1}"#);
-    wait_at_gate(&mut scene.watcher, 1);
+    wait_at_barrier(&mut scene.watcher, 1);
     let worker = others.log(&mut scene.watcher, 0, "pid");
     scene.refuse_but(&[worker]);
     let batch = Batch::launch(&mut scene.session, &times(INSERT, 3));
     assert_eq!(batch.column(&mut scene.watcher, END), times(REFUSED, 3));
     assert_eq!(others.states(&mut scene.watcher), ["running", "queued", "queued", "queued"]);
-    gate.open();
+    barrier.open();
     others.succeed(&mut scene.weak);
     assert_eq!(scene.ran(), "3");
     // The worker that is there writes down what became of those that had none.
@@ -218,10 +218,10 @@ fn no_job_overtakes_one_that_is_tried_again() {
 #[case]
 fn what_a_terminated_worker_leaves_fails() {
     let mut scene = Scene::set(&[("pg_background_mgr.max_workers", "1")]);
-    let gate = Gate::close(scene.cluster.session("postgres"));
+    let barrier = Barrier::close(scene.cluster.session("postgres"));
     let batch = Batch::launch(&mut scene.session, &[barrier::WAIT, INSERT, INSERT]);
     let other = Batch::launch(&mut scene.weak, &[INSERT]);
-    wait_at_gate(&mut scene.watcher, 1);
+    wait_at_barrier(&mut scene.watcher, 1);
     let worker = batch.log(&mut scene.watcher, 0, "pid");
     scene.refuse_but(std::slice::from_ref(&worker));
     scene.watcher.run(&format!("select pg_terminate_backend({worker})"));
@@ -230,28 +230,28 @@ fn what_a_terminated_worker_leaves_fails() {
     assert_eq!(batch.column(&mut scene.watcher, END)[1..], times(REFUSED, 2));
     assert_eq!(other.column(&mut scene.watcher, END), [REFUSED]);
     assert_eq!(scene.ran(), "0");
-    drop(gate);
+    drop(barrier);
     scene.end();
 }
 
 #[case]
 fn what_a_dead_worker_leaves_fails() {
     let mut scene = Scene::set(&[("pg_background_mgr.max_workers", "1")]);
-    let gate = Gate::close(scene.cluster.session("postgres"));
+    let barrier = Barrier::close(scene.cluster.session("postgres"));
     let stubborn = "do $$ begin perform pg_advisory_lock_shared(4711); \
                     exception when query_canceled then perform pg_sleep(60); end $$";
     let jobs = [(stubborn, 0.5), (INSERT, 60.0), (INSERT, 60.0)];
     let jobs: Vec<String> =
         jobs.iter().map(|(text, timeout)| format!(r#"{{"query": "{text}", "timeout": {timeout}}}"#)).collect();
     let batch = Batch::launch_json(&mut scene.session, &format!("[{}]", jobs.join(",")));
-    wait_at_gate(&mut scene.watcher, 1);
+    wait_at_barrier(&mut scene.watcher, 1);
     let worker = batch.log(&mut scene.watcher, 0, "pid");
     scene.refuse_but(&[worker]);
     drain(&mut scene.watcher);
     assert_eq!(batch.column(&mut scene.watcher, "concat_ws(' ', status, sqlstate)")[0], "failed 57014");
     assert_eq!(batch.column(&mut scene.watcher, END)[1..], times(REFUSED, 2));
     assert_eq!(scene.ran(), "0");
-    drop(gate);
+    drop(barrier);
     scene.end();
 }
 
@@ -260,14 +260,14 @@ fn what_a_dead_worker_leaves_fails() {
 fn a_worker_that_cannot_make_room_goes_on() {
     for workers in [1, 2] {
         let mut scene = Scene::set(&[("pg_background_mgr.max_workers", &workers.to_string())]);
-        let gate = Gate::close(scene.cluster.session("postgres"));
+        let barrier = Barrier::close(scene.cluster.session("postgres"));
         let texts = [times(barrier::WAIT, workers), times(INSERT, 200)].concat();
         let own = Batch::launch(&mut scene.weak, &texts);
-        wait_at_gate(&mut scene.watcher, workers);
+        wait_at_barrier(&mut scene.watcher, workers);
         let others = Batch::launch(&mut scene.session, &times(INSERT, 3));
         let pids = own.column(&mut scene.watcher, "pid");
         scene.refuse_but(&pids[..workers]);
-        gate.open();
+        barrier.open();
         drain(&mut scene.watcher);
         assert_eq!(own.states(&mut scene.watcher), times("succeeded", 200 + workers));
         assert_eq!(others.column(&mut scene.watcher, END), times(REFUSED, 3));

@@ -1,7 +1,7 @@
 //! Workers that wait sleep, and show that they have nothing to do.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{array, counts, load, set_server, times, wait_at_gate, Batch, LOCK_LOG, WORKERS};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{array, counts, load, set_server, times, wait_at_barrier, Batch, LOCK_LOG, WORKERS};
 use crate::support::idle_worker::count_sleeps;
 use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Session};
 
@@ -95,30 +95,30 @@ fn a_worker_that_waits_for_a_delayed_attempt_of_another_role_sleeps() {
 #[case(alone)]
 fn a_worker_that_waits_while_others_work_sleeps() {
     let cluster = cluster();
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     let jobs = format!(r#"["{}", "{}"]"#, barrier::WAIT, barrier::WAIT);
     let held = Batch::call(
         &mut session,
         &format!("pg_background_launch_num('{jobs}'::jsonb, p_options => '{{\"max_workers\": 1}}')"),
     );
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
     assert_sleeps(&mut session, 2, "beside others");
-    gate.open();
+    barrier.open();
     held.succeed(&mut session);
 }
 
 #[case(alone)]
 fn a_paused_queue_shows_no_job_and_goes_on_after_a_reload() {
     let cluster = cluster();
-    let (mut session, gate) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut session, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     load(&mut session);
     let calls = [times(barrier::WAIT, 2), times("select pg_sleep(0.01)", 30)].concat();
     let call = format!("pg_background_launch_num({}, p_options => '{{\"max_workers\": 2}}')", array(&calls));
     let batch = Batch::call(&mut session, &call);
-    wait_at_gate(&mut session, 2);
+    wait_at_barrier(&mut session, 2);
     set_server(&cluster, &mut session, "pg_background_mgr.max_workers", "0");
-    gate.open();
+    barrier.open();
     let shown = "select state from pg_stat_activity where backend_type = 'pg_background'";
     wait_until("a worker that waits", || session.rows(shown) == ["idle"]);
     assert_eq!(counts(&mut session, "true"), ["queued 30", "succeeded 2"]);
@@ -128,9 +128,9 @@ fn a_paused_queue_shows_no_job_and_goes_on_after_a_reload() {
     set_server(&cluster, &mut session, "pg_background_mgr.max_workers", "-1");
     batch.succeed(&mut session);
     // One that cannot write what it has to wakes now and then, and no more.
-    let (mut locker, last) = (cluster.session("postgres"), Gate::close(cluster.session("postgres")));
+    let (mut locker, last) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     let batch = Batch::launch(&mut session, &[barrier::WAIT]);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     locker.run(LOCK_LOG);
     last.open();
     assert_sleeps(&mut session, 1, "with a locked log");

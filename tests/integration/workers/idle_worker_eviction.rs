@@ -1,7 +1,7 @@
 //! A worker that has nothing to do is in nobody's way, and is what a new one would be.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{times, wait_at_gate, wait_gone, Batch};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{times, wait_at_barrier, wait_gone, Batch};
 use crate::support::idle_worker::{
     get_idle_worker, run, run_and_wait_idle, terminate_idle_workers, wait_idle, Outcome,
 };
@@ -18,13 +18,13 @@ fn workers_leave_when_their_role_or_the_extension_changes() {
     let workers = |user: &str| {
         let mut session = cluster.client("postgres").user(user).connect();
         let direct = get_idle_worker(&mut session);
-        let mut gate = Gate::close(cluster.session("postgres"));
+        let mut barrier = Barrier::close(cluster.session("postgres"));
         assert_eq!(session.launch(barrier::WAIT), direct);
-        gate.wait_for(direct);
+        barrier.wait_for(direct);
         let batch = Batch::launch(&mut session, &["select 1"]);
         batch.succeed(&mut session);
         let queued = batch.log(&mut session, 0, "pid").parse().expect("a process id");
-        gate.open();
+        barrier.open();
         session.result(direct, "a text");
         [direct, queued].map(|pid| {
             wait_idle(&mut session, pid);
@@ -337,11 +337,11 @@ fn another_role_gets_the_processes() {
         let batch = Batch::launch(session, &times("select pg_sleep(0.01)", 12));
         batch.succeed(session);
         let session = if round % 2 == 0 { &mut weak } else { &mut admin };
-        let gate = Gate::close(cluster.session("postgres"));
+        let barrier = Barrier::close(cluster.session("postgres"));
         let pids: Vec<i32> = (0..4).map(|_| session.launch(barrier::WAIT)).collect();
-        wait_at_gate(session, 4);
+        wait_at_barrier(session, 4);
         assert_eq!(session.error("select pg_background_launch('select 1')").sqlstate(), "53000");
-        gate.open();
+        barrier.open();
         for pid in pids {
             session.result(pid, "a text");
         }
@@ -399,10 +399,10 @@ fn a_parallel_query_gets_its_workers() {
     ]);
     let mut session = cluster.session("postgres");
     session.run("create table t as select generate_series(1, 50000) a; analyze t");
-    let gate = Gate::close(cluster.session("postgres"));
+    let barrier = Barrier::close(cluster.session("postgres"));
     let pids: Vec<i32> = (0..6).map(|_| session.launch(barrier::WAIT)).collect();
-    wait_at_gate(&mut session, 6);
-    gate.open();
+    wait_at_barrier(&mut session, 6);
+    barrier.open();
     for pid in pids {
         session.result(pid, "a text");
     }

@@ -1,7 +1,7 @@
 //! A process for the next job is started ahead of it while launches that need a new process follow each other.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{wait_at_gate, wait_gone, Batch};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{wait_at_barrier, wait_gone, Batch};
 use crate::support::job_stage::assert_nothing_fatal;
 use pg_background_mgr_tests::cluster::{signal_process, try_signal, Baseline};
 use pg_background_mgr_tests::session::literal;
@@ -135,11 +135,11 @@ fn queues_of_any_size_are_served() {
 fn a_single_launch_starts_one_process() {
     let (cluster, before) = cluster();
     let mut session = cluster.session("postgres");
-    let mut gate = Gate::close(cluster.session("postgres"));
+    let mut barrier = Barrier::close(cluster.session("postgres"));
     let pid = session.launch(barrier::WAIT);
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     assert_eq!(cluster.workers(), [pid]);
-    gate.open();
+    barrier.open();
     session.result(pid, "a text");
     drop(session);
     cluster.assert_sound(&before);
@@ -302,10 +302,10 @@ fn a_new_configuration_holds_for_it() {
 fn a_launch_of_another_session_gets_its_place() {
     let (cluster, before) = cluster_with(&[("max_worker_processes", "4"), ("pg_background_mgr.reserved_workers", "0")]);
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
-    let mut gate = Gate::close(cluster.session("postgres"));
+    let mut barrier = Barrier::close(cluster.session("postgres"));
     let ahead = stopped_ahead(&cluster, &mut session);
     let first: Vec<i32> = (0..2).map(|_| other.launch(barrier::WAIT)).collect();
-    first.iter().for_each(|pid| gate.wait_for(*pid));
+    first.iter().for_each(|pid| barrier.wait_for(*pid));
     other.send(&format!("select pg_background_launch({})", literal(barrier::WAIT)));
     let waits =
         format!("select count(*) from pg_stat_activity where pid = {} and wait_event_type = 'Extension'", other.pid());
@@ -313,9 +313,9 @@ fn a_launch_of_another_session_gets_its_place() {
     signal_process(ahead, Signal::SIGCONT);
     let launched = other.finish("the launch");
     let pid: i32 = launched.last_rows().expect("rows").text_rows()[0].parse().expect("a process id");
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     assert!(!cluster.workers().contains(&ahead));
-    gate.open();
+    barrier.open();
     for pid in first.into_iter().chain([pid]) {
         other.result(pid, "a text");
     }
@@ -328,14 +328,14 @@ fn a_queue_gets_its_place() {
     let (cluster, before) = cluster_with(&[("max_worker_processes", "3"), ("pg_background_mgr.reserved_workers", "0")]);
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
     for _ in 0..10 {
-        let gate = Gate::close(cluster.session("postgres"));
+        let barrier = Barrier::close(cluster.session("postgres"));
         session.run(&in_a_row(6, "'select 1::text'", "raise notice '%', job; perform a"));
         // The process of the last job has gone, the one that was started ahead of the next has not.
         let last = session.notices().pop().expect("a notice").message().parse().expect("a process id");
         wait_gone(last);
         let batch = Batch::launch(&mut session, &[barrier::WAIT, barrier::WAIT]);
-        wait_at_gate(&mut other, 2);
-        gate.open();
+        wait_at_barrier(&mut other, 2);
+        barrier.open();
         batch.succeed(&mut session);
     }
     drop((session, other));

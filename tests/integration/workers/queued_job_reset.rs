@@ -1,7 +1,7 @@
 //! The state that a job leaves in its process never reaches the next job there.
 
-use crate::support::barrier::{self, Gate};
-use crate::support::batch::{cell, stop, times, wait_at_gate, Batch};
+use crate::support::barrier::{self, Barrier};
+use crate::support::batch::{cell, stop, times, wait_at_barrier, Batch};
 use crate::support::idle_worker;
 use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 
@@ -408,12 +408,12 @@ fn a_stopped_job_leaves_nothing(db: &Db) {
     let mess: String = MESS.split("; ").map(|statement| format!("begin; {statement}; commit; ")).collect();
     let first = format!("{mess}{}", barrier::WAIT);
     for _ in 0..10 {
-        let gate = Gate::close(db.session());
+        let barrier = Barrier::close(db.session());
         let batch = Batch::launch_with(&mut session, &[&first, LEFT], r#"{"mode": "sequential"}"#);
-        wait_at_gate(&mut session, 1);
+        wait_at_barrier(&mut session, 1);
         session.run(&format!("select pg_background_stop('{}')", batch.children[0]));
         assert_eq!(batch.finish(&mut session), ["stopped", "succeeded"]);
-        gate.open();
+        barrier.open();
         let left = batch.log(&mut session, 1, &cell("v"));
         assert!(CLEAN.contains(&left.as_str()), "{left}");
         let pids = batch.column(&mut session, "pid");
@@ -437,13 +437,13 @@ fn a_job_that_ran_out_of_time_leaves_nothing(db: &Db) {
 
 #[case]
 fn the_command_that_is_shown_is_the_next_jobs(db: &Db) {
-    let (mut session, gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch_with(&mut session, &["select 'the first'", barrier::WAIT], r#"{"mode": "sequential"}"#);
-    wait_at_gate(&mut session, 1);
+    wait_at_barrier(&mut session, 1);
     let shown = "select state, query, backend_xid is null from pg_stat_activity \
                  where backend_type = 'pg_background' and datname = current_database() and state = 'active'";
     assert_eq!(session.rows(shown), [format!("active|{}|t", barrier::WAIT)]);
-    gate.open();
+    barrier.open();
     batch.succeed(&mut session);
 }
 

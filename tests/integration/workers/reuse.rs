@@ -1,6 +1,6 @@
 //! Workers that stay for the next job of a session: who gets one, and what comes of its jobs.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{wait_gone, Batch};
 use crate::support::idle_worker::{
     get_idle_worker, read, run, run_and_wait_idle, terminate_idle_workers, wait_free, wait_idle, wait_idle_after,
@@ -88,12 +88,12 @@ fn a_detached_job_frees_its_worker(db: &Db) {
     }
     assert_eq!(session.value("select count(*) from ran"), "5");
     // Before its job has ended.
-    let mut gate = Gate::close(db.session());
+    let mut barrier = Barrier::close(db.session());
     assert_eq!(session.launch(barrier::WAIT), pid);
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     session.run(&format!("select pg_background_detach({pid})"));
     assert_ne!(run_and_wait_idle(&mut session, "select 1"), pid);
-    gate.open();
+    barrier.open();
     wait_idle(&mut session, pid);
     let sql = "select generate_series(1, 100000)";
     let rows = session.launch(sql);
@@ -116,13 +116,13 @@ fn a_session_that_leaves_frees_its_workers(db: &Db) {
         assert_eq!(run_and_wait_idle(&mut session, "select 1"), pid, "{sql}");
     }
     // While its job runs.
-    let (mut leaving, mut gate) = (db.session(), Gate::close(db.session()));
+    let (mut leaving, mut barrier) = (db.session(), Barrier::close(db.session()));
     assert_eq!(leaving.launch(barrier::WAIT), pid);
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     let process = leaving.pid();
     drop(leaving);
     wait_gone(process);
-    gate.open();
+    barrier.open();
     wait_idle(&mut session, pid);
     assert_eq!(run_and_wait_idle(&mut session, "select 1"), pid);
 }
@@ -355,15 +355,15 @@ fn a_job_is_shown_as_its_own(db: &Db) {
     let shown = format!(
         "select state, query, usename, datname, application_name, backend_type from pg_stat_activity where pid = {pid}"
     );
-    let mut gate = Gate::close(db.session());
+    let mut barrier = Barrier::close(db.session());
     let text = format!("select 'the job'; {}", barrier::WAIT);
     assert_eq!(session.launch(&text), pid);
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     let name = &db.name;
     assert_eq!(other.rows(&shown), [format!("active|{text}|postgres|{name}|test|pg_background")], "while it runs");
     let open = "select xact_start is not null, backend_xmin is not null from pg_stat_activity where pid";
     assert_eq!(other.rows(&format!("{open} = {pid}")), ["t|t"]);
-    gate.open();
+    barrier.open();
     read(&mut session, pid);
     wait_idle(&mut other, pid);
     assert_eq!(other.rows(&shown), [format!("idle|{text}|postgres|{name}|test|pg_background")], "afterwards");

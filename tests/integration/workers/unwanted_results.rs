@@ -1,6 +1,6 @@
 //! Workers whose results nobody wants, or has read yet: which of them stay, and what comes of the jobs after those.
 
-use crate::support::barrier::{self, Gate};
+use crate::support::barrier::{self, Barrier};
 use crate::support::batch::wait_gone;
 use crate::support::idle_worker::{read, run_and_wait_idle, terminate_idle_workers, wait_idle};
 use pg_background_mgr_tests::cluster::is_alive;
@@ -16,12 +16,12 @@ const JOBS: [(&str, usize); 6] = [
     ("select generate_series(1, 100000)", 64),
 ];
 
-/// Launches a job in a new process that waits at the gate first.
-fn launch_new(session: &mut Session, gate: &mut Gate, (text, queue): (&str, usize)) -> i32 {
+/// Launches a job in a new process that waits at the barrier first.
+fn launch_new(session: &mut Session, barrier: &mut Barrier, (text, queue): (&str, usize)) -> i32 {
     let text = format!("{}; {text}", barrier::WAIT);
     let pid = session.number(&format!("select pg_background_launch($sql${text}$sql$, {queue})"));
     let pid = i32::try_from(pid).expect("a process id");
-    gate.wait_for(pid);
+    barrier.wait_for(pid);
     pid
 }
 
@@ -29,11 +29,11 @@ fn launch_new(session: &mut Session, gate: &mut Gate, (text, queue): (&str, usiz
 fn a_new_worker_stays_whose_job_was_given_up(db: &Db) {
     let mut other = db.session();
     for job in JOBS {
-        let (mut session, mut gate) = (db.session(), Gate::close(db.session()));
+        let (mut session, mut barrier) = (db.session(), Barrier::close(db.session()));
         terminate_idle_workers(&mut other);
-        let pid = launch_new(&mut session, &mut gate, job);
+        let pid = launch_new(&mut session, &mut barrier, job);
         session.run(&format!("select pg_background_detach({pid})"));
-        gate.open();
+        barrier.open();
         wait_idle(&mut other, pid);
         for session in [&mut session, &mut other] {
             assert_eq!(run_and_wait_idle(session, "select 1"), pid, "{job:?}");
@@ -49,13 +49,13 @@ fn a_new_worker_stays_whose_job_was_given_up(db: &Db) {
 fn a_new_worker_stays_whose_launcher_has_gone(db: &Db) {
     let mut other = db.session();
     for job in JOBS {
-        let (mut leaving, mut gate) = (db.session(), Gate::close(db.session()));
+        let (mut leaving, mut barrier) = (db.session(), Barrier::close(db.session()));
         terminate_idle_workers(&mut other);
-        let pid = launch_new(&mut leaving, &mut gate, job);
+        let pid = launch_new(&mut leaving, &mut barrier, job);
         let process = leaving.pid();
         drop(leaving);
         wait_gone(process);
-        gate.open();
+        barrier.open();
         wait_idle(&mut other, pid);
         assert_eq!(run_and_wait_idle(&mut other, "select 1"), pid, "{job:?}");
     }
@@ -105,13 +105,13 @@ fn jobs_after_given_up_ones_give_their_own_results(db: &Db) {
 
 #[case]
 fn what_a_given_up_job_leaves_is_reset(db: &Db) {
-    let (mut session, mut gate) = (db.session(), Gate::close(db.session()));
+    let (mut session, mut barrier) = (db.session(), Barrier::close(db.session()));
     let usual = session.value("show work_mem");
     let leaves = "set work_mem = '77MB'; create temp table mine (a int); prepare p as select 1; \
                   select pg_advisory_lock(99), set_config('my.own', 'x', false)";
-    let pid = launch_new(&mut session, &mut gate, (leaves, 65_536));
+    let pid = launch_new(&mut session, &mut barrier, (leaves, 65_536));
     session.run(&format!("select pg_background_detach({pid})"));
-    gate.open();
+    barrier.open();
     wait_idle(&mut session, pid);
     assert_eq!(session.value("select pg_try_advisory_lock(99)"), "t");
     let seen = "select pg_backend_pid(), current_setting('work_mem'), to_regclass('pg_temp.mine'), \

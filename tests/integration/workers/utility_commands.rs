@@ -4,7 +4,7 @@ use crate::support::compare_with_client::assert_same_error;
 use crate::support::idle_worker::{
     get_idle_worker, run, run_and_wait_idle, run_in_new_process, wait_free, wait_idle, wait_idle_after, Outcome,
 };
-use pg_background_mgr_tests::lab::forced_parallel;
+use pg_background_mgr_tests::env::forced_parallel;
 use pg_background_mgr_tests::{case, Db, Session};
 
 /// The worker `pid` has nothing of `command` left, and is the next job's: a transaction of its own, committed by

@@ -1,4 +1,4 @@
-//! The place where a run's clusters live: one directory, removed at the end, and the server programs that it uses.
+//! The environment of a run: the directory in which its clusters live, removed at the end, and the server's programs.
 //!
 //! Four things end a cluster: its own drop, [`close`] at the end of `main`, and for a test program that was killed the
 //! keeper, a shell that waits for its standard input to end. It stops the servers in an orderly way, for one that
@@ -43,7 +43,7 @@ rm -rf "$root"
 
 /// State that all clusters of a run share.
 #[derive(Debug)]
-pub struct Lab {
+pub struct Env {
     root: PathBuf,
     bin: PathBuf,
     /// The account of the servers when the test program runs as root, which a server refuses to.
@@ -57,29 +57,29 @@ pub struct Lab {
     holders: Mutex<Option<(TempDir, Child)>>,
 }
 
-static LAB: OnceLock<Lab> = OnceLock::new();
+static ENV: OnceLock<Env> = OnceLock::new();
 
-/// Makes the lab of this run, or says why nothing can be tested.
+/// Makes the environment of this run, or says why nothing can be tested.
 pub fn open() -> Result<(), String> {
-    let lab = Lab::new()?;
-    LAB.set(lab).map_err(|_| "the lab is open already".to_owned())
+    let env = Env::new()?;
+    ENV.set(env).map_err(|_| "the environment is open already".to_owned())
 }
 
-/// The lab of this run.
+/// Returns the environment of this run.
 ///
 /// # Panics
 /// Before [`open`].
-pub fn lab() -> &'static Lab {
-    LAB.get().expect("an open lab")
+pub fn env() -> &'static Env {
+    ENV.get().expect("an open environment")
 }
 
 /// Stops what still runs and removes everything.
 pub fn close() {
-    let Some(lab) = LAB.get() else { return };
-    if let Some(cluster) = lab.shared.get() {
+    let Some(env) = ENV.get() else { return };
+    if let Some(cluster) = env.shared.get() {
         cluster.destroy();
     }
-    let holders = lab.holders.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let holders = env.holders.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some((directory, mut keeper)) = holders {
         // The keeper removes the directory; should it fail, the drop of `directory` does.
         drop(keeper.stdin.take());
@@ -88,7 +88,7 @@ pub fn close() {
     }
 }
 
-impl Lab {
+impl Env {
     fn new() -> Result<Self, String> {
         let bin = std::env::var_os(BIN_VARIABLE)
             .map(PathBuf::from)
@@ -117,7 +117,7 @@ impl Lab {
             .process_group(0)
             .spawn()
             .map_err(|error| format!("cannot start sh: {error}"))?;
-        let mut lab = Lab {
+        let mut env = Env {
             root,
             bin,
             account,
@@ -127,16 +127,16 @@ impl Lab {
             shared: OnceLock::new(),
             holders: Mutex::new(Some((directory, keeper))),
         };
-        let output = lab.command("postgres").arg("--version").output();
+        let output = env.command("postgres").arg("--version").output();
         let told = match &output {
             Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout),
-            failure => return Err(format!("postgres --version in {}: {failure:?}", lab.bin.display())),
+            failure => return Err(format!("postgres --version in {}: {failure:?}", env.bin.display())),
         };
-        lab.version = told
+        env.version = told
             .split(|letter: char| !letter.is_ascii_digit())
             .find_map(|word| word.parse().ok())
             .ok_or_else(|| format!("no version in: {told}"))?;
-        Ok(lab)
+        Ok(env)
     }
 
     /// The cluster that most cases share, started at first use.
@@ -195,7 +195,7 @@ impl Lab {
     }
 
     /// A new directory for a cluster's files.
-    pub(crate) fn place(&self) -> PathBuf {
+    pub(crate) fn new_cluster_directory(&self) -> PathBuf {
         let number = self.clusters.fetch_add(1, Ordering::Relaxed);
         self.new_directory(&number.to_string())
     }
@@ -267,7 +267,7 @@ impl Lab {
 /// The setting that has the server run every plan that it may in parallel workers.
 #[must_use]
 pub fn forced_parallel() -> &'static str {
-    if lab().version >= 16 {
+    if env().version >= 16 {
         "debug_parallel_query"
     } else {
         "force_parallel_mode"

@@ -1,6 +1,6 @@
-//! The server's log, read from a place on.
+//! The server's log, read from a position on.
 
-/// A place in a server's log.
+/// A position in a server's log.
 #[derive(Debug, Clone, Copy)]
 pub struct LogMark(pub(crate) u64);
 
