@@ -1,7 +1,7 @@
 //! Private PostgreSQL clusters and plain client sessions for the integration tests.
 //!
 //! Everything that a run makes lives in one directory ([`mod@env`]) and ends with the test program, however that ends.
-//! Nothing here sleeps for a time: see [`wait`].
+//! Nothing waits for a time: see [`wait`].
 
 pub mod case;
 pub mod cluster;
