@@ -19,4 +19,4 @@ pub use nix::sys::signal::Signal;
 pub use pg_background_mgr_tests_macros::case;
 pub use reply::{Column, Reply, ServerError, Statement};
 pub use session::{literal, Client, Session};
-pub use wait::{wait_for, wait_until};
+pub use wait::{wait_for, wait_until, FOREVER, SLEEP_FOREVER};

@@ -5,6 +5,12 @@ use std::time::{Duration, Instant};
 /// Time that anything may take before a test fails. Generous: it is reached only by what is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// SQL expression that takes longer than any test waits: for jobs that run until something ends them.
+pub const FOREVER: &str = "pg_sleep(600)";
+
+/// Statement that takes as long as [`FOREVER`].
+pub const SLEEP_FOREVER: &str = "select pg_sleep(600)";
+
 /// Waits until `condition` holds.
 ///
 /// # Panics

@@ -1,7 +1,7 @@
 //! Errors of jobs: complete, on the job's text, once in the server's log.
 
 use crate::support::compare_with_client::assert_like_client;
-use pg_background_mgr_tests::{case, wait_for, wait_until, Db};
+use pg_background_mgr_tests::{case, wait_for, wait_until, Db, FOREVER};
 use std::path::Path;
 
 #[case]
@@ -206,8 +206,8 @@ fn errors_while_handling_errors_arrive(db: &Db) {
 #[case]
 fn fatal_arrives_as_an_error(db: &Db) {
     let mut session = db.session();
-    let error =
-        session.job_error("do $$ begin perform pg_terminate_backend(pg_backend_pid()); perform pg_sleep(100); end $$");
+    let error = session
+        .job_error(&format!("do $$ begin perform pg_terminate_backend(pg_backend_pid()); perform {FOREVER}; end $$"));
     assert_eq!((error.severity(), error.sqlstate()), ("ERROR".to_owned(), "57P01".to_owned()));
     assert!(error.message().starts_with("terminating "), "{error}");
     // The launcher's session is as good as before.
@@ -398,8 +398,8 @@ fn a_failed_job_is_no_failed_process(db: &Db) {
 fn a_terminated_job_is_logged_once(db: &Db) {
     let mut session = db.session();
     let mark = db.log_mark();
-    let pid =
-        session.launch("do $$ begin perform pg_terminate_backend(pg_backend_pid()); perform pg_sleep(100); end $$");
+    let pid = session
+        .launch(&format!("do $$ begin perform pg_terminate_backend(pg_backend_pid()); perform {FOREVER}; end $$"));
     assert_eq!(session.result_error(pid).sqlstate(), "57P01");
     wait_until("the end of the process", || !Path::new(&format!("/proc/{pid}")).exists());
     let lines: Vec<_> = db.log_of(mark, pid).into_iter().filter(|line| line.sqlstate == "57P01").collect();

@@ -2,7 +2,7 @@
 
 use pg_background_mgr_tests::cluster::is_alive;
 use pg_background_mgr_tests::server_log::LogLine;
-use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Db, Session};
+use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Db, Session, FOREVER, SLEEP_FOREVER};
 
 /// A job that runs until the holder lets go.
 fn launch_waiting(db: &Db, holder: &mut Session, session: &mut Session, text: &str) -> i32 {
@@ -40,7 +40,7 @@ fn activity_shows_a_running_job(db: &Db) {
 #[case]
 fn activity_shows_what_a_job_waits_for(db: &Db) {
     let mut session = db.session();
-    let pid = session.launch("select pg_sleep(100)");
+    let pid = session.launch(SLEEP_FOREVER);
     let query = format!("select backend_type, wait_event_type, wait_event from pg_stat_activity where pid = {pid}");
     wait_until("the job sleeps", || session.rows(&query) == ["pg_background|Timeout|PgSleep"]);
     session.run(&format!("select pg_cancel_backend({pid})"));
@@ -117,7 +117,7 @@ fn the_process_title_names_the_job(db: &Db) {
 fn a_job_is_cancelled_by_pg_cancel_backend(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
-    let pid = session.launch("insert into t values (1); select pg_sleep(100)");
+    let pid = session.launch(&format!("insert into t values (1); select {FOREVER}"));
     let mut other = db.session();
     other.wait_asleep(pid);
     assert!(other.holds(&format!("select pg_cancel_backend({pid})")));
@@ -130,7 +130,7 @@ fn a_job_is_cancelled_by_pg_cancel_backend(db: &Db) {
 fn a_job_is_ended_by_pg_terminate_backend(db: &Db) {
     let mut session = db.session();
     session.run("create table t (a int)");
-    let pid = session.launch("insert into t values (1); select pg_sleep(100)");
+    let pid = session.launch(&format!("insert into t values (1); select {FOREVER}"));
     session.wait_asleep(pid);
     assert!(session.holds(&format!("select pg_terminate_backend({pid})")));
     let error = session.result_error(pid);

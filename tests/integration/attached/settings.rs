@@ -287,6 +287,7 @@ fn session_replication_role_is_the_jobs(db: &Db) {
 #[case(since = 14)]
 fn settings_that_watch_the_client_do_no_harm(db: &Db) {
     let setup = "set client_connection_check_interval = '10ms'; set tcp_keepalives_idle = 5; set tcp_user_timeout = 5";
+    // Long enough for thirty checks.
     assert_like_client(db, setup, "select pg_sleep(0.3)::text, 1", "");
 }
 

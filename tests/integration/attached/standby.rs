@@ -1,6 +1,6 @@
 //! Jobs on a read-only standby, and after its promotion.
 
-use pg_background_mgr_tests::{case, wait_until, Cluster};
+use pg_background_mgr_tests::{case, wait_until, Cluster, FOREVER};
 
 fn pair() -> (Cluster, Cluster) {
     let primary = Cluster::start_with_extension(&[]);
@@ -51,7 +51,7 @@ fn jobs_write_after_promotion() {
 fn jobs_of_the_primary_are_not_stopped_on_a_standby() {
     let (primary, standby) = pair();
     let mut session = primary.session("postgres");
-    let job = session.value("select uuid_child from pg_background_launch_num(array['select pg_sleep(600)'])");
+    let job = session.value(&format!("select uuid_child from pg_background_launch_num(array['select {FOREVER}'])"));
     let mut reader = standby.session("postgres");
     let row = format!("select count(*) from log_background where uuid_child = '{job}'");
     wait_until("the row on the standby", || reader.value(&row) == "1");

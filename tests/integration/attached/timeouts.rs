@@ -2,14 +2,14 @@
 
 use crate::support::compare_with_client::assert_like_client;
 use pg_background_mgr_tests::env::env;
-use pg_background_mgr_tests::{case, Db};
+use pg_background_mgr_tests::{case, Db, FOREVER, SLEEP_FOREVER};
 
 #[case]
 fn statement_timeout_ends_a_statement(db: &Db) {
-    assert_like_client(db, "set statement_timeout = '300ms'", "select pg_sleep(100)", "");
+    assert_like_client(db, "set statement_timeout = '300ms'", SLEEP_FOREVER, "");
     let mut session = db.session();
     session.run("set statement_timeout = '300ms'");
-    let pid = session.launch("select pg_sleep(100)");
+    let pid = session.launch(SLEEP_FOREVER);
     session.run("reset statement_timeout");
     let error = session.result_error(pid);
     assert_eq!(error.brief(), ("57014".to_owned(), "canceling statement due to statement timeout".to_owned()));
@@ -28,15 +28,17 @@ fn statement_timeout_is_for_each_statement(db: &Db) {
 
 #[case]
 fn statement_timeout_set_in_the_text_holds_for_the_next_statement(db: &Db) {
-    assert_like_client(db, "", "set statement_timeout = '200ms'; select pg_sleep(100)", "");
+    assert_like_client(db, "", &format!("set statement_timeout = '200ms'; select {FOREVER}"), "");
     let mut session = db.session();
     assert_eq!(session.job("select current_setting('statement_timeout')", "value text"), ["0"]);
 }
 
 #[case]
 fn statement_timeout_can_be_caught_in_the_job(db: &Db) {
-    let text = "do $$ begin perform pg_sleep(100); exception when query_canceled then \
-                insert into t values (1); end $$; select count(*) from t";
+    let text = &format!(
+        "do $$ begin perform {FOREVER}; exception when query_canceled then \
+                insert into t values (1); end $$; select count(*) from t"
+    );
     assert_like_client(db, "create table t (a int); set statement_timeout = '300ms'", text, "table t");
 }
 
@@ -71,7 +73,7 @@ fn lock_timeout_is_for_each_statement(db: &Db) {
 fn transaction_timeout_ends_the_job(db: &Db) {
     let mut session = db.session();
     session.run("set transaction_timeout = '500ms'");
-    let pid = session.launch("select pg_sleep(100)");
+    let pid = session.launch(SLEEP_FOREVER);
     session.run("reset transaction_timeout");
     let error = session.result_error(pid);
     assert_eq!((error.severity(), error.sqlstate()), ("ERROR".to_owned(), "25P04".to_owned()));

@@ -3,7 +3,7 @@
 use crate::support::barrier::{self, Barrier};
 use crate::support::job_stage::settle;
 use pg_background_mgr_tests::cluster::is_alive;
-use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session};
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session, FOREVER};
 
 fn number(text: &str) -> i32 {
     text.parse().unwrap_or_else(|_| panic!("not a process id: {text}"))
@@ -240,7 +240,7 @@ fn a_thousand_jobs_cost_no_thousand_processes(db: &Db) {
 #[case]
 fn a_sleeping_job_is_found_in_the_activity(db: &Db) {
     let (mut session, mut watcher) = (db.session(), db.session());
-    let text = " SELECT 2+2 FROM (SELECT pg_sleep(600)) s ";
+    let text = &format!(" SELECT 2+2 FROM (SELECT {FOREVER}) s ");
     let pid = session.launch(text);
     let query =
         format!("SELECT query, backend_type, wait_event_type, wait_event FROM pg_stat_activity WHERE pid = {pid}");

@@ -1,7 +1,7 @@
 //! States of jobs while they run and end: nothing runs but what has a worker, and what has ended stays ended.
 
 use crate::support::barrier::{self, Barrier};
-use crate::support::batch::{stop, times, wait_at_barrier, Batch, ENDED};
+use crate::support::batch::{states_after, stop, times, wait_at_barrier, Batch, ENDED};
 use pg_background_mgr_tests::env::forced_parallel;
 use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
 use std::collections::{HashMap, HashSet};
@@ -210,7 +210,7 @@ fn what_was_stopped_is_stopped_for_everybody(db: &Db) {
     let known = format!("select count(*) from background_mgr.live() where uuid_parent = '{}'", batch.parent);
     old.run("begin isolation level repeatable read");
     assert_eq!(old.value("select count(*) from log_background where status = 'running'"), "2");
-    assert_eq!(stop(&mut session, &batch.parent), times("stopped", 300));
+    assert_eq!(states_after(&stop(&mut session, &batch.parent, None)), times("stopped", 300));
     wait_until("the server has forgotten them", || {
         for (who, looker) in [("another session", &mut watcher), ("an old snapshot", &mut old)] {
             for source in ["log_background", "pg_background_jobs", "pg_background_monitor()"] {

@@ -4,7 +4,7 @@ use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{array, cell, drain, fill_log, times, wait_at_barrier, Batch, LOCK_LOG};
 use crate::support::job_stage::Paused;
 use pg_background_mgr_tests::env::env;
-use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Db, Stop};
+use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Db, Stop, SLEEP_FOREVER};
 
 #[case]
 fn a_jobs_row_commits_with_its_work(db: &Db) {
@@ -489,7 +489,7 @@ fn the_log_waits_for_no_standby() {
     });
     let ended = Batch::launch(&mut session, &["insert into ran values (1)", "select 1 / 0"]);
     assert_eq!(ended.finish(&mut session), ["succeeded", "failed"]);
-    let running = Batch::launch(&mut session, &["select pg_sleep(600)"]);
+    let running = Batch::launch(&mut session, &[SLEEP_FOREVER]);
     running.wait_state(&mut session, 0, "running");
     // What a job commits does wait as it was told to, and a limit of its time is no reason not to.
     session.run("set synchronous_commit = on");

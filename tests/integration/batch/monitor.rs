@@ -3,7 +3,7 @@
 use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{array, half_way, times, wait_at_barrier, Batch, NOBODY};
 use crate::support::idle_worker::count_sleeps;
-use pg_background_mgr_tests::{case, literal, wait_until, Db, Session};
+use pg_background_mgr_tests::{case, literal, wait_until, Db, Session, FOREVER};
 use std::time::{Duration, Instant};
 
 /// Monitors at once, in one line for each job.
@@ -314,7 +314,7 @@ fn each_end_of_a_few_jobs_is_told(db: &Db) {
     let (mut session, mut watcher, barrier) = (db.session(), db.session(), Barrier::close(db.session()));
     let jobs = format!(
         r#"[{{"query": "{}", "name": "first"}}, "select  1\n/ 0", {{"query": "select '{}'"}},
-            {{"query": "select 1 / (nextval('tries') - 1)", "max_attempts": 2}}, "select pg_sleep(600)"]"#,
+            {{"query": "select 1 / (nextval('tries') - 1)", "max_attempts": 2}}, "select {FOREVER}"]"#,
         barrier::WAIT,
         "x".repeat(100)
     );
@@ -347,7 +347,7 @@ fn each_end_of_a_few_jobs_is_told(db: &Db) {
     of_job("job 2 (select 1 / 0) failed after ", " s: division by zero");
     of_job(&format!("job 3 (select '{}...) succeeded after ", "x".repeat(52)), " s");
     of_job("job 4 (select 1 / (nextval('tries') - 1)) succeeded after ", " s");
-    of_job("job 5 (select pg_sleep(600)) stopped after ", " s: stopped by user \"postgres\"");
+    of_job(&format!("job 5 (select {FOREVER}) stopped after "), " s: stopped by user \"postgres\"");
     let last = "progress: [####################] 5/5 jobs ended (100%), 1 failed, 1 stopped";
     assert_eq!(told.last().map(String::as_str), Some(last), "{told:#?}");
     // What had ended before is told as well.

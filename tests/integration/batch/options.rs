@@ -1,8 +1,8 @@
 //! Options of `pg_background_launch_num`: order, number of workers, what an error does, time limits, attempts.
 
 use crate::support::barrier::{self, Barrier};
-use crate::support::batch::{times, wait_at_barrier, Batch, COUNTED, PEAK, STUBBORN};
-use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db};
+use crate::support::batch::{stubborn, times, wait_at_barrier, Batch, COUNTED, PEAK};
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, FOREVER, SLEEP_FOREVER};
 
 const SEQUENTIAL: &str = r#"{"mode": "sequential"}"#;
 
@@ -175,7 +175,7 @@ const TOO_LATE: &str = "canceling job due to timeout";
 #[case]
 fn a_job_that_takes_too_long_fails(db: &Db) {
     let mut session = db.session();
-    let batch = Batch::launch_with(&mut session, &["select pg_sleep(600)"], r#"{"timeout": 0.1}"#);
+    let batch = Batch::launch_with(&mut session, &[SLEEP_FOREVER], r#"{"timeout": 0.1}"#);
     assert_eq!(batch.finish(&mut session), ["failed"]);
     assert_eq!(batch.log(&mut session, 0, "sqlstate || ' ' || message"), format!("57014 {TOO_LATE}"));
     assert_eq!(batch.log(&mut session, 0, "end_time_exec - start_time_exec >= interval '0.05 s'"), "t");
@@ -197,8 +197,11 @@ fn a_time_limit_counts_all_statements_of_a_job(db: &Db) {
 #[case]
 fn a_time_limit_does_not_touch_the_next_job(db: &Db) {
     let mut session = db.session();
-    let jobs = r#"[{"query": "select pg_sleep(600)", "timeout": 0.05}, "select pg_sleep(0.15)",
-        {"query": "select 1", "timeout": 0.1}, "select pg_sleep(0.2)"]"#;
+    // Longer than the limit of the job before each.
+    let jobs = &format!(
+        r#"[{{"query": "select {FOREVER}", "timeout": 0.05}}, "select pg_sleep(0.15)",
+        {{"query": "select 1", "timeout": 0.1}}, "select pg_sleep(0.2)"]"#
+    );
     let call = format!(r#"pg_background_launch_num({}::jsonb, p_options => '{{"max_workers": 1}}')"#, literal(jobs));
     let batch = Batch::call(&mut session, &call);
     assert_eq!(batch.finish(&mut session), ["failed", "succeeded", "succeeded", "succeeded"]);
@@ -208,7 +211,7 @@ fn a_time_limit_does_not_touch_the_next_job(db: &Db) {
 fn a_time_limit_is_given_in_seconds_or_as_an_interval(db: &Db) {
     let mut session = db.session();
     for value in ["0.1", "1e-1", "\"100 ms\"", "\"0.1\"", "\"00:00:00.1\"", "\"PT0.1S\""] {
-        let batch = Batch::launch_with(&mut session, &["select pg_sleep(600)"], &format!(r#"{{"timeout": {value}}}"#));
+        let batch = Batch::launch_with(&mut session, &[SLEEP_FOREVER], &format!(r#"{{"timeout": {value}}}"#));
         assert_eq!(batch.finish(&mut session), ["failed"], "{value}");
         assert_eq!(batch.log(&mut session, 0, "message"), TOO_LATE, "{value}");
     }
@@ -229,7 +232,8 @@ fn a_time_limit_that_is_not_reached_does_nothing(db: &Db) {
 fn a_time_limit_cannot_be_caught_by_the_job(db: &Db) {
     let mut session = db.session();
     // It ends, one way or the other, and is no success; the next job runs.
-    let batch = Batch::launch_with(&mut session, &[STUBBORN, "select 1"], r#"{"timeout": 0.2, "mode": "sequential"}"#);
+    let batch =
+        Batch::launch_with(&mut session, &[&stubborn(), "select 1"], r#"{"timeout": 0.2, "mode": "sequential"}"#);
     let states = batch.finish(&mut session);
     assert_eq!(states, ["failed", "succeeded"]);
 }
@@ -239,14 +243,15 @@ fn a_time_limit_cannot_be_caught_by_the_job(db: &Db) {
 fn an_attempt_that_catches_its_time_limit_is_followed_by_others(db: &Db) {
     let mut session = db.session();
     session.run("create sequence tries; create table ran (a int)");
-    let text =
-        "insert into ran values (1); do $$ begin if nextval('tries') < 3 then loop begin perform pg_sleep(600); \
-                exception when query_canceled then null; end; end loop; end if; end $$";
+    let text = &format!(
+        "insert into ran values (1); do $$ begin if nextval('tries') < 3 then loop begin perform {FOREVER}; \
+                exception when query_canceled then null; end; end loop; end if; end $$"
+    );
     let batch = Batch::launch_with(&mut session, &[text], r#"{"timeout": 0.3, "max_attempts": 5}"#);
     batch.succeed(&mut session);
     assert_eq!(batch.log(&mut session, 0, "attempts"), "3");
     assert_eq!(session.rows("table ran"), ["1"]);
-    let batch = Batch::launch_with(&mut session, &[STUBBORN], r#"{"timeout": 0.2, "max_attempts": 2}"#);
+    let batch = Batch::launch_with(&mut session, &[&stubborn()], r#"{"timeout": 0.2, "max_attempts": 2}"#);
     assert_eq!(batch.finish(&mut session), ["failed"]);
     assert_eq!(
         batch.log(&mut session, 0, "concat_ws(' ', attempts, sqlstate, message)"),
@@ -284,10 +289,13 @@ fn a_time_limit_counts_what_is_deferred_to_the_commit(db: &Db) {
 fn a_jobs_own_values_win(db: &Db) {
     let mut session = db.session();
     session.run("create sequence one; create sequence three");
-    let jobs = r#"[{"query": "select pg_sleep(0.3)", "timeout": "1 h", "max_attempts": 1},
-        {"query": "select pg_sleep(600)", "max_attempts": 1},
-        {"query": "select nextval('one'); select 1 / 0", "max_attempts": 1},
-        {"query": "select nextval('three'); select 1 / 0"}]"#;
+    // The first one is longer than the batch's limit.
+    let jobs = &format!(
+        r#"[{{"query": "select pg_sleep(0.3)", "timeout": "1 h", "max_attempts": 1}},
+        {{"query": "select {FOREVER}", "max_attempts": 1}},
+        {{"query": "select nextval('one'); select 1 / 0", "max_attempts": 1}},
+        {{"query": "select nextval('three'); select 1 / 0"}}]"#
+    );
     let options = r#"'{"timeout": 0.1, "max_attempts": 3, "retry_delay": 0}'"#;
     let call = format!("pg_background_launch_num({}::jsonb, p_options => {options})", literal(jobs));
     let batch = Batch::call(&mut session, &call);
@@ -335,8 +343,8 @@ fn a_job_that_succeeds_is_not_tried_again(db: &Db) {
 fn each_attempt_has_its_own_time_limit(db: &Db) {
     let mut session = db.session();
     session.run("create sequence tries");
-    let text = "select pg_sleep(case when nextval('tries') < 3 then 600 else 0.05 end)";
-    let batch = Batch::launch_with(&mut session, &[text], r#"{"max_attempts": 5, "timeout": 0.3}"#);
+    let text = format!("select case when nextval('tries') < 3 then {FOREVER}::text end");
+    let batch = Batch::launch_with(&mut session, &[&text], r#"{"max_attempts": 5, "timeout": 0.3}"#);
     batch.succeed(&mut session);
     assert_eq!(batch.log(&mut session, 0, "attempts"), "3");
 }

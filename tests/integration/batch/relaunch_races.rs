@@ -2,8 +2,8 @@
 
 use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{
-    array, crash, drain, retry, set_server, stop, times, wait_at_barrier, Batch, FREEZE_LOG, LOCK_LOG, NEVER_STARTED,
-    NOBODY, RUNNING,
+    array, crash, drain, retry, set_server, states_after, stop, times, wait_at_barrier, Batch, FREEZE_LOG, LOCK_LOG,
+    NEVER_STARTED, NOBODY, RUNNING,
 };
 use pg_background_mgr_tests::{case, wait_until, Cluster, Session};
 
@@ -217,7 +217,7 @@ fn a_job_is_stopped_while_its_failed_attempt_is_written() {
                   or (select status || attempts from log_background) = 'queued1'";
     wait_until("the worker is to write of the attempt", || session.holds(writes));
     session.run("set statement_timeout = '20s'");
-    assert_eq!(stop(&mut session, &batch.parent), ["stopped"]);
+    assert_eq!(states_after(&stop(&mut session, &batch.parent, None)), ["stopped"]);
     holder.run("rollback");
     assert_eq!(batch.finish(&mut session), ["stopped"]);
     wait_until("the final row", || batch.written(&mut session) == ["stopped"]);
@@ -234,7 +234,7 @@ fn a_job_that_is_tried_without_end_is_stopped() {
         let options = r#"{"max_attempts": 1000000, "retry_delay": 0}"#;
         let batch = Batch::launch_with(&mut session, &["select 1 / 0"], options);
         wait_until("some attempts", || batch.log(&mut session, 0, "attempts >= 3") == "t");
-        assert_eq!(stop(&mut session, &batch.parent), ["stopped"]);
+        assert_eq!(states_after(&stop(&mut session, &batch.parent, None)), ["stopped"]);
         let tried = batch.log(&mut session, 0, "attempts");
         assert_eq!(batch.finish(&mut session), ["stopped"]);
         Batch::launch(&mut session, &["select 1", "select 2"]).succeed(&mut session);
@@ -293,7 +293,7 @@ fn a_sequence_goes_on_when_the_job_that_waits_is_stopped() {
     let batch = Batch::launch_with(&mut session, &texts, options);
     for job in 0..2 {
         wait_until("its first attempt", || batch.log(&mut session, job, "status || attempts") == "queued1");
-        assert_eq!(stop(&mut session, &batch.children[job]), ["stopped"]);
+        assert_eq!(states_after(&stop(&mut session, &batch.children[job], None)), ["stopped"]);
     }
     assert_eq!(batch.finish(&mut session), ["stopped", "stopped", "succeeded"]);
     assert_eq!(session.rows("table ran"), ["3"]);
@@ -388,7 +388,7 @@ fn what_cannot_be_looked_up_is_not_said_to_be_unknown() {
         assert_eq!(session.error(&call).sqlstate(), "42704", "{call}");
     }
     assert_eq!(now(&mut session, &batch, "status"), ["failed"]);
-    assert_eq!(stop(&mut session, &batch.parent), ["failed"]);
+    assert_eq!(states_after(&stop(&mut session, &batch.parent, None)), ["failed"]);
     assert_eq!(retry(&mut session, &batch.parent), batch.children);
     batch.succeed(&mut session);
     assert_eq!(session.rows("table ran"), ["1"]);

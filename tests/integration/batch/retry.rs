@@ -2,7 +2,7 @@
 
 use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{crash, log, retry, stop, times, wait_at_barrier, Batch, FREEZE_LOG, NOBODY};
-use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session, Stop};
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session, Stop, FOREVER, SLEEP_FOREVER};
 
 #[case]
 fn what_did_not_succeed_is_run_again(db: &Db) {
@@ -13,7 +13,7 @@ fn what_did_not_succeed_is_run_again(db: &Db) {
     let texts = ["insert into ran values (1)", fails, &held, "insert into ran values (4)"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
     wait_at_barrier(&mut session, 1);
-    stop(&mut session, &batch.parent);
+    stop(&mut session, &batch.parent, None);
     assert_eq!(batch.finish(&mut session), ["succeeded", "failed", "stopped", "stopped"]);
     barrier.open();
     session.run("insert into wanted values (1)");
@@ -128,7 +128,7 @@ fn the_time_limit_holds_again(db: &Db) {
     let mut session = db.session();
     for (value, count) in [("0.1", 1), (r#""150 ms""#, 2)] {
         let options = format!(r#"{{"timeout": {value}}}"#);
-        let batch = Batch::launch_with(&mut session, &times("select pg_sleep(600)", count), &options);
+        let batch = Batch::launch_with(&mut session, &times(SLEEP_FOREVER, count), &options);
         for _ in 0..3 {
             assert_eq!(batch.finish(&mut session), times("failed", count));
             let message = batch.column(&mut session, "message");
@@ -175,8 +175,10 @@ fn an_error_stops_the_rest_again(db: &Db) {
 #[case]
 fn each_job_has_its_own_options_again(db: &Db) {
     let mut session = db.session();
-    let jobs = r#"[{"query": "select pg_sleep(600)", "timeout": 0.1}, {"query": "select 1 / 0", "max_attempts": 3},
-        {"query": "select 1 / 0", "max_attempts": 2, "retry_delay": "1 hour"}, "select 1 / 0"]"#;
+    let jobs = &format!(
+        r#"[{{"query": "select {FOREVER}", "timeout": 0.1}}, {{"query": "select 1 / 0", "max_attempts": 3}},
+        {{"query": "select 1 / 0", "max_attempts": 2, "retry_delay": "1 hour"}}, "select 1 / 0"]"#
+    );
     let batch = Batch::launch_json(&mut session, jobs);
     let has_tried = |session: &mut Session, times: &str| {
         let row = batch.column(session, "status || attempts").join(" ");
@@ -429,7 +431,7 @@ fn what_was_stopped_just_now_is_run_again(db: &Db) {
     let batch = Batch::launch_with(&mut session, &times(barrier::WAIT, 5), r#"{"max_workers": 2}"#);
     wait_at_barrier(&mut session, 2);
     for _ in 0..5 {
-        stop(&mut session, &batch.parent);
+        stop(&mut session, &batch.parent, None);
         assert_eq!(retry(&mut session, &batch.parent), batch.children);
         wait_at_barrier(&mut session, 2);
     }
@@ -463,7 +465,7 @@ fn what_is_not_in_the_log_yet_is_there_all_the_same() {
     Batch::launch(&mut session, &[barrier::WAIT]);
     wait_at_barrier(&mut session, 1);
     let batch = Batch::launch(&mut session, &["select 1", "select 2"]);
-    stop(&mut session, &batch.parent);
+    stop(&mut session, &batch.parent, None);
     let call = format!("select uuid_child from pg_background_retry('{}')", batch.parent);
     assert_eq!(session.error(&call).sqlstate(), "55000", "it cannot be launched yet, but it exists");
     barrier.open();

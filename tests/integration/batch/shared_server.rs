@@ -2,11 +2,11 @@
 
 use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{
-    array, counts, drain, load, log, retry, set_server, stop, times, wait_at_barrier, Batch, COUNTED, FREEZE_LOG,
-    OF_THE_GONE, PEAK, SLEEPING, WORKERS,
+    array, counts, drain, load, log, retry, set_server, states_after, stop, times, wait_at_barrier, Batch, COUNTED,
+    FREEZE_LOG, OF_THE_GONE, PEAK, SLEEPING, WORKERS,
 };
 use pg_background_mgr_tests::server_log::LogMark;
-use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session, SLEEP_FOREVER};
 
 const STEP: &str = "insert into ran (who) values (current_user)";
 
@@ -356,7 +356,7 @@ fn a_database_with_running_jobs_is_not_dropped() {
     let (cluster, mut admin) = with_other();
     let barrier = Barrier::close(cluster.session("other"));
     let mut session = cluster.session("other");
-    let batch = Batch::launch(&mut session, &["select pg_sleep(600)"]);
+    let batch = Batch::launch(&mut session, &[SLEEP_FOREVER]);
     batch.wait_state(&mut session, 0, "running");
     wait_until("the job sleeps", || admin.value(SLEEPING) == "1");
     drop((session, barrier));
@@ -376,7 +376,7 @@ fn a_database_dropped_by_force_takes_its_jobs_along() {
     let (cluster, mut admin) = with_other();
     let mut session = cluster.session("other");
     let options = r#"{"max_workers": 2}"#;
-    Batch::launch_with(&mut session, &times("select pg_sleep(600)", 5), options);
+    Batch::launch_with(&mut session, &times(SLEEP_FOREVER, 5), options);
     wait_until("two jobs sleep", || admin.value(SLEEPING) == "2");
     wait_until("the drop", || admin.ask("drop database other with (force)").error.is_none());
     wait_until("the end of the workers", || admin.value(WORKERS) == "0");
@@ -457,7 +457,7 @@ fn open_jobs_of_a_database_are_not_those_of_its_copy() {
     assert_eq!(copy.error(&again).sqlstate(), "55000");
     let mut session = cluster.session("other");
     assert_eq!(batch.states(&mut session), ["queued"; 2]);
-    assert_eq!(stop(&mut session, &batch.parent), ["stopped"; 2]);
+    assert_eq!(states_after(&stop(&mut session, &batch.parent, None)), ["stopped"; 2]);
     wait_until("the rows of the jobs", || batch.written(&mut session) == ["stopped"; 2]);
     assert_eq!(batch.column(&mut copy, shown), [lost; 2]);
     copy.run("insert into ran values (0)");

@@ -1,14 +1,9 @@
 //! `pg_background_stop`.
 
 use crate::support::barrier::{self, Barrier};
-use crate::support::batch::{array, counts, drain, times, wait_at_barrier, Batch, FREEZE_LOG, NOBODY, STUBBORN};
-use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Db, Session};
+use crate::support::batch::{array, counts, drain, stop, stubborn, times, wait_at_barrier, Batch, FREEZE_LOG, NOBODY};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session, FOREVER};
 use std::time::{Duration, Instant};
-
-#[track_caller]
-fn stop(session: &mut Session, uuid: &str) -> Vec<String> {
-    session.rows(&format!("select was, now from public.pg_background_stop('{uuid}')"))
-}
 
 /// A job of `batch` that has been stopped.
 #[track_caller]
@@ -47,7 +42,7 @@ fn a_job_is_stopped_alone(db: &Db) {
     let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch(&mut session, &times(barrier::WAIT, 3));
     wait_at_barrier(&mut session, 3);
-    assert_eq!(stop(&mut session, &batch.children[1]), ["running|stopped"]);
+    assert_eq!(stop(&mut session, &batch.children[1], None), ["running|stopped"]);
     assert_eq!(batch.states(&mut session), ["running", "stopped", "running"]);
     barrier.open();
     assert_eq!(batch.finish(&mut session), ["succeeded", "stopped", "succeeded"]);
@@ -60,7 +55,7 @@ fn a_queued_job_is_stopped_and_never_runs(db: &Db) {
     let texts = [barrier::WAIT, "insert into ran values (1)", "insert into ran values (2)"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"max_workers": 1}"#);
     wait_at_barrier(&mut session, 1);
-    assert_eq!(stop(&mut session, &batch.children[1]), ["queued|stopped"]);
+    assert_eq!(stop(&mut session, &batch.children[1], None), ["queued|stopped"]);
     assert_eq!(batch.states(&mut session), ["running", "stopped", "queued"]);
     assert_stopped(&mut session, &batch, 1);
     assert_eq!(batch.log(&mut session, 1, "start_time_exec is null and pid is null and attempts = 0"), "t");
@@ -96,8 +91,8 @@ fn jobs_that_have_ended_stay_as_they_were(db: &Db) {
     let row = "concat_ws('|', status, sqlstate, message, end_time_exec)";
     let before = batch.column(&mut session, row);
     for _ in 0..2 {
-        assert_eq!(stop(&mut session, &batch.parent), ["succeeded|succeeded", "failed|failed"]);
-        assert_eq!(stop(&mut session, &batch.children[1]), ["failed|failed"]);
+        assert_eq!(stop(&mut session, &batch.parent, None), ["succeeded|succeeded", "failed|failed"]);
+        assert_eq!(stop(&mut session, &batch.children[1], None), ["failed|failed"]);
     }
     assert_eq!(batch.column(&mut session, row), before);
 }
@@ -113,7 +108,7 @@ fn a_stopped_job_says_who_stopped_it(db: &Db) {
     // Nobody can write the log: it is known all the same.
     let mut holder = db.session();
     holder.run(FREEZE_LOG);
-    stop(&mut other, &batch.parent);
+    stop(&mut other, &batch.parent, None);
     let expected = [
         format!("57014|stopped by user \"{stopper}\""),
         format!("57014|the job was stopped by user \"{stopper}\" before it started"),
@@ -139,8 +134,8 @@ fn a_stopped_job_says_who_stopped_it(db: &Db) {
 fn the_first_who_stopped_a_job_is_named(db: &Db) {
     let user = db.role("user", "login");
     let (mut session, mut admin) = (db.client().user(&user).connect(), db.session());
-    let batch = Batch::launch(&mut session, &[STUBBORN]);
-    wait_asleep(&mut admin, &batch.children[0]);
+    let batch = Batch::launch(&mut session, &[&stubborn()]);
+    batch.wait_asleep(&mut admin, 0);
     let call = format!("select * from pg_background_stop('{}', '1 hour')", batch.parent);
     session.send(&call);
     let pid = session.pid();
@@ -148,7 +143,7 @@ fn the_first_who_stopped_a_job_is_named(db: &Db) {
         let waits = format!("select wait_event_type = 'Extension' from pg_stat_activity where pid = {pid}");
         admin.value(&waits) == "t"
     });
-    assert_eq!(stop(&mut admin, &format!("{}', '0", batch.parent)), ["running|stopped"]);
+    assert_eq!(stop(&mut admin, &batch.parent, Some("0")), ["running|stopped"]);
     session.finish(&call);
     assert_eq!(batch.finish(&mut session), ["stopped"]);
     assert_eq!(batch.log(&mut session, 0, "message"), format!("stopped by user \"{user}\""));
@@ -167,7 +162,7 @@ fn who_stopped_a_job_is_known_when_the_role_has_another_name(db: &Db) {
     let mut holder = db.session();
     holder.run(FREEZE_LOG);
     let mut other = db.client().user(&stopper).connect();
-    stop(&mut other, &batch.parent);
+    stop(&mut other, &batch.parent, None);
     drop(other);
     admin.run(&format!("alter role {stopper} rename to {stopper}_2; alter role {stopper}_2 rename to {stopper}_3"));
     holder.run("rollback");
@@ -183,7 +178,7 @@ fn a_job_stopped_between_attempts_says_so(db: &Db) {
     let mut session = db.session();
     let batch = Batch::launch_with(&mut session, &["select 1 / 0"], r#"{"max_attempts": 2, "retry_delay": "1 hour"}"#);
     wait_until("the first attempt has failed", || batch.log(&mut session, 0, "status || attempts") == "queued1");
-    assert_eq!(stop(&mut session, &batch.parent), ["queued|stopped"]);
+    assert_eq!(stop(&mut session, &batch.parent, None), ["queued|stopped"]);
     assert_eq!(batch.finish(&mut session), ["stopped"]);
     let row = "sqlstate || ' ' || message";
     let expected = "57014 the job was stopped by user \"postgres\" before its next attempt";
@@ -201,7 +196,7 @@ fn the_effects_of_a_stopped_job_are_gone(db: &Db) {
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let batch = Batch::launch(&mut session, &texts);
     wait_at_barrier(&mut session, 2);
-    stop(&mut session, &batch.parent);
+    stop(&mut session, &batch.parent, None);
     assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
     barrier.open();
     assert_eq!(session.rows("table ran"), ["3"], "what a job has committed stays");
@@ -213,7 +208,7 @@ fn a_stop_survives_the_callers_rollback(db: &Db) {
     let batch = Batch::launch_with(&mut session, &[barrier::WAIT, "select 2"], r#"{"max_workers": 1}"#);
     wait_at_barrier(&mut session, 1);
     session.run("begin");
-    stop(&mut session, &batch.parent);
+    stop(&mut session, &batch.parent, None);
     session.run("rollback");
     assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
     barrier.open();
@@ -225,7 +220,7 @@ fn a_stopped_batch_makes_room(db: &Db) {
     for _ in 0..10 {
         let batch = Batch::launch_with(&mut session, &times(barrier::WAIT, 20), r#"{"max_workers": 2}"#);
         wait_at_barrier(&mut session, 2);
-        stop(&mut session, &batch.parent);
+        stop(&mut session, &batch.parent, None);
         assert_eq!(batch.finish(&mut session), times("stopped", 20));
         wait_at_barrier(&mut session, 0);
         Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
@@ -246,7 +241,7 @@ fn a_stopped_job_does_not_stop_the_next_of_a_sequence(db: &Db) {
     let texts = [barrier::WAIT, "select pg_sleep(0.1)", "select 3"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
     wait_at_barrier(&mut session, 1);
-    stop(&mut session, &batch.children[0]);
+    stop(&mut session, &batch.children[0], None);
     assert_eq!(batch.finish(&mut session), ["stopped", "succeeded", "succeeded"]);
     barrier.open();
 }
@@ -256,7 +251,7 @@ fn a_stopped_job_is_not_tried_again(db: &Db) {
     let (mut session, barrier) = (db.session(), Barrier::close(db.session()));
     let batch = Batch::launch_with(&mut session, &[barrier::WAIT], r#"{"max_attempts": 10}"#);
     wait_at_barrier(&mut session, 1);
-    stop(&mut session, &batch.parent);
+    stop(&mut session, &batch.parent, None);
     assert_eq!(batch.finish(&mut session), ["stopped"]);
     assert_eq!(batch.log(&mut session, 0, "attempts"), "1");
     barrier.open();
@@ -272,7 +267,7 @@ const STOP_ME: &str = "create function stop_me(whole boolean) returns text langu
 fn a_job_stops_itself(db: &Db) {
     let mut session = db.session();
     session.run(STOP_ME);
-    let texts = ["select stop_me(false); select pg_sleep(600)", "select 2"];
+    let texts = [&format!("select stop_me(false); select {FOREVER}"), "select 2"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
     assert_eq!(batch.finish(&mut session), ["stopped", "succeeded"]);
 }
@@ -281,7 +276,7 @@ fn a_job_stops_itself(db: &Db) {
 fn a_job_stops_its_own_batch(db: &Db) {
     let mut session = db.session();
     session.run(STOP_ME);
-    let texts = ["select 1", "select stop_me(true); select pg_sleep(600)", "select 3", "select 4"];
+    let texts = ["select 1", &format!("select stop_me(true); select {FOREVER}"), "select 3", "select 4"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
     assert_eq!(batch.finish(&mut session), ["succeeded", "stopped", "stopped", "stopped"]);
 }
@@ -322,23 +317,15 @@ fn ten_thousand_queued_jobs_are_stopped_at_once() {
     assert_eq!(session.value("select count(*) from ran"), "0");
 }
 
-/// Waits until the job is in its sleep.
-#[track_caller]
-fn wait_asleep(session: &mut Session, child: &str) {
-    let query = format!("select pid from pg_background_jobs where uuid_child = '{child}' and status = 'running'");
-    let pid = wait_for("the job's process", || session.rows(&query).pop());
-    session.wait_asleep(pid.parse().expect("a process"));
-}
-
 #[case]
 fn a_job_that_catches_its_cancel_is_terminated_after_the_grace(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
     let batch =
-        Batch::launch_with(&mut session, &[STUBBORN, "insert into ran values (1)"], r#"{"mode": "sequential"}"#);
-    wait_asleep(&mut session, &batch.children[0]);
+        Batch::launch_with(&mut session, &[&stubborn(), "insert into ran values (1)"], r#"{"mode": "sequential"}"#);
+    batch.wait_asleep(&mut session, 0);
     let began = Instant::now();
-    session.run(&format!("select pg_background_stop('{}', '0.3 s')", batch.children[0]));
+    stop(&mut session, &batch.children[0], Some("0.3 s"));
     assert_eq!(batch.finish(&mut session), ["stopped", "succeeded"]);
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(20), "{took:?}");
@@ -352,9 +339,9 @@ fn a_grace_of_nothing_terminates_at_once(db: &Db) {
     let mut session = db.session();
     // A negative one is none.
     for grace in ["0", "-1 s"] {
-        let batch = Batch::launch(&mut session, &[STUBBORN]);
-        wait_asleep(&mut session, &batch.children[0]);
-        session.run(&format!("select pg_background_stop('{}', '{grace}')", batch.parent));
+        let batch = Batch::launch(&mut session, &[&stubborn()]);
+        batch.wait_asleep(&mut session, 0);
+        stop(&mut session, &batch.parent, Some(grace));
         assert_eq!(batch.finish(&mut session), ["stopped"], "{grace}");
     }
 }
@@ -365,7 +352,7 @@ fn a_stop_does_not_wait_longer_than_it_must(db: &Db) {
     let batch = Batch::launch(&mut session, &[barrier::WAIT]);
     wait_at_barrier(&mut session, 1);
     // The job goes at once; a stop that waited for its grace would take an hour.
-    assert_eq!(session.rows(&format!("select now from pg_background_stop('{}', '1 hour')", batch.parent)), ["stopped"]);
+    assert_eq!(stop(&mut session, &batch.parent, Some("1 hour")), ["running|stopped"]);
     assert_eq!(batch.finish(&mut session), ["stopped"]);
     barrier.open();
 }
@@ -374,14 +361,14 @@ fn a_stop_does_not_wait_longer_than_it_must(db: &Db) {
 #[case]
 fn a_waiting_stop_can_be_cancelled(db: &Db) {
     let mut session = db.session();
-    let batch = Batch::launch(&mut session, &[STUBBORN]);
-    wait_asleep(&mut session, &batch.children[0]);
+    let batch = Batch::launch(&mut session, &[&stubborn()]);
+    batch.wait_asleep(&mut session, 0);
     let call = format!("select * from pg_background_stop('{}', '1 hour')", batch.parent);
     session.run("set statement_timeout = '300ms'");
     let reply = session.ask(&call);
     assert!(reply.error.is_none_or(|error| error.sqlstate() == "57014"));
     session.run("reset statement_timeout");
-    session.run(&format!("select * from pg_background_stop('{}', '0')", batch.parent));
+    stop(&mut session, &batch.parent, Some("0"));
     assert_eq!(batch.finish(&mut session), ["stopped"]);
 }
 
@@ -412,7 +399,7 @@ fn a_stop_never_hits_the_next_job(db: &Db) {
     for _ in 0..100 {
         let batch = Batch::launch_with(&mut session, &[barrier::WAIT, work, work], r#"{"mode": "sequential"}"#);
         wait_at_barrier(&mut session, 1);
-        assert_eq!(stop(&mut session, &batch.children[0]), ["running|stopped"]);
+        assert_eq!(stop(&mut session, &batch.children[0], None), ["running|stopped"]);
         assert_eq!(batch.finish(&mut session), ["stopped", "succeeded", "succeeded"]);
     }
     barrier.open();
@@ -466,7 +453,7 @@ fn the_owner_stops(db: &Db) {
     let (mut session, mut other, barrier) = (client.connect(), client.connect(), Barrier::close(db.session()));
     let batch = Batch::launch_with(&mut session, &times(barrier::WAIT, 3), r#"{"max_workers": 1}"#);
     wait_at_barrier(&mut db.session(), 1);
-    assert_eq!(stop(&mut other, &batch.parent), ["running|stopped", "queued|stopped", "queued|stopped"]);
+    assert_eq!(stop(&mut other, &batch.parent, None), ["running|stopped", "queued|stopped", "queued|stopped"]);
     assert_eq!(batch.finish(&mut session), times("stopped", 3));
     barrier.open();
 }
@@ -479,7 +466,7 @@ fn a_member_of_the_owner_stops(db: &Db) {
     let barrier = Barrier::close(db.session());
     let batch = Batch::launch(&mut session, &[barrier::WAIT]);
     wait_at_barrier(&mut db.session(), 1);
-    assert_eq!(stop(&mut other, &batch.parent), ["running|stopped"]);
+    assert_eq!(stop(&mut other, &batch.parent, None), ["running|stopped"]);
     assert_eq!(batch.finish(&mut session), ["stopped"]);
     barrier.open();
 }
@@ -491,7 +478,7 @@ fn a_superuser_stops_everybodys(db: &Db) {
         (db.client().user(&user).connect(), db.session(), Barrier::close(db.session()));
     let batch = Batch::launch(&mut session, &[barrier::WAIT]);
     wait_at_barrier(&mut admin, 1);
-    assert_eq!(stop(&mut admin, &batch.parent), ["running|stopped"]);
+    assert_eq!(stop(&mut admin, &batch.parent, None), ["running|stopped"]);
     assert_eq!(batch.finish(&mut session), ["stopped"]);
     barrier.open();
 }
@@ -506,7 +493,7 @@ fn a_signaller_stops_others_but_no_superusers(db: &Db) {
     let batch = Batch::launch_with(&mut session, &times(barrier::WAIT, 2), r#"{"max_workers": 1}"#);
     let superusers = Batch::launch_with(&mut admin, &times(barrier::WAIT, 2), r#"{"max_workers": 1}"#);
     wait_at_barrier(&mut admin, 2);
-    assert_eq!(stop(&mut other, &batch.parent), ["running|stopped", "queued|stopped"]);
+    assert_eq!(stop(&mut other, &batch.parent, None), ["running|stopped", "queued|stopped"]);
     for uuid in [&superusers.parent, &superusers.children[0], &superusers.children[1]] {
         let error = other.error(&format!("select * from pg_background_stop('{uuid}')"));
         assert!(["42501", "42704"].contains(&error.sqlstate().as_str()), "{error}");

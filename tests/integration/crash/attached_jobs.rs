@@ -4,7 +4,7 @@ use crate::support::barrier::{self, Barrier};
 use crate::support::job_stage::{committed, prepare, settle, JobStage, Paused, Scene, STAGES};
 use pg_background_mgr_tests::cluster::{is_alive, signal_process};
 use pg_background_mgr_tests::env::env;
-use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Session, Signal};
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Session, Signal, SLEEP_FOREVER};
 
 /// Brings a job to each of `stages`, lets `happen` what happens, and looks whether all is well afterwards. `happen`
 /// gives whether the job must have committed.
@@ -377,7 +377,7 @@ fn a_database_is_not_dropped_under_a_job() {
     admin.run("create database other");
     let mut session = cluster.session("other");
     session.run("create extension pg_background_mgr; create table ran (a int)");
-    let pid = session.launch("select pg_sleep(600)");
+    let pid = session.launch(SLEEP_FOREVER);
     session.run(&format!("select pg_background_detach({pid})"));
     let launcher = session.pid();
     drop(session);
@@ -398,7 +398,7 @@ fn a_database_dropped_by_force_ends_its_jobs() {
     admin.run("create database other");
     let mut session = cluster.session("other");
     session.run("create extension pg_background_mgr");
-    for text in ["select pg_sleep(600)", "select generate_series(1, 100000)"] {
+    for text in [SLEEP_FOREVER, "select generate_series(1, 100000)"] {
         session.launch(text);
     }
     admin.run("drop database other with (force)");

@@ -3,12 +3,12 @@
 use crate::crash::attached_jobs::wait_restarted;
 use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{
-    crash, retry, times, wait_at_barrier, wait_gone, Batch, NEVER_STARTED, RUNNING, SLEEPING, STUBBORN, UNKNOWN,
+    crash, retry, stubborn, times, wait_at_barrier, wait_gone, Batch, NEVER_STARTED, RUNNING, SLEEPING, UNKNOWN,
 };
 use crate::support::idle_worker;
 use crate::support::job_stage::{assert_nothing_fatal, Paused};
 use pg_background_mgr_tests::cluster::signal_process;
-use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Session, Signal, Stop};
+use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Session, Signal, Stop, FOREVER, SLEEP_FOREVER};
 
 /// A cluster with room for two jobs, a role `weak`, and a table that jobs write.
 pub fn cluster(settings: &[(&str, &str)]) -> Cluster {
@@ -129,7 +129,7 @@ fn assert_shutdown(how: Stop) {
     let mut session = cluster.client("postgres").user("weak").connect();
     let ended = Batch::launch(&mut session, &["insert into ran values (0)", "select 1 / 0"]);
     ended.wait(&mut session);
-    let open = Batch::launch(&mut session, &times("insert into ran values (1); select pg_sleep(600)", 5));
+    let open = Batch::launch(&mut session, &times(&format!("insert into ran values (1); select {FOREVER}"), 5));
     wait_until("two jobs sleep", || session.value(SLEEPING) == "2");
     cluster.signal_postmaster(if how == Stop::Fast { Signal::SIGINT } else { Signal::SIGTERM });
     drop(session);
@@ -326,7 +326,7 @@ fn a_launch_answered_before_a_crash_is_in_the_log() {
     for commit in ["on", "off"] {
         let mut session = cluster.session("postgres");
         session.run(&format!("set synchronous_commit = {commit}"));
-        let batch = Batch::launch(&mut session, &times("select pg_sleep(600)", 20));
+        let batch = Batch::launch(&mut session, &times(SLEEP_FOREVER, 20));
         cluster.signal_postmaster(Signal::SIGKILL);
         cluster.wait_stopped();
         cluster.start();
@@ -339,7 +339,7 @@ fn a_launch_answered_before_a_crash_is_in_the_log() {
 fn a_shutdown_does_not_wait_for_stubborn_jobs() {
     let cluster = cluster(&[]);
     let mut session = cluster.session("postgres");
-    let batch = Batch::launch(&mut session, &times(STUBBORN, 3));
+    let batch = Batch::launch(&mut session, &times(&stubborn(), 3));
     wait_until("two jobs sleep", || session.value(SLEEPING) == "2");
     cluster.stop(Stop::Fast);
     cluster.start();

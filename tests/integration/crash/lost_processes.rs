@@ -4,7 +4,7 @@ use crate::crash::batches::cluster;
 use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{array, counts, crash, drain, times, wait_at_barrier, wait_gone, Batch};
 use crate::support::job_stage::{terminate, Paused};
-use pg_background_mgr_tests::{case, wait_until, Db, Session};
+use pg_background_mgr_tests::{case, wait_until, Db, Session, FOREVER};
 
 /// The process that waits at the barrier for a job.
 #[track_caller]
@@ -73,7 +73,7 @@ fn a_terminated_idle_worker_is_replaced(db: &Db) {
 fn a_job_that_ends_its_own_process_is_stopped(db: &Db) {
     let mut session = db.session();
     session.run("create table ran (a int)");
-    let text = "insert into ran values (1); select pg_terminate_backend(pg_backend_pid()); select pg_sleep(600)";
+    let text = &format!("insert into ran values (1); select pg_terminate_backend(pg_backend_pid()); select {FOREVER}");
     let batch = Batch::launch_with(&mut session, &[text, "insert into ran values (2)"], r#"{"mode": "sequential"}"#);
     assert_eq!(batch.finish(&mut session), ["stopped", "succeeded"]);
     assert_eq!(batch.log(&mut session, 0, "sqlstate"), "57P01");

@@ -2,7 +2,7 @@
 
 use crate::crash::outcome_files::files;
 use crate::support::batch::{crash, retry, set_server, Batch, LOCK_LOG, WORKERS};
-use pg_background_mgr_tests::{case, wait_until, Cluster, Session};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Session, SLEEP_FOREVER};
 use std::fs;
 
 /// Returns a cluster that has crashed, a session, the batch that ran, and one of which there is only a file. Its one
@@ -12,7 +12,7 @@ fn crashed() -> (Cluster, Session, Batch, Batch) {
     let cluster = Cluster::start_with_extension(&settings);
     let mut session = cluster.session("postgres");
     session.run("create table ran (a int)");
-    let running = Batch::launch(&mut session, &["select pg_sleep(600)"]);
+    let running = Batch::launch(&mut session, &[SLEEP_FOREVER]);
     running.wait_state(&mut session, 0, "running");
     wait_until("its row", || running.written(&mut session) == ["queued"]);
     let waiting = Batch::launch(&mut session, &["insert into ran values (1)"]);

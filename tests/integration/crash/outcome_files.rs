@@ -4,7 +4,7 @@ use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{
     crash, drain, load, set_server, wait_at_barrier, Batch, LOCK_LOG, NEVER_STARTED, RUNNING, SLEEPING, UNKNOWN,
 };
-use pg_background_mgr_tests::{case, wait_until, Cluster, Session, Stop};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Session, Stop, FOREVER, SLEEP_FOREVER};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -82,7 +82,7 @@ fn a_batch_that_is_in_no_table_is_known_with_its_ends_after_a_crash() {
     let (cluster, mut session) = begin();
     let mut locker = cluster.session("postgres");
     locker.run(LOCK_LOG);
-    let texts = ["insert into ran values (1)", "select 1 / 0", "vacuum small", "select pg_sleep(600)", "select 5"];
+    let texts = ["insert into ran values (1)", "select 1 / 0", "vacuum small", SLEEP_FOREVER, "select 5"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
     let now = format!("select status from pg_background_monitor('{}', false, '0') order by uuid_child", batch.parent);
     let states = ["succeeded", "failed", "succeeded", "running", "queued"];
@@ -110,7 +110,7 @@ fn a_job_begun_under_a_locked_log_is_not_said_to_have_never_started() {
     let (cluster, mut session) = begin();
     let (mut locker, barrier) = (cluster.session("postgres"), Barrier::close(cluster.session("postgres")));
     // What was long is claimed alone.
-    let texts = [barrier::WAIT, "insert into ran values (2); select pg_sleep(600)", "select 3"];
+    let texts = [barrier::WAIT, &format!("insert into ran values (2); select {FOREVER}"), "select 3"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
     wait_at_barrier(&mut session, 1);
     locker.run(LOCK_LOG);
@@ -206,7 +206,7 @@ fn notes_of_the_first_version_are_read() {
     let mut locker = cluster.session("postgres");
     locker.run(LOCK_LOG);
     let texts =
-        ["insert into ran values (1)", "select 1 / 0", "select pg_sleep(600)", "select pg_sleep(600), 2", "select 5"];
+        ["insert into ran values (1)", "select 1 / 0", SLEEP_FOREVER, &format!("select {FOREVER}, 2"), "select 5"];
     let batch = Batch::launch_with(&mut session, &texts, r#"{"mode": "sequential"}"#);
     wait_until("the job's statement", || session.value(SLEEPING) == "1");
     cluster.stop(Stop::Immediate);

@@ -3,7 +3,7 @@
 use crate::support::barrier::Barrier;
 use crate::support::job_stage::{committed, prepare, JobStage, Scene};
 use pg_background_mgr_tests::cluster::{is_alive, Baseline};
-use pg_background_mgr_tests::{case, wait_until, Cluster, Session, Signal, Stop};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Session, Signal, Stop, FOREVER, SLEEP_FOREVER};
 
 /// Sessions with jobs in every state; one job has committed.
 struct Busy {
@@ -14,16 +14,13 @@ struct Busy {
 fn keep_busy(cluster: &Cluster) -> Busy {
     prepare(cluster);
     let rows = "select i from generate_series(1, 200000) i";
-    let half = format!("{rows} where i <> 100000 or pg_sleep(600)::text = ''");
+    let half = format!("{rows} where i <> 100000 or {FOREVER}::text = ''");
     let mut watcher = cluster.session("postgres");
     let mut sessions = Vec::new();
     // (what it does, whether its session waits for it, whether it sleeps)
-    for (text, is_awaited, sleeps) in [
-        ("select pg_sleep(600)", false, true),
-        ("select pg_sleep(600)", true, true),
-        (&half, true, true),
-        (rows, false, false),
-    ] {
+    for (text, is_awaited, sleeps) in
+        [(SLEEP_FOREVER, false, true), (SLEEP_FOREVER, true, true), (&half, true, true), (rows, false, false)]
+    {
         let mut session = cluster.session("postgres");
         let pid = session.launch(&format!("insert into ran values (1); {text}"));
         let expected = if sleeps { "active|PgSleep" } else { "idle|MessageQueueSend" };
@@ -35,7 +32,7 @@ fn keep_busy(cluster: &Cluster) -> Busy {
         sessions.push(session);
     }
     let mut detached = cluster.session("postgres");
-    let pid = detached.launch("insert into ran values (1); select pg_sleep(600)");
+    let pid = detached.launch(&format!("insert into ran values (1); select {FOREVER}"));
     detached.run(&format!("select pg_background_detach({pid})"));
     sessions.push(detached);
     Busy { _sessions: sessions }
@@ -98,7 +95,7 @@ fn a_smart_shutdown_does_not_wait_for_jobs_without_a_session() {
     let fresh = cluster.baseline();
     prepare(&cluster);
     let mut session = cluster.session("postgres");
-    for text in ["select pg_sleep(600)", "select generate_series(1, 100000)"] {
+    for text in [SLEEP_FOREVER, "select generate_series(1, 100000)"] {
         let pid = session.launch(&format!("insert into ran values (1); {text}"));
         session.run(&format!("select pg_background_detach({pid})"));
     }
@@ -163,8 +160,10 @@ fn a_job_that_catches_its_cancel_does_not_stop_a_shutdown() {
     let fresh = cluster.baseline();
     prepare(&cluster);
     let mut session = cluster.session("postgres");
-    let stubborn = "do $$ begin loop begin perform pg_sleep(600); \
-                    exception when query_canceled then raise notice 'still here'; end; end loop; end $$";
+    let stubborn = &format!(
+        "do $$ begin loop begin perform {FOREVER}; \
+         exception when query_canceled then raise notice 'still here'; end; end loop; end $$"
+    );
     let pid = session.launch(stubborn);
     let mut watcher = cluster.session("postgres");
     watcher.wait_asleep(pid);

@@ -3,7 +3,7 @@
 use crate::support::batch::{Batch, NOBODY};
 use crate::support::catalog::{functions, Function};
 use pg_background_mgr_tests::env::forced_parallel;
-use pg_background_mgr_tests::{case, literal, Db, ServerError, Session};
+use pg_background_mgr_tests::{case, literal, Db, ServerError, Session, FOREVER};
 
 const INSERT: &str = "insert into public.ran values (1)";
 
@@ -19,7 +19,7 @@ fn calls(session: &mut Session, uuid: &str, pid: i32) -> Vec<String> {
 fn secrets(db: &Db) -> (Session, Batch, i32) {
     let mut session = db.session();
     session.run("create table ran (a int); grant insert on ran to public");
-    let batch = Batch::launch(&mut session, &["select 'secret' from pg_sleep(600)"]);
+    let batch = Batch::launch(&mut session, &[&format!("select 'secret' from {FOREVER}")]);
     batch.wait_state(&mut session, 0, "running");
     let pid = session.launch("select 'secret'");
     (session, batch, pid)

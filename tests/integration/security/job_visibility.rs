@@ -1,9 +1,9 @@
 //! Jobs that one sees and runs, and whose they are: row security and grants.
 
 use crate::support::barrier::{self, Barrier};
-use crate::support::batch::{cell, counts, drain, wait_at_barrier, Batch, FREEZE_LOG, LOCK_LOG};
+use crate::support::batch::{cell, counts, drain, states_after, stop, wait_at_barrier, Batch, FREEZE_LOG, LOCK_LOG};
 use pg_background_mgr_tests::env::env;
-use pg_background_mgr_tests::{case, wait_until, Db, Session};
+use pg_background_mgr_tests::{case, wait_until, Db, Session, FOREVER, SLEEP_FOREVER};
 
 const VIEWS: [&str; 5] = [
     "log_background",
@@ -135,8 +135,8 @@ fn statistics_readers_see_no_results(db: &Db) {
     let again =
         "do $$ begin raise exception 'secret attempt' using detail = 'secret detail', errcode = 'SEC02'; end $$";
     let jobs = format!(
-        r#"[{{"query": "select 'secret result' as s"}}, {{"query": {raise}}}, "select pg_sleep(600)",
-            {{"query": {again}, "max_attempts": 2, "retry_delay": "1 h"}}, "select pg_sleep(600)"]"#,
+        r#"[{{"query": "select 'secret result' as s"}}, {{"query": {raise}}}, "select {FOREVER}",
+            {{"query": {again}, "max_attempts": 2, "retry_delay": "1 h"}}, "select {FOREVER}"]"#,
         raise = format_args!("{raise:?}"),
         again = format_args!("{again:?}"),
     );
@@ -152,7 +152,7 @@ fn statistics_readers_see_no_results(db: &Db) {
         let states = "select string_agg(status, ' ' order by uuid_child) from pg_background_monitor('{}', false, '0')";
         let states = states.replace("{}", &batch.parent);
         wait_until("a job of each kind", || session.value(&states) == "succeeded failed running queued running");
-        assert_eq!(crate::support::batch::stop(&mut session, &batch.children[2]), ["stopped"]);
+        assert_eq!(states_after(&stop(&mut session, &batch.children[2], None)), ["stopped"]);
         let of_batch = format!("from log_background as log where uuid_parent = '{}'", batch.parent);
         let seen = other.value(&format!("select {told} {of_batch}"));
         let of_owner = session.value(&format!("select {told} {of_batch}"));
@@ -400,7 +400,7 @@ fn jobs_in_a_superusers_login_are_not_stopped_by_others(db: &Db) {
     let mut other = db.client().user(&operator).connect();
     for (role, may) in [(format!("set session authorization {app}"), true), (format!("set role {app}"), false)] {
         admin.run(&role);
-        let batch = Batch::launch(&mut admin, &["select pg_sleep(600)"]);
+        let batch = Batch::launch(&mut admin, &[SLEEP_FOREVER]);
         batch.wait_state(&mut admin, 0, "running");
         let stop = format!("select now from public.pg_background_stop('{}')", batch.parent);
         if may {
@@ -428,7 +428,7 @@ fn members_of_a_superuser_do_not_stop_or_retry_its_jobs(db: &Db) {
         let message = "permission denied to stop or retry background jobs of a superuser";
         assert_eq!(error.brief(), ("42501".to_owned(), message.to_owned()));
     };
-    let batch = Batch::launch(&mut admin, &["select pg_sleep(600)", "select 1 / 0"]);
+    let batch = Batch::launch(&mut admin, &[SLEEP_FOREVER, "select 1 / 0"]);
     batch.wait_state(&mut admin, 0, "running");
     let (stop, retry) = (
         format!("select now from pg_background_stop('{}')", batch.parent),
@@ -443,7 +443,7 @@ fn members_of_a_superuser_do_not_stop_or_retry_its_jobs(db: &Db) {
     assert_eq!(db.session().rows(&stop).len(), 2);
     // Of a role that is no superuser it may both.
     let mut other = db.client().user(&plain).connect();
-    let batch = Batch::launch(&mut other, &["select pg_sleep(600)"]);
+    let batch = Batch::launch(&mut other, &[SLEEP_FOREVER]);
     assert_eq!(member.rows(&format!("select now from pg_background_stop('{}')", batch.parent)), ["stopped"]);
     drain(&mut admin);
     assert_eq!(member.rows(&format!("select pg_background_retry('{}')", batch.parent)).len(), 1);
@@ -456,7 +456,7 @@ fn what_one_may_not_see_looks_as_what_is_not_there(db: &Db) {
     let mut session = db.session();
     session
         .run(&format!("select pg_background_grant('{stranger}'); grant usage on schema background_mgr to {stranger}"));
-    let batch = Batch::launch(&mut session, &["select pg_sleep(600)"]);
+    let batch = Batch::launch(&mut session, &[SLEEP_FOREVER]);
     batch.wait_state(&mut session, 0, "running");
     let epoch = session.value("select max(epoch) from background_mgr.log");
     let state = |uuid: &str| format!("select * from background_mgr.state('{uuid}', {epoch}, null, true, false)");

@@ -3,7 +3,7 @@
 use crate::security::privileges::{assert_all, assert_none, stranger, MEMBERS};
 use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{crash, wait_at_barrier, Batch, LOCK_LOG};
-use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session};
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Db, Session, FOREVER, SLEEP_FOREVER};
 
 /// SQL text that makes, in schema `evil`, whatever the extension's own SQL could name by mistake. Each raises an error
 /// as soon as it is used.
@@ -247,11 +247,11 @@ fn namesakes_of_the_extensions_functions_are_not_called() {
     let batch = Batch::launch(&mut session, &["select 1", "select 1 / 0"]);
     assert_eq!(written(&mut session, &batch.parent), ["succeeded", "failed"]);
     // One that is in the table when the server goes down, and one that is only in a file.
-    let running = Batch::launch(&mut session, &["select pg_sleep(600)"]);
+    let running = Batch::launch(&mut session, &[SLEEP_FOREVER]);
     running.wait_state(&mut session, 0, "running");
     session.run(LOCK_LOG);
     let spooled =
-        Batch::call(&mut cluster.session("postgres"), "pg_background_launch_num(array['select pg_sleep(600)'])");
+        Batch::call(&mut cluster.session("postgres"), &format!("pg_background_launch_num(array['select {FOREVER}'])"));
     let mut session = crash(&cluster);
     for batch in [&running, &spooled] {
         assert_eq!(batch.states(&mut session), ["lost"]);
@@ -282,7 +282,7 @@ fn objects_first_in_the_search_path_have_no_effect_on_what_a_crash_left() {
          select pg_background_grant('weak')",
     );
     let mut weak = cluster.client("postgres").user("weak").connect();
-    let batch = Batch::launch(&mut weak, &["select pg_sleep(600)"]);
+    let batch = Batch::launch(&mut weak, &[SLEEP_FOREVER]);
     batch.wait_state(&mut weak, 0, "running");
     crash(&cluster);
     let mut weak = cluster.client("postgres").user("weak").connect();

@@ -6,7 +6,7 @@
 
 use crate::support::batch::{load, set_server, signal_a_worker, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS};
 use crate::support::rng::{self, Rng};
-use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Session, Stop};
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Session, Stop, FOREVER};
 use std::collections::HashMap;
 
 /// Database that is dropped and made again.
@@ -102,7 +102,7 @@ impl Disorder {
                 1 => (format!("{insert}; select 1 / 0"), ", \"max_attempts\": 3, \"retry_delay\": 0.05"),
                 2 => (format!("{insert}; select 1 / (nextval('tries') % 2)"), ", \"max_attempts\": 4"),
                 3 => (format!("{insert}; select pg_sleep(0.05)"), ""),
-                4 => (format!("{insert}; select pg_sleep(600)"), ", \"timeout\": 0.1"),
+                4 => (format!("{insert}; select {FOREVER}"), ", \"timeout\": 0.1"),
                 5 => (format!("begin; {insert}; commit"), ""),
                 6 => (
                     // Its name is another one each time that the job runs.

@@ -1,9 +1,11 @@
 //! Jobs when there is not enough of something: processes, segments, memory.
 
 use crate::support::barrier::{self, Barrier};
-use crate::support::batch::{array, counts, drain, log, stop, times, wait_at_barrier, wait_gone, Batch, LOCK_LOG};
+use crate::support::batch::{
+    array, counts, drain, log, states_after, stop, times, wait_at_barrier, wait_gone, Batch, LOCK_LOG,
+};
 use crate::support::job_stage::{settle, terminate};
-use pg_background_mgr_tests::{case, wait_until, Cluster, ServerError, Session};
+use pg_background_mgr_tests::{case, wait_until, Cluster, ServerError, Session, FOREVER};
 use std::collections::HashMap;
 
 #[track_caller]
@@ -153,7 +155,7 @@ fn jobs_end_without_a_free_segment_for_what_came_of_them() {
     wait_until("the end of the jobs", || session.rows(&seen) == ends);
     assert_eq!(session.value("select count(*) from ran"), "6");
     // Nobody is stuck in it.
-    assert_eq!(stop(&mut session, &batch.parent), ends);
+    assert_eq!(states_after(&stop(&mut session, &batch.parent, None)), ends);
     locker.run("rollback");
     wait_until("the final rows", || batch.written(&mut session) == ends);
     let lost = batch.column(&mut session, "result is null")[1..7].iter().filter(|lost| *lost == "t").count();
@@ -284,7 +286,7 @@ fn a_session_uses_the_segment_of_a_worker_that_is_gone_again() {
     }
     // One for the job, one for the process that ends, one for the process that is started ahead.
     assert!(cluster.segments().len() <= segments.len() + 2, "{:?}, then {:?}", segments, cluster.segments());
-    let pid = session.launch("select pg_terminate_backend(pg_backend_pid()), pg_sleep(600)");
+    let pid = session.launch(&format!("select pg_terminate_backend(pg_backend_pid()), {FOREVER}"));
     assert_eq!(session.error(&format!("select pg_background_result({pid})")).sqlstate(), "57P01");
     settle(&cluster);
     // One that is too small for the next job is not kept for it.
@@ -461,7 +463,7 @@ fn failed_jobs_do_not_fill_the_memory_of_their_session() {
 fn take_all_processes(session: &mut Session) -> Vec<i32> {
     let mut pids = Vec::new();
     loop {
-        let reply = session.ask("select pg_background_launch('select pg_sleep(600)')");
+        let reply = session.ask(&format!("select pg_background_launch('select {FOREVER}')"));
         match reply.error {
             None => pids.push(reply.last_rows().expect("a row").text_rows()[0].parse().expect("a process id")),
             Some(error) => {

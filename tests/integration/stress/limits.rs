@@ -1,7 +1,7 @@
 //! Texts, servers and batches at the ends of what is possible.
 
-use crate::support::batch::{array, drain, Batch, STUBBORN};
-use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
+use crate::support::batch::{array, drain, stubborn, Batch};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session, SLEEP_FOREVER};
 
 /// The SQLSTATE of a launch of this text expression, and how many jobs there are otherwise.
 fn cut(session: &mut Session, text: &str, delimiter: &str) -> Result<i64, String> {
@@ -89,7 +89,7 @@ fn a_server_with_few_processes_works_or_says_what_it_lacks() {
 fn thousands_of_batches_hold_up_nobody() {
     let cluster = Cluster::start_with_extension(&[("pg_background_mgr.max_workers", "1")]);
     let (mut session, mut other) = (cluster.session("postgres"), cluster.session("postgres"));
-    let held = Batch::launch(&mut session, &["select pg_sleep(600)"]);
+    let held = Batch::launch(&mut session, &[SLEEP_FOREVER]);
     held.wait_state(&mut session, 0, "running");
     session.run(
         "create table batches as select b.uuid_parent from generate_series(1, 2000) i, \
@@ -112,7 +112,7 @@ fn thousands_of_batches_hold_up_nobody() {
 fn attempts_without_end_are_stopped_and_begun_again(db: &Db) {
     let mut session = db.session();
     let endless = r#"{"max_attempts": 2147483647, "retry_delay": "280000 years"}"#;
-    let batch = Batch::launch_with(&mut session, &["select 1 / 0", STUBBORN], endless);
+    let batch = Batch::launch_with(&mut session, &["select 1 / 0", &stubborn()], endless);
     for _ in 0..2 {
         batch.wait_state(&mut session, 1, "running");
         wait_until("the attempt has failed", || {

@@ -6,7 +6,7 @@ use crate::support::batch::{drain, Batch, FREEZE_LOG};
 use crate::support::rng::{self, Rng};
 use pg_background_mgr_tests::cluster::try_signal;
 use pg_background_mgr_tests::wait::poll;
-use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Session, Signal, Stop};
+use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Session, Signal, Stop, FOREVER};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +44,7 @@ fn jobs(first: u64) -> String {
             }
             9 => {
                 options = ", \"timeout\": 0.01";
-                format!("insert into ran values ({number}); select pg_sleep(600)")
+                format!("insert into ran values ({number}); select {FOREVER}")
             }
             // Mostly not in each.
             10 => {

@@ -4,7 +4,7 @@ use crate::support::barrier;
 use crate::support::rng::Rng;
 use pg_background_mgr_tests::cluster::is_alive;
 use pg_background_mgr_tests::wait::{poll, PATIENCE};
-use pg_background_mgr_tests::{literal, wait_until, Cluster, Session, Stop};
+use pg_background_mgr_tests::{literal, wait_for, wait_until, Cluster, Session, Stop, FOREVER};
 
 /// The states of a job that has ended.
 pub const ENDED: &str = "('succeeded', 'failed', 'stopped', 'lost')";
@@ -16,10 +16,6 @@ pub const COUNTED: &str = "select pg_advisory_xact_lock_shared(815); insert into
 
 /// SQL text that makes the table to which [`COUNTED`] writes.
 pub const PEAK: &str = "create table peak (n int)";
-
-/// Runs for ever and goes on when it is cancelled.
-pub const STUBBORN: &str = "do $$ begin loop begin perform pg_sleep(600); \
-    exception when query_canceled then null; end; end loop; end $$";
 
 /// Messages of jobs that a server which has gone down did not begin, of those that it had begun, and of those that it
 /// may have begun.
@@ -180,6 +176,15 @@ impl Batch {
         log(session, &self.children[number], expression)
     }
 
+    /// Waits until one job is in `pg_sleep`.
+    #[track_caller]
+    pub fn wait_asleep(&self, session: &mut Session, number: usize) {
+        let child = &self.children[number];
+        let query = format!("select pid from pg_background_jobs where uuid_child = '{child}' and status = 'running'");
+        let pid = wait_for("the job's process", || session.rows(&query).pop());
+        session.wait_asleep(pid.parse().expect("a process"));
+    }
+
     /// Waits until one job is in a state.
     #[track_caller]
     pub fn wait_state(&self, session: &mut Session, number: usize, state: &str) {
@@ -262,10 +267,16 @@ pub fn retry(session: &mut Session, uuid: &str) -> Vec<String> {
     session.rows(&format!("select uuid_child from pg_background_retry('{uuid}') order by 1"))
 }
 
-/// Stops a job, or the jobs of a batch; gives their states after it.
+/// Stops a job, or the jobs of a batch, with this grace or that of the extension; their states before and after it.
 #[track_caller]
-pub fn stop(session: &mut Session, uuid: &str) -> Vec<String> {
-    session.rows(&format!("select now from pg_background_stop('{uuid}')"))
+pub fn stop(session: &mut Session, uuid: &str, grace: Option<&str>) -> Vec<String> {
+    let grace = grace.map_or(String::new(), |grace| format!(", '{grace}'"));
+    session.rows(&format!("select was, now from public.pg_background_stop('{uuid}'{grace})"))
+}
+
+/// Returns the states after a [`stop`].
+pub fn states_after(stopped: &[String]) -> Vec<&str> {
+    stopped.iter().map(|states| states.split_once('|').expect("two states").1).collect()
 }
 
 /// Ends all processes as they are, so that none lets go of a lock that another would get before it ends, too, and
@@ -291,6 +302,11 @@ pub fn signal_a_worker(session: &mut Session, rng: &mut Rng) {
 #[track_caller]
 pub fn load(session: &mut Session) {
     session.run("select public.pg_background_report_progress(0)");
+}
+
+/// Returns the text of a job that runs for ever and goes on when it is cancelled.
+pub fn stubborn() -> String {
+    format!("do $$ begin loop begin perform {FOREVER}; exception when query_canceled then null; end; end loop; end $$")
 }
 
 /// Waits for the end of a process.

@@ -1,7 +1,7 @@
 //! The harness itself. Needs no extension.
 
 use pg_background_mgr_tests::cluster::{is_alive, signal_process};
-use pg_background_mgr_tests::{case, wait_until, Cluster, Signal, Stop};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Signal, Stop, SLEEP_FOREVER};
 
 #[case]
 fn a_dropped_cluster_leaves_no_process_and_no_file() {
@@ -18,7 +18,7 @@ fn a_dropped_cluster_leaves_no_process_and_no_file() {
 fn a_cluster_whose_postmaster_was_killed_leaves_nothing() {
     let cluster = Cluster::start_new(&[]);
     let mut session = cluster.session("postgres");
-    session.send("select pg_sleep(600)");
+    session.send(SLEEP_FOREVER);
     cluster.signal_postmaster(Signal::SIGKILL);
     wait_until("the end of the postmaster", || !cluster.is_running());
     signal_process(session.pid(), Signal::SIGTERM);
@@ -57,7 +57,7 @@ fn a_cancel_request_reaches_the_session() {
     let cluster = Cluster::start_new(&[]);
     let mut session = cluster.session("postgres");
     let mut other = cluster.session("postgres");
-    session.send("select pg_sleep(600)");
+    session.send(SLEEP_FOREVER);
     other.wait_asleep(session.pid());
     session.canceller().cancel();
     assert_eq!(session.finish("the sleep").error.expect("an error").sqlstate(), "57014");

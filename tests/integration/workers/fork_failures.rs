@@ -4,7 +4,7 @@ use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{array, counts, drain, retry, times, wait_at_barrier, Batch};
 use crate::support::job_stage::Paused;
 use pg_background_mgr_tests::cluster::Baseline;
-use pg_background_mgr_tests::{case, wait_until, Cluster, Session};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Session, FOREVER};
 
 /// A server, and sessions that are there already.
 struct Scene {
@@ -238,9 +238,11 @@ fn what_a_terminated_worker_leaves_fails() {
 fn what_a_dead_worker_leaves_fails() {
     let mut scene = Scene::set(&[("pg_background_mgr.max_workers", "1")]);
     let barrier = Barrier::close(scene.cluster.session("postgres"));
-    let stubborn = "do $$ begin perform pg_advisory_lock_shared(4711); \
-                    exception when query_canceled then perform pg_sleep(60); end $$";
-    let jobs = [(stubborn, 0.5), (INSERT, 60.0), (INSERT, 60.0)];
+    let stubborn = format!(
+        "do $$ begin perform pg_advisory_lock_shared(4711); \
+         exception when query_canceled then perform {FOREVER}; end $$"
+    );
+    let jobs = [(stubborn.as_str(), 0.5), (INSERT, 60.0), (INSERT, 60.0)];
     let jobs: Vec<String> =
         jobs.iter().map(|(text, timeout)| format!(r#"{{"query": "{text}", "timeout": {timeout}}}"#)).collect();
     let batch = Batch::launch_json(&mut scene.session, &format!("[{}]", jobs.join(",")));

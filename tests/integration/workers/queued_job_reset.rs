@@ -3,7 +3,7 @@
 use crate::support::barrier::{self, Barrier};
 use crate::support::batch::{cell, stop, times, wait_at_barrier, Batch};
 use crate::support::idle_worker;
-use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session};
+use pg_background_mgr_tests::{case, wait_until, Cluster, Db, Session, FOREVER};
 
 /// Two jobs of one process: what the second gave as `v`, and how the first ended.
 #[track_caller]
@@ -90,6 +90,7 @@ fn time_limits_are_reset(db: &Db) {
             "0",
         );
     }
+    // Four times the timeout that the job before it has set.
     let slow = "select pg_sleep(0.4), 'done' as v";
     let (value, _) = after(&mut session, "set statement_timeout = '100ms'", slow);
     assert_eq!(value, "done");
@@ -356,7 +357,7 @@ fn locks_of_an_unfinished_index_build_are_released() {
         } else {
             let batch = Batch::launch(&mut session, &[build]);
             wait(&mut session);
-            stop(&mut session, &batch.parent);
+            stop(&mut session, &batch.parent, None);
             assert_eq!(batch.finish(&mut session), ["stopped"]);
             assert_eq!(run(&mut session, held), ("0".to_owned(), pid.clone()));
         }
@@ -429,7 +430,7 @@ fn a_job_that_ran_out_of_time_leaves_nothing(db: &Db) {
     let mut session = db.session();
     let mess: String = MESS.split("; ").map(|statement| format!("begin; {statement}; commit; ")).collect();
     let options = r#"{"mode": "sequential", "timeout": 0.5}"#;
-    let batch = Batch::launch_with(&mut session, &[&format!("{mess}select pg_sleep(600)"), LEFT], options);
+    let batch = Batch::launch_with(&mut session, &[&format!("{mess}select {FOREVER}"), LEFT], options);
     assert_eq!(batch.finish(&mut session), ["failed", "succeeded"]);
     let left = batch.log(&mut session, 1, &cell("v"));
     assert!(CLEAN.contains(&left.as_str()), "{left}");
