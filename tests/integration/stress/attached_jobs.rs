@@ -1,8 +1,7 @@
 //! Sessions that launch, read and give up jobs at once, in random order, while others cancel and end the workers: each
 //! result is right or an error that says what happened, and nothing is left.
 //!
-//! `PGBM_DISORDER_ROUNDS` says how often (1 if it is not set), `PGBM_DISORDER_SEED` in which order; a failure names
-//! its seed.
+//! `PGBM_SEED` says in which order; a failure names its seed.
 
 use crate::support::batch::signal_a_worker;
 use crate::support::rng::{self, Rng};
@@ -12,7 +11,6 @@ use std::thread;
 
 const SESSIONS: u64 = 4;
 const STEPS: u64 = 250;
-const SEED: &str = "PGBM_DISORDER_SEED";
 
 /// Rows, or an SQLSTATE.
 type End = Result<Vec<String>, String>;
@@ -60,7 +58,7 @@ struct User<'a> {
 
 impl<'a> User<'a> {
     fn new(cluster: &'a Cluster, user: u64) -> Self {
-        let mut rng = Rng::new(SEED);
+        let mut rng = Rng::new();
         // Each in an order of its own, also with a seed that was given.
         for _ in 0..user {
             rng.below(2);
@@ -246,7 +244,7 @@ impl<'a> User<'a> {
 
 /// Cancels and ends workers, and has them stay or not.
 fn disturb(cluster: &Cluster, is_over: &AtomicBool) {
-    let (mut rng, mut admin) = (Rng::new(SEED), cluster.session("postgres"));
+    let (mut rng, mut admin) = (Rng::new(), cluster.session("postgres"));
     while !is_over.load(Ordering::Relaxed) {
         match rng.below(8) {
             0 | 1 => signal_a_worker(&mut admin, &mut rng),
@@ -269,7 +267,7 @@ fn each_result_is_right_whatever_happens_to_the_workers() {
     let mut session = cluster.session("postgres");
     session.run("create table did (number bigint); create table small as select 1 as a");
     let before = cluster.baseline();
-    for _ in 0..rng::number("PGBM_DISORDER_ROUNDS").unwrap_or(1) {
+    for _ in 0..rng::rounds(1) {
         session.run("truncate did");
         let is_over = AtomicBool::new(false);
         let lives = thread::scope(|scope| {

@@ -1,8 +1,7 @@
 //! Many databases in disorder: everything that may happen to a server while jobs run, in random order, and what is
 //! left.
 //!
-//! `PGBM_DISORDER_ROUNDS` says how often (2 if it is not set), `PGBM_DISORDER_SEED` in which order; a failure names
-//! its seed.
+//! `PGBM_SEED` says in which order; a failure names its seed.
 
 use crate::support::batch::{load, set_server, signal_a_worker, Batch, FREEZE_LOG, OF_THE_GONE, WORKERS};
 use crate::support::rng::{self, Rng};
@@ -55,7 +54,7 @@ fn prepare_roles(session: &mut Session) {
 
 impl Disorder {
     fn begin() -> Self {
-        let rng = Rng::new("PGBM_DISORDER_SEED");
+        let rng = Rng::new();
         let cluster = Cluster::start_new(&[("max_worker_processes", "7")]);
         let mut admin = cluster.session("postgres");
         admin.run("create role weak login; create role guest login");
@@ -436,7 +435,7 @@ impl Disorder {
 #[case(slow)]
 fn disorder_leaves_nothing_undone() {
     let mut disorder = Disorder::begin();
-    for round in 0..rng::number("PGBM_DISORDER_ROUNDS").unwrap_or(2) {
+    for round in 0..rng::rounds(2) {
         for _ in 0..STEPS {
             disorder.step();
         }

@@ -1,8 +1,7 @@
 //! Every function and view with arguments that make no sense, at random, by several sessions at once whose workers are
 //! terminated: the server stays up, no error is an internal one, and what comes after works.
 //!
-//! `PGBM_ODD_ARGUMENTS_STEPS` says how many statements each session sends, `PGBM_ODD_ARGUMENTS_SEED` which; a failure
-//! names its seed.
+//! `PGBM_SEED` says which; a failure names its seed.
 
 use crate::support::batch::{Batch, NOBODY};
 use crate::support::catalog::{functions, relations, Function};
@@ -12,9 +11,6 @@ use pg_background_mgr_tests::server_log::LogMark;
 use pg_background_mgr_tests::{case, literal, wait_until, Cluster, Reply, Session};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-
-const SEED: &str = "PGBM_ODD_ARGUMENTS_SEED";
-const STEPS: &str = "PGBM_ODD_ARGUMENTS_STEPS";
 
 /// Time limit of each statement. Only a wait may last as long.
 const TIMEOUT_MS: u64 = 2000;
@@ -175,7 +171,7 @@ fn ticks(pid: i32) -> u64 {
 
 impl<'a> User<'a> {
     fn new(cluster: &'a Cluster, number: u64, jobs: &'a Jobs) -> Self {
-        let mut rng = Rng::new(SEED);
+        let mut rng = Rng::new();
         // Each with statements of its own, also with a seed that was given.
         for _ in 0..number {
             rng.below(2);
@@ -380,7 +376,7 @@ fn connect(cluster: &Cluster, role: &str) -> Session {
 
 /// Terminates workers of the plain role.
 fn terminate(cluster: &Cluster, is_over: &AtomicBool) {
-    let (mut rng, mut session) = (Rng::new(SEED), connect(cluster, "plain"));
+    let (mut rng, mut session) = (Rng::new(), connect(cluster, "plain"));
     while !is_over.load(Ordering::Relaxed) {
         session.run(
             "select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'pg_background' \
@@ -393,7 +389,7 @@ fn terminate(cluster: &Cluster, is_over: &AtomicBool) {
 /// A cluster with a database, a plain role, and jobs of two roles that have ended.
 fn cluster() -> (Cluster, Jobs) {
     let cluster = Cluster::start_new(&[("max_worker_processes", "14")]);
-    let encoding = Rng::new(SEED).pick(&["UTF8", "SQL_ASCII"]);
+    let encoding = Rng::new().pick(&["UTF8", "SQL_ASCII"]);
     let mut admin = cluster.session("postgres");
     admin.run(&format!("create database odd template template0 encoding '{encoding}' lc_collate 'C' lc_ctype 'C'"));
     let mut admin = cluster.session("odd");
@@ -411,7 +407,7 @@ fn cluster() -> (Cluster, Jobs) {
 
 /// Sends statements of all sessions at once while workers are terminated.
 fn send(cluster: &Cluster, jobs: &Jobs, sessions: u64, steps: u64) {
-    let steps = rng::number(STEPS).unwrap_or(steps);
+    let steps = rng::rounds(steps);
     let is_over = AtomicBool::new(false);
     let ends = thread::scope(|scope| {
         scope.spawn(|| terminate(cluster, &is_over));

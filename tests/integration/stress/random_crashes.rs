@@ -1,6 +1,6 @@
 //! The log tells the truth after any death: servers that die at random moments under load.
 //!
-//! `PGBM_CRASH_ROUNDS` says how often (40 if it is not set), `PGBM_CRASH_SEED` which moments; a failure names its seed.
+//! `PGBM_SEED` says which moments; a failure names its seed.
 
 use crate::support::batch::{drain, Batch, FREEZE_LOG};
 use crate::support::rng::{self, Rng};
@@ -66,7 +66,7 @@ struct Run {
 
 impl Run {
     fn begin() -> Self {
-        let rng = Rng::new("PGBM_CRASH_SEED");
+        let rng = Rng::new();
         let cluster = Cluster::start_with_extension(&[("max_worker_processes", "8")]);
         let mut session = cluster.session("postgres");
         session.run(
@@ -210,7 +210,7 @@ impl Run {
 
 #[case(slow)]
 fn crashes_at_random_leave_no_lie() {
-    let rounds = rng::number("PGBM_CRASH_ROUNDS").unwrap_or(40);
+    let rounds = rng::rounds(40);
     let mut run = Run::begin();
     let mut lost = 0;
     for round in 0..rounds {

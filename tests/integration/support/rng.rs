@@ -2,29 +2,30 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+const SEED: &str = "PGBM_SEED";
+
 /// A generator that is random enough for moments. A failure names the seed.
 pub struct Rng {
     state: u64,
     seed: u64,
-    variable: &'static str,
 }
 
 impl Drop for Rng {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}={}", self.variable, self.seed);
+            eprintln!("{SEED}={}", self.seed);
         }
     }
 }
 
 impl Rng {
-    /// Takes the seed from this variable, or another one each time.
-    pub fn new(variable: &'static str) -> Self {
-        let seed = number(variable).unwrap_or_else(|| {
+    /// Takes the seed from `PGBM_SEED`, or another one each time.
+    pub fn new() -> Self {
+        let seed = number(SEED).unwrap_or_else(|| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
             now.as_secs() ^ u64::from(now.subsec_nanos())
         });
-        Rng { state: seed, seed, variable }
+        Rng { state: seed, seed }
     }
 
     pub fn below(&mut self, limit: u64) -> u64 {
@@ -38,7 +39,12 @@ impl Rng {
     }
 }
 
-/// A number in the environment.
-pub fn number(variable: &str) -> Option<u64> {
+/// Returns how often a case does what it does `usually` times: `make soak` multiplies it by `PGBM_SOAK_ROUNDS`.
+pub fn rounds(usually: u64) -> u64 {
+    usually * number("PGBM_SOAK_ROUNDS").unwrap_or(1)
+}
+
+/// Returns a number of the environment.
+fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
