@@ -1,9 +1,9 @@
 # The commands of this project; each is a script in dev/, where the comments are.
-#   PG=NN             the PostgreSQL version: test runs all when it is not set, the others 17
+#   PG=NN             the PostgreSQL version: test runs all when it is not set, soak the oldest and the newest, others 17
 #   PG_CONFIG=PATH    an installed server, in place of a private one
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak setup install psql package bench clean
+.PHONY: help demo check test soak setup install psql package bench clean
 ONE = $(or $(PG),17)
 
 help: ## this list
@@ -13,11 +13,14 @@ demo: ## see it work: a throwaway cluster, the extension, a short script (PG=12.
 	@dev/setup $(ONE)
 	@dev/demo $(ONE)
 
+check: ## what needs no server, in seconds: format, rules of the source, pure tests, clippy of the tests
+	@dev/test --check
+
 test: ## all checks and tests, on all versions (PG=NN or PG_CONFIG=... for one)
 	@dev/test $(if $(PG_CONFIG),--pg-config "$(PG_CONFIG)",$(PG))
 
-soak: ## make test with 200 deaths at random of each server (PG=NN)
-	@PGBM_CRASH_ROUNDS=200 dev/test $(PG)
+soak: ## the cases at random and at the limits, five times as long, on the oldest and the newest version (PG=NN for one)
+	@dev/test --soak $(PG)
 
 setup: ## get the tools and the private servers, for all versions (PG=NN for one)
 	@dev/setup $(PG)
