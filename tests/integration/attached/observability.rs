@@ -231,10 +231,17 @@ fn auto_explain_logs_the_plan(db: &Db) {
     assert!(lines[0].text.contains("Seq Scan on planned"), "{lines:?}");
 }
 
-#[case(library = "pg_stat_statements")]
-fn pg_stat_statements_counts_the_statements(db: &Db) {
-    let mut session = db.session();
+/// A cluster of its own: the view has the texts of all databases, which need not be in one encoding.
+fn with_pg_stat_statements() -> (Cluster, Session) {
+    let cluster = Cluster::start_with_extension(&[("shared_preload_libraries", "pg_stat_statements")]);
+    let mut session = cluster.session("postgres");
     session.run("create extension pg_stat_statements; create table counted (a int)");
+    (cluster, session)
+}
+
+#[case(library = "pg_stat_statements")]
+fn pg_stat_statements_counts_the_statements() {
+    let (_cluster, mut session) = with_pg_stat_statements();
     for _ in 0..3 {
         session.job("insert into counted values (1), (2); select count(*) from counted where a = 1", "n bigint");
     }
@@ -254,9 +261,8 @@ fn pg_stat_statements_counts_the_statements(db: &Db) {
 }
 
 #[case(since = 14, library = "pg_stat_statements")]
-fn pg_stat_statements_calls_them_top_level(db: &Db) {
-    let mut session = db.session();
-    session.run("create extension pg_stat_statements; create table counted (a int)");
+fn pg_stat_statements_calls_them_top_level() {
+    let (_cluster, mut session) = with_pg_stat_statements();
     session.job("insert into counted values (1)", "result text");
     let query = "select toplevel from pg_stat_statements join pg_database d on d.oid = dbid \
                  where datname = current_database() and query ~ 'insert into counted values' and query !~ 'pg_'";

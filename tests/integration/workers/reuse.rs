@@ -395,13 +395,15 @@ fn two_thousand_launches_in_one_loop(db: &Db) {
 }
 
 #[case]
-fn many_sessions_at_once(db: &Db) {
-    db.session().run("create table ran (a int)");
+fn many_sessions_at_once() {
+    // Of its own: they take the idle workers of others.
+    let cluster = &Cluster::start_with_extension(&[]);
+    cluster.session("postgres").run("create table ran (a int)");
     std::thread::scope(|scope| {
         for session in 0..4 {
             scope.spawn(move || {
                 for round in 0..5 {
-                    let mut session_of = db.session();
+                    let mut session_of = cluster.session("postgres");
                     let from = session * 1000 + round * 100;
                     session_of.run(&format!(
                         "do $$ declare p int; q int; r int; begin for i in {from} + 1 .. {from} + 25 loop \
@@ -417,7 +419,7 @@ fn many_sessions_at_once(db: &Db) {
             });
         }
     });
-    let mut session = db.session();
+    let mut session = cluster.session("postgres");
     wait_until("the detached jobs", || session.value("select count(*) from ran") == "500");
     assert_eq!(session.value("select count(distinct a) from ran"), "500");
 }
