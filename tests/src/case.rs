@@ -96,6 +96,7 @@ enum Body {
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     module: &'static str,
+    line: u32,
     function: &'static str,
     body: Body,
     since: u32,
@@ -110,16 +111,16 @@ pub struct Case {
 pub static CASES: [Case];
 
 impl Case {
-    pub const fn shared(module: &'static str, function: &'static str, body: fn(&Db)) -> Self {
-        Case::new(module, function, Body::Shared(body))
+    pub const fn shared(module: &'static str, line: u32, function: &'static str, body: fn(&Db)) -> Self {
+        Case::new(module, line, function, Body::Shared(body))
     }
 
-    pub const fn private(module: &'static str, function: &'static str, body: fn()) -> Self {
-        Case::new(module, function, Body::Private(body))
+    pub const fn private(module: &'static str, line: u32, function: &'static str, body: fn()) -> Self {
+        Case::new(module, line, function, Body::Private(body))
     }
 
-    const fn new(module: &'static str, function: &'static str, body: Body) -> Self {
-        Case { module, function, body, since: 0, ends_only: false, library: None, slow: false, alone: false }
+    const fn new(module: &'static str, line: u32, function: &'static str, body: Body) -> Self {
+        Case { module, line, function, body, since: 0, ends_only: false, library: None, slow: false, alone: false }
     }
 
     /// Limits the case to this version of the server and newer ones.
@@ -203,8 +204,8 @@ fn print_slowest() {
 /// Runs the cases as the command line asks, and cleans up.
 pub fn run() -> ExitCode {
     let mut cases = CASES.to_vec();
-    // Those that run alone come last: before each of them all that runs has to end.
-    cases.sort_by_cached_key(|case| (case.alone, !case.slow, case.name()));
+    // Those that run alone come last: before each of them all that runs has to end. Those of a file are in its order.
+    cases.sort_by_key(|case| (case.alone, !case.slow, case.module, case.line));
     let mut arguments = Arguments::from_args();
     if let Err(reason) = open() {
         eprintln!("{reason}");

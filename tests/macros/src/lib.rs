@@ -39,7 +39,7 @@ fn constructor(function: TokenStream) -> Result<String, String> {
         Delimiter::Parenthesis => "shared",
         _ => return Err("a case is a function".to_owned()),
     };
-    Ok(format!("{kind}(::core::module_path!(), \"{name}\", {name})"))
+    Ok(format!("{kind}(::core::module_path!(), ::core::line!(), \"{name}\", {name})"))
 }
 
 fn is_word(token: &TokenTree, word: &str) -> bool {
