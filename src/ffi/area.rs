@@ -27,7 +27,7 @@ const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 const EXIT_GRACE: i64 = 100_000;
 
 #[repr(C)]
-struct BatchSummary {
+struct Header {
     epoch: AtomicU64,
     /// Workers of the classic interface that live now; they count against the cap.
     outside: AtomicI64,
@@ -45,7 +45,7 @@ struct BatchSummary {
 }
 
 thread_local! {
-    static HEADER: Cell<Option<&'static BatchSummary>> = const { Cell::new(None) };
+    static HEADER: Cell<Option<&'static Header>> = const { Cell::new(None) };
     static AREA: Cell<*mut pg_sys::dsa_area> = const { Cell::new(std::ptr::null_mut()) };
     /// The segments of their own that this process has mapped: their handles and their addresses.
     static MAPPED: ProcessCell<Vec<(u32, *mut pg_sys::dsm_segment)>> = const { process_cell(Vec::new()) };
@@ -75,7 +75,7 @@ pub(super) fn with_init_lock<T>(body: impl FnOnce() -> T) -> T {
     body()
 }
 
-fn header() -> &'static BatchSummary {
+fn header() -> &'static Header {
     if let Some(header) = HEADER.get() {
         return header;
     }
@@ -85,9 +85,9 @@ fn header() -> &'static BatchSummary {
         // else can see it.
         unsafe {
             let header =
-                pg_sys::ShmemInitStruct(NAME.as_ptr(), size_of::<BatchSummary>(), &mut found).cast::<BatchSummary>();
+                pg_sys::ShmemInitStruct(NAME.as_ptr(), size_of::<Header>(), &mut found).cast::<Header>();
             if !found {
-                header.cast::<u8>().write_bytes(0, size_of::<BatchSummary>());
+                header.cast::<u8>().write_bytes(0, size_of::<Header>());
                 let tranche = pg_sys::LWLockNewTrancheId();
                 pg_sys::LWLockInitialize(&raw mut (*header).lock, tranche);
                 (*header).tranche.store(tranche as u32, Ordering::Relaxed);
@@ -201,13 +201,13 @@ impl Drop for Alone {
 
 /// The area as it may be read while the lock is held.
 pub struct Memory {
-    header: &'static BatchSummary,
+    header: &'static Header,
     area: *mut pg_sys::dsa_area,
     root: u64,
 }
 
 /// Attaches to the area; `makes`: and makes it if nobody has. Null = it is not there, or there is no memory for it.
-fn attach(header: &'static BatchSummary, makes: bool) -> *mut pg_sys::dsa_area {
+fn attach(header: &'static Header, makes: bool) -> *mut pg_sys::dsa_area {
     if !AREA.get().is_null() || !makes && header.handle.load(Ordering::Acquire) == 0 {
         return AREA.get();
     }
@@ -283,7 +283,7 @@ fn unmap(is_meant: impl Fn(u32) -> bool) {
 }
 
 /// Unmaps those that may have been given back since this process mapped them.
-fn unmap_released(header: &BatchSummary) {
+fn unmap_released(header: &Header) {
     let released = header.released.load(Ordering::Acquire);
     if RELEASED.replace(released) != released {
         unmap(|_| true);
@@ -301,7 +301,7 @@ impl Drop for Look {
     }
 }
 
-fn lock(header: &'static BatchSummary, mode: pg_sys::LWLockMode::Type) -> Held {
+fn lock(header: &'static Header, mode: pg_sys::LWLockMode::Type) -> Held {
     // SAFETY: initialised with the header; no code of ours takes it twice.
     unsafe { Held::acquire((&raw const header.lock).cast_mut(), mode) }
 }

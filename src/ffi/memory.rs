@@ -119,7 +119,7 @@ pub(super) unsafe fn keep_in<T: 'static>(context: pg_sys::MemoryContext, value: 
 }
 
 /// A value that belongs to a memory context, and is found by it.
-struct FoundJobs<T: 'static> {
+struct Kept<T: 'static> {
     context: usize,
     value: T,
 }
@@ -129,7 +129,7 @@ thread_local! {
     static FOUND: ProcessCell<Vec<((usize, TypeId), *mut c_void)>> = const { process_cell(Vec::new()) };
 }
 
-impl<T: 'static> Drop for FoundJobs<T> {
+impl<T: 'static> Drop for Kept<T> {
     fn drop(&mut self) {
         let key = (self.context, TypeId::of::<T>());
         FOUND.with_borrow_mut(|found| found.retain(|(at, _)| *at != key));
@@ -147,7 +147,7 @@ pub(super) unsafe fn value_of<T: Default + 'static>(context: pg_sys::MemoryConte
         return value.cast();
     }
     // SAFETY: by contract; the drop of what is kept, with its context, removes it from where it is found.
-    let kept = unsafe { keep_in(context, FoundJobs { context: key.0, value: T::default() }) };
+    let kept = unsafe { keep_in(context, Kept { context: key.0, value: T::default() }) };
     // SAFETY: a valid place.
     let value = unsafe { &raw mut (*kept).value };
     FOUND.with_borrow_mut(|found| found.push((key, value.cast())));
