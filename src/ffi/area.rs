@@ -4,7 +4,8 @@
 //! area that grows on demand. Both are made by whoever comes first, and gone after a restart or a crash: then the
 //! *epoch*, a random number in the header, is another one.
 //!
-//! What lies in the area is plain data ([`Pod`]); references to it are offsets, and are looked at under one lock only.
+//! What lies in the area is plain data ([`Pod`]). References to it ([`DsaPtr`], [`DsaArray`]) are offsets with a type:
+//! only an allocation makes them. They are followed under one lock only.
 
 use crate::compat::area::create_dsa;
 use crate::error::Error;
@@ -12,13 +13,15 @@ use crate::ffi::memory::MemoryContextGuard;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{process, report};
 use crate::protocol::Report;
-use bytemuck::Pod;
+use bytemuck::{Pod, Zeroable};
 use pgrx::pg_sys;
 use std::cell::Cell;
+use std::hash::{Hash, Hasher};
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// The layout is part of the name: two versions of the library may be loaded in one server.
-const NAME: &std::ffi::CStr = c"pg_background_mgr registry 4";
+const NAME: &std::ffi::CStr = c"pg_background_mgr registry 5";
 const TRANCHE: &std::ffi::CStr = c"pg_background_mgr";
 /// `AddinShmemInitLock` among the server's individual locks (lwlocknames.h), the same in 12 to 18.
 const ADDIN_SHMEM_INIT_LOCK: usize = 21;
@@ -65,6 +68,93 @@ const OWN_SEGMENTS: u32 = 32;
 const OWN: u64 = 1 << 63;
 const OFFSET_BITS: u32 = 31;
 
+/// Reference to a record in the area; zeros are none.
+#[repr(transparent)]
+pub struct DsaPtr<T>(u64, PhantomData<fn() -> T>);
+
+impl<T> DsaPtr<T> {
+    pub const NULL: Self = DsaPtr(0, PhantomData);
+
+    pub fn is_null(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Returns the reference, or `None` if it refers to nothing.
+    pub fn some(self) -> Option<Self> {
+        (!self.is_null()).then_some(self)
+    }
+}
+
+impl<T> Clone for DsaPtr<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for DsaPtr<T> {}
+
+impl<T> PartialEq for DsaPtr<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl<T> Eq for DsaPtr<T> {}
+
+impl<T> Hash for DsaPtr<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl<T> std::fmt::Debug for DsaPtr<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+// SAFETY: one integer, of which zero is a valid value.
+unsafe impl<T> Zeroable for DsaPtr<T> {}
+// SAFETY: one integer without padding; references live in records of the area themselves.
+unsafe impl<T: 'static> Pod for DsaPtr<T> {}
+
+/// Reference to records of one type in a row, and their number; zeros are none.
+#[repr(C)]
+pub struct DsaArray<T> {
+    start: DsaPtr<T>,
+    length: u64,
+}
+
+impl<T> DsaArray<T> {
+    pub fn is_empty(self) -> bool {
+        self.length == 0
+    }
+
+    /// Returns the number of records.
+    pub fn len(self) -> u64 {
+        self.length
+    }
+}
+
+impl<T> Clone for DsaArray<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for DsaArray<T> {}
+
+impl<T> std::fmt::Debug for DsaArray<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}[{}]", self.start, self.length)
+    }
+}
+
+// SAFETY: two integers, of which zeros are valid values.
+unsafe impl<T> Zeroable for DsaArray<T> {}
+// SAFETY: two integers of eight bytes, without padding.
+unsafe impl<T: 'static> Pod for DsaArray<T> {}
+
 /// Runs `body` under the lock that guards the making of shared structures.
 pub(super) fn with_init_lock<T>(body: impl FnOnce() -> T) -> T {
     // SAFETY: one of the server's own locks; the guard releases it, also while unwinding.
@@ -84,8 +174,7 @@ fn header() -> &'static Header {
         // SAFETY: the struct lives as long as shared memory. Zeros are a valid header; the lock is made before anybody
         // else can see it.
         unsafe {
-            let header =
-                pg_sys::ShmemInitStruct(NAME.as_ptr(), size_of::<Header>(), &mut found).cast::<Header>();
+            let header = pg_sys::ShmemInitStruct(NAME.as_ptr(), size_of::<Header>(), &mut found).cast::<Header>();
             if !found {
                 header.cast::<u8>().write_bytes(0, size_of::<Header>());
                 let tranche = pg_sys::LWLockNewTrancheId();
@@ -356,19 +445,48 @@ fn map(handle: u32) -> *mut u8 {
 }
 
 impl Memory {
-    /// Returns where the owner's data begins; 0 = nothing is there yet.
-    pub fn root(&self) -> u64 {
-        self.root
+    /// Returns the first record of the owner, which always asks for the same type; null = nothing is there yet.
+    pub fn root<T: Pod>(&self) -> DsaPtr<T> {
+        DsaPtr(self.root, PhantomData)
     }
 
-    pub fn set_root(&mut self, root: u64) {
-        self.root = root;
-        self.header.root.store(root, Ordering::Release);
+    pub fn set_root<T: Pod>(&mut self, root: DsaPtr<T>) {
+        self.root = root.0;
+        self.header.root.store(root.0, Ordering::Release);
     }
 
-    /// Takes zeroed bytes. None = the server has no memory for them, or no segment; then the lock was let go for a
-    /// moment, and what the caller has seen may have changed.
-    pub fn allocate(&mut self, bytes: usize) -> Option<u64> {
+    /// Takes a zeroed record. Returns `None` if the server has no memory for it, or no segment; then the lock was let
+    /// go for a moment, and what the caller has seen may have changed.
+    pub fn allocate<T: Pod>(&mut self) -> Option<DsaPtr<T>> {
+        self.allocate_bytes(size_of::<T>()).map(|start| DsaPtr(start, PhantomData))
+    }
+
+    /// Takes zeroed records in a row. Returns `None` as [`allocate`](Self::allocate) does.
+    pub fn allocate_array<T: Pod>(&mut self, length: usize) -> Option<DsaArray<T>> {
+        let start = self.allocate_bytes(length * size_of::<T>())?;
+        Some(DsaArray { start: DsaPtr(start, PhantomData), length: length as u64 })
+    }
+
+    /// Takes a zeroed record, and behind it records of another type and bytes, which live as long as it does. Returns
+    /// `None` as [`allocate`](Self::allocate) does.
+    pub fn allocate_with<T: Pod, U: Pod>(
+        &mut self,
+        records: usize,
+        bytes: usize,
+    ) -> Option<(DsaPtr<T>, DsaArray<U>, DsaArray<u8>)> {
+        const { assert!(size_of::<T>().is_multiple_of(align_of::<U>()), "what follows the record is aligned") };
+        let start = self.allocate_bytes(size_of::<T>() + records * size_of::<U>() + bytes)?;
+        let records_at = start + size_of::<T>() as u64;
+        let bytes_at = records_at + (records * size_of::<U>()) as u64;
+        Some((
+            DsaPtr(start, PhantomData),
+            DsaArray { start: DsaPtr(records_at, PhantomData), length: records as u64 },
+            DsaArray { start: DsaPtr(bytes_at, PhantomData), length: bytes as u64 },
+        ))
+    }
+
+    /// Takes zeroed bytes.
+    fn allocate_bytes(&mut self, bytes: usize) -> Option<u64> {
         if self.area.is_null() {
             return None;
         }
@@ -384,7 +502,7 @@ impl Memory {
         pointer.filter(|pointer| *pointer != 0)
     }
 
-    /// Takes zeroed bytes in a segment of their own. None = as [`allocate`](Self::allocate).
+    /// Takes zeroed bytes in a segment of their own.
     fn allocate_segment(&mut self, bytes: usize) -> Option<u64> {
         // SAFETY: pinned, so that it outlives the mapping.
         let segment = self.catching(|| unsafe {
@@ -428,8 +546,17 @@ impl Memory {
         outcome.ok()
     }
 
-    /// Gives bytes back. Nothing may refer to them any more.
-    pub fn free(&mut self, pointer: u64) {
+    /// Gives back a record and what was allocated with it. Nothing may refer to them any more.
+    pub fn free<T: Pod>(&mut self, record: DsaPtr<T>) {
+        self.free_bytes(record.0);
+    }
+
+    /// Gives back records in a row. Nothing may refer to them any more.
+    pub fn free_array<T: Pod>(&mut self, array: DsaArray<T>) {
+        self.free_bytes(array.start.0);
+    }
+
+    fn free_bytes(&mut self, pointer: u64) {
         if pointer & OWN != 0 {
             let handle = handle_of(pointer);
             // SAFETY: pinned when it was made. Processes that have it mapped unmap it when they look next.
@@ -439,7 +566,7 @@ impl Memory {
             self.header.released.fetch_add(1, Ordering::AcqRel);
             return;
         }
-        // SAFETY: by contract the pointer came from `allocate`.
+        // SAFETY: references are made by allocations alone.
         unsafe { pg_sys::dsa_free(self.area, pointer) };
     }
 
@@ -453,35 +580,35 @@ impl Memory {
         unsafe { pg_sys::dsa_get_address(self.area, pointer).cast() }
     }
 
-    /// The record at this place.
-    pub fn get<T: Pod>(&self, pointer: u64) -> &T {
-        debug_assert!(pointer != 0);
-        // SAFETY: a record of this type was put there; any bits are a valid one, and the lock keeps others from it.
-        unsafe { &*self.address(pointer).cast::<T>() }
+    /// Returns a record.
+    pub fn get<T: Pod>(&self, record: DsaPtr<T>) -> &T {
+        debug_assert!(!record.is_null());
+        // SAFETY: allocated with this type; any bits are a valid one, and the lock keeps others from it.
+        unsafe { &*self.address(record.0).cast::<T>() }
     }
 
-    /// The record at this place, to be changed.
-    pub fn get_mut<T: Pod>(&mut self, pointer: u64) -> &mut T {
-        debug_assert!(pointer != 0);
+    /// Returns a record, to be changed.
+    pub fn get_mut<T: Pod>(&mut self, record: DsaPtr<T>) -> &mut T {
+        debug_assert!(!record.is_null());
         // SAFETY: as above; `&mut self` says that the lock is held alone and that nothing else is borrowed.
-        unsafe { &mut *self.address(pointer).cast::<T>() }
+        unsafe { &mut *self.address(record.0).cast::<T>() }
     }
 
-    /// Records in a row.
-    pub fn slice<T: Pod>(&self, pointer: u64, count: usize) -> &[T] {
-        if count == 0 {
+    /// Returns records in a row.
+    pub fn slice<T: Pod>(&self, array: DsaArray<T>) -> &[T] {
+        if array.is_empty() {
             return &[];
         }
-        // SAFETY: as `get`.
-        unsafe { std::slice::from_raw_parts(self.address(pointer).cast(), count) }
+        // SAFETY: as `get`; the length is that of the allocation.
+        unsafe { std::slice::from_raw_parts(self.address(array.start.0).cast(), array.length as usize) }
     }
 
-    /// Records in a row, to be changed.
-    pub fn slice_mut<T: Pod>(&mut self, pointer: u64, count: usize) -> &mut [T] {
-        if count == 0 {
+    /// Returns records in a row, to be changed.
+    pub fn slice_mut<T: Pod>(&mut self, array: DsaArray<T>) -> &mut [T] {
+        if array.is_empty() {
             return &mut [];
         }
-        // SAFETY: as `get_mut`.
-        unsafe { std::slice::from_raw_parts_mut(self.address(pointer).cast(), count) }
+        // SAFETY: as `get_mut`; the length is that of the allocation.
+        unsafe { std::slice::from_raw_parts_mut(self.address(array.start.0).cast(), array.length as usize) }
     }
 }

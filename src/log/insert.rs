@@ -6,7 +6,7 @@ use crate::log::rows::{NewRow, Rows};
 use crate::log::spool::Spooled;
 use crate::log::{lock_log, open_log};
 use crate::registry;
-use crate::registry::{JobDetails, Place, Recorded};
+use crate::registry::{BatchPtr, JobDetails, Recorded};
 
 /// Properties that the rows of a batch have in common.
 pub struct BatchColumns {
@@ -48,7 +48,7 @@ pub(super) fn row_of(job: JobDetails) -> NewRow {
 
 /// Writes the rows of a batch: of its jobs that have no final row. None of them has been launched again: that is
 /// possible only when they are written. Inside [`crate::log::in_own_transaction`].
-pub fn insert_batch(place: Place, uuid: &[u8; 16]) -> Recorded {
+pub fn insert_batch(place: BatchPtr, uuid: &[u8; 16]) -> Recorded {
     let held = lock_log(true);
     let mut jobs = area::read(|memory| registry::jobs_of(memory, place, uuid));
     // Of a batch that is recorded again, for the log was dropped and made again.

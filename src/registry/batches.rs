@@ -3,9 +3,10 @@
 use crate::error::Error;
 use crate::ffi::area::{Memory, LARGE};
 use crate::ffi::{process, session};
-use crate::registry::layout::{BatchRecord, JobRecord, Place, Pool, Root, State, TextRef, RELAUNCHED};
-use crate::registry::lists::{batches, batches_of_uuid, bucket, index_of, job, job_mut, jobs, pools};
-use crate::registry::{outcomes, ready_lists, root, stopped_by, watchers};
+use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, Root, State, TextRef, RELAUNCHED};
+use crate::registry::lists::{batches, batches_of_uuid, bucket, index_of, job, job_mut, jobs};
+use crate::registry::root::{get_or_create_root, root, root_mut};
+use crate::registry::{outcomes, pools, ready_lists, stopped_by, watchers};
 use crate::{error, guc};
 
 /// Time that a batch that is done stays after its rows were written, in microseconds: for statements with an older
@@ -61,8 +62,9 @@ fn format_uuid(uuid: &[u8; 16]) -> Vec<u8> {
 /// # Errors
 /// [`Error::QueueFull`] (53400), [`Error::SharedMemory`] (53200), [`Error::NothingToRetry`] (55000): somebody else has
 /// launched one of its jobs again.
-pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
-    let (root, uuid) = (root(memory)?, new.uuid);
+pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<BatchPtr, Error> {
+    let uuid = new.uuid;
+    get_or_create_root(memory)?;
     let mut texts = Vec::new();
     let request = append_text(&mut texts, Some(new.request));
     let name = append_text(&mut texts, new.name);
@@ -95,46 +97,45 @@ pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
     // Jobs that are launched again: what they were before is in the table.
     remove_done(memory, &new.uuid);
     let limit = guc::queue_memory_limit();
-    if memory.get::<Root>(root).used + bytes as u64 > limit {
+    if used(memory) + bytes as u64 > limit {
         remove_done_batches(memory, true);
     }
-    let used = memory.get::<Root>(root).used;
+    let used = used(memory);
     if used + bytes as u64 > limit {
         return Err(Error::QueueFull { wanted: bytes as u64, free: limit.saturating_sub(used), limit });
     }
-    let mut pool = self::get_or_create_pool(memory, new.database, new.login)?;
-    let mut place = memory.allocate(bytes);
-    if place.is_none() {
+    let mut pool = pools::get_or_create(memory, new.database, new.login)?;
+    let allocate = |memory: &mut Memory| memory.allocate_with::<BatchRecord, JobRecord>(jobs.len(), texts.len());
+    let mut allocated = allocate(memory);
+    if allocated.is_none() {
         // What is done and lingers makes room; somebody else may have forgotten the pool.
         remove_done_batches(memory, true);
-        pool = self::get_or_create_pool(memory, new.database, new.login)?;
-        place = memory.allocate(bytes);
+        pool = pools::get_or_create(memory, new.database, new.login)?;
+        allocated = allocate(memory);
     }
-    let Some(place) = place else {
+    let Some((place, job_records, texts_at)) = allocated else {
         // Somebody else may have forgotten it.
-        if let Some(pool) = find_pool(memory, new.database, new.login) {
-            forget_pool(memory, pool);
+        if let Some(pool) = pools::find(memory, new.database, new.login) {
+            pools::remove_if_unused(memory, pool);
         }
         return Err(Error::SharedMemory);
     };
-    let jobs_at = place + size_of::<BatchRecord>() as u64;
-    let texts_at = jobs_at + (jobs.len() * size_of::<JobRecord>()) as u64;
     let bucket = bucket(&new.uuid);
-    let record = memory.get_mut::<Root>(root);
+    let record = get_or_create_root(memory)?;
     record.used += bytes as u64;
     record.last_batch_number += 1;
     let (number, previous, next_in_bucket) = (record.last_batch_number, record.newest_batch, record.buckets[bucket]);
     record.buckets[bucket] = place;
     record.newest_batch = place;
-    if previous == 0 {
+    if previous.is_null() {
         record.oldest_batch = place;
     } else {
-        memory.get_mut::<BatchRecord>(previous).following = place;
+        memory.get_mut(previous).following = place;
     }
-    memory.slice_mut::<JobRecord>(jobs_at, jobs.len()).copy_from_slice(&jobs);
-    memory.slice_mut::<u8>(texts_at, texts.len()).copy_from_slice(&texts);
-    memory.get_mut::<Pool>(pool).batches += 1;
-    *memory.get_mut::<BatchRecord>(place) = BatchRecord {
+    memory.slice_mut(job_records).copy_from_slice(&jobs);
+    memory.slice_mut(texts_at).copy_from_slice(&texts);
+    memory.get_mut(pool).batches += 1;
+    *memory.get_mut(place) = BatchRecord {
         number,
         uuid: new.uuid,
         bytes: bytes as u64,
@@ -153,6 +154,7 @@ pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
         name,
         owner_name,
         client,
+        job_records,
         texts: texts_at,
         previous,
         next_in_bucket,
@@ -161,14 +163,19 @@ pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<Place, Error> {
     Ok(place)
 }
 
+/// Returns the bytes that all batches take.
+fn used(memory: &Memory) -> u64 {
+    root(memory).map_or(0, |root| root.used)
+}
+
 /// Finds where a job is: jobs of a batch that are launched again are a batch beside it, with the same uuid.
-fn places_of_job<'a>(memory: &'a Memory, uuid: &[u8; 16], ordinal: u32) -> impl Iterator<Item = (Place, u32)> + 'a {
+fn places_of_job<'a>(memory: &'a Memory, uuid: &[u8; 16], ordinal: u32) -> impl Iterator<Item = (BatchPtr, u32)> + 'a {
     batches_of_uuid(memory, uuid).filter_map(move |place| index_of(memory, place, ordinal).map(|index| (place, index)))
 }
 
 /// Opens a batch: from now on its jobs may run, and are not looked for elsewhere.
-pub fn open_batch(memory: &mut Memory, place: Place) {
-    let uuid = memory.get::<BatchRecord>(place).uuid;
+pub fn open_batch(memory: &mut Memory, place: BatchPtr) {
+    let uuid = memory.get(place).uuid;
     let is_alone = batches_of_uuid(memory, &uuid).all(|at| at == place);
     let ordinals: Vec<u32> =
         if is_alone { Vec::new() } else { jobs(memory, place).iter().map(|job| job.ordinal).collect() };
@@ -178,18 +185,18 @@ pub fn open_batch(memory: &mut Memory, place: Place) {
             job_mut(memory, at, index).is_logged = RELAUNCHED;
         }
     }
-    memory.get_mut::<BatchRecord>(place).is_open = 1;
+    memory.get_mut(place).is_open = 1;
     ready_lists::update_queue_state(memory, place);
     // Who follows the uuid follows these jobs from now on.
-    let places: Vec<Place> = batches_of_uuid(memory, &uuid).collect();
+    let places: Vec<BatchPtr> = batches_of_uuid(memory, &uuid).collect();
     places.into_iter().for_each(|place| watchers::wake_all(memory, place));
 }
 
 /// Forgets a batch that was accepted just now, if nobody has begun to see to it. False = it goes on.
-pub fn discard_unstarted_batch(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> bool {
+pub fn discard_unstarted_batch(memory: &mut Memory, place: BatchPtr, uuid: &[u8; 16]) -> bool {
     // By now it may have been done, and forgotten.
     let is_untouched = batches_of_uuid(memory, uuid).any(|at| at == place) && {
-        let batch = memory.get::<BatchRecord>(place);
+        let batch = memory.get(place);
         (batch.workers, batch.log_writer, batch.recorded_in) == (0, 0, 0) && batch.queued == batch.jobs
     };
     if is_untouched {
@@ -199,108 +206,71 @@ pub fn discard_unstarted_batch(memory: &mut Memory, place: Place, uuid: &[u8; 16
 }
 
 /// Forgets a batch.
-pub fn remove(memory: &mut Memory, place: Place) {
+pub fn remove(memory: &mut Memory, place: BatchPtr) {
     watchers::wake_all(memory, place);
     ready_lists::remove(memory, place);
-    let batch = *memory.get::<BatchRecord>(place);
+    let batch = *memory.get(place);
     outcomes::discard_of_batch(memory, place);
     stopped_by::discard_of_batch(memory, place);
     watchers::forget(memory, place);
     let bucket = bucket(&batch.uuid);
-    let root = memory.root();
-    let first = memory.get::<Root>(root).buckets[bucket];
+    let root = memory.root::<Root>();
+    let first = memory.get(root).buckets[bucket];
     if first == place {
-        memory.get_mut::<Root>(root).buckets[bucket] = batch.next_in_bucket;
+        memory.get_mut(root).buckets[bucket] = batch.next_in_bucket;
     } else {
         let mut at = first;
-        while at != 0 {
-            let next = memory.get::<BatchRecord>(at).next_in_bucket;
+        while !at.is_null() {
+            let next = memory.get(at).next_in_bucket;
             if next == place {
-                memory.get_mut::<BatchRecord>(at).next_in_bucket = batch.next_in_bucket;
+                memory.get_mut(at).next_in_bucket = batch.next_in_bucket;
                 break;
             }
             at = next;
         }
     }
-    match batch.previous {
-        0 => memory.get_mut::<Root>(root).oldest_batch = batch.following,
-        previous => memory.get_mut::<BatchRecord>(previous).following = batch.following,
+    match batch.previous.some() {
+        None => memory.get_mut(root).oldest_batch = batch.following,
+        Some(previous) => memory.get_mut(previous).following = batch.following,
     }
-    match batch.following {
-        0 => memory.get_mut::<Root>(root).newest_batch = batch.previous,
-        following => memory.get_mut::<BatchRecord>(following).previous = batch.previous,
+    match batch.following.some() {
+        None => memory.get_mut(root).newest_batch = batch.previous,
+        Some(following) => memory.get_mut(following).previous = batch.previous,
     }
-    let record = memory.get_mut::<Root>(root);
+    let record = memory.get_mut(root);
     record.used -= batch.bytes;
     record.unlogged -= u64::from(batch.unlogged > 0);
-    memory.get_mut::<Pool>(batch.pool).batches -= 1;
+    memory.get_mut(batch.pool).batches -= 1;
     memory.free(place);
-    forget_pool(memory, batch.pool);
-}
-
-/// The pool of workers that can run jobs of this role in this database.
-pub fn get_or_create_pool(memory: &mut Memory, database: u32, login: u32) -> Result<Place, Error> {
-    let root = root(memory)?;
-    if let Some(found) = find_pool(memory, database, login) {
-        return Ok(found);
-    }
-    let place = memory.allocate(size_of::<Pool>()).ok_or(Error::SharedMemory)?;
-    let next = memory.get::<Root>(root).pools;
-    *memory.get_mut::<Pool>(place) = Pool { next, database, login, ..bytemuck::Zeroable::zeroed() };
-    memory.get_mut::<Root>(root).pools = place;
-    Ok(place)
-}
-
-fn find_pool(memory: &Memory, database: u32, login: u32) -> Option<Place> {
-    pools(memory).find(|place| {
-        let pool = memory.get::<Pool>(*place);
-        pool.database == database && pool.login == login
-    })
-}
-
-/// Forgets a pool that nobody has any use for.
-pub fn forget_pool(memory: &mut Memory, place: Place) {
-    let pool = *memory.get::<Pool>(place);
-    if pool.batches > 0 || pool.workers > 0 {
-        return;
-    }
-    let before = pools(memory).find(|at| memory.get::<Pool>(*at).next == place);
-    match before {
-        Some(before) => memory.get_mut::<Pool>(before).next = pool.next,
-        None => {
-            let root = memory.root();
-            memory.get_mut::<Root>(root).pools = pool.next;
-        }
-    }
-    memory.free(place);
+    pools::remove_if_unused(memory, batch.pool);
 }
 
 /// There are more jobs, or fewer, that have ended and have no final row.
-pub fn count_unlogged(memory: &mut Memory, place: Place, change: i32) {
-    let batch = memory.get_mut::<BatchRecord>(place);
+pub fn count_unlogged(memory: &mut Memory, place: BatchPtr, change: i32) {
+    let batch = memory.get_mut(place);
     let before = u64::from(batch.unlogged > 0);
     batch.unlogged = batch.unlogged.saturating_add_signed(change);
     let after = u64::from(batch.unlogged > 0);
-    let root = memory.root();
-    let root = memory.get_mut::<Root>(root);
-    root.unlogged = root.unlogged + after - before;
+    if let Some(root) = root_mut(memory) {
+        root.unlogged = root.unlogged + after - before;
+    }
 }
 
 /// Returns whether a batch may be forgotten. Whoever watches it still wants to see how it ended.
 fn is_done(batch: &BatchRecord) -> bool {
-    batch.logged == batch.jobs && batch.workers == 0 && batch.log_writer == 0 && batch.watchers == 0
+    batch.logged == batch.jobs && batch.workers == 0 && batch.log_writer == 0 && batch.watchers.is_null()
 }
 
 /// Returns whether there is a large batch that has ended, and is still to be forgotten. Whoever watches it will have
 /// looked soon.
 pub fn is_large_one_done(memory: &Memory) -> bool {
     batches(memory)
-        .map(|place| memory.get::<BatchRecord>(place))
+        .map(|place| memory.get(place))
         .any(|batch| batch.bytes >= LARGE as u64 && batch.logged == batch.jobs)
 }
 
-pub fn remove_if_done(memory: &mut Memory, place: Place) {
-    let record = memory.get::<BatchRecord>(place);
+pub fn remove_if_done(memory: &mut Memory, place: BatchPtr) {
+    let record = memory.get(place);
     if is_done(record) && record.recorded_at + KEEP_FINISHED_BATCH <= process::now() {
         remove(memory, place);
     }
@@ -308,17 +278,17 @@ pub fn remove_if_done(memory: &mut Memory, place: Place) {
 
 /// Stops watching the jobs of the uuid, for this process.
 pub fn unwatch(memory: &mut Memory, uuid: &[u8; 16]) {
-    let places: Vec<Place> = batches_of_uuid(memory, uuid).collect();
+    let places: Vec<BatchPtr> = batches_of_uuid(memory, uuid).collect();
     unwatch_places(memory, places);
 }
 
 /// Stops watching anything, for this process, which ends.
 pub fn unwatch_all(memory: &mut Memory) {
-    let places: Vec<Place> = batches(memory).collect();
+    let places: Vec<BatchPtr> = batches(memory).collect();
     unwatch_places(memory, places);
 }
 
-fn unwatch_places(memory: &mut Memory, places: Vec<Place>) {
+fn unwatch_places(memory: &mut Memory, places: Vec<BatchPtr>) {
     for place in places {
         if watchers::remove_own(memory, place) {
             remove_if_done(memory, place);
@@ -328,26 +298,25 @@ fn unwatch_places(memory: &mut Memory, places: Vec<Place>) {
 
 /// Forgets what is done of a batch that has jobs that are launched again.
 pub fn remove_done(memory: &mut Memory, uuid: &[u8; 16]) {
-    let done: Vec<Place> =
-        batches_of_uuid(memory, uuid).filter(|place| is_done(memory.get::<BatchRecord>(*place))).collect();
+    let done: Vec<BatchPtr> = batches_of_uuid(memory, uuid).filter(|place| is_done(memory.get(*place))).collect();
     done.into_iter().for_each(|place| remove(memory, place));
 }
 
 /// Forgets batches that are done and that every reader sees in the table by now; `all` = whether or not.
 pub fn remove_done_batches(memory: &mut Memory, all: bool) {
     let now = process::now();
-    let root = memory.root();
-    let swept_at = &mut memory.get_mut::<Root>(root).swept_at;
+    let root = memory.root::<Root>();
+    let swept_at = &mut memory.get_mut(root).swept_at;
     if !all && (0..SWEEP_EVERY).contains(&(now - *swept_at)) {
         return;
     }
     *swept_at = now;
     let oldest = now - KEEP_FINISHED_BATCH;
-    let done: Vec<Place> = batches(memory)
+    let done: Vec<BatchPtr> = batches(memory)
         // They are in the order of their acceptance, so of their recording, more or less.
-        .take_while(|place| all || memory.get::<BatchRecord>(*place).created <= oldest)
+        .take_while(|place| all || memory.get(*place).created <= oldest)
         .filter(|place| {
-            let batch = memory.get::<BatchRecord>(*place);
+            let batch = memory.get(*place);
             is_done(batch) && (all || batch.recorded_at <= oldest)
         })
         .collect();

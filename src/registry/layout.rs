@@ -1,6 +1,7 @@
 //! Layout of batches, jobs and workers in shared memory: plain integers; references are offsets in the area.
 
-use bytemuck::{Pod, Zeroable};
+use crate::ffi::area::{DsaArray, DsaPtr};
+use bytemuck::Zeroable;
 use serde::{Deserialize, Serialize};
 
 /// State of a job: what it is doing, or how it ended.
@@ -73,8 +74,10 @@ pub enum QueueState {
     Delayed,
 }
 
-/// A place in the area; 0 = none.
-pub type Place = u64;
+/// Reference to a batch.
+pub type BatchPtr = DsaPtr<BatchRecord>;
+/// Reference to a pool.
+pub type PoolPtr = DsaPtr<Pool>;
 
 pub const BUCKETS: usize = 1024;
 
@@ -90,7 +93,7 @@ pub enum WakeOn {
 }
 
 /// Record from which all others are reached.
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct Root {
     /// Bytes that batches take, and what came of their jobs until that is logged.
@@ -102,11 +105,10 @@ pub struct Root {
     /// The last turn that a pool had.
     pub last_turn: u64,
     /// All batches, oldest first.
-    pub oldest_batch: Place,
-    pub newest_batch: Place,
-    pub pools: Place,
-    pub slots: Place,
-    pub slot_count: u64,
+    pub oldest_batch: BatchPtr,
+    pub newest_batch: BatchPtr,
+    pub pools: PoolPtr,
+    pub slots: DsaArray<WorkerSlot>,
     /// The server had no process for the last worker that was asked for.
     pub is_starved: u64,
     /// Number of batches with final rows that are to be written.
@@ -117,14 +119,14 @@ pub struct Root {
     pub ahead: [Prestarted; MAX_PRESTARTED],
     pub probe: ForkProbe,
     /// Batches by the hash of their uuid.
-    pub buckets: [Place; BUCKETS],
+    pub buckets: [BatchPtr; BUCKETS],
 }
 
 /// Number of processes that may be started ahead of their job.
 pub const MAX_PRESTARTED: usize = 8;
 
 /// A process that was started ahead of its job.
-#[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
+#[derive(Clone, Copy, PartialEq, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct Prestarted {
     /// 0 = there is none.
@@ -135,7 +137,7 @@ pub struct Prestarted {
 }
 
 /// A process that was asked for only to see whether the server can start one.
-#[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
+#[derive(Clone, Copy, PartialEq, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct ForkProbe {
     /// Its number; 0 = there is none.
@@ -148,19 +150,19 @@ pub struct ForkProbe {
 }
 
 /// Database and login role of workers, and of the jobs that they can run. Lives as long as it has batches or workers.
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct Pool {
-    pub next: Place,
+    pub next: PoolPtr,
     pub database: u32,
     /// The role to log in as; 0 = no role: such workers write the log, and run nothing.
     pub login: u32,
     /// Batches with queued jobs that wait for a worker, oldest first.
-    pub ready_head: Place,
-    pub ready_tail: Place,
+    pub ready_head: BatchPtr,
+    pub ready_tail: BatchPtr,
     /// Batches that wait for their time, soonest first.
-    pub delayed_head: Place,
-    pub delayed_tail: Place,
+    pub delayed_head: BatchPtr,
+    pub delayed_tail: BatchPtr,
     /// Batches of the pool, whatever their state.
     pub batches: u32,
     /// Slots of workers that come or are there.
@@ -176,19 +178,19 @@ pub struct Pool {
 impl Pool {
     /// Returns whether any of its jobs are queued.
     pub fn has_queue(&self) -> bool {
-        self.ready_head != 0 || self.delayed_head != 0
+        !self.ready_head.is_null() || !self.delayed_head.is_null()
     }
 }
 
-/// The jobs of one call. Behind it, in the same piece of memory, lie its jobs and their texts.
-#[derive(Clone, Copy, Pod, Zeroable)]
+/// The jobs of one call. Behind it, in the same allocation, lie its jobs and their texts.
+#[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct BatchRecord {
     pub number: u64,
     /// The uuid of the batch; those of its jobs differ in the last four bytes.
     pub uuid: [u8; 16],
     pub bytes: u64,
-    pub pool: Place,
+    pub pool: PoolPtr,
     pub created: i64,
     pub jobs: u32,
     /// The role whose rights the jobs have.
@@ -237,18 +239,19 @@ pub struct BatchRecord {
     pub name: TextRef,
     pub owner_name: TextRef,
     pub client: TextRef,
-    pub texts: u64,
-    pub previous: Place,
-    pub following: Place,
-    pub next_in_bucket: Place,
-    pub previous_in_queue: Place,
-    pub next_in_queue: Place,
+    pub job_records: DsaArray<JobRecord>,
+    pub texts: DsaArray<u8>,
+    pub previous: BatchPtr,
+    pub following: BatchPtr,
+    pub next_in_bucket: BatchPtr,
+    pub previous_in_queue: BatchPtr,
+    pub next_in_queue: BatchPtr,
     /// Time until which it waits, when it waits for its time.
     pub due: i64,
     /// Processes that are to be woken when something changes.
-    pub watchers: Place,
+    pub watchers: DsaPtr<Watcher>,
     /// Roles that have stopped jobs of it, the last one first.
-    pub stop_requesters: Place,
+    pub stop_requesters: DsaPtr<StopRequester>,
 }
 
 impl BatchRecord {
@@ -261,7 +264,7 @@ impl BatchRecord {
 }
 
 /// Bytes in a batch's texts.
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct TextRef {
     pub offset: u64,
@@ -272,7 +275,7 @@ pub struct TextRef {
 /// Value of [`JobRecord::is_logged`]: another batch has the job now.
 pub const RELAUNCHED: u8 = 3;
 
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct JobRecord {
     /// The last four bytes of its uuid.
@@ -305,9 +308,8 @@ pub struct JobRecord {
     pub not_before: i64,
     pub started: i64,
     pub ended: i64,
-    /// Its outcome, until that is logged: a place of its own, and its length in bytes.
-    pub outcome: Place,
-    pub outcome_bytes: u64,
+    /// Its outcome, until that is logged.
+    pub outcome: DsaArray<u8>,
 }
 
 /// State of the process in a worker's place.
@@ -345,13 +347,13 @@ impl WorkerState {
 pub const MESSAGE_BYTES: usize = 256;
 
 /// A worker's place.
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct WorkerSlot {
     pub serial: u64,
-    pub pool: Place,
+    pub pool: PoolPtr,
     /// The job that it runs.
-    pub batch: Place,
+    pub batch: BatchPtr,
     pub job: u32,
     /// [`WorkerState`]
     pub state: u32,
@@ -395,22 +397,23 @@ impl WorkerSlot {
     }
 }
 
-/// A role that has stopped jobs of a batch. Behind it, in the same piece of memory, lies its name: roles can be
-/// renamed and dropped before a log says who it was.
-#[derive(Clone, Copy, Pod, Zeroable)]
+/// A role that has stopped jobs of a batch. Behind it, in the same allocation, lies its name: roles can be renamed and
+/// dropped before a log says who it was.
+#[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct StopRequester {
-    pub next: Place,
+    pub next: DsaPtr<StopRequester>,
+    pub name: DsaArray<u8>,
     /// From 1 on, in a batch.
     pub number: u32,
-    pub length: u32,
+    pub padding: u32,
 }
 
 /// Process that waits for changes of a batch.
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct Watcher {
-    pub next: Place,
+    pub next: DsaPtr<Watcher>,
     pub process: u64,
     /// Changes that wake it, [`WakeOn`]; it has looked since it was woken.
     pub hears: u32,

@@ -1,52 +1,49 @@
-//! Outcomes of jobs, until the log has them.
+//! Outcomes of jobs that are not in the log yet.
 
-use crate::ffi::area::Memory;
-use crate::registry::layout::{JobRecord, Place, Root};
+use crate::ffi::area::{DsaArray, Memory};
+use crate::registry::layout::{BatchPtr, JobRecord};
 use crate::registry::lists;
+use crate::registry::root::root_mut;
 
-/// An outcome that is no job's yet.
+/// An outcome in shared memory that is no job's yet.
 #[derive(Debug, Clone, Copy)]
-pub struct StoredOutcome {
-    place: Place,
-    bytes: u64,
-}
+pub struct StoredOutcome(DsaArray<u8>);
 
-/// Keeps an outcome for a job that ends now. None = it is empty, or there is no memory for it: then what the caller
-/// has seen may have changed ([`Memory::allocate`]).
+/// Stores an outcome for a job that ends now. Returns `None` if it is empty, or if there is no memory for it: then what
+/// the caller has seen may have changed ([`Memory::allocate`]).
 pub fn store(memory: &mut Memory, outcome: &[u8]) -> Option<StoredOutcome> {
     if outcome.is_empty() {
         return None;
     }
-    let place = memory.allocate(outcome.len())?;
-    memory.slice_mut::<u8>(place, outcome.len()).copy_from_slice(outcome);
-    let (root, bytes) = (memory.root(), outcome.len() as u64);
-    memory.get_mut::<Root>(root).used += bytes;
-    Some(StoredOutcome { place, bytes })
+    let stored = memory.allocate_array(outcome.len())?;
+    memory.slice_mut(stored).copy_from_slice(outcome);
+    if let Some(root) = root_mut(memory) {
+        root.used += stored.len();
+    }
+    Some(StoredOutcome(stored))
 }
 
-/// Discards a kept outcome: it is to be no job's.
-pub fn discard(memory: &mut Memory, kept: Option<StoredOutcome>) {
-    let Some(StoredOutcome { place, bytes }) = kept else { return };
-    let root = memory.root();
-    memory.free(place);
-    memory.get_mut::<Root>(root).used -= bytes;
+/// Frees a stored outcome that becomes no job's.
+pub fn discard(memory: &mut Memory, outcome: StoredOutcome) {
+    memory.free_array(outcome.0);
+    if let Some(root) = root_mut(memory) {
+        root.used -= outcome.0.len();
+    }
 }
 
-/// Gives a kept outcome to this job, which has none.
-pub fn attach(memory: &mut Memory, batch: Place, index: u32, kept: StoredOutcome) {
-    let job = lists::job_mut(memory, batch, index);
-    (job.outcome, job.outcome_bytes) = (kept.place, kept.bytes);
+/// Gives a stored outcome to this job, which has none.
+pub fn attach(memory: &mut Memory, batch: BatchPtr, index: u32, outcome: StoredOutcome) {
+    lists::job_mut(memory, batch, index).outcome = outcome.0;
 }
 
-/// Returns the outcome of a job.
+/// Returns the outcome of a job, or `None` if it has none here.
 pub fn of_job<'a>(memory: &'a Memory, job: &JobRecord) -> Option<&'a [u8]> {
-    (job.outcome != 0).then(|| memory.slice(job.outcome, job.outcome_bytes as usize))
+    (!job.outcome.is_empty()).then(|| memory.slice(job.outcome))
 }
 
-/// Forgets those of a batch.
-pub fn discard_of_batch(memory: &mut Memory, batch: Place) {
-    let jobs = lists::jobs(memory, batch).iter().filter(|job| job.outcome != 0);
-    let kept: Vec<StoredOutcome> =
-        jobs.map(|job| StoredOutcome { place: job.outcome, bytes: job.outcome_bytes }).collect();
-    kept.into_iter().for_each(|kept| discard(memory, Some(kept)));
+/// Frees the outcomes of a batch's jobs.
+pub fn discard_of_batch(memory: &mut Memory, batch: BatchPtr) {
+    let outcomes = lists::jobs(memory, batch).iter().map(|job| job.outcome).filter(|outcome| !outcome.is_empty());
+    let outcomes: Vec<StoredOutcome> = outcomes.map(StoredOutcome).collect();
+    outcomes.into_iter().for_each(|outcome| discard(memory, outcome));
 }

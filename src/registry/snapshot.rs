@@ -2,8 +2,9 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::{alloc, session};
-use crate::registry::layout::{BatchRecord, JobRecord, Place, Pool, State, WorkerSlot, WorkerState, RELAUNCHED};
-use crate::registry::{lists, outcomes, slots, stopped_by};
+use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, State, WorkerSlot, WorkerState, RELAUNCHED};
+use crate::registry::root::slots;
+use crate::registry::{lists, outcomes, stopped_by};
 use crate::spec::options::RunOptions;
 use std::collections::{HashMap, HashSet};
 
@@ -31,7 +32,7 @@ pub struct Recorded {
 }
 
 /// Returns where the rows of the batch are, if they are written.
-pub fn log_location(memory: &Memory, place: Place) -> Option<Recorded> {
+pub fn log_location(memory: &Memory, place: BatchPtr) -> Option<Recorded> {
     location_in(memory.get(place))
 }
 
@@ -85,7 +86,7 @@ pub struct JobDetails {
 /// Tells where a uuid leads.
 #[derive(Debug, Clone, Copy)]
 pub struct FoundJobs {
-    pub batch: Place,
+    pub batch: BatchPtr,
     pub owner: u32,
     /// The role that its worker logs in as.
     pub login: u32,
@@ -97,7 +98,7 @@ pub struct FoundJobs {
 pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<FoundJobs> {
     let ordinal = lists::ordinal_of(uuid);
     let found = lists::batches_of_uuid(memory, uuid).filter_map(|place| {
-        let record = memory.get::<BatchRecord>(place);
+        let record = memory.get(place);
         if record.is_open == 0 {
             return None;
         }
@@ -130,7 +131,7 @@ pub fn of_batch(memory: &Memory, found: &FoundJobs) -> Vec<u32> {
 }
 
 fn login(memory: &Memory, record: &BatchRecord) -> u32 {
-    memory.get::<Pool>(record.pool).login
+    memory.get(record.pool).login
 }
 
 fn summary_of(memory: &Memory, record: &BatchRecord) -> BatchSummary {
@@ -146,8 +147,8 @@ fn summary_of(memory: &Memory, record: &BatchRecord) -> BatchSummary {
 
 /// All batches; `uuid` = only this one, or that of this job.
 pub fn batch_summaries(memory: &Memory, uuid: Option<&[u8; 16]>) -> Vec<BatchSummary> {
-    let open = |place: &Place| memory.get::<BatchRecord>(*place).is_open != 0;
-    let header = |place| summary_of(memory, memory.get::<BatchRecord>(place));
+    let open = |place: &BatchPtr| memory.get(*place).is_open != 0;
+    let header = |place| summary_of(memory, memory.get(place));
     match uuid {
         Some(uuid) => lists::batches_of_uuid(memory, uuid).filter(open).map(header).collect(),
         None => lists::batches(memory).filter(open).map(header).collect(),
@@ -166,10 +167,10 @@ impl Running {
 
 /// The attempts that run now: one for each busy worker.
 pub fn running(memory: &Memory) -> Running {
-    let busy = slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued && slot.batch != 0);
+    let busy = slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued && !slot.batch.is_null());
     let attempts = busy.map(|slot| {
         let job = lists::job(memory, slot.batch, slot.job);
-        (memory.get::<BatchRecord>(slot.batch).number, job.ordinal, job.attempts)
+        (memory.get(slot.batch).number, job.ordinal, job.attempts)
     });
     Running(attempts.collect())
 }
@@ -181,12 +182,12 @@ fn walk<T>(
     memory: &Memory,
     is_wanted: impl Fn(u64) -> bool,
     running: Option<&Running>,
-    look: impl Fn(Place, &BatchRecord, &JobRecord, i64) -> T,
+    look: impl Fn(BatchPtr, &BatchRecord, &JobRecord, i64) -> T,
 ) -> Vec<T> {
     let mut seen = Vec::new();
     let mut position = 0;
     for place in lists::batches(memory) {
-        let record = memory.get::<BatchRecord>(place);
+        let record = memory.get(place);
         if record.is_open == 0 {
             continue;
         }
@@ -220,22 +221,21 @@ pub fn snapshot(memory: &Memory, batches: &HashSet<u64>, running: Option<&Runnin
 }
 
 /// Returns the time at which a batch was accepted: its rows have it, too.
-pub fn accepted_at(memory: &Memory, place: Place) -> i64 {
-    memory.get::<BatchRecord>(place).created
+pub fn accepted_at(memory: &Memory, place: BatchPtr) -> i64 {
+    memory.get(place).created
 }
 
 /// Everything of the jobs of one batch; nothing if it was forgotten.
-pub fn jobs_of(memory: &Memory, place: Place, uuid: &[u8; 16]) -> Vec<JobDetails> {
+pub fn jobs_of(memory: &Memory, place: BatchPtr, uuid: &[u8; 16]) -> Vec<JobDetails> {
     let is_there = lists::batches_of_uuid(memory, uuid).any(|at| at == place);
-    let number = is_there.then(|| memory.get::<BatchRecord>(place).number);
+    let number = is_there.then(|| memory.get(place).number);
     snapshot(memory, &number.into_iter().collect(), None)
 }
 
 /// Returns whether something is still to be written of a batch, or it is still being accepted.
 pub fn is_pending(memory: &Memory, uuid: &[u8; 16]) -> bool {
-    lists::batches_of_uuid(memory, uuid).any(|place| {
-        memory.get::<BatchRecord>(place).is_open == 0 || lists::jobs(memory, place).iter().any(|job| job.is_logged == 0)
-    })
+    lists::batches_of_uuid(memory, uuid)
+        .any(|place| memory.get(place).is_open == 0 || lists::jobs(memory, place).iter().any(|job| job.is_logged == 0))
 }
 
 /// Everything of a job that is here.
@@ -273,11 +273,11 @@ fn own_text(record: &BatchRecord, bytes: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn status_of(memory: &Memory, place: Place, job: &JobRecord, position: i64) -> JobStatus {
+fn status_of(memory: &Memory, place: BatchPtr, job: &JobRecord, position: i64) -> JobStatus {
     let state = State::from_byte(job.state);
     let (kept, is_written) = (outcomes::of_job(memory, job).map(<[u8]>::to_vec), job.is_logged == 1);
     JobStatus {
-        owner: memory.get::<BatchRecord>(place).owner,
+        owner: memory.get(place).owner,
         state,
         is_logged: job.is_logged != 0,
         started: Some(job.started).filter(|at| *at != 0 && state != State::Queued),
@@ -285,16 +285,15 @@ fn status_of(memory: &Memory, place: Place, job: &JobRecord, position: i64) -> J
         attempts: job.attempts,
         pid: pid_of(job),
         queue_position: (state == State::Queued).then_some(position),
-        progress: progress_of(memory, memory.get::<BatchRecord>(place), job),
+        progress: progress_of(memory, memory.get(place), job),
         outcome: kept.clone().filter(|_| !is_written),
         written: kept.filter(|_| is_written),
         reason: crate::registry::Reason::from_byte(job.reason),
-        stop_requester: stopped_by::of_job(memory, place, job)
-            .map(|role| own_text(memory.get::<BatchRecord>(place), role)),
+        stop_requester: stopped_by::of_job(memory, place, job).map(|role| own_text(memory.get(place), role)),
     }
 }
 
-fn details_of(memory: &Memory, place: Place, record: &BatchRecord, job: &JobRecord, position: i64) -> JobDetails {
+fn details_of(memory: &Memory, place: BatchPtr, record: &BatchRecord, job: &JobRecord, position: i64) -> JobDetails {
     let text = |text| lists::bytes(memory, place, text).map(|bytes| own_text(record, bytes));
     JobDetails {
         batch: summary_of(memory, record),
@@ -362,7 +361,7 @@ fn progress_of(memory: &Memory, record: &BatchRecord, job: &JobRecord) -> Option
 pub fn live_states(memory: &Memory, uuid: &[u8; 16]) -> Vec<LiveState> {
     let mut pulses = Vec::new();
     for found in find(memory, uuid) {
-        let record = memory.get::<BatchRecord>(found.batch);
+        let record = memory.get(found.batch);
         for index in of_batch(memory, &found) {
             let job = lists::job(memory, found.batch, index);
             pulses.push(LiveState {
@@ -380,13 +379,13 @@ pub fn live_states(memory: &Memory, uuid: &[u8; 16]) -> Vec<LiveState> {
 }
 
 /// The uuid of a job.
-pub fn uuid_of_job(memory: &Memory, place: Place, index: u32) -> [u8; 16] {
-    lists::job_uuid(&memory.get::<BatchRecord>(place).uuid, lists::job(memory, place, index).ordinal)
+pub fn uuid_of_job(memory: &Memory, place: BatchPtr, index: u32) -> [u8; 16] {
+    lists::job_uuid(&memory.get(place).uuid, lists::job(memory, place, index).ordinal)
 }
 
 /// Returns what a worker must know of a batch: its request, as it was written.
-pub fn request(memory: &Memory, place: Place) -> Vec<u8> {
-    let record = memory.get::<BatchRecord>(place);
+pub fn request(memory: &Memory, place: BatchPtr) -> Vec<u8> {
+    let record = memory.get(place);
     alloc::copy(lists::bytes(memory, place, record.request).unwrap_or_default())
 }
 
@@ -406,8 +405,8 @@ pub struct RunningJob {
 
 impl RunningJob {
     /// Reads it.
-    pub fn read(memory: &Memory, place: Place, index: u32) -> Self {
-        let record = memory.get::<BatchRecord>(place);
+    pub fn read(memory: &Memory, place: BatchPtr, index: u32) -> Self {
+        let record = memory.get(place);
         let job = lists::job(memory, place, index);
         RunningJob {
             uuid: lists::job_uuid(&record.uuid, job.ordinal),

@@ -1,48 +1,48 @@
-//! Roles that stopped jobs.
+//! Roles that stopped jobs: their names, kept with the batch until the log has them.
 
-use crate::ffi::area::Memory;
+use crate::ffi::area::{DsaPtr, Memory};
 use crate::ffi::session;
-use crate::registry::layout::{BatchRecord, JobRecord, Place, StopRequester};
+use crate::registry::layout::{BatchPtr, JobRecord, StopRequester};
 use crate::registry::lists;
 
-/// The number of a role among those that have stopped jobs of the batch. 0 = there is no memory for it.
-pub fn requester_number(memory: &mut Memory, batch: Place, role: &[u8]) -> u32 {
+/// Returns the number of a role among those that have stopped jobs of the batch, and adds it if it is not there.
+/// Returns `None` if there is no memory for it: then what the caller has seen may have changed ([`Memory::allocate`]).
+pub fn requester_number(memory: &mut Memory, batch: BatchPtr, role: &[u8]) -> Option<u32> {
     let mut role = role.to_vec();
-    if memory.get::<BatchRecord>(batch).encoding != session::encoding() {
+    if memory.get(batch).encoding != session::encoding() {
         // The batch's texts are in its own encoding.
         role.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
     }
-    if let Some(known) = all(memory, batch).find(|at| name(memory, *at) == role) {
-        return memory.get::<StopRequester>(known).number;
+    if let Some(known) = requesters(memory, batch).find(|at| name(memory, *at) == role) {
+        return Some(memory.get(known).number);
     }
-    let Some(place) = memory.allocate(size_of::<StopRequester>() + role.len()) else { return 0 };
-    let next = memory.get::<BatchRecord>(batch).stop_requesters;
-    let number = if next == 0 { 1 } else { memory.get::<StopRequester>(next).number + 1 };
-    *memory.get_mut::<StopRequester>(place) = StopRequester { next, number, length: role.len() as u32 };
-    memory.slice_mut::<u8>(place + size_of::<StopRequester>() as u64, role.len()).copy_from_slice(&role);
-    memory.get_mut::<BatchRecord>(batch).stop_requesters = place;
-    number
+    let (requester, _, name) = memory.allocate_with::<StopRequester, u8>(0, role.len())?;
+    memory.slice_mut(name).copy_from_slice(&role);
+    let next = memory.get(batch).stop_requesters;
+    let number = next.some().map_or(1, |next| memory.get(next).number + 1);
+    *memory.get_mut(requester) = StopRequester { next, name, number, ..bytemuck::Zeroable::zeroed() };
+    memory.get_mut(batch).stop_requesters = requester;
+    Some(number)
 }
 
-/// The name of the role that stopped this job of the batch.
-pub fn of_job<'a>(memory: &'a Memory, batch: Place, job: &JobRecord) -> Option<&'a [u8]> {
-    let place = all(memory, batch).find(|at| memory.get::<StopRequester>(*at).number == job.stop_requester)?;
-    Some(name(memory, place))
+/// Returns the name of the role that stopped this job of the batch, or `None` if it is not known.
+pub fn of_job<'a>(memory: &'a Memory, batch: BatchPtr, job: &JobRecord) -> Option<&'a [u8]> {
+    let requester = requesters(memory, batch).find(|at| memory.get(*at).number == job.stop_requester)?;
+    Some(name(memory, requester))
 }
 
-/// Forgets those of a batch.
-pub fn discard_of_batch(memory: &mut Memory, batch: Place) {
-    let places: Vec<Place> = all(memory, batch).collect();
-    places.into_iter().for_each(|place| memory.free(place));
-    memory.get_mut::<BatchRecord>(batch).stop_requesters = 0;
+/// Frees the names of a batch.
+pub fn discard_of_batch(memory: &mut Memory, batch: BatchPtr) {
+    let requesters: Vec<DsaPtr<StopRequester>> = requesters(memory, batch).collect();
+    requesters.into_iter().for_each(|requester| memory.free(requester));
+    memory.get_mut(batch).stop_requesters = DsaPtr::NULL;
 }
 
-/// The last one first.
-fn all(memory: &Memory, batch: Place) -> impl Iterator<Item = Place> + '_ {
-    lists::chain(memory.get::<BatchRecord>(batch).stop_requesters, |stopper| memory.get::<StopRequester>(stopper).next)
+/// Returns the roles that have stopped jobs of a batch, the last one first.
+fn requesters(memory: &Memory, batch: BatchPtr) -> impl Iterator<Item = DsaPtr<StopRequester>> + '_ {
+    lists::chain(memory.get(batch).stop_requesters, |requester| memory.get(requester).next)
 }
 
-fn name(memory: &Memory, place: Place) -> &[u8] {
-    let length = memory.get::<StopRequester>(place).length;
-    memory.slice(place + size_of::<StopRequester>() as u64, length as usize)
+fn name(memory: &Memory, requester: DsaPtr<StopRequester>) -> &[u8] {
+    memory.slice(memory.get(requester).name)
 }

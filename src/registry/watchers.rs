@@ -1,9 +1,10 @@
 //! Processes that wait for changes of a batch.
 
-use crate::ffi::area::Memory;
+use crate::ffi::area::{DsaPtr, Memory};
 use crate::ffi::process;
-use crate::registry::layout::{BatchRecord, JobRecord, Place, State, WakeOn, Watcher, WorkerState};
-use crate::registry::{lists, slots};
+use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, State, WakeOn, Watcher, WorkerState};
+use crate::registry::lists;
+use crate::registry::root::slots;
 use std::collections::HashSet;
 
 /// Process that waits for the end of a batch or of a job.
@@ -17,14 +18,20 @@ pub struct Follower {
 /// Wakes this process when something of the batch changes. `follower`: it waits for the end of the batch, or of the job
 /// whose uuid it is. False = there is no memory for that.
 pub fn watch(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
-    let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
+    let places: Vec<BatchPtr> = lists::batches_of_uuid(memory, uuid).collect();
     places.into_iter().all(|place| add_watcher(memory, place, uuid, follower, WakeOn::EachChange))
 }
 
-fn add_watcher(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Option<Follower>, hears: WakeOn) -> bool {
-    let Some(watcher) = memory.allocate(size_of::<Watcher>()) else { return false };
-    *memory.get_mut::<Watcher>(watcher) = Watcher {
-        next: memory.get::<BatchRecord>(place).watchers,
+fn add_watcher(
+    memory: &mut Memory,
+    place: BatchPtr,
+    uuid: &[u8; 16],
+    follower: Option<Follower>,
+    hears: WakeOn,
+) -> bool {
+    let Some(watcher) = memory.allocate::<Watcher>() else { return false };
+    *memory.get_mut(watcher) = Watcher {
+        next: memory.get(place).watchers,
         process: process::own(),
         hears: hears as u32,
         pid: follower.map_or(0, |follower| follower.pid),
@@ -32,45 +39,45 @@ fn add_watcher(memory: &mut Memory, place: Place, uuid: &[u8; 16], follower: Opt
         is_follower: follower.is_some().into(),
         is_worker: follower.is_some_and(|follower| follower.is_worker).into(),
     };
-    memory.get_mut::<BatchRecord>(place).watchers = watcher;
+    memory.get_mut(place).watchers = watcher;
     true
 }
 
 /// Takes that back, for one batch. False = this process has not watched it.
-pub fn remove_own(memory: &mut Memory, place: Place) -> bool {
+pub fn remove_own(memory: &mut Memory, place: BatchPtr) -> bool {
     let own = process::own();
-    let (mut kept, mut has_watched) = (0, false);
-    let mut at = std::mem::take(&mut memory.get_mut::<BatchRecord>(place).watchers);
-    while at != 0 {
-        let watcher = *memory.get::<Watcher>(at);
+    let (mut kept, mut has_watched) = (DsaPtr::NULL, false);
+    let mut at = std::mem::replace(&mut memory.get_mut(place).watchers, DsaPtr::NULL);
+    while !at.is_null() {
+        let watcher = *memory.get(at);
         if watcher.process == own {
             memory.free(at);
             has_watched = true;
         } else {
-            memory.get_mut::<Watcher>(at).next = kept;
+            memory.get_mut(at).next = kept;
             kept = at;
         }
         at = watcher.next;
     }
-    memory.get_mut::<BatchRecord>(place).watchers = kept;
+    memory.get_mut(place).watchers = kept;
     has_watched
 }
 
 /// Notes that this process does not wait for the end any more; it goes on watching.
 pub fn unfollow(memory: &mut Memory, uuid: &[u8; 16]) {
-    let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
+    let places: Vec<BatchPtr> = lists::batches_of_uuid(memory, uuid).collect();
     for place in places {
         update_own(memory, place, |watcher| (watcher.is_follower, watcher.is_worker) = (0, 0));
     }
 }
 
 /// Changes what this process has hung on a batch. False = nothing.
-fn update_own(memory: &mut Memory, place: Place, change: impl Fn(&mut Watcher)) -> bool {
+fn update_own(memory: &mut Memory, place: BatchPtr, change: impl Fn(&mut Watcher)) -> bool {
     let own = process::own();
     let mut is_there = false;
-    let mut at = memory.get::<BatchRecord>(place).watchers;
-    while at != 0 {
-        let watcher = memory.get_mut::<Watcher>(at);
+    let mut at = memory.get(place).watchers;
+    while !at.is_null() {
+        let watcher = memory.get_mut(at);
         if watcher.process == own {
             change(watcher);
             is_there = true;
@@ -81,10 +88,10 @@ fn update_own(memory: &mut Memory, place: Place, change: impl Fn(&mut Watcher)) 
 }
 
 /// Forgets those of a batch.
-pub fn forget(memory: &mut Memory, place: Place) {
-    let mut at = std::mem::take(&mut memory.get_mut::<BatchRecord>(place).watchers);
-    while at != 0 {
-        let next = memory.get::<Watcher>(at).next;
+pub fn forget(memory: &mut Memory, place: BatchPtr) {
+    let mut at = std::mem::replace(&mut memory.get_mut(place).watchers, DsaPtr::NULL);
+    while !at.is_null() {
+        let next = memory.get(at).next;
         memory.free(at);
         at = next;
     }
@@ -93,7 +100,7 @@ pub fn forget(memory: &mut Memory, place: Place) {
 /// Lets the next change, or the end, wake this process again, also of jobs that were launched again since, as a batch
 /// of their own. `follower` as for [`watch`]. False = there is no memory for that.
 pub fn arm(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, hears: WakeOn) -> bool {
-    let places: Vec<Place> = lists::batches_of_uuid(memory, uuid).collect();
+    let places: Vec<BatchPtr> = lists::batches_of_uuid(memory, uuid).collect();
     places.into_iter().all(|place| {
         update_own(memory, place, |watcher| watcher.hears = hears as u32)
             || add_watcher(memory, place, uuid, follower, hears)
@@ -104,7 +111,7 @@ pub fn arm(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, hea
 /// waits for.
 pub fn is_armed(memory: &Memory, uuid: &[u8; 16]) -> bool {
     let own = process::own();
-    let batches = lists::batches_of_uuid(memory, uuid).map(|place| memory.get::<BatchRecord>(place));
+    let batches = lists::batches_of_uuid(memory, uuid).map(|place| memory.get(place));
     batches
         .flat_map(|batch| watchers(memory, batch))
         .all(|watcher| watcher.process != own || watcher.hears != WakeOn::Nothing as u32)
@@ -112,23 +119,23 @@ pub fn is_armed(memory: &Memory, uuid: &[u8; 16]) -> bool {
 
 /// Wakes those that watch a batch, have looked since they were woken, and hear of such a change: all, or those whose
 /// jobs have ended.
-pub fn wake(memory: &mut Memory, place: Place) {
+pub fn wake(memory: &mut Memory, place: BatchPtr) {
     wake_if(memory, place, |memory, watcher| {
         watcher.hears != WakeOn::TheEnd as u32 || has_ended(memory, place, watcher.ordinal)
     });
 }
 
 /// Wakes all that watch a batch and have looked since they were woken: each is to look for itself.
-pub fn wake_all(memory: &mut Memory, place: Place) {
+pub fn wake_all(memory: &mut Memory, place: BatchPtr) {
     wake_if(memory, place, |_, _| true);
 }
 
-fn wake_if(memory: &mut Memory, place: Place, is_meant: impl Fn(&Memory, &Watcher) -> bool) {
-    let mut at = memory.get::<BatchRecord>(place).watchers;
-    while at != 0 {
-        let watcher = *memory.get::<Watcher>(at);
+fn wake_if(memory: &mut Memory, place: BatchPtr, is_meant: impl Fn(&Memory, &Watcher) -> bool) {
+    let mut at = memory.get(place).watchers;
+    while !at.is_null() {
+        let watcher = *memory.get(at);
         if watcher.hears != WakeOn::Nothing as u32 && is_meant(memory, &watcher) {
-            memory.get_mut::<Watcher>(at).hears = WakeOn::Nothing as u32;
+            memory.get_mut(at).hears = WakeOn::Nothing as u32;
             process::wake(watcher.process);
         }
         at = watcher.next;
@@ -139,7 +146,7 @@ fn wake_if(memory: &mut Memory, place: Place, is_meant: impl Fn(&Memory, &Watche
 pub fn awaited_by(memory: &Memory, pid: i32) -> Vec<(i32, [u8; 16])> {
     let mut awaited = Vec::new();
     for place in lists::batches(memory) {
-        let batch = memory.get::<BatchRecord>(place);
+        let batch = memory.get(place);
         for watcher in watchers(memory, batch).filter(|watcher| watcher.pid == pid && watcher.is_follower != 0) {
             let in_batch =
                 slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued && slot.batch == place);
@@ -163,9 +170,9 @@ pub fn waiting_workers(memory: &Memory) -> usize {
 }
 
 /// Returns whether the job with the ordinal has ended, if it is one of the batch; 0 = whether all have.
-fn has_ended(memory: &Memory, place: Place, ordinal: u32) -> bool {
+fn has_ended(memory: &Memory, place: BatchPtr, ordinal: u32) -> bool {
     if ordinal == 0 {
-        let batch = memory.get::<BatchRecord>(place);
+        let batch = memory.get(place);
         return batch.logged + batch.unlogged == batch.jobs;
     }
     let index = lists::index_of(memory, place, ordinal);
@@ -173,8 +180,8 @@ fn has_ended(memory: &Memory, place: Place, ordinal: u32) -> bool {
 }
 
 /// Returns whether this job, which runs, ends before the one with the ordinal does; 0 = before all have ended.
-fn ends_before(memory: &Memory, place: Place, running: &JobRecord, ordinal: u32) -> bool {
-    let batch = memory.get::<BatchRecord>(place);
+fn ends_before(memory: &Memory, place: BatchPtr, running: &JobRecord, ordinal: u32) -> bool {
+    let batch = memory.get(place);
     let is_queued = || {
         let index = lists::index_of(memory, place, ordinal);
         index.is_some_and(|index| lists::job(memory, place, index).state == State::Queued as u8)
@@ -184,5 +191,5 @@ fn ends_before(memory: &Memory, place: Place, running: &JobRecord, ordinal: u32)
 }
 
 fn watchers<'a>(memory: &'a Memory, batch: &BatchRecord) -> impl Iterator<Item = &'a Watcher> {
-    lists::chain(batch.watchers, |watcher| memory.get::<Watcher>(watcher).next).map(|watcher| memory.get(watcher))
+    lists::chain(batch.watchers, |watcher| memory.get(watcher).next).map(|watcher| memory.get(watcher))
 }

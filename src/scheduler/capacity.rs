@@ -8,8 +8,9 @@ use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::{area, process};
 use crate::guc;
-use crate::registry::layout::{BatchRecord, Place, Pool, Root, WorkerSlot, WorkerState, MAX_PRESTARTED};
-use crate::registry::{batches, lists, root, slot_mut, slots, watchers};
+use crate::registry::layout::{BatchPtr, PoolPtr, Root, WorkerSlot, WorkerState, MAX_PRESTARTED};
+use crate::registry::root::{get_or_create_root, slot_mut, slots};
+use crate::registry::{lists, pools, watchers};
 use crate::scheduler::job_order::runnable_jobs;
 use crate::scheduler::{fork_probe, job_order, prestart};
 use std::collections::HashMap;
@@ -119,10 +120,11 @@ pub fn is_needed(memory: &Memory, index: usize) -> bool {
 /// Counts the workers that a call could have at once for this pool.
 fn available_workers(memory: &mut Memory, database: u32, login: u32) -> usize {
     let free = guc::cap().saturating_sub(worker_count(memory));
-    let idle = slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle && slot.pool != 0).filter(|slot| {
-        let pool = memory.get::<Pool>(slot.pool);
-        pool.database == database && pool.login == login
-    });
+    let idle =
+        slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle && !slot.pool.is_null()).filter(|slot| {
+            let pool = memory.get(slot.pool);
+            pool.database == database && pool.login == login
+        });
     free + idle.count()
 }
 
@@ -131,15 +133,15 @@ fn available_workers(memory: &mut Memory, database: u32, login: u32) -> usize {
 #[derive(Default)]
 struct Shares {
     of_role: HashMap<u32, u32>,
-    coming: HashMap<Place, u32>,
+    coming: HashMap<PoolPtr, u32>,
 }
 
 impl Shares {
     fn count(memory: &Memory) -> Self {
         let mut shares = Shares::default();
-        for slot in slots(memory).iter().filter(|slot| slot.pool != 0) {
-            *shares.of_role.entry(memory.get::<Pool>(slot.pool).login).or_default() += 1;
-            if slot.batch == 0 && matches!(slot.state(), WorkerState::Starting | WorkerState::Ready) {
+        for slot in slots(memory).iter().filter(|slot| !slot.pool.is_null()) {
+            *shares.of_role.entry(memory.get(slot.pool).login).or_default() += 1;
+            if slot.batch.is_null() && matches!(slot.state(), WorkerState::Starting | WorkerState::Ready) {
                 *shares.coming.entry(slot.pool).or_default() += 1;
             }
         }
@@ -152,12 +154,12 @@ impl Shares {
 }
 
 /// The pool that wants a worker most: whose role has the fewest, and whose last turn is longest ago.
-pub fn most_underserved_pool(memory: &mut Memory, now: i64, but: Place) -> Option<Place> {
-    let pools: Vec<Place> = lists::pools(memory).filter(|place| *place != but).collect();
+pub fn most_underserved_pool(memory: &mut Memory, now: i64, but: PoolPtr) -> Option<PoolPtr> {
+    let pools: Vec<PoolPtr> = lists::pools(memory).filter(|place| *place != but).collect();
     let shares = Shares::count(memory);
     let mut best = None;
     for place in pools {
-        let pool = *memory.get::<Pool>(place);
+        let pool = *memory.get(place);
         if pool.login == 0 || !pool.has_queue() || pool.limit != 0 && pool.workers >= pool.limit {
             continue;
         }
@@ -174,7 +176,7 @@ pub fn most_underserved_pool(memory: &mut Memory, now: i64, but: Place) -> Optio
 }
 
 /// Returns whether the place of a worker of this pool, which has nothing to do, is wanted for another one.
-pub fn is_wanted_elsewhere(memory: &mut Memory, pool: Place, now: i64) -> bool {
+pub fn is_wanted_elsewhere(memory: &mut Memory, pool: PoolPtr, now: i64) -> bool {
     worker_count(memory) >= guc::cap()
         && (most_underserved_pool(memory, now, pool).is_some() || database_without_log_writer(memory, now).is_some())
 }
@@ -186,7 +188,7 @@ pub fn must_yield(memory: &mut Memory, index: usize, now: i64, quantum: i64) -> 
         return false;
     }
     let Some(other) = most_underserved_pool(memory, now, own.pool) else { return false };
-    let (mine, theirs) = (*memory.get::<Pool>(own.pool), *memory.get::<Pool>(other));
+    let (mine, theirs) = (*memory.get(own.pool), *memory.get(other));
     let (my_share, their_share) = if mine.login == theirs.login {
         (mine.workers, theirs.workers)
     } else {
@@ -203,8 +205,8 @@ pub fn free_slot(memory: &Memory) -> Option<usize> {
 
 /// A number that no process in any place had before.
 pub fn next_serial(memory: &mut Memory) -> u64 {
-    let root = memory.root();
-    let record = memory.get_mut::<Root>(root);
+    let root = memory.root::<Root>();
+    let record = memory.get_mut(root);
     record.last_serial += 1;
     record.last_serial
 }
@@ -212,11 +214,11 @@ pub fn next_serial(memory: &mut Memory) -> u64 {
 /// Returns whether one more worker may have nothing to do. The one that had nothing to do for longest makes room.
 pub fn may_one_more_idle(memory: &mut Memory) -> bool {
     let limit = guc::idle_limit();
-    idle_count(memory) < limit || limit > 0 && evict_idle(memory, 0)
+    idle_count(memory) < limit || limit > 0 && evict_idle(memory, PoolPtr::NULL)
 }
 
 /// Asks idle workers of a pool to leave whose login is not of this version: no session gives them a job any more.
-pub fn evict_outdated(memory: &mut Memory, pool: Place, version: u64) {
+pub fn evict_outdated(memory: &mut Memory, pool: PoolPtr, version: u64) {
     let is_outdated = |slot: &WorkerSlot| {
         slot.pool == pool
             && slot.state() == WorkerState::Idle
@@ -251,7 +253,7 @@ fn free_capacity(memory: &mut Memory) -> Option<Capacity> {
 }
 
 /// Reserves a place for a worker of a pool, if there is room for it.
-fn reserve_if_free(memory: &mut Memory, pool: Place) -> Option<SlotReservation> {
+fn reserve_if_free(memory: &mut Memory, pool: PoolPtr) -> Option<SlotReservation> {
     match free_capacity(memory)? {
         Capacity::Free => reserve_slot(memory, pool, None),
         Capacity::After(before) => reserve_slot(memory, pool, Some(before)),
@@ -259,7 +261,7 @@ fn reserve_if_free(memory: &mut Memory, pool: Place) -> Option<SlotReservation> 
 }
 
 /// Reserves a place for a worker of a pool; `after` = it begins when that one is gone.
-pub fn reserve_slot(memory: &mut Memory, pool: Place, after: Option<usize>) -> Option<SlotReservation> {
+pub fn reserve_slot(memory: &mut Memory, pool: PoolPtr, after: Option<usize>) -> Option<SlotReservation> {
     let index = free_slot(memory)?;
     let serial = next_serial(memory);
     if let Some(slot) = slot_mut(memory, index) {
@@ -277,7 +279,7 @@ pub fn reserve_slot(memory: &mut Memory, pool: Place, after: Option<usize>) -> O
         before.has_successor = 1;
     }
     let turn = job_order::next_turn(memory);
-    let pool = memory.get_mut::<Pool>(pool);
+    let pool = memory.get_mut(pool);
     pool.workers += 1;
     pool.turn = turn;
     Some(SlotReservation { slot: index, serial })
@@ -287,11 +289,11 @@ pub fn reserve_slot(memory: &mut Memory, pool: Place, after: Option<usize>) -> O
 pub fn plan_starts(memory: &mut Memory) -> Vec<SlotReservation> {
     let now = process::now();
     let mut starts = Vec::new();
-    if memory.root() == 0 {
+    if memory.root::<Root>().is_null() {
         return starts;
     }
     job_order::release_overdue_claims(memory, now);
-    while let Some(pool) = most_underserved_pool(memory, now, 0) {
+    while let Some(pool) = most_underserved_pool(memory, now, PoolPtr::NULL) {
         if wake_idle(memory, pool) {
             continue;
         }
@@ -323,40 +325,40 @@ fn database_without_log_writer(memory: &Memory, now: i64) -> Option<u32> {
         looks_for_work(slot) || job_order::busy_since(memory, slot).is_some_and(|started| started + LONG_JOB > now)
     };
     let is_attended = |database: u32| {
-        let here = |slot: &&WorkerSlot| slot.pool != 0 && memory.get::<Pool>(slot.pool).database == database;
+        let here = |slot: &&WorkerSlot| !slot.pool.is_null() && memory.get(slot.pool).database == database;
         slots(memory).iter().filter(here).any(looks_soon)
     };
-    let unlogged = job_order::unlogged(memory).map(|place| memory.get::<BatchRecord>(place));
+    let unlogged = job_order::unlogged(memory).map(|place| memory.get(place));
     let due = unlogged.filter(|batch| batch.log_writer == 0 && batch.retry_log_at <= now);
     due.map(|batch| batch.database).find(|database| !is_attended(*database))
 }
 
 /// The pool of a worker that writes final rows in such a database.
-fn pool_without_log_writer(memory: &mut Memory, now: i64) -> Option<Place> {
+fn pool_without_log_writer(memory: &mut Memory, now: i64) -> Option<PoolPtr> {
     let database = database_without_log_writer(memory, now)?;
-    batches::get_or_create_pool(memory, database, 0).ok()
+    pools::get_or_create(memory, database, 0).ok()
 }
 
 /// The pool of a worker that waits until there is something to do.
-fn pool_with_delayed_work(memory: &mut Memory) -> Option<Place> {
+fn pool_with_delayed_work(memory: &mut Memory) -> Option<PoolPtr> {
     let with_queue = lists::pools(memory).find(|place| {
-        let pool = memory.get::<Pool>(*place);
+        let pool = memory.get(*place);
         pool.login != 0 && pool.has_queue()
     });
     if with_queue.is_some() {
         return with_queue;
     }
-    let unlogged = job_order::unlogged(memory).map(|place| memory.get::<BatchRecord>(place));
+    let unlogged = job_order::unlogged(memory).map(|place| memory.get(place));
     let database = unlogged.min_by_key(|batch| batch.retry_log_at)?.database;
-    batches::get_or_create_pool(memory, database, 0).ok()
+    pools::get_or_create(memory, database, 0).ok()
 }
 
 /// Chooses the pool of a worker that comes in this place, or in the place after it: another than `but` if one is
 /// wanted.
-pub fn next_pool(memory: &mut Memory, index: usize, but: Place) -> Option<Place> {
+pub fn next_pool(memory: &mut Memory, index: usize, but: PoolPtr) -> Option<PoolPtr> {
     let now = process::now();
     let wanted = most_underserved_pool(memory, now, but)
-        .or_else(|| most_underserved_pool(memory, now, 0))
+        .or_else(|| most_underserved_pool(memory, now, PoolPtr::NULL))
         .or_else(|| pool_without_log_writer(memory, now));
     match wanted {
         None if is_alone(memory, index) => pool_with_delayed_work(memory),
@@ -365,7 +367,7 @@ pub fn next_pool(memory: &mut Memory, index: usize, but: Place) -> Option<Place>
 }
 
 /// Wakes an idle worker of a pool.
-fn wake_idle(memory: &mut Memory, pool: Place) -> bool {
+fn wake_idle(memory: &mut Memory, pool: PoolPtr) -> bool {
     let idle = slots(memory).iter().position(|slot| slot.pool == pool && slot.state() == WorkerState::Idle);
     let Some(slot) = idle.and_then(|index| slot_mut(memory, index)) else { return false };
     slot.state = WorkerState::Ready as u32;
@@ -374,7 +376,7 @@ fn wake_idle(memory: &mut Memory, pool: Place) -> bool {
 }
 
 /// Asks one idle worker of another pool to make room. False = there is none.
-fn evict_idle(memory: &mut Memory, pool: Place) -> bool {
+fn evict_idle(memory: &mut Memory, pool: PoolPtr) -> bool {
     let idle = slots(memory)
         .iter()
         .enumerate()
@@ -404,11 +406,11 @@ fn is_one_becoming_idle(memory: &Memory) -> bool {
 
 /// Asks an idle worker to leave: a session wants a process for itself. False = there is none, and none will be soon.
 pub fn free_a_process(memory: &mut Memory) -> bool {
-    free_a_process_for(memory, 0) || is_one_becoming_idle(memory)
+    free_a_process_for(memory, PoolPtr::NULL) || is_one_becoming_idle(memory)
 }
 
 /// Asks one that is not of this pool to leave, if none is leaving.
-pub fn free_a_process_for(memory: &mut Memory, pool: Place) -> bool {
+pub fn free_a_process_for(memory: &mut Memory, pool: PoolPtr) -> bool {
     let asked = |slot: &WorkerSlot| slot.state() == WorkerState::Exiting || slot.exit_requested != 0;
     if slots(memory).iter().any(asked) {
         reclaim(memory);
@@ -422,7 +424,7 @@ pub fn free_a_process_for(memory: &mut Memory, pool: Place) -> bool {
 /// Wakes workers of a database that have nothing to do: there are rows to write.
 pub fn wake_log_writers(memory: &Memory, database: u32) {
     let idle = slots(memory).iter().find(|slot| {
-        slot.state() == WorkerState::Idle && slot.pool != 0 && memory.get::<Pool>(slot.pool).database == database
+        slot.state() == WorkerState::Idle && !slot.pool.is_null() && memory.get(slot.pool).database == database
     });
     if let Some(slot) = idle {
         process::wake(slot.process);
@@ -441,7 +443,7 @@ pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) ->
     if free < wanted {
         return Err(Error::TooFewWorkers { wanted, free });
     }
-    let pool = batches::get_or_create_pool(memory, database, login)?;
+    let pool = pools::get_or_create(memory, database, login)?;
     let idle = slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle && slot.pool == pool).count();
     Ok((idle..wanted).filter_map(|_| reserve_slot(memory, pool, None)).collect())
 }
@@ -450,7 +452,7 @@ pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) ->
 /// jobs or on their way out. Asks one that is idle and of no use here to leave.
 pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> bool {
     let now = process::now();
-    let pools: Vec<Place> = lists::pools(memory).collect();
+    let pools: Vec<PoolPtr> = lists::pools(memory).collect();
     // Jobs that wait come first.
     let queued: usize = pools.into_iter().map(|pool| runnable_jobs(memory, pool, now, wanted as u32) as usize).sum();
     let busy = slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued).count();
@@ -463,10 +465,10 @@ pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize
         return true;
     }
     let own = lists::pools(memory).find(|place| {
-        let pool = memory.get::<Pool>(*place);
+        let pool = memory.get(*place);
         pool.database == database && pool.login == login
     });
-    evict_idle(memory, own.unwrap_or(0))
+    evict_idle(memory, own.unwrap_or(PoolPtr::NULL))
 }
 
 /// Tells with whom a worker shares the connections of its role and database.
@@ -481,8 +483,8 @@ pub enum PoolPeers {
 /// Returns who is there beside this worker.
 pub fn pool_peers(memory: &mut Memory, index: usize) -> PoolPeers {
     reclaim(memory);
-    let pool = slots(memory).get(index).map_or(0, |own| own.pool);
-    if pool != 0 && memory.get::<Pool>(pool).workers > 1 {
+    let pool = slots(memory).get(index).map_or(PoolPtr::NULL, |own| own.pool);
+    if !pool.is_null() && memory.get(pool).workers > 1 {
         return PoolPeers::Active;
     }
     let goes = |slot: &WorkerSlot| {
@@ -490,7 +492,7 @@ pub fn pool_peers(memory: &mut Memory, index: usize) -> PoolPeers {
             && slot.has_handle != 0
             && !WorkerHandle::from_words(slot.handle).is_gone()
     };
-    if pool != 0 && slots(memory).iter().any(goes) {
+    if !pool.is_null() && slots(memory).iter().any(goes) {
         PoolPeers::Exiting
     } else {
         PoolPeers::None
@@ -508,18 +510,18 @@ pub enum Coverage {
 }
 
 /// Returns who sees to this batch.
-pub fn coverage(memory: &mut Memory, place: Place, uuid: &[u8; 16]) -> Coverage {
+pub fn coverage(memory: &mut Memory, place: BatchPtr, uuid: &[u8; 16]) -> Coverage {
     reclaim(memory);
     // By now it may have been done, and forgotten.
-    if !lists::batches_of_uuid(memory, uuid).any(|at| at == place && memory.get::<BatchRecord>(place).queued > 0) {
+    if !lists::batches_of_uuid(memory, uuid).any(|at| at == place && memory.get(place).queued > 0) {
         return Coverage::Covered;
     }
-    let awaits_start = fork_probe::awaits_start(memory, memory.get::<BatchRecord>(place).pool, process::now());
+    let awaits_start = fork_probe::awaits_start(memory, memory.get(place).pool, process::now());
     let will_look = |slot: &WorkerSlot| match slot.state() {
         WorkerState::RunningQueued | WorkerState::Starting => true,
         WorkerState::RunningAttached if slot.result_consumed == 0 => true,
-        WorkerState::Ready if slot.batch != 0 => true,
-        _ => slot.pool != 0 && memory.get::<Pool>(slot.pool).has_queue(),
+        WorkerState::Ready if !slot.batch.is_null() => true,
+        _ => !slot.pool.is_null() && memory.get(slot.pool).has_queue(),
     };
     let there = || slots(memory).iter().filter(|slot| slot.has_handle != 0 && is_staying(slot));
     if !awaits_start && there().any(will_look) {
@@ -545,7 +547,7 @@ pub fn is_stuck(memory: &mut Memory) -> bool {
 
 /// Returns whether one more process may have nothing to do for a while.
 pub fn has_room_to_prestart(memory: &mut Memory) -> bool {
-    if root(memory).is_err() {
+    if get_or_create_root(memory).is_err() {
         return false;
     }
     let idle = prestart::count(memory) + idle_count(memory);

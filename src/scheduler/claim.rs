@@ -5,8 +5,9 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::process;
-use crate::registry::layout::{BatchRecord, Place, Pool, State, WorkerState};
-use crate::registry::{batches, lists, ready_lists, slot_mut, slots, watchers, Recorded};
+use crate::registry::layout::{BatchPtr, PoolPtr, State, WorkerState};
+use crate::registry::root::{slot_mut, slots};
+use crate::registry::{batches, lists, ready_lists, watchers, Recorded};
 use crate::scheduler::capacity::CapDecision;
 use crate::scheduler::job_order::{
     batch_to_log, next_log_write, next_overdue_claim, next_turn, runnable_batches, take_next_job, MAX_EXAMINED,
@@ -25,9 +26,9 @@ const LOOK_EVERY: i64 = 500_000;
 /// Tells what a worker does next.
 pub enum Task {
     /// Write the rows of a batch.
-    Record(Place),
+    Record(BatchPtr),
     /// Write the final rows of jobs that ended without one.
-    Log(Place),
+    Log(BatchPtr),
     Run(Claim),
     /// Run the job in this segment, which a session has given to it.
     Serve(u32),
@@ -44,7 +45,7 @@ pub enum Task {
 /// Jobs that a worker will run one after the other.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    pub batch: Place,
+    pub batch: BatchPtr,
     pub number: u64,
     pub indexes: Vec<u32>,
 }
@@ -82,7 +83,7 @@ fn next_task(memory: &mut Memory, seeker: ClaimingWorker, now: i64) -> Task {
         return Task::Leave;
     }
     batches::remove_done_batches(memory, false);
-    let pool = *memory.get::<Pool>(own.pool);
+    let pool = *memory.get(own.pool);
     if let Some(place) = batch_to_log(memory, pool.database, now) {
         begin_log_write(memory, index, place);
         return Task::Log(place);
@@ -102,7 +103,7 @@ fn next_task(memory: &mut Memory, seeker: ClaimingWorker, now: i64) -> Task {
         return Task::HandOver;
     }
     for place in runnable_batches(memory, own.pool, now, MAX_EXAMINED) {
-        let record = memory.get::<BatchRecord>(place);
+        let record = memory.get(place);
         if record.recorded_in == 0 {
             if record.log_writer != 0 {
                 continue;
@@ -119,12 +120,12 @@ fn next_task(memory: &mut Memory, seeker: ClaimingWorker, now: i64) -> Task {
         if indexes.is_empty() {
             continue;
         }
-        let number = memory.get::<BatchRecord>(place).number;
+        let number = memory.get(place).number;
         for (job, next) in indexes.iter().zip(indexes[1..].iter().map(|next| next + 1).chain([0])) {
             let job = lists::job_mut(memory, place, *job);
             (job.slot, job.next_retry) = (index as u32 + 1, next);
         }
-        let record = memory.get_mut::<BatchRecord>(place);
+        let record = memory.get_mut(place);
         record.workers += 1;
         record.queued -= indexes.len() as u32;
         ready_lists::update_queue_state(memory, place);
@@ -133,7 +134,7 @@ fn next_task(memory: &mut Memory, seeker: ClaimingWorker, now: i64) -> Task {
             own.batch = place;
         }
         let turn = next_turn(memory);
-        memory.get_mut::<Pool>(own.pool).turn = turn;
+        memory.get_mut(own.pool).turn = turn;
         return Task::Run(Claim { batch: place, number, indexes });
     }
     if capacity::is_wanted_elsewhere(memory, own.pool, now) {
@@ -143,8 +144,8 @@ fn next_task(memory: &mut Memory, seeker: ClaimingWorker, now: i64) -> Task {
 }
 
 /// Returns the time at which a worker of the pool that has nothing to do looks again, if nobody wakes it before.
-fn next_check(memory: &Memory, pool: Place, now: i64) -> Option<i64> {
-    let idle: HashSet<Place> =
+fn next_check(memory: &Memory, pool: PoolPtr, now: i64) -> Option<i64> {
+    let idle: HashSet<PoolPtr> =
         slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle).map(|slot| slot.pool).collect();
     // Jobs of a pool whose workers are busy or gone need one that has time to see to them.
     let unattended = lists::pools(memory).filter(|other| *other != pool && !idle.contains(other));
@@ -155,8 +156,8 @@ fn next_check(memory: &Memory, pool: Place, now: i64) -> Option<i64> {
     due.chain(next_overdue_claim(memory, pool)).chain(is_untold.then_some(now + LOOK_EVERY)).min()
 }
 
-fn begin_log_write(memory: &mut Memory, index: usize, place: Place) {
-    memory.get_mut::<BatchRecord>(place).log_writer = index as u32 + 1;
+fn begin_log_write(memory: &mut Memory, index: usize, place: BatchPtr) {
+    memory.get_mut(place).log_writer = index as u32 + 1;
     if let Some(own) = slot_mut(memory, index) {
         own.state = WorkerState::Ready as u32;
     }
@@ -164,14 +165,14 @@ fn begin_log_write(memory: &mut Memory, index: usize, place: Place) {
 
 /// Tells that the rows of the batch are in the table; none = they could not be written, and are to be tried again
 /// later.
-pub fn rows_inserted(memory: &mut Memory, place: Place, uuid: &[u8; 16], recorded: Option<Recorded>) {
+pub fn rows_inserted(memory: &mut Memory, place: BatchPtr, uuid: &[u8; 16], recorded: Option<Recorded>) {
     // It may have been forgotten with its database.
     if !lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
         return;
     }
     completion::log_write_tried(memory, place, recorded.is_some());
     if let Some(Recorded { log, by }) = recorded {
-        let batch = memory.get_mut::<BatchRecord>(place);
+        let batch = memory.get_mut(place);
         batch.recorded_in = log.into();
         batch.recorded_by = by;
         batch.recorded_at = process::now();
@@ -182,10 +183,10 @@ pub fn rows_inserted(memory: &mut Memory, place: Place, uuid: &[u8; 16], recorde
 }
 
 /// The log that has the rows of the batch is gone: they are to be written again.
-pub fn forget_rows(memory: &mut Memory, place: Place, uuid: &[u8; 16], log: u32) {
+pub fn forget_rows(memory: &mut Memory, place: BatchPtr, uuid: &[u8; 16], log: u32) {
     // It may have been forgotten with its database, or be recorded again by now.
     if lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
-        let batch = memory.get_mut::<BatchRecord>(place);
+        let batch = memory.get_mut(place);
         if batch.recorded_in == u64::from(log) {
             batch.recorded_in = 0;
         }
@@ -193,24 +194,24 @@ pub fn forget_rows(memory: &mut Memory, place: Place, uuid: &[u8; 16], log: u32)
 }
 
 /// The uuid of the batch.
-pub fn batch_uuid(memory: &Memory, place: Place) -> [u8; 16] {
-    memory.get::<BatchRecord>(place).uuid
+pub fn batch_uuid(memory: &Memory, place: BatchPtr) -> [u8; 16] {
+    memory.get(place).uuid
 }
 
 /// The uuid of its first job.
-pub fn first_job_uuid(memory: &Memory, place: Place) -> [u8; 16] {
+pub fn first_job_uuid(memory: &Memory, place: BatchPtr) -> [u8; 16] {
     let ordinal = lists::jobs(memory, place).first().map_or(0, |job| job.ordinal);
-    lists::job_uuid(&memory.get::<BatchRecord>(place).uuid, ordinal)
+    lists::job_uuid(&memory.get(place).uuid, ordinal)
 }
 
 /// The uuids of claimed jobs.
 pub fn claimed_uuids(memory: &Memory, claim: &Claim) -> Vec<[u8; 16]> {
-    let stem = memory.get::<BatchRecord>(claim.batch).uuid;
+    let stem = memory.get(claim.batch).uuid;
     claim.indexes.iter().map(|index| lists::job_uuid(&stem, lists::job(memory, claim.batch, *index).ordinal)).collect()
 }
 
 /// Starts a job of a claim. False = it was stopped in the meantime.
-pub fn begin_job(memory: &mut Memory, index: usize, place: Place, job_index: u32) -> bool {
+pub fn begin_job(memory: &mut Memory, index: usize, place: BatchPtr, job_index: u32) -> bool {
     let now = process::now();
     let Some(own) = slots(memory).get(index).copied() else { return false };
     let job = lists::job_mut(memory, place, job_index);
@@ -233,7 +234,7 @@ pub fn begin_job(memory: &mut Memory, index: usize, place: Place, job_index: u32
         own.progress = -1;
         own.message_bytes = 0;
     }
-    memory.get_mut::<Pool>(own.pool).busy += 1;
+    memory.get_mut(own.pool).busy += 1;
     watchers::wake(memory, place);
     true
 }
@@ -248,7 +249,7 @@ pub fn undo_task(memory: &mut Memory, index: usize, task: &Task) {
     match task {
         Task::Run(claim) => release_claim(memory, index, claim),
         Task::Record(place) | Task::Log(place) => {
-            memory.get_mut::<BatchRecord>(*place).log_writer = 0;
+            memory.get_mut(*place).log_writer = 0;
             batches::remove_if_done(memory, *place);
         }
         _ => {}

@@ -3,9 +3,10 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::process;
-use crate::registry::layout::{BatchRecord, JobRecord, Place, Pool, Reason, State, WorkerSlot, WorkerState};
+use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, PoolPtr, Reason, State, WorkerSlot, WorkerState};
 use crate::registry::outcomes::StoredOutcome;
-use crate::registry::{batches, lists, outcomes, ready_lists, slot_mut, slots, stopped_by, watchers};
+use crate::registry::root::{slot_mut, slots};
+use crate::registry::{batches, lists, outcomes, ready_lists, stopped_by, watchers};
 use crate::scheduler::job_order::requeue;
 use crate::scheduler::{capacity, job_order};
 
@@ -62,11 +63,11 @@ enum Row {
 }
 
 /// Ends an attempt. The job was begun by this worker.
-pub fn finish_attempt(memory: &mut Memory, index: usize, place: Place, job_index: u32, finish: &Finish) {
+pub fn finish_attempt(memory: &mut Memory, index: usize, place: BatchPtr, job_index: u32, finish: &Finish) {
     let kept = match finish {
         Finish::Unlogged(_, outcome) => outcomes::store(memory, outcome),
         // Sessions that follow it are told why.
-        Finish::Logged(State::Failed | State::Stopped, outcome) if memory.get::<BatchRecord>(place).jobs <= FEW => {
+        Finish::Logged(State::Failed | State::Stopped, outcome) if memory.get(place).jobs <= FEW => {
             outcomes::store(memory, outcome)
         }
         _ => None,
@@ -77,7 +78,13 @@ pub fn finish_attempt(memory: &mut Memory, index: usize, place: Place, job_index
 }
 
 /// An attempt is over; `kept`: what came of it.
-fn complete_attempt(memory: &mut Memory, place: Place, job_index: u32, finish: &Finish, kept: Option<StoredOutcome>) {
+fn complete_attempt(
+    memory: &mut Memory,
+    place: BatchPtr,
+    job_index: u32,
+    finish: &Finish,
+    kept: Option<StoredOutcome>,
+) {
     match finish {
         // Who wanted it stopped came while its attempt was written down: there is none after it.
         Finish::Again if lists::job(memory, place, job_index).is_stopping != 0 => {
@@ -91,7 +98,7 @@ fn complete_attempt(memory: &mut Memory, place: Place, job_index: u32, finish: &
         Finish::Unlogged(state, _) => end_job(memory, place, job_index, *state, Row::Due(kept)),
     }
     let failed = matches!(finish, Finish::Logged(State::Failed, _) | Finish::Unlogged(State::Failed, _));
-    if failed && memory.get::<BatchRecord>(place).stops_on_error != 0 {
+    if failed && memory.get(place).stops_on_error != 0 {
         stop_queued(memory, place, Reason::OtherFailed);
     }
     watchers::wake(memory, place);
@@ -99,7 +106,7 @@ fn complete_attempt(memory: &mut Memory, place: Place, job_index: u32, finish: &
 
 fn leave_running(memory: &mut Memory, index: usize, own: WorkerSlot) {
     if own.state() == WorkerState::RunningQueued {
-        let pool = memory.get_mut::<Pool>(own.pool);
+        let pool = memory.get_mut(own.pool);
         pool.busy = pool.busy.saturating_sub(1);
     }
     if let Some(own) = slot_mut(memory, index) {
@@ -108,14 +115,14 @@ fn leave_running(memory: &mut Memory, index: usize, own: WorkerSlot) {
 }
 
 /// A job has come to its end.
-fn end_job(memory: &mut Memory, place: Place, index: u32, state: State, row: Row) {
+fn end_job(memory: &mut Memory, place: BatchPtr, index: u32, state: State, row: Row) {
     let job = lists::job_mut(memory, place, index);
     job.state = state as u8;
     job.slot = 0;
     job.ended = process::now();
     job.is_logged = u8::from(matches!(row, Row::Written(_)));
     match row {
-        Row::Written(_) => memory.get_mut::<BatchRecord>(place).logged += 1,
+        Row::Written(_) => memory.get_mut(place).logged += 1,
         Row::Due(_) => batches::count_unlogged(memory, place, 1),
     }
     let (Row::Written(kept) | Row::Due(kept)) = row;
@@ -125,13 +132,13 @@ fn end_job(memory: &mut Memory, place: Place, index: u32, state: State, row: Row
 }
 
 /// Stops every queued job of a batch that nobody has claimed or that is only claimed.
-fn stop_queued(memory: &mut Memory, place: Place, reason: Reason) {
-    for index in 0..memory.get::<BatchRecord>(place).jobs {
+fn stop_queued(memory: &mut Memory, place: BatchPtr, reason: Reason) {
+    for index in 0..memory.get(place).jobs {
         stop_if_queued(memory, place, index, reason);
     }
 }
 
-fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason) -> bool {
+fn stop_if_queued(memory: &mut Memory, place: BatchPtr, index: u32, reason: Reason) -> bool {
     let job = lists::job_mut(memory, place, index);
     if job.state != State::Queued as u8 {
         return false;
@@ -142,7 +149,7 @@ fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason)
     job.slot = 0;
     job.ended = process::now();
     batches::count_unlogged(memory, place, 1);
-    let batch = memory.get_mut::<BatchRecord>(place);
+    let batch = memory.get_mut(place);
     let database = batch.database;
     if !is_claimed {
         batch.queued -= 1;
@@ -155,7 +162,7 @@ fn stop_if_queued(memory: &mut Memory, place: Place, index: u32, reason: Reason)
 
 /// Stops a job in the name of a role: a queued one is out of the queue, one that runs is cancelled. Gives what it was;
 /// `Running` = somebody will see to it.
-pub fn stop_job(memory: &mut Memory, place: Place, index: u32, uuid: &[u8; 16], role: &[u8]) -> State {
+pub fn stop_job(memory: &mut Memory, place: BatchPtr, index: u32, uuid: &[u8; 16], role: &[u8]) -> State {
     let is_there = |memory: &Memory| lists::batches_of_uuid(memory, uuid).any(|at| at == place);
     if !is_there(memory) {
         return State::Stopped;
@@ -166,14 +173,14 @@ pub fn stop_job(memory: &mut Memory, place: Place, index: u32, uuid: &[u8; 16], 
     }
     let stopper = stopped_by::requester_number(memory, place, role);
     // Without memory for it, all may have ended in the meantime, and be forgotten.
-    if stopper == 0 && !is_there(memory) {
+    if stopper.is_none() && !is_there(memory) {
         return State::Stopped;
     }
     let job = *lists::job(memory, place, index);
     let state = State::from_byte(job.state);
     match state {
         State::Queued => {
-            lists::job_mut(memory, place, index).stop_requester = stopper;
+            lists::job_mut(memory, place, index).stop_requester = stopper.unwrap_or(0);
             stop_if_queued(memory, place, index, Reason::Stopped);
         }
         State::Running => {
@@ -181,7 +188,7 @@ pub fn stop_job(memory: &mut Memory, place: Place, index: u32, uuid: &[u8; 16], 
                 slots(memory).get((job.slot as usize).wrapping_sub(1)).is_none_or(|slot| slot.is_uncancellable != 0);
             if job.is_stopping == 0 {
                 let job = lists::job_mut(memory, place, index);
-                (job.is_stopping, job.reason, job.stop_requester) = (1, Reason::Cancelled as u8, stopper);
+                (job.is_stopping, job.reason, job.stop_requester) = (1, Reason::Cancelled as u8, stopper.unwrap_or(0));
             }
             if !is_uncancellable {
                 // The worker leaves this state under the lock that is held here: the signal reaches this job, or none.
@@ -195,8 +202,8 @@ pub fn stop_job(memory: &mut Memory, place: Place, index: u32, uuid: &[u8; 16], 
 }
 
 /// Final rows that are to be written, a few at a time.
-pub fn unlogged_jobs(memory: &Memory, place: Place) -> Vec<UnloggedJob> {
-    let record = memory.get::<BatchRecord>(place);
+pub fn unlogged_jobs(memory: &Memory, place: BatchPtr) -> Vec<UnloggedJob> {
+    let record = memory.get(place);
     lists::jobs(memory, place)
         .iter()
         .zip(0..)
@@ -219,7 +226,7 @@ pub fn unlogged_jobs(memory: &Memory, place: Place) -> Vec<UnloggedJob> {
 }
 
 /// Tells that these final rows are written; none = they could not be, and are to be tried again later.
-pub fn rows_written(memory: &mut Memory, place: Place, uuid: &[u8; 16], indexes: Option<&[u32]>) {
+pub fn rows_written(memory: &mut Memory, place: BatchPtr, uuid: &[u8; 16], indexes: Option<&[u32]>) {
     // It may have been forgotten with its database.
     if !lists::batches_of_uuid(memory, uuid).any(|at| at == place) {
         return;
@@ -232,8 +239,8 @@ pub fn rows_written(memory: &mut Memory, place: Place, uuid: &[u8; 16], indexes:
 
 /// Tells that rows of the batch were written, or could not be: the longer that lasts, the later it is tried again, so
 /// that many such batches hold up nobody's jobs.
-pub fn log_write_tried(memory: &mut Memory, place: Place, is_written: bool) {
-    let batch = memory.get_mut::<BatchRecord>(place);
+pub fn log_write_tried(memory: &mut Memory, place: BatchPtr, is_written: bool) {
+    let batch = memory.get_mut(place);
     batch.log_writer = 0;
     if is_written {
         batch.log_failures = 0;
@@ -249,7 +256,7 @@ pub fn next_log_try(failures: u16) -> i64 {
 }
 
 /// Notes that nothing more is to be written of these jobs.
-fn mark_logged(memory: &mut Memory, place: Place, indexes: &[u32]) {
+fn mark_logged(memory: &mut Memory, place: BatchPtr, indexes: &[u32]) {
     let mut settled = 0;
     for index in indexes {
         let job: &mut JobRecord = lists::job_mut(memory, place, *index);
@@ -257,9 +264,9 @@ fn mark_logged(memory: &mut Memory, place: Place, indexes: &[u32]) {
         job.is_logged = job.is_logged.max(2);
     }
     batches::count_unlogged(memory, place, -(settled as i32));
-    let first = memory.get::<BatchRecord>(place).first_unlogged as usize;
+    let first = memory.get(place).first_unlogged as usize;
     let before = lists::jobs(memory, place).iter().skip(first).take_while(|job| job.is_logged != 0).count();
-    let record = memory.get_mut::<BatchRecord>(place);
+    let record = memory.get_mut(place);
     record.logged += settled;
     record.first_unlogged += before as u32;
 }
@@ -268,9 +275,9 @@ fn mark_logged(memory: &mut Memory, place: Place, indexes: &[u32]) {
 /// which those of others are written.
 pub fn postpone_log(memory: &mut Memory, database: u32) {
     let retry_at = process::now() + REFUSED_RETRY;
-    let unlogged: Vec<Place> = job_order::unlogged(memory).collect();
+    let unlogged: Vec<BatchPtr> = job_order::unlogged(memory).collect();
     for place in unlogged {
-        let batch = memory.get_mut::<BatchRecord>(place);
+        let batch = memory.get_mut(place);
         if batch.database == database {
             batch.retry_log_at = retry_at;
         }
@@ -278,11 +285,11 @@ pub fn postpone_log(memory: &mut Memory, database: u32) {
 }
 
 /// Every queued job of the pool, which has a worker, ends with this outcome: nobody can run it.
-pub fn fail_queued(memory: &mut Memory, pool: Place, outcome: &[u8]) {
+pub fn fail_queued(memory: &mut Memory, pool: PoolPtr, outcome: &[u8]) {
     let mut outcome = outcome;
     'batches: loop {
         let Some(place) = lists::queued_batches(memory, pool).next() else { return };
-        for index in 0..memory.get::<BatchRecord>(place).jobs {
+        for index in 0..memory.get(place).jobs {
             let job = lists::job(memory, place, index);
             if job.state != State::Queued as u8 || job.slot != 0 {
                 continue;
@@ -293,7 +300,7 @@ pub fn fail_queued(memory: &mut Memory, pool: Place, outcome: &[u8]) {
                 outcome = &[];
                 continue 'batches;
             }
-            memory.get_mut::<BatchRecord>(place).queued -= 1;
+            memory.get_mut(place).queued -= 1;
             end_job(memory, place, index, State::Failed, Row::Due(kept));
         }
         ready_lists::update_queue_state(memory, place);
@@ -303,24 +310,24 @@ pub fn fail_queued(memory: &mut Memory, pool: Place, outcome: &[u8]) {
 
 /// Refuses jobs of a pool of which no worker could be started at this time: what one would have begun then has had an
 /// attempt that failed with this outcome.
-pub fn fail_unstarted(memory: &mut Memory, pool: Place, at: i64, outcome: &[u8]) {
+pub fn fail_unstarted(memory: &mut Memory, pool: PoolPtr, at: i64, outcome: &[u8]) {
     loop {
         // Without memory for it, jobs end without it.
         let kept = outcomes::store(memory, outcome);
         // What was seen may have changed then.
         let is_there = lists::pools(memory).any(|there| there == pool);
         let next = is_there.then(|| job_order::runnable_batches(memory, pool, at, 1).first().copied()).flatten();
-        let next = next.filter(|place| memory.get::<BatchRecord>(*place).created <= at);
+        let next = next.filter(|place| memory.get(*place).created <= at);
         let Some((place, index)) = next.and_then(|place| Some((place, job_order::take_next_job(memory, place, at)?)))
         else {
-            return outcomes::discard(memory, kept);
+            return kept.into_iter().for_each(|kept| outcomes::discard(memory, kept));
         };
-        memory.get_mut::<BatchRecord>(place).queued -= 1;
+        memory.get_mut(place).queued -= 1;
         ready_lists::update_queue_state(memory, place);
         let job = lists::job_mut(memory, place, index);
         job.attempts += 1;
         if job.attempts < job.max_attempts {
-            outcomes::discard(memory, kept);
+            kept.into_iter().for_each(|kept| outcomes::discard(memory, kept));
             complete_attempt(memory, place, index, &Finish::Again, None);
         } else {
             complete_attempt(memory, place, index, &Finish::Unlogged(State::Failed, outcome), kept);
@@ -343,8 +350,8 @@ pub fn abandon_work(memory: &mut Memory, index: usize, state: State, outcome: &[
         };
         finish_attempt(memory, index, place, own.job, &end);
     }
-    if place != 0 {
-        let claimed: Vec<u32> = (0..memory.get::<BatchRecord>(place).jobs)
+    if !place.is_null() {
+        let claimed: Vec<u32> = (0..memory.get(place).jobs)
             .filter(|job| {
                 let job = lists::job(memory, place, *job);
                 job.state == State::Queued as u8 && job.slot == slot
@@ -352,10 +359,9 @@ pub fn abandon_work(memory: &mut Memory, index: usize, state: State, outcome: &[
             .collect();
         return_claimed(memory, index, place, &claimed);
     }
-    let writing: Vec<Place> =
-        lists::batches(memory).filter(|place| memory.get::<BatchRecord>(*place).log_writer == slot).collect();
+    let writing: Vec<BatchPtr> = lists::batches(memory).filter(|place| memory.get(*place).log_writer == slot).collect();
     for place in writing {
-        memory.get_mut::<BatchRecord>(place).log_writer = 0;
+        memory.get_mut(place).log_writer = 0;
     }
 }
 
@@ -364,17 +370,16 @@ pub fn abandon_work(memory: &mut Memory, index: usize, state: State, outcome: &[
 /// is done, and those that are still being launched by who runs them.
 pub fn forget_database(memory: &mut Memory, database: u32, index: usize) {
     let is_meant = |batch: &BatchRecord| batch.database == database && batch.is_open != 0;
-    let places: Vec<Place> =
-        lists::batches(memory).filter(|place| is_meant(memory.get::<BatchRecord>(*place))).collect();
+    let places: Vec<BatchPtr> = lists::batches(memory).filter(|place| is_meant(memory.get(*place))).collect();
     for place in places {
-        for index in 0..memory.get::<BatchRecord>(place).jobs {
+        for index in 0..memory.get(place).jobs {
             stop_if_queued(memory, place, index, Reason::Stopped);
         }
-        let batch = memory.get_mut::<BatchRecord>(place);
+        let batch = memory.get_mut(place);
         if batch.log_writer == index as u32 + 1 {
             batch.log_writer = 0;
         }
-        let unlogged: Vec<u32> = (0..memory.get::<BatchRecord>(place).jobs)
+        let unlogged: Vec<u32> = (0..memory.get(place).jobs)
             .filter(|index| {
                 let job = lists::job(memory, place, *index);
                 State::from_byte(job.state).is_final() && job.is_logged == 0
@@ -387,7 +392,7 @@ pub fn forget_database(memory: &mut Memory, database: u32, index: usize) {
 }
 
 /// Gives back what is left of the jobs that this worker has claimed, and looks whether the batch is done.
-pub fn return_claimed(memory: &mut Memory, index: usize, place: Place, jobs: &[u32]) {
+pub fn return_claimed(memory: &mut Memory, index: usize, place: BatchPtr, jobs: &[u32]) {
     let slot = index as u32 + 1;
     for job in jobs {
         let record = lists::job(memory, place, *job);
@@ -395,9 +400,9 @@ pub fn return_claimed(memory: &mut Memory, index: usize, place: Place, jobs: &[u
             requeue(memory, place, *job, 0);
         }
     }
-    memory.get_mut::<BatchRecord>(place).workers -= 1;
+    memory.get_mut(place).workers -= 1;
     if let Some(own) = slot_mut(memory, index) {
-        own.batch = 0;
+        own.batch = BatchPtr::NULL;
     }
     batches::remove_if_done(memory, place);
 }

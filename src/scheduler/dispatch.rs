@@ -5,8 +5,9 @@ use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
 use crate::guc;
-use crate::registry::layout::{Pool, WorkerSlot, WorkerState};
-use crate::registry::{batches, root, slot_mut, slots};
+use crate::registry::layout::{BatchPtr, WorkerSlot, WorkerState};
+use crate::registry::pools;
+use crate::registry::root::{get_or_create_root, slot_mut, slots};
 use crate::scheduler::{capacity, job_order, worker_lifecycle};
 
 /// A worker's place, and the serial number of its process there.
@@ -25,12 +26,12 @@ pub struct NewWorker {
 
 fn is_assignable(memory: &Memory, slot: &WorkerSlot, database: u32, login: u32, version: u64) -> bool {
     // 0 = nobody can log in so, or the worker does not serve sessions.
-    slot.pool != 0
+    !slot.pool.is_null()
         && version != 0
         && slot.version == version
         && (slot.exit_requested, slot.result_pending, slot.assigned_segment) == (0, 0, 0)
         && {
-            let pool = memory.get::<Pool>(slot.pool);
+            let pool = memory.get(slot.pool);
             (pool.database, pool.login) == (database, login)
         }
 }
@@ -84,7 +85,7 @@ pub fn assign_job(
 pub fn begin_assigned_job(memory: &mut Memory, index: usize) -> Option<u32> {
     let own = slot_mut(memory, index).filter(|own| own.assigned_segment != 0)?;
     own.state = WorkerState::RunningAttached as u32;
-    own.batch = 0;
+    own.batch = BatchPtr::NULL;
     Some(std::mem::take(&mut own.assigned_segment))
 }
 
@@ -133,16 +134,16 @@ pub fn is_worker_there(memory: &Memory, (index, serial): SlotId) -> bool {
 /// # Errors
 /// [`Error::SharedMemory`] (53200)
 pub fn add_worker(memory: &mut Memory, new: &NewWorker) -> Result<Option<SlotId>, Error> {
-    root(memory)?;
+    get_or_create_root(memory)?;
     // Itself is counted among those outside.
     if capacity::worker_count(memory) > guc::cap() || !capacity::may_one_more_idle(memory) {
         return Ok(None);
     }
     let Some(index) = capacity::free_slot(memory) else { return Ok(None) };
-    let pool = batches::get_or_create_pool(memory, new.database, new.login)?;
+    let pool = pools::get_or_create(memory, new.database, new.login)?;
     capacity::evict_outdated(memory, pool, new.version);
     let (serial, turn) = (capacity::next_serial(memory), job_order::next_turn(memory));
-    let record = memory.get_mut::<Pool>(pool);
+    let record = memory.get_mut(pool);
     record.workers += 1;
     record.turn = turn;
     if let Some(slot) = slot_mut(memory, index) {

@@ -6,8 +6,9 @@
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
-use crate::registry::layout::{ForkProbe, Place, Pool, Root, WorkerSlot, WorkerState};
-use crate::registry::{lists, slots};
+use crate::registry::layout::{ForkProbe, PoolPtr, Root, WorkerSlot, WorkerState};
+use crate::registry::lists;
+use crate::registry::root::slots;
 use crate::scheduler::capacity::{next_serial, SlotReservation};
 use crate::scheduler::job_order::runnable_jobs;
 use crate::scheduler::{completion, worker_lifecycle};
@@ -41,8 +42,8 @@ pub fn check_overdue_starts(memory: &mut Memory) -> OverdueAction {
     if overdue_pools(memory, now).is_empty() {
         return OverdueAction::Nothing;
     }
-    let root = memory.root();
-    let probe = memory.get::<Root>(root).probe;
+    let root = memory.root::<Root>();
+    let probe = memory.get(root).probe;
     let is_long_ago = |time: i64| probe.asked_at + time <= now;
     let worker = WorkerHandle::from_words(probe.handle);
     let asks = match probe {
@@ -50,7 +51,7 @@ pub fn check_overdue_starts(memory: &mut Memory) -> OverdueAction {
         ForkProbe { has_handle: 0, .. } | ForkProbe { has_come: 1, .. } => is_long_ago(ASK_EVERY),
         _ if worker.is_to_start() && is_long_ago(START_TIME) => return OverdueAction::WakePostmaster,
         _ if worker.is_gone() => {
-            memory.get_mut::<Root>(root).probe = bytemuck::Zeroable::zeroed();
+            memory.get_mut(root).probe = bytemuck::Zeroable::zeroed();
             // It says nothing of a worker that is late since then.
             if !overdue_pools(memory, probe.asked_at).is_empty() {
                 return OverdueAction::ForkFailed(probe.asked_at);
@@ -63,13 +64,13 @@ pub fn check_overdue_starts(memory: &mut Memory) -> OverdueAction {
         return OverdueAction::Nothing;
     }
     let serial = next_serial(memory);
-    memory.get_mut::<Root>(root).probe = ForkProbe { serial, asked_at: now, ..bytemuck::Zeroable::zeroed() };
+    memory.get_mut(root).probe = ForkProbe { serial, asked_at: now, ..bytemuck::Zeroable::zeroed() };
     OverdueAction::StartProbe(serial)
 }
 
 fn probe_mut(memory: &mut Memory, serial: u64) -> Option<&mut ForkProbe> {
-    let root = memory.root();
-    let probe = (root != 0).then(|| &mut memory.get_mut::<Root>(root).probe)?;
+    let root = memory.root::<Root>();
+    let probe = (!root.is_null()).then(|| &mut memory.get_mut(root).probe)?;
     (probe.serial == serial).then_some(probe)
 }
 
@@ -147,23 +148,24 @@ pub fn has_started(slot: &WorkerSlot) -> bool {
 
 /// Returns whether a job of the pool can start only when the server has started a worker, as no other is there that is
 /// of the pool, or none at all.
-pub fn awaits_start(memory: &mut Memory, pool: Place, now: i64) -> bool {
+pub fn awaits_start(memory: &mut Memory, pool: PoolPtr, now: i64) -> bool {
     let is_its_own = |slot: &WorkerSlot| slot.pool == pool;
     let there: Vec<&WorkerSlot> = slots(memory).iter().filter(|slot| has_started(slot)).collect();
     let is_asked_for = || slots(memory).iter().any(|slot| is_its_own(slot) && is_start_pending(slot));
     let awaits = there.is_empty() || !there.iter().any(|slot| is_its_own(slot)) && is_asked_for();
-    awaits && memory.get::<Pool>(pool).login != 0 && runnable_jobs(memory, pool, now, 1) > 0
+    awaits && memory.get(pool).login != 0 && runnable_jobs(memory, pool, now, 1) > 0
 }
 
 /// The pools of which the same is true, and the worker was late at this time.
-fn overdue_pools(memory: &mut Memory, at: i64) -> Vec<Place> {
+fn overdue_pools(memory: &mut Memory, at: i64) -> Vec<PoolPtr> {
     let now = process::now();
-    let late: Vec<Place> = slots(memory).iter().filter(|slot| is_overdue(slot, at)).map(|slot| slot.pool).collect();
+    let late: Vec<PoolPtr> = slots(memory).iter().filter(|slot| is_overdue(slot, at)).map(|slot| slot.pool).collect();
     if late.is_empty() {
         return Vec::new();
     }
     let is_anybody_there = slots(memory).iter().any(has_started);
-    let mut pools: Vec<Place> = lists::pools(memory).filter(|pool| !is_anybody_there || late.contains(pool)).collect();
+    let mut pools: Vec<PoolPtr> =
+        lists::pools(memory).filter(|pool| !is_anybody_there || late.contains(pool)).collect();
     pools.retain(|pool| awaits_start(memory, *pool, now));
     pools
 }

@@ -1,24 +1,25 @@
 //! Next work: the order of the jobs of a batch, how many could start now, which final rows are to be written.
 
 use crate::ffi::area::Memory;
-use crate::registry::layout::{BatchRecord, Place, Pool, Root, State, WorkerSlot, WorkerState};
-use crate::registry::{lists, ready_lists, slots};
+use crate::registry::layout::{BatchPtr, BatchRecord, PoolPtr, Root, State, WorkerSlot, WorkerState};
+use crate::registry::root::slots;
+use crate::registry::{lists, ready_lists};
 
 /// More batches than anybody looks at who looks for work.
 pub const MAX_EXAMINED: usize = 256;
 
 /// Returns how many more workers may work on a batch.
-pub fn free_concurrency(memory: &Memory, place: Place) -> u32 {
-    let batch = memory.get::<BatchRecord>(place);
+pub fn free_concurrency(memory: &Memory, place: BatchPtr) -> u32 {
+    let batch = memory.get(place);
     let limit = if batch.is_sequential != 0 { 1 } else { batch.max_workers };
     limit.saturating_sub(batch.workers)
 }
 
 /// The job of the batch that comes next, whether its time has come or not, and when it comes. Jobs that wait for
 /// another attempt come first when they are due.
-fn next_job(memory: &mut Memory, place: Place, now: i64) -> Option<(u32, i64)> {
+fn next_job(memory: &mut Memory, place: BatchPtr, now: i64) -> Option<(u32, i64)> {
     let again = loop {
-        let first = memory.get::<BatchRecord>(place).retry_head;
+        let first = memory.get(place).retry_head;
         if first == 0 {
             break None;
         }
@@ -26,16 +27,16 @@ fn next_job(memory: &mut Memory, place: Place, now: i64) -> Option<(u32, i64)> {
         if job.state == State::Queued as u8 && job.slot == 0 {
             break Some((first - 1, job.not_before));
         }
-        memory.get_mut::<BatchRecord>(place).retry_head = job.next_retry;
+        memory.get_mut(place).retry_head = job.next_retry;
     };
     let (mut next, count, is_sequential) = {
-        let batch = memory.get::<BatchRecord>(place);
+        let batch = memory.get(place);
         (batch.next, batch.jobs, batch.is_sequential != 0)
     };
     while next < count && lists::job(memory, place, next).state != State::Queued as u8 {
         next += 1;
     }
-    memory.get_mut::<BatchRecord>(place).next = next;
+    memory.get_mut(place).next = next;
     match again {
         // In a sequential batch nothing overtakes a job that waits for another attempt.
         Some((job, not_before)) if not_before <= now || next == count || is_sequential => Some((job, not_before)),
@@ -45,10 +46,10 @@ fn next_job(memory: &mut Memory, place: Place, now: i64) -> Option<(u32, i64)> {
 }
 
 /// Takes the next job that may start now.
-pub fn take_next_job(memory: &mut Memory, place: Place, now: i64) -> Option<u32> {
+pub fn take_next_job(memory: &mut Memory, place: BatchPtr, now: i64) -> Option<u32> {
     let (index, _) = next_job(memory, place, now).filter(|(_, due)| *due <= now)?;
     let again = lists::job(memory, place, index).next_retry;
-    let record = memory.get_mut::<BatchRecord>(place);
+    let record = memory.get_mut(place);
     if record.retry_head == index + 1 {
         record.retry_head = again;
         lists::job_mut(memory, place, index).next_retry = 0;
@@ -59,8 +60,8 @@ pub fn take_next_job(memory: &mut Memory, place: Place, now: i64) -> Option<u32>
 }
 
 /// Puts a job that was taken back among the queued.
-pub fn requeue(memory: &mut Memory, place: Place, index: u32, not_before: i64) {
-    let (first, last) = (memory.get::<BatchRecord>(place).retry_head, memory.get::<BatchRecord>(place).retry_tail);
+pub fn requeue(memory: &mut Memory, place: BatchPtr, index: u32, not_before: i64) {
+    let (first, last) = (memory.get(place).retry_head, memory.get(place).retry_tail);
     // Delays are the same, mostly, so that it comes behind all others.
     let is_last = first != 0 && last != 0 && lists::job(memory, place, last - 1).not_before <= not_before;
     let (mut before, mut at) = if is_last { (last, 0) } else { (0, first) };
@@ -74,10 +75,10 @@ pub fn requeue(memory: &mut Memory, place: Place, index: u32, not_before: i64) {
     job.not_before = not_before;
     job.next_retry = at;
     match before {
-        0 => memory.get_mut::<BatchRecord>(place).retry_head = index + 1,
+        0 => memory.get_mut(place).retry_head = index + 1,
         before => lists::job_mut(memory, place, before - 1).next_retry = index + 1,
     }
-    let record = memory.get_mut::<BatchRecord>(place);
+    let record = memory.get_mut(place);
     if at == 0 {
         record.retry_tail = index + 1;
     }
@@ -127,7 +128,7 @@ pub fn release_overdue_claims(memory: &mut Memory, now: i64) {
 }
 
 /// Returns the time at which the next jobs of the pool are held up.
-pub fn next_overdue_claim(memory: &Memory, pool: Place) -> Option<i64> {
+pub fn next_overdue_claim(memory: &Memory, pool: PoolPtr) -> Option<i64> {
     let slots = slots(memory).iter().enumerate().filter(|(_, slot)| slot.pool == pool);
     let due = slots.filter_map(|(index, slot)| {
         let due = overdue_from(memory, slot)?;
@@ -137,13 +138,13 @@ pub fn next_overdue_claim(memory: &Memory, pool: Place) -> Option<i64> {
 }
 
 /// The batches of a pool from which a worker could take a job now, oldest first: `most` at most.
-pub fn runnable_batches(memory: &mut Memory, pool: Place, now: i64, most: usize) -> Vec<Place> {
+pub fn runnable_batches(memory: &mut Memory, pool: PoolPtr, now: i64, most: usize) -> Vec<BatchPtr> {
     ready_lists::move_due_to_ready(memory, pool, now);
     let mut open = Vec::new();
-    let mut next = memory.get::<Pool>(pool).ready_head;
-    while next != 0 && open.len() < most {
+    let mut next = memory.get(pool).ready_head;
+    while !next.is_null() && open.len() < most {
         let place = next;
-        next = memory.get::<BatchRecord>(place).next_in_queue;
+        next = memory.get(place).next_in_queue;
         match next_job(memory, place, now) {
             Some((_, due)) if due > now => ready_lists::delay_until(memory, place, due),
             Some(_) if free_concurrency(memory, place) > 0 => open.push(place),
@@ -154,12 +155,12 @@ pub fn runnable_batches(memory: &mut Memory, pool: Place, now: i64, most: usize)
 }
 
 /// Counts the workers of a pool that could start a job now, no further than to `enough`.
-pub fn runnable_jobs(memory: &mut Memory, pool: Place, now: i64, enough: u32) -> u32 {
+pub fn runnable_jobs(memory: &mut Memory, pool: PoolPtr, now: i64, enough: u32) -> u32 {
     let mut total = 0;
     // Each of them could have one worker at least.
     for place in runnable_batches(memory, pool, now, MAX_EXAMINED.min(enough as usize)) {
         // Jobs that wait for another attempt may not be due; a worker too many finds out.
-        total += free_concurrency(memory, place).min(memory.get::<BatchRecord>(place).queued);
+        total += free_concurrency(memory, place).min(memory.get(place).queued);
         if total >= enough {
             return enough;
         }
@@ -169,48 +170,48 @@ pub fn runnable_jobs(memory: &mut Memory, pool: Place, now: i64, enough: u32) ->
 
 /// The batches whose jobs may run.
 fn open_batches(memory: &Memory) -> impl Iterator<Item = &BatchRecord> {
-    lists::batches(memory).map(|place| memory.get::<BatchRecord>(place)).filter(|batch| batch.is_open != 0)
+    lists::batches(memory).map(|place| memory.get(place)).filter(|batch| batch.is_open != 0)
 }
 
 /// Returns whether anything is queued, or still to be written to a log.
 pub fn has_work(memory: &Memory) -> bool {
-    is_queued(memory) || unlogged(memory).any(|place| memory.get::<BatchRecord>(place).is_open != 0)
+    is_queued(memory) || unlogged(memory).any(|place| memory.get(place).is_open != 0)
 }
 
 /// Returns whether any job is queued.
 pub fn is_queued(memory: &Memory) -> bool {
-    lists::pools(memory).any(|pool| memory.get::<Pool>(pool).has_queue())
+    lists::pools(memory).any(|pool| memory.get(pool).has_queue())
 }
 
 /// The batches with final rows that are to be written.
-pub fn unlogged(memory: &Memory) -> impl Iterator<Item = Place> + '_ {
+pub fn unlogged(memory: &Memory) -> impl Iterator<Item = BatchPtr> + '_ {
     // Seldom any, of perhaps many.
-    let count = if memory.root() == 0 { 0 } else { memory.get::<Root>(memory.root()).unlogged };
-    lists::batches(memory).filter(|place| memory.get::<BatchRecord>(*place).unlogged > 0).take(count as usize)
+    let count = if memory.root::<Root>().is_null() { 0 } else { memory.get(memory.root::<Root>()).unlogged };
+    lists::batches(memory).filter(|place| memory.get(*place).unlogged > 0).take(count as usize)
 }
 
 /// Returns whether a session waits for what is queued. It has workers started when the server has processes for them.
 pub fn is_awaited(memory: &Memory) -> bool {
-    open_batches(memory).any(|batch| batch.queued > 0 && batch.watchers != 0)
+    open_batches(memory).any(|batch| batch.queued > 0 && !batch.watchers.is_null())
 }
 
 /// A batch of this database with final rows to write.
-pub fn batch_to_log(memory: &Memory, database: u32, now: i64) -> Option<Place> {
+pub fn batch_to_log(memory: &Memory, database: u32, now: i64) -> Option<BatchPtr> {
     unlogged(memory).find(|place| {
-        let batch = memory.get::<BatchRecord>(*place);
+        let batch = memory.get(*place);
         batch.database == database && batch.log_writer == 0 && batch.retry_log_at <= now
     })
 }
 
 /// Returns the time at which final rows that could not be written in this database are to be tried again.
 pub fn next_log_write(memory: &Memory, database: u32) -> Option<i64> {
-    let batches = unlogged(memory).map(|place| memory.get::<BatchRecord>(place));
+    let batches = unlogged(memory).map(|place| memory.get(place));
     batches.filter(|batch| batch.database == database).map(|batch| batch.retry_log_at).min()
 }
 
 pub fn next_turn(memory: &mut Memory) -> u64 {
-    let root = memory.root();
-    let record = memory.get_mut::<Root>(root);
+    let root = memory.root::<Root>();
+    let record = memory.get_mut(root);
     record.last_turn += 1;
     record.last_turn
 }

@@ -2,20 +2,15 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
-use crate::registry::layout::{Prestarted, Root};
+use crate::registry::layout::Prestarted;
+use crate::registry::root::{root, root_mut};
 
 fn all(memory: &Memory) -> &[Prestarted] {
-    match memory.root() {
-        0 => &[],
-        root => &memory.get::<Root>(root).ahead,
-    }
+    root(memory).map_or(&[], |root| &root.ahead)
 }
 
 fn all_mut(memory: &mut Memory) -> &mut [Prestarted] {
-    match memory.root() {
-        0 => &mut [],
-        root => &mut memory.get_mut::<Root>(root).ahead,
-    }
+    root_mut(memory).map_or(&mut [], |root| &mut root.ahead)
 }
 
 fn worker(ahead: &Prestarted) -> WorkerHandle {

@@ -4,8 +4,9 @@ use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
 use crate::guc;
-use crate::registry::layout::{Place, Pool, Root, State, WorkerSlot, WorkerState, MESSAGE_BYTES};
-use crate::registry::{batches, lists, slot_mut, slots, stopped_by, watchers};
+use crate::registry::layout::{BatchPtr, Pool, PoolPtr, Root, State, WorkerSlot, WorkerState, MESSAGE_BYTES};
+use crate::registry::root::{slot_mut, slots};
+use crate::registry::{batches, lists, pools, stopped_by, watchers};
 use crate::scheduler::capacity::{
     is_alone, is_exiting_unreplaced, is_needed, may_one_more_idle, most_underserved_pool, next_pool, reserve_slot,
     staying_workers, SlotReservation,
@@ -29,12 +30,12 @@ pub enum Arrival {
 
 /// Returns whether the server had no process for the worker that was asked for last.
 pub fn lacks_processes(memory: &Memory) -> bool {
-    memory.root() != 0 && memory.get::<Root>(memory.root()).is_starved != 0
+    !memory.root::<Root>().is_null() && memory.get(memory.root::<Root>()).is_starved != 0
 }
 
 fn set_lacks_processes(memory: &mut Memory, is_starved: bool) {
-    let root = memory.root();
-    memory.get_mut::<Root>(root).is_starved = u64::from(is_starved);
+    let root = memory.root::<Root>();
+    memory.get_mut(root).is_starved = u64::from(is_starved);
 }
 
 /// The server has taken the worker.
@@ -51,11 +52,11 @@ pub fn worker_registered(memory: &mut Memory, start: SlotReservation, worker: Wo
 pub fn registration_failed(memory: &mut Memory, start: SlotReservation) {
     set_lacks_processes(memory, true);
     let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
-    if slot.pool != 0 {
+    if !slot.pool.is_null() {
         if slots(memory).iter().filter(|slot| capacity::is_staying(slot)).count() > 2 || job_order::is_awaited(memory) {
             capacity::free_a_process_for(memory, slot.pool);
         }
-        let batches: Vec<Place> = lists::queued_batches(memory, slot.pool).collect();
+        let batches: Vec<BatchPtr> = lists::queued_batches(memory, slot.pool).collect();
         batches.into_iter().for_each(|batch| watchers::wake_all(memory, batch));
     }
     release_reservation(memory, start);
@@ -77,12 +78,12 @@ pub fn release_reservation(memory: &mut Memory, start: SlotReservation) {
 
 fn leave_pool(memory: &mut Memory, index: usize) {
     let Some(slot) = slot_mut(memory, index) else { return };
-    let pool = std::mem::take(&mut slot.pool);
-    if pool != 0 {
-        let record = memory.get_mut::<Pool>(pool);
+    let pool = std::mem::replace(&mut slot.pool, PoolPtr::NULL);
+    if !pool.is_null() {
+        let record = memory.get_mut(pool);
         record.workers = record.workers.saturating_sub(1);
         record.limit = 0;
-        batches::forget_pool(memory, pool);
+        pools::remove_if_unused(memory, pool);
     }
 }
 
@@ -103,9 +104,9 @@ pub fn worker_started(memory: &mut Memory, index: usize, serial: u64, pid: i32) 
             }
         }
         WorkerState::Restarting => {
-            let pool = next_pool(memory, index, 0);
+            let pool = next_pool(memory, index, PoolPtr::NULL);
             if let Some(pool) = pool.filter(|pool| is_log_write_early(memory, *pool)) {
-                batches::forget_pool(memory, pool);
+                pools::remove_if_unused(memory, pool);
                 return Arrival::Later;
             }
             let turn = job_order::next_turn(memory);
@@ -115,7 +116,7 @@ pub fn worker_started(memory: &mut Memory, index: usize, serial: u64, pid: i32) 
                 }
                 return Arrival::Nothing;
             };
-            let record = memory.get_mut::<Pool>(pool);
+            let record = memory.get_mut(pool);
             record.workers += 1;
             record.turn = turn;
             if let Some(slot) = slot_mut(memory, index) {
@@ -132,13 +133,13 @@ pub fn worker_started(memory: &mut Memory, index: usize, serial: u64, pid: i32) 
     slot.pid = pid;
     slot.process = process::own();
     slot.since = now;
-    let pool = memory.get::<Pool>(slots(memory).get(index).map_or(0, |slot| slot.pool));
+    let pool = memory.get(slots(memory).get(index).map_or(PoolPtr::NULL, |slot| slot.pool));
     Arrival::LogIn { database: pool.database, login: pool.login }
 }
 
 /// Returns whether a worker of this pool would come only to write final rows that cannot be written yet.
-fn is_log_write_early(memory: &Memory, pool: Place) -> bool {
-    let pool = memory.get::<Pool>(pool);
+fn is_log_write_early(memory: &Memory, pool: PoolPtr) -> bool {
+    let pool = memory.get(pool);
     pool.login == 0 && job_order::next_log_write(memory, pool.database).is_some_and(|due| due > process::now())
 }
 
@@ -146,7 +147,7 @@ fn is_log_write_early(memory: &Memory, pool: Place) -> bool {
 pub fn become_idle(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
     let now = process::now();
-    let database = memory.get::<Pool>(own.pool).database;
+    let database = memory.get(own.pool).database;
     if own.exit_requested != 0
         || own.assigned_segment != 0
         || runnable_jobs(memory, own.pool, now, 1) > 0
@@ -186,8 +187,7 @@ fn keeps_memory(memory: &Memory, index: usize) -> bool {
 /// job.
 pub fn exit_if_idle(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
-    let is_last =
-        own.pool != 0 && memory.get::<Pool>(own.pool).has_queue() && memory.get::<Pool>(own.pool).workers <= 1;
+    let is_last = !own.pool.is_null() && memory.get(own.pool).has_queue() && memory.get(own.pool).workers <= 1;
     if is_last || keeps_memory(memory, index) || is_needed(memory, index) || !dispatch::stop_accepting(memory, index) {
         return false;
     }
@@ -233,8 +233,8 @@ pub fn reserve_successor(memory: &mut Memory, index: usize) -> Succession {
 
 /// Returns whether this worker could start a job of its own key now.
 pub fn has_own_work(memory: &mut Memory, index: usize) -> bool {
-    let pool = slots(memory).get(index).map_or(0, |own| own.pool);
-    pool != 0 && runnable_jobs(memory, pool, process::now(), 1) > 0
+    let pool = slots(memory).get(index).map_or(PoolPtr::NULL, |own| own.pool);
+    !pool.is_null() && runnable_jobs(memory, pool, process::now(), 1) > 0
 }
 
 /// The worker keeps its place, as its successor does not come: the server need not start that one any more.
@@ -250,7 +250,7 @@ pub fn cancel_successor(memory: &mut Memory, index: usize, start: SlotReservatio
 }
 
 /// Reserves a place for a worker that begins when this one, which goes, is gone.
-fn reserve_successor_of(memory: &mut Memory, index: usize, but: Place) -> Option<SlotReservation> {
+fn reserve_successor_of(memory: &mut Memory, index: usize, but: PoolPtr) -> Option<SlotReservation> {
     // The last one always has a successor, which waits for room.
     if staying_workers(memory) >= guc::cap() && !is_alone(memory, index) {
         return None;
@@ -267,7 +267,7 @@ fn mark_exiting(memory: &mut Memory, index: usize) {
     leave_pool(memory, index);
     if let Some(slot) = slot_mut(memory, index) {
         slot.state = WorkerState::Exiting as u32;
-        slot.batch = 0;
+        slot.batch = BatchPtr::NULL;
     }
 }
 
@@ -322,7 +322,7 @@ pub fn worker_died(
         return None;
     }
     completion::abandon_work(memory, index, state, outcome);
-    if own.pool != 0 {
+    if !own.pool.is_null() {
         detach_from_pool(memory, index, own.pool, outcome, refused);
     }
     let now = process::now();
@@ -333,7 +333,7 @@ pub fn worker_died(
         || matches!(own.state(), WorkerState::RunningQueued | WorkerState::RunningAttached);
     if let Some(slot) = slot_mut(memory, index) {
         slot.state = if goes { WorkerState::Exiting } else { WorkerState::Restarting } as u32;
-        slot.batch = 0;
+        slot.batch = BatchPtr::NULL;
         slot.process = 0;
         slot.pid = 0;
         slot.since = now;
@@ -342,15 +342,15 @@ pub fn worker_died(
         (slot.result_pending, slot.result_consumed) = (0, 0);
     }
     if goes {
-        return reserve_successor_of(memory, index, 0);
+        return reserve_successor_of(memory, index, PoolPtr::NULL);
     }
     None
 }
 
 /// A worker that dies and its pool part; `refused`: what is queued there, or to be written, is for others to see to, or
 /// ends.
-fn detach_from_pool(memory: &mut Memory, index: usize, pool: Place, outcome: &[u8], refused: Option<Refusal>) {
-    let Pool { database, login, workers, .. } = *memory.get::<Pool>(pool);
+fn detach_from_pool(memory: &mut Memory, index: usize, pool: PoolPtr, outcome: &[u8], refused: Option<Refusal>) {
+    let Pool { database, login, workers, .. } = *memory.get(pool);
     let others = workers.saturating_sub(1);
     match refused {
         None => {}
@@ -363,7 +363,7 @@ fn detach_from_pool(memory: &mut Memory, index: usize, pool: Place, outcome: &[u
     }
     leave_pool(memory, index);
     if matches!(refused, Some(Refusal::TooMany { .. })) && others > 0 {
-        memory.get_mut::<Pool>(pool).limit = others;
+        memory.get_mut(pool).limit = others;
     }
 }
 
@@ -371,7 +371,7 @@ fn detach_from_pool(memory: &mut Memory, index: usize, pool: Place, outcome: &[u
 pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<[u8; 16]>) {
     let is_meant = |slot: &WorkerSlot| {
         slot.state() == WorkerState::RunningQueued
-            && slot.batch != 0
+            && !slot.batch.is_null()
             && slot.has_handle != 0
             && jobs.contains(&crate::registry::uuid_of_job(memory, slot.batch, slot.job))
     };
@@ -402,14 +402,15 @@ pub fn report_progress(memory: &mut Memory, index: usize, percent: i32, message:
         *to = *from;
     }
     let place = slot.batch;
-    if place != 0 {
+    if !place.is_null() {
         watchers::wake(memory, place);
     }
 }
 
 /// Returns who wants the job stopped that runs in this place: a role, if it is known. None = nobody.
 pub fn stop_request(memory: &Memory, index: usize) -> Option<Option<Vec<u8>>> {
-    let slot = slots(memory).get(index).filter(|slot| slot.state() == WorkerState::RunningQueued && slot.batch != 0)?;
+    let slot =
+        slots(memory).get(index).filter(|slot| slot.state() == WorkerState::RunningQueued && !slot.batch.is_null())?;
     let job = lists::job(memory, slot.batch, slot.job);
     (job.is_stopping != 0).then(|| stopped_by::of_job(memory, slot.batch, job).map(<[u8]>::to_vec))
 }

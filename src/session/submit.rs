@@ -6,7 +6,7 @@ use crate::ffi::{alloc, area, latch, report, role, session, spi, transaction};
 use crate::log::spool;
 use crate::log::spool::{Spooled, SpooledJob};
 use crate::protocol::{to_bytes, Request};
-use crate::registry::{NewBatch, NewJob, Place, State};
+use crate::registry::{BatchPtr, NewBatch, NewJob, State};
 use crate::scheduler::{start, Coverage, SlotReservation};
 use crate::session::launch_request::request;
 use crate::session::monitor::with_watch;
@@ -231,7 +231,7 @@ fn release_reservations(starts: &[SlotReservation]) {
 }
 
 /// Opens the batch, and sees to it that somebody attends to it.
-fn await_insert((place, uuid): (Place, &[u8; 16]), may_wait: bool) -> Result<(), Error> {
+fn await_insert((place, uuid): (BatchPtr, &[u8; 16]), may_wait: bool) -> Result<(), Error> {
     area::write(|memory| registry::open_batch(memory, place));
     start::start_workers();
     if !may_wait {

@@ -12,7 +12,7 @@ use crate::log::attempt_file::Attempt;
 use crate::log::outcome_file::End;
 use crate::log::{attempt_file, outcome_file, spool, FinalRow};
 use crate::protocol::{decode, sqlstate, to_bytes, Outcome, Report};
-use crate::registry::{Place, Reason, RunningJob, State};
+use crate::registry::{BatchPtr, Reason, RunningJob, State};
 use crate::scheduler::{Claim, Finish};
 use crate::worker::main_loop::exit::is_interrupt;
 use crate::worker::main_loop::{PoolWorker, SLOT};
@@ -187,7 +187,7 @@ impl PoolWorker {
     }
 
     /// Runs one attempt of one job, to the row that tells of it. `marked`: in which log a row says that it begins.
-    fn run_job(&mut self, batch: Place, index: u32, marked: Option<u32>) {
+    fn run_job(&mut self, batch: BatchPtr, index: u32, marked: Option<u32>) {
         let (job, recorded) =
             area::read(|memory| (RunningJob::read(memory, batch, index), registry::log_location(memory, batch)));
         let log = recorded.map(|rows| rows.log);
@@ -308,7 +308,7 @@ impl PoolWorker {
         }
     }
 
-    fn finish(&self, batch: Place, index: u32, state: State, is_written: bool, outcome: &Outcome) {
+    fn finish(&self, batch: BatchPtr, index: u32, state: State, is_written: bool, outcome: &Outcome) {
         let bytes = to_bytes(outcome);
         let finish = if is_written { Finish::Logged(state, &bytes) } else { Finish::Unlogged(state, &bytes) };
         area::write(|memory| scheduler::finish_attempt(memory, self.index, batch, index, &finish));
@@ -345,7 +345,7 @@ impl PoolWorker {
     }
 
     /// Writes the rows of a batch that was accepted.
-    pub(super) fn record(&mut self, place: Place) {
+    pub(super) fn record(&mut self, place: BatchPtr) {
         let (uuid, first) =
             area::read(|memory| (scheduler::batch_uuid(memory, place), scheduler::first_job_uuid(memory, place)));
         let recorded = if self.is_clean || self.reset() {
@@ -364,7 +364,7 @@ impl PoolWorker {
     }
 
     /// Writes final rows that are still to be written.
-    pub(super) fn write_log(&mut self, place: Place) {
+    pub(super) fn write_log(&mut self, place: BatchPtr) {
         let Some(recorded) = area::read(|memory| registry::log_location(memory, place)) else {
             return self.record(place);
         };
