@@ -5,48 +5,18 @@
 
 use crate::error::Error;
 use crate::ffi::area::Memory;
-use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::{area, process};
 use crate::guc;
-use crate::registry::layout::{BatchPtr, PoolPtr, Root, WorkerSlot, WorkerState, MAX_PRESTARTED};
-use crate::registry::root::{get_or_create_root, slot_mut, slots};
-use crate::registry::{lists, pools, watchers};
+use crate::registry::layout::{PoolPtr, Root, WorkerSlot, WorkerState, MAX_PRESTARTED};
+use crate::registry::root::{get_or_create_root, slots};
+use crate::registry::{lists, pools};
 use crate::scheduler::job_order::runnable_jobs;
-use crate::scheduler::{fork_probe, job_order, prestart};
+use crate::scheduler::slots::{
+    evict_idle, has_workers, idle_count, is_alone, is_exiting_unreplaced, looks_for_work, reclaim, reserve_slot,
+    wake_idle, SlotReservation,
+};
+use crate::scheduler::{job_order, prestart};
 use std::collections::HashMap;
-
-/// A worker that is to be registered.
-#[derive(Debug, Clone, Copy)]
-pub struct SlotReservation {
-    pub slot: usize,
-    pub serial: u64,
-}
-
-/// Frees the places of workers that are gone.
-fn reclaim(memory: &mut Memory) {
-    let gone: Vec<usize> = slots(memory)
-        .iter()
-        .enumerate()
-        .filter(|(_, slot)| slot.state() == WorkerState::Exiting && slot.has_handle != 0)
-        .filter(|(_, slot)| WorkerHandle::from_words(slot.handle).is_gone())
-        .map(|(index, _)| index)
-        .collect();
-    for index in gone {
-        if let Some(slot) = slot_mut(memory, index) {
-            *slot = WorkerSlot { serial: slot.serial, ..bytemuck::Zeroable::zeroed() };
-        }
-    }
-}
-
-/// Returns whether a worker other than `index`, the one that asks, is on its way out, so that there will be a process
-/// more in a moment.
-pub fn is_one_exiting(memory: &mut Memory, index: usize) -> bool {
-    reclaim(memory);
-    slots(memory)
-        .iter()
-        .enumerate()
-        .any(|(at, slot)| at != index && slot.state() == WorkerState::Exiting && slot.has_handle != 0)
-}
 
 /// Counts the workers of the extension that are in the whole server, or will be.
 pub fn worker_count(memory: &mut Memory) -> usize {
@@ -58,11 +28,6 @@ fn count_with_job(memory: &mut Memory) -> usize {
     reclaim(memory);
     slots(memory).iter().filter(|slot| slot.state() != WorkerState::Free && slot.has_successor == 0).count()
         + area::unregistered()
-}
-
-/// Returns whether a worker is on its way out, and nobody waits for its place.
-pub fn is_exiting_unreplaced(slot: &WorkerSlot) -> bool {
-    slot.state() == WorkerState::Exiting && slot.has_successor == 0
 }
 
 /// Counts the workers that neither are on their way out nor go as soon as somebody wants their place.
@@ -90,25 +55,6 @@ pub fn cap_decision(memory: &mut Memory, index: usize) -> CapDecision {
         true => CapDecision::Pause,
         false => CapDecision::Exit,
     }
-}
-
-/// Returns whether a worker is there, or will be, and is not on its way out.
-pub fn is_staying(slot: &WorkerSlot) -> bool {
-    !matches!(slot.state(), WorkerState::Free | WorkerState::Exiting)
-}
-
-fn has_workers(memory: &Memory) -> bool {
-    slots(memory).iter().any(is_staying)
-}
-
-/// Returns whether there is no other worker, now or soon.
-pub fn is_alone(memory: &Memory, index: usize) -> bool {
-    !slots(memory).iter().enumerate().any(|(at, slot)| at != index && is_staying(slot))
-}
-
-/// Returns whether a worker looks for work, or will at once.
-fn looks_for_work(slot: &WorkerSlot) -> bool {
-    slot.exit_requested == 0 && matches!(slot.state(), WorkerState::Starting | WorkerState::Ready | WorkerState::Idle)
 }
 
 /// Returns whether nobody else would see to what is queued for later. A worker that is busy looks when it is done.
@@ -199,40 +145,10 @@ pub fn must_yield(memory: &mut Memory, index: usize, now: i64, quantum: i64) -> 
     their_share + 1 < my_share || their_share == 0 && (my_share > 1 || now - own.since > quantum)
 }
 
-pub fn free_slot(memory: &Memory) -> Option<usize> {
-    slots(memory).iter().position(|slot| slot.state() == WorkerState::Free)
-}
-
-/// A number that no process in any place had before.
-pub fn next_serial(memory: &mut Memory) -> u64 {
-    let root = memory.root::<Root>();
-    let record = memory.get_mut(root);
-    record.last_serial += 1;
-    record.last_serial
-}
-
 /// Returns whether one more worker may have nothing to do. The one that had nothing to do for longest makes room.
 pub fn may_one_more_idle(memory: &mut Memory) -> bool {
     let limit = guc::idle_limit();
     idle_count(memory) < limit || limit > 0 && evict_idle(memory, PoolPtr::NULL)
-}
-
-/// Asks idle workers of a pool to leave whose login is not of this version: no session gives them a job any more.
-pub fn evict_outdated(memory: &mut Memory, pool: PoolPtr, version: u64) {
-    let is_outdated = |slot: &WorkerSlot| {
-        slot.pool == pool
-            && slot.state() == WorkerState::Idle
-            && slot.exit_requested == 0
-            && ![0, version].contains(&slot.version)
-    };
-    while let Some(index) = slots(memory).iter().position(is_outdated) {
-        evict(memory, index);
-    }
-}
-
-/// Counts the workers that have nothing to do.
-pub fn idle_count(memory: &Memory) -> usize {
-    slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle).count()
 }
 
 /// Room for one more worker: beside the others, or in the place of one that is on its way out.
@@ -258,31 +174,6 @@ fn reserve_if_free(memory: &mut Memory, pool: PoolPtr) -> Option<SlotReservation
         Capacity::Free => reserve_slot(memory, pool, None),
         Capacity::After(before) => reserve_slot(memory, pool, Some(before)),
     }
-}
-
-/// Reserves a place for a worker of a pool; `after` = it begins when that one is gone.
-pub fn reserve_slot(memory: &mut Memory, pool: PoolPtr, after: Option<usize>) -> Option<SlotReservation> {
-    let index = free_slot(memory)?;
-    let serial = next_serial(memory);
-    if let Some(slot) = slot_mut(memory, index) {
-        *slot = WorkerSlot {
-            serial,
-            pool,
-            state: WorkerState::Starting as u32,
-            progress: -1,
-            since: process::now(),
-            waits_for_slot: after.map_or(0, |after| after as u32 + 1),
-            ..bytemuck::Zeroable::zeroed()
-        };
-    }
-    if let Some(before) = after.and_then(|after| slot_mut(memory, after)) {
-        before.has_successor = 1;
-    }
-    let turn = job_order::next_turn(memory);
-    let pool = memory.get_mut(pool);
-    pool.workers += 1;
-    pool.turn = turn;
-    Some(SlotReservation { slot: index, serial })
 }
 
 /// Decides which workers are to be registered now, and wakes idle ones that have something to do.
@@ -366,34 +257,6 @@ pub fn next_pool(memory: &mut Memory, index: usize, but: PoolPtr) -> Option<Pool
     }
 }
 
-/// Wakes an idle worker of a pool.
-fn wake_idle(memory: &mut Memory, pool: PoolPtr) -> bool {
-    let idle = slots(memory).iter().position(|slot| slot.pool == pool && slot.state() == WorkerState::Idle);
-    let Some(slot) = idle.and_then(|index| slot_mut(memory, index)) else { return false };
-    slot.state = WorkerState::Ready as u32;
-    process::wake(slot.process);
-    true
-}
-
-/// Asks one idle worker of another pool to make room. False = there is none.
-fn evict_idle(memory: &mut Memory, pool: PoolPtr) -> bool {
-    let idle = slots(memory)
-        .iter()
-        .enumerate()
-        .filter(|(_, slot)| slot.state() == WorkerState::Idle && slot.pool != pool && slot.exit_requested == 0)
-        .min_by_key(|(_, slot)| slot.since)
-        .map(|(index, _)| index);
-    idle.is_some_and(|index| evict(memory, index))
-}
-
-fn evict(memory: &mut Memory, index: usize) -> bool {
-    let Some(slot) = slot_mut(memory, index) else { return false };
-    slot.exit_requested = 1;
-    slot.state = WorkerState::Ready as u32;
-    process::wake(slot.process);
-    true
-}
-
 /// Returns whether a worker is between its job and rest, with nothing queued that it could take up.
 fn is_one_becoming_idle(memory: &Memory) -> bool {
     let will_rest = |slot: &WorkerSlot| match slot.state() {
@@ -419,16 +282,6 @@ pub fn free_a_process_for(memory: &mut Memory, pool: PoolPtr) -> bool {
         }
     }
     prestart::evict_for_another(memory) || evict_idle(memory, pool)
-}
-
-/// Wakes workers of a database that have nothing to do: there are rows to write.
-pub fn wake_log_writers(memory: &Memory, database: u32) {
-    let idle = slots(memory).iter().find(|slot| {
-        slot.state() == WorkerState::Idle && !slot.pool.is_null() && memory.get(slot.pool).database == database
-    });
-    if let Some(slot) = idle {
-        process::wake(slot.process);
-    }
 }
 
 /// Reserves places for `wanted` workers of a pool, idle ones included, or none.
@@ -469,80 +322,6 @@ pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize
         pool.database == database && pool.login == login
     });
     evict_idle(memory, own.unwrap_or(PoolPtr::NULL))
-}
-
-/// Tells with whom a worker shares the connections of its role and database.
-pub enum PoolPeers {
-    /// Other workers of its pool.
-    Active,
-    /// The worker is the only one, but others are still on their way out.
-    Exiting,
-    None,
-}
-
-/// Returns who is there beside this worker.
-pub fn pool_peers(memory: &mut Memory, index: usize) -> PoolPeers {
-    reclaim(memory);
-    let pool = slots(memory).get(index).map_or(PoolPtr::NULL, |own| own.pool);
-    if !pool.is_null() && memory.get(pool).workers > 1 {
-        return PoolPeers::Active;
-    }
-    let goes = |slot: &WorkerSlot| {
-        matches!(slot.state(), WorkerState::Exiting | WorkerState::Restarting)
-            && slot.has_handle != 0
-            && !WorkerHandle::from_words(slot.handle).is_gone()
-    };
-    if !pool.is_null() && slots(memory).iter().any(goes) {
-        PoolPeers::Exiting
-    } else {
-        PoolPeers::None
-    }
-}
-
-/// Tells who sees to a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Coverage {
-    /// Workers that will look at it, or nothing of it is queued.
-    Covered,
-    /// Workers that are still to be started, or that have nothing to do with it and may find no process for another.
-    Uncertain,
-    Uncovered,
-}
-
-/// Returns who sees to this batch.
-pub fn coverage(memory: &mut Memory, place: BatchPtr, uuid: &[u8; 16]) -> Coverage {
-    reclaim(memory);
-    // By now it may have been done, and forgotten.
-    if !lists::batches_of_uuid(memory, uuid).any(|at| at == place && memory.get(place).queued > 0) {
-        return Coverage::Covered;
-    }
-    let awaits_start = fork_probe::awaits_start(memory, memory.get(place).pool, process::now());
-    let will_look = |slot: &WorkerSlot| match slot.state() {
-        WorkerState::RunningQueued | WorkerState::Starting => true,
-        WorkerState::RunningAttached if slot.result_consumed == 0 => true,
-        WorkerState::Ready if !slot.batch.is_null() => true,
-        _ => !slot.pool.is_null() && memory.get(slot.pool).has_queue(),
-    };
-    let there = || slots(memory).iter().filter(|slot| slot.has_handle != 0 && is_staying(slot));
-    if !awaits_start && there().any(will_look) {
-        Coverage::Covered
-    } else if there().next().is_some() {
-        Coverage::Uncertain
-    } else {
-        Coverage::Uncovered
-    }
-}
-
-/// Returns whether every job that runs waits for others, and there is no room for a worker that would run those. Jobs
-/// that sessions have launched themselves take room, too.
-pub fn is_stuck(memory: &mut Memory) -> bool {
-    let waiting = watchers::waiting_workers(memory);
-    if waiting < guc::cap() {
-        return false;
-    }
-    let runs = |slot: &&WorkerSlot| matches!(slot.state(), WorkerState::RunningQueued | WorkerState::RunningAttached);
-    let running = slots(memory).iter().filter(runs).count() + area::unregistered();
-    running <= waiting && job_order::has_work(memory)
 }
 
 /// Returns whether one more process may have nothing to do for a while.

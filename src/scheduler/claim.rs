@@ -12,7 +12,8 @@ use crate::scheduler::capacity::CapDecision;
 use crate::scheduler::job_order::{
     batch_to_log, next_log_write, next_overdue_claim, next_turn, runnable_batches, take_next_job, MAX_EXAMINED,
 };
-use crate::scheduler::{capacity, completion, dispatch, fork_probe, job_order, worker_lifecycle};
+use crate::scheduler::slots;
+use crate::scheduler::{capacity, completion, dispatch, fork_probe, job_order};
 use std::collections::HashSet;
 
 /// Number of jobs that a worker claims at most.
@@ -67,7 +68,7 @@ pub fn claim(memory: &mut Memory, seeker: ClaimingWorker, now: i64) -> Task {
     let task = next_task(memory, seeker, now);
     if matches!(task, Task::Leave | Task::HandOver) {
         // No session gives it a job any more that it would take along.
-        worker_lifecycle::become_ready(memory, index);
+        slots::become_ready(memory, index);
     }
     task
 }

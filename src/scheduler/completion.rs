@@ -7,8 +7,10 @@ use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, PoolPtr, Reason,
 use crate::registry::outcomes::StoredOutcome;
 use crate::registry::root::{slot_mut, slots};
 use crate::registry::{batches, lists, outcomes, ready_lists, stopped_by, watchers};
+use crate::scheduler::job_order;
 use crate::scheduler::job_order::requeue;
-use crate::scheduler::{capacity, job_order};
+use crate::scheduler::stop;
+use crate::scheduler::stop::stop_queued;
 
 /// Number of final rows that are written in one transaction at most.
 const LOG_LIMIT: usize = 1000;
@@ -129,76 +131,6 @@ fn end_job(memory: &mut Memory, place: BatchPtr, index: u32, state: State, row: 
     if let Some(kept) = kept {
         outcomes::attach(memory, place, index, kept);
     }
-}
-
-/// Stops every queued job of a batch that nobody has claimed or that is only claimed.
-fn stop_queued(memory: &mut Memory, place: BatchPtr, reason: Reason) {
-    for index in 0..memory.get(place).jobs {
-        stop_if_queued(memory, place, index, reason);
-    }
-}
-
-fn stop_if_queued(memory: &mut Memory, place: BatchPtr, index: u32, reason: Reason) -> bool {
-    let job = lists::job_mut(memory, place, index);
-    if job.state != State::Queued as u8 {
-        return false;
-    }
-    let is_claimed = job.slot != 0;
-    job.state = State::Stopped as u8;
-    job.reason = reason as u8;
-    job.slot = 0;
-    job.ended = process::now();
-    batches::count_unlogged(memory, place, 1);
-    let batch = memory.get_mut(place);
-    let database = batch.database;
-    if !is_claimed {
-        batch.queued -= 1;
-        // Others of it may have waited for this one.
-        ready_lists::update_queue_state(memory, place);
-    }
-    capacity::wake_log_writers(memory, database);
-    true
-}
-
-/// Stops a job in the name of a role: a queued one is out of the queue, one that runs is cancelled. Gives what it was;
-/// `Running` = somebody will see to it.
-pub fn stop_job(memory: &mut Memory, place: BatchPtr, index: u32, uuid: &[u8; 16], role: &[u8]) -> State {
-    let is_there = |memory: &Memory| lists::batches_of_uuid(memory, uuid).any(|at| at == place);
-    if !is_there(memory) {
-        return State::Stopped;
-    }
-    let state = State::from_byte(lists::job(memory, place, index).state);
-    if state.is_final() {
-        return state;
-    }
-    let stopper = stopped_by::requester_number(memory, place, role);
-    // Without memory for it, all may have ended in the meantime, and be forgotten.
-    if stopper.is_none() && !is_there(memory) {
-        return State::Stopped;
-    }
-    let job = *lists::job(memory, place, index);
-    let state = State::from_byte(job.state);
-    match state {
-        State::Queued => {
-            lists::job_mut(memory, place, index).stop_requester = stopper.unwrap_or(0);
-            stop_if_queued(memory, place, index, Reason::Stopped);
-        }
-        State::Running => {
-            let is_uncancellable =
-                slots(memory).get((job.slot as usize).wrapping_sub(1)).is_none_or(|slot| slot.is_uncancellable != 0);
-            if job.is_stopping == 0 {
-                let job = lists::job_mut(memory, place, index);
-                (job.is_stopping, job.reason, job.stop_requester) = (1, Reason::Cancelled as u8, stopper.unwrap_or(0));
-            }
-            if !is_uncancellable {
-                // The worker leaves this state under the lock that is held here: the signal reaches this job, or none.
-                process::cancel(job.pid);
-            }
-        }
-        _ => {}
-    }
-    watchers::wake(memory, place);
-    state
 }
 
 /// Final rows that are to be written, a few at a time.
@@ -373,7 +305,7 @@ pub fn forget_database(memory: &mut Memory, database: u32, index: usize) {
     let places: Vec<BatchPtr> = lists::batches(memory).filter(|place| is_meant(memory.get(*place))).collect();
     for place in places {
         for index in 0..memory.get(place).jobs {
-            stop_if_queued(memory, place, index, Reason::Stopped);
+            stop::stop_if_queued(memory, place, index, Reason::Stopped);
         }
         let batch = memory.get_mut(place);
         if batch.log_writer == index as u32 + 1 {

@@ -8,6 +8,7 @@ use crate::guc;
 use crate::registry::layout::{BatchPtr, WorkerSlot, WorkerState};
 use crate::registry::pools;
 use crate::registry::root::{get_or_create_root, slot_mut, slots};
+use crate::scheduler::slots;
 use crate::scheduler::{capacity, job_order, worker_lifecycle};
 
 /// A worker's place, and the serial number of its process there.
@@ -139,10 +140,10 @@ pub fn add_worker(memory: &mut Memory, new: &NewWorker) -> Result<Option<SlotId>
     if capacity::worker_count(memory) > guc::cap() || !capacity::may_one_more_idle(memory) {
         return Ok(None);
     }
-    let Some(index) = capacity::free_slot(memory) else { return Ok(None) };
+    let Some(index) = slots::free_slot(memory) else { return Ok(None) };
     let pool = pools::get_or_create(memory, new.database, new.login)?;
-    capacity::evict_outdated(memory, pool, new.version);
-    let (serial, turn) = (capacity::next_serial(memory), job_order::next_turn(memory));
+    slots::evict_outdated(memory, pool, new.version);
+    let (serial, turn) = (slots::next_serial(memory), job_order::next_turn(memory));
     let record = memory.get_mut(pool);
     record.workers += 1;
     record.turn = turn;
@@ -196,15 +197,4 @@ pub fn request_exit(memory: &mut Memory, index: usize) {
     if let Some(slot) = slot_mut(memory, index) {
         slot.exit_requested = 1;
     }
-}
-
-/// Returns whether the worker has been given a job that it has not begun.
-pub fn has_assignment(memory: &Memory, index: usize) -> bool {
-    slots(memory).get(index).is_some_and(|slot| slot.assigned_segment != 0)
-}
-
-/// The worker takes no jobs any more, for it looks at something else. False = it has been given one.
-pub fn stop_accepting(memory: &mut Memory, index: usize) -> bool {
-    worker_lifecycle::become_ready(memory, index);
-    !has_assignment(memory, index)
 }

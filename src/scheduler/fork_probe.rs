@@ -9,9 +9,10 @@ use crate::ffi::process;
 use crate::registry::layout::{ForkProbe, PoolPtr, Root, WorkerSlot, WorkerState};
 use crate::registry::lists;
 use crate::registry::root::slots;
-use crate::scheduler::capacity::{next_serial, SlotReservation};
-use crate::scheduler::job_order::runnable_jobs;
-use crate::scheduler::{completion, worker_lifecycle};
+use crate::scheduler::completion;
+use crate::scheduler::coverage::{awaits_start, has_started, is_start_pending};
+use crate::scheduler::slots;
+use crate::scheduler::slots::{next_serial, SlotReservation};
 
 /// Time that the server waits before it starts a worker again that has died or that it could not fork, in seconds.
 pub const RESTART_AFTER: i32 = 1;
@@ -117,14 +118,6 @@ pub fn start_status(memory: &mut Memory, start: SlotReservation) -> StartStatus 
     }
 }
 
-/// Returns whether the server is still to start the worker in this place.
-fn is_start_pending(slot: &WorkerSlot) -> bool {
-    slot.state() == WorkerState::Starting
-        && slot.pid == 0
-        && slot.has_handle != 0
-        && WorkerHandle::from_words(slot.handle).is_to_start()
-}
-
 /// Returns whether the server has not started the worker, which it should have at this time.
 fn is_overdue(slot: &WorkerSlot, at: i64) -> bool {
     match slot.state() {
@@ -135,25 +128,6 @@ fn is_overdue(slot: &WorkerSlot, at: i64) -> bool {
         }
         _ => false,
     }
-}
-
-/// Returns whether its process has come, and looks for work sooner or later.
-pub fn has_started(slot: &WorkerSlot) -> bool {
-    match slot.state() {
-        WorkerState::Ready | WorkerState::RunningQueued | WorkerState::RunningAttached | WorkerState::Idle => true,
-        WorkerState::Starting => slot.has_handle != 0 && !is_start_pending(slot),
-        WorkerState::Free | WorkerState::Exiting | WorkerState::Restarting => false,
-    }
-}
-
-/// Returns whether a job of the pool can start only when the server has started a worker, as no other is there that is
-/// of the pool, or none at all.
-pub fn awaits_start(memory: &mut Memory, pool: PoolPtr, now: i64) -> bool {
-    let is_its_own = |slot: &WorkerSlot| slot.pool == pool;
-    let there: Vec<&WorkerSlot> = slots(memory).iter().filter(|slot| has_started(slot)).collect();
-    let is_asked_for = || slots(memory).iter().any(|slot| is_its_own(slot) && is_start_pending(slot));
-    let awaits = there.is_empty() || !there.iter().any(|slot| is_its_own(slot)) && is_asked_for();
-    awaits && memory.get(pool).login != 0 && runnable_jobs(memory, pool, now, 1) > 0
 }
 
 /// The pools of which the same is true, and the worker was late at this time.
@@ -175,5 +149,5 @@ pub fn may_lack_workers(memory: &Memory) -> bool {
     let is_expected = |slot: &WorkerSlot| {
         slot.state() == WorkerState::Restarting || slot.state() == WorkerState::Starting && slot.pid == 0
     };
-    worker_lifecycle::lacks_processes(memory) || slots(memory).iter().any(is_expected)
+    slots::lacks_processes(memory) || slots(memory).iter().any(is_expected)
 }

@@ -7,38 +7,41 @@
 pub mod capacity;
 pub mod claim;
 pub mod completion;
+pub mod coverage;
 pub mod dispatch;
 pub mod fork_probe;
 pub mod job_order;
 pub mod prestart;
+pub mod slots;
 pub mod start;
+pub mod stop;
 pub mod worker_lifecycle;
 
-pub use crate::scheduler::capacity::{
-    coverage, free_a_process, has_room_to_prestart, is_one_exiting, is_settling, is_stuck, plan_starts, pool_peers,
-    reserve, Coverage, PoolPeers, SlotReservation,
-};
+pub use crate::scheduler::capacity::{free_a_process, has_room_to_prestart, is_settling, plan_starts, reserve};
 pub use crate::scheduler::claim::{
     batch_uuid, begin_job, claim, claimed_uuids, first_job_uuid, forget_rows, release_claim, rows_inserted, undo_task,
     Claim, ClaimingWorker, Task,
 };
 pub use crate::scheduler::completion::{
-    finish_attempt, forget_database, mark_uncancellable, next_log_try, rows_written, stop_job, unlogged_jobs, Finish,
+    finish_attempt, forget_database, mark_uncancellable, next_log_try, rows_written, unlogged_jobs, Finish,
     UnloggedJob, FEW,
 };
+pub use crate::scheduler::coverage::{coverage, is_stuck, pool_peers, Coverage, PoolPeers};
 pub use crate::scheduler::dispatch::{
-    accept_attached_jobs, add_worker, assign_job, attached_job_done, drop_assignment, has_assignment, has_idle_worker,
-    holds_job, is_result_pending, is_worker_there, refuse_assignments, release_result, request_exit, stop_accepting,
-    NewWorker, SlotId,
+    accept_attached_jobs, add_worker, assign_job, attached_job_done, drop_assignment, has_idle_worker, holds_job,
+    is_result_pending, is_worker_there, refuse_assignments, release_result, request_exit, NewWorker, SlotId,
 };
 pub use crate::scheduler::fork_probe::{
     check_overdue_starts, fail_overdue_jobs, may_lack_workers, probe_started, register_probe, start_status,
     OverdueAction, StartStatus, PROBE, RESTART_AFTER,
 };
 pub use crate::scheduler::prestart::{add_prestarted, evict_for_another, take_prestarted, terminate_prestarted};
+pub use crate::scheduler::slots::{
+    has_assignment, is_one_exiting, lacks_processes, slot_of_process, stop_accepting, terminate_worker, SlotReservation,
+};
+pub use crate::scheduler::stop::{stop_job, stop_request, terminate_jobs};
 pub use crate::scheduler::worker_lifecycle::{
-    become_idle, cancel_successor, exit_and_reserve_successor, exit_if_idle, has_own_work, keep_for_restart,
-    lacks_processes, may_exit, registration_failed, release_reservation, report_progress, reserve_successor,
-    slot_of_process, stop_request, terminate_jobs, terminate_worker, will_be_restarted, worker_died, worker_registered,
-    worker_started, Arrival, Refusal, Succession,
+    become_idle, cancel_successor, exit_and_reserve_successor, exit_if_idle, has_own_work, keep_for_restart, may_exit,
+    registration_failed, release_reservation, report_progress, reserve_successor, will_be_restarted, worker_died,
+    worker_registered, worker_started, Arrival, Refusal, Succession,
 };

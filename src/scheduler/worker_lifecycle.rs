@@ -4,16 +4,16 @@ use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
 use crate::guc;
-use crate::registry::layout::{BatchPtr, Pool, PoolPtr, Root, State, WorkerSlot, WorkerState, MESSAGE_BYTES};
+use crate::registry::layout::{BatchPtr, Pool, PoolPtr, State, WorkerSlot, WorkerState, MESSAGE_BYTES};
 use crate::registry::root::{slot_mut, slots};
-use crate::registry::{batches, lists, pools, stopped_by, watchers};
-use crate::scheduler::capacity::{
-    is_alone, is_exiting_unreplaced, is_needed, may_one_more_idle, most_underserved_pool, next_pool, reserve_slot,
-    staying_workers, SlotReservation,
-};
+use crate::registry::{batches, lists, pools, watchers};
+use crate::scheduler::capacity::{is_needed, may_one_more_idle, most_underserved_pool, next_pool, staying_workers};
 use crate::scheduler::job_order::runnable_jobs;
-use crate::scheduler::{capacity, completion, dispatch, job_order};
-use std::collections::HashSet;
+use crate::scheduler::slots;
+use crate::scheduler::slots::{
+    is_alone, is_exiting_unreplaced, reserve_slot, set_lacks_processes, terminate_worker, SlotReservation,
+};
+use crate::scheduler::{capacity, completion, job_order};
 
 /// Tells a new worker what it is to be.
 #[derive(Debug, Clone, Copy)]
@@ -26,16 +26,6 @@ pub enum Arrival {
     Later,
     /// There is nothing to do.
     Nothing,
-}
-
-/// Returns whether the server had no process for the worker that was asked for last.
-pub fn lacks_processes(memory: &Memory) -> bool {
-    !memory.root::<Root>().is_null() && memory.get(memory.root::<Root>()).is_starved != 0
-}
-
-fn set_lacks_processes(memory: &mut Memory, is_starved: bool) {
-    let root = memory.root::<Root>();
-    memory.get_mut(root).is_starved = u64::from(is_starved);
 }
 
 /// The server has taken the worker.
@@ -53,7 +43,7 @@ pub fn registration_failed(memory: &mut Memory, start: SlotReservation) {
     set_lacks_processes(memory, true);
     let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
     if !slot.pool.is_null() {
-        if slots(memory).iter().filter(|slot| capacity::is_staying(slot)).count() > 2 || job_order::is_awaited(memory) {
+        if slots(memory).iter().filter(|slot| slots::is_staying(slot)).count() > 2 || job_order::is_awaited(memory) {
             capacity::free_a_process_for(memory, slot.pool);
         }
         let batches: Vec<BatchPtr> = lists::queued_batches(memory, slot.pool).collect();
@@ -168,19 +158,11 @@ pub fn become_idle(memory: &mut Memory, index: usize) -> bool {
     true
 }
 
-/// The worker looks for work again.
-pub fn become_ready(memory: &mut Memory, index: usize) {
-    if let Some(slot) = slot_mut(memory, index).filter(|slot| slot.state() == WorkerState::Idle) {
-        slot.state = WorkerState::Ready as u32;
-    }
-}
-
 /// Returns whether it is the last worker, and there is still a large batch that readers may look at: it gives back that
 /// batch's memory.
 fn keeps_memory(memory: &Memory, index: usize) -> bool {
     let mut others = slots(memory).iter().enumerate().filter(|(at, _)| *at != index);
-    !others.any(|(_, slot)| capacity::is_staying(slot) && slot.exit_requested == 0)
-        && batches::is_large_one_done(memory)
+    !others.any(|(_, slot)| slots::is_staying(slot) && slot.exit_requested == 0) && batches::is_large_one_done(memory)
 }
 
 /// A worker whose idle time is over goes. False = it stays: it alone has time for what is queued, or has been given a
@@ -188,7 +170,7 @@ fn keeps_memory(memory: &Memory, index: usize) -> bool {
 pub fn exit_if_idle(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
     let is_last = !own.pool.is_null() && memory.get(own.pool).has_queue() && memory.get(own.pool).workers <= 1;
-    if is_last || keeps_memory(memory, index) || is_needed(memory, index) || !dispatch::stop_accepting(memory, index) {
+    if is_last || keeps_memory(memory, index) || is_needed(memory, index) || !slots::stop_accepting(memory, index) {
         return false;
     }
     // Another one that looks now does not count on it.
@@ -301,13 +283,6 @@ pub enum Refusal {
     NoDatabase,
 }
 
-/// The server is not to start the worker in this place, or not again.
-pub fn terminate_worker(memory: &Memory, index: usize) {
-    if let Some(slot) = slots(memory).get(index).filter(|slot| slot.has_handle != 0) {
-        WorkerHandle::from_words(slot.handle).terminate();
-    }
-}
-
 /// The worker dies; what it leaves ends in this state. Gives its successor: none = the server starts it again, or
 /// nobody is wanted in its place.
 pub fn worker_died(
@@ -367,31 +342,6 @@ fn detach_from_pool(memory: &mut Memory, index: usize, pool: PoolPtr, outcome: &
     }
 }
 
-/// Ends the processes that run these jobs, if they still do.
-pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<[u8; 16]>) {
-    let is_meant = |slot: &WorkerSlot| {
-        slot.state() == WorkerState::RunningQueued
-            && !slot.batch.is_null()
-            && slot.has_handle != 0
-            && jobs.contains(&crate::registry::uuid_of_job(memory, slot.batch, slot.job))
-    };
-    let found: Vec<usize> =
-        slots(memory).iter().enumerate().filter(|(_, slot)| is_meant(slot)).map(|(index, _)| index).collect();
-    for index in found {
-        if let Some(slot) = slot_mut(memory, index) {
-            slot.no_restart = 1;
-            // Should the job end by itself now, it is to begin no other.
-            slot.exit_requested = 1;
-            WorkerHandle::from_words(slot.handle).terminate();
-        }
-    }
-}
-
-/// The place of this process, if it runs a job of the manager.
-pub fn slot_of_process(memory: &Memory, pid: i32) -> Option<usize> {
-    slots(memory).iter().position(|slot| slot.pid == pid && slot.state() == WorkerState::RunningQueued)
-}
-
 /// Reports how far the job is.
 pub fn report_progress(memory: &mut Memory, index: usize, percent: i32, message: &[u8]) {
     let Some(slot) = slot_mut(memory, index) else { return };
@@ -405,12 +355,4 @@ pub fn report_progress(memory: &mut Memory, index: usize, percent: i32, message:
     if !place.is_null() {
         watchers::wake(memory, place);
     }
-}
-
-/// Returns who wants the job stopped that runs in this place: a role, if it is known. None = nobody.
-pub fn stop_request(memory: &Memory, index: usize) -> Option<Option<Vec<u8>>> {
-    let slot =
-        slots(memory).get(index).filter(|slot| slot.state() == WorkerState::RunningQueued && !slot.batch.is_null())?;
-    let job = lists::job(memory, slot.batch, slot.job);
-    (job.is_stopping != 0).then(|| stopped_by::of_job(memory, slot.batch, job).map(<[u8]>::to_vec))
 }
