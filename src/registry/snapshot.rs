@@ -2,7 +2,7 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::{alloc, session};
-use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, State, WorkerSlot, WorkerState, RELAUNCHED};
+use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, Reason, State, WorkerSlot, WorkerState, RELAUNCHED};
 use crate::registry::root::slots;
 use crate::registry::{lists, outcomes, stopped_by};
 use crate::spec::options::RunOptions;
@@ -60,7 +60,7 @@ pub struct JobStatus {
     pub outcome: Option<Vec<u8>>,
     /// Content of its row, which was written with the end of the job: for those that are told of it.
     pub written: Option<Vec<u8>>,
-    pub reason: crate::registry::Reason,
+    pub reason: Reason,
     /// Name of the role that stopped it.
     pub stop_requester: Option<Vec<u8>>,
 }
