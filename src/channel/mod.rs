@@ -98,9 +98,15 @@ pub enum Gate {
 pub struct Channel(Segment);
 
 impl Channel {
-    /// Launcher: creates the segment and writes the job into it, or nothing yet. None = no segment is left.
-    pub fn create(request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Self, Receiver)> {
-        let payload = (aligned(request.len()) + sql.len()).max(MIN_PAYLOAD_BYTES);
+    /// Returns the bytes of payload that a job takes.
+    pub fn payload_bytes(request: &[u8], sql: &[u8]) -> usize {
+        aligned(request.len()) + sql.len()
+    }
+
+    /// Launcher: creates a segment for a job with so many bytes of payload, and for those after it. Returns `None` if
+    /// the server has no segment left.
+    pub fn create(payload: usize, queue_bytes: usize) -> Option<(Self, Receiver)> {
+        let payload = payload.max(MIN_PAYLOAD_BYTES);
         let queue = queue_offset(payload);
         // The queue's size is rounded down by the server; a whole number of alignments keeps what was asked for.
         let queue_bytes = aligned(queue_bytes);
@@ -108,7 +114,6 @@ impl Channel {
         let channel = Channel(segment);
         channel.set(Word::PayloadBytes, payload as u64);
         channel.set(Word::Queue, queue_bytes as u64);
-        channel.write_job(request, sql);
         let receiver = Receiver::create(&segment, queue, queue_bytes);
         channel.set(Word::PinTaken, 1);
         channel.set(Word::Layout, LAYOUT);
@@ -116,15 +121,12 @@ impl Channel {
     }
 
     /// Launcher: makes the segment ready for another worker, as if it were new; the one that had it is gone, and its
-    /// receiver was closed. None = the job does not fit.
-    pub fn renew(&self, request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<Receiver> {
-        if !self.write_job(request, sql) {
-            return None;
-        }
+    /// receiver was closed.
+    pub fn renew(&self, queue_bytes: usize) -> Receiver {
         for word in [Word::Gate, Word::Pid, Word::Process, Word::HasJob, Word::SlotId, Word::HasWorker] {
             self.set(word, 0);
         }
-        Some(Receiver::create(&self.0, queue_offset(self.get(Word::PayloadBytes) as usize), aligned(queue_bytes)))
+        Receiver::create(&self.0, queue_offset(self.get(Word::PayloadBytes) as usize), aligned(queue_bytes))
     }
 
     /// Returns whether the segment is small enough to be kept for further jobs.
@@ -132,11 +134,13 @@ impl Channel {
         self.get(Word::PayloadBytes) <= MAX_REUSED_BYTES && self.get(Word::Queue) <= MAX_REUSED_BYTES
     }
 
-    /// Launcher: writes a job. Nobody reads the room meanwhile. False = it does not fit.
-    pub fn write_job(&self, request: &[u8], sql: &[u8]) -> bool {
-        if aligned(request.len()) + sql.len() > self.get(Word::PayloadBytes) as usize {
-            return false;
-        }
+    /// Returns whether a job with so many bytes of payload fits into the segment.
+    pub fn fits(&self, payload: usize) -> bool {
+        payload <= self.get(Word::PayloadBytes) as usize
+    }
+
+    /// Launcher: writes a job that [`fits`](Self::fits). Nobody reads the payload meanwhile.
+    pub fn write_job(&self, request: &[u8], sql: &[u8]) {
         self.0.write(PAYLOAD_OFFSET, request);
         self.0.write(PAYLOAD_OFFSET + aligned(request.len()), sql);
         self.set(Word::RequestLength, request.len() as u64);
@@ -146,7 +150,6 @@ impl Channel {
         self.set(Word::IsBeingRead, 0);
         self.set(Word::IsWaiting, 0);
         self.set(Word::Number, self.get(Word::Number) + 1);
-        true
     }
 
     /// Launcher: a new process may begin with the job that was written, and log in. One that is there already, with a

@@ -1,10 +1,13 @@
 //! Launching a job.
+//!
+//! A launch goes from one way to the next until a worker has the job: an idle worker that this session has a channel
+//! to, any idle worker, a prestarted process, a new process. Each way acquires a channel; the job is written into it
+//! once; then the worker is told.
 
 use crate::channel::attached_jobs::{AttachedJob, ChannelEnd, Unread};
 use crate::channel::{attached_jobs, Channel};
 use crate::error::Error;
 use crate::ffi::bgworker::WorkerHandle;
-use crate::ffi::shm_mq::Receiver;
 use crate::ffi::{area, latch, login, report, role, session, shm_mq};
 use crate::protocol::{to_bytes, Request, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
 use crate::session::launch_request::request;
@@ -19,8 +22,8 @@ pub const DEFAULT_QUEUE_BYTES: i32 = 65536;
 /// Bytes of a job's text that are remembered for messages, at most.
 const SQL_HEAD_BYTES: usize = 1024;
 
-/// Starts a job in a worker; gives its process id. When this returns, the job will run, whatever becomes of the
-/// caller's transaction; when it raises, the job never runs.
+/// Launches a job in a worker. Returns the worker's process id. When this returns, the job will run, whatever becomes
+/// of the caller's transaction; when it raises, the job never runs.
 ///
 /// # Errors
 /// Those of bad arguments (22023, 54000), of a caller that must not launch (42501), of exhausted resources (53000).
@@ -34,11 +37,11 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
     }
     make_room(queue_bytes)?;
     let request = request()?;
-    let encoded_request = to_bytes(&request);
-    if let Some(pid) = launch_warm(&request, &encoded_request, sql, queue_bytes) {
-        return Ok(pid);
+    let launch = Launch { encoded_request: to_bytes(&request), request, sql, queue_bytes };
+    match launch.in_idle_worker() {
+        Some(pid) => Ok(pid),
+        None => launch.in_new_process(),
     }
-    launch_cold(&request, &encoded_request, sql, queue_bytes)
 }
 
 /// Sees to it that this session may have another result, with a queue of so many bytes.
@@ -73,144 +76,178 @@ fn make_room(queue_bytes: usize) -> Result<(), Error> {
     }
 }
 
-/// Creates a segment with the job in it. None = the server has no segment left, not even in place of one that this
-/// session does not need.
-fn create(encoded_request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
-    Channel::create(encoded_request, sql, queue_bytes).or_else(|| {
-        attached_jobs::collect(true);
-        Channel::create(encoded_request, sql, queue_bytes)
-    })
+/// Names a login: the database, the role, and the version of what it depends on.
+type LoginKey = (u32, u32, u64);
+
+/// A job that is being launched.
+struct Launch<'a> {
+    request: Request,
+    encoded_request: Vec<u8>,
+    sql: &'a [u8],
+    queue_bytes: usize,
 }
 
-/// Names a login: the database, the role, and what it depends on.
-type Key = (u32, u32, u64);
+impl Launch<'_> {
+    fn payload(&self) -> usize {
+        Channel::payload_bytes(&self.encoded_request, self.sql)
+    }
 
-/// Gives the job to a worker that is there and has nothing to do, if there is one: first to one that this session has a
-/// channel to.
-fn launch_warm(request: &Request, encoded_request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<i32> {
-    if !area::is_made() {
-        return None; // no worker has ever stayed
+    /// Writes the job into a channel that it fits into.
+    fn write_to(&self, channel: &Channel) {
+        channel.write_job(&self.encoded_request, self.sql);
     }
-    let key = (request.database, request.login, login::version(request.database, request.login));
-    if let Some(pid) = launch_again(key, encoded_request, sql, queue_bytes) {
-        return Some(pid);
-    }
-    if !area::read(|memory| scheduler::has_idle_worker(memory, key)) {
-        return attached_jobs::await_idle_channel(queue_bytes)
-            .then(|| launch_again(key, encoded_request, sql, queue_bytes))
-            .flatten();
-    }
-    let (channel, receiver) = create(encoded_request, sql, queue_bytes)?;
-    channel.open();
-    channel.pin();
-    let segment = channel.handle().to_number();
-    let given = area::write(|memory| {
-        let given = scheduler::assign_job(memory, key, segment, None);
-        if let Some((slot_id, _)) = given {
-            channel.set_slot_id(slot_id);
-        }
-        given
-    });
-    match given {
-        Some((_, pid)) => Some(remember(pid, channel, receiver, queue_bytes, sql)),
-        None => {
-            receiver.close();
-            channel.abandon();
-            None
-        }
-    }
-}
 
-/// Gives the job to a worker that this session has a channel to.
-fn launch_again(key: Key, encoded_request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<i32> {
-    let mut later = Vec::new();
-    let mut given = None;
-    while let Some(mut idle) = attached_jobs::take_idle_channel() {
-        let Some(slot_id) = idle.channel.slot_id() else {
-            // Its worker is on its way: it will be there for another job; or gone, then a new worker may have it.
-            later.push(idle);
-            continue;
+    /// Notes that the worker with this process id has the job.
+    fn launched(&self, pid: i32, channel_end: ChannelEnd) -> i32 {
+        attached_jobs::insert(AttachedJob {
+            pid,
+            role: role::current(),
+            channel_end: Some(channel_end),
+            holder: None,
+            sql: session::clip(self.sql, SQL_HEAD_BYTES).to_vec(),
+            description: None,
+            kept: None,
+        });
+        pid
+    }
+
+    fn login_key(&self) -> LoginKey {
+        let Request { database, login, .. } = self.request;
+        (database, login, login::version(database, login))
+    }
+
+    /// Gives the job to a worker that has nothing to do, first to one that this session has a channel to. Returns
+    /// `None` if there is none.
+    fn in_idle_worker(&self) -> Option<i32> {
+        if !area::is_made() {
+            return None; // no worker has ever stayed
+        }
+        let key = self.login_key();
+        if let Some(pid) = self.over_idle_channel(key) {
+            return Some(pid);
+        }
+        if area::read(|memory| scheduler::has_idle_worker(memory, key)) {
+            return self.over_new_channel(key);
+        }
+        attached_jobs::await_idle_channel(self.queue_bytes).then(|| self.over_idle_channel(key)).flatten()
+    }
+
+    /// Gives the job to a worker that this session has a channel to.
+    fn over_idle_channel(&self, key: LoginKey) -> Option<i32> {
+        let mut later = Vec::new();
+        let mut assigned = None;
+        while let Some(mut idle) = attached_jobs::take_idle_channel() {
+            let Some(slot_id) = idle.channel.slot_id() else {
+                // Its worker is on its way: it will be there for another job; or gone, then a new worker may have it.
+                later.push(idle);
+                continue;
+            };
+            let is_settled = idle.settle();
+            if idle.queue_bytes != self.queue_bytes || !is_settled && !attached_jobs::is_lost(idle.channel) {
+                later.push(idle);
+                continue;
+            }
+            if is_settled && idle.channel.fits(self.payload()) {
+                self.write_to(&idle.channel);
+                let segment = idle.channel.handle().to_number();
+                let given = area::write(|memory| scheduler::assign_job(memory, key, segment, Some(slot_id)));
+                if let Some((_, pid)) = given {
+                    assigned = Some((pid, idle));
+                    break;
+                }
+            }
+            idle.close();
+        }
+        later.into_iter().rev().for_each(attached_jobs::put_back_idle_channel);
+        assigned.map(|(pid, idle)| self.launched(pid, ChannelEnd::new(idle.channel, idle.receiver, self.queue_bytes)))
+    }
+
+    /// Gives the job to an idle worker, whichever session it has worked for.
+    fn over_new_channel(&self, key: LoginKey) -> Option<i32> {
+        let end = self.create_channel()?;
+        self.write_to(&end.channel);
+        end.channel.open();
+        end.channel.pin();
+        let segment = end.channel.handle().to_number();
+        let given = area::write(|memory| {
+            let given = scheduler::assign_job(memory, key, segment, None);
+            if let Some((slot_id, _)) = given {
+                end.channel.set_slot_id(slot_id);
+            }
+            given
+        });
+        match given {
+            Some((_, pid)) => Some(self.launched(pid, end)),
+            None => {
+                end.receiver.close();
+                end.channel.abandon();
+                None
+            }
+        }
+    }
+
+    /// Creates a channel. Returns `None` if the server has no segment left, not even in place of one that this session
+    /// does not need.
+    fn create_channel(&self) -> Option<ChannelEnd> {
+        let create = || Channel::create(self.payload(), self.queue_bytes);
+        let created = create().or_else(|| {
+            attached_jobs::collect(true);
+            create()
+        });
+        created.map(|(channel, receiver)| ChannelEnd::new(channel, receiver, self.queue_bytes))
+    }
+
+    /// Gives the job to a prestarted process, or has the server start one.
+    fn in_new_process(&self) -> Result<i32, Error> {
+        // What the worker logs in to is at least as new.
+        let (_, _, version) = self.login_key();
+        let is_launch_series = prestart::is_launch_series();
+        let given = match self.to_prestarted(version) {
+            // The server could not start it, perhaps for lack of something that is there again.
+            Ok(None) | Err(Error::NotStarted) => self.to_new_process(version, is_launch_series)?,
+            given => given?,
         };
-        if idle.queue_bytes != queue_bytes || !idle.settle() && !attached_jobs::is_lost(idle.channel) {
-            later.push(idle);
-            continue;
+        let (pid, channel_end) = given.ok_or(Error::NotStarted)?;
+        let pid = self.launched(pid, channel_end);
+        if is_launch_series {
+            prestart::start(self.queue_bytes);
         }
-        if idle.settle() && idle.channel.write_job(encoded_request, sql) {
-            let segment = idle.channel.handle().to_number();
-            if let Some((_, pid)) = area::write(|memory| scheduler::assign_job(memory, key, segment, Some(slot_id))) {
-                given = Some((pid, idle));
-                break;
-            }
-        }
-        idle.close();
+        Ok(pid)
     }
-    later.into_iter().rev().for_each(attached_jobs::put_back_idle_channel);
-    given.map(|(pid, ChannelEnd { channel, receiver, .. })| remember(pid, channel, receiver, queue_bytes, sql))
-}
 
-fn remember(pid: i32, channel: Channel, receiver: Receiver, queue_bytes: usize, sql: &[u8]) -> i32 {
-    let sql = session::clip(sql, SQL_HEAD_BYTES).to_vec();
-    attached_jobs::insert(AttachedJob {
-        pid,
-        role: role::current(),
-        channel_end: Some(ChannelEnd::new(channel, receiver, queue_bytes)),
-        holder: None,
-        sql,
-        description: None,
-        kept: None,
-    });
-    pid
-}
-
-/// Gives the job to a new process: to one that was started ahead, or has the server start one.
-fn launch_cold(request: &Request, encoded_request: &[u8], sql: &[u8], queue_bytes: usize) -> Result<i32, Error> {
-    // What the worker logs in to is at least as new.
-    let version = login::version(request.database, request.login);
-    let is_followed = prestart::is_launch_series();
-    let given = match prestart::take(encoded_request, sql, queue_bytes) {
-        Some(ChannelEnd { channel, receiver, .. }) => {
-            let given = complete(channel, receiver, |registered| {
-                registered.set(channel.worker());
-                channel.offer(version);
-                channel.pid().map_or_else(|| start_worker::started(&channel), Ok)
-            });
-            match given {
-                // The server could not start it, perhaps for lack of something that is there again.
-                Err(Error::NotStarted) => None,
-                given => given?,
-            }
-        }
-        None => None,
-    };
-    let (pid, channel, receiver) = match given {
-        Some(given) => given,
-        None => {
-            let made = || create(encoded_request, sql, queue_bytes);
-            let used = || start_worker::used_segment(encoded_request, sql, queue_bytes);
-            // What is left of a launch before is for the process that is started ahead of the next.
-            let segment = if is_followed { made().or_else(used) } else { used().or_else(made) };
-            let (channel, receiver) =
-                segment.ok_or_else(|| Error::SegmentsExhausted { own: attached_jobs::segments() })?;
+    fn to_prestarted(&self, version: u64) -> Result<Option<(i32, ChannelEnd)>, Error> {
+        let Some(end) = prestart::take(self.payload(), self.queue_bytes) else { return Ok(None) };
+        let channel = end.channel;
+        self.write_to(&channel);
+        complete(end, |registered| {
+            registered.set(channel.worker());
             channel.offer(version);
-            complete(channel, receiver, |registered| start_worker::start(&channel, registered))?
-                .ok_or(Error::NotStarted)?
-        }
-    };
-    let pid = remember(pid, channel, receiver, queue_bytes, sql);
-    if is_followed {
-        prestart::start(queue_bytes);
+            channel.pid().map_or_else(|| start_worker::started(&channel), Ok)
+        })
     }
-    Ok(pid)
+
+    fn to_new_process(&self, version: u64, is_launch_series: bool) -> Result<Option<(i32, ChannelEnd)>, Error> {
+        let used = || start_worker::take_used_channel(self.payload(), self.queue_bytes);
+        let created = || self.create_channel();
+        // In a series, what is left of a launch before is for the process that is prestarted.
+        let end = if is_launch_series { created().or_else(used) } else { used().or_else(created) };
+        let end = end.ok_or_else(|| Error::SegmentsExhausted { own: attached_jobs::segments() })?;
+        let channel = end.channel;
+        self.write_to(&channel);
+        channel.offer(version);
+        complete(end, |registered| start_worker::start(&channel, registered))
+    }
 }
 
 /// Completes a launch, or sees to it that the job never runs: cancelled, terminated or out of memory while the process
-/// starts. `start` says which one it is, and gives its process id. None = the process has gone before it had the job.
+/// starts. `start` notes which worker it is, and returns its process id. Returns `None` if the process ended before it
+/// had the job.
 fn complete(
-    channel: Channel,
-    receiver: Receiver,
+    end: ChannelEnd,
     start: impl FnOnce(&Cell<Option<WorkerHandle>>) -> Result<i32, Error>,
-) -> Result<Option<(i32, Channel, Receiver)>, Error> {
-    let mut receiver = Some(receiver);
+) -> Result<Option<(i32, ChannelEnd)>, Error> {
+    let channel = end.channel;
+    let mut end = Some(end);
     let registered = Cell::new(None);
     let started = report::on_error(
         || start(&registered),
@@ -218,19 +255,19 @@ fn complete(
             if let Some(worker) = registered.take() {
                 worker.terminate();
             }
-            if let Some(receiver) = receiver.take() {
-                receiver.close();
+            if let Some(end) = end.take() {
+                end.receiver.close();
             }
             channel.abandon();
         },
     );
-    let Some(receiver) = receiver else {
+    let Some(end) = end else {
         return Err(Error::NotStarted);
     };
     match started {
-        Ok(pid) if channel.open() => Ok(Some((pid, channel, receiver))),
+        Ok(pid) if channel.open() => Ok(Some((pid, end))),
         started => {
-            receiver.close();
+            end.receiver.close();
             channel.abandon();
             started.map(|_| None)
         }

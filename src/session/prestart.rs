@@ -1,13 +1,13 @@
-//! A process that is started ahead of the next launch.
+//! Prestarting: a process that is started before the launch that will need it.
 //!
 //! While launches that need a new process follow each other, the next process is started as soon as one has its job:
-//! the fork and the loading of the library go on beside that job. It is nobody's before it has a job: it has not
-//! logged in, and it leaves when none comes soon, or when somebody else wants a process.
+//! the fork and the loading of the library go on beside that job. Before it has a job the process has not logged in; it
+//! ends when no job comes soon, or when another process is wanted in its place.
 
 use crate::channel::attached_jobs;
 use crate::channel::attached_jobs::ChannelEnd;
 use crate::ffi::area;
-use crate::session::start_worker::{register, used_segment};
+use crate::session::start_worker::{register, take_used_channel};
 use crate::{guc, scheduler};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -27,34 +27,33 @@ pub fn is_launch_series() -> bool {
     LAST.replace(Some(now)).is_some_and(|last| now - last < SOON)
 }
 
-/// The channel to the process that was started ahead, with the job in it; none = there is no such process any more, or
-/// the job does not fit.
-pub fn take(encoded_request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<ChannelEnd> {
-    let ahead = attached_jobs::take_prestarted()?;
-    let worker = ahead.channel.worker()?;
-    let fits = ahead.queue_bytes == queue_bytes && ahead.channel.write_job(encoded_request, sql);
+/// Takes the channel to the prestarted process. Returns `None` if there is none, or if a job with so many bytes of
+/// payload and such a queue is not for it: then the process ends.
+pub fn take(payload: usize, queue_bytes: usize) -> Option<ChannelEnd> {
+    let prestarted = attached_jobs::take_prestarted()?;
+    let worker = prestarted.channel.worker()?;
+    let fits = prestarted.queue_bytes == queue_bytes && prestarted.channel.fits(payload);
     if fits && area::write(|memory| scheduler::take_prestarted(memory, worker)) {
-        return Some(ahead);
+        return Some(prestarted);
     }
-    ahead.channel.give_up();
+    prestarted.channel.give_up();
     area::write(|memory| scheduler::terminate_prestarted(memory, worker));
-    attached_jobs::put_back_idle_channel(ahead);
+    attached_jobs::put_back_idle_channel(prestarted);
     None
 }
 
-/// Starts one, if there is room and a segment for it.
+/// Starts a process for the next launch, if there is room and a segment for it.
 pub fn start(queue_bytes: usize) {
     if guc::spare_limit() == 0 || !area::write(scheduler::has_room_to_prestart) {
         return;
     }
     // A new one could be refused, and the launch is complete. Large ones are not kept, so they are never used again.
-    let Some((channel, receiver)) = used_segment(&[], &[], queue_bytes) else { return };
-    let ahead = ChannelEnd::new(channel, receiver, queue_bytes);
-    match register(&ahead.channel) {
+    let Some(prestarted) = take_used_channel(0, queue_bytes) else { return };
+    match register(&prestarted.channel) {
         Some(worker) => {
             area::write(|memory| scheduler::add_prestarted(memory, worker));
-            attached_jobs::set_prestarted(ahead);
+            attached_jobs::set_prestarted(prestarted);
         }
-        None => ahead.close(),
+        None => prestarted.close(),
     }
 }

@@ -1,10 +1,9 @@
-//! Having the server start a process for a segment.
+//! Starting a background worker for a segment, and waiting until it runs.
 
 use crate::channel::attached_jobs::ChannelEnd;
 use crate::channel::{attached_jobs, Channel};
 use crate::error::Error;
 use crate::ffi::bgworker::{Registration, StartupStatus, WorkerHandle};
-use crate::ffi::shm_mq::Receiver;
 use crate::ffi::{area, latch};
 use crate::scheduler;
 use crate::scheduler::start::{LIBRARY, WORKER_FUNCTION, WORKER_KIND};
@@ -16,20 +15,24 @@ pub const ROOM_CHECK: Duration = Duration::from_millis(2);
 /// Time that it waits at most for one that takes its time.
 pub const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The segment of a worker that is gone, made ready for another.
-pub fn used_segment(encoded_request: &[u8], sql: &[u8], queue_bytes: usize) -> Option<(Channel, Receiver)> {
+/// Takes the segment of a worker that is gone, and makes it ready for another one. Returns `None` if there is none with
+/// such a queue into which so many bytes of payload fit.
+pub fn take_used_channel(payload: usize, queue_bytes: usize) -> Option<ChannelEnd> {
     let ChannelEnd { channel, receiver, .. } = attached_jobs::take_reusable_channel(queue_bytes)?;
     receiver.close();
     // A process that ended before it had mapped the segment has left that to whoever comes next.
     channel.unpin();
-    let renewed = channel.renew(encoded_request, sql, queue_bytes);
-    if renewed.is_none() {
+    if !channel.fits(payload) {
         channel.close();
+        return None;
     }
-    Some((channel, renewed?))
+    Some(ChannelEnd::new(channel, channel.renew(queue_bytes), queue_bytes))
 }
 
-/// Registers the worker and waits until it runs.
+/// Registers a worker for the segment and waits until it runs. Returns its process id.
+///
+/// # Errors
+/// [`Error::SlotsExhausted`] (53000), [`Error::NotStarted`] (53000)
 pub fn start(channel: &Channel, registered: &Cell<Option<WorkerHandle>>) -> Result<i32, Error> {
     let began = Instant::now();
     let mut was_hopeless = false;
@@ -53,7 +56,7 @@ pub fn start(channel: &Channel, registered: &Cell<Option<WorkerHandle>>) -> Resu
     started(channel)
 }
 
-/// Asks the server to start a process that will come for this segment. None = there is no room for one.
+/// Asks the server to start a process that will come for this segment. Returns `None` if it has no slot for one.
 pub fn register(channel: &Channel) -> Option<WorkerHandle> {
     let registration =
         Registration { function: WORKER_FUNCTION, argument: channel.handle(), words: [0; 3], restart_after: None };
@@ -66,7 +69,10 @@ pub fn register(channel: &Channel) -> Option<WorkerHandle> {
     worker
 }
 
-/// Waits until the worker runs that was registered for this segment; gives its process id.
+/// Waits until the worker runs that was registered for this segment. Returns its process id.
+///
+/// # Errors
+/// [`Error::NotStarted`] (53000)
 pub fn started(channel: &Channel) -> Result<i32, Error> {
     let Some(worker) = channel.worker() else { return Err(Error::NotStarted) };
     match worker.wait_for_start() {
