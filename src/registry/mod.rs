@@ -20,8 +20,8 @@ pub use crate::registry::batches::{
 pub use crate::registry::layout::{BatchPtr, Reason, State, WakeOn, MESSAGE_BYTES};
 pub use crate::registry::lists::{job_uuid, ordinal_of};
 pub use crate::registry::snapshot::{
-    accepted_at, batch_summaries, find, is_pending, job_of, jobs_of, live_states, log_location, of_batch, query_of,
-    request, running, snapshot, statuses, uuid_of_job, BatchSummary, FoundJobs, JobDetails, JobStatus, LiveState,
-    Recorded, Running, RunningJob,
+    accepted_at, batch_summaries, find, is_pending, job_of, jobs_of, live_states, log_location, query_of, request,
+    running, snapshot, statuses, uuid_of_job, BatchSummary, FoundJobs, JobDetails, JobStatus, LiveState, Recorded,
+    Running, RunningJob,
 };
 pub use crate::registry::watchers::{arm, awaited_by, is_armed, unfollow, watch, Follower};

@@ -39,7 +39,7 @@ pub use crate::scheduler::prestart::{add_prestarted, evict_for_another, take_pre
 pub use crate::scheduler::slots::{
     has_assignment, is_one_exiting, lacks_processes, slot_of_process, stop_accepting, terminate_worker, SlotReservation,
 };
-pub use crate::scheduler::stop::{stop_job, stop_request, terminate_jobs};
+pub use crate::scheduler::stop::{stop_jobs, stop_request, terminate_jobs};
 pub use crate::scheduler::worker_lifecycle::{
     become_idle, cancel_successor, exit_and_reserve_successor, exit_if_idle, has_own_work, keep_for_restart, may_exit,
     registration_failed, release_reservation, report_progress, reserve_successor, will_be_restarted, worker_died,

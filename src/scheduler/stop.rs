@@ -5,13 +5,31 @@ use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
 use crate::registry::layout::{BatchPtr, Reason, State, WorkerSlot, WorkerState};
 use crate::registry::root::{slot_mut, slots};
-use crate::registry::{batches, lists, ready_lists, stopped_by, watchers};
+use crate::registry::{batches, lists, ready_lists, snapshot, stopped_by, watchers};
 use crate::scheduler::slots;
 use std::collections::HashSet;
 
+/// Stops a job, or all jobs of a batch, of those batches that `is_allowed` lets pass. Returns each job's uuid and what it
+/// was; of one that was running, another process sees to the rest.
+///
+/// `role`: name of the role that stops them.
+pub fn stop_jobs(
+    memory: &mut Memory,
+    uuid: &[u8; 16],
+    is_allowed: impl Fn(BatchPtr) -> bool,
+    role: &[u8],
+) -> Vec<([u8; 16], State)> {
+    let mut jobs = Vec::new();
+    for found in snapshot::find(memory, uuid).into_iter().filter(|found| is_allowed(found.batch)) {
+        let indexes = snapshot::of_batch(memory, &found).into_iter();
+        jobs.extend(indexes.map(|index| (found.batch, index, snapshot::uuid_of_job(memory, found.batch, index))));
+    }
+    jobs.into_iter().map(|(batch, index, uuid)| (uuid, stop_job(memory, batch, index, &uuid, role))).collect()
+}
+
 /// Stops a job in the name of a role: a queued one is out of the queue, one that runs is cancelled. Gives what it was;
 /// `Running` = somebody will see to it.
-pub fn stop_job(memory: &mut Memory, place: BatchPtr, index: u32, uuid: &[u8; 16], role: &[u8]) -> State {
+fn stop_job(memory: &mut Memory, place: BatchPtr, index: u32, uuid: &[u8; 16], role: &[u8]) -> State {
     let is_there = |memory: &Memory| lists::batches_of_uuid(memory, uuid).any(|at| at == place);
     if !is_there(memory) {
         return State::Stopped;
