@@ -9,8 +9,8 @@ use crate::registry::{batches, lists, ready_lists, snapshot, stopped_by, watcher
 use crate::scheduler::slots;
 use std::collections::HashSet;
 
-/// Stops a job, or all jobs of a batch, of those batches that `is_allowed` lets pass. Returns each job's uuid and what it
-/// was; of one that was running, another process sees to the rest.
+/// Stops a job, or all jobs of a batch, of those batches that `is_allowed` lets pass. Returns each job's uuid and what
+/// it was; of one that was running, another process sees to the rest.
 ///
 /// `role`: name of the role that stops them.
 pub fn stop_jobs(
