@@ -2,6 +2,7 @@
 
 use crate::error::{DbText, Error};
 use crate::ffi::{role, spi, transaction};
+use crate::log::LoggedJob;
 use crate::registry::{NewJob, State};
 use crate::session::access::{format_uuid, no_such_job, reaches_superusers};
 use crate::session::monitor::{wait_for_rows, with_watch};
@@ -38,25 +39,21 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     if own.iter().any(|known| !reaches_superusers(known.owner, known.login)) {
         return Err(Error::OfSuperuser);
     }
-    // What has ended and is written only lingers there.
+    // What has ended and is written is kept there for a moment only.
     let live: HashMap<[u8; 16], State> =
         live_states(uuid, |_| true).into_iter().filter(|job| !job.is_logged).map(|job| (job.uuid, job.state)).collect();
-    let wanted: Vec<[u8; 16]> = own
-        .iter()
-        .filter(|known| {
-            !live.contains_key(&known.uuid)
-                && [b"failed".as_slice(), b"stopped", b"lost"].contains(&known.state.as_slice())
-        })
-        .map(|known| known.uuid)
-        .collect();
+    let has_ended_badly = |known: &&LoggedJob| {
+        !live.contains_key(&known.uuid) && [b"failed".as_slice(), b"stopped", b"lost"].contains(&known.state.as_slice())
+    };
+    let wanted: Vec<[u8; 16]> = own.iter().filter(has_ended_badly).map(|known| known.uuid).collect();
     // The jobs of a batch have one owner.
     let run_as = own.first().map(|known| Identity { owner: known.owner, login: known.login });
     let rows = log::jobs_to_retry(&wanted);
-    let manners: Vec<(BatchSpec, JobSpec)> =
+    let specs: Vec<(BatchSpec, JobSpec)> =
         rows.iter().map(|row| BatchSpec::from_stored_options(row.options.as_deref())).collect::<Result<_, Error>>()?;
     let jobs: Vec<NewJob> = rows
         .iter()
-        .zip(&manners)
+        .zip(&specs)
         .map(|(row, (_, run_options))| NewJob {
             ordinal: registry::ordinal_of(&row.uuid),
             query: &row.query,
@@ -67,7 +64,7 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
             retry_delay: run_options.retry_delay,
         })
         .collect();
-    let (Some((spec, _)), Some(row)) = (manners.first(), rows.first()) else {
+    let (Some((spec, _)), Some(row)) = (specs.first(), rows.first()) else {
         let ended = live.iter().find(|(_, state)| matches!(state, State::Failed | State::Stopped));
         return Err(match ended {
             Some((job, _)) => Error::NotLogged(DbText::new(&format_uuid(job))),

@@ -14,6 +14,7 @@ use crate::spec::options::RunOptions;
 use crate::spec::BatchSpec;
 use crate::{queries, registry, scheduler};
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// Interval at which a session that waits for a first worker tries again to get one: others give processes back without
 /// telling.
@@ -77,12 +78,9 @@ pub fn launch_batch(spec: &BatchSpec, may_wait: bool) -> Result<[u8; 16], Error>
     Ok(uuid)
 }
 
-/// A uuid of version 8 (RFC 9562, section 5.8): random, with zeros where its jobs have their numbers.
+/// Returns a uuid of version 8 (RFC 9562, section 5.8): random, with zeros where its jobs have their numbers.
 fn new_uuid() -> [u8; 16] {
-    let mut uuid = registry::job_uuid(&area::random_bytes(), 0);
-    uuid[6] = 0x80 | (uuid[6] & 0x0f);
-    uuid[8] = 0x80 | (uuid[8] & 0x3f);
-    uuid
+    Uuid::new_v8(registry::job_uuid(&area::random_bytes(), 0)).into_bytes()
 }
 
 /// Tells whose jobs they are.
@@ -94,7 +92,9 @@ pub struct Identity {
     pub login: u32,
 }
 
-/// `run_as` = not as the caller: what the first launch was.
+/// Accepts a batch: checks it, adds it to the registry, spools it, and waits until its rows are inserted or a worker
+/// will insert them. `run_as` is the identity of the first launch, when it may differ from the caller's; `may_wait` is
+/// whether jobs may wait for workers.
 pub fn submit(
     uuid: [u8; 16],
     spec: &BatchSpec,
@@ -102,30 +102,8 @@ pub fn submit(
     may_wait: bool,
     run_as: Option<Identity>,
 ) -> Result<(), Error> {
-    if transaction::in_recovery() {
-        return Err(Error::InRecovery);
-    }
-    let mut request = request()?;
-    let current = Identity { owner: role::current(), login: request.login };
-    let Identity { owner, .. } = run_as.unwrap_or(current);
-    if run_as.is_some_and(|wanted| wanted != current) {
-        // Whoever asks for it: a job has the rights of its owner, and what the asking session has set is not the
-        // owner's. Nor is the asking session's login: RESET ROLE leads to it.
-        request = Request { login: owner, role: None, settings: Vec::new(), libraries: None, ..request };
-    }
-    request.is_confined |= spec.is_confined;
-    let allowed = if spec.sequential { 1 } else { spec.max_workers.map_or(usize::MAX, |workers| workers as usize) };
-    if !may_wait && jobs.len() > allowed {
-        return Err(Error::FewerAllowed { wanted: jobs.len(), allowed });
-    }
-    if crate::guc::cap() == 0 {
-        return Err(Error::NoWorkers);
-    }
-    if !is_visible() {
-        return Err(Error::NotCommitted);
-    }
-    let bytes = |job: &NewJob| job.query.len() + job.name.map_or(0, <[u8]>::len);
-    alloc::ensure(ACCEPTED_COPIES * jobs.iter().map(|job| bytes(job) + JOB_BYTES).sum::<usize>());
+    let (request, owner) = request_as(run_as, spec)?;
+    check_acceptable(spec, jobs, may_wait)?;
     let owner_name = session::role_name(owner).ok_or(Error::RoleGone(owner))?;
     let client = spi::select(queries::CLIENT_ADDRESS).concat();
     let (database, login) = (request.database, request.login);
@@ -144,43 +122,14 @@ pub fn submit(
         is_confined: request.is_confined,
         jobs,
     };
-    // Who waits for places may be ended meanwhile: before there is anything to take back.
+    // A session that waits for slots may be terminated meanwhile: before there is anything to take back.
     let starts = if may_wait { Vec::new() } else { reserve_workers(database, login, jobs.len())? };
-    let place =
+    let batch =
         area::write(|memory| registry::add_batch(memory, &new)).inspect_err(|_| release_reservations(&starts))?;
-    let spooled = Spooled {
-        epoch: area::epoch(),
-        database,
-        uuid,
-        owner,
-        login,
-        owner_name: owner_name.clone(),
-        client: client.clone(),
-        name: spec.name.clone(),
-        queued_at: area::read(|memory| registry::accepted_at(memory, place)),
-        jobs: jobs
-            .iter()
-            .map(|job| SpooledJob {
-                uuid: registry::job_uuid(&uuid, job.ordinal),
-                name: job.name.or(spec.name.as_deref()).map(<[u8]>::to_vec),
-                query: alloc::copy(job.query),
-                options: RunOptions {
-                    sequential: spec.sequential,
-                    max_workers: spec.max_workers,
-                    stop_on_error: spec.stop_on_error,
-                    timeout: job.timeout,
-                    max_attempts: job.max_attempts - job.attempts,
-                    retry_delay: job.retry_delay,
-                    is_confined: request.is_confined,
-                }
-                .to_options(),
-                attempts: job.attempts,
-            })
-            .collect(),
-    };
+    let spooled = spooled(&new, spec, area::read(|memory| registry::accepted_at(memory, batch)));
     let undo = || {
         // What a worker has begun goes on, as after an answer that does not arrive.
-        if area::write(|memory| registry::discard_unstarted_batch(memory, place, &uuid)) {
+        if area::write(|memory| registry::discard_unstarted_batch(memory, batch, &uuid)) {
             spool::remove(spooled.epoch, database, &spooled.first());
         }
     };
@@ -190,11 +139,83 @@ pub fn submit(
             if !may_wait {
                 start(starts, database, login, jobs.len())?;
             }
-            await_insert((place, &uuid), may_wait)
+            await_insert((batch, &uuid), may_wait)
         },
         undo,
     );
     begun.inspect_err(|_| undo())
+}
+
+/// Returns the request of a batch, and the role whose rights its jobs have.
+///
+/// # Errors
+/// [`Error::InRecovery`] (25006); those of a caller that must not launch (42501, 54000).
+fn request_as(run_as: Option<Identity>, spec: &BatchSpec) -> Result<(Request, u32), Error> {
+    if transaction::in_recovery() {
+        return Err(Error::InRecovery);
+    }
+    let mut request = request()?;
+    let current = Identity { owner: role::current(), login: request.login };
+    let Identity { owner, .. } = run_as.unwrap_or(current);
+    if run_as.is_some_and(|wanted| wanted != current) {
+        // A job has the rights of its owner, whoever launches it again, and what the asking session has set is not the
+        // owner's. Nor is the asking session's login: RESET ROLE leads to it.
+        request = Request { login: owner, role: None, settings: Vec::new(), libraries: None, ..request };
+    }
+    request.is_confined |= spec.is_confined;
+    Ok((request, owner))
+}
+
+/// Checks that the batch can be accepted, and that there is memory for it in this process.
+///
+/// # Errors
+/// [`Error::FewerAllowed`] (53000), [`Error::NoWorkers`] (53000), [`Error::NotCommitted`] (55000)
+fn check_acceptable(spec: &BatchSpec, jobs: &[NewJob], may_wait: bool) -> Result<(), Error> {
+    let allowed = if spec.sequential { 1 } else { spec.max_workers.map_or(usize::MAX, |workers| workers as usize) };
+    if !may_wait && jobs.len() > allowed {
+        return Err(Error::FewerAllowed { wanted: jobs.len(), allowed });
+    }
+    if crate::guc::cap() == 0 {
+        return Err(Error::NoWorkers);
+    }
+    if !is_visible() {
+        return Err(Error::NotCommitted);
+    }
+    let bytes = |job: &NewJob| job.query.len() + job.name.map_or(0, <[u8]>::len);
+    alloc::ensure(ACCEPTED_COPIES * jobs.iter().map(|job| bytes(job) + JOB_BYTES).sum::<usize>());
+    Ok(())
+}
+
+/// Returns the batch as its file has it. `queued_at`: microseconds as the server counts them.
+fn spooled(new: &NewBatch, spec: &BatchSpec, queued_at: i64) -> Spooled {
+    let options = |job: &NewJob| RunOptions {
+        sequential: spec.sequential,
+        max_workers: spec.max_workers,
+        stop_on_error: spec.stop_on_error,
+        timeout: job.timeout,
+        max_attempts: job.max_attempts - job.attempts,
+        retry_delay: job.retry_delay,
+        is_confined: new.is_confined,
+    };
+    let job = |job: &NewJob| SpooledJob {
+        uuid: registry::job_uuid(&new.uuid, job.ordinal),
+        name: job.name.or(new.name).map(<[u8]>::to_vec),
+        query: alloc::copy(job.query),
+        options: options(job).to_options(),
+        attempts: job.attempts,
+    };
+    Spooled {
+        epoch: area::epoch(),
+        database: new.database,
+        uuid: new.uuid,
+        owner: new.owner,
+        login: new.login,
+        owner_name: new.owner_name.to_vec(),
+        client: new.client.to_vec(),
+        name: spec.name.clone(),
+        queued_at,
+        jobs: new.jobs.iter().map(job).collect(),
+    }
 }
 
 /// Returns whether the extension is there for others, too. One that this transaction has created is not.
