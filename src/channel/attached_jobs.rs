@@ -12,6 +12,7 @@ use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::shm_mq::Receiver;
 use crate::ffi::{alloc, area, exit_hooks, latch};
 use crate::protocol::{split, Description, Kind};
+use crate::registry::unregistered;
 use crate::scheduler;
 use crate::scheduler::SlotId;
 use std::cell::Cell;
@@ -187,7 +188,7 @@ fn release(holder: PidHolder, is_whole: bool) {
             channel.set_read();
             match channel.slot_id() {
                 Some(slot_id) => (slot_id, channel.handle()),
-                None if is_whole => return area::note_exiting(),
+                None if is_whole => return unregistered::note_exiting(),
                 None => return,
             }
         }

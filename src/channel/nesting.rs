@@ -4,8 +4,9 @@
 //! goes
 //! with the job, however it ends, so a key whose lock is free is that of a job that has ended.
 
+use crate::ffi::lock;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
-use crate::ffi::{area, lock};
+use crate::ffi::random;
 use std::cell::Cell;
 
 thread_local! {
@@ -34,7 +35,7 @@ pub fn ancestors() -> Vec<u64> {
     if !IS_JOB.get() {
         return Vec::new();
     }
-    let own = OWN.get().unwrap_or_else(|| u64::from_ne_bytes(area::random_bytes()));
+    let own = OWN.get().unwrap_or_else(|| u64::from_ne_bytes(random::random_bytes()));
     // At each launch: the job may have given up all locks of its session since the last one.
     lock::take_key(own);
     OWN.set(Some(own));

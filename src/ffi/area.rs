@@ -9,33 +9,29 @@
 
 use crate::compat::area::create_dsa;
 use crate::error::Error;
+use crate::ffi::dsa_ref::{DsaArray, DsaPtr};
+use crate::ffi::lwlock::{with_init_lock, LwLockGuard};
 use crate::ffi::memory::MemoryContextGuard;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
-use crate::ffi::{process, report};
+use crate::ffi::{random, report};
 use crate::protocol::Report;
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 use pgrx::pg_sys;
 use std::cell::Cell;
-use std::hash::{Hash, Hasher};
-use std::marker::PhantomData;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// The layout is part of the name: two versions of the library may be loaded in one server.
 const NAME: &std::ffi::CStr = c"pg_background_mgr registry 5";
 const TRANCHE: &std::ffi::CStr = c"pg_background_mgr";
-/// `AddinShmemInitLock` among the server's individual locks (lwlocknames.h), the same in 12 to 18.
-const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 
-/// Microseconds that a process is on its way out at most, if nothing unusual holds it up.
-const EXIT_GRACE: i64 = 100_000;
+/// Numbers that the owner of the area may keep beside it.
+pub const COUNTERS: usize = 2;
 
 #[repr(C)]
 struct Header {
     epoch: AtomicU64,
-    /// Workers of the classic interface that live now; they count against the cap.
-    outside: AtomicI64,
-    /// The server's time in microseconds when the last of them began to end.
-    left: AtomicI64,
+    /// Numbers of the owner that are there without the area, and need no lock.
+    counters: [AtomicI64; COUNTERS],
     tranche: AtomicU32,
     /// The area: `dsa_handle`; 0 = not made yet.
     handle: AtomicU32,
@@ -68,103 +64,6 @@ const OWN_SEGMENTS: u32 = 32;
 const OWN: u64 = 1 << 63;
 const OFFSET_BITS: u32 = 31;
 
-/// Reference to a record in the area; zeros are none.
-#[repr(transparent)]
-pub struct DsaPtr<T>(u64, PhantomData<fn() -> T>);
-
-impl<T> DsaPtr<T> {
-    pub const NULL: Self = DsaPtr(0, PhantomData);
-
-    pub fn is_null(self) -> bool {
-        self.0 == 0
-    }
-
-    /// Returns the reference, or `None` if it refers to nothing.
-    pub fn some(self) -> Option<Self> {
-        (!self.is_null()).then_some(self)
-    }
-}
-
-impl<T> Clone for DsaPtr<T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for DsaPtr<T> {}
-
-impl<T> PartialEq for DsaPtr<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
-    }
-}
-
-impl<T> Eq for DsaPtr<T> {}
-
-impl<T> Hash for DsaPtr<T> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.hash(state);
-    }
-}
-
-impl<T> std::fmt::Debug for DsaPtr<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:#x}", self.0)
-    }
-}
-
-// SAFETY: one integer, of which zero is a valid value.
-unsafe impl<T> Zeroable for DsaPtr<T> {}
-// SAFETY: one integer without padding; references live in records of the area themselves.
-unsafe impl<T: 'static> Pod for DsaPtr<T> {}
-
-/// Reference to records of one type in a row, and their number; zeros are none.
-#[repr(C)]
-pub struct DsaArray<T> {
-    start: DsaPtr<T>,
-    length: u64,
-}
-
-impl<T> DsaArray<T> {
-    pub fn is_empty(self) -> bool {
-        self.length == 0
-    }
-
-    /// Returns the number of records.
-    pub fn len(self) -> u64 {
-        self.length
-    }
-}
-
-impl<T> Clone for DsaArray<T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for DsaArray<T> {}
-
-impl<T> std::fmt::Debug for DsaArray<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?}[{}]", self.start, self.length)
-    }
-}
-
-// SAFETY: two integers, of which zeros are valid values.
-unsafe impl<T> Zeroable for DsaArray<T> {}
-// SAFETY: two integers of eight bytes, without padding.
-unsafe impl<T: 'static> Pod for DsaArray<T> {}
-
-/// Runs `body` under the lock that guards the making of shared structures.
-pub(super) fn with_init_lock<T>(body: impl FnOnce() -> T) -> T {
-    // SAFETY: one of the server's own locks; the guard releases it, also while unwinding.
-    let _held = unsafe {
-        let lock = &raw mut (*pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK)).lock;
-        Held::acquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE)
-    };
-    body()
-}
-
 fn header() -> &'static Header {
     if let Some(header) = HEADER.get() {
         return header;
@@ -180,7 +79,7 @@ fn header() -> &'static Header {
                 let tranche = pg_sys::LWLockNewTrancheId();
                 pg_sys::LWLockInitialize(&raw mut (*header).lock, tranche);
                 (*header).tranche.store(tranche as u32, Ordering::Relaxed);
-                (*header).epoch.store(random_u64() | 1, Ordering::Release);
+                (*header).epoch.store(random::random_u64() | 1, Ordering::Release);
             }
             &*header
         }
@@ -191,16 +90,9 @@ fn header() -> &'static Header {
     header
 }
 
-/// Bytes that nobody can guess.
-pub fn random_bytes<const N: usize>() -> [u8; N] {
-    let mut bytes = [0_u8; N];
-    // SAFETY: writes that many bytes; without a source of randomness the server would not have started.
-    unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), N) };
-    bytes
-}
-
-fn random_u64() -> u64 {
-    u64::from_ne_bytes(random_bytes())
+/// Returns a number of the owner that is there without the area, and needs no lock: 0 at first.
+pub fn counter(index: usize) -> &'static AtomicI64 {
+    &header().counters[index % COUNTERS]
 }
 
 /// A number that is another one after each restart and each crash of the server.
@@ -211,52 +103,6 @@ pub fn epoch() -> i64 {
 /// Returns whether the area has been made. A process that only looks whether something is there need not make it.
 pub fn is_made() -> bool {
     header().handle.load(Ordering::Acquire) != 0
-}
-
-/// Counts a worker that is not in the registry; `change` is 1 or -1.
-pub fn count_unregistered(change: i64) {
-    header().outside.fetch_add(change, Ordering::AcqRel);
-}
-
-/// Notes that such a worker ends now, or has nothing more to do: there is a process more in a moment.
-pub fn note_exiting() {
-    header().left.store(process::now(), Ordering::Release);
-}
-
-/// Returns whether such a worker is on its way out, or was a moment ago.
-pub fn is_one_exiting() -> bool {
-    process::now() - header().left.load(Ordering::Acquire) < EXIT_GRACE
-}
-
-/// Returns the number of such workers that live now.
-pub fn unregistered() -> usize {
-    usize::try_from(header().outside.load(Ordering::Acquire)).unwrap_or(0)
-}
-
-/// A held lock; released when dropped.
-struct Held(*mut pg_sys::LWLock);
-
-impl Held {
-    /// # Safety
-    /// `lock` is initialised and not held by this process.
-    unsafe fn acquire(lock: *mut pg_sys::LWLock, mode: pg_sys::LWLockMode::Type) -> Self {
-        // SAFETY: by contract.
-        unsafe { pg_sys::LWLockAcquire(lock, mode) };
-        Held(lock)
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // SAFETY: held by this process. An error in between has set the count of holds to zero (errfinish), and the
-        // release takes one off: as LWLockReleaseAll does.
-        unsafe {
-            if pg_sys::InterruptHoldoffCount == 0 {
-                pg_sys::InterruptHoldoffCount = 1;
-            }
-            pg_sys::LWLockRelease(self.0);
-        }
-    }
 }
 
 /// While this lives, errors can be caught also in a process that ends (elog.c, `errstart`), and what is made belongs
@@ -390,9 +236,9 @@ impl Drop for Look {
     }
 }
 
-fn lock(header: &'static Header, mode: pg_sys::LWLockMode::Type) -> Held {
+fn lock(header: &'static Header, mode: pg_sys::LWLockMode::Type) -> LwLockGuard {
     // SAFETY: initialised with the header; no code of ours takes it twice.
-    unsafe { Held::acquire((&raw const header.lock).cast_mut(), mode) }
+    unsafe { LwLockGuard::acquire((&raw const header.lock).cast_mut(), mode) }
 }
 
 /// Looks at the area, of which there may be none. `body` must not raise on purpose, and must not wait.
@@ -447,24 +293,24 @@ fn map(handle: u32) -> *mut u8 {
 impl Memory {
     /// Returns the first record of the owner, which always asks for the same type; null = nothing is there yet.
     pub fn root<T: Pod>(&self) -> DsaPtr<T> {
-        DsaPtr(self.root, PhantomData)
+        DsaPtr::new(self.root)
     }
 
     pub fn set_root<T: Pod>(&mut self, root: DsaPtr<T>) {
-        self.root = root.0;
-        self.header.root.store(root.0, Ordering::Release);
+        self.root = root.offset();
+        self.header.root.store(root.offset(), Ordering::Release);
     }
 
     /// Takes a zeroed record. Returns `None` if the server has no memory for it, or no segment; then the lock was let
     /// go for a moment, and what the caller has seen may have changed.
     pub fn allocate<T: Pod>(&mut self) -> Option<DsaPtr<T>> {
-        self.allocate_bytes(size_of::<T>()).map(|start| DsaPtr(start, PhantomData))
+        self.allocate_bytes(size_of::<T>()).map(|start| DsaPtr::new(start))
     }
 
     /// Takes zeroed records in a row. Returns `None` as [`allocate`](Self::allocate) does.
     pub fn allocate_array<T: Pod>(&mut self, length: usize) -> Option<DsaArray<T>> {
         let start = self.allocate_bytes(length * size_of::<T>())?;
-        Some(DsaArray { start: DsaPtr(start, PhantomData), length: length as u64 })
+        Some(DsaArray::new(start, length))
     }
 
     /// Takes a zeroed record, and behind it records of another type and bytes, which live as long as it does. Returns
@@ -478,11 +324,7 @@ impl Memory {
         let start = self.allocate_bytes(size_of::<T>() + records * size_of::<U>() + bytes)?;
         let records_at = start + size_of::<T>() as u64;
         let bytes_at = records_at + (records * size_of::<U>()) as u64;
-        Some((
-            DsaPtr(start, PhantomData),
-            DsaArray { start: DsaPtr(records_at, PhantomData), length: records as u64 },
-            DsaArray { start: DsaPtr(bytes_at, PhantomData), length: bytes as u64 },
-        ))
+        Some((DsaPtr::new(start), DsaArray::new(records_at, records), DsaArray::new(bytes_at, bytes)))
     }
 
     /// Takes zeroed bytes.
@@ -548,12 +390,12 @@ impl Memory {
 
     /// Gives back a record and what was allocated with it. Nothing may refer to them any more.
     pub fn free<T: Pod>(&mut self, record: DsaPtr<T>) {
-        self.free_bytes(record.0);
+        self.free_bytes(record.offset());
     }
 
     /// Gives back records in a row. Nothing may refer to them any more.
     pub fn free_array<T: Pod>(&mut self, array: DsaArray<T>) {
-        self.free_bytes(array.start.0);
+        self.free_bytes(array.offset());
     }
 
     fn free_bytes(&mut self, pointer: u64) {
@@ -584,14 +426,14 @@ impl Memory {
     pub fn get<T: Pod>(&self, record: DsaPtr<T>) -> &T {
         debug_assert!(!record.is_null());
         // SAFETY: allocated with this type; any bits are a valid one, and the lock keeps others from it.
-        unsafe { &*self.address(record.0).cast::<T>() }
+        unsafe { &*self.address(record.offset()).cast::<T>() }
     }
 
     /// Returns a record, to be changed.
     pub fn get_mut<T: Pod>(&mut self, record: DsaPtr<T>) -> &mut T {
         debug_assert!(!record.is_null());
         // SAFETY: as above; `&mut self` says that the lock is held alone and that nothing else is borrowed.
-        unsafe { &mut *self.address(record.0).cast::<T>() }
+        unsafe { &mut *self.address(record.offset()).cast::<T>() }
     }
 
     /// Returns records in a row.
@@ -600,7 +442,7 @@ impl Memory {
             return &[];
         }
         // SAFETY: as `get`; the length is that of the allocation.
-        unsafe { std::slice::from_raw_parts(self.address(array.start.0).cast(), array.length as usize) }
+        unsafe { std::slice::from_raw_parts(self.address(array.offset()).cast(), array.len() as usize) }
     }
 
     /// Returns records in a row, to be changed.
@@ -609,6 +451,6 @@ impl Memory {
             return &mut [];
         }
         // SAFETY: as `get_mut`; the length is that of the allocation.
-        unsafe { std::slice::from_raw_parts_mut(self.address(array.start.0).cast(), array.length as usize) }
+        unsafe { std::slice::from_raw_parts_mut(self.address(array.offset()).cast(), array.len() as usize) }
     }
 }

@@ -75,7 +75,7 @@ pub fn is_spent() -> bool {
 fn reseed() {
     /// `setseed` (pg_proc.dat)
     const SETSEED: u32 = 1599;
-    let random = i32::from_ne_bytes(crate::ffi::area::random_bytes());
+    let random = i32::from_ne_bytes(crate::ffi::random::random_bytes());
     let seed = f64::from(random) / (f64::from(i32::MAX) + 1.0);
     let seed = pg_sys::Datum::from(seed.clamp(-1.0, 1.0).to_bits());
     // SAFETY: a function of the server with one float8, which is passed by value on all platforms that pgrx knows.

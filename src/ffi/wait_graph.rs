@@ -6,6 +6,7 @@
 //! not seen by others, but still sees itself.
 
 use crate::ffi::exit_hooks;
+use crate::ffi::lwlock::with_init_lock;
 use crate::ffi::session::pid;
 use pgrx::pg_sys;
 use std::cell::Cell;
@@ -14,8 +15,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const EDGES: usize = 384;
 /// The layout is part of the name: two versions of the library may be loaded in one server.
 const NAME: &std::ffi::CStr = c"pg_background_mgr wait graph 1";
-/// `AddinShmemInitLock` among the server's individual locks (lwlocknames.h), the same in 12 to 18.
-const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 
 thread_local! {
     static TABLE: Cell<Option<&'static [AtomicU64; EDGES]>> = const { Cell::new(None) };
@@ -25,18 +24,17 @@ fn table() -> &'static [AtomicU64; EDGES] {
     if let Some(table) = TABLE.get() {
         return table;
     }
-    // SAFETY: the lock guards the creation; the struct lives as long as shared memory; any bits are valid atomics.
-    let table = unsafe {
-        let lock = &raw mut (*pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK)).lock;
+    let table = with_init_lock(|| {
         let mut found = false;
-        pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
-        let table = pg_sys::ShmemInitStruct(NAME.as_ptr(), size_of::<[AtomicU64; EDGES]>(), &mut found);
-        if !found {
-            table.cast::<u8>().write_bytes(0, size_of::<[AtomicU64; EDGES]>());
+        // SAFETY: the lock guards the creation; the struct lives as long as shared memory; any bits are valid atomics.
+        unsafe {
+            let table = pg_sys::ShmemInitStruct(NAME.as_ptr(), size_of::<[AtomicU64; EDGES]>(), &mut found);
+            if !found {
+                table.cast::<u8>().write_bytes(0, size_of::<[AtomicU64; EDGES]>());
+            }
+            &*table.cast::<[AtomicU64; EDGES]>()
         }
-        pg_sys::LWLockRelease(lock);
-        &*table.cast::<[AtomicU64; EDGES]>()
-    };
+    });
     TABLE.set(Some(table));
     exit_hooks::before_exit(forget_all);
     table

@@ -1,6 +1,6 @@
 //! Layout of batches, jobs and workers in shared memory: plain integers; references are offsets in the area.
 
-use crate::ffi::area::{DsaArray, DsaPtr};
+use crate::ffi::dsa_ref::{DsaArray, DsaPtr};
 use bytemuck::Zeroable;
 use serde::{Deserialize, Serialize};
 

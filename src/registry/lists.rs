@@ -1,6 +1,7 @@
 //! The lists that the registry's records make, and what lies behind the record of a batch: its jobs, its texts.
 
-use crate::ffi::area::{DsaPtr, Memory};
+use crate::ffi::area::Memory;
+use crate::ffi::dsa_ref::DsaPtr;
 use crate::registry::layout::{BatchPtr, JobRecord, PoolPtr, TextRef, BUCKETS};
 use crate::registry::root::root;
 

@@ -12,6 +12,7 @@ pub mod ready_lists;
 pub mod root;
 pub mod snapshot;
 pub mod stopped_by;
+pub mod unregistered;
 pub mod watchers;
 
 pub use crate::registry::batches::{

@@ -1,6 +1,7 @@
 //! Outcomes of jobs that are not in the log yet.
 
-use crate::ffi::area::{DsaArray, Memory};
+use crate::ffi::area::Memory;
+use crate::ffi::dsa_ref::DsaArray;
 use crate::registry::layout::{BatchPtr, JobRecord};
 use crate::registry::lists;
 use crate::registry::root::root_mut;

@@ -1,6 +1,7 @@
 //! Roles that stopped jobs: their names, kept with the batch until the log has them.
 
-use crate::ffi::area::{DsaPtr, Memory};
+use crate::ffi::area::Memory;
+use crate::ffi::dsa_ref::DsaPtr;
 use crate::ffi::session;
 use crate::registry::layout::{BatchPtr, JobRecord, StopRequester};
 use crate::registry::lists;

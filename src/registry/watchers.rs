@@ -1,6 +1,7 @@
 //! Processes that wait for changes of a batch.
 
-use crate::ffi::area::{DsaPtr, Memory};
+use crate::ffi::area::Memory;
+use crate::ffi::dsa_ref::DsaPtr;
 use crate::ffi::process;
 use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, State, WakeOn, Watcher, WorkerState};
 use crate::registry::lists;

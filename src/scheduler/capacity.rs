@@ -5,10 +5,11 @@
 
 use crate::error::Error;
 use crate::ffi::area::Memory;
-use crate::ffi::{area, process};
+use crate::ffi::process;
 use crate::guc;
 use crate::registry::layout::{PoolPtr, Root, WorkerSlot, WorkerState, MAX_PRESTARTED};
 use crate::registry::root::{get_or_create_root, slots};
+use crate::registry::unregistered;
 use crate::registry::{lists, pools};
 use crate::scheduler::job_order::runnable_jobs;
 use crate::scheduler::slots::{
@@ -27,7 +28,7 @@ pub fn worker_count(memory: &mut Memory) -> usize {
 fn count_with_job(memory: &mut Memory) -> usize {
     reclaim(memory);
     slots(memory).iter().filter(|slot| slot.state() != WorkerState::Free && slot.has_successor == 0).count()
-        + area::unregistered()
+        + unregistered::count()
 }
 
 /// Counts the workers that neither are on their way out nor go as soon as somebody wants their place.
@@ -309,7 +310,7 @@ pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize
     // Jobs that wait come first.
     let queued: usize = pools.into_iter().map(|pool| runnable_jobs(memory, pool, now, wanted as u32) as usize).sum();
     let busy = slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued).count();
-    if guc::cap().saturating_sub(area::unregistered() + busy + queued) < wanted {
+    if guc::cap().saturating_sub(unregistered::count() + busy + queued) < wanted {
         return false;
     }
     let is_moving =

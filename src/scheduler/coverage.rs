@@ -2,10 +2,11 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
-use crate::ffi::{area, process};
+use crate::ffi::process;
 use crate::guc;
 use crate::registry::layout::{BatchPtr, PoolPtr, WorkerSlot, WorkerState};
 use crate::registry::root::slots;
+use crate::registry::unregistered;
 use crate::registry::{lists, watchers};
 use crate::scheduler::job_order::{self, runnable_jobs};
 use crate::scheduler::slots::{is_staying, reclaim};
@@ -80,7 +81,7 @@ pub fn is_stuck(memory: &mut Memory) -> bool {
         return false;
     }
     let runs = |slot: &&WorkerSlot| matches!(slot.state(), WorkerState::RunningQueued | WorkerState::RunningAttached);
-    let running = slots(memory).iter().filter(runs).count() + area::unregistered();
+    let running = slots(memory).iter().filter(runs).count() + unregistered::count();
     running <= waiting && job_order::has_work(memory)
 }
 

@@ -5,6 +5,7 @@ use crate::ffi::bgworker::{Registration, WorkerHandle};
 use crate::ffi::dsm::Handle;
 use crate::ffi::{area, exit_hooks, latch, process};
 use crate::protocol::{to_bytes, Outcome};
+use crate::registry::unregistered;
 use crate::scheduler;
 use crate::scheduler::{OverdueAction, SlotReservation};
 use std::ffi::CStr;
@@ -124,7 +125,7 @@ fn retry_registration(ask: &dyn Fn() -> Option<WorkerHandle>) -> Option<WorkerHa
     // When somebody has waited in vain, others do not: not each claim of a job is to take so long.
     let is_patient = !area::read(scheduler::lacks_processes);
     for _ in 0..GOING_CHECKS {
-        let one_goes = area::write(scheduler::evict_for_another) || is_patient && area::is_one_exiting();
+        let one_goes = area::write(scheduler::evict_for_another) || is_patient && unregistered::is_one_exiting();
         if !one_goes {
             return None;
         }

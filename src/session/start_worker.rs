@@ -5,6 +5,7 @@ use crate::channel::{attached_jobs, Channel};
 use crate::error::Error;
 use crate::ffi::bgworker::{Registration, StartupStatus, WorkerHandle};
 use crate::ffi::{area, latch};
+use crate::registry::unregistered;
 use crate::scheduler;
 use crate::scheduler::start::{LIBRARY, WORKER_FUNCTION, WORKER_KIND};
 use std::cell::Cell;
@@ -42,7 +43,7 @@ pub fn start(channel: &Channel, registered: &Cell<Option<WorkerHandle>>) -> Resu
         }
         // Workers that have nothing to do are in nobody's way.
         let will_have_room = area::is_made() && area::write(scheduler::free_a_process);
-        let is_hopeless = !will_have_room && !attached_jobs::is_one_ending() && !area::is_one_exiting();
+        let is_hopeless = !will_have_room && !attached_jobs::is_one_ending() && !unregistered::is_one_exiting();
         // Twice: between the two questions the last one may have gone.
         if is_hopeless && was_hopeless || began.elapsed() > ROOM_PATIENCE {
             return Err(Error::SlotsExhausted);

@@ -2,6 +2,7 @@
 
 use crate::error::{DbText, Error};
 use crate::ffi::interrupt::CancelHeld;
+use crate::ffi::random;
 use crate::ffi::{alloc, area, latch, report, role, session, spi, transaction};
 use crate::log::spool;
 use crate::log::spool::{Spooled, SpooledJob};
@@ -80,7 +81,7 @@ pub fn launch_batch(spec: &BatchSpec, may_wait: bool) -> Result<[u8; 16], Error>
 
 /// Returns a uuid of version 8 (RFC 9562, section 5.8): random, with zeros where its jobs have their numbers.
 fn new_uuid() -> [u8; 16] {
-    Uuid::new_v8(registry::job_uuid(&area::random_bytes(), 0)).into_bytes()
+    Uuid::new_v8(registry::job_uuid(&random::random_bytes(), 0)).into_bytes()
 }
 
 /// Tells whose jobs they are.

@@ -9,10 +9,9 @@ use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::report::Captured;
 use crate::ffi::shm_mq::Sender;
-use crate::ffi::{
-    alloc, area, exit_hooks, guc, interrupt, latch, remote_dest, report, session, statement, transaction,
-};
+use crate::ffi::{alloc, exit_hooks, guc, interrupt, latch, remote_dest, report, session, statement, transaction};
 use crate::protocol::{decode, Done, Report, Request};
+use crate::registry::unregistered;
 use crate::worker::session_setup::{
     assume_identity, check_connection_limits, located, prepare_session, reload_if_behind, reset_session, set_job_text,
 };
@@ -59,7 +58,7 @@ pub fn main(segment: Handle) {
     }
     REPORTED.set(false);
     IS_UNREGISTERED.set(true);
-    area::count_unregistered(1);
+    unregistered::add();
     LOGIN_VERSION.set(channel.login_version());
     report::watch(result_sender::notice);
     SENDER.set(Some(channel.sender()));
@@ -175,7 +174,7 @@ fn detach_channel() {
 pub fn count_as_registered() -> bool {
     let was_outside = IS_UNREGISTERED.replace(false);
     if was_outside {
-        area::count_unregistered(-1);
+        unregistered::remove();
     }
     was_outside
 }
@@ -240,7 +239,7 @@ fn run(channel: Channel, is_new: bool) {
     send_outcome(outcome);
     statement::announce_idle();
     if is_new && !main_loop::may_stay() {
-        area::note_exiting();
+        unregistered::note_exiting();
     }
     if !result_sender::deliver_at_once() {
         channel.set_waiting();
@@ -300,6 +299,6 @@ pub fn on_exit() {
         }
     }
     if count_as_registered() {
-        area::note_exiting();
+        unregistered::note_exiting();
     }
 }
