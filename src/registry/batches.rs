@@ -1,4 +1,4 @@
-//! Batches come and go.
+//! Adds, opens and removes batches.
 
 use crate::error::Error;
 use crate::ffi::area::{Memory, LARGE};
@@ -9,13 +9,13 @@ use crate::registry::root::{get_or_create_root, root, root_mut};
 use crate::registry::{outcomes, pools, ready_lists, stopped_by, watchers};
 use crate::{error, guc};
 
-/// Time that a batch that is done stays after its rows were written, in microseconds: for statements with an older
-/// snapshot.
+/// Time that a finished batch stays after its rows were written, in microseconds: statements with an older snapshot do
+/// not see those rows.
 const KEEP_FINISHED_BATCH: i64 = 5_000_000;
-/// Interval at which batches that are done are looked for, in microseconds.
+/// Interval between searches for finished batches, in microseconds.
 const SWEEP_EVERY: i64 = 500_000;
 
-/// A job of a new batch.
+/// Job of a new batch.
 pub struct NewJob<'a> {
     /// The last four bytes of its uuid.
     pub ordinal: u32,
@@ -29,7 +29,7 @@ pub struct NewJob<'a> {
     pub retry_delay: i64,
 }
 
-/// A new batch.
+/// New batch.
 pub struct NewBatch<'a> {
     pub uuid: [u8; 16],
     pub database: u32,
@@ -57,11 +57,11 @@ fn format_uuid(uuid: &[u8; 16]) -> Vec<u8> {
     uuid::Uuid::from_bytes(*uuid).hyphenated().to_string().into_bytes()
 }
 
-/// Adds a batch. Nobody sees it and none of its jobs runs before it is [`open_batch`]ed.
+/// Adds a batch. It is not visible, and none of its jobs runs, before [`open_batch`] opens it.
 ///
 /// # Errors
-/// [`Error::QueueFull`] (53400), [`Error::SharedMemory`] (53200), [`Error::NothingToRetry`] (55000): somebody else has
-/// launched one of its jobs again.
+/// [`Error::QueueFull`] (53400), [`Error::SharedMemory`] (53200), [`Error::NothingToRetry`] (55000): another session
+/// has launched one of its jobs again.
 pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<BatchPtr, Error> {
     let uuid = new.uuid;
     get_or_create_root(memory)?;
@@ -87,14 +87,14 @@ pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<BatchPtr, Error>
         .collect();
     let bytes = size_of::<BatchRecord>() + jobs.len() * size_of::<JobRecord>() + texts.len();
     let is_stale = |new: &NewJob| {
-        let known = places_of_job(memory, &uuid, new.ordinal).map(|(place, index)| job(memory, place, index));
-        // Launched by somebody else since the caller looked, and perhaps at its end by now.
+        let known = places_of_job(memory, &uuid, new.ordinal).map(|(batch, index)| job(memory, batch, index));
+        // Launched by another session since the caller has read it, and perhaps finished by now.
         known.filter(|job| job.is_logged != RELAUNCHED).any(|job| job.is_logged == 0 || job.attempts != new.attempts)
     };
     if new.jobs.iter().any(is_stale) {
         return Err(Error::NothingToRetry(error::DbText::new(&format_uuid(&uuid))));
     }
-    // Jobs that are launched again: what they were before is in the table.
+    // The jobs are launched again: their earlier states are in the log.
     remove_done(memory, &new.uuid);
     let limit = guc::queue_memory_limit();
     if used(memory) + bytes as u64 > limit {
@@ -108,34 +108,36 @@ pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<BatchPtr, Error>
     let allocate = |memory: &mut Memory| memory.allocate_with::<BatchRecord, JobRecord>(jobs.len(), texts.len());
     let mut allocated = allocate(memory);
     if allocated.is_none() {
-        // What is done and lingers makes room; somebody else may have forgotten the pool.
+        // Removing finished batches frees memory. Another session may have removed the pool while the lock was
+        // released.
         remove_done_batches(memory, true);
         pool = pools::get_or_create(memory, new.database, new.login)?;
         allocated = allocate(memory);
     }
-    let Some((place, job_records, texts_at)) = allocated else {
-        // Somebody else may have forgotten it.
+    let Some((batch, job_records, texts_at)) = allocated else {
+        // Another session may have removed the pool.
         if let Some(pool) = pools::find(memory, new.database, new.login) {
             pools::remove_if_unused(memory, pool);
         }
         return Err(Error::SharedMemory);
     };
     let bucket = bucket(&new.uuid);
-    let record = get_or_create_root(memory)?;
-    record.used += bytes as u64;
-    record.last_batch_number += 1;
-    let (number, previous, next_in_bucket) = (record.last_batch_number, record.newest_batch, record.buckets[bucket]);
-    record.buckets[bucket] = place;
-    record.newest_batch = place;
+    let root_record = get_or_create_root(memory)?;
+    root_record.used += bytes as u64;
+    root_record.last_batch_number += 1;
+    let (number, previous, next_in_bucket) =
+        (root_record.last_batch_number, root_record.newest_batch, root_record.buckets[bucket]);
+    root_record.buckets[bucket] = batch;
+    root_record.newest_batch = batch;
     if previous.is_null() {
-        record.oldest_batch = place;
+        root_record.oldest_batch = batch;
     } else {
-        memory.get_mut(previous).following = place;
+        memory.get_mut(previous).following = batch;
     }
     memory.slice_mut(job_records).copy_from_slice(&jobs);
     memory.slice_mut(texts_at).copy_from_slice(&texts);
     memory.get_mut(pool).batches += 1;
-    *memory.get_mut(place) = BatchRecord {
+    *memory.get_mut(batch) = BatchRecord {
         number,
         uuid: new.uuid,
         bytes: bytes as u64,
@@ -160,149 +162,150 @@ pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<BatchPtr, Error>
         next_in_bucket,
         ..bytemuck::Zeroable::zeroed()
     };
-    Ok(place)
+    Ok(batch)
 }
 
-/// Returns the bytes that all batches take.
+/// Returns the bytes of all batches, and of outcomes that are not in the log yet.
 fn used(memory: &Memory) -> u64 {
     root(memory).map_or(0, |root| root.used)
 }
 
-/// Finds where a job is: jobs of a batch that are launched again are a batch beside it, with the same uuid.
+/// Returns the batches that have a job, and its index in each: jobs that are launched again form another batch with the
+/// same uuid.
 fn places_of_job<'a>(memory: &'a Memory, uuid: &[u8; 16], ordinal: u32) -> impl Iterator<Item = (BatchPtr, u32)> + 'a {
-    batches_of_uuid(memory, uuid).filter_map(move |place| index_of(memory, place, ordinal).map(|index| (place, index)))
+    batches_of_uuid(memory, uuid).filter_map(move |batch| index_of(memory, batch, ordinal).map(|index| (batch, index)))
 }
 
-/// Opens a batch: from now on its jobs may run, and are not looked for elsewhere.
-pub fn open_batch(memory: &mut Memory, place: BatchPtr) {
-    let uuid = memory.get(place).uuid;
-    let is_alone = batches_of_uuid(memory, &uuid).all(|at| at == place);
+/// Opens a batch: from now on its jobs may run, and their records in other batches are out of date.
+pub fn open_batch(memory: &mut Memory, batch: BatchPtr) {
+    let uuid = memory.get(batch).uuid;
+    let is_alone = batches_of_uuid(memory, &uuid).all(|at| at == batch);
     let ordinals: Vec<u32> =
-        if is_alone { Vec::new() } else { jobs(memory, place).iter().map(|job| job.ordinal).collect() };
+        if is_alone { Vec::new() } else { jobs(memory, batch).iter().map(|job| job.ordinal).collect() };
     for ordinal in ordinals {
-        let elsewhere: Vec<_> = places_of_job(memory, &uuid, ordinal).filter(|(at, _)| *at != place).collect();
+        let elsewhere: Vec<_> = places_of_job(memory, &uuid, ordinal).filter(|(at, _)| *at != batch).collect();
         for (at, index) in elsewhere {
             job_mut(memory, at, index).is_logged = RELAUNCHED;
         }
     }
-    memory.get_mut(place).is_open = 1;
-    ready_lists::update_queue_state(memory, place);
-    // Who follows the uuid follows these jobs from now on.
-    let places: Vec<BatchPtr> = batches_of_uuid(memory, &uuid).collect();
-    places.into_iter().for_each(|place| watchers::wake_all(memory, place));
+    memory.get_mut(batch).is_open = 1;
+    ready_lists::update_queue_state(memory, batch);
+    // Followers of the uuid follow these jobs from now on.
+    let batches: Vec<BatchPtr> = batches_of_uuid(memory, &uuid).collect();
+    batches.into_iter().for_each(|batch| watchers::wake_all(memory, batch));
 }
 
-/// Forgets a batch that was accepted just now, if nobody has begun to see to it. False = it goes on.
-pub fn discard_unstarted_batch(memory: &mut Memory, place: BatchPtr, uuid: &[u8; 16]) -> bool {
-    // By now it may have been done, and forgotten.
-    let is_untouched = batches_of_uuid(memory, uuid).any(|at| at == place) && {
-        let batch = memory.get(place);
-        (batch.workers, batch.log_writer, batch.recorded_in) == (0, 0, 0) && batch.queued == batch.jobs
+/// Removes a batch that was accepted just now, if no worker has begun to run or log it. Returns `false` if it stays.
+pub fn discard_unstarted_batch(memory: &mut Memory, batch: BatchPtr, uuid: &[u8; 16]) -> bool {
+    // By now it may have been finished and removed.
+    let is_untouched = batches_of_uuid(memory, uuid).any(|at| at == batch) && {
+        let record = memory.get(batch);
+        (record.workers, record.log_writer, record.recorded_in) == (0, 0, 0) && record.queued == record.jobs
     };
     if is_untouched {
-        remove(memory, place);
+        remove(memory, batch);
     }
     is_untouched
 }
 
-/// Forgets a batch.
-pub fn remove(memory: &mut Memory, place: BatchPtr) {
-    watchers::wake_all(memory, place);
-    ready_lists::remove(memory, place);
-    let batch = *memory.get(place);
-    outcomes::discard_of_batch(memory, place);
-    stopped_by::discard_of_batch(memory, place);
-    watchers::forget(memory, place);
-    let bucket = bucket(&batch.uuid);
+/// Removes a batch.
+pub fn remove(memory: &mut Memory, batch: BatchPtr) {
+    watchers::wake_all(memory, batch);
+    ready_lists::remove(memory, batch);
+    let record = *memory.get(batch);
+    outcomes::discard_of_batch(memory, batch);
+    stopped_by::discard_of_batch(memory, batch);
+    watchers::forget(memory, batch);
+    let bucket = bucket(&record.uuid);
     let root = memory.root::<Root>();
     let first = memory.get(root).buckets[bucket];
-    if first == place {
-        memory.get_mut(root).buckets[bucket] = batch.next_in_bucket;
+    if first == batch {
+        memory.get_mut(root).buckets[bucket] = record.next_in_bucket;
     } else {
         let mut at = first;
         while !at.is_null() {
             let next = memory.get(at).next_in_bucket;
-            if next == place {
-                memory.get_mut(at).next_in_bucket = batch.next_in_bucket;
+            if next == batch {
+                memory.get_mut(at).next_in_bucket = record.next_in_bucket;
                 break;
             }
             at = next;
         }
     }
-    match batch.previous.some() {
-        None => memory.get_mut(root).oldest_batch = batch.following,
-        Some(previous) => memory.get_mut(previous).following = batch.following,
+    match record.previous.some() {
+        None => memory.get_mut(root).oldest_batch = record.following,
+        Some(previous) => memory.get_mut(previous).following = record.following,
     }
-    match batch.following.some() {
-        None => memory.get_mut(root).newest_batch = batch.previous,
-        Some(following) => memory.get_mut(following).previous = batch.previous,
+    match record.following.some() {
+        None => memory.get_mut(root).newest_batch = record.previous,
+        Some(following) => memory.get_mut(following).previous = record.previous,
     }
-    let record = memory.get_mut(root);
-    record.used -= batch.bytes;
-    record.unlogged -= u64::from(batch.unlogged > 0);
-    memory.get_mut(batch.pool).batches -= 1;
-    memory.free(place);
-    pools::remove_if_unused(memory, batch.pool);
+    let root_record = memory.get_mut(root);
+    root_record.used -= record.bytes;
+    root_record.unlogged -= u64::from(record.unlogged > 0);
+    memory.get_mut(record.pool).batches -= 1;
+    memory.free(batch);
+    pools::remove_if_unused(memory, record.pool);
 }
 
-/// There are more jobs, or fewer, that have ended and have no final row.
-pub fn count_unlogged(memory: &mut Memory, place: BatchPtr, change: i32) {
-    let batch = memory.get_mut(place);
-    let before = u64::from(batch.unlogged > 0);
-    batch.unlogged = batch.unlogged.saturating_add_signed(change);
-    let after = u64::from(batch.unlogged > 0);
+/// Adjusts the batch's count of finished jobs whose final row is not written yet.
+pub fn count_unlogged(memory: &mut Memory, batch: BatchPtr, change: i32) {
+    let record = memory.get_mut(batch);
+    let before = u64::from(record.unlogged > 0);
+    record.unlogged = record.unlogged.saturating_add_signed(change);
+    let after = u64::from(record.unlogged > 0);
     if let Some(root) = root_mut(memory) {
         root.unlogged = root.unlogged + after - before;
     }
 }
 
-/// Returns whether a batch may be forgotten. Whoever watches it still wants to see how it ended.
-fn is_done(batch: &BatchRecord) -> bool {
-    batch.logged == batch.jobs && batch.workers == 0 && batch.log_writer == 0 && batch.watchers.is_null()
+/// Returns whether a batch may be removed. Its watchers must have seen how it ended.
+fn is_done(record: &BatchRecord) -> bool {
+    record.logged == record.jobs && record.workers == 0 && record.log_writer == 0 && record.watchers.is_null()
 }
 
-/// Returns whether there is a large batch that has ended, and is still to be forgotten. Whoever watches it will have
-/// looked soon.
+/// Returns whether a large batch has ended and is still to be removed. Its watchers will have seen its end soon.
 pub fn is_large_one_done(memory: &Memory) -> bool {
     batches(memory)
-        .map(|place| memory.get(place))
-        .any(|batch| batch.bytes >= LARGE as u64 && batch.logged == batch.jobs)
+        .map(|batch| memory.get(batch))
+        .any(|record| record.bytes >= LARGE as u64 && record.logged == record.jobs)
 }
 
-pub fn remove_if_done(memory: &mut Memory, place: BatchPtr) {
-    let record = memory.get(place);
+/// Removes a batch that is finished and that every reader sees in the log by now.
+pub fn remove_if_done(memory: &mut Memory, batch: BatchPtr) {
+    let record = memory.get(batch);
     if is_done(record) && record.recorded_at + KEEP_FINISHED_BATCH <= process::now() {
-        remove(memory, place);
+        remove(memory, batch);
     }
 }
 
-/// Stops watching the jobs of the uuid, for this process.
+/// Removes this process from the watchers of the jobs of the uuid.
 pub fn unwatch(memory: &mut Memory, uuid: &[u8; 16]) {
-    let places: Vec<BatchPtr> = batches_of_uuid(memory, uuid).collect();
-    unwatch_places(memory, places);
+    let batches: Vec<BatchPtr> = batches_of_uuid(memory, uuid).collect();
+    unwatch_places(memory, batches);
 }
 
-/// Stops watching anything, for this process, which ends.
+/// Removes this process, which exits, from all watchers.
 pub fn unwatch_all(memory: &mut Memory) {
-    let places: Vec<BatchPtr> = batches(memory).collect();
-    unwatch_places(memory, places);
+    let batches: Vec<BatchPtr> = batches(memory).collect();
+    unwatch_places(memory, batches);
 }
 
-fn unwatch_places(memory: &mut Memory, places: Vec<BatchPtr>) {
-    for place in places {
-        if watchers::remove_own(memory, place) {
-            remove_if_done(memory, place);
+fn unwatch_places(memory: &mut Memory, batches: Vec<BatchPtr>) {
+    for batch in batches {
+        if watchers::remove_own(memory, batch) {
+            remove_if_done(memory, batch);
         }
     }
 }
 
-/// Forgets what is done of a batch that has jobs that are launched again.
+/// Removes the finished batches of a uuid, some of whose jobs are launched again.
 pub fn remove_done(memory: &mut Memory, uuid: &[u8; 16]) {
-    let done: Vec<BatchPtr> = batches_of_uuid(memory, uuid).filter(|place| is_done(memory.get(*place))).collect();
-    done.into_iter().for_each(|place| remove(memory, place));
+    let done: Vec<BatchPtr> = batches_of_uuid(memory, uuid).filter(|batch| is_done(memory.get(*batch))).collect();
+    done.into_iter().for_each(|batch| remove(memory, batch));
 }
 
-/// Forgets batches that are done and that every reader sees in the table by now; `all` = whether or not.
+/// Removes finished batches that every reader sees in the log by now; `all`: also those that some readers may not see.
 pub fn remove_done_batches(memory: &mut Memory, all: bool) {
     let now = process::now();
     let root = memory.root::<Root>();
@@ -313,12 +316,12 @@ pub fn remove_done_batches(memory: &mut Memory, all: bool) {
     *swept_at = now;
     let oldest = now - KEEP_FINISHED_BATCH;
     let done: Vec<BatchPtr> = batches(memory)
-        // They are in the order of their acceptance, so of their recording, more or less.
-        .take_while(|place| all || memory.get(*place).created <= oldest)
-        .filter(|place| {
-            let batch = memory.get(*place);
-            is_done(batch) && (all || batch.recorded_at <= oldest)
+        // Batches are in the order of their acceptance, and so roughly in that in which their rows were written.
+        .take_while(|batch| all || memory.get(*batch).created <= oldest)
+        .filter(|batch| {
+            let record = memory.get(*batch);
+            is_done(record) && (all || record.recorded_at <= oldest)
         })
         .collect();
-    done.into_iter().for_each(|place| remove(memory, place));
+    done.into_iter().for_each(|batch| remove(memory, batch));
 }

@@ -1,10 +1,11 @@
-//! Layout of batches, jobs and workers in shared memory: plain integers; references are offsets in the area.
+//! Layout of the registry in shared memory: records of batches, jobs, pools and worker slots, made of plain integers.
+//! References between records are offsets in the shared memory area.
 
 use crate::ffi::dsa_ref::{DsaArray, DsaPtr};
 use bytemuck::Zeroable;
 use serde::{Deserialize, Serialize};
 
-/// State of a job: what it is doing, or how it ended.
+/// State of a job: waiting, running, or how it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum State {
@@ -18,12 +19,12 @@ pub enum State {
 impl State {
     pub const ALL: [State; 5] = [State::Queued, State::Running, State::Succeeded, State::Failed, State::Stopped];
 
-    /// Converts what [`JobRecord::state`] holds.
+    /// Returns the state that a byte of [`JobRecord::state`] stands for; an unknown byte stands for [`State::Failed`].
     pub fn from_byte(byte: u8) -> Self {
         State::ALL.into_iter().find(|state| *state as u8 == byte).unwrap_or(State::Failed)
     }
 
-    /// Returns its name, as users see it.
+    /// Returns the name of the state as users see it.
     pub const fn name(self) -> &'static str {
         match self {
             State::Queued => "queued",
@@ -34,17 +35,17 @@ impl State {
         }
     }
 
-    /// Returns whether nothing more will happen to the job.
+    /// Returns whether the job has ended for good.
     pub const fn is_final(self) -> bool {
         !matches!(self, State::Queued | State::Running)
     }
 }
 
-/// Tells why a job ended that has no outcome of its own.
+/// Reason of the end of a job that has no outcome of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Reason {
-    /// There is an outcome.
+    /// The job has an outcome.
     None,
     /// The job was stopped before it ran.
     Stopped,
@@ -55,6 +56,7 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Returns the reason that a byte of [`JobRecord::reason`] stands for.
     pub fn from_byte(byte: u8) -> Self {
         [Reason::Stopped, Reason::OtherFailed, Reason::Cancelled]
             .into_iter()
@@ -63,14 +65,14 @@ impl Reason {
     }
 }
 
-/// Tells what a batch waits for.
+/// List of its pool that a batch is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum QueueState {
     /// None of its jobs is queued.
     NotQueued,
     Ready,
-    /// All that could come next waits for another attempt.
+    /// Every job that could run next waits for the time of its next attempt.
     Delayed,
 }
 
@@ -81,14 +83,15 @@ pub type PoolPtr = DsaPtr<Pool>;
 
 pub const BUCKETS: usize = 1024;
 
-/// Tells what wakes a session that follows jobs.
+/// Changes that wake a watcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum WakeOn {
-    /// Nothing: it was woken already.
+    /// None: the watcher was woken already.
     Nothing,
     EachChange,
-    /// The end of what it follows. Many jobs of many followers would wake many processes otherwise.
+    /// Only the end of the job or batch that it follows. Many followers of many jobs would be woken too often
+    /// otherwise.
     TheEnd,
 }
 
@@ -96,93 +99,94 @@ pub enum WakeOn {
 #[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct Root {
-    /// Bytes that batches take, and what came of their jobs until that is logged.
+    /// Bytes of all batches, and of outcomes that are not in the log yet.
     pub used: u64,
-    /// The last batch's number.
+    /// Number of the batch that was added last.
     pub last_batch_number: u64,
-    /// The last number given to a worker's place.
+    /// Last number that was given to a process in a worker slot, or to a probe.
     pub last_serial: u64,
-    /// The last turn that a pool had.
+    /// Last turn that was given to a pool ([`Pool::turn`]).
     pub last_turn: u64,
     /// All batches, oldest first.
     pub oldest_batch: BatchPtr,
     pub newest_batch: BatchPtr,
     pub pools: PoolPtr,
     pub slots: DsaArray<WorkerSlot>,
-    /// The server had no process for the last worker that was asked for.
+    /// The server had no process for the worker that was requested last.
     pub is_starved: u64,
-    /// Number of batches with final rows that are to be written.
+    /// Number of batches with finished jobs whose final rows are not written yet.
     pub unlogged: u64,
-    /// Time at which batches that are done were last looked for.
+    /// Time of the last search for finished batches.
     pub swept_at: i64,
-    /// Processes that wait for their first job.
+    /// Prestarted workers, which wait for their first job.
     pub ahead: [Prestarted; MAX_PRESTARTED],
     pub probe: ForkProbe,
-    /// Batches by the hash of their uuid.
+    /// Batches, by the hash of their uuid.
     pub buckets: [BatchPtr; BUCKETS],
 }
 
-/// Number of processes that may be started ahead of their job.
+/// Maximum number of prestarted workers.
 pub const MAX_PRESTARTED: usize = 8;
 
-/// A process that was started ahead of its job.
+/// Worker that was started before there was a job for it.
 #[derive(Clone, Copy, PartialEq, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct Prestarted {
-    /// 0 = there is none.
+    /// 1 if there is such a worker.
     pub is_there: u64,
     pub handle: [u64; 2],
-    /// The process was told to go.
+    /// The process was told to exit.
     pub exit_requested: u64,
 }
 
-/// A process that was asked for only to see whether the server can start one.
+/// Worker that was requested only to find out whether the server can start one.
 #[derive(Clone, Copy, PartialEq, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct ForkProbe {
-    /// Its number; 0 = there is none.
+    /// Number of the probe; 0 means that there is none.
     pub serial: u64,
     pub handle: [u64; 2],
     pub has_handle: u64,
     pub asked_at: i64,
-    /// The server has started it.
+    /// The process of the probe has started.
     pub has_come: u64,
 }
 
-/// Database and login role of workers, and of the jobs that they can run. Lives as long as it has batches or workers.
+/// Database and login role of workers, and of the jobs that they can run. Exists as long as it has batches or workers.
 #[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct Pool {
     pub next: PoolPtr,
     pub database: u32,
-    /// The role to log in as; 0 = no role: such workers write the log, and run nothing.
+    /// Role to log in as; 0 means no role: such workers write the log and run no jobs.
     pub login: u32,
-    /// Batches with queued jobs that wait for a worker, oldest first.
+    /// Ready batches: their queued jobs wait for a worker; oldest first.
     pub ready_head: BatchPtr,
     pub ready_tail: BatchPtr,
-    /// Batches that wait for their time, soonest first.
+    /// Delayed batches: their queued jobs wait for a time; soonest first.
     pub delayed_head: BatchPtr,
     pub delayed_tail: BatchPtr,
     /// Batches of the pool, whatever their state.
     pub batches: u32,
-    /// Slots of workers that come or are there.
+    /// Number of its workers, including those that are starting.
     pub workers: u32,
     /// Number of these workers that run a job.
     pub busy: u32,
-    /// No more workers than this are of use now: the role or the database has no more connections. 0 = any number.
+    /// Maximum number of workers that are of use now, because the role or the database has no more connections; 0 means
+    /// no maximum.
     pub limit: u32,
-    /// Turn in which it had a worker last.
+    /// Turn in which the pool was last given a worker.
     pub turn: u64,
 }
 
 impl Pool {
-    /// Returns whether any of its jobs are queued.
+    /// Returns whether any job of the pool is queued.
     pub fn has_queue(&self) -> bool {
         !self.ready_head.is_null() || !self.delayed_head.is_null()
     }
 }
 
-/// The jobs of one call. Behind it, in the same allocation, lie its jobs and their texts.
+/// The jobs of one call. Its job records and texts follow it in the same allocation.
 #[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct BatchRecord {
@@ -197,44 +201,44 @@ pub struct BatchRecord {
     pub owner: u32,
     pub database: u32,
     pub max_workers: u32,
-    /// Workers that have claimed jobs of it.
+    /// Number of workers that have claimed jobs of the batch.
     pub workers: u32,
-    /// Queued jobs that no worker has claimed.
+    /// Number of queued jobs that no worker has claimed.
     pub queued: u32,
-    /// Jobs that have ended and whose final row is not written yet.
+    /// Number of finished jobs whose final row is not written yet.
     pub unlogged: u32,
-    /// Jobs whose final row is written.
+    /// Number of jobs whose final row is written.
     pub logged: u32,
-    /// Jobs before this one have been taken.
+    /// Index of the next job to claim: jobs before it have been claimed once.
     pub next: u32,
-    /// Index + 1 of the first job that waits for another attempt; the list is in the order of their times.
+    /// Index + 1 of the first job that waits for another attempt; the list is sorted by their times.
     pub retry_head: u32,
     /// Index + 1 of the last job of that list, if there is one.
     pub retry_tail: u32,
-    /// Jobs before this one have their final rows.
+    /// Index of the first job that may have no final row: all jobs before it have one.
     pub first_unlogged: u32,
-    /// Its jobs must not set a role.
+    /// The jobs must not set a role.
     pub is_confined: u16,
-    /// Number of times that its rows could not be written since they were last.
+    /// Number of times that writing its rows has failed since it last succeeded.
     pub log_failures: u16,
     pub is_sequential: u8,
     pub stops_on_error: u8,
-    /// Its jobs may run.
+    /// The jobs may run.
     pub is_open: u8,
-    /// [`QueueState`]: the list of its pool that it is in.
+    /// List of the pool that the batch is in, as [`QueueState`].
     pub queue_state: u8,
-    /// The slot of the worker that records it or writes its final rows now, + 1.
+    /// Index + 1 of the slot of the worker that inserts the batch's rows or writes their final state now.
     pub log_writer: u32,
-    /// Encoding of its texts: that of its database.
+    /// Encoding of the texts: that of the database.
     pub encoding: u32,
-    /// Rows could not be written: not to be tried again before.
+    /// Time before which rows that could not be written must not be tried again.
     pub retry_log_at: i64,
-    /// Its rows are in the table with this oid; 0 = they are not written.
+    /// OID of the table that has the batch's rows; 0 means that they are not written.
     pub recorded_in: u64,
-    /// Time at which they were written, and the transaction that wrote them: an older snapshot does not see them.
+    /// Time at which the rows were written, and the transaction that wrote them: an older snapshot does not see them.
     pub recorded_at: i64,
     pub recorded_by: u64,
-    /// The request: where in the texts, and how long.
+    /// The request, in the texts.
     pub request: TextRef,
     pub name: TextRef,
     pub owner_name: TextRef,
@@ -246,11 +250,11 @@ pub struct BatchRecord {
     pub next_in_bucket: BatchPtr,
     pub previous_in_queue: BatchPtr,
     pub next_in_queue: BatchPtr,
-    /// Time until which it waits, when it waits for its time.
+    /// Time until which a delayed batch waits.
     pub due: i64,
-    /// Processes that are to be woken when something changes.
+    /// Processes to wake when the batch changes.
     pub watchers: DsaPtr<Watcher>,
-    /// Roles that have stopped jobs of it, the last one first.
+    /// Roles that have stopped jobs of the batch, the most recent first.
     pub stop_requesters: DsaPtr<StopRequester>,
 }
 
@@ -263,7 +267,7 @@ impl BatchRecord {
     }
 }
 
-/// Bytes in a batch's texts.
+/// Range of bytes in the texts of a batch.
 #[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct TextRef {
@@ -272,65 +276,67 @@ pub struct TextRef {
     pub is_set: u32,
 }
 
-/// Value of [`JobRecord::is_logged`]: another batch has the job now.
+/// Value of [`JobRecord::is_logged`]: the job was launched again, and another batch has it now.
 pub const RELAUNCHED: u8 = 3;
 
 #[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct JobRecord {
-    /// The last four bytes of its uuid.
+    /// The last four bytes of the job's uuid.
     pub ordinal: u32,
     /// [`State`]
     pub state: u8,
-    /// Its final row is written: 1 = with its work, 2 = later, [`RELAUNCHED`] = and it was launched again since
+    /// State of the final row: 0 means not written, 1 written together with the job's work, 2 written later,
+    /// [`RELAUNCHED`] written and the job launched again since.
     pub is_logged: u8,
-    /// Its stop was requested.
+    /// A stop of the job was requested.
     pub is_stopping: u8,
-    /// Reason of its stop: [`Reason`]
+    /// Reason of the job's end, as [`Reason`].
     pub reason: u8,
     pub attempts: u32,
     pub max_attempts: u32,
-    /// The slot of the worker that runs it, + 1.
+    /// Index + 1 of the slot of the worker that has claimed or runs the job.
     pub slot: u32,
-    /// Index + 1 of the next job that waits for another attempt; of one that a worker has claimed, of the next one of
-    /// the claim.
+    /// Index + 1 of the next job that waits for another attempt; for a claimed job, of the next job of the claim.
     pub next_retry: u32,
-    /// The process that runs it, or ran it last.
+    /// Process that runs the job, or ran it last.
     pub pid: i32,
-    /// The role that stopped it first: the number of a [`StopRequester`] of its batch; 0 = none, or it is not known.
+    /// Number of the [`StopRequester`] of the batch that stopped the job first; 0 means that there is none, or that it
+    /// is unknown.
     pub stop_requester: u32,
     pub query: TextRef,
     pub name: TextRef,
-    /// Milliseconds; 0 = none.
+    /// Milliseconds; 0 means no timeout.
     pub timeout: i64,
+    /// Milliseconds
     pub retry_delay: i64,
-    /// Not to be started before.
+    /// The job must not start before this time.
     pub not_before: i64,
     pub started: i64,
     pub ended: i64,
-    /// Its outcome, until that is logged.
+    /// Outcome of the job, until it is in the log.
     pub outcome: DsaArray<u8>,
 }
 
-/// State of the process in a worker's place.
+/// State of the process in a worker slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum WorkerState {
-    /// There is none.
+    /// There is no process.
     Free,
-    /// The process was asked for.
+    /// The process was requested.
     Starting,
-    /// The process looks for work, or writes the log.
+    /// The process looks for jobs, or writes the log.
     Ready,
-    /// The process runs a job of the queue.
+    /// The process runs a queued job.
     RunningQueued,
-    /// The process runs a job that a session gave it directly.
+    /// The process runs an attached job.
     RunningAttached,
     /// The process has nothing to do.
     Idle,
-    /// The process is on its way out; its place is free when the server says that it is gone.
+    /// The process is exiting; its slot is free when the server says that the process is gone.
     Exiting,
-    /// The process died; the server starts another one in its place, for whatever there is to do then.
+    /// The process died; the postmaster starts another one in its slot, for any pool that needs a worker then.
     Restarting,
 }
 
@@ -346,65 +352,68 @@ impl WorkerState {
 
 pub const MESSAGE_BYTES: usize = 256;
 
-/// A worker's place.
+/// Slot of a worker.
 #[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct WorkerSlot {
+    /// Number of the process: none had it before.
     pub serial: u64,
     pub pool: PoolPtr,
-    /// The job that it runs.
+    /// Batch of the job that the worker runs or has claimed.
     pub batch: BatchPtr,
     pub job: u32,
     /// [`WorkerState`]
     pub state: u32,
     pub pid: i32,
-    /// The worker is wanted elsewhere: it is to leave when it has nothing to do.
+    /// The slot is needed elsewhere: the worker must exit when it has nothing to do.
     pub exit_requested: u32,
+    /// Percent that the job reports; negative means none.
     pub progress: i32,
     pub padding: u32,
-    /// The process, for its latch.
+    /// The process, to set its latch.
     pub process: u64,
-    /// The server's handle of the worker.
+    /// Background worker handle of the process.
     pub handle: [u64; 2],
     pub has_handle: u32,
     pub message_bytes: u32,
-    /// Index + 1 of the place whose process must be gone before this one's begins.
+    /// Index + 1 of the slot whose process must be gone before the process of this slot begins.
     pub waits_for_slot: u32,
-    /// Another place has taken over from this one: it does not count any more.
+    /// Another slot has replaced this one, which does not count any more.
     pub has_successor: u32,
-    /// The worker's job cannot be cancelled any more.
+    /// The running job cannot be cancelled any more.
     pub is_uncancellable: u32,
-    /// The server does not start it again when it dies, or was told to end it.
+    /// The postmaster does not start the worker again when it dies, or was told to end it.
     pub no_restart: u32,
-    /// Version of what its login depended on when it logged in; 0 = it takes no jobs from sessions.
+    /// Version of what the login depended on when the worker logged in; 0 means that the worker takes no attached jobs.
     pub version: u64,
-    /// The segment of a job that a session has given it and that it has not begun; 0 = none.
+    /// Segment of the attached job that was assigned to the worker and has not begun; 0 means none.
     pub assigned_segment: u32,
-    /// The segment of the last job that a session gave it.
+    /// Segment of the last attached job of the worker.
     pub segment: u32,
-    /// The result of that job has not been read: nobody else gets the worker, for the job has its process id.
+    /// The result of that job has not been read: the worker is assigned no other job, because this job has its process
+    /// id.
     pub result_pending: u32,
-    /// The result was read to its end: the worker will have nothing to do in a moment.
+    /// The result of that job was read to its end: the worker will be idle in a moment.
     pub result_consumed: u32,
     pub since: i64,
     pub message: [u8; MESSAGE_BYTES],
 }
 
 impl WorkerSlot {
-    /// Returns how far its worker is.
+    /// Returns the state of the process in the slot.
     pub fn state(&self) -> WorkerState {
         WorkerState::from_number(self.state)
     }
 }
 
-/// A role that has stopped jobs of a batch. Behind it, in the same allocation, lies its name: roles can be renamed and
-/// dropped before a log says who it was.
+/// Role that has stopped jobs of a batch. Its name follows it in the same allocation: the role can be renamed or
+/// dropped before the log records the name.
 #[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
 #[repr(C)]
 pub struct StopRequester {
     pub next: DsaPtr<StopRequester>,
     pub name: DsaArray<u8>,
-    /// From 1 on, in a batch.
+    /// Number of the role in the batch, from 1.
     pub number: u32,
     pub padding: u32,
 }
@@ -415,12 +424,12 @@ pub struct StopRequester {
 pub struct Watcher {
     pub next: DsaPtr<Watcher>,
     pub process: u64,
-    /// Changes that wake it, [`WakeOn`]; it has looked since it was woken.
-    pub hears: u32,
+    /// Changes that wake the process, as [`WakeOn`]: anything but [`WakeOn::Nothing`] means that it is armed.
+    pub wake_on: u32,
     pub pid: i32,
-    /// The job that it waits for, as [`JobRecord::ordinal`]; 0 = all of the batch.
+    /// Job that the process waits for, as [`JobRecord::ordinal`]; 0 means all jobs of the batch.
     pub ordinal: u32,
-    /// The process waits for the end.
+    /// The process waits for the end of the job or of the batch.
     pub is_follower: u16,
     /// The process runs a job itself.
     pub is_worker: u16,

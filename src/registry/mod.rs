@@ -1,7 +1,7 @@
-//! Jobs of the whole server, in shared memory: batches, their jobs, the queue, the workers.
+//! Registry of the jobs of the whole server, in shared memory: batches, jobs, pools, worker slots.
 //!
-//! A job is here from its acceptance until its final row is in the log. Everything is looked at and changed under one
-//! lock; nothing here waits, and nothing here talks to the catalogs.
+//! A job is in the registry from its acceptance until its final row is in the log. All access is under one lock; no
+//! function of the registry waits or reads the catalogs.
 
 pub mod batches;
 pub mod layout;

@@ -6,12 +6,12 @@ use crate::registry::layout::{BatchPtr, JobRecord};
 use crate::registry::lists;
 use crate::registry::root::root_mut;
 
-/// An outcome in shared memory that is no job's yet.
+/// Outcome in shared memory that no job has yet.
 #[derive(Debug, Clone, Copy)]
 pub struct StoredOutcome(DsaArray<u8>);
 
-/// Stores an outcome for a job that ends now. Returns `None` if it is empty, or if there is no memory for it: then what
-/// the caller has seen may have changed ([`Memory::allocate`]).
+/// Stores the outcome of a job that ends now. Returns `None` if it is empty, or if there is no memory for it; in the
+/// latter case, anything that the caller has read may have changed ([`Memory::allocate`]).
 pub fn store(memory: &mut Memory, outcome: &[u8]) -> Option<StoredOutcome> {
     if outcome.is_empty() {
         return None;
@@ -24,7 +24,7 @@ pub fn store(memory: &mut Memory, outcome: &[u8]) -> Option<StoredOutcome> {
     Some(StoredOutcome(stored))
 }
 
-/// Frees a stored outcome that becomes no job's.
+/// Frees a stored outcome that is not attached to a job.
 pub fn discard(memory: &mut Memory, outcome: StoredOutcome) {
     memory.free_array(outcome.0);
     if let Some(root) = root_mut(memory) {
@@ -32,17 +32,17 @@ pub fn discard(memory: &mut Memory, outcome: StoredOutcome) {
     }
 }
 
-/// Gives a stored outcome to this job, which has none.
+/// Attaches a stored outcome to a job, which has none.
 pub fn attach(memory: &mut Memory, batch: BatchPtr, index: u32, outcome: StoredOutcome) {
     lists::job_mut(memory, batch, index).outcome = outcome.0;
 }
 
-/// Returns the outcome of a job, or `None` if it has none here.
+/// Returns the outcome of a job, or `None` if it has none in shared memory.
 pub fn of_job<'a>(memory: &'a Memory, job: &JobRecord) -> Option<&'a [u8]> {
     (!job.outcome.is_empty()).then(|| memory.slice(job.outcome))
 }
 
-/// Frees the outcomes of a batch's jobs.
+/// Frees the outcomes of the jobs of a batch.
 pub fn discard_of_batch(memory: &mut Memory, batch: BatchPtr) {
     let outcomes = lists::jobs(memory, batch).iter().map(|job| job.outcome).filter(|outcome| !outcome.is_empty());
     let outcomes: Vec<StoredOutcome> = outcomes.map(StoredOutcome).collect();

@@ -1,4 +1,4 @@
-//! Pools: the workers of one role in one database, and the batches whose jobs they can run.
+//! Pools: the workers of one login role in one database, and the batches whose jobs they can run.
 
 use crate::error::Error;
 use crate::ffi::area::Memory;
@@ -6,7 +6,7 @@ use crate::registry::layout::{Pool, PoolPtr};
 use crate::registry::lists::pools;
 use crate::registry::root::{get_or_create_root, root_mut};
 
-/// Returns the pool of workers that can run jobs of this role in this database, and makes it if there is none.
+/// Returns the pool of this login role in this database, and creates it if there is none.
 ///
 /// # Errors
 /// [`Error::SharedMemory`] (53200)
@@ -22,7 +22,7 @@ pub fn get_or_create(memory: &mut Memory, database: u32, login: u32) -> Result<P
     Ok(pool)
 }
 
-/// Returns the pool of this role in this database, or `None` if there is none.
+/// Returns the pool of this login role in this database, or `None` if there is none.
 pub fn find(memory: &Memory, database: u32, login: u32) -> Option<PoolPtr> {
     pools(memory).find(|pool| {
         let pool = memory.get(*pool);
@@ -30,7 +30,7 @@ pub fn find(memory: &Memory, database: u32, login: u32) -> Option<PoolPtr> {
     })
 }
 
-/// Removes a pool that has neither workers nor batches.
+/// Removes a pool, if it has neither workers nor batches.
 pub fn remove_if_unused(memory: &mut Memory, pool: PoolPtr) {
     let Pool { next, batches, workers, .. } = *memory.get(pool);
     if batches > 0 || workers > 0 {

@@ -1,4 +1,4 @@
-//! Views of the registry: what others see of its batches and jobs.
+//! Read-only snapshots of the registry for sessions and views.
 
 use crate::ffi::area::Memory;
 use crate::ffi::{alloc, session};
@@ -11,61 +11,61 @@ use std::collections::{HashMap, HashSet};
 /// Properties of a batch as a whole.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchSummary {
-    /// No other batch has had it.
+    /// Number that no other batch has had.
     pub number: u64,
     pub uuid: [u8; 16],
     pub database: u32,
     pub owner: u32,
-    /// The role that its workers log in as.
+    /// Role that the workers log in as.
     pub login: u32,
-    /// None = its rows are not written.
+    /// Location of the batch's rows, or `None` if they are not written.
     pub recorded: Option<Recorded>,
 }
 
-/// Tells where the rows of a batch are.
+/// Location of the rows of a batch in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recorded {
-    /// The log: its oid.
+    /// OID of the log.
     pub log: u32,
-    /// The transaction that has written them.
+    /// Transaction that wrote the rows.
     pub by: u64,
 }
 
-/// Returns where the rows of the batch are, if they are written.
-pub fn log_location(memory: &Memory, place: BatchPtr) -> Option<Recorded> {
-    location_in(memory.get(place))
+/// Returns the location of the batch's rows, or `None` if they are not written.
+pub fn log_location(memory: &Memory, batch: BatchPtr) -> Option<Recorded> {
+    location_in(memory.get(batch))
 }
 
-fn location_in(batch: &BatchRecord) -> Option<Recorded> {
-    (batch.recorded_in != 0).then_some(Recorded { log: batch.recorded_in as u32, by: batch.recorded_by })
+fn location_in(record: &BatchRecord) -> Option<Recorded> {
+    (record.recorded_in != 0).then_some(Recorded { log: record.recorded_in as u32, by: record.recorded_by })
 }
 
 /// Properties of a job that change.
 #[derive(Debug, Clone)]
 pub struct JobStatus {
-    /// The role whose rights it has.
+    /// Role whose rights the job has.
     pub owner: u32,
     pub state: State,
-    /// Its final row is written.
+    /// The final row is written.
     pub is_logged: bool,
     pub started: Option<i64>,
     pub ended: Option<i64>,
     pub attempts: u32,
     pub pid: Option<i32>,
-    /// From 1, in the order in which jobs were accepted.
+    /// Position in the queue from 1, in the order in which jobs were accepted.
     pub queue_position: Option<i64>,
-    /// Progress that the job reports: percent, and a message.
+    /// Progress that the job reports: percent and message.
     pub progress: Option<(i32, Vec<u8>)>,
-    /// Outcome of the job, until that is in the log.
+    /// Outcome of the job, until it is in the log.
     pub outcome: Option<Vec<u8>>,
-    /// Content of its row, which was written with the end of the job: for those that are told of it.
+    /// Outcome in the final row, if that was written with the job's work: for sessions that report it.
     pub written: Option<Vec<u8>>,
     pub reason: Reason,
-    /// Name of the role that stopped it.
+    /// Name of the role that stopped the job, if it is known.
     pub stop_requester: Option<Vec<u8>>,
 }
 
-/// Everything that can be said of a job.
+/// All properties of a job.
 #[derive(Debug, Clone)]
 pub struct JobDetails {
     pub batch: BatchSummary,
@@ -77,55 +77,55 @@ pub struct JobDetails {
     pub name: Option<Vec<u8>>,
     pub query: Vec<u8>,
     pub queued_at: i64,
-    /// The job has been begun, in an attempt that is over or not.
+    /// The job has been started at least once.
     pub is_begun: bool,
-    /// Its attempts are those of all launches.
+    /// Options of the run; its attempts are those of all launches.
     pub run_options: RunOptions,
 }
 
-/// Tells where a uuid leads.
+/// Batch or job that a uuid refers to.
 #[derive(Debug, Clone, Copy)]
 pub struct FoundJobs {
     pub batch: BatchPtr,
     pub owner: u32,
-    /// The role that its worker logs in as.
+    /// Role that the workers log in as.
     pub login: u32,
-    /// The job; none = the whole batch.
+    /// Index of the job, or `None` for the whole batch.
     pub job: Option<u32>,
 }
 
-/// The batches and jobs of a uuid. A batch has several entries when some of its jobs were launched again.
+/// Returns the batches and jobs of a uuid. A batch has several entries if some of its jobs were launched again.
 pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<FoundJobs> {
     let ordinal = lists::ordinal_of(uuid);
-    let found = lists::batches_of_uuid(memory, uuid).filter_map(|place| {
-        let record = memory.get(place);
+    let found = lists::batches_of_uuid(memory, uuid).filter_map(|batch| {
+        let record = memory.get(batch);
         if record.is_open == 0 {
             return None;
         }
         let job = match ordinal {
             0 => None,
             _ => {
-                let index = lists::index_of(memory, place, ordinal)?;
-                Some(Some(index).filter(|index| is_current(lists::job(memory, place, *index)))?)
+                let index = lists::index_of(memory, batch, ordinal)?;
+                Some(Some(index).filter(|index| is_current(lists::job(memory, batch, *index)))?)
             }
         };
-        Some(FoundJobs { batch: place, owner: record.owner, login: login(memory, record), job })
+        Some(FoundJobs { batch, owner: record.owner, login: login(memory, record), job })
     });
     found.collect()
 }
 
-/// Returns whether the job is here: it was not launched again.
+/// Returns whether this record of the job is the current one: the job was not launched again.
 fn is_current(job: &JobRecord) -> bool {
     job.is_logged != RELAUNCHED
 }
 
-/// The indexes of the jobs that were found.
+/// Returns the indexes of the jobs that were found.
 pub fn of_batch(memory: &Memory, found: &FoundJobs) -> Vec<u32> {
     match found.job {
         Some(job) => vec![job],
         None => {
-            let here = (0..).zip(lists::jobs(memory, found.batch)).filter(|(_, job)| is_current(job));
-            here.map(|(index, _)| index).collect()
+            let current = (0..).zip(lists::jobs(memory, found.batch)).filter(|(_, job)| is_current(job));
+            current.map(|(index, _)| index).collect()
         }
     }
 }
@@ -145,17 +145,17 @@ fn summary_of(memory: &Memory, record: &BatchRecord) -> BatchSummary {
     }
 }
 
-/// All batches; `uuid` = only this one, or that of this job.
+/// Returns all open batches; with `uuid`, only that batch, or the batch of that job.
 pub fn batch_summaries(memory: &Memory, uuid: Option<&[u8; 16]>) -> Vec<BatchSummary> {
-    let open = |place: &BatchPtr| memory.get(*place).is_open != 0;
-    let header = |place| summary_of(memory, memory.get(place));
+    let open = |batch: &BatchPtr| memory.get(*batch).is_open != 0;
+    let summary = |batch| summary_of(memory, memory.get(batch));
     match uuid {
-        Some(uuid) => lists::batches_of_uuid(memory, uuid).filter(open).map(header).collect(),
-        None => lists::batches(memory).filter(open).map(header).collect(),
+        Some(uuid) => lists::batches_of_uuid(memory, uuid).filter(open).map(summary).collect(),
+        None => lists::batches(memory).filter(open).map(summary).collect(),
     }
 }
 
-/// The attempts that run at one moment: the number of their batch, the ordinal of their job, and which attempt it is.
+/// Attempts that run at one moment: the number of the batch, the ordinal of the job, and the number of the attempt.
 #[derive(Debug, Clone, Default)]
 pub struct Running(HashSet<(u64, u32, u32)>);
 
@@ -165,7 +165,7 @@ impl Running {
     }
 }
 
-/// The attempts that run now: one for each busy worker.
+/// Returns the attempts that run now: one for each busy worker.
 pub fn running(memory: &Memory) -> Running {
     let busy = slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued && !slot.batch.is_null());
     let attempts = busy.map(|slot| {
@@ -175,19 +175,19 @@ pub fn running(memory: &Memory) -> Running {
     Running(attempts.collect())
 }
 
-/// The jobs of batches, in the order in which they were accepted: of those whose numbers `is_wanted` lets pass, what
-/// `look` makes of each. Queue positions count all; batches that are not wanted cost next to nothing. `running`:
-/// attempts that have begun since these ran are still queued.
+/// Returns the results of `visit` for the jobs of the batches whose numbers `is_wanted` accepts, in the order of
+/// acceptance. The last argument of `visit` is the queue position: it counts the jobs of all batches, but other batches
+/// cost next to nothing. `running`: attempts that began after these were running are shown as queued.
 fn walk<T>(
     memory: &Memory,
     is_wanted: impl Fn(u64) -> bool,
     running: Option<&Running>,
-    look: impl Fn(BatchPtr, &BatchRecord, &JobRecord, i64) -> T,
+    visit: impl Fn(BatchPtr, &BatchRecord, &JobRecord, i64) -> T,
 ) -> Vec<T> {
-    let mut seen = Vec::new();
+    let mut results = Vec::new();
     let mut position = 0;
-    for place in lists::batches(memory) {
-        let record = memory.get(place);
+    for batch in lists::batches(memory) {
+        let record = memory.get(batch);
         if record.is_open == 0 {
             continue;
         }
@@ -195,7 +195,7 @@ fn walk<T>(
             position += i64::from(record.queued);
             continue;
         }
-        for job in lists::jobs(memory, place).iter().filter(|job| is_current(job)) {
+        for job in lists::jobs(memory, batch).iter().filter(|job| is_current(job)) {
             let mut job = *job;
             if job.state == State::Running as u8 && running.is_some_and(|running| !running.has(record, &job)) {
                 job.state = State::Queued as u8;
@@ -204,80 +204,81 @@ fn walk<T>(
             if job.state == State::Queued as u8 {
                 position += 1;
             }
-            seen.push(look(place, record, &job, position));
+            results.push(visit(batch, record, &job, position));
         }
     }
-    seen
+    results
 }
 
-/// Everything of the jobs of these batches; `running`: when these attempts ran, as far as it can still be told.
+/// Returns the properties of the jobs of these batches. `running`: at the time when these attempts ran, as far as that
+/// is still known.
 pub fn snapshot(memory: &Memory, batches: &HashSet<u64>, running: Option<&Running>) -> Vec<JobDetails> {
     walk(
         memory,
         |number| batches.contains(&number),
         running,
-        |place, record, job, position| details_of(memory, place, record, job, position),
+        |batch, record, job, position| details_of(memory, batch, record, job, position),
     )
 }
 
-/// Returns the time at which a batch was accepted: its rows have it, too.
-pub fn accepted_at(memory: &Memory, place: BatchPtr) -> i64 {
-    memory.get(place).created
+/// Returns the time at which a batch was accepted, which is also in its rows.
+pub fn accepted_at(memory: &Memory, batch: BatchPtr) -> i64 {
+    memory.get(batch).created
 }
 
-/// Everything of the jobs of one batch; nothing if it was forgotten.
-pub fn jobs_of(memory: &Memory, place: BatchPtr, uuid: &[u8; 16]) -> Vec<JobDetails> {
-    let is_there = lists::batches_of_uuid(memory, uuid).any(|at| at == place);
-    let number = is_there.then(|| memory.get(place).number);
+/// Returns the properties of the jobs of one batch, or nothing if the batch was removed.
+pub fn jobs_of(memory: &Memory, batch: BatchPtr, uuid: &[u8; 16]) -> Vec<JobDetails> {
+    let is_there = lists::batches_of_uuid(memory, uuid).any(|at| at == batch);
+    let number = is_there.then(|| memory.get(batch).number);
     snapshot(memory, &number.into_iter().collect(), None)
 }
 
-/// Returns whether something is still to be written of a batch, or it is still being accepted.
+/// Returns whether a job of the uuid's batches has no final row yet, or one of the batches is still being accepted.
 pub fn is_pending(memory: &Memory, uuid: &[u8; 16]) -> bool {
     lists::batches_of_uuid(memory, uuid)
-        .any(|place| memory.get(place).is_open == 0 || lists::jobs(memory, place).iter().any(|job| job.is_logged == 0))
+        .any(|batch| memory.get(batch).is_open == 0 || lists::jobs(memory, batch).iter().any(|job| job.is_logged == 0))
 }
 
-/// Everything of a job that is here.
+/// Returns the properties of a job, or `None` if it is not in the registry.
 pub fn job_of(memory: &Memory, uuid: &[u8; 16]) -> Option<JobDetails> {
     let found = find(memory, uuid).into_iter().next()?;
     Some(details_of(memory, found.batch, memory.get(found.batch), lists::job(memory, found.batch, found.job?), 0))
 }
 
-/// Returns what the jobs of these batches are doing, by their uuids; `running`: as for [`snapshot`].
+/// Returns the states of the jobs of these batches, by their uuids. `running`: as for [`snapshot`].
 pub fn statuses(memory: &Memory, batches: &HashSet<u64>, running: &Running) -> HashMap<[u8; 16], JobStatus> {
-    let seen = walk(
+    let results = walk(
         memory,
         |number| batches.contains(&number),
         Some(running),
-        |place, record, job, position| {
-            (lists::job_uuid(&record.uuid, job.ordinal), status_of(memory, place, job, position))
+        |batch, record, job, position| {
+            (lists::job_uuid(&record.uuid, job.ordinal), status_of(memory, batch, job, position))
         },
     );
-    seen.into_iter().collect()
+    results.into_iter().collect()
 }
 
-/// The text of the job that was found.
+/// Returns the query of the job that was found, or `None` for a whole batch.
 pub fn query_of(memory: &Memory, found: &FoundJobs) -> Option<Vec<u8>> {
     let job = lists::job(memory, found.batch, found.job?);
     lists::bytes(memory, found.batch, job.query).map(alloc::copy)
 }
 
-/// A text of a batch in this database's encoding.
+/// Returns a text of a batch in the encoding of this database.
 fn own_text(record: &BatchRecord, bytes: &[u8]) -> Vec<u8> {
     let mut bytes = alloc::copy(bytes);
     if record.encoding != session::encoding() {
-        // Another database's encoding: what is not ASCII has no meaning here.
+        // In the encoding of another database: bytes that are not ASCII have no meaning here.
         bytes.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
     }
     bytes
 }
 
-fn status_of(memory: &Memory, place: BatchPtr, job: &JobRecord, position: i64) -> JobStatus {
+fn status_of(memory: &Memory, batch: BatchPtr, job: &JobRecord, position: i64) -> JobStatus {
     let state = State::from_byte(job.state);
-    let (kept, is_written) = (outcomes::of_job(memory, job).map(<[u8]>::to_vec), job.is_logged == 1);
+    let (stored, is_written) = (outcomes::of_job(memory, job).map(<[u8]>::to_vec), job.is_logged == 1);
     JobStatus {
-        owner: memory.get(place).owner,
+        owner: memory.get(batch).owner,
         state,
         is_logged: job.is_logged != 0,
         started: Some(job.started).filter(|at| *at != 0 && state != State::Queued),
@@ -285,20 +286,20 @@ fn status_of(memory: &Memory, place: BatchPtr, job: &JobRecord, position: i64) -
         attempts: job.attempts,
         pid: pid_of(job),
         queue_position: (state == State::Queued).then_some(position),
-        progress: progress_of(memory, memory.get(place), job),
-        outcome: kept.clone().filter(|_| !is_written),
-        written: kept.filter(|_| is_written),
+        progress: progress_of(memory, memory.get(batch), job),
+        outcome: stored.clone().filter(|_| !is_written),
+        written: stored.filter(|_| is_written),
         reason: crate::registry::Reason::from_byte(job.reason),
-        stop_requester: stopped_by::of_job(memory, place, job).map(|role| own_text(memory.get(place), role)),
+        stop_requester: stopped_by::of_job(memory, batch, job).map(|role| own_text(memory.get(batch), role)),
     }
 }
 
-fn details_of(memory: &Memory, place: BatchPtr, record: &BatchRecord, job: &JobRecord, position: i64) -> JobDetails {
-    let text = |text| lists::bytes(memory, place, text).map(|bytes| own_text(record, bytes));
+fn details_of(memory: &Memory, batch: BatchPtr, record: &BatchRecord, job: &JobRecord, position: i64) -> JobDetails {
+    let text = |text| lists::bytes(memory, batch, text).map(|bytes| own_text(record, bytes));
     JobDetails {
         batch: summary_of(memory, record),
         uuid: lists::job_uuid(&record.uuid, job.ordinal),
-        now: status_of(memory, place, job, position),
+        now: status_of(memory, batch, job, position),
         owner_name: text(record.owner_name).unwrap_or_default(),
         client: text(record.client).unwrap_or_default(),
         batch_name: text(record.name),
@@ -318,18 +319,18 @@ fn details_of(memory: &Memory, place: BatchPtr, record: &BatchRecord, job: &JobR
     }
 }
 
-/// The process that runs it, or ran it last.
+/// Returns the process that runs the job or ran it last, or `None` if the job is queued or never ran.
 fn pid_of(job: &JobRecord) -> Option<i32> {
     Some(job.pid).filter(|pid| *pid != 0 && job.state != State::Queued as u8)
 }
 
-/// The place of the worker that runs it.
+/// Returns the slot of the worker that runs the job, or `None` if the job does not run.
 fn slot_of<'a>(memory: &'a Memory, job: &JobRecord) -> Option<&'a WorkerSlot> {
     let slot = slots(memory).get((job.slot as usize).wrapping_sub(1))?;
     (slot.state() == WorkerState::RunningQueued && job.state == State::Running as u8).then_some(slot)
 }
 
-/// The little of a job that changes.
+/// Properties of a job that change while it runs.
 #[derive(Debug, Clone)]
 pub struct LiveState {
     pub uuid: [u8; 16],
@@ -337,14 +338,14 @@ pub struct LiveState {
     pub attempts: u32,
     pub pid: Option<i32>,
     pub is_logged: bool,
-    /// Its row says already how it ended, or is about to; it still seems to run.
+    /// The final row is written or about to be, but the job still counts as running.
     is_concluding: bool,
-    /// Progress that the job reports: percent, and a message.
+    /// Progress that the job reports: percent and message.
     pub progress: Option<(i32, Vec<u8>)>,
 }
 
 impl LiveState {
-    /// Returns whether its final row is still to be written, or its worker has just written it and will say so next.
+    /// Returns whether the final row is still to be written, or was just written but is not marked as written yet.
     pub fn is_row_due(&self) -> bool {
         self.is_concluding || self.state.is_final() && !self.is_logged
     }
@@ -357,14 +358,14 @@ fn progress_of(memory: &Memory, record: &BatchRecord, job: &JobRecord) -> Option
     Some((slot.progress, own_text(record, message)))
 }
 
-/// A job, or the jobs of a batch, in their order.
+/// Returns the state of a job, or of the jobs of a batch in their order.
 pub fn live_states(memory: &Memory, uuid: &[u8; 16]) -> Vec<LiveState> {
-    let mut pulses = Vec::new();
+    let mut states = Vec::new();
     for found in find(memory, uuid) {
         let record = memory.get(found.batch);
         for index in of_batch(memory, &found) {
             let job = lists::job(memory, found.batch, index);
-            pulses.push(LiveState {
+            states.push(LiveState {
                 uuid: lists::job_uuid(&record.uuid, job.ordinal),
                 state: State::from_byte(job.state),
                 attempts: job.attempts,
@@ -375,25 +376,25 @@ pub fn live_states(memory: &Memory, uuid: &[u8; 16]) -> Vec<LiveState> {
             });
         }
     }
-    pulses
+    states
 }
 
-/// The uuid of a job.
-pub fn uuid_of_job(memory: &Memory, place: BatchPtr, index: u32) -> [u8; 16] {
-    lists::job_uuid(&memory.get(place).uuid, lists::job(memory, place, index).ordinal)
+/// Returns the uuid of a job.
+pub fn uuid_of_job(memory: &Memory, batch: BatchPtr, index: u32) -> [u8; 16] {
+    lists::job_uuid(&memory.get(batch).uuid, lists::job(memory, batch, index).ordinal)
 }
 
-/// Returns what a worker must know of a batch: its request, as it was written.
-pub fn request(memory: &Memory, place: BatchPtr) -> Vec<u8> {
-    let record = memory.get(place);
-    alloc::copy(lists::bytes(memory, place, record.request).unwrap_or_default())
+/// Returns the request of a batch as it was written, for the worker that runs its jobs.
+pub fn request(memory: &Memory, batch: BatchPtr) -> Vec<u8> {
+    let record = memory.get(batch);
+    alloc::copy(lists::bytes(memory, batch, record.request).unwrap_or_default())
 }
 
-/// Properties of a job that a worker must know.
+/// Properties of a job that its worker needs.
 #[derive(Debug, Clone)]
 pub struct RunningJob {
     pub uuid: [u8; 16],
-    /// The role whose rights it has.
+    /// Role whose rights the job has.
     pub owner: u32,
     pub query: Vec<u8>,
     /// Milliseconds
@@ -404,14 +405,14 @@ pub struct RunningJob {
 }
 
 impl RunningJob {
-    /// Reads it.
-    pub fn read(memory: &Memory, place: BatchPtr, index: u32) -> Self {
-        let record = memory.get(place);
-        let job = lists::job(memory, place, index);
+    /// Reads the properties of a job of a batch.
+    pub fn read(memory: &Memory, batch: BatchPtr, index: u32) -> Self {
+        let record = memory.get(batch);
+        let job = lists::job(memory, batch, index);
         RunningJob {
             uuid: lists::job_uuid(&record.uuid, job.ordinal),
             owner: record.owner,
-            query: alloc::copy(lists::bytes(memory, place, job.query).unwrap_or_default()),
+            query: alloc::copy(lists::bytes(memory, batch, job.query).unwrap_or_default()),
             timeout: Some(job.timeout).filter(|timeout| *timeout > 0),
             attempt: job.attempts,
             max_attempts: job.max_attempts,

@@ -1,4 +1,4 @@
-//! Roles that stopped jobs: their names, kept with the batch until the log has them.
+//! Names of the roles that stopped jobs, kept with the batch until the log has them.
 
 use crate::ffi::area::Memory;
 use crate::ffi::dsa_ref::DsaPtr;
@@ -6,8 +6,9 @@ use crate::ffi::session;
 use crate::registry::layout::{BatchPtr, JobRecord, StopRequester};
 use crate::registry::lists;
 
-/// Returns the number of a role among those that have stopped jobs of the batch, and adds it if it is not there.
-/// Returns `None` if there is no memory for it: then what the caller has seen may have changed ([`Memory::allocate`]).
+/// Returns the number of a role among those that have stopped jobs of the batch, and adds the role if it is missing.
+/// Returns `None` if there is no memory for it: then anything that the caller has read may have changed
+/// ([`Memory::allocate`]).
 pub fn requester_number(memory: &mut Memory, batch: BatchPtr, role: &[u8]) -> Option<u32> {
     let mut role = role.to_vec();
     if memory.get(batch).encoding != session::encoding() {
@@ -26,20 +27,20 @@ pub fn requester_number(memory: &mut Memory, batch: BatchPtr, role: &[u8]) -> Op
     Some(number)
 }
 
-/// Returns the name of the role that stopped this job of the batch, or `None` if it is not known.
+/// Returns the name of the role that stopped this job of the batch, or `None` if it is unknown.
 pub fn of_job<'a>(memory: &'a Memory, batch: BatchPtr, job: &JobRecord) -> Option<&'a [u8]> {
     let requester = requesters(memory, batch).find(|at| memory.get(*at).number == job.stop_requester)?;
     Some(name(memory, requester))
 }
 
-/// Frees the names of a batch.
+/// Frees the names of the roles that have stopped jobs of a batch.
 pub fn discard_of_batch(memory: &mut Memory, batch: BatchPtr) {
     let requesters: Vec<DsaPtr<StopRequester>> = requesters(memory, batch).collect();
     requesters.into_iter().for_each(|requester| memory.free(requester));
     memory.get_mut(batch).stop_requesters = DsaPtr::NULL;
 }
 
-/// Returns the roles that have stopped jobs of a batch, the last one first.
+/// Returns the roles that have stopped jobs of a batch, the most recent first.
 fn requesters(memory: &Memory, batch: BatchPtr) -> impl Iterator<Item = DsaPtr<StopRequester>> + '_ {
     lists::chain(memory.get(batch).stop_requesters, |requester| memory.get(requester).next)
 }

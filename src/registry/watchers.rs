@@ -16,39 +16,39 @@ pub struct Follower {
     pub is_worker: bool,
 }
 
-/// Wakes this process when something of the batch changes. `follower`: it waits for the end of the batch, or of the job
-/// whose uuid it is. False = there is no memory for that.
+/// Makes this process a watcher of the batches of a uuid, woken at each change. `follower`: set if it waits for the end
+/// of the batch, or of the job whose uuid it is. Returns `false` if there is no memory for that.
 pub fn watch(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
-    let places: Vec<BatchPtr> = lists::batches_of_uuid(memory, uuid).collect();
-    places.into_iter().all(|place| add_watcher(memory, place, uuid, follower, WakeOn::EachChange))
+    let batches: Vec<BatchPtr> = lists::batches_of_uuid(memory, uuid).collect();
+    batches.into_iter().all(|batch| add_watcher(memory, batch, uuid, follower, WakeOn::EachChange))
 }
 
 fn add_watcher(
     memory: &mut Memory,
-    place: BatchPtr,
+    batch: BatchPtr,
     uuid: &[u8; 16],
     follower: Option<Follower>,
-    hears: WakeOn,
+    wake_on: WakeOn,
 ) -> bool {
     let Some(watcher) = memory.allocate::<Watcher>() else { return false };
     *memory.get_mut(watcher) = Watcher {
-        next: memory.get(place).watchers,
+        next: memory.get(batch).watchers,
         process: process::own(),
-        hears: hears as u32,
+        wake_on: wake_on as u32,
         pid: follower.map_or(0, |follower| follower.pid),
         ordinal: lists::ordinal_of(uuid),
         is_follower: follower.is_some().into(),
         is_worker: follower.is_some_and(|follower| follower.is_worker).into(),
     };
-    memory.get_mut(place).watchers = watcher;
+    memory.get_mut(batch).watchers = watcher;
     true
 }
 
-/// Takes that back, for one batch. False = this process has not watched it.
-pub fn remove_own(memory: &mut Memory, place: BatchPtr) -> bool {
+/// Removes this process from the watchers of a batch. Returns `false` if it was not one of them.
+pub fn remove_own(memory: &mut Memory, batch: BatchPtr) -> bool {
     let own = process::own();
     let (mut kept, mut has_watched) = (DsaPtr::NULL, false);
-    let mut at = std::mem::replace(&mut memory.get_mut(place).watchers, DsaPtr::NULL);
+    let mut at = std::mem::replace(&mut memory.get_mut(batch).watchers, DsaPtr::NULL);
     while !at.is_null() {
         let watcher = *memory.get(at);
         if watcher.process == own {
@@ -60,23 +60,23 @@ pub fn remove_own(memory: &mut Memory, place: BatchPtr) -> bool {
         }
         at = watcher.next;
     }
-    memory.get_mut(place).watchers = kept;
+    memory.get_mut(batch).watchers = kept;
     has_watched
 }
 
-/// Notes that this process does not wait for the end any more; it goes on watching.
+/// Records that this process does not wait for the end any more; it remains a watcher.
 pub fn unfollow(memory: &mut Memory, uuid: &[u8; 16]) {
-    let places: Vec<BatchPtr> = lists::batches_of_uuid(memory, uuid).collect();
-    for place in places {
-        update_own(memory, place, |watcher| (watcher.is_follower, watcher.is_worker) = (0, 0));
+    let batches: Vec<BatchPtr> = lists::batches_of_uuid(memory, uuid).collect();
+    for batch in batches {
+        update_own(memory, batch, |watcher| (watcher.is_follower, watcher.is_worker) = (0, 0));
     }
 }
 
-/// Changes what this process has hung on a batch. False = nothing.
-fn update_own(memory: &mut Memory, place: BatchPtr, change: impl Fn(&mut Watcher)) -> bool {
+/// Changes the watchers of a batch that belong to this process. Returns `false` if there are none.
+fn update_own(memory: &mut Memory, batch: BatchPtr, change: impl Fn(&mut Watcher)) -> bool {
     let own = process::own();
     let mut is_there = false;
-    let mut at = memory.get(place).watchers;
+    let mut at = memory.get(batch).watchers;
     while !at.is_null() {
         let watcher = memory.get_mut(at);
         if watcher.process == own {
@@ -88,9 +88,9 @@ fn update_own(memory: &mut Memory, place: BatchPtr, change: impl Fn(&mut Watcher
     is_there
 }
 
-/// Forgets those of a batch.
-pub fn forget(memory: &mut Memory, place: BatchPtr) {
-    let mut at = std::mem::replace(&mut memory.get_mut(place).watchers, DsaPtr::NULL);
+/// Frees all watchers of a batch.
+pub fn forget(memory: &mut Memory, batch: BatchPtr) {
+    let mut at = std::mem::replace(&mut memory.get_mut(batch).watchers, DsaPtr::NULL);
     while !at.is_null() {
         let next = memory.get(at).next;
         memory.free(at);
@@ -98,99 +98,101 @@ pub fn forget(memory: &mut Memory, place: BatchPtr) {
     }
 }
 
-/// Lets the next change, or the end, wake this process again, also of jobs that were launched again since, as a batch
-/// of their own. `follower` as for [`watch`]. False = there is no memory for that.
-pub fn arm(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, hears: WakeOn) -> bool {
-    let places: Vec<BatchPtr> = lists::batches_of_uuid(memory, uuid).collect();
-    places.into_iter().all(|place| {
-        update_own(memory, place, |watcher| watcher.hears = hears as u32)
-            || add_watcher(memory, place, uuid, follower, hears)
+/// Arms this process: the next change, or the end, wakes it again, also for jobs that were launched again since, as a
+/// batch of their own. `follower`: as for [`watch`]. Returns `false` if there is no memory for that.
+pub fn arm(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, wake_on: WakeOn) -> bool {
+    let batches: Vec<BatchPtr> = lists::batches_of_uuid(memory, uuid).collect();
+    batches.into_iter().all(|batch| {
+        update_own(memory, batch, |watcher| watcher.wake_on = wake_on as u32)
+            || add_watcher(memory, batch, uuid, follower, wake_on)
     })
 }
 
-/// Returns whether nothing has woken this process since it looked last. Its latch may be reset by whatever else it
-/// waits for.
+/// Returns whether nothing has woken this process since it was armed last. Its latch does not tell, as any other wait
+/// of the process may reset it.
 pub fn is_armed(memory: &Memory, uuid: &[u8; 16]) -> bool {
     let own = process::own();
-    let batches = lists::batches_of_uuid(memory, uuid).map(|place| memory.get(place));
+    let batches = lists::batches_of_uuid(memory, uuid).map(|batch| memory.get(batch));
     batches
-        .flat_map(|batch| watchers(memory, batch))
-        .all(|watcher| watcher.process != own || watcher.hears != WakeOn::Nothing as u32)
+        .flat_map(|record| watchers(memory, record))
+        .all(|watcher| watcher.process != own || watcher.wake_on != WakeOn::Nothing as u32)
 }
 
-/// Wakes those that watch a batch, have looked since they were woken, and hear of such a change: all, or those whose
+/// Wakes the armed watchers of a batch for which this change counts: those that wait for each change, and those whose
 /// jobs have ended.
-pub fn wake(memory: &mut Memory, place: BatchPtr) {
-    wake_if(memory, place, |memory, watcher| {
-        watcher.hears != WakeOn::TheEnd as u32 || has_ended(memory, place, watcher.ordinal)
+pub fn wake(memory: &mut Memory, batch: BatchPtr) {
+    wake_if(memory, batch, |memory, watcher| {
+        watcher.wake_on != WakeOn::TheEnd as u32 || has_ended(memory, batch, watcher.ordinal)
     });
 }
 
-/// Wakes all that watch a batch and have looked since they were woken: each is to look for itself.
-pub fn wake_all(memory: &mut Memory, place: BatchPtr) {
-    wake_if(memory, place, |_, _| true);
+/// Wakes all armed watchers of a batch: each finds out by itself what has changed.
+pub fn wake_all(memory: &mut Memory, batch: BatchPtr) {
+    wake_if(memory, batch, |_, _| true);
 }
 
-fn wake_if(memory: &mut Memory, place: BatchPtr, is_meant: impl Fn(&Memory, &Watcher) -> bool) {
-    let mut at = memory.get(place).watchers;
+fn wake_if(memory: &mut Memory, batch: BatchPtr, must_wake: impl Fn(&Memory, &Watcher) -> bool) {
+    let mut at = memory.get(batch).watchers;
     while !at.is_null() {
         let watcher = *memory.get(at);
-        if watcher.hears != WakeOn::Nothing as u32 && is_meant(memory, &watcher) {
-            memory.get_mut(at).hears = WakeOn::Nothing as u32;
+        if watcher.wake_on != WakeOn::Nothing as u32 && must_wake(memory, &watcher) {
+            memory.get_mut(at).wake_on = WakeOn::Nothing as u32;
             process::wake(watcher.process);
         }
         at = watcher.next;
     }
 }
 
-/// The jobs that run and whose end a process waits for: their processes, and their uuids.
+/// Returns the running jobs whose end a process waits for: the processes that run them, and their uuids.
 pub fn awaited_by(memory: &Memory, pid: i32) -> Vec<(i32, [u8; 16])> {
     let mut awaited = Vec::new();
-    for place in lists::batches(memory) {
-        let batch = memory.get(place);
-        for watcher in watchers(memory, batch).filter(|watcher| watcher.pid == pid && watcher.is_follower != 0) {
+    for batch in lists::batches(memory) {
+        let record = memory.get(batch);
+        for watcher in watchers(memory, record).filter(|watcher| watcher.pid == pid && watcher.is_follower != 0) {
             let in_batch =
-                slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued && slot.batch == place);
-            let jobs = in_batch.map(|slot| (slot.pid, lists::job(memory, place, slot.job)));
-            let wanted = jobs.filter(|(_, job)| ends_before(memory, place, job, watcher.ordinal));
-            awaited.extend(wanted.map(|(pid, job)| (pid, lists::job_uuid(&batch.uuid, job.ordinal))));
+                slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued && slot.batch == batch);
+            let jobs = in_batch.map(|slot| (slot.pid, lists::job(memory, batch, slot.job)));
+            let wanted = jobs.filter(|(_, job)| ends_before(memory, batch, job, watcher.ordinal));
+            awaited.extend(wanted.map(|(pid, job)| (pid, lists::job_uuid(&record.uuid, job.ordinal))));
         }
     }
     awaited
 }
 
-/// Counts the workers whose job waits for the end of others.
+/// Counts the workers whose job waits for the end of other jobs.
 pub fn waiting_workers(memory: &Memory) -> usize {
     let mut waiting = HashSet::new();
-    for place in lists::batches(memory) {
-        let workers = watchers(memory, memory.get(place)).filter(|watcher| watcher.is_worker != 0);
-        // Who is about to see that it need not wait any more goes on.
-        waiting.extend(workers.filter(|watcher| !has_ended(memory, place, watcher.ordinal)).map(|watcher| watcher.pid));
+    for batch in lists::batches(memory) {
+        let workers = watchers(memory, memory.get(batch)).filter(|watcher| watcher.is_worker != 0);
+        // A worker that is about to see that its wait is over will go on.
+        waiting.extend(workers.filter(|watcher| !has_ended(memory, batch, watcher.ordinal)).map(|watcher| watcher.pid));
     }
     waiting.len()
 }
 
-/// Returns whether the job with the ordinal has ended, if it is one of the batch; 0 = whether all have.
-fn has_ended(memory: &Memory, place: BatchPtr, ordinal: u32) -> bool {
+/// Returns whether the job with the ordinal has ended or is not in the batch; for ordinal 0, whether all jobs have
+/// ended.
+fn has_ended(memory: &Memory, batch: BatchPtr, ordinal: u32) -> bool {
     if ordinal == 0 {
-        let batch = memory.get(place);
-        return batch.logged + batch.unlogged == batch.jobs;
+        let record = memory.get(batch);
+        return record.logged + record.unlogged == record.jobs;
     }
-    let index = lists::index_of(memory, place, ordinal);
-    index.is_none_or(|index| State::from_byte(lists::job(memory, place, index).state).is_final())
+    let index = lists::index_of(memory, batch, ordinal);
+    index.is_none_or(|index| State::from_byte(lists::job(memory, batch, index).state).is_final())
 }
 
-/// Returns whether this job, which runs, ends before the one with the ordinal does; 0 = before all have ended.
-fn ends_before(memory: &Memory, place: BatchPtr, running: &JobRecord, ordinal: u32) -> bool {
-    let batch = memory.get(place);
+/// Returns whether this running job ends before the job with the ordinal does; for ordinal 0, before all jobs have
+/// ended.
+fn ends_before(memory: &Memory, batch: BatchPtr, running: &JobRecord, ordinal: u32) -> bool {
+    let record = memory.get(batch);
     let is_queued = || {
-        let index = lists::index_of(memory, place, ordinal);
-        index.is_some_and(|index| lists::job(memory, place, index).state == State::Queued as u8)
+        let index = lists::index_of(memory, batch, ordinal);
+        index.is_some_and(|index| lists::job(memory, batch, index).state == State::Queued as u8)
     };
-    let one_by_one = batch.is_sequential != 0 || batch.max_workers == 1;
+    let one_by_one = record.is_sequential != 0 || record.max_workers == 1;
     ordinal == 0 || running.ordinal == ordinal || one_by_one && is_queued()
 }
 
-fn watchers<'a>(memory: &'a Memory, batch: &BatchRecord) -> impl Iterator<Item = &'a Watcher> {
-    lists::chain(batch.watchers, |watcher| memory.get(watcher).next).map(|watcher| memory.get(watcher))
+fn watchers<'a>(memory: &'a Memory, record: &BatchRecord) -> impl Iterator<Item = &'a Watcher> {
+    lists::chain(record.watchers, |watcher| memory.get(watcher).next).map(|watcher| memory.get(watcher))
 }
