@@ -22,6 +22,9 @@ pub const ERROR: i32 = pg_sys::PGERROR as i32;
 /// `NOTICE` of this server.
 pub const NOTICE: i32 = pg_sys::NOTICE as i32;
 
+/// `LOG` of this server.
+pub const LOG: i32 = pg_sys::LOG as i32;
+
 /// Raw, so that the error that is raised keeps what it carries: a guard of pgrx 0.18.1 would reduce it.
 mod raw {
     use pgrx::pg_sys;

@@ -7,16 +7,13 @@
 
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{area, exit_hooks, file, session};
-use crate::log::spool;
-use crate::protocol::to_bytes;
+use crate::log::directory::{self, FileName, OrphanFiles};
+use crate::log::file_format::{self, FileContent};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-
-/// The end of the name of such a file.
-pub const ATTEMPT_SUFFIX: &str = ".attempt";
 
 /// An attempt that has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,12 +29,26 @@ pub struct Attempt {
     pub attempts: Option<u32>,
 }
 
-/// The content of a file.
+/// Content of a file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Content {
-    epoch: i64,
-    /// None = the worker runs none.
-    attempt: Option<Attempt>,
+pub struct AttemptFile {
+    pub epoch: i64,
+    /// `None` if the worker runs none.
+    pub attempt: Option<Attempt>,
+}
+
+impl FileContent for AttemptFile {
+    const KIND: &'static [u8; 4] = b"atmp";
+    const SUFFIX: &'static str = ".attempt";
+
+    fn is_named(&self, name: &FileName) -> bool {
+        self.epoch == name.epoch
+    }
+
+    /// A worker that died between making its file and writing it ran none.
+    fn of_empty(name: &FileName) -> Option<Self> {
+        Some(AttemptFile { epoch: name.epoch, attempt: None })
+    }
 }
 
 thread_local! {
@@ -54,7 +65,7 @@ pub fn set(attempt: Option<&Attempt>) {
 }
 
 fn write(attempt: Option<&Attempt>) -> io::Result<()> {
-    let content = Content { epoch: area::epoch(), attempt: attempt.copied() };
+    let content = AttemptFile { epoch: area::epoch(), attempt: attempt.copied() };
     OWN.with_borrow_mut(|own| {
         if own.is_none() {
             if attempt.is_none() {
@@ -62,11 +73,11 @@ fn write(attempt: Option<&Attempt>) -> io::Result<()> {
             }
             let mut name = [0; 16];
             name[12..].copy_from_slice(&session::pid().to_be_bytes());
-            let path = spool::path(content.epoch, session::database(), &name, ATTEMPT_SUFFIX);
+            let path = FileName::new(content.epoch, session::database(), &name, AttemptFile::SUFFIX).path();
             *own = Some((path.clone(), file::create(&path)?));
             exit_hooks::before_exit(remove_own);
         }
-        own.as_ref().map_or(Ok(()), |(_, file)| file.write_all_at(&to_bytes(&content), 0))
+        own.as_ref().map_or(Ok(()), |(_, file)| file.write_all_at(&file_format::encode(&content), 0))
     })
 }
 
@@ -80,13 +91,7 @@ fn remove_own() {
     }
 }
 
-/// The attempts for this database that servers which have died ran then, with the epochs of these.
-pub fn orphaned(epoch: i64, database: u32) -> Vec<(i64, Attempt)> {
-    let files: Vec<Content> = spool::read_orphaned(epoch, database, ATTEMPT_SUFFIX);
-    files.into_iter().filter_map(|file| Some((file.epoch, file.attempt?))).collect()
-}
-
-/// Forgets them: the log says what they say.
-pub fn remove_orphaned(epoch: i64, database: u32) {
-    spool::remove_orphaned(epoch, database, ATTEMPT_SUFFIX);
+/// Returns the files of workers of this database whose servers have died since.
+pub fn orphans(epoch: i64, database: u32) -> OrphanFiles<AttemptFile> {
+    directory::read_orphans(epoch, database)
 }

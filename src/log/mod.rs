@@ -4,6 +4,8 @@
 //! later; the registry knows it meanwhile, and notes tell of it after a crash.
 
 pub mod attempt_file;
+mod directory;
+mod file_format;
 mod insert;
 pub mod outcome_file;
 mod reader;
@@ -16,10 +18,11 @@ use crate::ffi::heap::Access;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::report::{Captured, Log};
 use crate::ffi::{heap, lock, login, process, report, role, session, spi, transaction};
+pub use crate::log::directory::remove_dropped_databases;
 pub use crate::log::insert::insert_batch;
 use crate::log::outcome_file::End;
 pub use crate::log::reader::{is_readable, jobs_query, jobs_to_retry, row_state, states, LoggedJob, RowState};
-pub use crate::log::recovery::{import_orphans, orphaned_batches, store_begun, store_end};
+pub use crate::log::recovery::{import_orphans, orphaned_batches, remove_unknown, store_begun, store_end};
 use crate::log::rows::Rows;
 pub use crate::log::rows::{end_cells, outcome_cells};
 use crate::protocol::{decode, sqlstate, Outcome, Report};

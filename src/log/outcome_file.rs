@@ -4,18 +4,14 @@
 //! it ended: also of one whose work is committed without its row.
 
 use crate::ffi::{area, file, session, transaction};
-use crate::log::attempt_file::Attempt;
-use crate::log::{attempt_file, spool};
-use crate::protocol::{to_bytes, Outcome};
+use crate::log::attempt_file::{self, Attempt, AttemptFile};
+use crate::log::directory::{self, FileName, OrphanFiles};
+use crate::log::file_format::{self, FileContent};
+use crate::protocol::Outcome;
 use crate::registry::State;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::{fs, io};
-
-/// Ends the name of a note, and tells of what layout it is.
-pub(super) const OUTCOME_SUFFIX: &str = ".note2";
-/// Ends the names of those that version 0.1.0 wrote.
-const OUTCOME_SUFFIX_0_1_0: &str = ".note";
+use std::io;
 
 /// Note of a job that was begun.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -38,6 +34,15 @@ pub struct End {
     pub outcome: Outcome,
 }
 
+impl FileContent for OutcomeFile {
+    const KIND: &'static [u8; 4] = b"outc";
+    const SUFFIX: &'static str = ".note2";
+
+    fn is_named(&self, name: &FileName) -> bool {
+        (self.epoch, self.database, self.attempt.uuid) == (name.epoch, name.database, name.key)
+    }
+}
+
 impl OutcomeFile {
     /// Makes a note that the attempt was begun, and of no more.
     pub fn begun(epoch: i64, database: u32, attempt: Attempt) -> Self {
@@ -52,7 +57,8 @@ impl OutcomeFile {
     /// Writes it down; when this returns it is on disk, and what the job has committed as well.
     pub fn write(&self) -> io::Result<()> {
         transaction::flush_commits();
-        file::put(&spool::path(self.epoch, self.database, &self.attempt.uuid, OUTCOME_SUFFIX), &to_bytes(self))
+        let name = FileName::new(self.epoch, self.database, &self.attempt.uuid, Self::SUFFIX);
+        file::put(&name.path(), &file_format::encode(self))
     }
 
     /// Returns how the job ended, if that is known. Inside a transaction.
@@ -80,44 +86,52 @@ pub struct Orphans(Option<CrashTraces>);
 impl Orphans {
     /// Returns what a server of this epoch left of a job. Inside a transaction.
     pub fn of(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<CrashTrace> {
-        let left = self.0.get_or_insert_with(|| {
-            let (own, database) = (area::epoch(), session::database());
-            let running = attempt_file::orphaned(own, database).into_iter();
-            let mut left: CrashTraces =
-                running.map(|(epoch, attempt)| ((epoch, attempt.uuid), (attempt, None))).collect();
-            for note in orphaned(own, database) {
-                let of_job = left.entry((note.epoch, note.attempt.uuid)).or_insert((note.attempt, None));
-                if of_job.0.attempts < note.attempt.attempts {
-                    of_job.0 = note.attempt;
-                }
-                of_job.1 = Some(note);
-            }
-            left
-        });
-        let (attempt, note) = left.get(&(epoch, *uuid))?;
-        Some(CrashTrace { attempt: *attempt, end: note.as_ref().and_then(OutcomeFile::end).cloned() })
+        let traces = self.0.get_or_insert_with(read_traces);
+        let (attempt, file) = traces.get(&(epoch, *uuid))?;
+        Some(CrashTrace { attempt: *attempt, end: file.as_ref().and_then(OutcomeFile::end).cloned() })
     }
+}
+
+fn read_traces() -> CrashTraces {
+    let (epoch, database) = (area::epoch(), session::database());
+    let mut traces = CrashTraces::new();
+    for AttemptFile { epoch, attempt } in attempt_file::orphans(epoch, database).contents() {
+        if let Some(attempt) = attempt {
+            traces.insert((epoch, attempt.uuid), (attempt, None));
+        }
+    }
+    for file in orphans(epoch, database).contents() {
+        let trace = traces.entry((file.epoch, file.attempt.uuid)).or_insert((file.attempt, None));
+        if trace.0.attempts < file.attempt.attempts {
+            trace.0 = file.attempt;
+        }
+        trace.1 = Some(file);
+    }
+    traces
 }
 
 /// Forgets it: the log says more, on disk.
 pub fn remove(epoch: i64, database: u32, uuid: &[u8; 16]) {
     // One that stays is of no interest once the row is final.
-    for kind in [OUTCOME_SUFFIX, OUTCOME_SUFFIX_0_1_0] {
-        let _ = fs::remove_file(spool::path(epoch, database, uuid, kind));
+    for suffix in [OutcomeFile::SUFFIX, of_0_1_0::OutcomeFile::SUFFIX] {
+        FileName::new(epoch, database, uuid, suffix).remove();
     }
 }
 
-/// Notes for this database by servers that have died since.
-pub fn orphaned(epoch: i64, database: u32) -> Vec<OutcomeFile> {
-    let mut notes: Vec<OutcomeFile> = spool::read_orphaned(epoch, database, OUTCOME_SUFFIX);
-    let of_0_1_0: Vec<of_0_1_0::OutcomeFile> = spool::read_orphaned(epoch, database, OUTCOME_SUFFIX_0_1_0);
-    notes.extend(of_0_1_0.into_iter().map(OutcomeFile::from));
-    notes
+/// Returns the outcome files for this database of servers that have died since.
+pub fn orphans(epoch: i64, database: u32) -> OrphanFiles<OutcomeFile> {
+    let mut files = directory::read_orphans::<OutcomeFile>(epoch, database);
+    let of_0_1_0 = directory::read_orphans::<of_0_1_0::OutcomeFile>(epoch, database);
+    files.readable.extend(of_0_1_0.readable.into_iter().map(|(name, file)| (name, OutcomeFile::from(file))));
+    files.unreadable.extend(of_0_1_0.unreadable);
+    files
 }
 
-/// Notes as version 0.1.0 wrote them, for a server that has gone down with it and comes up with a newer one.
+/// Outcome files as version 0.1.0 wrote them, for a server that has gone down with it and comes up with a newer one.
 mod of_0_1_0 {
     use super::{Attempt, State};
+    use crate::log::directory::FileName;
+    use crate::log::file_format::FileContent;
     use crate::protocol::Outcome;
     use serde::Deserialize;
 
@@ -128,6 +142,15 @@ mod of_0_1_0 {
         uuid: [u8; 16],
         owner: u32,
         end: Option<(End, Option<u64>)>,
+    }
+
+    impl FileContent for OutcomeFile {
+        const KIND: &'static [u8; 4] = b"note";
+        const SUFFIX: &'static str = ".note";
+
+        fn is_named(&self, name: &FileName) -> bool {
+            (self.epoch, self.database, self.uuid) == (name.epoch, name.database, name.key)
+        }
     }
 
     #[derive(Deserialize)]

@@ -4,11 +4,13 @@ use crate::ffi::heap::Access;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{area, process, session, transaction};
 use crate::guc;
-use crate::log::attempt_file::Attempt;
-use crate::log::outcome_file::OutcomeFile;
+use crate::log::attempt_file::{self, Attempt, AttemptFile};
+use crate::log::directory::{self, FileName, OrphanFiles};
+use crate::log::file_format::FileContent;
+use crate::log::outcome_file::{self, OutcomeFile};
 use crate::log::rows::Rows;
-use crate::log::spool::Spooled;
-use crate::log::{attempt_file, insert, lock_log, open_log, outcome_file, spool, FinalRow};
+use crate::log::spool::{self, Spooled};
+use crate::log::{insert, lock_log, open_log, FinalRow};
 use std::collections::HashSet;
 
 /// Notes that an attempt was begun of which the log does not say so.
@@ -43,9 +45,9 @@ pub fn orphaned_batches() -> Vec<Spooled> {
     if transaction::in_recovery() {
         return Vec::new();
     }
-    let mut left = spool::orphaned_first(area::epoch(), session::database());
-    left.retain(is_spooled);
-    left
+    let mut batches = spool::last_launches(area::epoch(), session::database());
+    batches.retain(is_spooled);
+    batches
 }
 
 /// Returns whether a job of this database is in a file of a server that has died. Its row, if the log has one, is not
@@ -72,8 +74,10 @@ pub fn is_orphaned(uuid: &[u8; 16]) -> bool {
 #[derive(Default)]
 pub struct ImportedFiles {
     batches: Vec<Spooled>,
-    notes: Vec<OutcomeFile>,
-    /// False = others are left, for a transaction is deleting rows of their jobs.
+    outcomes: Vec<OutcomeFile>,
+    attempts: Vec<FileName>,
+    /// `false` if others remain, for a transaction is deleting rows of their jobs. Those that cannot be read do not
+    /// count.
     pub is_all: bool,
 }
 
@@ -81,25 +85,43 @@ impl ImportedFiles {
     /// Removes them, once the rows are on disk.
     pub fn remove(&self) {
         self.batches.iter().for_each(|batch| spool::remove(batch.epoch, batch.database, &batch.first()));
-        self.notes.iter().for_each(|note| outcome_file::remove(note.epoch, note.database, &note.attempt.uuid));
+        self.outcomes.iter().for_each(|file| outcome_file::remove(file.epoch, file.database, &file.attempt.uuid));
         if self.is_all {
-            attempt_file::remove_orphaned(area::epoch(), session::database());
+            self.attempts.iter().for_each(FileName::remove);
         }
     }
 }
 
-/// Writes the rows of batches that a server that has died accepted, and what it noted of its jobs. Inside
-/// [`crate::log::in_own_transaction`]; nobody else does so until the files are removed.
-pub fn import_orphans(database: u32) -> ImportedFiles {
-    let epoch = area::epoch();
-    let (mut batches, mut notes) = (spool::orphaned(epoch, database), outcome_file::orphaned(epoch, database));
-    // Of attempts that were running.
-    let attempts = attempt_file::orphaned(epoch, database);
-    let count = batches.len() + notes.len();
-    if count == 0 && attempts.is_empty() {
-        return ImportedFiles { is_all: true, ..ImportedFiles::default() };
+/// Files that dead servers left for a database.
+struct Orphans {
+    batches: Vec<Spooled>,
+    outcomes: Vec<OutcomeFile>,
+    attempts: OrphanFiles<AttemptFile>,
+    /// Outcome files that cannot be read: their jobs had begun.
+    begun: Vec<FileName>,
+}
+
+impl Orphans {
+    fn read(epoch: i64, database: u32) -> Self {
+        let batches = spool::orphans(epoch, database);
+        let outcomes = outcome_file::orphans(epoch, database);
+        let attempts = attempt_file::orphans(epoch, database);
+        batches.report_unreadable();
+        outcomes.report_unreadable();
+        attempts.report_unreadable();
+        let begun = outcomes.unreadable.iter().map(|(name, _)| name.clone()).collect();
+        Orphans { batches: batches.contents(), outcomes: outcomes.contents(), attempts, begun }
     }
-    let folded = open_log(lock_log(true), Access::Write, |rows| {
+
+    fn is_empty(&self) -> bool {
+        let Orphans { batches, outcomes, attempts, begun } = self;
+        batches.is_empty() && outcomes.is_empty() && attempts.readable.is_empty() && begun.is_empty()
+    }
+
+    /// Writes the rows of those that no transaction is deleting.
+    fn import(self, rows: &Rows) -> ImportedFiles {
+        let Orphans { mut batches, mut outcomes, attempts, mut begun } = self;
+        let count = batches.len() + outcomes.len();
         // A row that a transaction is deleting keeps back what is known of its job, and of its batch.
         let mut held = HashSet::new();
         batches.retain(|batch| {
@@ -116,20 +138,40 @@ pub fn import_orphans(database: u32) -> ImportedFiles {
             }
             is_free
         };
-        notes.retain(|note| is_free(&note.attempt.uuid));
-        let free: Vec<_> = attempts.iter().filter(|(_, attempt)| is_free(&attempt.uuid)).collect();
-        let is_all = batches.len() + notes.len() == count && free.len() == attempts.len();
+        outcomes.retain(|file| is_free(&file.attempt.uuid));
+        begun.retain(|name| is_free(&name.key));
+        let (names, files): (Vec<FileName>, Vec<AttemptFile>) = attempts.readable.into_iter().unzip();
+        let running: Vec<_> = files.iter().filter_map(|file| Some((file.epoch, file.attempt.as_ref()?))).collect();
+        let free: Vec<_> = running.iter().filter(|(_, attempt)| is_free(&attempt.uuid)).collect();
+        let is_all = batches.len() + outcomes.len() == count && free.len() == running.len();
         batches.iter().filter(|batch| is_spooled(batch)).for_each(|batch| insert::insert_spooled(rows, batch));
         free.iter().for_each(|(epoch, attempt)| rows.import_attempt(*epoch, attempt));
-        notes.iter().for_each(|note| import_outcome_file(rows, note));
-        ImportedFiles { batches, notes, is_all }
-    });
-    folded.unwrap_or_default()
+        begun.iter().for_each(|name| rows.import_begun(name.epoch, &name.key));
+        outcomes.iter().for_each(|file| import_outcome_file(rows, file));
+        ImportedFiles { batches, outcomes, attempts: names, is_all }
+    }
 }
 
-fn import_outcome_file(rows: &Rows, note: &OutcomeFile) {
-    match note.end() {
-        Some(end) => rows.import_end(note.epoch, &note.attempt.uuid, end),
-        None => rows.import_attempt(note.epoch, &note.attempt),
+/// Writes the rows of batches that a server that has died accepted, and what it wrote down of its jobs. Inside
+/// [`crate::log::in_own_transaction`]; nobody else does so until the files are removed.
+pub fn import_orphans(database: u32) -> ImportedFiles {
+    let orphans = Orphans::read(area::epoch(), database);
+    if orphans.is_empty() {
+        return ImportedFiles { is_all: true, ..ImportedFiles::default() };
     }
+    let imported = open_log(lock_log(true), Access::Write, |rows| orphans.import(rows));
+    imported.unwrap_or_default()
+}
+
+fn import_outcome_file(rows: &Rows, file: &OutcomeFile) {
+    match file.end() {
+        Some(end) => rows.import_end(file.epoch, &file.attempt.uuid, end),
+        None => rows.import_attempt(file.epoch, &file.attempt),
+    }
+}
+
+/// Removes the files of this server for jobs of a database that it has nothing to write of any more: the log that was
+/// to be told is gone. First those of batches, for without its outcome files a batch reads as one that never began.
+pub fn remove_unknown(epoch: i64, database: u32) {
+    directory::remove_unknown(epoch, database, &[Spooled::SUFFIX, OutcomeFile::SUFFIX]);
 }

@@ -346,6 +346,15 @@ impl Rows<'_> {
         }
     }
 
+    /// Writes that a job had begun when its server, that of `epoch`, died, and no more: what that wrote cannot be read.
+    pub fn import_begun(&self, epoch: i64, uuid: &[u8; 16]) {
+        if let Some(row) =
+            self.find_orphan(epoch, uuid).filter(|row| row.bool(Column::IsStarted as usize) != Some(true))
+        {
+            self.heap.update(&row, [(Column::IsStarted as usize, SqlValue::Bool(true))]);
+        }
+    }
+
     /// Writes how a job ended of a server of `epoch` that has died since, unless it was launched again.
     pub fn import_end(&self, epoch: i64, uuid: &[u8; 16], end: &End) {
         if let Some(row) = self.find_orphan(epoch, uuid) {

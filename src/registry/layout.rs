@@ -118,6 +118,8 @@ pub struct Root {
     pub unlogged: u64,
     /// Time of the last search for finished batches.
     pub swept_at: i64,
+    /// Files that were reported as unreadable.
+    pub reported_files: DsaPtr<ReportedFile>,
     /// Prestarted workers, which wait for their first job.
     pub ahead: [Prestarted; MAX_PRESTARTED],
     pub probe: ForkProbe,
@@ -416,6 +418,14 @@ pub struct StopRequester {
     /// Number of the role in the batch, from 1.
     pub number: u32,
     pub padding: u32,
+}
+
+/// A file that was reported as unreadable.
+#[derive(Clone, Copy, bytemuck::Pod, Zeroable)]
+#[repr(C)]
+pub struct ReportedFile {
+    pub next: DsaPtr<ReportedFile>,
+    pub name_hash: u64,
 }
 
 /// Process that waits for changes of a batch.

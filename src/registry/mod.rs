@@ -9,6 +9,7 @@ pub mod lists;
 pub mod outcomes;
 pub mod pools;
 pub mod ready_lists;
+pub mod reported_files;
 pub mod root;
 pub mod snapshot;
 pub mod stopped_by;
@@ -20,6 +21,7 @@ pub use crate::registry::batches::{
 };
 pub use crate::registry::layout::{BatchPtr, Reason, State, WakeOn, MESSAGE_BYTES};
 pub use crate::registry::lists::{job_uuid, ordinal_of};
+pub use crate::registry::reported_files::is_first_report;
 pub use crate::registry::snapshot::{
     accepted_at, batch_summaries, find, is_pending, job_of, jobs_of, live_states, log_location, query_of, request,
     running, snapshot, statuses, uuid_of_job, BatchSummary, FoundJobs, JobDetails, JobStatus, LiveState, Recorded,

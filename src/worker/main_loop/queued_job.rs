@@ -329,11 +329,11 @@ impl PoolWorker {
         let failures = self.next_import.map_or(0, |(_, failures)| failures);
         self.next_import = (!is_all).then(|| (scheduler::next_log_try(failures), failures.saturating_add(1)));
         if is_all {
-            spool::remove_unknown(area::epoch(), self.database);
+            log::remove_unknown(area::epoch(), self.database);
             // Files of databases that are gone concern nobody else.
             let databases = log::in_own_transaction(false, log::databases).unwrap_or_default();
             if !databases.is_empty() {
-                spool::remove_dropped_databases(area::epoch(), |database| databases.contains(&database));
+                log::remove_dropped_databases(area::epoch(), |database| databases.contains(&database));
             }
         }
     }
@@ -341,7 +341,7 @@ impl PoolWorker {
     /// The extension is not in this database any more: forgets its jobs, and what was noted of them.
     pub(super) fn forget_database(&self) {
         area::write(|memory| scheduler::forget_database(memory, self.database, self.index));
-        spool::remove_unknown(area::epoch(), self.database);
+        log::remove_unknown(area::epoch(), self.database);
     }
 
     /// Writes the rows of a batch that was accepted.

@@ -7,3 +7,4 @@ mod orphaned_files;
 mod outcome_files;
 mod reused_workers;
 mod shutdown;
+mod unreadable_files;

@@ -28,7 +28,7 @@ pub fn files(cluster: &Cluster) -> Vec<String> {
 }
 
 /// The next worker makes rows of what was noted, which say the same, and forgets the notes.
-fn assert_same_as_rows(cluster: &Cluster, session: &mut Session, batch: &Batch, states: &[&str]) {
+pub fn assert_same_as_rows(cluster: &Cluster, session: &mut Session, batch: &Batch, states: &[&str]) {
     let everything = "concat_ws('|', pid, start_time_exec, end_time_exec, attempts, result, row_count, command_tag, \
                       sqlstate, message)";
     assert_eq!(batch.states(session), states);
