@@ -3,15 +3,15 @@
 use crate::error::{DbText, Error};
 use crate::ffi::fmgr::{sql_function, Call, Value};
 use crate::ffi::{role, spi};
-use crate::queries;
+use crate::queries::{self, privileges};
 
 /// `pg_background_grant(role_name name) RETURNS void`
 fn grant(call: &Call) -> Result<Value, Error> {
     let role = granted_role(call)?;
     let schema = spi::select(queries::SCHEMA).concat();
-    spi::execute(&[b"GRANT USAGE ON SCHEMA ", schema.as_slice(), b" TO ", &role].concat());
-    spi::execute(&[b"GRANT EXECUTE ON FUNCTION ", interface().as_slice(), b" TO ", &role].concat());
-    spi::execute(&[b"GRANT SELECT ON ", views().as_slice(), b" TO ", &role].concat());
+    spi::execute(&privileges::grant_usage(&schema, &role));
+    spi::execute(&privileges::grant_execute(&interface(), &role));
+    spi::execute(&privileges::grant_select(&views(), &role));
     Ok(Value::Void)
 }
 
@@ -20,8 +20,8 @@ fn grant(call: &Call) -> Result<Value, Error> {
 /// The schema stays usable: others than this extension may rely on that.
 fn revoke(call: &Call) -> Result<Value, Error> {
     let role = granted_role(call)?;
-    spi::execute(&[b"REVOKE EXECUTE ON FUNCTION ", interface().as_slice(), b" FROM ", &role].concat());
-    spi::execute(&[b"REVOKE SELECT ON ", views().as_slice(), b" FROM ", &role].concat());
+    spi::execute(&privileges::revoke_execute(&interface(), &role));
+    spi::execute(&privileges::revoke_select(&views(), &role));
     Ok(Value::Void)
 }
 

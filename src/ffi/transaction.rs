@@ -291,16 +291,6 @@ pub fn flush_commits() {
     unsafe { pg_sys::XLogFlush(pg_sys::XactLastCommitEnd) };
 }
 
-/// Returns whether a transaction, as [`log_id`] gave it, was committed, perhaps by a server that has died; false if
-/// it is so old that nobody knows (xid8funcs.c, `pg_xact_status`). Inside a transaction.
-pub fn was_committed(transaction: u64) -> bool {
-    let status = format!(
-        "SELECT pg_catalog.txid_status({transaction}) WHERE {transaction} OPERATOR(pg_catalog.<) \
-         pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())"
-    );
-    crate::ffi::spi::select(&status) == [b"committed"]
-}
-
 /// Returns whether a transaction of this process, which is over, was committed; false for 0.
 pub fn is_committed(transaction: u32) -> bool {
     // SAFETY: a transaction that was not long ago; what has become of it is in shared memory.

@@ -253,7 +253,7 @@ pub fn mark_started(log: u32, jobs: &[[u8; 16]]) -> Option<Vec<bool>> {
 
 /// The databases that there are: oids.
 pub fn databases() -> Vec<u32> {
-    let oids = spi::select("SELECT oid FROM pg_catalog.pg_database");
+    let oids = spi::select(queries::DATABASES);
     oids.into_iter().map(|oid| number(Some(oid))).collect()
 }
 

@@ -3,11 +3,12 @@
 //! The registry knows it for as long as the server lives. After a crash such a file tells that a job was begun, or how
 //! it ended: also of one whose work is committed without its row.
 
-use crate::ffi::{area, file, session, transaction};
+use crate::ffi::{area, file, session, spi, transaction};
 use crate::log::attempt_file::{self, Attempt, AttemptFile};
 use crate::log::directory::{self, FileName, OrphanFiles};
 use crate::log::file_format::{self, FileContent};
 use crate::protocol::Outcome;
+use crate::queries;
 use crate::registry::State;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -64,8 +65,14 @@ impl OutcomeFile {
     /// Returns how the job ended, if that is known. Inside a transaction.
     pub fn end(&self) -> Option<&End> {
         let (end, transaction) = self.end.as_ref()?;
-        transaction.is_none_or(transaction::was_committed).then_some(end)
+        transaction.is_none_or(was_committed).then_some(end)
     }
+}
+
+/// Returns whether a transaction, as [`transaction::log_id`] gave it, was committed, perhaps by a server that has died;
+/// `false` if it is so old that nobody knows. Inside a transaction.
+fn was_committed(transaction: u64) -> bool {
+    spi::select(&queries::transaction_status(transaction)) == [b"committed"]
 }
 
 /// Trace of a job that a server began which has died.

@@ -7,6 +7,7 @@ use crate::log::outcome_file::End;
 use crate::log::rows::{Column, Entry};
 use crate::log::{locate, log_oid, orphaned_batches, outcome_file, qualified_name, relations, require_log, rows};
 use crate::protocol::{sqlstate, Outcome};
+use crate::queries;
 use crate::registry::State;
 use std::collections::{HashMap, HashSet};
 
@@ -228,17 +229,9 @@ pub fn jobs_to_retry(jobs: &[[u8; 16]]) -> Vec<JobToRetry> {
 
 /// The rows of `pg_background_monitor`, and their parameters.
 pub fn jobs_query(uuid: Option<&[u8; 16]>) -> (Vec<u8>, Vec<SqlValue>) {
-    let columns = b"SELECT pid, status, uuid_parent, uuid_child, name, query, result, message, queue_position, \
-                    start_time_exec, end_time_exec, elapsed FROM "
-        .as_slice();
     let view = qualified_name("pg_background_jobs");
-    let order = b" ORDER BY queued_at, uuid_child".as_slice();
     match uuid {
-        None => ([columns, &view, order].concat(), Vec::new()),
-        Some(uuid) => {
-            let condition =
-                b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1".as_slice();
-            ([columns, &view, condition, order].concat(), vec![SqlValue::Uuid(*uuid)])
-        }
+        None => (queries::jobs(&view), Vec::new()),
+        Some(uuid) => (queries::jobs_of(&view), vec![SqlValue::Uuid(*uuid)]),
     }
 }

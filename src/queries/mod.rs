@@ -1,4 +1,4 @@
-//! The SQL that the extension runs itself. Everything is named with its schema, so nothing that a user creates is taken
+//! SQL that the extension runs itself. Everything is named with its schema, so nothing that a user creates is taken
 //! for it.
 
 pub mod privileges;
@@ -9,7 +9,7 @@ const IS_CONNECTION: &str = "(backend_type OPERATOR(pg_catalog.=) 'client backen
      OR backend_type OPERATOR(pg_catalog.=) 'pg_background'::pg_catalog.text \
      AND COALESCE(state, '') OPERATOR(pg_catalog.<>) 'idle'::pg_catalog.text)";
 
-/// Sessions and jobs of a role: oid.
+/// Returns a query for the number of sessions and jobs of a role: oid.
 pub fn connections_of_role(role: u32) -> String {
     format!(
         "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity \
@@ -17,7 +17,7 @@ pub fn connections_of_role(role: u32) -> String {
     )
 }
 
-/// Sessions and jobs in a database: oid.
+/// Returns a query for the number of sessions and jobs in a database: oid.
 pub fn connections_to_database(database: u32) -> String {
     format!(
         "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity \
@@ -25,19 +25,19 @@ pub fn connections_to_database(database: u32) -> String {
     )
 }
 
-/// Selects how many connections a role may have; -1 = any number.
+/// Returns a query for the number of connections that a role may have; -1 = any number.
 pub fn limit_of_role(role: u32) -> String {
     format!("SELECT rolconnlimit FROM pg_catalog.pg_roles WHERE oid OPERATOR(pg_catalog.=) {role}::pg_catalog.oid")
 }
 
-/// Selects how many connections a database may have; -1 = any number.
+/// Returns a query for the number of connections that a database may have; -1 = any number.
 pub fn limit_of_database(database: u32) -> String {
     format!(
         "SELECT datconnlimit FROM pg_catalog.pg_database WHERE oid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid"
     )
 }
 
-/// The name of a database.
+/// Returns a query for the name of a database: oid.
 pub fn name_of_database(database: u32) -> String {
     format!("SELECT datname FROM pg_catalog.pg_database WHERE oid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid")
 }
@@ -79,7 +79,7 @@ pub const LOG: &str = "SELECT c.relkind, c.oid::pg_catalog.int8 \
      AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\" \
      AND c.relkind OPERATOR(pg_catalog.=) ANY ('{m,S}'::pg_catalog.\"char\"[])";
 
-/// Places of the rows of the extension and of its schema, and the transactions that wrote them.
+/// Row versions of the extension and of its schema, and the transactions that wrote them.
 pub const EXTENSION_VERSION: &str = "SELECT pg_catalog.concat(e.oid, e.xmin, e.ctid, n.xmin, n.ctid) \
      FROM pg_catalog.pg_extension AS e \
      JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) e.extnamespace \
@@ -104,3 +104,31 @@ pub const VIEWS: &str = "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
      AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\" \
      AND c.relkind OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\" \
      AND c.relnamespace OPERATOR(pg_catalog.=) e.extnamespace ORDER BY 1";
+
+/// All databases: oids.
+pub const DATABASES: &str = "SELECT oid FROM pg_catalog.pg_database";
+
+/// Returns a query for what became of a transaction of this server or of one before it; no row if its number was not
+/// given yet (xid8funcs.c, `pg_xact_status`).
+pub fn transaction_status(transaction: u64) -> String {
+    format!(
+        "SELECT pg_catalog.txid_status({transaction}) WHERE {transaction} OPERATOR(pg_catalog.<) \
+         pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())"
+    )
+}
+
+const JOBS: &[u8] = b"SELECT pid, status, uuid_parent, uuid_child, name, query, result, message, queue_position, \
+     start_time_exec, end_time_exec, elapsed FROM ";
+
+const JOBS_ORDER: &[u8] = b" ORDER BY queued_at, uuid_child";
+
+/// Returns a query for the rows of `pg_background_monitor`, from the view of all jobs.
+pub fn jobs(view: &[u8]) -> Vec<u8> {
+    [JOBS, view, JOBS_ORDER].concat()
+}
+
+/// Returns the same for one job, or the jobs of one batch: its uuid is the parameter.
+pub fn jobs_of(view: &[u8]) -> Vec<u8> {
+    let condition = b" WHERE uuid_parent OPERATOR(pg_catalog.=) $1 OR uuid_child OPERATOR(pg_catalog.=) $1".as_slice();
+    [JOBS, view, condition, JOBS_ORDER].concat()
+}

@@ -1,6 +1,31 @@
-//! The rights of others on what the extension consists of, as commands that take or give them.
+//! Commands that give rights on what the extension consists of, or take them, and queries that return such commands.
 
-/// Returns REVOKE commands for what others than the owners may do with the members of the extension.
+/// Returns the command that lets a role use a schema. Names are quoted, here and below.
+pub fn grant_usage(schema: &[u8], role: &[u8]) -> Vec<u8> {
+    [b"GRANT USAGE ON SCHEMA ", schema, b" TO ", role].concat()
+}
+
+/// Returns the command that lets a role call functions: a list with commas.
+pub fn grant_execute(functions: &[u8], role: &[u8]) -> Vec<u8> {
+    [b"GRANT EXECUTE ON FUNCTION ", functions, b" TO ", role].concat()
+}
+
+/// Returns the command that lets a role read views: a list with commas.
+pub fn grant_select(views: &[u8], role: &[u8]) -> Vec<u8> {
+    [b"GRANT SELECT ON ", views, b" TO ", role].concat()
+}
+
+/// Returns the command that takes back [`grant_execute`].
+pub fn revoke_execute(functions: &[u8], role: &[u8]) -> Vec<u8> {
+    [b"REVOKE EXECUTE ON FUNCTION ", functions, b" FROM ", role].concat()
+}
+
+/// Returns the command that takes back [`grant_select`].
+pub fn revoke_select(views: &[u8], role: &[u8]) -> Vec<u8> {
+    [b"REVOKE SELECT ON ", views, b" FROM ", role].concat()
+}
+
+/// Returns a query for REVOKE commands: what others than the owners may do with the members of the extension.
 pub fn of_others() -> String {
     members("")
 }
@@ -52,8 +77,8 @@ fn members(condition: &str) -> String {
     )
 }
 
-/// Returns GRANT commands that give others for one relation what they may do with another one, oids: read it, delete
-/// from it, and read columns that both have.
+/// Returns a query for GRANT commands that give others for one relation what they may do with another one, oids: read
+/// it, delete from it, and read columns that both have.
 pub fn of_relation(source: u32, target: u32) -> String {
     grants(&format!(
         "SELECT c.relacl AS rights, c.relowner AS owner, NULL::pg_catalog.text AS column_name, \
