@@ -8,7 +8,9 @@ use crate::ffi::session::{database, database_name};
 use crate::ffi::typed_rows::SqlValue;
 use crate::ffi::{area, internal_sql, transaction};
 use crate::log::attempt_file::Attempt;
-use crate::log::outcome_file::{CrashTrace, End};
+use crate::log::outcome_file::CrashTrace;
+use crate::log::spool::Spooled;
+use crate::log::End;
 use crate::protocol::Outcome;
 use crate::registry::JobStatus;
 use crate::session::{BatchFilter, QueuedRowStatus, RegistryView};
@@ -92,20 +94,20 @@ fn place_cells(job: &JobStatus) -> [SqlValue; 3] {
 /// `pg_background_spooled() RETURNS TABLE (…)`
 fn spooled(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
-    for batch in session::orphaned_batches() {
-        for job in &batch.jobs {
+    for Spooled { head, jobs } in session::orphaned_batches() {
+        for job in jobs {
             rows.put(&[
-                SqlValue::Uuid(batch.uuid),
+                SqlValue::Uuid(head.uuid),
                 SqlValue::Uuid(job.uuid),
-                SqlValue::BigInt(batch.owner.into()),
-                SqlValue::Text(batch.owner_name.clone()),
-                SqlValue::Text(batch.client.clone()),
-                batch.name.clone().into(),
-                job.name.clone().into(),
-                SqlValue::Text(job.query.clone()),
-                SqlValue::Timestamp(batch.queued_at),
-                SqlValue::BigInt(batch.epoch),
-                job.options.clone().into(),
+                SqlValue::BigInt(head.owner.into()),
+                SqlValue::Text(head.owner_name.clone()),
+                SqlValue::Text(head.client.clone()),
+                head.name.clone().into(),
+                job.name.into(),
+                SqlValue::Text(job.query),
+                SqlValue::Timestamp(head.queued_at),
+                SqlValue::BigInt(head.epoch),
+                job.options.into(),
                 SqlValue::Int(job.attempts as i32),
             ])?;
         }

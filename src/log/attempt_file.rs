@@ -7,8 +7,9 @@
 
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{area, exit_hooks, file, session};
-use crate::log::directory::{self, FileName, OrphanFiles};
+use crate::log::directory::{self, OrphanFiles};
 use crate::log::file_format::{self, FileContent};
+use crate::log::file_name::FileName;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;

@@ -3,56 +3,14 @@
 use crate::ffi::report::{Log, LOG};
 use crate::ffi::{area, file, report};
 use crate::log::file_format::{self, FileContent, Unreadable};
+use crate::log::file_name::{FileName, DIRECTORY};
 use crate::protocol::{sqlstate, Report};
 use crate::registry;
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::io;
-use std::path::{Path, PathBuf};
-
-/// In the data directory, where every process of the server works.
-const DIRECTORY: &str = "pg_background_mgr";
-
-/// Name of a file: what must be known before it is read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileName {
-    /// Epoch of the server that wrote it.
-    pub epoch: i64,
-    pub database: u32,
-    /// Uuid of a job, or what a kind has in its place.
-    pub key: [u8; 16],
-    /// End of the name: the kind.
-    pub suffix: String,
-}
-
-impl FileName {
-    pub fn new(epoch: i64, database: u32, key: &[u8; 16], suffix: &str) -> Self {
-        FileName { epoch, database, key: *key, suffix: suffix.to_owned() }
-    }
-
-    /// Returns `None` if no file of the extension has such a name.
-    fn parse(name: &str) -> Option<Self> {
-        let mut parts = name.splitn(3, '-');
-        let epoch = u64::from_str_radix(parts.next()?, 16).ok()?.cast_signed();
-        let database = parts.next()?.parse().ok()?;
-        let (key, suffix) = parts.next()?.split_at_checked(32)?;
-        let key = u128::from_str_radix(key, 16).ok()?.to_be_bytes();
-        Some(FileName { epoch, database, key, suffix: suffix.to_owned() })
-    }
-
-    /// Returns where the file is.
-    pub fn path(&self) -> PathBuf {
-        let FileName { epoch, database, key, suffix } = self;
-        let key: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-        Path::new(DIRECTORY).join(format!("{epoch:016x}-{database}-{key}{suffix}"))
-    }
-
-    /// Removes the file, if it is there.
-    pub fn remove(&self) {
-        let _ = fs::remove_file(self.path());
-    }
-}
+use std::path::Path;
 
 /// Files of a kind that dead servers left.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 //! The header is 16 bytes: the magic `pgbm`, the kind of the file, the version of the format, the length of the content
 //! in bytes. Numbers are little-endian; the content is encoded as messages are. Version 0.1.0 wrote the content alone.
 
-use crate::log::directory::FileName;
+use crate::log::file_name::FileName;
 use crate::protocol::{decode, to_bytes};
 use serde::{de::DeserializeOwned, Serialize};
 use std::io;

@@ -3,9 +3,13 @@
 use crate::error::Error;
 use crate::ffi::typed_rows::SqlValue;
 use crate::ffi::{area, lock, role, session, transaction};
-use crate::log::outcome_file::End;
-use crate::log::rows::{Column, Entry};
-use crate::log::{locate, log_oid, orphaned_batches, outcome_file, qualified_name, relations, require_log, rows};
+use crate::log::accepted::AcceptedJob;
+use crate::log::access::{locate, log_oid, qualified_name, relations, require_log};
+use crate::log::end::End;
+use crate::log::outcome_file;
+use crate::log::recovery::orphaned_batches;
+use crate::log::rows::{self, Column, Entry};
+use crate::log::spool::Spooled;
 use crate::protocol::{sqlstate, Outcome};
 use crate::queries;
 use crate::registry::State;
@@ -59,27 +63,27 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<LoggedJob>, Error> {
         (known, row.big_int(Column::Epoch).unwrap_or(0), row.oid(Column::Database), launched)
     };
     let rows = read(std::slice::from_ref(uuid), of_row).ok_or(Error::LogLocked)?;
-    let mut notes = outcome_file::Orphans::default();
+    let mut traces = outcome_file::Orphans::default();
     let mut launches = HashMap::new();
     let states: Vec<LoggedJob> = rows
         .into_iter()
         .map(|(known, epoch, database, launched)| {
             launches.insert(known.uuid, launched);
             match is_of_dead_server(&known.state, epoch, database) {
-                true => LoggedJob { state: orphan_state(&mut notes, epoch, &known.uuid), ..known },
+                true => LoggedJob { state: orphan_state(&mut traces, epoch, &known.uuid), ..known },
                 false => known,
             }
         })
         .collect();
-    let mut left = Vec::new();
-    for batch in orphaned_batches() {
-        for job in batch.jobs.iter().filter(|job| *uuid == batch.uuid || *uuid == job.uuid) {
-            let state = orphan_state(&mut notes, batch.epoch, &job.uuid);
-            let known = LoggedJob { uuid: job.uuid, state, owner: batch.owner, login: batch.login, pid: None };
-            left.push((batch.queued_at, known));
+    let mut orphans = Vec::new();
+    for Spooled { head, jobs } in orphaned_batches() {
+        for job in jobs.iter().filter(|job| *uuid == head.uuid || *uuid == job.uuid) {
+            let state = orphan_state(&mut traces, head.epoch, &job.uuid);
+            let known = LoggedJob { uuid: job.uuid, state, owner: head.owner, login: head.login, pid: None };
+            orphans.push((head.queued_at, known));
         }
     }
-    Ok(with_orphans(states, left, |known| known.uuid, &launches))
+    Ok(with_orphans(states, orphans, |known| known.uuid, &launches))
 }
 
 /// Tells what the log says of a job, as things are now.
@@ -140,15 +144,15 @@ fn attempts_of(row: &Entry) -> u32 {
 /// `launches`: when those of the log were launched last.
 fn with_orphans<T>(
     mut logged: Vec<T>,
-    mut left: Vec<(i64, T)>,
+    mut orphans: Vec<(i64, T)>,
     uuid: impl Fn(&T) -> [u8; 16],
     launches: &HashMap<[u8; 16], i64>,
 ) -> Vec<T> {
-    if !left.is_empty() {
-        left.retain(|(queued_at, job)| launches.get(&uuid(job)).is_none_or(|logged| logged < queued_at));
-        let later: HashSet<[u8; 16]> = left.iter().map(|(_, job)| uuid(job)).collect();
+    if !orphans.is_empty() {
+        orphans.retain(|(queued_at, job)| launches.get(&uuid(job)).is_none_or(|logged| logged < queued_at));
+        let later: HashSet<[u8; 16]> = orphans.iter().map(|(_, job)| uuid(job)).collect();
         logged.retain(|job| !later.contains(&uuid(job)));
-        logged.extend(left.into_iter().map(|(_, job)| job));
+        logged.extend(orphans.into_iter().map(|(_, job)| job));
     }
     logged.sort_by_key(uuid);
     logged
@@ -162,69 +166,57 @@ fn is_of_dead_server(state: &[u8], epoch: i64, database: u32) -> bool {
 
 /// Returns what has become of a job that a server which has died left behind. A standby says queued of what nobody
 /// runs there: there is nothing to wait for.
-fn orphan_state(notes: &mut outcome_file::Orphans, epoch: i64, uuid: &[u8; 16]) -> Vec<u8> {
-    let trace = if transaction::in_recovery() { None } else { notes.of(epoch, uuid) };
+fn orphan_state(traces: &mut outcome_file::Orphans, epoch: i64, uuid: &[u8; 16]) -> Vec<u8> {
+    let trace = if transaction::in_recovery() { None } else { traces.of(epoch, uuid) };
     trace.and_then(|trace| trace.end).map_or(b"lost".to_vec(), |end| end.state.name().into())
 }
 
-/// A job that is to run once more.
+/// A job that is to run once more, as it was launched last.
 pub struct JobToRetry {
-    pub uuid: [u8; 16],
-    pub query: Vec<u8>,
-    pub name: Option<Vec<u8>>,
-    pub attempts: u32,
+    pub job: AcceptedJob,
     pub batch_name: Option<Vec<u8>>,
-    /// Manner in which it was run: a JSON object.
-    pub options: Option<Vec<u8>>,
 }
 
 /// Returns those of these jobs that have not succeeded, as they were launched last; in the order of their uuids.
 pub fn jobs_to_retry(jobs: &[[u8; 16]]) -> Vec<JobToRetry> {
     let of_row = |row: Entry| {
-        let job = JobToRetry {
+        let job = AcceptedJob {
             uuid: row.uuid(Column::UuidChild),
-            query: row.text(Column::Query).unwrap_or_default(),
             name: row.text(Column::Name),
-            attempts: attempts_of(&row),
-            batch_name: row.text(Column::BatchName),
+            query: row.text(Column::Query).unwrap_or_default(),
             options: row.json(Column::Options),
+            attempts: attempts_of(&row),
         };
+        let job = JobToRetry { job, batch_name: row.text(Column::BatchName) };
         let state = row.text(Column::Status).unwrap_or_default();
         let launched = row.big_int(Column::QueuedAt).unwrap_or(0);
         (job, state, row.big_int(Column::Epoch).unwrap_or(0), row.oid(Column::Database), launched)
     };
     let rows = read(jobs, of_row).unwrap_or_default();
-    let mut notes = outcome_file::Orphans::default();
+    let mut traces = outcome_file::Orphans::default();
     let mut launches = HashMap::new();
-    let found: Vec<JobToRetry> = rows
+    let logged: Vec<JobToRetry> = rows
         .into_iter()
-        .filter_map(|(mut job, state, epoch, database, launched)| {
+        .filter_map(|(mut found, state, epoch, database, launched)| {
+            let job = &mut found.job;
             launches.insert(job.uuid, launched);
             // Somebody else may have launched it again since the caller looked.
             let has_ended = [State::Failed, State::Stopped].iter().any(|end| state == end.name().as_bytes());
-            let is_left = is_of_dead_server(&state, epoch, database);
-            if let Some(trace) = is_left.then(|| notes.of(epoch, &job.uuid)).flatten() {
+            let is_orphan = is_of_dead_server(&state, epoch, database);
+            if let Some(trace) = is_orphan.then(|| traces.of(epoch, &job.uuid)).flatten() {
                 job.attempts = job.attempts.max(trace.attempt.attempts.unwrap_or(0));
             }
-            (has_ended || is_left).then_some(job)
+            (has_ended || is_orphan).then_some(found)
         })
         .collect();
     let wanted: HashSet<&[u8; 16]> = jobs.iter().collect();
-    let mut left = Vec::new();
+    let mut orphans = Vec::new();
     for batch in orphaned_batches() {
         for job in batch.jobs.into_iter().filter(|job| wanted.contains(&job.uuid)) {
-            let job = JobToRetry {
-                uuid: job.uuid,
-                query: job.query,
-                name: job.name,
-                attempts: job.attempts,
-                batch_name: batch.name.clone(),
-                options: job.options,
-            };
-            left.push((batch.queued_at, job));
+            orphans.push((batch.head.queued_at, JobToRetry { job, batch_name: batch.head.name.clone() }));
         }
     }
-    with_orphans(found, left, |job| job.uuid, &launches)
+    with_orphans(logged, orphans, |found| found.job.uuid, &launches)
 }
 
 /// The rows of `pg_background_monitor`, and their parameters.

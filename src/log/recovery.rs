@@ -4,13 +4,16 @@ use crate::ffi::heap::Access;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{area, process, session, transaction};
 use crate::guc;
+use crate::log::accepted::NewRow;
+use crate::log::access::{lock_log, open_log};
 use crate::log::attempt_file::{self, Attempt, AttemptFile};
-use crate::log::directory::{self, FileName, OrphanFiles};
+use crate::log::directory;
+use crate::log::end::FinalRow;
 use crate::log::file_format::FileContent;
+use crate::log::file_name::FileName;
 use crate::log::outcome_file::{self, OutcomeFile};
 use crate::log::rows::Rows;
 use crate::log::spool::{self, Spooled};
-use crate::log::{insert, lock_log, open_log, FinalRow};
 use std::collections::HashSet;
 
 /// Notes that an attempt was begun of which the log does not say so.
@@ -34,9 +37,9 @@ fn write_file(note: &OutcomeFile) {
 
 /// Returns whether a batch is so young that the log would still have it. A copy of the data directory has files of
 /// batches whose rows came into its table later, and may have been deleted from there since.
-fn is_spooled(batch: &Spooled) -> bool {
+fn is_kept(batch: &Spooled) -> bool {
     let oldest = guc::log_retention().map(|seconds| process::now().saturating_sub(seconds.saturating_mul(1_000_000)));
-    oldest.is_none_or(|oldest| batch.queued_at >= oldest)
+    oldest.is_none_or(|oldest| batch.head.queued_at >= oldest)
 }
 
 /// The jobs of this database that are in files, for the server that accepted them has died, each in the last of its
@@ -46,7 +49,7 @@ pub fn orphaned_batches() -> Vec<Spooled> {
         return Vec::new();
     }
     let mut batches = spool::last_launches(area::epoch(), session::database());
-    batches.retain(is_spooled);
+    batches.retain(is_kept);
     batches
 }
 
@@ -73,8 +76,8 @@ pub fn is_orphaned(uuid: &[u8; 16]) -> bool {
 /// The files of batches and jobs whose rows are written.
 #[derive(Default)]
 pub struct ImportedFiles {
-    batches: Vec<Spooled>,
-    outcomes: Vec<OutcomeFile>,
+    /// Files of batches, and outcome files.
+    files: Vec<FileName>,
     attempts: Vec<FileName>,
     /// `false` if others remain, for a transaction is deleting rows of their jobs. Those that cannot be read do not
     /// count.
@@ -84,8 +87,7 @@ pub struct ImportedFiles {
 impl ImportedFiles {
     /// Removes them, once the rows are on disk.
     pub fn remove(&self) {
-        self.batches.iter().for_each(|batch| spool::remove(batch.epoch, batch.database, &batch.first()));
-        self.outcomes.iter().for_each(|file| outcome_file::remove(file.epoch, file.database, &file.attempt.uuid));
+        self.files.iter().for_each(FileName::remove);
         if self.is_all {
             self.attempts.iter().for_each(FileName::remove);
         }
@@ -94,9 +96,9 @@ impl ImportedFiles {
 
 /// Files that dead servers left for a database.
 struct Orphans {
-    batches: Vec<Spooled>,
-    outcomes: Vec<OutcomeFile>,
-    attempts: OrphanFiles<AttemptFile>,
+    batches: Vec<(FileName, Spooled)>,
+    outcomes: Vec<(FileName, OutcomeFile)>,
+    attempts: Vec<(FileName, AttemptFile)>,
     /// Outcome files that cannot be read: their jobs had begun.
     begun: Vec<FileName>,
 }
@@ -109,22 +111,22 @@ impl Orphans {
         batches.report_unreadable();
         outcomes.report_unreadable();
         attempts.report_unreadable();
-        let begun = outcomes.unreadable.iter().map(|(name, _)| name.clone()).collect();
-        Orphans { batches: batches.contents(), outcomes: outcomes.contents(), attempts, begun }
+        let begun = outcomes.unreadable.into_iter().map(|(name, _)| name).collect();
+        Orphans { batches: batches.readable, outcomes: outcomes.readable, attempts: attempts.readable, begun }
     }
 
     fn is_empty(&self) -> bool {
         let Orphans { batches, outcomes, attempts, begun } = self;
-        batches.is_empty() && outcomes.is_empty() && attempts.readable.is_empty() && begun.is_empty()
+        batches.is_empty() && outcomes.is_empty() && attempts.is_empty() && begun.is_empty()
     }
 
-    /// Writes the rows of those that no transaction is deleting.
-    fn import(self, rows: &Rows) -> ImportedFiles {
-        let Orphans { mut batches, mut outcomes, attempts, mut begun } = self;
-        let count = batches.len() + outcomes.len();
-        // A row that a transaction is deleting keeps back what is known of its job, and of its batch.
+    /// Takes out what is of jobs whose rows a transaction is deleting. Returns whether that is nothing.
+    fn retain_free(&mut self, rows: &Rows) -> bool {
+        let count = |orphans: &Self| orphans.batches.len() + orphans.outcomes.len() + orphans.attempts.len();
+        let before = count(self);
+        // Such a row keeps back what is known of its job, and of its batch.
         let mut held = HashSet::new();
-        batches.retain(|batch| {
+        self.batches.retain(|(_, batch)| {
             let is_free = !batch.jobs.iter().any(|job| rows.is_taken(&job.uuid));
             if !is_free {
                 held.extend(batch.jobs.iter().map(|job| job.uuid));
@@ -138,17 +140,45 @@ impl Orphans {
             }
             is_free
         };
-        outcomes.retain(|file| is_free(&file.attempt.uuid));
-        begun.retain(|name| is_free(&name.key));
-        let (names, files): (Vec<FileName>, Vec<AttemptFile>) = attempts.readable.into_iter().unzip();
-        let running: Vec<_> = files.iter().filter_map(|file| Some((file.epoch, file.attempt.as_ref()?))).collect();
-        let free: Vec<_> = running.iter().filter(|(_, attempt)| is_free(&attempt.uuid)).collect();
-        let is_all = batches.len() + outcomes.len() == count && free.len() == running.len();
-        batches.iter().filter(|batch| is_spooled(batch)).for_each(|batch| insert::insert_spooled(rows, batch));
-        free.iter().for_each(|(epoch, attempt)| rows.import_attempt(*epoch, attempt));
-        begun.iter().for_each(|name| rows.import_begun(name.epoch, &name.key));
-        outcomes.iter().for_each(|file| import_outcome_file(rows, file));
-        ImportedFiles { batches, outcomes, attempts: names, is_all }
+        self.outcomes.retain(|(_, file)| is_free(&file.attempt.uuid));
+        self.begun.retain(|name| is_free(&name.key));
+        self.attempts.retain(|(_, file)| file.attempt.is_none_or(|attempt| is_free(&attempt.uuid)));
+        before == count(self)
+    }
+
+    /// Writes the rows of those that no transaction is deleting.
+    fn import(mut self, rows: &Rows) -> ImportedFiles {
+        let is_all = self.retain_free(rows);
+        let mut imported = ImportedFiles { is_all, ..ImportedFiles::default() };
+        for (name, batch) in self.batches {
+            if is_kept(&batch) {
+                insert_spooled(rows, batch);
+            }
+            imported.files.push(name);
+        }
+        for (name, file) in self.attempts {
+            if let Some(attempt) = &file.attempt {
+                rows.import_attempt(file.epoch, attempt);
+            }
+            imported.attempts.push(name);
+        }
+        self.begun.iter().for_each(|name| rows.import_begun(name.epoch, &name.key));
+        for (name, file) in self.outcomes {
+            match file.end() {
+                Some(end) => rows.import_end(file.epoch, &file.attempt.uuid, end),
+                None => rows.import_attempt(file.epoch, &file.attempt),
+            }
+            imported.files.push(name);
+        }
+        imported
+    }
+}
+
+/// Writes the rows of a batch that a server accepted that has died, unless they are there: those of this launch or of
+/// one after it.
+fn insert_spooled(rows: &Rows, batch: Spooled) {
+    for job in batch.jobs {
+        rows.accept(&batch.head, NewRow { job, is_begun: false }, true);
     }
 }
 
@@ -159,15 +189,7 @@ pub fn import_orphans(database: u32) -> ImportedFiles {
     if orphans.is_empty() {
         return ImportedFiles { is_all: true, ..ImportedFiles::default() };
     }
-    let imported = open_log(lock_log(true), Access::Write, |rows| orphans.import(rows));
-    imported.unwrap_or_default()
-}
-
-fn import_outcome_file(rows: &Rows, file: &OutcomeFile) {
-    match file.end() {
-        Some(end) => rows.import_end(file.epoch, &file.attempt.uuid, end),
-        None => rows.import_attempt(file.epoch, &file.attempt),
-    }
+    open_log(lock_log(true), Access::Write, |rows| orphans.import(rows)).unwrap_or_default()
 }
 
 /// Removes the files of this server for jobs of a database that it has nothing to write of any more: the log that was

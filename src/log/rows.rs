@@ -5,10 +5,9 @@ use crate::ffi::heap::{Access, Heap, Row, Unfit};
 use crate::ffi::report::Log as LogHere;
 use crate::ffi::typed_rows::SqlValue;
 use crate::ffi::{alloc, area, heap, report, session};
+use crate::log::accepted::{AcceptedBatch, NewRow};
 use crate::log::attempt_file::Attempt;
-use crate::log::insert::BatchColumns;
-use crate::log::outcome_file::End;
-use crate::log::{insert, FinalRow};
+use crate::log::end::{End, FinalRow};
 use crate::protocol::{Outcome, Report};
 use crate::registry;
 use crate::registry::State;
@@ -97,17 +96,6 @@ const TYPES: [u32; Column::IsStarted as usize] = {
         BOOL,
     ]
 };
-
-/// A job that was accepted, as its row says it.
-pub struct NewRow {
-    pub uuid: [u8; 16],
-    pub name: Option<Vec<u8>>,
-    pub query: Vec<u8>,
-    /// Options of its run: a JSON object.
-    pub options: Option<Vec<u8>>,
-    pub attempts: u32,
-    pub is_begun: bool,
-}
 
 /// Returns how a job ended, as cells: status, pid, start_time_exec, end_time_exec, attempts.
 pub fn end_cells(end: &End) -> [SqlValue; 5] {
@@ -260,8 +248,8 @@ impl Rows<'_> {
 
     /// Writes the row of a job that was accepted; `is_older`: one that the log has already is changed only if it is of
     /// a launch before this one.
-    pub fn accept(&self, batch: &BatchColumns, job: NewRow, is_older: bool) {
-        let Some(row) = self.find_free(&job.uuid) else { return self.insert(batch, job, Vec::new()) };
+    pub fn accept(&self, batch: &AcceptedBatch, new: NewRow, is_older: bool) {
+        let Some(row) = self.find_free(&new.job.uuid) else { return self.insert(batch, new, Vec::new()) };
         // Launched again: the row is that of this launch from now on.
         if !is_older || row.big_int(Column::QueuedAt as usize).is_some_and(|before| before < batch.queued_at) {
             let columns = [Column::Status, Column::Epoch, Column::Database, Column::IsStarted, Column::QueuedAt];
@@ -269,17 +257,18 @@ impl Rows<'_> {
                 SqlValue::Text(State::Queued.name().into()),
                 SqlValue::BigInt(batch.epoch),
                 SqlValue::BigInt(session::database().into()),
-                SqlValue::Bool(job.is_begun),
+                SqlValue::Bool(new.is_begun),
                 SqlValue::Timestamp(batch.queued_at),
             ];
-            let attempts = (Column::Attempts as usize, SqlValue::Int(job.attempts as i32));
+            let attempts = (Column::Attempts as usize, SqlValue::Int(new.job.attempts as i32));
             let gone = [Column::StartTimeExec, Column::EndTimeExec].into_iter().chain(OUTCOME_COLUMNS);
             let gone = gone.map(|column| (column as usize, SqlValue::Null));
             self.heap.update(&row, changes(columns, now).chain([attempts]).chain(gone));
         }
     }
 
-    fn insert(&self, batch: &BatchColumns, job: NewRow, more: Changes) {
+    fn insert(&self, batch: &AcceptedBatch, new: NewRow, more: Changes) {
+        let NewRow { job, is_begun } = new;
         let mut cells = vec![SqlValue::Null; TYPES.len()];
         let mut set = |column: usize, cell: SqlValue| cells[column - 1] = cell;
         let known = [
@@ -299,7 +288,7 @@ impl Rows<'_> {
             (Column::Owner, SqlValue::BigInt(batch.owner.into())),
             (Column::Login, SqlValue::BigInt(batch.login.into())),
             (Column::Database, SqlValue::BigInt(session::database().into())),
-            (Column::IsStarted, SqlValue::Bool(job.is_begun)),
+            (Column::IsStarted, SqlValue::Bool(is_begun)),
         ];
         known.into_iter().for_each(|(column, cell)| set(column as usize, cell));
         more.into_iter().for_each(|(column, cell)| set(column, cell));
@@ -314,7 +303,7 @@ impl Rows<'_> {
             Some(_) => {}
             None => {
                 if let Some(job) = area::read(|memory| registry::job_of(memory, &row.uuid)) {
-                    self.insert(&insert::batch_of(&job), insert::row_of(job), end_changes(&row.end));
+                    self.insert(&AcceptedBatch::of_job(&job), NewRow::from(job), end_changes(&row.end));
                 }
             }
         }

@@ -5,46 +5,26 @@
 //! tells that its jobs were accepted and never started.
 
 use crate::ffi::file;
-use crate::log::directory::{self, FileName, OrphanFiles};
+use crate::log::accepted::{AcceptedBatch, AcceptedJob};
+use crate::log::directory::{self, OrphanFiles};
 use crate::log::file_format::{self, FileContent};
+use crate::log::file_name::FileName;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::io;
 
-/// A job in a file.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct SpooledJob {
-    pub uuid: [u8; 16],
-    pub name: Option<Vec<u8>>,
-    pub query: Vec<u8>,
-    /// Manner in which it is run: a JSON object.
-    pub options: Option<Vec<u8>>,
-    /// Attempts of launches before this one.
-    pub attempts: u32,
-}
-
 /// A batch in a file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spooled {
-    pub epoch: i64,
-    pub database: u32,
-    pub uuid: [u8; 16],
-    /// The role whose rights its jobs have.
-    pub owner: u32,
-    /// The role that their worker logs in as.
-    pub login: u32,
-    pub owner_name: Vec<u8>,
-    pub client: Vec<u8>,
-    pub name: Option<Vec<u8>>,
-    pub queued_at: i64,
-    pub jobs: Vec<SpooledJob>,
+    pub head: AcceptedBatch,
+    pub jobs: Vec<AcceptedJob>,
 }
 
 impl Spooled {
-    /// The uuid of its first job, which names its file: jobs of a batch that are launched again have the uuid of the
-    /// batch.
+    /// Returns the uuid of its first job, which names its file: jobs of a batch that are launched again have the uuid
+    /// of the batch.
     pub fn first(&self) -> [u8; 16] {
-        self.jobs.first().map_or(self.uuid, |job| job.uuid)
+        self.jobs.first().map_or(self.head.uuid, |job| job.uuid)
     }
 }
 
@@ -53,7 +33,7 @@ impl FileContent for Spooled {
     const SUFFIX: &'static str = "";
 
     fn is_named(&self, name: &FileName) -> bool {
-        (self.epoch, self.database, self.first()) == (name.epoch, name.database, name.key)
+        (self.head.epoch, self.head.database, self.first()) == (name.epoch, name.database, name.key)
     }
 }
 
@@ -63,7 +43,7 @@ fn name_of(epoch: i64, database: u32, first: &[u8; 16]) -> FileName {
 
 /// Writes a batch down; when this returns it is on disk.
 pub fn write(batch: &Spooled) -> io::Result<()> {
-    let name = name_of(batch.epoch, batch.database, &batch.first());
+    let name = name_of(batch.head.epoch, batch.head.database, &batch.first());
     file::put(&name.path(), &file_format::encode(batch)).inspect_err(|_| name.remove())
 }
 
@@ -76,7 +56,7 @@ pub fn remove(epoch: i64, database: u32, first: &[u8; 16]) {
 /// Returns the batches of this database that a server accepted that has died since, oldest first.
 pub fn orphans(epoch: i64, database: u32) -> OrphanFiles<Spooled> {
     let mut files = directory::read_orphans::<Spooled>(epoch, database);
-    files.readable.sort_by_key(|(_, batch)| batch.queued_at);
+    files.readable.sort_by_key(|(_, batch)| batch.head.queued_at);
     files
 }
 

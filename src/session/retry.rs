@@ -49,18 +49,20 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     // The jobs of a batch have one owner.
     let run_as = own.first().map(|known| Identity { owner: known.owner, login: known.login });
     let rows = log::jobs_to_retry(&wanted);
-    let specs: Vec<(BatchSpec, JobSpec)> =
-        rows.iter().map(|row| BatchSpec::from_stored_options(row.options.as_deref())).collect::<Result<_, Error>>()?;
+    let specs: Vec<(BatchSpec, JobSpec)> = rows
+        .iter()
+        .map(|row| BatchSpec::from_stored_options(row.job.options.as_deref()))
+        .collect::<Result<_, Error>>()?;
     let jobs: Vec<NewJob> = rows
         .iter()
         .zip(&specs)
         .map(|(row, (_, run_options))| NewJob {
-            ordinal: registry::ordinal_of(&row.uuid),
-            query: &row.query,
-            name: row.name.as_deref(),
+            ordinal: registry::ordinal_of(&row.job.uuid),
+            query: &row.job.query,
+            name: row.job.name.as_deref(),
             timeout: run_options.timeout,
-            attempts: row.attempts,
-            max_attempts: row.attempts.saturating_add(run_options.max_attempts),
+            attempts: row.job.attempts,
+            max_attempts: row.job.attempts.saturating_add(run_options.max_attempts),
             retry_delay: run_options.retry_delay,
         })
         .collect();
@@ -73,7 +75,7 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     };
     let spec = BatchSpec { name: row.batch_name.clone(), ..spec.clone() };
     submit(registry::job_uuid(uuid, 0), &spec, &jobs, true, run_as)?;
-    Ok(rows.iter().map(|row| row.uuid).collect())
+    Ok(rows.iter().map(|row| row.job.uuid).collect())
 }
 
 /// Deletes rows of jobs that ended longer ago than `older_than` microseconds: everybody's for the owner of the

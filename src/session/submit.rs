@@ -4,8 +4,8 @@ use crate::error::{DbText, Error};
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::random;
 use crate::ffi::{alloc, area, latch, report, role, session, spi, transaction};
-use crate::log::spool;
-use crate::log::spool::{Spooled, SpooledJob};
+use crate::log::spool::{self, Spooled};
+use crate::log::{AcceptedBatch, AcceptedJob};
 use crate::protocol::{to_bytes, Request};
 use crate::registry::{BatchPtr, NewBatch, NewJob, State};
 use crate::scheduler::{start, Coverage, SlotReservation};
@@ -131,7 +131,7 @@ pub fn submit(
     let undo = || {
         // What a worker has begun goes on, as after an answer that does not arrive.
         if area::write(|memory| registry::discard_unstarted_batch(memory, batch, &uuid)) {
-            spool::remove(spooled.epoch, database, &spooled.first());
+            spool::remove(spooled.head.epoch, database, &spooled.first());
         }
     };
     let begun = report::on_error(
@@ -198,14 +198,14 @@ fn spooled(new: &NewBatch, spec: &BatchSpec, queued_at: i64) -> Spooled {
         retry_delay: job.retry_delay,
         is_confined: new.is_confined,
     };
-    let job = |job: &NewJob| SpooledJob {
+    let job = |job: &NewJob| AcceptedJob {
         uuid: registry::job_uuid(&new.uuid, job.ordinal),
         name: job.name.or(new.name).map(<[u8]>::to_vec),
         query: alloc::copy(job.query),
         options: options(job).to_options(),
         attempts: job.attempts,
     };
-    Spooled {
+    let head = AcceptedBatch {
         epoch: area::epoch(),
         database: new.database,
         uuid: new.uuid,
@@ -215,8 +215,8 @@ fn spooled(new: &NewBatch, spec: &BatchSpec, queued_at: i64) -> Spooled {
         client: new.client.to_vec(),
         name: spec.name.clone(),
         queued_at,
-        jobs: new.jobs.iter().map(job).collect(),
-    }
+    };
+    Spooled { head, jobs: new.jobs.iter().map(job).collect() }
 }
 
 /// Returns whether the extension is there for others, too. One that this transaction has created is not.

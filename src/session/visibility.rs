@@ -3,9 +3,9 @@
 use crate::error::Error;
 use crate::ffi::typed_rows::{SqlValue, TypedRows};
 use crate::ffi::{area, process, report, role, session, transaction};
-use crate::log::outcome_file::{CrashTrace, End};
+use crate::log::outcome_file::CrashTrace;
 use crate::log::spool::Spooled;
-use crate::log::{outcome_file, RowState};
+use crate::log::{outcome_file, End, RowState};
 use crate::protocol::Outcome;
 use crate::registry::{BatchSummary, FoundJobs, JobDetails, JobStatus, LiveState, State};
 use crate::{log, registry};
@@ -246,7 +246,7 @@ fn seen(owner: u32, end: End) -> End {
 
 /// Batches of this database that a server accepted that has died since, as far as the caller may see them.
 pub fn orphaned_batches() -> Vec<Spooled> {
-    log::orphaned_batches().into_iter().filter(|batch| rights_on(batch.owner)).collect()
+    log::orphaned_batches().into_iter().filter(|batch| rights_on(batch.head.owner)).collect()
 }
 
 /// Jobs and their states.

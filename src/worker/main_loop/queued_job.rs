@@ -9,8 +9,7 @@ use crate::ffi::{
     alloc, area, discard_all, interrupt, lock, process, remote_dest, report, session, statement, transaction,
 };
 use crate::log::attempt_file::Attempt;
-use crate::log::outcome_file::End;
-use crate::log::{attempt_file, outcome_file, spool, FinalRow};
+use crate::log::{attempt_file, outcome_file, spool, End, FinalRow};
 use crate::protocol::{decode, sqlstate, to_bytes, Outcome, Report};
 use crate::registry::{BatchPtr, Reason, RunningJob, State};
 use crate::scheduler::{Claim, Finish};
