@@ -2,25 +2,35 @@
 //! other.
 
 mod attached_job;
+mod collected_rows;
+mod connection_limit;
+mod entry;
+mod exit;
 mod main_loop;
+mod memory_watchdog;
+mod outcome;
+mod pool_worker;
 mod result_collector;
+mod result_queue;
 mod result_sender;
 mod session_setup;
 mod simple_query;
+mod state;
+mod succession;
 
 use crate::ffi::dsm::Handle;
 use pgrx::{pg_guard, pg_sys};
 
-/// Entry point of a worker (bgworker.c, `BackgroundWorkerMain`).
+/// Runs a worker that was started for the job of a session (bgworker.c, `BackgroundWorkerMain`).
 #[pg_guard]
 #[no_mangle]
 pub extern "C-unwind" fn pg_background_mgr_worker_main(segment: pg_sys::Datum) {
-    attached_job::main(Handle::from_datum(segment));
+    entry::attached_main(Handle::from_datum(segment));
 }
 
-/// Entry point of a worker of the manager.
+/// Runs a worker that was started for the queue.
 #[pg_guard]
 #[no_mangle]
 pub extern "C-unwind" fn pg_background_mgr_pool_main(_argument: pg_sys::Datum) {
-    main_loop::main();
+    entry::pool_main();
 }

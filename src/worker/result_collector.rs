@@ -1,8 +1,7 @@
-//! Result of a job of the manager, kept for the log.
+//! Takes what a queued job returns, for the log.
 
 use crate::error::Error;
 use crate::ffi::json::JsonRows;
-use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::remote_dest::Message;
 use crate::ffi::report::Log;
 use crate::ffi::statement::RowSink;
@@ -10,62 +9,21 @@ use crate::ffi::tuple::TupleDesc;
 use crate::ffi::{alloc, report, session, tuple};
 use crate::guc;
 use crate::protocol::{json_string, Outcome, Report};
+use crate::worker::collected_rows::CollectedRows;
 use crate::worker::simple_query::StatementObserver;
+use crate::worker::state::state;
 
 /// Memory that JSON of a line of COPY takes, as a multiple of the line, at most.
 const JSON_GROWTH: usize = 24;
 
-/// The rows of the last statement that gave rows.
-#[derive(Default)]
-struct CollectedRows {
-    json: Vec<u8>,
-    rows: i64,
-    is_full: bool,
-    limit: usize,
-}
-
-impl CollectedRows {
-    /// Keeps a row, if `row` gives one that is not longer than what there is room for.
-    fn row(&mut self, row: impl FnOnce(usize) -> Option<Vec<u8>>) {
-        self.rows += 1;
-        if self.is_full {
-            return;
-        }
-        // Whole rows, and the brackets.
-        let room = self.limit.checked_sub(self.json.len() + 3);
-        let Some(row) = room.and_then(|room| row(room).filter(|row| row.len() <= room)) else {
-            self.is_full = true;
-            return;
-        };
-        alloc::reserve(&mut self.json, row.len() + 2);
-        self.json.push(if self.json.is_empty() { b'[' } else { b',' });
-        self.json.extend_from_slice(&row);
-    }
-
-    fn into_json(mut self) -> Vec<u8> {
-        if self.json.is_empty() {
-            self.json.push(b'[');
-        }
-        self.json.push(b']');
-        self.json
-    }
-}
-
-thread_local! {
-    /// Rows that are kept; what COPY TO STDOUT adds to them comes through a callback without context.
-    static COLLECTED: ProcessCell<Option<CollectedRows>> = const { process_cell(None) };
-}
-
 fn start() {
-    COLLECTED.set(Some(CollectedRows { limit: guc::log_result_limit(), ..CollectedRows::default() }));
+    state().collected_rows.replace(Some(CollectedRows::new(guc::log_result_limit())));
 }
 
 fn with(work: impl FnOnce(&mut CollectedRows)) {
-    COLLECTED.with_borrow_mut(|kept| {
-        if let Some(kept) = kept {
-            work(kept);
-        }
-    });
+    if let Some(kept) = state().collected_rows.borrow_mut().as_mut() {
+        work(kept);
+    }
 }
 
 /// Takes what the server sends to its client beside rows and notices.
@@ -98,15 +56,15 @@ pub fn notice(_report: Report) {}
 
 /// Forgets what is kept, before the first statement of a job.
 pub fn reset() {
-    COLLECTED.set(None);
+    state().collected_rows.replace(None);
 }
 
 /// Returns the outcome of a job that succeeded with these command tags.
 pub fn outcome(tags: &[Vec<u8>]) -> Outcome {
-    let kept = COLLECTED.with_borrow_mut(Option::take);
+    let kept = state().collected_rows.take();
     let counted = tags.last().and_then(|tag| count_in(tag));
-    let row_count = counted.or(kept.as_ref().map(|kept| kept.rows));
-    let is_truncated = kept.as_ref().is_some_and(|kept| kept.is_full);
+    let row_count = counted.or(kept.as_ref().map(CollectedRows::count));
+    let is_truncated = kept.as_ref().is_some_and(CollectedRows::is_full);
     let result = match kept {
         Some(kept) => kept.into_json(),
         None => tags.join(&b"\n"[..]),
@@ -115,7 +73,7 @@ pub fn outcome(tags: &[Vec<u8>]) -> Outcome {
     Outcome { result: Some(result), row_count, is_truncated, command_tag, ..Outcome::default() }
 }
 
-/// The number at the end of a command tag.
+/// Returns the number at the end of a command tag.
 fn count_in(tag: &[u8]) -> Option<i64> {
     std::str::from_utf8(tag).ok()?.rsplit_once(' ')?.1.parse().ok()
 }

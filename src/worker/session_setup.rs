@@ -1,21 +1,9 @@
 //! Steps that make every worker a session like the launcher's.
 
-use crate::error::{DbText, Error};
-use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
-use crate::ffi::{
-    alloc, bgworker, discard_all, guc, library, remote_dest, report, role, session, spi, statement, transaction,
-};
+use crate::error::Error;
+use crate::ffi::{alloc, discard_all, guc, library, remote_dest, report, role, session, statement, transaction};
 use crate::protocol::{Report, Request, Setting};
-use crate::queries;
-use std::cell::Cell;
-
-thread_local! {
-    static SQL: ProcessCell<Vec<u8>> = const { process_cell(Vec::new()) };
-    static HAS_BEEN_CLIENT: Cell<bool> = const { Cell::new(false) };
-    /// Settings that the client of a launcher had made when it connected, as this process has them now, each with the
-    /// value that was there before.
-    static CLIENT_SETTINGS: ProcessCell<Vec<(Setting, Vec<u8>)>> = const { process_cell(Vec::new()) };
-}
+use crate::worker::state::state;
 
 /// Prepares what every worker needs before it runs its first text.
 pub fn prepare_session(on_message: fn(remote_dest::Message)) {
@@ -25,7 +13,7 @@ pub fn prepare_session(on_message: fn(remote_dest::Message)) {
     library::remember();
 }
 
-/// Makes the session as it was after the login, whatever a job has left in it. False = it could not be made so.
+/// Makes the session as it was after the login, whatever a job has left in it. Returns `false` if that failed.
 pub fn reset_session() -> bool {
     role::release();
     let outcome = report::catch(|| {
@@ -91,22 +79,25 @@ fn apply_settings(request: &Request) -> Result<(), Error> {
 /// Sets what the launcher's client had set when it connected. RESET goes back to that, so it stays when a session is
 /// reset between two jobs. It is the same from job to job as long as they come from one session; else it is taken back.
 fn become_client(settings: &[&Setting]) {
-    let is_same = CLIENT_SETTINGS.with_borrow(|now| {
+    let is_same = |now: &[(Setting, Vec<u8>)]| {
         now.len() == settings.len() && now.iter().zip(settings).all(|((now, _), setting)| now == *setting)
-    });
-    if is_same {
+    };
+    let client_settings = &state().client_settings;
+    if is_same(&client_settings.borrow()) {
         return;
     }
     // Should one raise, those that are left are still to be taken back.
-    while let Some((setting, before)) = CLIENT_SETTINGS.with_borrow(|now| now.last().cloned()) {
+    loop {
+        let last = client_settings.borrow().last().cloned();
+        let Some((setting, before)) = last else { break };
         guc::restore(&Setting { value: before, ..setting });
-        CLIENT_SETTINGS.with_borrow_mut(Vec::pop);
+        client_settings.borrow_mut().pop();
     }
     for setting in settings {
-        HAS_BEEN_CLIENT.set(true);
+        state().has_been_client.set(true);
         // What is not there before is a setting of a library: empty, as the server makes it.
         let before = guc::value(&setting.name).unwrap_or_default();
-        CLIENT_SETTINGS.with_borrow_mut(|now| now.push(((*setting).clone(), before)));
+        client_settings.borrow_mut().push(((*setting).clone(), before));
         guc::restore(setting);
     }
 }
@@ -114,44 +105,15 @@ fn become_client(settings: &[&Setting]) {
 /// Returns whether there are settings that the configuration cannot change any more in this process, as a client has
 /// set them once. Then a new configuration takes a new process.
 pub fn has_been_client() -> bool {
-    HAS_BEEN_CLIENT.get()
+    state().has_been_client.get()
 }
 
-/// Jobs count as connections. The server's own check leaves background workers out (miscinit.c,
-/// `InitializeSessionUserId`; postinit.c, `CheckMyDatabase`).
-pub fn check_connection_limits(request: &Request) -> Result<(), Error> {
-    if role::is_superuser(request.login) {
-        return Ok(());
-    }
-    let number = |sql: String| spi::select(&sql).first().and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-    role::as_cluster_owner(|| {
-        let exceeded = |limit: Option<i64>, count: String| match limit {
-            Some(limit) if limit >= 0 => {
-                // Of several that come at once, the last one that is shown sees all.
-                bgworker::wait_until_shown();
-                number(count).is_some_and(|count: i64| count > limit)
-            }
-            _ => false,
-        };
-        if exceeded(number(queries::limit_of_role(request.login)), queries::connections_of_role(request.login)) {
-            let name = session::role_name(request.login).unwrap_or_default();
-            return Err(Error::RoleConnections(DbText::new(&name)));
-        }
-        let database = request.database;
-        if exceeded(number(queries::limit_of_database(database)), queries::connections_to_database(database)) {
-            let name = spi::select(&queries::name_of_database(database)).pop().unwrap_or_default();
-            return Err(Error::DatabaseConnections(DbText::new(&name)));
-        }
-        Ok(())
-    })
-}
-
-/// The text that positions of errors point into.
+/// Sets the text that positions of errors point into.
 pub fn set_job_text(sql: &[u8]) {
-    SQL.set(alloc::copy(sql));
+    state().job_text.replace(alloc::copy(sql));
 }
 
-/// The report with its position in the job's text.
+/// Returns the report with its position in the job's text.
 pub fn located(report: Report) -> Report {
-    SQL.with_borrow(|sql| report.locate_in(sql))
+    report.locate_in(&state().job_text.borrow())
 }
