@@ -20,8 +20,6 @@ pub const fn process_cell<T>(value: T) -> ProcessCell<T> {
 pub trait ProcessLocal<T: 'static> {
     fn with_borrow<R>(&'static self, work: impl FnOnce(&T) -> R) -> R;
     fn with_borrow_mut<R>(&'static self, work: impl FnOnce(&mut T) -> R) -> R;
-    /// Works with the variable as `with_borrow_mut` does; none = it is in use.
-    fn try_with_borrow_mut<R>(&'static self, work: impl FnOnce(&mut T) -> R) -> Option<R>;
     fn set(&'static self, value: T);
 }
 
@@ -32,10 +30,6 @@ impl<T: 'static> ProcessLocal<T> for LocalKey<ProcessCell<T>> {
 
     fn with_borrow_mut<R>(&'static self, work: impl FnOnce(&mut T) -> R) -> R {
         self.with(|process_cell| work(&mut process_cell.borrow_mut()))
-    }
-
-    fn try_with_borrow_mut<R>(&'static self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
-        self.with(|process_cell| process_cell.try_borrow_mut().ok().map(|mut value| work(&mut value)))
     }
 
     fn set(&'static self, value: T) {
