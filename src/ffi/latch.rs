@@ -28,6 +28,12 @@ pub fn wait_in(timeout: Option<Duration>, event: u32) {
     interrupt::check();
 }
 
+/// Sets the latch of this process, also from a signal handler.
+pub fn set() {
+    // SAFETY: MyLatch is this process's own, and handlers may set it.
+    unsafe { pg_sys::SetLatch(pg_sys::MyLatch) };
+}
+
 /// Lets some time go by, and serves no interrupts: for what must not end in between. Ends the process when the
 /// postmaster is gone.
 pub fn pause(time: Duration) {

@@ -12,7 +12,7 @@ use crate::worker::connection_limit::check_connection_limits;
 use crate::worker::result_queue::Delivery;
 use crate::worker::session_setup::{assume_identity, located, reload_if_behind, reset_session, set_job_text};
 use crate::worker::state::state;
-use crate::worker::{result_sender, simple_query};
+use crate::worker::{result_sender, signals, simple_query};
 use crate::{guc, scheduler};
 use std::ffi::CString;
 
@@ -23,14 +23,14 @@ pub fn run_assigned(segment: Handle) {
     };
     // A cancel that came before is for nothing that runs, as in any session that waits for a command.
     interrupt::clear_cancel();
-    interrupt::set_attached_job(true);
+    signals::set_attached_job(true);
     state().is_reported.set(false);
     if read_request(channel) {
         report::send_notices_to(result_sender::notice);
         remote_dest::send_messages_to(result_sender::message);
         run(channel, false);
     }
-    interrupt::set_attached_job(false);
+    signals::set_attached_job(false);
 }
 
 /// Returns the channel of a job that this worker was given: the one that it holds, or another in its place; `None` if

@@ -2,14 +2,14 @@
 
 use crate::channel::{Channel, Gate};
 use crate::ffi::dsm::Handle;
-use crate::ffi::{area, bgworker, exit_hooks, guc, interrupt, latch, report, session};
+use crate::ffi::{area, bgworker, exit_hooks, guc, latch, report, session};
 use crate::registry::unregistered;
 use crate::scheduler;
 use crate::scheduler::{Arrival, NewWorker};
 use crate::worker::pool_worker::{PoolWorker, IDLE_CHECK};
 use crate::worker::session_setup::prepare_session;
 use crate::worker::state::state;
-use crate::worker::{attached_job, exit, result_collector, result_sender};
+use crate::worker::{attached_job, exit, result_collector, result_sender, signals};
 use std::time::{Duration, Instant};
 
 /// Interval at which a worker whose launch is not complete looks whether its launcher still lives.
@@ -29,7 +29,7 @@ pub fn pool_main() {
         return; // the server has crashed since, and started this place again
     }
     exit_hooks::skip_destructors();
-    interrupt::install_session_handlers();
+    signals::install_session_handlers();
     let index = index as usize;
     if index == scheduler::PROBE {
         return area::write(|memory| scheduler::probe_started(memory, serial));
@@ -43,7 +43,7 @@ pub fn pool_main() {
     let mut worker = PoolWorker::new(index, database, login);
     if worker.prepare().is_continue() {
         state().is_logged_in.set(true);
-        interrupt::install_worker_handlers();
+        signals::install_worker_handlers();
         worker.work();
     }
     worker.leave();
@@ -86,7 +86,7 @@ pub fn attached_main(segment: Handle) {
     state.login_version.set(channel.login_version());
     report::watch(result_sender::notice);
     state.sender.replace(Some(channel.sender()));
-    interrupt::install_session_handlers();
+    signals::install_session_handlers();
     if !attached_job::read_request(channel) {
         return;
     }
@@ -110,19 +110,19 @@ fn await_job(channel: Channel) -> bool {
     if channel.has_job() {
         return true;
     }
-    interrupt::install_prestart_handlers();
+    signals::install_prestart_handlers();
     let began = Instant::now();
     let mut is_stale = false;
     while !channel.has_job() {
         let left = PRESTART_WAIT.saturating_sub(began.elapsed());
-        is_stale |= interrupt::take_reload_request();
-        let is_over = left.is_zero() || is_stale || interrupt::is_ending() || channel.gate() == Gate::Abandoned;
+        is_stale |= signals::take_reload_request();
+        let is_over = left.is_zero() || is_stale || signals::is_ending() || channel.gate() == Gate::Abandoned;
         if is_over && channel.decline() {
             return false;
         }
         latch::wait(Some(left));
     }
-    if is_stale || interrupt::take_reload_request() {
+    if is_stale || signals::take_reload_request() {
         guc::reload();
     }
     true
@@ -166,7 +166,7 @@ fn join_pool(database: u32, login: u32) {
     exit::count_as_registered();
     state().slot.set(Some(index));
     state().is_logged_in.set(true);
-    interrupt::install_worker_handlers();
+    signals::install_worker_handlers();
     let mut worker = PoolWorker::new(index, database, login);
     if worker.become_free().is_continue() {
         worker.work();

@@ -7,11 +7,11 @@ use crate::protocol::{sqlstate, to_bytes, Report};
 use crate::registry::{unregistered, State};
 use crate::scheduler;
 use crate::scheduler::Refusal;
-use crate::worker::attached_job;
 use crate::worker::outcome::{failed, is_interrupt, PendingOutcome};
 use crate::worker::session_setup::located;
 use crate::worker::state::state;
 use crate::worker::succession::{await_successor, register_successor};
+use crate::worker::{attached_job, signals};
 
 /// Leaves its slot, with what others need of a worker that ends before its time. To be registered before the process
 /// connects.
@@ -22,7 +22,7 @@ pub fn leave_slot() {
     }
     refuse_assigned_job(index);
     let report = state().exit_report.take().or_else(report::take_last_error).unwrap_or_default();
-    let is_late = interrupt::is_past_deadline();
+    let is_late = signals::is_past_deadline();
     let report = if is_late { Report::from(Error::JobTimeout) } else { report };
     let job_state = if report.sqlstate == sqlstate(b"57P01") { State::Stopped } else { State::Failed };
     let refused = refusal(&report);
@@ -74,7 +74,7 @@ fn with_login_hint(mut report: Report) -> Report {
 /// Tells a session that has given a job to this worker that the worker goes before it has begun it.
 pub fn refuse_assigned_job(index: usize) {
     if let Some(segment) = area::write(|memory| scheduler::refuse_assignments(memory, index)) {
-        let is_ending = interrupt::is_ending() || interrupt::is_dying();
+        let is_ending = signals::is_ending() || interrupt::is_dying();
         let error = if is_ending { Error::Terminated } else { Error::NotRun };
         attached_job::refuse(Handle::from_number(segment), error.into());
         area::write(|memory| scheduler::drop_assignment(memory, index));

@@ -7,12 +7,13 @@ use crate::ffi::dsm::Handle;
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::{area, guc as settings, interrupt, latch, lock, process};
 use crate::scheduler::{start, ClaimingWorker, Succession, Task};
-use crate::worker::attached_job;
 use crate::worker::exit::refuse_assigned_job;
-use crate::worker::pool_worker::{exit_if, Exit, Next, PoolWorker, CONTINUE, EXIT, IDLE_CHECK};
+use crate::worker::next::{exit_if, Exit, Next, CONTINUE, EXIT};
+use crate::worker::pool_worker::{PoolWorker, IDLE_CHECK};
 use crate::worker::session_setup::has_been_client;
 use crate::worker::state::state;
 use crate::worker::succession::{await_successor, register_successor};
+use crate::worker::{attached_job, signals};
 use crate::{guc, log, scheduler};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -60,8 +61,8 @@ impl PoolWorker {
             let _held = CancelHeld::new();
             interrupt::check();
         }
-        exit_if(interrupt::is_ending())?;
-        if interrupt::take_reload_request() {
+        exit_if(signals::is_ending())?;
+        if signals::take_reload_request() {
             settings::reload();
             self.is_stale = has_been_client();
         }
@@ -229,7 +230,7 @@ impl PoolWorker {
                 Some(_) if area::read(|memory| scheduler::will_be_restarted(memory, self.index)) => {
                     return start::exit_for_restart()
                 }
-                Some(_) if interrupt::is_ending() || area::read(|memory| scheduler::may_exit(memory, self.index)) => {
+                Some(_) if signals::is_ending() || area::read(|memory| scheduler::may_exit(memory, self.index)) => {
                     return
                 }
                 // The server does not start this one again: there must be another first.

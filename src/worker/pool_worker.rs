@@ -3,17 +3,17 @@
 use crate::channel::attached_jobs;
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::latch::SpinThenWait;
-use crate::ffi::{area, discard_all, interrupt, latch, lock, login, remote_dest, statement};
+use crate::ffi::{area, discard_all, latch, lock, login, remote_dest, statement};
 use crate::log;
 use crate::protocol::{Report, Request};
 use crate::scheduler;
 use crate::scheduler::PoolPeers;
 use crate::worker::connection_limit::check_connection_limits;
 use crate::worker::memory_watchdog::MemoryWatchdog;
+use crate::worker::next::{exit_if, Next, CONTINUE, EXIT};
 use crate::worker::session_setup::{prepare_session, reset_session};
 use crate::worker::state::state;
-use crate::worker::{attached_job, exit, result_collector};
-use std::ops::ControlFlow;
+use crate::worker::{attached_job, exit, result_collector, signals};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -26,27 +26,6 @@ const REFUSAL_CHECK: Duration = Duration::from_millis(1);
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
 /// Key of the lock of whoever makes rows of what a server has left behind, with the database in the lower half.
 const IMPORT_LOCK: u64 = 0x666f_6c64_0000_0000;
-
-/// The worker must end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exit;
-
-/// Tells a worker whether it goes on.
-pub type Next = ControlFlow<Exit>;
-
-/// The worker goes on.
-pub const CONTINUE: Next = ControlFlow::Continue(());
-/// The worker must end.
-pub const EXIT: Next = ControlFlow::Break(Exit);
-
-/// Returns [`EXIT`] if this holds.
-pub fn exit_if(is_over: bool) -> Next {
-    if is_over {
-        EXIT
-    } else {
-        CONTINUE
-    }
-}
 
 /// A worker that runs one job after the other.
 pub struct PoolWorker {
@@ -210,7 +189,7 @@ impl PoolWorker {
 
     /// Ends the job that a session had given.
     pub fn become_free(&mut self) -> Next {
-        interrupt::end_job();
+        signals::end_job();
         attached_job::detach_if_large();
         {
             let _held = CancelHeld::new();

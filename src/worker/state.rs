@@ -8,6 +8,7 @@ use crate::worker::collected_rows::CollectedRows;
 use crate::worker::outcome::PendingOutcome;
 use crate::worker::result_queue::ResultQueue;
 use std::cell::{Cell, OnceCell, RefCell};
+use std::time::Instant;
 
 /// Variables of a worker that more than one function needs, some of them a callback of the server, which comes without
 /// context.
@@ -25,6 +26,8 @@ pub struct WorkerState {
     pub exit_report: RefCell<Option<Report>>,
     /// End of the queued job that this worker is still busy with.
     pub pending_outcome: RefCell<Option<PendingOutcome>>,
+    /// Time at which the queued job must end.
+    pub deadline: Cell<Option<Instant>>,
 
     /// Channel of the attached job, or of the last one.
     pub channel: Cell<Option<Channel>>,
@@ -63,6 +66,7 @@ impl WorkerState {
             was_counted_alone: Cell::new(false),
             exit_report: RefCell::new(None),
             pending_outcome: RefCell::new(None),
+            deadline: Cell::new(None),
             channel: Cell::new(None),
             sender: RefCell::new(None),
             request: RefCell::default(),

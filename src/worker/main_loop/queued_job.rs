@@ -2,20 +2,20 @@
 
 use crate::channel::nesting;
 use crate::error::Error;
-use crate::ffi::interrupt::FinishingGuard;
 use crate::ffi::report::Captured;
-use crate::ffi::{alloc, area, discard_all, interrupt, process, remote_dest, report, session, statement, transaction};
+use crate::ffi::{alloc, area, discard_all, process, remote_dest, report, session, statement, transaction};
 use crate::log::attempt_file::Attempt;
 use crate::log::{attempt_file, outcome_file, End, FinalRow};
 use crate::protocol::{decode, sqlstate, to_bytes, Done, Outcome, Report, Request};
 use crate::registry::{BatchPtr, Reason, RunningJob, State};
 use crate::scheduler::{Claim, Finish};
+use crate::worker::next::{exit_if, Exit, Next, CONTINUE, EXIT};
 use crate::worker::outcome::{failed, is_interrupt, PendingOutcome};
-use crate::worker::pool_worker::{exit_if, Exit, Next, PoolWorker, CONTINUE, EXIT};
+use crate::worker::pool_worker::PoolWorker;
 use crate::worker::result_collector::ResultCollector;
 use crate::worker::session_setup::{assume_identity, located, reload_if_behind, set_job_text};
 use crate::worker::state::state;
-use crate::worker::{result_collector, simple_query};
+use crate::worker::{result_collector, signals, simple_query};
 use crate::{log, registry, scheduler};
 use std::ffi::{CStr, CString};
 use std::ops::ControlFlow;
@@ -134,8 +134,8 @@ struct StartedRows {
 /// Rolls back an attempt that did not succeed. Returns how it ended. `stopping`: somebody has it stopped, perhaps known
 /// by name.
 fn interrupted_outcome(mut failure: Captured, stopping: Option<Option<Vec<u8>>>, attempt: u32) -> (State, Outcome) {
-    let is_late = interrupt::is_past_deadline();
-    let state = if stopping.is_some() || interrupt::is_ending() { State::Stopped } else { State::Failed };
+    let is_late = signals::is_past_deadline();
+    let state = if stopping.is_some() || signals::is_ending() { State::Stopped } else { State::Failed };
     if is_late && state == State::Failed && failure.report.sqlstate == sqlstate(b"57014") {
         let context = failure.report.context.take();
         failure.report = Report { context, ..Error::JobTimeout.into() };
@@ -187,9 +187,9 @@ impl PoolWorker {
         let Some(StartedRows { log, marks }) = self.mark_started(claim)? else { return CONTINUE };
         for (job, is_marked) in claim.indexes.iter().zip(marks.into_iter().chain(std::iter::repeat(false))) {
             // Before others can see that it runs, and stop it.
-            exit_if(!interrupt::begin_job())?;
+            signals::begin_job()?;
             if !area::write(|memory| scheduler::begin_job(memory, self.index, claim.batch, *job)) {
-                interrupt::end_job(); // it was stopped in the meantime
+                signals::end_job(); // it was stopped in the meantime
                 continue;
             }
             let began = Instant::now();
@@ -260,7 +260,7 @@ impl PoolWorker {
         let Some(sql) = prepare_job(&job, request) else { return };
         let deadline =
             job.timeout.and_then(|limit| Instant::now().checked_add(Duration::from_millis(limit.unsigned_abs())));
-        interrupt::set_deadline(deadline);
+        signals::set_deadline(deadline);
         let mut attempt = AttemptLog::begin(&job, log, log.is_some() && marked == log);
         let outcome = report::catch(|| {
             assume_identity(request)?;
@@ -296,7 +296,7 @@ impl PoolWorker {
             self.write(attempt.log, &attempt.row(State::Queued, None, outcome), false);
             area::write(|memory| scheduler::finish_attempt(memory, self.index, batch, index, &Finish::Again));
             attempt_file::set(None);
-            return interrupt::end_job();
+            return signals::end_job();
         }
         let row = attempt.row(state, Some(process::now()), outcome);
         let is_written = self.write_final(&attempt, &row);
@@ -317,8 +317,8 @@ impl PoolWorker {
     fn write(&mut self, log: Option<u32>, row: &FinalRow, is_durable: bool) -> bool {
         let Some(log) = log else { return false };
         area::write(|memory| scheduler::mark_uncancellable(memory, self.index));
-        let _finishing = FinishingGuard::new();
-        interrupt::end_job();
+        let _finishing = signals::FinishingGuard::new();
+        signals::end_job();
         // The job's settings are not the extension's.
         let write = || log::write_rows(log, std::slice::from_ref(row));
         self.reset().is_continue() && log::in_own_transaction(is_durable, write).unwrap_or(false)
@@ -333,6 +333,6 @@ impl PoolWorker {
         area::write(|memory| scheduler::finish_attempt(memory, self.index, batch, index, &finish));
         attempt_file::set(None);
         state().pending_outcome.replace(None);
-        interrupt::end_job();
+        signals::end_job();
     }
 }
