@@ -91,7 +91,7 @@ impl Sender {
     fn send_with(&mut self, message: &[u8], nowait: bool, flush: bool) -> Result<(), SendError> {
         // The server grows its buffers in the current context.
         let _switch = MemoryContextGuard::to_process_lifetime();
-        // SAFETY: attached as sender; `worker::outbox` repeats a message that did not fit.
+        // SAFETY: attached as sender; `worker::result_queue` repeats a message that did not fit.
         match unsafe { wire::shm_mq_send(self.attach(), message, nowait, flush) } {
             SHM_MQ_SUCCESS => Ok(()),
             SHM_MQ_WOULD_BLOCK => Err(SendError::WouldBlock),

@@ -72,8 +72,8 @@ pub fn detach_channel() {
     }
 }
 
-/// Makes sure that no session gives this worker another job, if the last one has left what cannot be reset. Before the
-/// session knows that it is done.
+/// Keeps sessions from giving this worker another job, if the last one has left what cannot be reset. To be called
+/// before the session knows that it is done.
 fn refuse_jobs_if_spent() {
     if let Some(index) = state().slot.get().filter(|_| discard_all::is_spent()) {
         area::write(|memory| scheduler::request_exit(memory, index));

@@ -1,4 +1,4 @@
-//! Traces of a worker that ends before its time.
+//! Traces that a worker leaves when it ends, for its jobs, its session and its pool.
 
 use crate::error::Error;
 use crate::ffi::dsm::Handle;
@@ -18,7 +18,7 @@ use crate::worker::{attached_job, signals};
 pub fn leave_slot() {
     let Some(index) = state().slot.take() else { return };
     if exit_hooks::is_postmaster_gone() {
-        return; // everything that is here goes with the server
+        return; // shared memory goes with the server
     }
     refuse_assigned_job(index);
     let report = state().exit_report.take().or_else(report::take_last_error).unwrap_or_default();

@@ -18,7 +18,7 @@ use crate::{guc, log, scheduler};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-/// Interval at which one that has been idle for [`LONG_IDLE`] looks what an idle worker looks for. DROP DATABASE waits
+/// Interval of [`IDLE_CHECK`] of a worker that has been idle for [`LONG_IDLE`]. DROP DATABASE waits
 /// five seconds for others to leave (procarray.c, `CountOtherDBBackends`).
 const LONG_IDLE_CHECK: Duration = Duration::from_secs(2);
 const LONG_IDLE: Duration = Duration::from_secs(2);
@@ -123,7 +123,7 @@ impl PoolWorker {
         area::write(|memory| scheduler::stop_accepting(memory, self.index))
     }
 
-    /// Writes what a server has left behind, and deletes old rows, when it is time to.
+    /// Imports orphans, and deletes old rows, when it is time to.
     fn maintain_log(&mut self) {
         if self.next_import.is_some_and(|(at, _)| at <= process::now()) && self.reset().is_continue() {
             self.import_orphans();
@@ -214,7 +214,7 @@ impl PoolWorker {
         false
     }
 
-    /// Goes, and sees to it that what is queued is not forgotten.
+    /// Ends the worker, and has another one started if there is work left that nobody else will do.
     pub fn leave(&mut self) {
         if state().slot.take().is_none() {
             return start::exit_for_restart();

@@ -1,5 +1,4 @@
-//! Part that runs in a background worker: jobs that sessions give to it directly, and jobs of the queue, one after the
-//! other.
+//! Work of a background worker: attached jobs, and jobs of the queue, one after the other.
 
 mod attached_job;
 mod collected_rows;

@@ -24,7 +24,7 @@ pub const IDLE_CHECK: Duration = Duration::from_millis(500);
 const REFUSAL_CHECK: Duration = Duration::from_millis(1);
 /// Time that the last worker of a role waits for those to go that are too many.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
-/// Key of the lock of whoever makes rows of what a server has left behind, with the database in the lower half.
+/// Key of the lock under which orphans become rows, with the database in the lower half.
 const IMPORT_LOCK: u64 = 0x666f_6c64_0000_0000;
 
 /// A worker that runs one job after the other.
@@ -35,7 +35,7 @@ pub struct PoolWorker {
     pub login: u32,
     /// State of what the login depended on; `None` if this worker has not looked at the queue yet.
     pub fingerprint: Option<(u64, Vec<u8>)>,
-    /// Number of the batch, and what its launcher has set: the request.
+    /// Number of the last batch, and the request of its launcher.
     pub request: Option<(u64, Rc<Request>)>,
     /// Nothing has run since the session was reset.
     pub is_clean: bool,
@@ -47,7 +47,7 @@ pub struct PoolWorker {
     pub is_counted: bool,
     /// Time at which old rows were deleted; `None` if they were not yet.
     pub pruned: Option<Instant>,
-    /// Time of the next try to write what a server has left behind, and count of failed ones; `None` if all is written.
+    /// Time of the next try to import orphans, and count of failed ones; `None` if all are imported.
     pub next_import: Option<(i64, u16)>,
     pub watchdog: MemoryWatchdog,
     /// Time of the last look whether it is still what a new worker would be.
@@ -187,7 +187,7 @@ impl PoolWorker {
         EXIT
     }
 
-    /// Ends the job that a session had given.
+    /// Cleans up after an attached job, and shows that the worker may have another one.
     pub fn become_free(&mut self) -> Next {
         signals::end_job();
         attached_job::detach_if_large();
@@ -233,7 +233,7 @@ impl PoolWorker {
         !is_same.unwrap_or(false)
     }
 
-    /// Makes rows of what a server that has died left behind; what cannot be written now is tried again.
+    /// Makes rows of orphans, which a dead server has left; what cannot be written now is tried again.
     pub fn import_orphans(&mut self) {
         let folded = lock::while_alone(IMPORT_LOCK | u64::from(self.database), || {
             log::in_own_transaction(true, || log::import_orphans(self.database)).map(|folded| {

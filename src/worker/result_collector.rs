@@ -100,7 +100,7 @@ impl<F: FnMut(Outcome)> StatementObserver for ResultCollector<F> {
 /// The rows of one statement.
 struct Rows {
     json: Option<JsonRows>,
-    /// The first set of rows of a statement is its result.
+    /// The first set of rows is complete, and is the result of the statement.
     is_over: bool,
 }
 

@@ -17,9 +17,9 @@ use crate::protocol::{encode, frame, split, Description, Kind, Report, FRAME_BYT
 /// Tells where the rows of the running statement go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum RowTarget {
-    /// Nowhere: it has given no columns yet, or they are another set of a statement whose first set is sent.
+    /// Nowhere: it has no columns yet, or they are another set of a statement whose first set is sent.
     Nowhere,
-    /// Kept back until it is known that no later statement gives rows.
+    /// Kept back until it is known that no later statement returns rows.
     Deferred,
     /// Sent: no later statement can give rows.
     Sent,
@@ -170,7 +170,7 @@ impl ResultQueue {
             let frame = match self.take() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Delivery::Complete,
-                // What was kept cannot be read back, and so the reader is told.
+                // A frame that was kept cannot be read back, and so the reader is told.
                 Err(error) => {
                     self.overflow = OverflowQueue::new(session::work_mem());
                     self.deferred = None;

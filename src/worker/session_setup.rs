@@ -28,8 +28,8 @@ pub fn reset_session() -> bool {
     outcome.is_ok()
 }
 
-/// Reads the configuration that the launcher had read, if the server has not told this process of it yet. Between two
-/// jobs. False = this process cannot follow it any more in all settings.
+/// Reads the configuration that the launcher had read, if the server has not told this process of it yet. To be called
+/// between two jobs. Returns `false` if this process cannot follow it any more in all settings.
 pub fn reload_if_behind(request: &Request) -> bool {
     let is_behind = guc::is_outdated(request.configured);
     if is_behind {
@@ -95,7 +95,7 @@ fn become_client(settings: &[&Setting]) {
     }
     for setting in settings {
         state().has_been_client.set(true);
-        // What is not there before is a setting of a library: empty, as the server makes it.
+        // One that is not there before is a setting of a library: empty, as the server makes it.
         let before = guc::value(&setting.name).unwrap_or_default();
         client_settings.borrow_mut().push(((*setting).clone(), before));
         guc::restore(setting);

@@ -9,23 +9,23 @@ use crate::protocol::Done;
 use std::ffi::CStr;
 use std::time::Instant;
 
-/// Takes what a job gives.
+/// Takes what the statements of a job return.
 pub trait StatementObserver {
-    /// Runs a statement with a place for its rows; gives its command tag.
+    /// Runs a statement with a sink for its rows. Returns its command tag.
     ///
     /// # Errors
-    /// What keeps the rows from being taken.
+    /// An error that keeps the rows from being taken.
     fn statement(&mut self, is_last: bool, run: &mut dyn FnMut(&mut dyn RowSink) -> Vec<u8>) -> Result<Vec<u8>, Error>;
 
-    /// The transaction that is open will be committed next, and is the last.
+    /// Takes note that the open transaction will be committed next, and is the last.
     fn before_commit(&mut self, _tags: &[Vec<u8>]) {}
 }
 
-/// Runs all statements; gives their command tags.
+/// Runs all statements, at most until `deadline`. Returns their command tags.
 ///
 /// # Errors
 /// [`Error::OpenBlock`] (25000) if a transaction block is open at the end.
-pub fn run(sql: &CStr, audience: &mut dyn StatementObserver, deadline: Option<Instant>) -> Result<Done, Error> {
+pub fn run(sql: &CStr, observer: &mut dyn StatementObserver, deadline: Option<Instant>) -> Result<Done, Error> {
     let mut transaction = Transaction { is_started: false, deadline };
     transaction.start();
     let text = ParsedSql::parse(sql);
@@ -46,16 +46,16 @@ pub fn run(sql: &CStr, audience: &mut dyn StatementObserver, deadline: Option<In
         let is_last = number == count;
         let commits = is_last && statement.is_plain_commit() && transaction::in_block();
         if commits {
-            audience.before_commit(&[tags.as_slice(), &[b"COMMIT".to_vec()]].concat());
+            observer.before_commit(&[tags.as_slice(), &[b"COMMIT".to_vec()]].concat());
         }
-        let tag = audience.statement(is_last, &mut |sink| statement.run(sink))?;
+        let tag = observer.statement(is_last, &mut |sink| statement.run(sink))?;
         if is_last {
             if count > 1 {
                 transaction::end_implicit_block();
             }
             if !statement.is_transaction_control() && !transaction::in_block() {
                 transaction::stop_statement_timeout();
-                audience.before_commit(&[tags.as_slice(), std::slice::from_ref(&tag)].concat());
+                observer.before_commit(&[tags.as_slice(), std::slice::from_ref(&tag)].concat());
             }
             transaction.finish();
         } else if statement.is_transaction_control() {
@@ -67,7 +67,7 @@ pub fn run(sql: &CStr, audience: &mut dyn StatementObserver, deadline: Option<In
         tags.push(tag);
     }
     transaction.finish();
-    // What is committed is not to be reported as cancelled.
+    // A job that is committed is not to be reported as cancelled.
     let _held = CancelHeld::new();
     compat::exec::process_completed_notifies();
     if transaction::in_block() {
@@ -78,7 +78,7 @@ pub fn run(sql: &CStr, audience: &mut dyn StatementObserver, deadline: Option<In
     Ok(Done { tags })
 }
 
-/// The transaction command that is open, if one is.
+/// Transaction command of a statement (postgres.c, `start_xact_command`).
 struct Transaction {
     is_started: bool,
     /// Time at which the job's time is over.
@@ -94,7 +94,7 @@ impl Transaction {
         transaction::start_statement_timeout(self.left());
     }
 
-    /// Milliseconds until the job's time is over.
+    /// Returns the milliseconds until the job's time is over.
     fn left(&self) -> Option<i64> {
         let deadline = self.deadline?;
         Some(deadline.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000) as i64)
@@ -103,7 +103,7 @@ impl Transaction {
     fn finish(&mut self) {
         transaction::stop_statement_timeout();
         if self.is_started {
-            // What is deferred to the commit is work of the job, and of no statement.
+            // Work that is deferred to the commit is the job's, and no statement's.
             if let Some(left) = self.left() {
                 transaction::limit_deferred_work(left);
             }
