@@ -1,5 +1,4 @@
-//! Attempt that each worker runs, in files beside those of [`super::spool`]: after a crash they tell which jobs had
-//! started.
+//! Attempt files: which attempt each worker runs, so that it is known after a crash which jobs had started.
 //!
 //! The log is told of several jobs at once that they are about to start, and may not be told at all. These files are
 //! not flushed, so that they cost no time: they outlive the processes of the server, not the operating system. After
@@ -23,7 +22,7 @@ pub struct Attempt {
     pub uuid: [u8; 16],
     /// The role whose rights it has.
     pub owner: u32,
-    /// Not known of an attempt that version 0.1.0 began, like all that follows.
+    /// `None` if version 0.1.0 began the attempt, as all that follows.
     pub pid: Option<i32>,
     pub started: Option<i64>,
     /// Number of attempts of the job up to this one.
@@ -46,7 +45,7 @@ impl FileContent for AttemptFile {
         self.epoch == name.epoch
     }
 
-    /// A worker that died between making its file and writing it ran none.
+    /// Returns that the worker ran none: it died between making its file and writing it.
     fn of_empty(name: &FileName) -> Option<Self> {
         Some(AttemptFile { epoch: name.epoch, attempt: None })
     }
@@ -56,7 +55,7 @@ thread_local! {
     static OWN: ProcessCell<Option<(PathBuf, File)>> = const { process_cell(None) };
 }
 
-/// Notes that this worker runs an attempt from now on, or none.
+/// Writes that this worker runs an attempt from now on, or none.
 pub fn set(attempt: Option<&Attempt>) {
     // A job is not to fail for it: after a crash it reads as one of which it is not known whether it had started.
     if let Err(error) = write(attempt) {

@@ -1,4 +1,4 @@
-//! Directory of the extension's files in the data directory: their names, and those that a dead server left there.
+//! Directory of the extension's files in the data directory, and the files of dead servers in it.
 
 use crate::ffi::report::{Log, LOG};
 use crate::ffi::{area, file, report};
@@ -12,7 +12,7 @@ use std::hash::{Hash, Hasher};
 use std::io;
 use std::path::Path;
 
-/// Files of a kind that dead servers left.
+/// Files of a kind, of dead servers.
 #[derive(Debug)]
 pub struct OrphanFiles<T> {
     pub readable: Vec<(FileName, T)>,

@@ -10,7 +10,7 @@ use std::io;
 
 const MAGIC: &[u8; 4] = b"pgbm";
 
-/// The version of the format that is written. Add one when the content of a kind changes, and go on reading the others.
+/// Version of the format that is written. When the content of a kind changes, the next one; the others are still read.
 const VERSION: u32 = 1;
 
 const HEADER_BYTES: usize = 16;

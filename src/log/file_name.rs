@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// In the data directory, where every process of the server works.
+/// Directory of the files, in the data directory, which is where every process of the server works.
 pub const DIRECTORY: &str = "pg_background_mgr";
 
 /// Name of a file: what must be known before it is read.
@@ -12,7 +12,7 @@ pub struct FileName {
     /// Epoch of the server that wrote it.
     pub epoch: i64,
     pub database: u32,
-    /// Uuid of a job, or what a kind has in its place.
+    /// Uuid of a job; of an attempt file, the process id of its worker.
     pub key: [u8; 16],
     /// End of the name: the kind.
     pub suffix: String,

@@ -21,7 +21,7 @@ pub struct OutcomeFile {
     pub epoch: i64,
     pub database: u32,
     pub attempt: Attempt,
-    /// Its end; with a transaction, if that was committed.
+    /// End of the attempt; with a transaction, only if that was committed.
     end: Option<(End, Option<u64>)>,
 }
 
@@ -65,7 +65,7 @@ fn was_committed(transaction: u64) -> bool {
     spi::select(&queries::transaction_status(transaction)) == [b"committed"]
 }
 
-/// Trace of a job that a server began which has died.
+/// Trace of a job: what a server wrote of it that has died since.
 #[derive(Debug, Clone)]
 pub struct CrashTrace {
     /// The last attempt that is known.
@@ -73,15 +73,15 @@ pub struct CrashTrace {
     pub end: Option<End>,
 }
 
-/// By epoch and job.
+/// Traces by epoch and job.
 type CrashTraces = HashMap<(i64, [u8; 16]), (Attempt, Option<OutcomeFile>)>;
 
-/// Traces that servers which have died left of jobs of this database; read when they are asked for first.
+/// Traces of jobs of this database, by servers that have died since; read when they are needed first.
 #[derive(Debug, Default)]
 pub struct Orphans(Option<CrashTraces>);
 
 impl Orphans {
-    /// Returns what a server of this epoch left of a job. Inside a transaction.
+    /// Returns the trace of a job of the server with this epoch. Inside a transaction.
     pub fn of(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<CrashTrace> {
         let traces = self.0.get_or_insert_with(read_traces);
         let (attempt, file) = traces.get(&(epoch, *uuid))?;

@@ -31,7 +31,7 @@ pub fn is_readable() -> bool {
     locate() && readable().is_some()
 }
 
-/// The log, if it can be read now: its oid.
+/// Returns the oid of the log, if that can be read now.
 fn readable() -> Option<u32> {
     let log = log_oid();
     if log == 0 && locate() {
@@ -40,13 +40,13 @@ fn readable() -> Option<u32> {
     (log != 0 && lock::try_to_read(log)).then_some(log)
 }
 
-/// Returns what `take` makes of the rows of these jobs, or of the jobs of these batches, as they are now. None =
-/// somebody has the log for himself.
+/// Returns what `take` makes of the rows of these jobs, or of the jobs of these batches, as they are now, or
+/// `None` if somebody has the log for himself.
 fn read<T>(uuids: &[[u8; 16]], take: impl Fn(Entry) -> T) -> Option<Vec<T>> {
     role::as_cluster_owner(|| readable().map(|log| rows::read(log, uuids, take)))
 }
 
-/// A job, or the jobs of a batch, as the log has them now. Lost ones are told from those that wait.
+/// Returns a job, or the jobs of a batch, as the log has them now. Lost ones are told from those that wait.
 ///
 /// # Errors
 /// [`Error::LogLocked`] (55P03): somebody has the log for himself.
@@ -86,7 +86,7 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<LoggedJob>, Error> {
     Ok(with_orphans(states, orphans, |known| known.uuid, &launches))
 }
 
-/// Tells what the log says of a job, as things are now.
+/// State of a job as the log has it now.
 pub enum RowState {
     /// The job has no row.
     Gone,
@@ -100,8 +100,8 @@ pub enum RowState {
     },
 }
 
-/// Returns what the log says of a job, as things are now, whatever the snapshot of the caller. None = somebody has the
-/// log for himself.
+/// Returns what the log says of a job, as things are now, whatever the snapshot of the caller, or `None` if somebody
+/// has the log for himself.
 pub fn row_state(uuid: &[u8; 16]) -> Option<RowState> {
     let row = read(std::slice::from_ref(uuid), row_state_of)?.pop();
     Some(row.unwrap_or(RowState::Gone))
@@ -140,7 +140,7 @@ fn attempts_of(row: &Entry) -> u32 {
     row.int(Column::Attempts).map_or(0, i32::unsigned_abs)
 }
 
-/// Jobs as the log has them, and those of files instead that were launched later; in the order of their uuids.
+/// Returns jobs as the log has them, and those of files instead that were launched later; in the order of their uuids.
 /// `launches`: when those of the log were launched last.
 fn with_orphans<T>(
     mut logged: Vec<T>,
@@ -158,13 +158,12 @@ fn with_orphans<T>(
     logged
 }
 
-/// Returns whether the job was left behind by a server that has died since, or by the database that this one was copied
-/// from.
+/// Returns whether the job is one of a server that has died since, or of the database that this one was copied from.
 fn is_of_dead_server(state: &[u8], epoch: i64, database: u32) -> bool {
     state == State::Queued.name().as_bytes() && (epoch != area::epoch() || database != session::database())
 }
 
-/// Returns what has become of a job that a server which has died left behind. A standby says queued of what nobody
+/// Returns what has become of a job whose server has died. A standby says queued of what nobody
 /// runs there: there is nothing to wait for.
 fn orphan_state(traces: &mut outcome_file::Orphans, epoch: i64, uuid: &[u8; 16]) -> Vec<u8> {
     let trace = if transaction::in_recovery() { None } else { traces.of(epoch, uuid) };
@@ -219,7 +218,7 @@ pub fn jobs_to_retry(jobs: &[[u8; 16]]) -> Vec<JobToRetry> {
     with_orphans(logged, orphans, |found| found.job.uuid, &launches)
 }
 
-/// The rows of `pg_background_monitor`, and their parameters.
+/// Returns the query for the rows of `pg_background_monitor`, and its parameters.
 pub fn jobs_query(uuid: Option<&[u8; 16]>) -> (Vec<u8>, Vec<SqlValue>) {
     let view = qualified_name("pg_background_jobs");
     match uuid {

@@ -1,4 +1,4 @@
-//! Rows of what could not be written in time, and of what a server that has died left behind.
+//! Files of what could not be written in time, and their import once the server that wrote them has died.
 
 use crate::ffi::heap::Access;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
@@ -16,21 +16,21 @@ use crate::log::rows::Rows;
 use crate::log::spool::{self, Spooled};
 use std::collections::HashSet;
 
-/// Notes that an attempt was begun of which the log does not say so.
+/// Writes to a file that an attempt was begun of which the log does not say so.
 pub fn store_begun(attempt: Attempt) {
     write_file(&OutcomeFile::begun(area::epoch(), session::database(), attempt));
 }
 
-/// Notes how a job ended that the log cannot be told now: if `transaction` was committed, or in any case.
+/// Writes to a file how a job ended that the log cannot be told now: if `transaction` was committed, or in any case.
 pub fn store_end(row: &FinalRow, attempt: Attempt, transaction: Option<u64>) {
-    let note = OutcomeFile::begun(area::epoch(), session::database(), attempt);
-    write_file(&note.with_end(row.end.clone(), transaction));
+    let file = OutcomeFile::begun(area::epoch(), session::database(), attempt);
+    write_file(&file.with_end(row.end.clone(), transaction));
 }
 
-fn write_file(note: &OutcomeFile) {
-    // The job is not to fail for it; the registry knows what the note says.
-    if let Err(error) = note.write() {
-        let text = format!("could not write a note for the log of pg_background_mgr: {error}");
+fn write_file(file: &OutcomeFile) {
+    // The job is not to fail for it; the registry knows what the file says.
+    if let Err(error) = file.write() {
+        let text = format!("could not write outcome file of pg_background_mgr: {error}");
         crate::compat::process::log_line(text.as_bytes());
     }
 }
@@ -42,8 +42,9 @@ fn is_kept(batch: &Spooled) -> bool {
     oldest.is_none_or(|oldest| batch.head.queued_at >= oldest)
 }
 
-/// The jobs of this database that are in files, for the server that accepted them has died, each in the last of its
-/// launches. A standby has no files of its own: those that it was copied with tell of its primary, as its table does.
+/// Returns the jobs of this database that are in files, for the server that accepted them has died, each in the last of
+/// its launches. A standby has no files of its own: those that it was copied with tell of its primary, as its table
+/// does.
 pub fn orphaned_batches() -> Vec<Spooled> {
     if transaction::in_recovery() {
         return Vec::new();
@@ -58,18 +59,18 @@ pub fn orphaned_batches() -> Vec<Spooled> {
 pub fn is_orphaned(uuid: &[u8; 16]) -> bool {
     thread_local! {
         /// The jobs that are, as a transaction has found them: there will be no more of them.
-        static LEFT: ProcessCell<Option<(u64, HashSet<[u8; 16]>)>> = const { process_cell(None) };
+        static ORPHANS: ProcessCell<Option<(u64, HashSet<[u8; 16]>)>> = const { process_cell(None) };
     }
     let now = transaction::current_id();
-    let known = LEFT.with_borrow(|left| {
-        let (_, jobs) = left.as_ref().filter(|(by, jobs)| *by == now || jobs.is_empty())?;
+    let known = ORPHANS.with_borrow(|orphans| {
+        let (_, jobs) = orphans.as_ref().filter(|(by, jobs)| *by == now || jobs.is_empty())?;
         Some(jobs.contains(uuid))
     });
     known.unwrap_or_else(|| {
         let jobs: HashSet<_> = orphaned_batches().iter().flat_map(|batch| &batch.jobs).map(|job| job.uuid).collect();
-        let is_left = jobs.contains(uuid);
-        LEFT.set(Some((now, jobs)));
-        is_left
+        let is_orphan = jobs.contains(uuid);
+        ORPHANS.set(Some((now, jobs)));
+        is_orphan
     })
 }
 

@@ -163,7 +163,7 @@ pub struct Rows<'a> {
 }
 
 /// Opens the log to write its rows. A lock on it is held. Raises [`Error::LogAltered`] (55000) if that could run code
-/// of others. None = it is gone.
+/// of others. Returns `None` if it is gone.
 pub fn open<T>(log: u32, sequence: u32, access: Access, body: impl FnOnce(&Rows) -> T) -> Option<T> {
     with(log, access, |heap| body(&Rows { heap, sequence }))
 }
@@ -241,7 +241,7 @@ impl Rows<'_> {
         row
     }
 
-    /// The row of a job that has not ended, as far as the log says.
+    /// Returns the row of a job that has not ended, as far as the log says.
     fn find_open(&self, uuid: &[u8; 16]) -> Option<Row> {
         self.find_free(uuid).filter(is_open)
     }
@@ -309,7 +309,7 @@ impl Rows<'_> {
         }
     }
 
-    /// Writes that a job is about to start. False = it has no row.
+    /// Writes that a job is about to start. Returns `false` if it has no row.
     pub fn mark_started(&self, uuid: &[u8; 16]) -> bool {
         let row = self.find_open(uuid);
         if let Some(row) = &row {
@@ -361,7 +361,7 @@ impl Rows<'_> {
     }
 
     /// Deletes rows of jobs that ended before `limit`, of one owner or of all, so many or all, but for those of which
-    /// `stays` is true; gives how many. `waits`: for transactions that are deleting one of them.
+    /// `stays` is true; returns how many. `waits`: for transactions that are deleting one of them.
     pub fn prune(
         &self,
         limit: i64,
@@ -387,8 +387,8 @@ impl Rows<'_> {
         deleted
     }
 
-    /// Deletes the row of a job that has ended, if `may` lets its owner's be deleted. False = it stays, or is not
-    /// there.
+    /// Deletes the row of a job that has ended, if `may` lets its owner's be deleted. Returns `false` if it stays,
+    /// or is not there.
     pub fn delete(&self, uuid: &[u8; 16], may: impl FnOnce(u32) -> bool) -> bool {
         let row = self.find(uuid).filter(is_over);
         let row = row.filter(|row| row.oid(Column::Owner as usize).is_some_and(may));

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 pub struct JobSpec {
     pub query: Vec<u8>,
     pub name: Option<Vec<u8>>,
-    /// Time that an attempt may take, in milliseconds; none = as long as it likes.
+    /// Time that an attempt may take, in milliseconds; `None` if there is no limit.
     pub timeout: Option<i64>,
     /// Number of attempts at most, the first one included.
     pub max_attempts: u32,
@@ -38,8 +38,8 @@ pub struct BatchSpec {
 }
 
 impl BatchSpec {
-    /// The jobs of a text with a delimiter between them; none or an empty one = the text is one job. `options` is the
-    /// text of a jsonb object.
+    /// Returns the jobs of a text with a delimiter between them; without one, or with an empty one, the text is one
+    /// job. `options` is the text of a jsonb object.
     ///
     /// # Errors
     /// [`Error::EmptySql`] (22023), [`Error::NoCut`] (42601), [`Error::SqlTooLong`], [`Error::QueryTooLong`] (54000),
@@ -52,7 +52,7 @@ impl BatchSpec {
         batch.with_jobs(queries.map(|query| JobSpec { query, ..defaults.clone() }).collect())
     }
 
-    /// The batch without jobs, and how each of its jobs is run, as
+    /// Returns the batch without jobs, and how each of its jobs is run, as
     /// [`RunOptions::to_options`](crate::spec::options::RunOptions::to_options) has kept them.
     ///
     /// # Errors
@@ -64,7 +64,7 @@ impl BatchSpec {
         Ok((BatchSpec { is_confined, ..batch }, job))
     }
 
-    /// The jobs of an array of texts.
+    /// Returns the jobs of an array of texts.
     ///
     /// # Errors
     /// [`Error::NoQuery`], [`Error::EmptyQuery`] (22023), [`Error::NullQuery`] (22004), [`Error::QueryTooLong`]
@@ -79,7 +79,7 @@ impl BatchSpec {
         batch.with_jobs((1..).zip(queries).map(job).collect::<Result<_, Error>>()?)
     }
 
-    /// The jobs of a JSON array of texts and objects, in its order. `jobs` is the text of a jsonb value.
+    /// Returns the jobs of a JSON array of texts and objects, in its order. `jobs` is the text of a jsonb value.
     ///
     /// # Errors
     /// As [`BatchSpec::from_array`], and those of a job's own keys (22023).
@@ -119,12 +119,12 @@ const MAX_ATTEMPTS: &str = "max_attempts";
 const RETRY_DELAY: &str = "retry_delay";
 const QUERY: &str = "query";
 
-/// The batch without jobs, and what its jobs have when they do not say.
+/// Returns the batch without jobs, and what its jobs have when they do not say.
 fn from_options(options: Option<&[u8]>) -> Result<(BatchSpec, JobSpec), Error> {
     from_object(object(options)?)
 }
 
-/// The options, unchecked.
+/// Returns the options, unchecked.
 fn object(options: Option<&[u8]>) -> Result<Map<String, Value>, Error> {
     match options.map(parse) {
         None | Some(Ok(Value::Null)) => Ok(Map::new()),
@@ -148,7 +148,7 @@ fn from_object(map: Map<String, Value>) -> Result<(BatchSpec, JobSpec), Error> {
     Ok((batch, keys.run_options(&plain)?))
 }
 
-/// A job of the JSON array.
+/// Returns a job of the JSON array.
 fn from_item(place: ArgLocation, item: Value, defaults: &JobSpec) -> Result<JobSpec, Error> {
     const KEYS: &[&str] = &[QUERY, NAME, TIMEOUT, MAX_ATTEMPTS, RETRY_DELAY];
     match item {
@@ -167,8 +167,8 @@ fn from_item(place: ArgLocation, item: Value, defaults: &JobSpec) -> Result<JobS
     }
 }
 
-/// The JSON text in the database's encoding. Every such encoding has ASCII, which is all that JSON itself is made of;
-/// each other byte becomes a character of its own, and is what it was after [`to_database`].
+/// Parses a JSON text in the database's encoding. Every such encoding has ASCII, which is all that JSON itself is made
+/// of; each other byte becomes a character of its own, and is what it was after [`to_database`].
 fn parse(json: &[u8]) -> serde_json::Result<Value> {
     alloc::ensure(parsed_bytes(json));
     let text: String = json.iter().copied().map(char::from).collect();
@@ -215,7 +215,7 @@ impl Keys {
         }
     }
 
-    /// The value; none = not given or JSON null.
+    /// Takes the value of a key out, or `None` if it is not given or JSON null.
     fn take(&mut self, key: &str) -> Option<Value> {
         self.map.remove(key).filter(|value| !value.is_null())
     }
@@ -242,7 +242,7 @@ impl Keys {
         }
     }
 
-    /// A whole number from 1 on that an `int4` can hold.
+    /// Returns a whole number from 1 on that an `int4` can hold.
     fn count(&mut self, key: &'static str) -> Result<Option<u32>, Error> {
         let Some(value) = self.take(key) else { return Ok(None) };
         let count = value.as_u64().and_then(|count| u32::try_from(count).ok());
@@ -252,7 +252,7 @@ impl Keys {
         }
     }
 
-    /// A span of time in milliseconds: a number of seconds, or an interval.
+    /// Returns a span of time in milliseconds: a number of seconds, or an interval.
     fn milliseconds(&mut self, key: &'static str) -> Result<Option<i64>, Error> {
         const WANTED: &[u8] = b"It must be a number of seconds, or an interval, and not negative.";
         let milliseconds = match self.take(key) {

@@ -1,4 +1,4 @@
-//! Manner in which a job is run, as the log keeps it: a launch that repeats it is to run it in the same manner.
+//! Options of a job's run, as the log keeps them for a launch that repeats it.
 
 use serde_json::{Map, Value};
 
@@ -24,7 +24,7 @@ pub struct RunOptions {
 pub const CONFINED: &str = "confined";
 
 impl RunOptions {
-    /// Returns it in the words of `p_options`; none = nothing was said.
+    /// Returns them in the words of `p_options`, or `None` if all are the defaults.
     pub fn to_options(self) -> Option<Vec<u8>> {
         // Servers before 15 read no more than 2147483647 of a unit.
         let milliseconds = |value: i64| match i32::try_from(value) {

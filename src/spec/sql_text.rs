@@ -1,4 +1,4 @@
-//! Cutting a text into queries with the server's parser.
+//! Splits a text into queries with the server's parser.
 
 use crate::error::Error;
 use crate::ffi::parser::Parser;
@@ -12,7 +12,7 @@ const MAX_SHOWN_BYTES: usize = 32 * 1024;
 /// Most of a query that the detail of an error has, in bytes.
 const MAX_HEAD_BYTES: usize = 200;
 
-/// Cuts a text at a delimiter into as many queries as possible; an empty one = the text is one query.
+/// Splits a text at a delimiter into as many queries as possible; with an empty one the text is one query.
 ///
 /// # Errors
 /// [`Error::EmptySql`] (22023), [`Error::TooManyQueries`] (54000), [`Error::NoCut`] (42601).
@@ -34,7 +34,7 @@ pub fn cut(text: &[u8], delimiter: &[u8]) -> Result<Vec<Range<usize>>, Error> {
     }
 }
 
-/// The parser's report, shown on the text.
+/// Returns the parser's report, with its position in the text.
 fn locate(text: &[u8], piece: Range<usize>, number: usize, position: usize, report: Report) -> Report {
     let query = text.get(piece.clone()).unwrap_or_default();
     let character = |from: usize| 1 + session::characters(text.get(from..position).unwrap_or_default());
