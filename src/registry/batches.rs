@@ -2,8 +2,9 @@
 
 use crate::error::Error;
 use crate::ffi::area::{Memory, LARGE};
+use crate::ffi::dsa_ref::DsaArray;
 use crate::ffi::{process, session};
-use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, Root, State, TextRef, RELAUNCHED};
+use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, PoolPtr, Root, State, TextRef, RELAUNCHED};
 use crate::registry::lists::{batches, batches_of_uuid, bucket, index_of, job, job_mut, jobs};
 use crate::registry::root::{get_or_create_root, root, root_mut};
 use crate::registry::{outcomes, pools, ready_lists, stopped_by, watchers};
@@ -63,86 +64,61 @@ fn format_uuid(uuid: &[u8; 16]) -> Vec<u8> {
 /// [`Error::QueueFull`] (53400), [`Error::SharedMemory`] (53200), [`Error::NothingToRetry`] (55000): another session
 /// has launched one of its jobs again.
 pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<BatchPtr, Error> {
-    let uuid = new.uuid;
     get_or_create_root(memory)?;
+    check_current(memory, new)?;
+    let (record, jobs, texts) = records_of(new);
+    // The jobs are launched again: their earlier states are in the log.
+    remove_done(memory, &new.uuid);
+    check_limit(memory, record.bytes)?;
+    let (pool, batch, job_records, texts_at) = allocate(memory, new, jobs.len(), texts.len())?;
+    memory.slice_mut(job_records).copy_from_slice(&jobs);
+    memory.slice_mut(texts_at).copy_from_slice(&texts);
+    memory.get_mut(pool).batches += 1;
+    *memory.get_mut(batch) = BatchRecord { pool, job_records, texts: texts_at, created: process::now(), ..record };
+    append(memory, batch)?;
+    Ok(batch)
+}
+
+/// Checks that no other session has launched one of the jobs again since the caller has read it.
+///
+/// # Errors
+/// [`Error::NothingToRetry`] (55000)
+fn check_current(memory: &Memory, new: &NewBatch) -> Result<(), Error> {
+    let is_stale = |new_job: &NewJob| {
+        let known = places_of_job(memory, &new.uuid, new_job.ordinal).map(|(batch, index)| job(memory, batch, index));
+        // It may have finished by now.
+        known
+            .filter(|job| job.is_logged != RELAUNCHED)
+            .any(|job| job.is_logged == 0 || job.attempts != new_job.attempts)
+    };
+    match new.jobs.iter().any(is_stale) {
+        true => Err(Error::NothingToRetry(error::DbText::new(&format_uuid(&new.uuid)))),
+        false => Ok(()),
+    }
+}
+
+/// Returns the records of a batch and of its jobs, and their texts; what is not known before they are allocated is zero.
+fn records_of(new: &NewBatch) -> (BatchRecord, Vec<JobRecord>, Vec<u8>) {
     let mut texts = Vec::new();
     let request = append_text(&mut texts, Some(new.request));
     let name = append_text(&mut texts, new.name);
     let owner_name = append_text(&mut texts, Some(new.owner_name));
     let client = append_text(&mut texts, Some(new.client));
-    let jobs: Vec<JobRecord> = new
-        .jobs
-        .iter()
-        .map(|job| JobRecord {
-            ordinal: job.ordinal,
-            attempts: job.attempts,
-            max_attempts: job.max_attempts,
-            query: append_text(&mut texts, Some(job.query)),
-            name: append_text(&mut texts, job.name),
-            timeout: job.timeout.unwrap_or(0),
-            retry_delay: job.retry_delay,
-            state: State::Queued as u8,
-            ..bytemuck::Zeroable::zeroed()
-        })
-        .collect();
-    let bytes = size_of::<BatchRecord>() + jobs.len() * size_of::<JobRecord>() + texts.len();
-    let is_stale = |new: &NewJob| {
-        let known = places_of_job(memory, &uuid, new.ordinal).map(|(batch, index)| job(memory, batch, index));
-        // Launched by another session since the caller has read it, and perhaps finished by now.
-        known.filter(|job| job.is_logged != RELAUNCHED).any(|job| job.is_logged == 0 || job.attempts != new.attempts)
+    let job = |job: &NewJob| JobRecord {
+        ordinal: job.ordinal,
+        attempts: job.attempts,
+        max_attempts: job.max_attempts,
+        query: append_text(&mut texts, Some(job.query)),
+        name: append_text(&mut texts, job.name),
+        timeout: job.timeout.unwrap_or(0),
+        retry_delay: job.retry_delay,
+        state: State::Queued as u8,
+        ..bytemuck::Zeroable::zeroed()
     };
-    if new.jobs.iter().any(is_stale) {
-        return Err(Error::NothingToRetry(error::DbText::new(&format_uuid(&uuid))));
-    }
-    // The jobs are launched again: their earlier states are in the log.
-    remove_done(memory, &new.uuid);
-    let limit = guc::queue_memory_limit();
-    if used(memory) + bytes as u64 > limit {
-        remove_done_batches(memory, true);
-    }
-    let used = used(memory);
-    if used + bytes as u64 > limit {
-        return Err(Error::QueueFull { wanted: bytes as u64, free: limit.saturating_sub(used), limit });
-    }
-    let mut pool = pools::get_or_create(memory, new.database, new.login)?;
-    let allocate = |memory: &mut Memory| memory.allocate_with::<BatchRecord, JobRecord>(jobs.len(), texts.len());
-    let mut allocated = allocate(memory);
-    if allocated.is_none() {
-        // Removing finished batches frees memory. Another session may have removed the pool while the lock was
-        // released.
-        remove_done_batches(memory, true);
-        pool = pools::get_or_create(memory, new.database, new.login)?;
-        allocated = allocate(memory);
-    }
-    let Some((batch, job_records, texts_at)) = allocated else {
-        // Another session may have removed the pool.
-        if let Some(pool) = pools::find(memory, new.database, new.login) {
-            pools::remove_if_unused(memory, pool);
-        }
-        return Err(Error::SharedMemory);
-    };
-    let bucket = bucket(&new.uuid);
-    let root_record = get_or_create_root(memory)?;
-    root_record.used += bytes as u64;
-    root_record.last_batch_number += 1;
-    let (number, previous, next_in_bucket) =
-        (root_record.last_batch_number, root_record.newest_batch, root_record.buckets[bucket]);
-    root_record.buckets[bucket] = batch;
-    root_record.newest_batch = batch;
-    if previous.is_null() {
-        root_record.oldest_batch = batch;
-    } else {
-        memory.get_mut(previous).following = batch;
-    }
-    memory.slice_mut(job_records).copy_from_slice(&jobs);
-    memory.slice_mut(texts_at).copy_from_slice(&texts);
-    memory.get_mut(pool).batches += 1;
-    *memory.get_mut(batch) = BatchRecord {
-        number,
+    let jobs: Vec<JobRecord> = new.jobs.iter().map(job).collect();
+    let record = BatchRecord {
         uuid: new.uuid,
-        bytes: bytes as u64,
-        pool,
-        created: process::now(),
+        bytes: (size_of::<BatchRecord>() + jobs.len() * size_of::<JobRecord>() + texts.len()) as u64,
         jobs: jobs.len() as u32,
         owner: new.owner,
         database: new.database,
@@ -156,13 +132,74 @@ pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<BatchPtr, Error>
         name,
         owner_name,
         client,
-        job_records,
-        texts: texts_at,
-        previous,
-        next_in_bucket,
         ..bytemuck::Zeroable::zeroed()
     };
-    Ok(batch)
+    (record, jobs, texts)
+}
+
+/// Checks that a batch of so many bytes fits into the queue, and removes finished batches if it does not.
+///
+/// # Errors
+/// [`Error::QueueFull`] (53400)
+fn check_limit(memory: &mut Memory, bytes: u64) -> Result<(), Error> {
+    let limit = guc::queue_memory_limit();
+    if used(memory) + bytes > limit {
+        remove_done_batches(memory, true);
+    }
+    let used = used(memory);
+    match used + bytes > limit {
+        true => Err(Error::QueueFull { wanted: bytes, free: limit.saturating_sub(used), limit }),
+        false => Ok(()),
+    }
+}
+
+/// Allocates the record of a batch, with its jobs and texts, and finds its pool.
+///
+/// # Errors
+/// [`Error::SharedMemory`] (53200)
+fn allocate(
+    memory: &mut Memory,
+    new: &NewBatch,
+    jobs: usize,
+    text_bytes: usize,
+) -> Result<(PoolPtr, BatchPtr, DsaArray<JobRecord>, DsaArray<u8>), Error> {
+    let mut pool = pools::get_or_create(memory, new.database, new.login)?;
+    let mut allocated = memory.allocate_with(jobs, text_bytes);
+    if allocated.is_none() {
+        // Removing finished batches frees memory. Another session may have removed the pool while the lock was
+        // released.
+        remove_done_batches(memory, true);
+        pool = pools::get_or_create(memory, new.database, new.login)?;
+        allocated = memory.allocate_with(jobs, text_bytes);
+    }
+    if let Some((batch, job_records, texts)) = allocated {
+        return Ok((pool, batch, job_records, texts));
+    }
+    // Another session may have removed the pool.
+    if let Some(pool) = pools::find(memory, new.database, new.login) {
+        pools::remove_if_unused(memory, pool);
+    }
+    Err(Error::SharedMemory)
+}
+
+/// Gives a batch its number, and appends it to the list of all batches and to that of its bucket.
+fn append(memory: &mut Memory, batch: BatchPtr) -> Result<(), Error> {
+    let BatchRecord { uuid, bytes, .. } = *memory.get(batch);
+    let root = get_or_create_root(memory)?;
+    root.used += bytes;
+    root.last_batch_number += 1;
+    let number = root.last_batch_number;
+    let next_in_bucket = std::mem::replace(&mut root.buckets[bucket(&uuid)], batch);
+    let previous = std::mem::replace(&mut root.newest_batch, batch);
+    if previous.is_null() {
+        root.oldest_batch = batch;
+    }
+    let record = memory.get_mut(batch);
+    (record.number, record.previous, record.next_in_bucket) = (number, previous, next_in_bucket);
+    if !previous.is_null() {
+        memory.get_mut(previous).following = batch;
+    }
+    Ok(())
 }
 
 /// Returns the bytes of all batches, and of outcomes that are not in the log yet.
