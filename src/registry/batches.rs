@@ -97,7 +97,8 @@ fn check_current(memory: &Memory, new: &NewBatch) -> Result<(), Error> {
     }
 }
 
-/// Returns the records of a batch and of its jobs, and their texts; what is not known before they are allocated is zero.
+/// Returns the records of a batch and of its jobs, and their texts; what is not known before they are allocated is
+/// zero.
 fn records_of(new: &NewBatch) -> (BatchRecord, Vec<JobRecord>, Vec<u8>) {
     let mut texts = Vec::new();
     let request = append_text(&mut texts, Some(new.request));
