@@ -1,7 +1,7 @@
-//! Room for workers: how many there may be, where they are wanted, and who gets a place.
+//! Capacity for workers: how many there may be, which pool needs one most, and which worker must yield.
 //!
-//! There are never more than the cap. A worker that is to make room for one of another role or database registers its
-//! successor itself, which begins when it is gone; so no moment comes in which there is work and nobody to see it.
+//! There are never more workers than the cap. A worker that must make room for one of another role or database
+//! registers its successor itself, which begins when the worker is gone. So there is always a worker for queued jobs.
 
 use crate::error::Error;
 use crate::ffi::area::Memory;
@@ -19,35 +19,36 @@ use crate::scheduler::slots::{
 use crate::scheduler::{job_order, prestart};
 use std::collections::HashMap;
 
-/// Counts the workers of the extension that are in the whole server, or will be.
+/// Counts the workers of the extension in the whole server, including those that are still to start.
 pub fn worker_count(memory: &mut Memory) -> usize {
     count_with_job(memory) + prestart::count(memory)
 }
 
-/// Counts the same without those that wait for their first job.
+/// Counts the same workers, without the prestarted ones.
 fn count_with_job(memory: &mut Memory) -> usize {
     reclaim(memory);
     slots(memory).iter().filter(|slot| slot.state() != WorkerState::Free && slot.has_successor == 0).count()
         + unregistered::count()
 }
 
-/// Counts the workers that neither are on their way out nor go as soon as somebody wants their place.
+/// Counts the workers that are neither exiting nor prestarted: prestarted workers exit as soon as another process is
+/// needed.
 pub fn staying_workers(memory: &mut Memory) -> usize {
     let all = count_with_job(memory);
     all - slots(memory).iter().filter(|slot| is_exiting_unreplaced(slot)).count()
 }
 
-/// Tells where a worker stands with regard to the cap.
+/// Consequence of the cap for a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CapDecision {
     Keep,
-    /// There are too many: it goes.
+    /// There are too many workers: this one exits.
     Exit,
-    /// There are too many, but no other worker would see to what is queued when there is room again.
+    /// There are too many workers, but no other one would take up the queued jobs when there is capacity again.
     Pause,
 }
 
-/// Returns where a worker that looks for work stands.
+/// Returns the consequence of the cap for a worker that looks for work.
 pub fn cap_decision(memory: &mut Memory, index: usize) -> CapDecision {
     if staying_workers(memory) <= guc::cap() {
         return CapDecision::Keep;
@@ -58,7 +59,8 @@ pub fn cap_decision(memory: &mut Memory, index: usize) -> CapDecision {
     }
 }
 
-/// Returns whether nobody else would see to what is queued for later. A worker that is busy looks when it is done.
+/// Returns whether no other worker would take up the jobs that are queued for later. A busy worker does not count, as
+/// it looks for jobs only when its own is done.
 pub fn is_needed(memory: &Memory, index: usize) -> bool {
     let others = slots(memory).iter().enumerate().filter(|(at, _)| *at != index);
     !others.into_iter().any(|(_, slot)| looks_for_work(slot)) && job_order::has_work(memory)
@@ -75,8 +77,8 @@ fn available_workers(memory: &mut Memory, database: u32, login: u32) -> usize {
     free + idle.count()
 }
 
-/// Counts the workers of each role, and those of each pool that will look for work soon. Goes through the workers,
-/// which are few: there may be very many pools.
+/// Numbers of workers: of each role, and those of each pool that will look for work soon. They are counted by walking
+/// through the workers, which are few: there may be very many pools.
 #[derive(Default)]
 struct Shares {
     of_role: HashMap<u32, u32>,
@@ -100,35 +102,37 @@ impl Shares {
     }
 }
 
-/// The pool that wants a worker most: whose role has the fewest, and whose last turn is longest ago.
-pub fn most_underserved_pool(memory: &mut Memory, now: i64, but: PoolPtr) -> Option<PoolPtr> {
-    let pools: Vec<PoolPtr> = lists::pools(memory).filter(|place| *place != but).collect();
+/// Returns the pool other than `except` that needs a worker most: the one whose role has the fewest workers and whose
+/// last turn is longest ago. Returns `None` if no other pool needs one.
+pub fn most_underserved_pool(memory: &mut Memory, now: i64, except: PoolPtr) -> Option<PoolPtr> {
+    let pools: Vec<PoolPtr> = lists::pools(memory).filter(|pool| *pool != except).collect();
     let shares = Shares::count(memory);
     let mut best = None;
-    for place in pools {
-        let pool = *memory.get(place);
-        if pool.login == 0 || !pool.has_queue() || pool.limit != 0 && pool.workers >= pool.limit {
+    for pool in pools {
+        let record = *memory.get(pool);
+        if record.login == 0 || !record.has_queue() || record.limit != 0 && record.workers >= record.limit {
             continue;
         }
-        let rank = (shares.of_role(pool.login), pool.workers, pool.turn);
+        let rank = (shares.of_role(record.login), record.workers, record.turn);
         if best.is_some_and(|(least, _)| rank >= least) {
             continue;
         }
-        let coming = shares.coming.get(&place).copied().unwrap_or(0);
-        if runnable_jobs(memory, place, now, coming + 1) > coming {
-            best = Some((rank, place));
+        let coming = shares.coming.get(&pool).copied().unwrap_or(0);
+        if runnable_jobs(memory, pool, now, coming + 1) > coming {
+            best = Some((rank, pool));
         }
     }
-    best.map(|(_, place)| place)
+    best.map(|(_, pool)| pool)
 }
 
-/// Returns whether the place of a worker of this pool, which has nothing to do, is wanted for another one.
+/// Returns whether another pool needs the slot of a worker of this pool that has nothing to do.
 pub fn is_wanted_elsewhere(memory: &mut Memory, pool: PoolPtr, now: i64) -> bool {
     worker_count(memory) >= guc::cap()
         && (most_underserved_pool(memory, now, pool).is_some() || database_without_log_writer(memory, now).is_some())
 }
 
-/// Returns whether the worker in this slot is to make room for another role: only when there is no other room.
+/// Returns whether the worker in this slot must yield to a worker of another role: only if there is no other capacity.
+/// `quantum`: microseconds for which the worker of one role may keep another role waiting.
 pub fn must_yield(memory: &mut Memory, index: usize, now: i64, quantum: i64) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return false };
     if worker_count(memory) < guc::cap() {
@@ -142,17 +146,17 @@ pub fn must_yield(memory: &mut Memory, index: usize, now: i64, quantum: i64) -> 
         let shares = Shares::count(memory);
         (shares.of_role(mine.login), shares.of_role(theirs.login))
     };
-    // With one worker for two roles, they take turns.
+    // Two roles that share one worker take turns.
     their_share + 1 < my_share || their_share == 0 && (my_share > 1 || now - own.since > quantum)
 }
 
-/// Returns whether one more worker may have nothing to do. The one that had nothing to do for longest makes room.
+/// Returns whether one more worker may be idle. If there are enough, evicts the one that has been idle for longest.
 pub fn may_one_more_idle(memory: &mut Memory) -> bool {
     let limit = guc::idle_limit();
     idle_count(memory) < limit || limit > 0 && evict_idle(memory, PoolPtr::NULL)
 }
 
-/// Room for one more worker: beside the others, or in the place of one that is on its way out.
+/// Capacity for one more worker: beside the others, or after an exiting one.
 enum Capacity {
     Free,
     After(usize),
@@ -169,7 +173,7 @@ fn free_capacity(memory: &mut Memory) -> Option<Capacity> {
     None
 }
 
-/// Reserves a place for a worker of a pool, if there is room for it.
+/// Reserves a slot for a worker of a pool, or returns `None` if there is no capacity for it.
 fn reserve_if_free(memory: &mut Memory, pool: PoolPtr) -> Option<SlotReservation> {
     match free_capacity(memory)? {
         Capacity::Free => reserve_slot(memory, pool, None),
@@ -177,7 +181,7 @@ fn reserve_if_free(memory: &mut Memory, pool: PoolPtr) -> Option<SlotReservation
     }
 }
 
-/// Decides which workers are to be registered now, and wakes idle ones that have something to do.
+/// Decides which workers to register now, and wakes idle workers that have something to do.
 pub fn plan_starts(memory: &mut Memory) -> Vec<SlotReservation> {
     let now = process::now();
     let mut starts = Vec::new();
@@ -194,7 +198,7 @@ pub fn plan_starts(memory: &mut Memory) -> Vec<SlotReservation> {
             None if prestart::evict_prestarted(memory) => {}
             None => {
                 evict_idle(memory, pool);
-                // Others fill the cap: one worker waits for room, so that nobody else has to.
+                // Other processes fill the cap: one worker waits for capacity, so that no session has to.
                 if !has_workers(memory) {
                     starts.extend(reserve_slot(memory, pool, None));
                 }
@@ -208,48 +212,48 @@ pub fn plan_starts(memory: &mut Memory) -> Vec<SlotReservation> {
     starts
 }
 
-/// Time that a job runs before its worker is not expected to look for something else soon, in microseconds.
+/// Run time after which the worker of a job is not expected to look for other work soon, in microseconds.
 const LONG_JOB: i64 = 1_000_000;
 
-/// A database with final rows to write and no worker that will see to them.
+/// Returns a database with final rows to write and no worker that will write them soon, or `None`.
 fn database_without_log_writer(memory: &Memory, now: i64) -> Option<u32> {
     let looks_soon = |slot: &WorkerSlot| {
         looks_for_work(slot) || job_order::busy_since(memory, slot).is_some_and(|started| started + LONG_JOB > now)
     };
-    let is_attended = |database: u32| {
+    let is_covered = |database: u32| {
         let here = |slot: &&WorkerSlot| !slot.pool.is_null() && memory.get(slot.pool).database == database;
         slots(memory).iter().filter(here).any(looks_soon)
     };
-    let unlogged = job_order::unlogged(memory).map(|place| memory.get(place));
-    let due = unlogged.filter(|batch| batch.log_writer == 0 && batch.retry_log_at <= now);
-    due.map(|batch| batch.database).find(|database| !is_attended(*database))
+    let unlogged = job_order::unlogged(memory).map(|batch| memory.get(batch));
+    let due = unlogged.filter(|record| record.log_writer == 0 && record.retry_log_at <= now);
+    due.map(|record| record.database).find(|database| !is_covered(*database))
 }
 
-/// The pool of a worker that writes final rows in such a database.
+/// Returns the pool of a worker that writes final rows in such a database, or `None` if there is no such database.
 fn pool_without_log_writer(memory: &mut Memory, now: i64) -> Option<PoolPtr> {
     let database = database_without_log_writer(memory, now)?;
     pools::get_or_create(memory, database, 0).ok()
 }
 
-/// The pool of a worker that waits until there is something to do.
+/// Returns the pool of a worker that waits until its work is due, or `None` if there is no such work.
 fn pool_with_delayed_work(memory: &mut Memory) -> Option<PoolPtr> {
-    let with_queue = lists::pools(memory).find(|place| {
-        let pool = memory.get(*place);
-        pool.login != 0 && pool.has_queue()
+    let with_queue = lists::pools(memory).find(|pool| {
+        let record = memory.get(*pool);
+        record.login != 0 && record.has_queue()
     });
     if with_queue.is_some() {
         return with_queue;
     }
-    let unlogged = job_order::unlogged(memory).map(|place| memory.get(place));
-    let database = unlogged.min_by_key(|batch| batch.retry_log_at)?.database;
+    let unlogged = job_order::unlogged(memory).map(|batch| memory.get(batch));
+    let database = unlogged.min_by_key(|record| record.retry_log_at)?.database;
     pools::get_or_create(memory, database, 0).ok()
 }
 
-/// Chooses the pool of a worker that comes in this place, or in the place after it: another than `but` if one is
-/// wanted.
-pub fn next_pool(memory: &mut Memory, index: usize, but: PoolPtr) -> Option<PoolPtr> {
+/// Chooses the pool of a worker that starts in this slot, or after it: a pool other than `except` if one needs a
+/// worker.
+pub fn next_pool(memory: &mut Memory, index: usize, except: PoolPtr) -> Option<PoolPtr> {
     let now = process::now();
-    let wanted = most_underserved_pool(memory, now, but)
+    let wanted = most_underserved_pool(memory, now, except)
         .or_else(|| most_underserved_pool(memory, now, PoolPtr::NULL))
         .or_else(|| pool_without_log_writer(memory, now));
     match wanted {
@@ -258,34 +262,34 @@ pub fn next_pool(memory: &mut Memory, index: usize, but: PoolPtr) -> Option<Pool
     }
 }
 
-/// Returns whether a worker is between its job and rest, with nothing queued that it could take up.
+/// Returns whether a worker is about to become idle, with no queued job that it could take up.
 fn is_one_becoming_idle(memory: &Memory) -> bool {
-    let will_rest = |slot: &WorkerSlot| match slot.state() {
+    let will_be_idle = |slot: &WorkerSlot| match slot.state() {
         WorkerState::Starting | WorkerState::Ready => true,
         WorkerState::RunningAttached => slot.result_consumed != 0,
         _ => false,
     };
-    slots(memory).iter().any(will_rest) && !job_order::is_queued(memory)
+    slots(memory).iter().any(will_be_idle) && !job_order::is_queued(memory)
 }
 
-/// Asks an idle worker to leave: a session wants a process for itself. False = there is none, and none will be soon.
+/// Asks an idle worker to exit, because a session needs its process. Returns `false` if none is idle or will be soon.
 pub fn free_a_process(memory: &mut Memory) -> bool {
     free_a_process_for(memory, PoolPtr::NULL) || is_one_becoming_idle(memory)
 }
 
-/// Asks one that is not of this pool to leave, if none is leaving.
+/// Asks a worker that is not of this pool to exit, unless one is exiting already. Returns `false` if there is none.
 pub fn free_a_process_for(memory: &mut Memory, pool: PoolPtr) -> bool {
-    let asked = |slot: &WorkerSlot| slot.state() == WorkerState::Exiting || slot.exit_requested != 0;
-    if slots(memory).iter().any(asked) {
+    let is_leaving = |slot: &WorkerSlot| slot.state() == WorkerState::Exiting || slot.exit_requested != 0;
+    if slots(memory).iter().any(is_leaving) {
         reclaim(memory);
-        if slots(memory).iter().any(asked) {
+        if slots(memory).iter().any(is_leaving) {
             return true;
         }
     }
     prestart::evict_for_another(memory) || evict_idle(memory, pool)
 }
 
-/// Reserves places for `wanted` workers of a pool, idle ones included, or none.
+/// Reserves slots for `wanted` workers of a pool, idle ones included, or none at all.
 ///
 /// # Errors
 /// [`Error::TooFewWorkers`] (53000)
@@ -302,12 +306,12 @@ pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) ->
     Ok((idle..wanted).filter_map(|_| reserve_slot(memory, pool, None)).collect())
 }
 
-/// Returns whether [`reserve`] could have these places soon, when those workers have come to rest that are between two
-/// jobs or on their way out. Asks one that is idle and of no use here to leave.
+/// Returns whether [`reserve`] could have these slots soon, when the workers have settled that are between two jobs or
+/// exiting. Asks an idle worker of another pool to exit.
 pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> bool {
     let now = process::now();
     let pools: Vec<PoolPtr> = lists::pools(memory).collect();
-    // Jobs that wait come first.
+    // Queued jobs have priority.
     let queued: usize = pools.into_iter().map(|pool| runnable_jobs(memory, pool, now, wanted as u32) as usize).sum();
     let busy = slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued).count();
     if guc::cap().saturating_sub(unregistered::count() + busy + queued) < wanted {
@@ -318,14 +322,14 @@ pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize
     if slots(memory).iter().any(is_moving) {
         return true;
     }
-    let own = lists::pools(memory).find(|place| {
-        let pool = memory.get(*place);
-        pool.database == database && pool.login == login
+    let own = lists::pools(memory).find(|pool| {
+        let record = memory.get(*pool);
+        record.database == database && record.login == login
     });
     evict_idle(memory, own.unwrap_or(PoolPtr::NULL))
 }
 
-/// Returns whether one more process may have nothing to do for a while.
+/// Returns whether there is capacity for one more prestarted worker.
 pub fn has_room_to_prestart(memory: &mut Memory) -> bool {
     if get_or_create_root(memory).is_err() {
         return false;

@@ -1,4 +1,4 @@
-//! Coverage: whether a worker is there, or will be, that runs what is queued.
+//! Coverage: whether there is a worker, or will be, that runs the queued jobs.
 
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
@@ -11,52 +11,52 @@ use crate::registry::{lists, watchers};
 use crate::scheduler::job_order::{self, runnable_jobs};
 use crate::scheduler::slots::{is_staying, reclaim};
 
-/// Tells with whom a worker shares the connections of its role and database.
+/// Workers with which a worker shares the connections of its role and database.
 pub enum PoolPeers {
     /// Other workers of its pool.
     Active,
-    /// The worker is the only one, but others are still on their way out.
+    /// The worker is the only one, but others are still exiting.
     Exiting,
     None,
 }
 
-/// Returns who is there beside this worker.
+/// Returns the workers that exist beside this one.
 pub fn pool_peers(memory: &mut Memory, index: usize) -> PoolPeers {
     reclaim(memory);
     let pool = slots(memory).get(index).map_or(PoolPtr::NULL, |own| own.pool);
     if !pool.is_null() && memory.get(pool).workers > 1 {
         return PoolPeers::Active;
     }
-    let goes = |slot: &WorkerSlot| {
+    let is_exiting = |slot: &WorkerSlot| {
         matches!(slot.state(), WorkerState::Exiting | WorkerState::Restarting)
             && slot.has_handle != 0
             && !WorkerHandle::from_words(slot.handle).is_gone()
     };
-    if !pool.is_null() && slots(memory).iter().any(goes) {
+    if !pool.is_null() && slots(memory).iter().any(is_exiting) {
         PoolPeers::Exiting
     } else {
         PoolPeers::None
     }
 }
 
-/// Tells who sees to a batch.
+/// Coverage of a batch by workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coverage {
-    /// Workers that will look at it, or nothing of it is queued.
+    /// Workers will look at the batch, or none of its jobs is queued.
     Covered,
-    /// Workers that are still to be started, or that have nothing to do with it and may find no process for another.
+    /// Workers are still to start, or have nothing to do with the batch and may find no process for another worker.
     Uncertain,
     Uncovered,
 }
 
-/// Returns who sees to this batch.
-pub fn coverage(memory: &mut Memory, place: BatchPtr, uuid: &[u8; 16]) -> Coverage {
+/// Returns the coverage of this batch. `uuid`: that of the batch or of one of its jobs.
+pub fn coverage(memory: &mut Memory, batch: BatchPtr, uuid: &[u8; 16]) -> Coverage {
     reclaim(memory);
-    // By now it may have been done, and forgotten.
-    if !lists::batches_of_uuid(memory, uuid).any(|at| at == place && memory.get(place).queued > 0) {
+    // By now it may have been finished and removed.
+    if !lists::batches_of_uuid(memory, uuid).any(|at| at == batch && memory.get(batch).queued > 0) {
         return Coverage::Covered;
     }
-    let awaits_start = awaits_start(memory, memory.get(place).pool, process::now());
+    let awaits_start = awaits_start(memory, memory.get(batch).pool, process::now());
     let will_look = |slot: &WorkerSlot| match slot.state() {
         WorkerState::RunningQueued | WorkerState::Starting => true,
         WorkerState::RunningAttached if slot.result_consumed == 0 => true,
@@ -73,8 +73,8 @@ pub fn coverage(memory: &mut Memory, place: BatchPtr, uuid: &[u8; 16]) -> Covera
     }
 }
 
-/// Returns whether every job that runs waits for others, and there is no room for a worker that would run those. Jobs
-/// that sessions have launched themselves take room, too.
+/// Returns whether every running job waits for others, and there is no capacity for a worker that would run those.
+/// Attached jobs take capacity, too.
 pub fn is_stuck(memory: &mut Memory) -> bool {
     let waiting = watchers::waiting_workers(memory);
     if waiting < guc::cap() {
@@ -85,7 +85,7 @@ pub fn is_stuck(memory: &mut Memory) -> bool {
     running <= waiting && job_order::has_work(memory)
 }
 
-/// Returns whether the server is still to start the worker in this place.
+/// Returns whether the postmaster is still to start the worker in this slot.
 pub fn is_start_pending(slot: &WorkerSlot) -> bool {
     slot.state() == WorkerState::Starting
         && slot.pid == 0
@@ -93,7 +93,7 @@ pub fn is_start_pending(slot: &WorkerSlot) -> bool {
         && WorkerHandle::from_words(slot.handle).is_to_start()
 }
 
-/// Returns whether its process has come, and looks for work sooner or later.
+/// Returns whether the process in this slot has started, and looks for work sooner or later.
 pub fn has_started(slot: &WorkerSlot) -> bool {
     match slot.state() {
         WorkerState::Ready | WorkerState::RunningQueued | WorkerState::RunningAttached | WorkerState::Idle => true,
@@ -102,12 +102,12 @@ pub fn has_started(slot: &WorkerSlot) -> bool {
     }
 }
 
-/// Returns whether a job of the pool can start only when the server has started a worker, as no other is there that is
-/// of the pool, or none at all.
+/// Returns whether a job of the pool can start only when the postmaster has started a worker, because no worker of the
+/// pool has started, or none at all.
 pub fn awaits_start(memory: &mut Memory, pool: PoolPtr, now: i64) -> bool {
     let is_its_own = |slot: &WorkerSlot| slot.pool == pool;
     let there: Vec<&WorkerSlot> = slots(memory).iter().filter(|slot| has_started(slot)).collect();
-    let is_asked_for = || slots(memory).iter().any(|slot| is_its_own(slot) && is_start_pending(slot));
-    let awaits = there.is_empty() || !there.iter().any(|slot| is_its_own(slot)) && is_asked_for();
+    let is_requested = || slots(memory).iter().any(|slot| is_its_own(slot) && is_start_pending(slot));
+    let awaits = there.is_empty() || !there.iter().any(|slot| is_its_own(slot)) && is_requested();
     awaits && memory.get(pool).login != 0 && runnable_jobs(memory, pool, now, 1) > 0
 }

@@ -1,4 +1,4 @@
-//! Jobs that sessions give to workers directly: the classic interface, when a worker is there that has nothing to do.
+//! Dispatch of attached jobs to idle workers.
 
 use crate::error::Error;
 use crate::ffi::area::Memory;
@@ -11,22 +11,22 @@ use crate::registry::root::{get_or_create_root, slot_mut, slots};
 use crate::scheduler::slots;
 use crate::scheduler::{capacity, job_order, worker_lifecycle};
 
-/// A worker's place, and the serial number of its process there.
+/// Worker slot: its index, and the serial number of the process in it.
 pub type SlotId = (usize, u64);
 
-/// A process that comes to the pool after its first job.
+/// Process that joins its pool after its first job.
 pub struct NewWorker {
     pub database: u32,
     pub login: u32,
     pub version: u64,
     pub pid: i32,
     pub worker: WorkerHandle,
-    /// Segment of the job that it has run.
+    /// Segment of the job that the process has run.
     pub segment: u32,
 }
 
 fn is_assignable(memory: &Memory, slot: &WorkerSlot, database: u32, login: u32, version: u64) -> bool {
-    // 0 = nobody can log in so, or the worker does not serve sessions.
+    // 0 means that the role cannot log in, or that the worker takes no attached jobs.
     !slot.pool.is_null()
         && version != 0
         && slot.version == version
@@ -37,16 +37,16 @@ fn is_assignable(memory: &Memory, slot: &WorkerSlot, database: u32, login: u32, 
         }
 }
 
-/// Returns whether there is a worker that [`assign_job`] would give a job to.
+/// Returns whether there is an idle worker to which [`assign_job`] would assign a job.
 pub fn has_idle_worker(memory: &Memory, (database, login, version): (u32, u32, u64)) -> bool {
     slots(memory)
         .iter()
         .any(|slot| slot.state() == WorkerState::Idle && is_assignable(memory, slot, database, login, version))
 }
 
-/// Gives the job in this segment to a worker of the pool whose login is still what one of now would be: to the one in
-/// the `preferred` place, which may be on its way back from its last job, or to any that is idle. Gives its place and
-/// its process id. None = there is none.
+/// Assigns the job in this segment to a worker of the pool whose login is up to date: to the one in the `preferred`
+/// slot, which may not have finished its last job yet, or to any that is idle. Returns its slot and process id, or
+/// `None` if there is no such worker.
 pub fn assign_job(
     memory: &mut Memory,
     (database, login, version): (u32, u32, u64),
@@ -55,7 +55,7 @@ pub fn assign_job(
 ) -> Option<(SlotId, i32)> {
     let index = match preferred {
         Some((index, serial)) => {
-            // It has gone on to another channel if it has been given a job by somebody else.
+            // The worker has another segment if another session has assigned a job to it.
             let slot = slots(memory).get(index).filter(|slot| slot.serial == serial && slot.segment == segment)?;
             matches!(slot.state(), WorkerState::Idle | WorkerState::RunningAttached).then_some(index)?
         }
@@ -82,7 +82,7 @@ pub fn assign_job(
     Some(((index, slot.serial), slot.pid))
 }
 
-/// The worker begins the job that it was given.
+/// Starts the job that was assigned to the worker. Returns its segment, or `None` if there is no such job.
 pub fn begin_assigned_job(memory: &mut Memory, index: usize) -> Option<u32> {
     let own = slot_mut(memory, index).filter(|own| own.assigned_segment != 0)?;
     own.state = WorkerState::RunningAttached as u32;
@@ -90,16 +90,16 @@ pub fn begin_assigned_job(memory: &mut Memory, index: usize) -> Option<u32> {
     Some(std::mem::take(&mut own.assigned_segment))
 }
 
-/// The worker has done with its job, and is ready for another.
+/// Records that the worker has finished its attached job and is ready for another one.
 pub fn attached_job_done(memory: &mut Memory, index: usize) {
     let Some(own) = slot_mut(memory, index).filter(|own| own.assigned_segment == 0) else { return };
     own.state = WorkerState::Ready as u32;
     own.since = process::now();
-    // At once, so that a session that comes back finds it so.
+    // Becomes idle at once, so that a session that launches its next job finds the worker so.
     worker_lifecycle::become_idle(memory, index);
 }
 
-/// The session has read the result of the job in this segment to its end, or given it up.
+/// Records that the session has read the result of the job in this segment to its end (`is_whole`), or given it up.
 pub fn release_result(memory: &mut Memory, (index, serial): SlotId, segment: u32, is_whole: bool) {
     if let Some(slot) = slot_mut(memory, index) {
         if slot.serial == serial && slot.segment == segment {
@@ -109,7 +109,7 @@ pub fn release_result(memory: &mut Memory, (index, serial): SlotId, segment: u32
     }
 }
 
-/// Returns whether the job in this segment is with the worker in this place, begun or not.
+/// Returns whether the worker in this slot has the job in this segment, started or not.
 pub fn holds_job(memory: &Memory, (index, serial): SlotId, segment: u32) -> bool {
     slots(memory).get(index).is_some_and(|slot| {
         slot.serial == serial
@@ -118,25 +118,25 @@ pub fn holds_job(memory: &Memory, (index, serial): SlotId, segment: u32) -> bool
     })
 }
 
-/// Returns whether the session of its last job has neither read nor given up the result.
+/// Returns whether the session of the worker's last job has neither read nor given up the result.
 pub fn is_result_pending(memory: &Memory, index: usize) -> bool {
     slots(memory).get(index).is_some_and(|slot| slot.result_pending != 0)
 }
 
-/// Returns whether the process in this place is still the same, and not on its way out.
+/// Returns whether the process in this slot is still the same, and not exiting.
 pub fn is_worker_there(memory: &Memory, (index, serial): SlotId) -> bool {
     let is_there =
         |slot: &WorkerSlot| slot.serial == serial && !matches!(slot.state(), WorkerState::Free | WorkerState::Exiting);
     slots(memory).get(index).is_some_and(is_there)
 }
 
-/// A process that has run a job of its own takes a place among the workers. None = there are enough.
+/// Adds a process that has run a job of its own to the workers. Returns `None` if there are enough workers.
 ///
 /// # Errors
 /// [`Error::SharedMemory`] (53200)
 pub fn add_worker(memory: &mut Memory, new: &NewWorker) -> Result<Option<SlotId>, Error> {
     get_or_create_root(memory)?;
-    // Itself is counted among those outside.
+    // The process itself is counted among the unregistered ones.
     if capacity::worker_count(memory) > guc::cap() || !capacity::may_one_more_idle(memory) {
         return Ok(None);
     }
@@ -168,15 +168,16 @@ pub fn add_worker(memory: &mut Memory, new: &NewWorker) -> Result<Option<SlotId>
     Ok(Some((index, serial)))
 }
 
-/// A worker of the queue takes jobs from sessions from now on.
+/// Lets a worker that runs queued jobs take attached jobs from now on. `version`: that of its login.
 pub fn accept_attached_jobs(memory: &mut Memory, index: usize, version: u64) {
     if let Some(slot) = slot_mut(memory, index) {
         slot.version = version;
     }
 }
 
-/// Takes no more jobs from sessions, as the worker goes. Returns the segment of the job that it was given and will not
-/// begin, which it has until [`drop_assignment`]: its session must not find the job gone without knowing why.
+/// Stops accepting attached jobs, because the worker exits. Returns the segment of the job that was assigned and will
+/// not start, or `None`. The worker keeps the segment until [`drop_assignment`]: the session must not find its job gone
+/// without knowing why.
 pub fn refuse_assignments(memory: &mut Memory, index: usize) -> Option<u32> {
     let slot = slot_mut(memory, index)?;
     if matches!(slot.state(), WorkerState::Idle | WorkerState::RunningAttached) {
@@ -185,14 +186,14 @@ pub fn refuse_assignments(memory: &mut Memory, index: usize) -> Option<u32> {
     Some(slot.assigned_segment).filter(|segment| *segment != 0)
 }
 
-/// Takes back the job that the worker was given and will not begin.
+/// Drops the job that was assigned to the worker and will not start.
 pub fn drop_assignment(memory: &mut Memory, index: usize) {
     if let Some(slot) = slot_mut(memory, index) {
         slot.assigned_segment = 0;
     }
 }
 
-/// The worker goes when it has done its job: nobody gives it another.
+/// Makes the worker exit after its job: no other job is assigned to it.
 pub fn request_exit(memory: &mut Memory, index: usize) {
     if let Some(slot) = slot_mut(memory, index) {
         slot.exit_requested = 1;

@@ -1,7 +1,8 @@
-//! Workers that the server should have started and has not. It keeps one that it could not fork, tries again each
-//! second, and says of it until then what it says of one whose turn has not come (postmaster.c, `do_start_bgworker`;
-//! bgworker.c, `GetBackgroundWorkerPid`). So it is asked for a process that it is not to try again, of which it says
-//! so: a probe. When that is refused, the jobs that wait for such a worker end with that reason.
+//! Detection of workers that the server should have started and has not. The postmaster keeps a worker that it could
+//! not fork, tries again each second, and until then reports it like one that it has not come to yet (postmaster.c,
+//! `do_start_bgworker`; bgworker.c, `GetBackgroundWorkerPid`). So it is asked for a probe: a process that it must not
+//! retry, and whose failure it reports. When the probe fails, the jobs that wait for such a worker end with that
+//! reason.
 
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
@@ -14,30 +15,30 @@ use crate::scheduler::coverage::{awaits_start, has_started, is_start_pending};
 use crate::scheduler::slots;
 use crate::scheduler::slots::{next_serial, SlotReservation};
 
-/// Time that the server waits before it starts a worker again that has died or that it could not fork, in seconds.
+/// Time that the postmaster waits before it restarts a worker that died or that it could not fork, in seconds.
 pub const RESTART_AFTER: i32 = 1;
-/// Value in place of a worker's place: the process is a probe.
+/// Value in place of a slot's index: the process is a probe.
 pub const PROBE: usize = usize::MAX;
 
-/// Time that a start takes at most if nothing is wrong, in microseconds.
+/// Maximum time of a start if nothing is wrong, in microseconds.
 const START_TIME: i64 = 100_000;
-/// Time in which nobody asks again after a probe was started or could not be registered, in microseconds.
+/// Time without another probe after one has started or could not be registered, in microseconds.
 const ASK_EVERY: i64 = RESTART_AFTER as i64 * 1_000_000;
 
-/// Tells what is to be done about workers that are late.
+/// Action to take about overdue workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OverdueAction {
-    /// There are none, or it is not known yet why.
+    /// None: no worker is overdue, or the reason is not known yet.
     Nothing,
-    /// A probe with this number is to be registered.
+    /// Register a probe with this number.
     StartProbe(u64),
-    /// The server is to look at what it was asked for.
+    /// Wake the postmaster, so that it looks at its requests.
     WakePostmaster,
-    /// The server cannot start processes, as a probe of this time says: [`fail_overdue_jobs`].
+    /// The server cannot start processes, as a probe of this time has shown: call [`fail_overdue_jobs`].
     ForkFailed(i64),
 }
 
-/// Looks for workers that are late and that jobs wait for.
+/// Looks for overdue workers that jobs wait for, and returns the action to take.
 pub fn check_overdue_starts(memory: &mut Memory) -> OverdueAction {
     let now = process::now();
     if overdue_pools(memory, now).is_empty() {
@@ -47,13 +48,13 @@ pub fn check_overdue_starts(memory: &mut Memory) -> OverdueAction {
     let probe = memory.get(root).probe;
     let is_long_ago = |time: i64| probe.asked_at + time <= now;
     let worker = WorkerHandle::from_words(probe.handle);
-    let asks = match probe {
+    let must_probe = match probe {
         ForkProbe { serial: 0, .. } => true,
         ForkProbe { has_handle: 0, .. } | ForkProbe { has_come: 1, .. } => is_long_ago(ASK_EVERY),
         _ if worker.is_to_start() && is_long_ago(START_TIME) => return OverdueAction::WakePostmaster,
         _ if worker.is_gone() => {
             memory.get_mut(root).probe = bytemuck::Zeroable::zeroed();
-            // It says nothing of a worker that is late since then.
+            // The probe tells nothing about a worker that became overdue later.
             if !overdue_pools(memory, probe.asked_at).is_empty() {
                 return OverdueAction::ForkFailed(probe.asked_at);
             }
@@ -61,7 +62,7 @@ pub fn check_overdue_starts(memory: &mut Memory) -> OverdueAction {
         }
         _ => false,
     };
-    if !asks {
+    if !must_probe {
         return OverdueAction::Nothing;
     }
     let serial = next_serial(memory);
@@ -75,40 +76,40 @@ fn probe_mut(memory: &mut Memory, serial: u64) -> Option<&mut ForkProbe> {
     (probe.serial == serial).then_some(probe)
 }
 
-/// The server has been asked for the probe.
+/// Records that the probe has been registered.
 pub fn register_probe(memory: &mut Memory, serial: u64, worker: WorkerHandle) {
     if let Some(probe) = probe_mut(memory, serial) {
         (probe.handle, probe.has_handle) = (worker.to_words(), 1);
     }
 }
 
-/// Notes that this process is the probe.
+/// Records that the probe, which is this process, has started.
 pub fn probe_started(memory: &mut Memory, serial: u64) {
     if let Some(probe) = probe_mut(memory, serial) {
         probe.has_come = 1;
     }
 }
 
-/// The server could not start workers at this time: what waited for one that was late then has had an attempt that
-/// failed with this outcome.
+/// Fails jobs because the server could not start workers at this time: each job that waited for a worker overdue then
+/// has had an attempt that failed with this outcome.
 pub fn fail_overdue_jobs(memory: &mut Memory, asked_at: i64, outcome: &[u8]) {
     for pool in overdue_pools(memory, asked_at) {
         completion::fail_unstarted(memory, pool, asked_at, outcome);
     }
 }
 
-/// Tells what has become of a worker that the server has been asked for.
+/// Progress of the start of a worker that was registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartStatus {
-    /// Its process is there.
+    /// The process has started.
     Started,
-    /// The server is still to start it, and jobs wait for that.
+    /// The postmaster is still to start the process, and jobs wait for that.
     PendingNeeded,
-    /// The server is still to start it, and no job waits for that.
+    /// The postmaster is still to start the process, and no job waits for that.
     PendingUnneeded,
 }
 
-/// Returns what has become of the worker that was to come in this place.
+/// Returns the progress of the start of the worker in this slot.
 pub fn start_status(memory: &mut Memory, start: SlotReservation) -> StartStatus {
     let slot = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial);
     match slot.filter(is_start_pending) {
@@ -118,11 +119,11 @@ pub fn start_status(memory: &mut Memory, start: SlotReservation) -> StartStatus 
     }
 }
 
-/// Returns whether the server has not started the worker, which it should have at this time.
+/// Returns whether the postmaster should have started the worker by this time and has not.
 fn is_overdue(slot: &WorkerSlot, at: i64) -> bool {
     match slot.state() {
         WorkerState::Starting => slot.since + START_TIME <= at && is_start_pending(slot),
-        // Of one that it is to start again it says meanwhile that it is gone.
+        // The postmaster reports a worker as gone until it has restarted it.
         WorkerState::Restarting => {
             slot.since + ASK_EVERY + START_TIME <= at && WorkerHandle::from_words(slot.handle).is_gone()
         }
@@ -130,21 +131,22 @@ fn is_overdue(slot: &WorkerSlot, at: i64) -> bool {
     }
 }
 
-/// The pools of which the same is true, and the worker was late at this time.
+/// Returns the pools whose jobs wait for a worker that was overdue at this time.
 fn overdue_pools(memory: &mut Memory, at: i64) -> Vec<PoolPtr> {
     let now = process::now();
-    let late: Vec<PoolPtr> = slots(memory).iter().filter(|slot| is_overdue(slot, at)).map(|slot| slot.pool).collect();
-    if late.is_empty() {
+    let overdue: Vec<PoolPtr> =
+        slots(memory).iter().filter(|slot| is_overdue(slot, at)).map(|slot| slot.pool).collect();
+    if overdue.is_empty() {
         return Vec::new();
     }
-    let is_anybody_there = slots(memory).iter().any(has_started);
+    let has_any_started = slots(memory).iter().any(has_started);
     let mut pools: Vec<PoolPtr> =
-        lists::pools(memory).filter(|pool| !is_anybody_there || late.contains(pool)).collect();
+        lists::pools(memory).filter(|pool| !has_any_started || overdue.contains(pool)).collect();
     pools.retain(|pool| awaits_start(memory, *pool, now));
     pools
 }
 
-/// Returns whether a job may wait for a worker that nobody has started, or could start.
+/// Returns whether a job may wait for a worker that was not started, or could not be.
 pub fn may_lack_workers(memory: &Memory) -> bool {
     let is_expected = |slot: &WorkerSlot| {
         slot.state() == WorkerState::Restarting || slot.state() == WorkerState::Starting && slot.pid == 0

@@ -1,8 +1,8 @@
-//! Decisions about the jobs in the registry: how many workers there may be and for whom, what a worker does next, and
-//! what becomes of jobs and workers that end.
+//! Decisions about the jobs in the registry: how many workers there may be and for which pools, what a worker does
+//! next, and what happens to jobs and workers that end.
 //!
-//! Everything is decided under the registry's lock; nothing here waits but for the server to start a process
-//! ([`start`]), and nothing here talks to the catalogs.
+//! Every decision is made under the registry's lock. Nothing here waits, except for the server to start a process
+//! ([`start`]), and nothing here reads the catalogs.
 
 pub mod capacity;
 pub mod claim;

@@ -1,4 +1,4 @@
-//! Slots of workers: reserving and freeing them, what their workers are about, waking and evicting idle ones.
+//! Worker slots: reserving and freeing them, telling what their workers do, waking and evicting idle workers.
 
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
@@ -7,18 +7,19 @@ use crate::registry::layout::{PoolPtr, Root, WorkerSlot, WorkerState};
 use crate::registry::root::{slot_mut, slots};
 use crate::scheduler::job_order;
 
-/// A worker that is to be registered.
+/// Slot that is reserved for a worker to be registered.
 #[derive(Debug, Clone, Copy)]
 pub struct SlotReservation {
     pub slot: usize,
     pub serial: u64,
 }
 
+/// Returns the index of a free slot, or `None` if all are taken.
 pub fn free_slot(memory: &Memory) -> Option<usize> {
     slots(memory).iter().position(|slot| slot.state() == WorkerState::Free)
 }
 
-/// A number that no process in any place had before.
+/// Returns a number that no process in any slot had before.
 pub fn next_serial(memory: &mut Memory) -> u64 {
     let root = memory.root::<Root>();
     let record = memory.get_mut(root);
@@ -26,7 +27,8 @@ pub fn next_serial(memory: &mut Memory) -> u64 {
     record.last_serial
 }
 
-/// Reserves a place for a worker of a pool; `after` = it begins when that one is gone.
+/// Reserves a slot for a worker of a pool. `after`: slot whose process must be gone before the worker begins. Returns
+/// `None` if no slot is free.
 pub fn reserve_slot(memory: &mut Memory, pool: PoolPtr, after: Option<usize>) -> Option<SlotReservation> {
     let index = free_slot(memory)?;
     let serial = next_serial(memory);
@@ -51,7 +53,7 @@ pub fn reserve_slot(memory: &mut Memory, pool: PoolPtr, after: Option<usize>) ->
     Some(SlotReservation { slot: index, serial })
 }
 
-/// Frees the places of workers that are gone.
+/// Frees the slots of exiting workers that are gone.
 pub fn reclaim(memory: &mut Memory) {
     let gone: Vec<usize> = slots(memory)
         .iter()
@@ -67,12 +69,12 @@ pub fn reclaim(memory: &mut Memory) {
     }
 }
 
-/// Returns whether a worker is there, or will be, and is not on its way out.
+/// Returns whether the slot has a worker, or will have one, that is not exiting.
 pub fn is_staying(slot: &WorkerSlot) -> bool {
     !matches!(slot.state(), WorkerState::Free | WorkerState::Exiting)
 }
 
-/// Returns whether a worker is on its way out, and nobody waits for its place.
+/// Returns whether a worker is exiting, and no successor waits for that.
 pub fn is_exiting_unreplaced(slot: &WorkerSlot) -> bool {
     slot.state() == WorkerState::Exiting && slot.has_successor == 0
 }
@@ -82,6 +84,7 @@ pub fn looks_for_work(slot: &WorkerSlot) -> bool {
     slot.exit_requested == 0 && matches!(slot.state(), WorkerState::Starting | WorkerState::Ready | WorkerState::Idle)
 }
 
+/// Returns whether there is any worker that is not exiting.
 pub fn has_workers(memory: &Memory) -> bool {
     slots(memory).iter().any(is_staying)
 }
@@ -91,8 +94,8 @@ pub fn is_alone(memory: &Memory, index: usize) -> bool {
     !slots(memory).iter().enumerate().any(|(at, slot)| at != index && is_staying(slot))
 }
 
-/// Returns whether a worker other than `index`, the one that asks, is on its way out, so that there will be a process
-/// more in a moment.
+/// Returns whether a worker other than the caller's, in slot `index`, is exiting, so that another process will be
+/// available in a moment.
 pub fn is_one_exiting(memory: &mut Memory, index: usize) -> bool {
     reclaim(memory);
     slots(memory)
@@ -101,12 +104,12 @@ pub fn is_one_exiting(memory: &mut Memory, index: usize) -> bool {
         .any(|(at, slot)| at != index && slot.state() == WorkerState::Exiting && slot.has_handle != 0)
 }
 
-/// Counts the workers that have nothing to do.
+/// Counts the idle workers.
 pub fn idle_count(memory: &Memory) -> usize {
     slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle).count()
 }
 
-/// Wakes an idle worker of a pool.
+/// Wakes an idle worker of a pool. Returns `false` if there is none.
 pub fn wake_idle(memory: &mut Memory, pool: PoolPtr) -> bool {
     let idle = slots(memory).iter().position(|slot| slot.pool == pool && slot.state() == WorkerState::Idle);
     let Some(slot) = idle.and_then(|index| slot_mut(memory, index)) else { return false };
@@ -115,7 +118,7 @@ pub fn wake_idle(memory: &mut Memory, pool: PoolPtr) -> bool {
     true
 }
 
-/// Asks one idle worker of another pool to make room. False = there is none.
+/// Asks the worker of another pool that has been idle for longest to exit. Returns `false` if there is none.
 pub fn evict_idle(memory: &mut Memory, pool: PoolPtr) -> bool {
     let idle = slots(memory)
         .iter()
@@ -126,7 +129,7 @@ pub fn evict_idle(memory: &mut Memory, pool: PoolPtr) -> bool {
     idle.is_some_and(|index| evict(memory, index))
 }
 
-/// Asks idle workers of a pool to leave whose login is not of this version: no session gives them a job any more.
+/// Asks idle workers of a pool to exit whose login is not of this version: no session assigns jobs to them any more.
 pub fn evict_outdated(memory: &mut Memory, pool: PoolPtr, version: u64) {
     let is_outdated = |slot: &WorkerSlot| {
         slot.pool == pool
@@ -139,6 +142,7 @@ pub fn evict_outdated(memory: &mut Memory, pool: PoolPtr, version: u64) {
     }
 }
 
+/// Asks the worker in this slot to exit. Returns `false` if there is no such slot.
 pub fn evict(memory: &mut Memory, index: usize) -> bool {
     let Some(slot) = slot_mut(memory, index) else { return false };
     slot.exit_requested = 1;
@@ -147,7 +151,7 @@ pub fn evict(memory: &mut Memory, index: usize) -> bool {
     true
 }
 
-/// Wakes workers of a database that have nothing to do: there are rows to write.
+/// Wakes an idle worker of a database, to write rows.
 pub fn wake_log_writers(memory: &Memory, database: u32) {
     let idle = slots(memory).iter().find(|slot| {
         slot.state() == WorkerState::Idle && !slot.pool.is_null() && memory.get(slot.pool).database == database
@@ -157,41 +161,42 @@ pub fn wake_log_writers(memory: &Memory, database: u32) {
     }
 }
 
-/// Returns whether the server had no process for the worker that was asked for last.
+/// Returns whether the server had no process for the worker that was requested last.
 pub fn lacks_processes(memory: &Memory) -> bool {
     !memory.root::<Root>().is_null() && memory.get(memory.root::<Root>()).is_starved != 0
 }
 
+/// Records whether the server had no process for the worker that was requested last.
 pub fn set_lacks_processes(memory: &mut Memory, is_starved: bool) {
     let root = memory.root::<Root>();
     memory.get_mut(root).is_starved = u64::from(is_starved);
 }
 
-/// The worker looks for work again.
+/// Records that the worker looks for work again.
 pub fn become_ready(memory: &mut Memory, index: usize) {
     if let Some(slot) = slot_mut(memory, index).filter(|slot| slot.state() == WorkerState::Idle) {
         slot.state = WorkerState::Ready as u32;
     }
 }
 
-/// The place of this process, if it runs a job of the manager.
+/// Returns the slot of this process, or `None` if it runs no queued job.
 pub fn slot_of_process(memory: &Memory, pid: i32) -> Option<usize> {
     slots(memory).iter().position(|slot| slot.pid == pid && slot.state() == WorkerState::RunningQueued)
 }
 
-/// The server is not to start the worker in this place, or not again.
+/// Tells the postmaster not to start the worker in this slot, or not again.
 pub fn terminate_worker(memory: &Memory, index: usize) {
     if let Some(slot) = slots(memory).get(index).filter(|slot| slot.has_handle != 0) {
         WorkerHandle::from_words(slot.handle).terminate();
     }
 }
 
-/// Returns whether the worker has been given a job that it has not begun.
+/// Returns whether a job has been assigned to the worker that it has not started.
 pub fn has_assignment(memory: &Memory, index: usize) -> bool {
     slots(memory).get(index).is_some_and(|slot| slot.assigned_segment != 0)
 }
 
-/// The worker takes no jobs any more, for it looks at something else. False = it has been given one.
+/// Stops accepting attached jobs. Returns `false` if one was assigned in the meantime.
 pub fn stop_accepting(memory: &mut Memory, index: usize) -> bool {
     become_ready(memory, index);
     !has_assignment(memory, index)

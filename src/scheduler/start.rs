@@ -1,4 +1,4 @@
-//! Having workers started.
+//! Registration of workers with the postmaster.
 
 use crate::error::Error;
 use crate::ffi::bgworker::{Registration, WorkerHandle};
@@ -13,28 +13,28 @@ use std::time::{Duration, Instant};
 
 /// `backend_type` of workers in `pg_stat_activity`.
 pub const WORKER_KIND: &CStr = c"pg_background";
-/// The library, as the server finds it.
+/// Library of the extension, as the server finds it.
 pub const LIBRARY: &CStr = c"pg_background_mgr";
-/// The worker's entry point in the library.
+/// Entry point of a worker that starts for an attached job.
 pub const WORKER_FUNCTION: &CStr = c"pg_background_mgr_worker_main";
-/// The entry point of the manager's workers.
+/// Entry point of a worker that runs queued jobs.
 pub const POOL_FUNCTION: &CStr = c"pg_background_mgr_pool_main";
 
-/// A process that is to go takes a millisecond or two; if something holds it up, the worker is started another time.
+/// Interval of checks for the end of an exiting process. That takes a millisecond or two; if something holds it up, the
+/// worker is started another time.
 const GOING_CHECK: Duration = Duration::from_millis(1);
 const GOING_CHECKS: u32 = 100;
-/// Time that a worker that ends waits for a process for the one after it, while other workers end.
+/// Time that an exiting worker waits for a process for its successor, while other workers exit.
 const GOING_PATIENCE: Duration = Duration::from_millis(300);
 
-/// Starts the workers that are wanted now and that there is room for, and sees to those that the server has not
-/// started.
+/// Starts the workers that are needed now and for which there is capacity, and handles overdue ones.
 pub fn start_workers() {
-    let (starts, late) =
+    let (starts, overdue) =
         area::write(|memory| (scheduler::plan_starts(memory), scheduler::check_overdue_starts(memory)));
     for start in starts {
         register(start);
     }
-    match late {
+    match overdue {
         OverdueAction::Nothing => {}
         OverdueAction::WakePostmaster => process::wake_postmaster(),
         OverdueAction::StartProbe(serial) => {
@@ -43,7 +43,7 @@ pub fn start_workers() {
                 area::write(|memory| scheduler::register_probe(memory, serial, worker));
             }
         }
-        // Then it starts nothing, either.
+        // A stopping server starts no process.
         OverdueAction::ForkFailed(_) if process::is_server_stopping() => {}
         OverdueAction::ForkFailed(asked_at) => {
             let outcome = to_bytes(&Outcome::failed(&Error::NotStarted.into()));
@@ -52,28 +52,28 @@ pub fn start_workers() {
     }
 }
 
-fn registration(place: usize, serial: u64, restart_after: Option<i32>) -> Registration {
+fn registration(slot: usize, serial: u64, restart_after: Option<i32>) -> Registration {
     Registration {
         function: POOL_FUNCTION,
         argument: Handle::NONE,
-        words: [area::epoch() as u64, place as u64, serial],
+        words: [area::epoch() as u64, slot as u64, serial],
         restart_after,
     }
 }
 
-/// Registers a worker for its place. False = the server has no process for it.
+/// Registers a worker for its slot. Returns `false` if the server has no process for it.
 pub fn register(start: SlotReservation) -> bool {
     register_with(start, retry_registration)
 }
 
-/// Registers a worker that comes after the one in the place `index`, which ends. While others of the pool end, too,
-/// there will be a process for it: waits for that.
+/// Registers the successor of the worker in slot `index`, which exits. Waits for a process while other workers of the
+/// pool exit. Returns `false` if the server has no process for it.
 pub fn register_after(index: usize, start: SlotReservation) -> bool {
     let began = Instant::now();
     register_with(start, |ask| loop {
-        let is_patient =
+        let may_wait =
             began.elapsed() < GOING_PATIENCE && area::write(|memory| scheduler::is_one_exiting(memory, index));
-        if !is_patient {
+        if !may_wait {
             return retry_registration(ask);
         }
         latch::pause(GOING_CHECK);
@@ -83,8 +83,8 @@ pub fn register_after(index: usize, start: SlotReservation) -> bool {
     })
 }
 
-/// Registers a worker that comes after one which goes on until there is a process for it. False = there is none yet;
-/// `patience` = how long that one has time. Interrupts are not served meanwhile.
+/// Registers the successor of a worker that goes on until there is a process for it. Tries for as long as `patience`,
+/// and does not serve interrupts meanwhile. Returns `false` if there is no process yet.
 pub fn try_register(start: SlotReservation, patience: Duration) -> bool {
     let began = Instant::now();
     loop {
@@ -105,13 +105,13 @@ fn ask(start: SlotReservation) -> Option<WorkerHandle> {
     WorkerHandle::register(LIBRARY, WORKER_KIND, &registration)
 }
 
-/// `again`: what to do when the server has no process for it.
+/// Registers a worker. `retry`: called when the server has no process for it.
 fn register_with(
     start: SlotReservation,
-    again: impl FnOnce(&dyn Fn() -> Option<WorkerHandle>) -> Option<WorkerHandle>,
+    retry: impl FnOnce(&dyn Fn() -> Option<WorkerHandle>) -> Option<WorkerHandle>,
 ) -> bool {
     let ask = || ask(start);
-    let worker = ask().or_else(|| again(&ask));
+    let worker = ask().or_else(|| retry(&ask));
     area::write(|memory| match worker {
         Some(worker) => scheduler::worker_registered(memory, start, worker),
         None => scheduler::registration_failed(memory, start),
@@ -119,14 +119,14 @@ fn register_with(
     worker.is_some()
 }
 
-/// Asks for a process while one is on its way out, or can be sent away as it was started ahead of its job. Interrupts
-/// are not served: whatever wants the worker has been promised already.
+/// Tries again to register a worker while another process is exiting, or while a prestarted worker can be evicted. Does
+/// not serve interrupts: the worker has been promised already.
 fn retry_registration(ask: &dyn Fn() -> Option<WorkerHandle>) -> Option<WorkerHandle> {
-    // When somebody has waited in vain, others do not: not each claim of a job is to take so long.
-    let is_patient = !area::read(scheduler::lacks_processes);
+    // After one caller has waited in vain, others do not wait: otherwise each claim would take so long.
+    let may_wait = !area::read(scheduler::lacks_processes);
     for _ in 0..GOING_CHECKS {
-        let one_goes = area::write(scheduler::evict_for_another) || is_patient && unregistered::is_one_exiting();
-        if !one_goes {
+        let is_one_exiting = area::write(scheduler::evict_for_another) || may_wait && unregistered::is_one_exiting();
+        if !is_one_exiting {
             return None;
         }
         latch::pause(GOING_CHECK);
@@ -137,7 +137,7 @@ fn retry_registration(ask: &dyn Fn() -> Option<WorkerHandle>) -> Option<WorkerHa
     None
 }
 
-/// Ends this process in a way that has the server start another one in its place.
+/// Ends this process such that the postmaster restarts it in the same slot.
 pub fn exit_for_restart() {
     exit_hooks::now(1);
 }

@@ -1,4 +1,4 @@
-//! The life of a worker in its place: how it comes, what it does there, how it goes.
+//! Life cycle of a worker in its slot: start, idleness, succession, exit and crash.
 
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
@@ -15,20 +15,20 @@ use crate::scheduler::slots::{
 };
 use crate::scheduler::{capacity, completion, job_order};
 
-/// Tells a new worker what it is to be.
+/// Instruction to a new worker.
 #[derive(Debug, Clone, Copy)]
 pub enum Arrival {
-    /// Log in so; role 0 = none.
+    /// Log in to this database with this role; role 0 means no role.
     LogIn { database: u32, login: u32 },
-    /// The one before it is not gone yet: ask again.
+    /// The process before it is not gone yet: ask again.
     NotYet,
-    /// Its work is not due: ask again after a while.
+    /// The work is not due yet: ask again after a while.
     Later,
     /// There is nothing to do.
     Nothing,
 }
 
-/// The server has taken the worker.
+/// Records that the postmaster has registered the worker.
 pub fn worker_registered(memory: &mut Memory, start: SlotReservation, worker: WorkerHandle) {
     set_lacks_processes(memory, false);
     if let Some(slot) = slot_mut(memory, start.slot).filter(|slot| slot.serial == start.serial) {
@@ -37,8 +37,8 @@ pub fn worker_registered(memory: &mut Memory, start: SlotReservation, worker: Wo
     }
 }
 
-/// The server has no process for the worker: one that has nothing to do makes room if it is not the last, or somebody
-/// waits for its process; who follows what is queued asks again.
+/// Records that the server has no process for the worker. Asks an idle worker to exit if it is not the last one, or if
+/// a session waits for a process. Sessions that follow queued jobs are woken and ask again.
 pub fn registration_failed(memory: &mut Memory, start: SlotReservation) {
     set_lacks_processes(memory, true);
     let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
@@ -52,7 +52,7 @@ pub fn registration_failed(memory: &mut Memory, start: SlotReservation) {
     release_reservation(memory, start);
 }
 
-/// Gives up a reserved place: no worker is to come in it.
+/// Releases a reserved slot: no worker will start in it.
 pub fn release_reservation(memory: &mut Memory, start: SlotReservation) {
     let Some(slot) = slots(memory).get(start.slot).copied().filter(|slot| slot.serial == start.serial) else { return };
     leave_pool(memory, start.slot);
@@ -66,6 +66,7 @@ pub fn release_reservation(memory: &mut Memory, start: SlotReservation) {
     }
 }
 
+/// Removes the worker from its pool, and the pool if it is not used any more.
 fn leave_pool(memory: &mut Memory, index: usize) {
     let Some(slot) = slot_mut(memory, index) else { return };
     let pool = std::mem::replace(&mut slot.pool, PoolPtr::NULL);
@@ -77,7 +78,7 @@ fn leave_pool(memory: &mut Memory, index: usize) {
     }
 }
 
-/// A process begins in this place.
+/// Records that a process starts in this slot. Returns its instruction.
 pub fn worker_started(memory: &mut Memory, index: usize, serial: u64, pid: i32) -> Arrival {
     let Some(slot) = slots(memory).get(index).copied().filter(|slot| slot.serial == serial) else {
         return Arrival::Nothing;
@@ -127,13 +128,14 @@ pub fn worker_started(memory: &mut Memory, index: usize, serial: u64, pid: i32) 
     Arrival::LogIn { database: pool.database, login: pool.login }
 }
 
-/// Returns whether a worker of this pool would come only to write final rows that cannot be written yet.
+/// Returns whether a worker of this pool would start only to write final rows that cannot be written yet.
 fn is_log_write_early(memory: &Memory, pool: PoolPtr) -> bool {
     let pool = memory.get(pool);
     pool.login == 0 && job_order::next_log_write(memory, pool.database).is_some_and(|due| due > process::now())
 }
 
-/// The worker has nothing to do. False = it has again, or is to go: there are enough that have nothing to do.
+/// Makes the worker idle. Returns `false` if there is work for it again, or if it must exit because enough workers are
+/// idle.
 pub fn become_idle(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
     let now = process::now();
@@ -158,48 +160,49 @@ pub fn become_idle(memory: &mut Memory, index: usize) -> bool {
     true
 }
 
-/// Returns whether it is the last worker, and there is still a large batch that readers may look at: it gives back that
-/// batch's memory.
+/// Returns whether this is the last worker, and there is a large finished batch that readers may still read: the worker
+/// stays to free the memory of the batch.
 fn keeps_memory(memory: &Memory, index: usize) -> bool {
     let mut others = slots(memory).iter().enumerate().filter(|(at, _)| *at != index);
     !others.any(|(_, slot)| slots::is_staying(slot) && slot.exit_requested == 0) && batches::is_large_one_done(memory)
 }
 
-/// A worker whose idle time is over goes. False = it stays: it alone has time for what is queued, or has been given a
-/// job.
+/// Makes a worker exit whose idle time is over. Returns `false` if it stays: it alone has time for the queued jobs, or
+/// a job was assigned to it.
 pub fn exit_if_idle(memory: &mut Memory, index: usize) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return true };
     let is_last = !own.pool.is_null() && memory.get(own.pool).has_queue() && memory.get(own.pool).workers <= 1;
     if is_last || keeps_memory(memory, index) || is_needed(memory, index) || !slots::stop_accepting(memory, index) {
         return false;
     }
-    // Another one that looks now does not count on it.
+    // Another worker that checks now must not count on this one.
     if let Some(own) = slot_mut(memory, index) {
         own.exit_requested = 1;
     }
     true
 }
 
-/// The worker goes, and a worker of the pool that wants one most takes its place.
+/// Makes the worker exit, and reserves a slot for its successor in the pool that needs a worker most. Returns `None` if
+/// it has no successor.
 pub fn exit_and_reserve_successor(memory: &mut Memory, index: usize) -> Option<SlotReservation> {
     let own = slots(memory).get(index).copied()?;
-    // It does not look for work any more, and may have left some to others of its pool.
+    // The worker does not look for work any more, and may have left some to other workers of its pool.
     mark_exiting(memory, index);
     reserve_successor_of(memory, index, own.pool)
 }
 
-/// Tells what becomes of a worker whose place is wanted for another one.
+/// Consequence for a worker whose slot another pool needs.
 #[derive(Debug, Clone, Copy)]
 pub enum Succession {
-    /// The worker that is to come in its place.
+    /// This successor begins when the worker is gone.
     By(SlotReservation),
-    /// The worker goes as if nobody wanted its place.
+    /// The worker exits without a successor.
     Leave,
-    /// Its place is not wanted any more.
+    /// The worker stays: its slot is not needed any more.
     Stay,
 }
 
-/// Reserves a place for a worker of the pool that wants one most, which begins when this one is gone.
+/// Reserves a slot for a worker of the pool that needs one most; it begins when this worker is gone.
 pub fn reserve_successor(memory: &mut Memory, index: usize) -> Succession {
     let Some(own) = slots(memory).get(index).copied() else { return Succession::Leave };
     if staying_workers(memory) > guc::cap() {
@@ -213,38 +216,40 @@ pub fn reserve_successor(memory: &mut Memory, index: usize) -> Succession {
     }
 }
 
-/// Returns whether this worker could start a job of its own key now.
+/// Returns whether this worker could start a job of its own pool now.
 pub fn has_own_work(memory: &mut Memory, index: usize) -> bool {
     let pool = slots(memory).get(index).map_or(PoolPtr::NULL, |own| own.pool);
     !pool.is_null() && runnable_jobs(memory, pool, process::now(), 1) > 0
 }
 
-/// The worker keeps its place, as its successor does not come: the server need not start that one any more.
+/// Keeps the worker in its slot, because its successor does not start: the postmaster need not start that one any more.
 pub fn cancel_successor(memory: &mut Memory, index: usize, start: SlotReservation) {
     if slots(memory).get(start.slot).is_some_and(|slot| slot.serial == start.serial) {
         terminate_worker(memory, start.slot);
     }
     release_reservation(memory, start);
-    // It has a turn before it tries again.
+    // The worker has a turn before it tries again.
     if let Some(own) = slot_mut(memory, index) {
         own.since = process::now();
     }
 }
 
-/// Reserves a place for a worker that begins when this one, which goes, is gone.
-fn reserve_successor_of(memory: &mut Memory, index: usize, but: PoolPtr) -> Option<SlotReservation> {
-    // The last one always has a successor, which waits for room.
+/// Reserves a slot for the successor of this worker, which exits. `except`: pool that is chosen only if no other pool
+/// needs a worker.
+fn reserve_successor_of(memory: &mut Memory, index: usize, except: PoolPtr) -> Option<SlotReservation> {
+    // The last worker always has a successor, which waits for capacity.
     if staying_workers(memory) >= guc::cap() && !is_alone(memory, index) {
         return None;
     }
     let is_free = |memory: &Memory| slots(memory).get(index).is_some_and(is_exiting_unreplaced);
     if !is_free(memory) {
-        return None; // somebody has its place already
+        return None; // its successor is reserved already
     }
-    let next = next_pool(memory, index, but)?;
+    let next = next_pool(memory, index, except)?;
     is_free(memory).then(|| reserve_slot(memory, next, Some(index))).flatten()
 }
 
+/// Detaches a worker from its pool, and marks it as exiting.
 fn mark_exiting(memory: &mut Memory, index: usize) {
     leave_pool(memory, index);
     if let Some(slot) = slot_mut(memory, index) {
@@ -253,38 +258,38 @@ fn mark_exiting(memory: &mut Memory, index: usize) {
     }
 }
 
-/// The successor of this worker could not be registered: the server is to start it again itself.
+/// Leaves this worker to be restarted by the postmaster, because its successor could not be registered.
 pub fn keep_for_restart(memory: &mut Memory, index: usize) {
     if let Some(slot) = slot_mut(memory, index).filter(|slot| is_exiting_unreplaced(slot) && slot.no_restart == 0) {
         slot.state = WorkerState::Restarting as u32;
     }
 }
 
-/// Returns whether a worker may go although it could not register a successor: others are there, or wait for its
-/// process.
+/// Returns whether a worker may exit although its successor could not be registered: there are other workers, or a
+/// session waits for a process.
 pub fn may_exit(memory: &Memory, index: usize) -> bool {
     !is_alone(memory, index) || job_order::is_awaited(memory)
 }
 
-/// Returns whether the server starts this worker again, for it could not register a successor.
+/// Returns whether the postmaster restarts this worker, because its successor could not be registered.
 pub fn will_be_restarted(memory: &Memory, index: usize) -> bool {
     slots(memory).get(index).is_some_and(|slot| slot.state() == WorkerState::Restarting)
 }
 
-/// Tells why a process cannot be a worker.
+/// Reason why a process cannot be a worker.
 #[derive(Clone, Copy)]
 pub enum Refusal {
-    /// Its role or database has too many connections already; `is_alone`: it was the only worker there when that was
+    /// The role or the database has too many connections already; `is_alone`: the worker was the only one when that was
     /// counted.
     TooMany { is_alone: bool },
     /// The process cannot log in.
     Login,
-    /// There is no such database any more.
+    /// The database does not exist any more.
     NoDatabase,
 }
 
-/// The worker dies; what it leaves ends in this state. Gives its successor: none = the server starts it again, or
-/// nobody is wanted in its place.
+/// Records that the worker died; its unfinished work ends in this state, with this outcome. Returns its successor, or
+/// `None` if the postmaster restarts the worker or no other one is needed.
 pub fn worker_died(
     memory: &mut Memory,
     index: usize,
@@ -301,36 +306,37 @@ pub fn worker_died(
         detach_from_pool(memory, index, own.pool, outcome, refused);
     }
     let now = process::now();
-    // What may happen again at once, and for ever, has the server wait a second first.
-    let goes = own.exit_requested != 0
+    // After a failure that may happen again at once, and for ever, the postmaster waits a second before it restarts the
+    // worker.
+    let exits = own.exit_requested != 0
         || own.no_restart != 0
         || own.has_successor != 0
         || matches!(own.state(), WorkerState::RunningQueued | WorkerState::RunningAttached);
     if let Some(slot) = slot_mut(memory, index) {
-        slot.state = if goes { WorkerState::Exiting } else { WorkerState::Restarting } as u32;
+        slot.state = if exits { WorkerState::Exiting } else { WorkerState::Restarting } as u32;
         slot.batch = BatchPtr::NULL;
         slot.process = 0;
         slot.pid = 0;
         slot.since = now;
-        // The process that comes in this place has mapped no segment, and logs in anew.
+        // The next process in this slot has mapped no segment, and logs in anew.
         (slot.assigned_segment, slot.segment, slot.version) = (0, 0, 0);
         (slot.result_pending, slot.result_consumed) = (0, 0);
     }
-    if goes {
+    if exits {
         return reserve_successor_of(memory, index, PoolPtr::NULL);
     }
     None
 }
 
-/// A worker that dies and its pool part; `refused`: what is queued there, or to be written, is for others to see to, or
-/// ends.
+/// Detaches a crashed worker from its pool. If its login was refused, and no other worker of the pool can go on, ends
+/// the pool's queued jobs or postpones the database's final rows.
 fn detach_from_pool(memory: &mut Memory, index: usize, pool: PoolPtr, outcome: &[u8], refused: Option<Refusal>) {
     let Pool { database, login, workers, .. } = *memory.get(pool);
     let others = workers.saturating_sub(1);
     match refused {
         None => {}
-        // Those that there are go on; those that it was counted with and that have gone since were perhaps refused as
-        // well: the next one looks again.
+        // The other workers of the pool go on. Those that were counted with this one and have exited since were perhaps
+        // refused as well: the next worker checks again.
         Some(Refusal::TooMany { is_alone }) if others > 0 || !is_alone => {}
         Some(Refusal::NoDatabase) => completion::forget_database(memory, database, index),
         Some(_) if login == 0 => completion::postpone_log(memory, database),
@@ -342,7 +348,7 @@ fn detach_from_pool(memory: &mut Memory, index: usize, pool: PoolPtr, outcome: &
     }
 }
 
-/// Reports how far the job is.
+/// Records the progress that the job reports. `message`: cut after [`MESSAGE_BYTES`].
 pub fn report_progress(memory: &mut Memory, index: usize, percent: i32, message: &[u8]) {
     let Some(slot) = slot_mut(memory, index) else { return };
     slot.progress = percent;
@@ -351,8 +357,8 @@ pub fn report_progress(memory: &mut Memory, index: usize, percent: i32, message:
     for (to, from) in slot.message.iter_mut().zip(message) {
         *to = *from;
     }
-    let place = slot.batch;
-    if !place.is_null() {
-        watchers::wake(memory, place);
+    let batch = slot.batch;
+    if !batch.is_null() {
+        watchers::wake(memory, batch);
     }
 }
