@@ -1,6 +1,6 @@
-//! The jobs that this session has launched, and the channels to workers that have done one.
+//! Attached jobs of this session, and its channels to workers that have finished one.
 //!
-//! They live as long as the session, whatever becomes of the transaction that launched them.
+//! They live as long as the session, whatever happens to the transaction that launched the jobs.
 
 use crate::channel::overflow_queue::OverflowQueue;
 use crate::channel::Channel;
@@ -19,44 +19,45 @@ use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// A job whose result can still be read.
+/// Job whose result can still be read.
 pub struct AttachedJob {
     pub pid: i32,
-    /// The role that was in effect when it was launched: oid. Its result belongs to that role.
+    /// OID of the role that was in effect at the launch. The result belongs to that role.
     pub role: u32,
-    /// Brings the result; none = all that was to be received has been.
+    /// Channel that brings the result; `None` when all that was to be received has been received.
     pub channel_end: Option<ChannelEnd>,
-    /// The worker that has the process id, when that is known no more from the channel.
+    /// Worker that has the process id, when the channel is no longer there to tell.
     pub holder: Option<WorkerSegment>,
-    /// The beginning of its text, for messages.
+    /// Beginning of the job's text, for messages.
     pub sql: Vec<u8>,
     /// Columns of the result, if they have been received.
     pub description: Option<Description>,
-    /// Frames that were received, but not given to anybody.
+    /// Frames that were received, but not passed to a reader.
     pub kept: Option<OverflowQueue>,
 }
 
-/// The way on which results come from a worker. When one has been read, the next job may go the same way.
+/// This session's end of a channel from a worker. When a result has been read, the next job may use the same channel.
 pub struct ChannelEnd {
     pub channel: Channel,
     pub receiver: Receiver,
-    /// Bytes of the queue.
+    /// Size of the queue, in bytes.
     pub queue_bytes: usize,
-    /// The result of the last job was given up, and is not out of the queue yet.
+    /// The result of the last job was given up, and is still in the queue.
     is_owing: bool,
-    /// All of the last result has been received: its worker lets go of the segment.
+    /// The whole of the last result has been received: its worker detaches from the segment.
     has_ended: bool,
-    /// Time at which the last job was given to it.
+    /// Time at which the last job was written to the channel.
     since: Instant,
 }
 
 impl ChannelEnd {
-    /// Makes one for a job that is launched now.
+    /// Returns a channel end for a job that is launched now.
     pub fn new(channel: Channel, receiver: Receiver, queue_bytes: usize) -> Self {
         ChannelEnd { channel, receiver, queue_bytes, is_owing: false, has_ended: false, since: Instant::now() }
     }
 
-    /// Returns whether its worker can have no other job this way: it has gone, or the segment is too large to be kept.
+    /// Returns whether the worker can take no other job from this channel: it is gone, or the segment is too large to
+    /// be kept.
     fn has_lost_worker(&self) -> bool {
         !self.channel.is_kept()
             || match (self.channel.slot_id(), self.channel.worker()) {
@@ -65,7 +66,7 @@ impl ChannelEnd {
             }
     }
 
-    /// Takes what was given up out of the queue. False = its job has not ended.
+    /// Removes a result that was given up from the queue. Returns `false` if its job has not ended.
     pub fn settle(&mut self) -> bool {
         if self.is_owing && self.channel.delivered().is_some() {
             self.is_owing = !self.receive_all(|_| true);
@@ -73,7 +74,8 @@ impl ChannelEnd {
         !self.is_owing
     }
 
-    /// Receives the whole result of a job that has ended, as long as `keep` wants more. False = that was not all.
+    /// Receives the whole result of a job that has ended, as long as `keep` accepts frames. Returns `false` if that was
+    /// not all.
     fn receive_all(&mut self, mut keep: impl FnMut(&[u8]) -> bool) -> bool {
         while let Ok(frame) = self.receiver.try_receive(|| false) {
             let is_last = matches!(split(frame), Ok((Kind::Error | Kind::Done, _)));
@@ -87,12 +89,12 @@ impl ChannelEnd {
         false
     }
 
-    /// Returns the worker that was started for it, if that has not become one that stays.
+    /// Returns the worker that was started for the job, or `None` if it has joined a pool since.
     fn own_worker(&self) -> Option<WorkerHandle> {
         self.channel.worker().filter(|_| self.channel.slot_id().is_none())
     }
 
-    /// Gives it up. A worker that still sends notices, and goes on without a reader.
+    /// Closes the channel. A worker that still sends notices that, and goes on without a reader.
     pub fn close(self) {
         if is_lost(self.channel) {
             self.channel.unpin();
@@ -106,10 +108,10 @@ impl ChannelEnd {
     }
 }
 
-/// A worker whose process id is a job's: its place, and the segment in which it was given the job.
+/// Worker that has the process id of a job: its slot, and the segment of the job.
 pub type WorkerSegment = (SlotId, Handle);
 
-/// Keeps a process id for a job.
+/// Holder of a process id, which no other job gets meanwhile.
 #[derive(Clone, Copy)]
 enum PidHolder {
     Channel(Channel),
@@ -126,12 +128,12 @@ impl AttachedJob {
         }
     }
 
-    /// Returns the bytes that it takes in this session's memory.
+    /// Returns the bytes that the job takes in this session's memory.
     fn bytes(&self) -> usize {
         size_of::<AttachedJob>() + self.sql.capacity() + self.kept.as_ref().map_or(0, OverflowQueue::bytes)
     }
 
-    /// Gives up the result.
+    /// Gives the result up.
     fn close(self) {
         release(self.pid_holder(), false);
         if let Some(channel_end) = self.channel_end {
@@ -139,7 +141,7 @@ impl AttachedJob {
         }
     }
 
-    /// Returns whether the whole result is in the queue, small, and unread so far, and its process id is still known
+    /// Returns whether the whole result is in the queue, is small and has not been read, and the process id is known
     /// without the channel.
     fn is_collectable(&self) -> bool {
         let Some(ChannelEnd { channel, .. }) = &self.channel_end else { return false };
@@ -148,7 +150,8 @@ impl AttachedJob {
             && (channel.slot_id().is_some() || channel.worker().is_none_or(WorkerHandle::is_gone))
     }
 
-    /// Receives the whole result. False = it is not there as a whole, and is to be read from the queue.
+    /// Receives the whole result into memory. Returns `false` if it is not in the queue as a whole, and must be read
+    /// from there.
     fn collect(&mut self) -> bool {
         let Some(channel_end) = &mut self.channel_end else { return false };
         // A frame that has been received and cannot be kept would be lost.
@@ -160,7 +163,8 @@ impl AttachedJob {
     }
 }
 
-/// Returns whether nobody will send anything. To be asked while nobody has attached to the queue as its sender.
+/// Returns whether no process will send anything.
+/// Caller: no process has attached to the queue as its sender.
 pub fn is_lost(channel: Channel) -> bool {
     match (channel.worker(), channel.slot_id()) {
         (Some(worker), _) => worker.is_gone(),
@@ -172,14 +176,13 @@ pub fn is_lost(channel: Channel) -> bool {
     }
 }
 
-/// A channel that is of no use any more.
+/// Closes a channel that is of no use any more.
 fn close(channel: Channel, receiver: Receiver) {
     receiver.close();
     channel.close();
 }
 
-/// The worker's process id means nothing to this session any more: others may have it.
-/// `is_whole`: it was read to its end.
+/// Releases the process id of a worker: other jobs may have it from now on. `is_whole`: the result was read to its end.
 fn release(holder: PidHolder, is_whole: bool) {
     let (slot_id, segment) = match holder {
         PidHolder::Nothing => return,
@@ -196,22 +199,22 @@ fn release(holder: PidHolder, is_whole: bool) {
     area::write(|memory| scheduler::release_result(memory, slot_id, segment.to_number(), is_whole));
 }
 
-/// Tells why a result is not there.
+/// Reason why a result is not there any more.
 #[derive(Clone, Copy)]
 pub enum ResultFate {
     Read,
     GivenUp,
 }
 
-/// Number of channels that are kept: each is a segment, with a queue in it.
+/// Maximum number of idle channels: each is a segment with a queue in it.
 const MAX_IDLE_CHANNELS: usize = 8;
-/// A result of up to so many bytes goes to the session's memory when it stays unread.
+/// Size up to which an unread result is moved to the session's memory, in bytes.
 const COLLECTED_BYTES: usize = 64 * 1024;
 
-/// Number of results that are gone and are remembered, so that asking again gets a good answer.
+/// Maximum number of past results that are remembered, so that asking for one again gets a precise error.
 const MAX_FATES: usize = 1024;
 
-/// A job that was taken out to be read.
+/// Job that was taken out of the table to be read.
 struct BeingRead {
     pid: i32,
     role: u32,
@@ -223,19 +226,19 @@ struct BeingRead {
 struct Table {
     /// Jobs whose results come from a segment.
     jobs: HashMap<i32, AttachedJob>,
-    /// Jobs whose results are in memory, and the bytes of them all.
+    /// Jobs whose results are in memory, and the bytes of all of them.
     collected: HashMap<i32, AttachedJob>,
     collected_bytes: usize,
     /// Jobs that are being read.
     reading: Vec<BeingRead>,
     gone: VecDeque<(i32, u32, ResultFate)>,
     idle: Vec<ChannelEnd>,
-    /// Channel to a process that was started ahead of its job.
+    /// Channel to a prestarted worker.
     prestarted: Option<ChannelEnd>,
 }
 
 impl Table {
-    /// Adds a job; gives the one with the same process id.
+    /// Adds a job. Returns the job that had the same process id, if there was one.
     fn add(&mut self, job: AttachedJob) -> Option<AttachedJob> {
         let before = self.remove(job.pid);
         if job.channel_end.is_some() {
@@ -261,9 +264,9 @@ impl Table {
     }
 }
 
-/// A job that was launched within this time may end before a new process would be there.
+/// Age up to which a launched job may end before a new process would have started.
 const JUST_LAUNCHED: Duration = Duration::from_millis(1);
-/// Names the time in which a session does not wait for the end of a job again, after it did so in vain.
+/// Time in which a session does not wait for the end of a job again, after it has waited in vain.
 const FAILED_WAIT: Duration = Duration::from_millis(100);
 
 thread_local! {
@@ -274,26 +277,26 @@ thread_local! {
     static GIVEN_UP: ProcessCell<Vec<GivenUp>> = const { process_cell(Vec::new()) };
 }
 
-/// A large segment that this session has given up, and its worker not yet.
+/// Large segment that this session has given up, and that its worker has not detached from yet.
 struct GivenUp {
     handle: Handle,
     queue_bytes: usize,
-    /// Its job has ended.
+    /// The job has ended.
     has_ended: bool,
 }
 
-/// Adds a job. Should an old job with the same process id still be there, its worker has ended and its number was given
-/// to the new one: nobody can ask for the old result any more.
+/// Adds a job. If there is an old job with the same process id, its worker has exited and the id was reused: the old
+/// result is closed, as it cannot be asked for any more.
 pub fn insert(job: AttachedJob) {
     if !IS_WATCHED.replace(true) {
-        // Nobody will read any more, and the workers learn it.
+        // The results will not be read any more: tells the workers.
         exit_hooks::before_exit(|| {
             TABLE.with_borrow(|table| {
                 let unread = table.all().map(AttachedJob::pid_holder);
                 unread
                     .chain(table.reading.iter().map(|reading| reading.holder))
                     .for_each(|holder| release(holder, false));
-                table.prestarted.iter().for_each(|ahead| ahead.channel.give_up());
+                table.prestarted.iter().for_each(|prestarted| prestarted.channel.give_up());
             });
         });
     }
@@ -306,8 +309,8 @@ pub fn insert(job: AttachedJob) {
     }
 }
 
-/// Takes a job out to work with it. `may_act_as`: whether the caller may use what belongs to a role; to others the job
-/// does not exist.
+/// Takes a job out of the table to work with it. `may_act_as`: returns whether the caller may use the jobs of a role;
+/// for other callers the job does not exist.
 ///
 /// # Errors
 /// [`Error::NotAttached`], [`Error::AlreadyRead`], [`Error::GivenUp`] (42704); [`Error::BeingRead`] (55000).
@@ -333,7 +336,7 @@ pub fn take(pid: i32, may_act_as: impl Fn(u32) -> bool) -> Result<AttachedJob, E
     })
 }
 
-/// Puts a job back: its result can be read again.
+/// Puts a job back into the table: its result can be read again.
 pub fn put_back(job: AttachedJob) {
     TABLE.with_borrow_mut(|table| {
         table.reading.retain(|reading| reading.pid != job.pid);
@@ -342,17 +345,18 @@ pub fn put_back(job: AttachedJob) {
     });
 }
 
-/// Ends a job that was taken. `is_whole`: its result was received to the end, so that its channel can take another job.
-pub fn finish(mut job: AttachedJob, gone: ResultFate, is_whole: bool) {
+/// Ends a job that was taken out. `is_whole`: the result was received to its end, so that its channel can take another
+/// job.
+pub fn finish(mut job: AttachedJob, fate: ResultFate, is_whole: bool) {
     TABLE.with_borrow_mut(|table| {
         table.reading.retain(|reading| reading.pid != job.pid);
         if table.gone.len() == MAX_FATES {
             table.gone.pop_front();
         }
-        table.gone.push_back((job.pid, job.role, gone));
+        table.gone.push_back((job.pid, job.role, fate));
     });
     let is_kept = job.channel_end.as_ref().is_none_or(|channel_end| channel_end.channel.is_kept());
-    let is_owing = matches!(gone, ResultFate::GivenUp);
+    let is_owing = matches!(fate, ResultFate::GivenUp);
     if let Some(channel_end) = &mut job.channel_end {
         channel_end.has_ended = is_whole;
     }
@@ -361,7 +365,7 @@ pub fn finish(mut job: AttachedJob, gone: ResultFate, is_whole: bool) {
     }
     release(job.pid_holder(), is_whole);
     let Some(mut channel_end) = job.channel_end.take() else { return };
-    // A worker that waits for a reader is told that there is none; the segment of one that has gone is for others.
+    // A worker that waits for a reader is told that there is none; the segment of a worker that is gone is given back.
     if is_owing && (channel_end.channel.is_waiting() || channel_end.has_lost_worker()) {
         return channel_end.close();
     }
@@ -370,8 +374,8 @@ pub fn finish(mut job: AttachedJob, gone: ResultFate, is_whole: bool) {
     keep_channel(|idle| idle.push(channel_end));
 }
 
-/// Takes small results of jobs that have ended out of their segments into this session's memory: if their segments
-/// are of no further use, or if there are many; `all`: in any case. The segments go, or serve the next workers.
+/// Moves small results of ended jobs from their segments into this session's memory: if the segments are of no further
+/// use, or if there are many; `all`: in any case. The segments are closed, or serve the next workers.
 pub fn collect(all: bool) {
     let mut channel_ends = Vec::new();
     TABLE.with_borrow_mut(|table| {
@@ -403,16 +407,16 @@ pub fn collect(all: bool) {
     }
 }
 
-/// Counts of what this session has not read.
+/// Amount of results that this session has not read.
 pub struct Unread {
-    /// Counts the results that are in shared memory, or will be.
+    /// Number of results that are in shared memory, or will be.
     pub count: usize,
-    /// Bytes of the queues of those, of large ones that were given up while their jobs still run, and of results that
-    /// are in this session's memory.
+    /// Bytes of the queues of those, of large queues that were given up while their jobs still run, and of results in
+    /// this session's memory.
     pub bytes: usize,
 }
 
-/// Counts what this session has not read.
+/// Returns the amount of results that this session has not read.
 pub fn unread() -> Unread {
     let given_up: usize = GIVEN_UP.with_borrow_mut(|given_up| {
         given_up.retain(|segment| Segment::exists(segment.handle));
@@ -427,7 +431,8 @@ pub fn unread() -> Unread {
     })
 }
 
-/// Returns whether a worker has yet to let go of a large segment whose result was received, as [`unread`] has found it.
+/// Returns whether a worker has yet to detach from a large segment whose result was received, as of the last
+/// [`unread`].
 pub fn is_one_detaching() -> bool {
     GIVEN_UP.with_borrow(|given_up| given_up.iter().any(|segment| segment.has_ended))
 }
@@ -439,59 +444,60 @@ pub fn segments() -> usize {
     })
 }
 
-/// Keeps a channel, and lets the oldest go if there are too many.
+/// Keeps an idle channel, and closes the oldest one if there are too many.
 fn keep_channel(add: impl FnOnce(&mut Vec<ChannelEnd>)) {
-    let too_many = TABLE.with_borrow_mut(|table| {
+    let surplus = TABLE.with_borrow_mut(|table| {
         add(&mut table.idle);
         (table.idle.len() > MAX_IDLE_CHANNELS).then(|| table.idle.remove(0))
     });
-    if let Some(idle) = too_many {
+    if let Some(idle) = surplus {
         idle.close();
     }
 }
 
-/// Returns whether a worker is on its way out whose result was read, and which does not stay.
+/// Returns whether a worker is exiting whose result was read, and which does not join a pool.
 pub fn is_one_ending() -> bool {
     let has_ended = |idle: &ChannelEnd| !idle.is_owing || idle.channel.delivered().is_some();
     let is_ending = |idle: &ChannelEnd| has_ended(idle) && idle.own_worker().is_some_and(|worker| !worker.is_gone());
     TABLE.with_borrow(|table| table.idle.iter().any(is_ending))
 }
 
-/// Waits for the end of a job whose result was given up and that was launched just now, so that its worker can have the
-/// next one; not longer than a new process takes. False = there is none that is worth it.
+/// Waits for the end of a job that was launched just now and whose result was given up, so that its worker can take the
+/// next job; not longer than a new process takes. Returns `false` if there is no job that is worth waiting for.
 pub fn await_idle_channel(queue_bytes: usize) -> bool {
     let began = Instant::now();
     if LAST_FAILED_WAIT.get().is_some_and(|last| began - last < FAILED_WAIT) {
         return false;
     }
-    let mut has_looked = false;
+    let mut has_spun = false;
     loop {
-        let (mut is_there, mut is_young) = (false, false);
+        let (mut has_settled, mut is_young) = (false, false);
         TABLE.with_borrow_mut(|table| {
             let fits = |idle: &&mut ChannelEnd| idle.queue_bytes == queue_bytes && idle.channel.slot_id().is_some();
             for idle in table.idle.iter_mut().filter(fits) {
                 let is_owing = idle.is_owing;
                 is_young |= is_owing && began.saturating_duration_since(idle.since) < JUST_LAUNCHED;
-                is_there |= is_owing && idle.settle();
+                has_settled |= is_owing && idle.settle();
             }
         });
-        if is_there {
+        if has_settled {
             SPIN.with(SpinThenWait::record_wakeup);
             return true;
         }
-        let left = JUST_LAUNCHED.saturating_sub(began.elapsed());
-        if !is_young || left.is_zero() {
+        let remaining = JUST_LAUNCHED.saturating_sub(began.elapsed());
+        if !is_young || remaining.is_zero() {
             LAST_FAILED_WAIT.set(is_young.then(Instant::now));
             return false;
         }
-        if !std::mem::replace(&mut has_looked, true) && SPIN.with(SpinThenWait::spin) {
+        if !std::mem::replace(&mut has_spun, true) && SPIN.with(SpinThenWait::spin) {
             continue;
         }
-        latch::wait(Some(left));
+        latch::wait(Some(remaining));
     }
 }
 
-/// Takes a channel with such a queue out whose worker is gone: its segment can be that of a new one.
+/// Takes an idle channel with such a queue whose worker is gone: its segment can serve a new worker. Returns `None` if
+/// there is none.
 pub fn take_reusable_channel(queue_bytes: usize) -> Option<ChannelEnd> {
     TABLE.with_borrow_mut(|table| {
         let has_lost_worker =
@@ -501,30 +507,30 @@ pub fn take_reusable_channel(queue_bytes: usize) -> Option<ChannelEnd> {
     })
 }
 
-/// Keeps the channel to a process that was started ahead of its job.
-pub fn set_prestarted(ahead: ChannelEnd) {
-    TABLE.with_borrow_mut(|table| table.prestarted = Some(ahead));
+/// Keeps the channel to a prestarted worker.
+pub fn set_prestarted(channel_end: ChannelEnd) {
+    TABLE.with_borrow_mut(|table| table.prestarted = Some(channel_end));
 }
 
-/// Takes it out.
+/// Takes the channel to the prestarted worker, or returns `None` if there is none.
 pub fn take_prestarted() -> Option<ChannelEnd> {
     TABLE.with_borrow_mut(|table| table.prestarted.take())
 }
 
-/// Takes the channel that was used last out.
+/// Takes the idle channel that was used last, or returns `None` if there is none.
 pub fn take_idle_channel() -> Option<ChannelEnd> {
     TABLE.with_borrow_mut(|table| table.idle.pop())
 }
 
-/// Puts a channel back that was not used: it is the first to go.
+/// Puts an idle channel back that was not used: it is the first to be closed.
 pub fn put_back_idle_channel(idle: ChannelEnd) {
     keep_channel(|channels| channels.insert(0, idle));
 }
 
-/// Gives everything up: this process begins another session, or its client has discarded all that it had.
+/// Gives all jobs and channels up: this process begins another session, or its client has discarded its state.
 pub fn clear() {
     let table = TABLE.with_borrow_mut(std::mem::take);
     table.jobs.into_values().chain(table.collected.into_values()).for_each(AttachedJob::close);
-    table.prestarted.iter().for_each(|ahead| ahead.channel.give_up());
+    table.prestarted.iter().for_each(|prestarted| prestarted.channel.give_up());
     table.idle.into_iter().chain(table.prestarted).for_each(ChannelEnd::close);
 }

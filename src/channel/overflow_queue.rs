@@ -1,10 +1,10 @@
-//! Frames that wait: in memory up to a bound, then in a temporary file, first in, first out.
+//! Overflow queue: keeps frames in memory up to a limit, then in a temporary file, first in, first out.
 
 use crate::error::Error;
 use crate::ffi::temp_file::File;
 use std::collections::VecDeque;
 
-/// A queue of frames that has room for all that `temp_file_limit` allows.
+/// Queue of frames that is limited only by `temp_file_limit`.
 pub struct OverflowQueue {
     memory: VecDeque<Vec<u8>>,
     bytes: usize,
@@ -13,12 +13,12 @@ pub struct OverflowQueue {
 }
 
 impl OverflowQueue {
-    /// Keeps about `limit` bytes in memory.
+    /// Returns an empty queue that keeps about `limit` bytes in memory.
     pub fn new(limit: usize) -> Self {
         OverflowQueue { memory: VecDeque::new(), bytes: 0, limit, file: None }
     }
 
-    /// Returns how many bytes are in memory.
+    /// Returns the number of bytes in memory.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -36,7 +36,7 @@ impl OverflowQueue {
         self.file.get_or_insert_with(File::create).push(&frame)
     }
 
-    /// Takes the oldest frame.
+    /// Removes the oldest frame. Returns `None` if the queue is empty.
     ///
     /// # Errors
     /// [`Error::Spill`] (58030)
