@@ -1,7 +1,8 @@
-//! Check whether the job that this session waits for is waiting for this session.
+//! Deadlock check between a session and the jobs that it waits for.
 //!
-//! The server's own deadlock check cannot see it: a session that waits for a worker's result waits for no lock. So
-//! the session looks itself, each time that it has waited for `deadlock_timeout` (deadlock.c does the same for locks).
+//! The server's own deadlock check cannot find such a cycle: a session that waits for a worker's result waits for no
+//! lock. So the session checks by itself, each time that it has waited for `deadlock_timeout` (deadlock.c does the same
+//! for locks).
 
 use crate::error::{DbText, Error};
 use crate::ffi::{area, lock, session, wait_graph};
@@ -9,35 +10,36 @@ use crate::registry;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// Number of processes that a search looks at, at most. A chain that long resolves from another end.
+/// Maximum number of processes in a search. A longer chain is resolved from another end.
 const SEARCH_LIMIT: usize = 1000;
 
-/// Bytes of a statement that a message shows, at most.
+/// Maximum bytes of a statement in a message.
 const STATEMENT_BYTES: usize = 256;
 
-/// A job that is waited for.
+/// Job that is waited for.
 pub struct Awaited<'a> {
     pub pid: i32,
     pub sql: &'a [u8],
 }
 
-/// Time that a session waits for another one to find the same cycle, and to give way.
+/// Time that a session waits for another one to find the same cycle, and to be its victim.
 pub const VICTIM_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Tells how the search came to a process.
+/// Step of a search from one process to the next.
 #[derive(Clone, Copy)]
 struct Step {
     from: i32,
-    /// The process before waits for a job, not for a lock: it searches, too.
+    /// The process waits for a job, not for a lock: it runs this check, too.
     searches: bool,
 }
 
-/// Follows who waits for whom from the job on: for locks, as launchers for their own jobs, as followers for jobs of a
-/// batch. True = the way leads back to this process, but another one of the cycle is to be told; if it has not given
-/// way after [`VICTIM_TIMEOUT`], this one `insists`.
+/// Searches for a cycle of waits that begins with the job: waits for locks, waits of launchers for their own jobs, and
+/// waits of followers for jobs of a batch. Returns `true` if a cycle leads back to this process, but another process of
+/// the cycle is the victim. If that is still so after [`VICTIM_TIMEOUT`], the caller checks again with
+/// `is_victim_fallback`, which makes this process the victim.
 ///
 /// # Errors
-/// [`Error::Deadlock`] (40P01) if the way leads back to this process.
+/// [`Error::Deadlock`] (40P01) if a cycle leads back to this process, and it is the victim.
 pub fn check(job: &Awaited, is_victim_fallback: bool) -> Result<bool, Error> {
     let own = session::pid();
     let mut came_from = HashMap::from([(job.pid, None)]);
@@ -51,7 +53,7 @@ pub fn check(job: &Awaited, is_victim_fallback: bool) -> Result<bool, Error> {
             let step = Step { from: process, searches };
             if next == own {
                 let chain = chain(&came_from, step);
-                // One is enough: the one with the lowest number.
+                // One victim is enough: the process with the lowest number.
                 if !is_victim_fallback && chain.iter().any(|step| step.searches && step.from < own) {
                     return Ok(true);
                 }
@@ -66,7 +68,7 @@ pub fn check(job: &Awaited, is_victim_fallback: bool) -> Result<bool, Error> {
     Ok(false)
 }
 
-/// The steps from the job on, to the one that leads back.
+/// Returns the steps from the job on, up to the one that leads back.
 fn chain(came_from: &HashMap<i32, Option<Step>>, last: Step) -> Vec<Step> {
     let before = |step: &Step| came_from.get(&step.from).copied().flatten();
     let mut chain: Vec<Step> = std::iter::successors(Some(last), before).collect();
@@ -74,7 +76,7 @@ fn chain(came_from: &HashMap<i32, Option<Step>>, last: Step) -> Vec<Step> {
     chain
 }
 
-/// The cycle in words, as the server's own message has it.
+/// Returns the cycle in words, like the server's own message.
 fn explain(job: &Awaited, chain: &[Step]) -> DbText {
     let own = session::pid();
     let statement = |text: &[u8]| DbText::new(session::clip(text, STATEMENT_BYTES));

@@ -1,7 +1,7 @@
-//! Launching a job.
+//! Launch of an attached job.
 //!
-//! A launch goes from one way to the next until a worker has the job: an idle worker that this session has a channel
-//! to, any idle worker, a prestarted process, a new process. Each way acquires a channel; the job is written into it
+//! A launch tries one way after the other until a worker has the job: an idle worker that this session has a channel
+//! to, any idle worker, a prestarted worker, a new process. Each way acquires a channel; the job is written into it
 //! once; then the worker is told.
 
 use crate::channel::attached_jobs::{AttachedJob, ChannelEnd, Unread};
@@ -16,17 +16,17 @@ use crate::{guc, scheduler};
 use std::cell::Cell;
 use std::time::Instant;
 
-/// `queue_size` when the caller does not say, or says 0, in bytes: the default in the SQL declaration.
+/// Default of `queue_size` in the SQL declaration, in bytes; 0 means the same.
 pub const DEFAULT_QUEUE_BYTES: i32 = 65536;
 
-/// Bytes of a job's text that are remembered for messages, at most.
+/// Maximum bytes of a job's text that are remembered for messages.
 const SQL_HEAD_BYTES: usize = 1024;
 
-/// Launches a job in a worker. Returns the worker's process id. When this returns, the job will run, whatever becomes
-/// of the caller's transaction; when it raises, the job never runs.
+/// Launches a job in a worker. Returns the worker's process id. When this returns, the job will run, whatever happens
+/// to the caller's transaction; when it raises, the job never runs.
 ///
 /// # Errors
-/// Those of bad arguments (22023, 54000), of a caller that must not launch (42501), of exhausted resources (53000).
+/// 22023 or 54000 for bad arguments, 42501 for a caller that must not launch, 53000 for exhausted resources.
 pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
     let queue_bytes = checked_queue_size(queue_size)?;
     if sql.iter().all(u8::is_ascii_whitespace) {
@@ -44,16 +44,16 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
     }
 }
 
-/// Sees to it that this session may have another result, with a queue of so many bytes.
+/// Makes sure that this session may have another result, with a queue of this many bytes.
 ///
 /// # Errors
 /// [`Error::TooManyUnread`] (53000), [`Error::ResultMemory`] (53400)
 fn make_room(queue_bytes: usize) -> Result<(), Error> {
     let check = || {
         let Unread { count, bytes } = attached_jobs::unread();
-        let (most, limit) = (guc::max_unread_results(), guc::max_result_memory());
-        if count >= most {
-            Err(Error::TooManyUnread { unread: count, limit: most })
+        let (max_count, limit) = (guc::max_unread_results(), guc::max_result_memory());
+        if count >= max_count {
+            Err(Error::TooManyUnread { unread: count, limit: max_count })
         } else if bytes.saturating_add(queue_bytes) > limit {
             Err(Error::ResultMemory { wanted: queue_bytes, held: bytes, limit })
         } else {
@@ -76,10 +76,10 @@ fn make_room(queue_bytes: usize) -> Result<(), Error> {
     }
 }
 
-/// Names a login: the database, the role, and the version of what it depends on.
+/// Login: the database, the role, and the version of what the login depends on.
 type LoginKey = (u32, u32, u64);
 
-/// A job that is being launched.
+/// Job that is being launched.
 struct Launch<'a> {
     request: Request,
     encoded_request: Vec<u8>,
@@ -92,12 +92,13 @@ impl Launch<'_> {
         Channel::payload_bytes(&self.encoded_request, self.sql)
     }
 
-    /// Writes the job into a channel that it fits into.
+    /// Writes the job into a channel.
+    /// Caller: it fits into the channel.
     fn write_to(&self, channel: &Channel) {
         channel.write_job(&self.encoded_request, self.sql);
     }
 
-    /// Notes that the worker with this process id has the job.
+    /// Records that the worker with this process id has the job, and returns the process id.
     fn launched(&self, pid: i32, channel_end: ChannelEnd) -> i32 {
         attached_jobs::insert(AttachedJob {
             pid,
@@ -116,11 +117,11 @@ impl Launch<'_> {
         (database, login, login::version(database, login))
     }
 
-    /// Gives the job to a worker that has nothing to do, first to one that this session has a channel to. Returns
-    /// `None` if there is none.
+    /// Assigns the job to an idle worker, first to one that this session has a channel to. Returns its process id, or
+    /// `None` if there is no such worker.
     fn in_idle_worker(&self) -> Option<i32> {
         if !area::is_made() {
-            return None; // no worker has ever stayed
+            return None; // no worker has ever joined a pool
         }
         let key = self.login_key();
         if let Some(pid) = self.over_idle_channel(key) {
@@ -132,13 +133,15 @@ impl Launch<'_> {
         attached_jobs::await_idle_channel(self.queue_bytes).then(|| self.over_idle_channel(key)).flatten()
     }
 
-    /// Gives the job to a worker that this session has a channel to.
+    /// Assigns the job to a worker that this session has a channel to. Returns its process id, or `None` if there is
+    /// none.
     fn over_idle_channel(&self, key: LoginKey) -> Option<i32> {
         let mut later = Vec::new();
         let mut assigned = None;
         while let Some(mut idle) = attached_jobs::take_idle_channel() {
             let Some(slot_id) = idle.channel.slot_id() else {
-                // Its worker is on its way: it will be there for another job; or gone, then a new worker may have it.
+                // The worker has no slot yet. It will have one for another job, or will be gone; then a new worker may
+                // have the segment.
                 later.push(idle);
                 continue;
             };
@@ -150,8 +153,8 @@ impl Launch<'_> {
             if is_settled && idle.channel.fits(self.payload()) {
                 self.write_to(&idle.channel);
                 let segment = idle.channel.handle().to_number();
-                let given = area::write(|memory| scheduler::assign_job(memory, key, segment, Some(slot_id)));
-                if let Some((_, pid)) = given {
+                let assigned_to = area::write(|memory| scheduler::assign_job(memory, key, segment, Some(slot_id)));
+                if let Some((_, pid)) = assigned_to {
                     assigned = Some((pid, idle));
                     break;
                 }
@@ -162,21 +165,21 @@ impl Launch<'_> {
         assigned.map(|(pid, idle)| self.launched(pid, ChannelEnd::new(idle.channel, idle.receiver, self.queue_bytes)))
     }
 
-    /// Gives the job to an idle worker, whichever session it has worked for.
+    /// Assigns the job to any idle worker. Returns its process id, or `None` if there is none.
     fn over_new_channel(&self, key: LoginKey) -> Option<i32> {
         let end = self.create_channel()?;
         self.write_to(&end.channel);
         end.channel.open();
         end.channel.pin();
         let segment = end.channel.handle().to_number();
-        let given = area::write(|memory| {
-            let given = scheduler::assign_job(memory, key, segment, None);
-            if let Some((slot_id, _)) = given {
+        let assigned_to = area::write(|memory| {
+            let assigned_to = scheduler::assign_job(memory, key, segment, None);
+            if let Some((slot_id, _)) = assigned_to {
                 end.channel.set_slot_id(slot_id);
             }
-            given
+            assigned_to
         });
-        match given {
+        match assigned_to {
             Some((_, pid)) => Some(self.launched(pid, end)),
             None => {
                 end.receiver.close();
@@ -186,8 +189,8 @@ impl Launch<'_> {
         }
     }
 
-    /// Creates a channel. Returns `None` if the server has no segment left, not even in place of one that this session
-    /// does not need.
+    /// Creates a channel. Returns `None` if the server has no segment left, not even after this session has freed those
+    /// that it does not need.
     fn create_channel(&self) -> Option<ChannelEnd> {
         let create = || Channel::create(self.payload(), self.queue_bytes);
         let created = create().or_else(|| {
@@ -197,17 +200,17 @@ impl Launch<'_> {
         created.map(|(channel, receiver)| ChannelEnd::new(channel, receiver, self.queue_bytes))
     }
 
-    /// Gives the job to a prestarted process, or has the server start one.
+    /// Gives the job to a prestarted worker, or has the server start a new process. Returns the worker's process id.
     fn in_new_process(&self) -> Result<i32, Error> {
-        // What the worker logs in to is at least as new.
+        // The worker's login will be at least as new as this version.
         let (_, _, version) = self.login_key();
         let is_launch_series = prestart::is_launch_series();
-        let given = match self.to_prestarted(version) {
-            // The server could not start it, perhaps for lack of something that is there again.
+        let assigned_to = match self.to_prestarted(version) {
+            // The server could not start it, perhaps for lack of a resource that is available again.
             Ok(None) | Err(Error::NotStarted) => self.to_new_process(version, is_launch_series)?,
-            given => given?,
+            assigned_to => assigned_to?,
         };
-        let (pid, channel_end) = given.ok_or(Error::NotStarted)?;
+        let (pid, channel_end) = assigned_to.ok_or(Error::NotStarted)?;
         let pid = self.launched(pid, channel_end);
         if is_launch_series {
             prestart::start(self.queue_bytes);
@@ -229,7 +232,7 @@ impl Launch<'_> {
     fn to_new_process(&self, version: u64, is_launch_series: bool) -> Result<Option<(i32, ChannelEnd)>, Error> {
         let used = || start_worker::take_used_channel(self.payload(), self.queue_bytes);
         let created = || self.create_channel();
-        // In a series, what is left of a launch before is for the process that is prestarted.
+        // In a series of launches, the segment of an earlier launch is left for the prestarted worker.
         let end = if is_launch_series { created().or_else(used) } else { used().or_else(created) };
         let end = end.ok_or_else(|| Error::SegmentsExhausted { own: attached_jobs::segments() })?;
         let channel = end.channel;
@@ -239,9 +242,9 @@ impl Launch<'_> {
     }
 }
 
-/// Completes a launch, or sees to it that the job never runs: cancelled, terminated or out of memory while the process
-/// starts. `start` notes which worker it is, and returns its process id. Returns `None` if the process ended before it
-/// had the job.
+/// Completes a launch, or makes sure that the job never runs: if it is cancelled, terminated or out of memory while the
+/// process starts. `start`: records the worker and returns its process id. Returns `None` if the process exited before
+/// it had the job.
 fn complete(
     end: ChannelEnd,
     start: impl FnOnce(&Cell<Option<WorkerHandle>>) -> Result<i32, Error>,

@@ -1,14 +1,14 @@
-//! Right to launch, and what a worker is told of the launching session.
+//! Launch request: the right to launch, and the settings of the launching session that a worker needs.
 
 use crate::channel::nesting;
 use crate::error::Error;
 use crate::ffi::{alloc, guc, role, session};
 use crate::protocol::{Request, MAX_NESTING};
 
-/// The request of this session, as it is now.
+/// Returns the request of this session, as it is now.
 ///
 /// # Errors
-/// 42501, 54000, 42704: the caller must not launch.
+/// 42501, 54000 or 42704 if the caller must not launch.
 pub fn request() -> Result<Request, Error> {
     if !session::has_postmaster() {
         return Err(Error::SingleUser);
@@ -28,11 +28,12 @@ pub fn request() -> Result<Request, Error> {
     }
     let identity = role::effective();
     let settings = guc::session_settings();
-    // They are written down next, in a text that grows.
+    // The settings are encoded next, into a text that grows.
     alloc::ensure(3 * settings.iter().map(|setting| setting.name.len() + setting.value.len()).sum::<usize>());
     // A setting of a library means something only where the library is loaded.
     let libraries = settings.iter().any(guc::is_of_library).then(guc::loaded_libraries);
-    // A role that was dropped while it is set leaves its session without rights; without it the job would have more.
+    // A role that was dropped while it is set leaves its session without rights; a job without that role would have
+    // more.
     if let Some(role) = identity.role.filter(|role| session::role_name(*role).is_none()) {
         return Err(Error::RoleGone(role));
     }

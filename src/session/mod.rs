@@ -1,4 +1,4 @@
-//! Part that runs in the session that launches jobs: the jobs that it has launched, and how it reads their results.
+//! Session side: launches, follows, stops and retries jobs, and reads their results and states.
 
 mod access;
 mod deadlock;

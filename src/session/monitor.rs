@@ -1,4 +1,4 @@
-//! Progress of jobs: following a batch, telling what changes in it, and what a job says of itself.
+//! Monitoring of jobs: waits for a batch, reports in notices what changes in it, and records the progress of a job.
 
 use crate::channel::nesting;
 use crate::error::Error;
@@ -16,44 +16,44 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Interval at which a session that follows queued jobs tries to have workers started that there was no process for.
+/// Interval at which a session that follows queued jobs tries again to start workers for which there was no process.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Longest time between two looks whether the jobs that are followed wait for who follows them.
+/// Maximum time between two deadlock checks of a session that follows jobs.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Pause before the next look at the jobs, as a multiple of the time that the last look and telling of it took: many
-/// jobs are not looked at after each change.
+/// Pause before the jobs are read again, as a multiple of the time that the last reading and its report took: many jobs
+/// are not read after each change.
 const PAUSE: u32 = 10;
-/// Time that is not worth a pause.
+/// Pause that is too short to be worth a wait.
 const SHORT_PAUSE: Duration = Duration::from_millis(1);
-/// The process itself may have been held up in its look.
+/// Maximum pause: the process itself may have been held up while it read the jobs.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Shortest interval at which progress is told.
+/// Minimum interval of progress reports.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// Interval at which a session that follows more than a few jobs looks at them. Only their end wakes it.
+/// Interval at which a session that follows more than a few jobs reads them. Only their end wakes it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Bytes of a job's query that name it in a notice, at most.
+/// Maximum bytes of a job's query that name it in a notice.
 const QUERY_BYTES: usize = 60;
 
 /// Wait of this process for changes of a batch.
 pub struct Watch<'a> {
     uuid: &'a [u8; 16],
-    /// Time of the last look, and earliest time of the next one.
+    /// Time of the last reading, and earliest time of the next one.
     looked: Instant,
     next: Instant,
     follower: Option<Follower>,
     /// Changes that wake this process.
-    hears: WakeOn,
-    /// The process is woken by them; false = there was no memory for that.
-    is_heard: bool,
+    wake_on: WakeOn,
+    /// Set while these changes wake this process; not set if there was no memory for that.
+    is_armed: bool,
 }
 
 impl Watch<'_> {
-    /// The jobs as they are now. The first change after that wakes this process.
+    /// Returns the jobs as they are now. The first change after that wakes this process.
     pub fn jobs(&mut self) -> Vec<LiveState> {
         loop {
             let pause = self.next.saturating_duration_since(Instant::now());
@@ -63,14 +63,14 @@ impl Watch<'_> {
             latch::wait(Some(pause));
         }
         self.looked = Instant::now();
-        self.is_heard = area::write(|memory| registry::arm(memory, self.uuid, self.follower, self.hears));
+        self.is_armed = area::write(|memory| registry::arm(memory, self.uuid, self.follower, self.wake_on));
         area::read(|memory| registry::live_states(memory, self.uuid))
     }
 
-    /// Waits for a change since the last look, or for the end.
+    /// Waits for a change since the last reading, or for the end, but not longer than `timeout`.
     pub fn wait(&mut self, timeout: Option<Duration>) {
         let pause = (PAUSE * self.looked.elapsed()).min(LONGEST_PAUSE);
-        let timeout = match self.hears {
+        let timeout = match self.wake_on {
             WakeOn::TheEnd => Some(timeout.unwrap_or(LOOK_EVERY).min(LOOK_EVERY).max(pause)),
             _ => {
                 self.next = Instant::now() + pause;
@@ -80,21 +80,25 @@ impl Watch<'_> {
         if !area::read(|memory| registry::is_armed(memory, self.uuid)) {
             return;
         }
-        latch::wait(if self.is_heard { timeout } else { Some(timeout.unwrap_or(RETRY).min(RETRY)) });
+        latch::wait(if self.is_armed { timeout } else { Some(timeout.unwrap_or(RETRY).min(RETRY)) });
     }
 }
 
 thread_local! {
-    /// This process knows that it must take back its watches when it ends.
+    /// The callback that removes this process from its watched batches at exit is registered.
     static IS_PREPARED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `body` while this process is woken by changes of the batch.
+/// Runs `body` while changes of the batch wake this process.
+///
+/// # Errors
+/// [`Error::SharedMemory`] (53200), those of `body`.
 pub fn with_watch<T>(uuid: &[u8; 16], body: impl FnOnce(&mut Watch) -> Result<T, Error>) -> Result<T, Error> {
     with_watch_as(None, uuid, body)
 }
 
-/// The same; who waits for the end is known to others.
+/// Runs `body` as [`with_watch`] does. `follower`: set if the process waits for the end, which deadlock checks must
+/// know.
 fn with_watch_as<T>(
     follower: Option<Follower>,
     uuid: &[u8; 16],
@@ -109,50 +113,50 @@ fn with_watch_as<T>(
         return Err(Error::SharedMemory);
     }
     let now = Instant::now();
-    let mut watch = Watch { uuid, looked: now, next: now, follower, hears: WakeOn::EachChange, is_heard: true };
+    let mut watch = Watch { uuid, looked: now, next: now, follower, wake_on: WakeOn::EachChange, is_armed: true };
     let outcome = report::on_error(|| body(&mut watch), done);
     done();
     outcome
 }
 
-/// Takes back what is left of a wait when the process ends in the middle of it.
+/// Removes this process from its watched batches when it exits in the middle of a wait.
 fn unwatch_all() {
     if !exit_hooks::is_postmaster_gone() {
         area::write(registry::unwatch_all);
     }
 }
 
-/// Tells how to follow a batch or a job.
+/// Options for following a batch or a job.
 #[derive(Debug, Clone, Copy)]
 pub struct Following {
-    /// Notices tell how far it is, and of a few jobs how each has ended.
+    /// Notices report the progress, and the end of each of a few jobs.
     pub is_verbose: bool,
-    /// Longest wait; none = until all jobs have ended.
+    /// Maximum wait; `None` means until all jobs have ended.
     pub timeout: Option<Duration>,
 }
 
-/// Follows a batch or a job until all has ended; then looks, and what has ended is still in the registry: there is no
-/// need of the log, which somebody may have for himself.
+/// Follows a batch or a job until all jobs have ended; then returns the result of `read`. Jobs that have ended are
+/// still in the registry at that time, so that `read` does not need the log, which another session may have locked.
 ///
 /// # Errors
 /// [`Error::NoSuchJob`] (42704), [`Error::Stuck`] (53000), [`Error::Deadlock`] (40P01), [`Error::FollowsItself`]
-/// (55000), those of `look`.
-pub fn follow<T>(uuid: &[u8; 16], following: Following, look: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+/// (55000), those of `read`.
+pub fn follow<T>(uuid: &[u8; 16], following: Following, read: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     if live_states(uuid, rights_on).is_empty() {
         return match logged_states(uuid, |known| rights_on(known.owner))?.is_empty() {
             true => Err(no_such_job(uuid)),
-            false => look(),
+            false => read(),
         };
     }
     let is_worker = nesting::is_job();
     with_watch_as(Some(Follower { pid: session::pid(), is_worker }), uuid, |watch| {
         wait_for_end(watch, following)?;
         area::write(|memory| registry::unfollow(memory, uuid));
-        look()
+        read()
     })
 }
 
-/// Waits until all jobs have ended, and for their rows.
+/// Waits until all jobs have ended, and for their rows, or until the timeout.
 fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
     let is_worker = watch.follower.is_some_and(|follower| follower.is_worker);
     if following.timeout.is_none() {
@@ -160,26 +164,26 @@ fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
     }
     let deadline = following.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut reporter = ProgressReporter::new(watch.uuid, following.is_verbose);
-    let mut patience = session::deadlock_timeout();
-    let mut look_at = Instant::now() + patience;
+    let mut interval = session::deadlock_timeout();
+    let mut check_at = Instant::now() + interval;
     let mut is_victim_fallback = false;
-    let mut try_at = Instant::now() + RETRY;
+    let mut start_at = Instant::now() + RETRY;
     loop {
         let jobs = watch.jobs();
         reporter.tell(&jobs);
-        if Instant::now() >= try_at {
+        if Instant::now() >= start_at {
             start::start_workers();
-            try_at = Instant::now() + RETRY;
+            start_at = Instant::now() + RETRY;
         }
-        if Instant::now() >= look_at {
+        if Instant::now() >= check_at {
             is_victim_fallback = check_blocked(is_victim_fallback)?;
-            // What was no deadlock so far may become one, but seldom does.
-            patience = (2 * patience).min(LONGEST_PATIENCE);
-            look_at = Instant::now() + if is_victim_fallback { VICTIM_TIMEOUT } else { patience };
+            // A wait that is no deadlock so far may become one, but seldom does.
+            interval = (2 * interval).min(LONGEST_PATIENCE);
+            check_at = Instant::now() + if is_victim_fallback { VICTIM_TIMEOUT } else { interval };
         }
         if jobs.iter().all(|job| job.state.is_final()) {
             reporter.tell_progress(&jobs);
-            watch.hears = WakeOn::EachChange;
+            watch.wake_on = WakeOn::EachChange;
             wait_for_rows(watch, deadline);
             return Ok(());
         }
@@ -187,27 +191,27 @@ fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
             reporter.tell_progress(&jobs);
             return Ok(());
         }
-        watch.hears = if jobs.len() <= scheduler::FEW as usize { WakeOn::EachChange } else { WakeOn::TheEnd };
+        watch.wake_on = if jobs.len() <= scheduler::FEW as usize { WakeOn::EachChange } else { WakeOn::TheEnd };
         if is_worker && area::write(scheduler::is_stuck) {
             return Err(Error::Stuck);
         }
-        // Only a job that runs can wait for this session. Of one that begins, not all who follow it are woken.
-        let may_run = watch.hears == WakeOn::TheEnd || jobs.iter().any(|job| job.state == State::Running);
-        let look_at = may_run.then_some(look_at);
-        // Others give processes back without telling, and a worker that goes does not tell whom it leaves stuck.
+        // Only a running job can wait for this session. The start of a job does not wake all of its followers.
+        let may_run = watch.wake_on == WakeOn::TheEnd || jobs.iter().any(|job| job.state == State::Running);
+        let check_at = may_run.then_some(check_at);
+        // Nothing wakes this process when others give processes back, or when a worker exits and leaves jobs stuck.
         let is_queued = jobs.iter().any(|job| job.state == State::Queued);
-        let try_at = (is_queued && (is_worker || area::read(scheduler::may_lack_workers))).then_some(try_at);
-        let until = look_at.into_iter().chain(deadline).chain(try_at).chain(reporter.due()).min();
+        let start_at = (is_queued && (is_worker || area::read(scheduler::may_lack_workers))).then_some(start_at);
+        let until = check_at.into_iter().chain(deadline).chain(start_at).chain(reporter.due()).min();
         watch.wait(until.map(|until| until.saturating_duration_since(Instant::now())));
     }
 }
 
-/// The running jobs that this process waits for.
+/// Returns the running jobs that this process waits for: the processes that run them, and their uuids.
 fn awaited_jobs() -> Vec<(i32, [u8; 16])> {
     area::read(|memory| registry::awaited_by(memory, session::pid()))
 }
 
-/// A job cannot wait for what ends only after it.
+/// Rejects a job that waits for the end of itself.
 fn check_self_wait() -> Result<(), Error> {
     match awaited_jobs().iter().any(|(pid, _)| *pid == session::pid()) {
         true => Err(Error::FollowsItself),
@@ -215,8 +219,8 @@ fn check_self_wait() -> Result<(), Error> {
     }
 }
 
-/// Checks whether a job that this session waits for waits for this session, which will never go on. True = it does, but
-/// another one is to be told.
+/// Checks for a deadlock between this session and the jobs it waits for. Returns `true` if one exists but another
+/// session is the victim.
 fn check_blocked(is_victim_fallback: bool) -> Result<bool, Error> {
     let mut is_victim_elsewhere = false;
     for (pid, uuid) in awaited_jobs().into_iter().filter(|(pid, _)| *pid != session::pid()) {
@@ -228,28 +232,28 @@ fn check_blocked(is_victim_fallback: bool) -> Result<bool, Error> {
     Ok(is_victim_elsewhere)
 }
 
-/// Waits until the final rows of jobs that have ended are in the log, for that is where they are read; not longer than
-/// it takes to see that they cannot be written now.
+/// Waits until the final rows of ended jobs are in the log, where they are read; not longer than it takes to see that
+/// they cannot be written now.
 pub fn wait_for_rows(watch: &mut Watch, deadline: Option<Instant>) {
-    let patience = Instant::now() + Duration::from_secs(1);
-    let until = deadline.map_or(patience, |deadline| deadline.min(patience));
+    let latest = Instant::now() + Duration::from_secs(1);
+    let until = deadline.map_or(latest, |deadline| deadline.min(latest));
     while watch.jobs().iter().any(LiveState::is_row_due) && Instant::now() < until {
         start::start_workers();
         watch.wait(Some(until.saturating_duration_since(Instant::now())));
     }
 }
 
-/// Tells how jobs end, and how far they are.
+/// Reports the ends of jobs, and their progress, in notices.
 struct ProgressReporter<'a> {
     uuid: &'a [u8; 16],
     is_verbose: bool,
-    /// State and attempts of each of a few jobs, as of the last look.
+    /// State and attempts of each of a few jobs, as of the last report.
     seen: HashMap<[u8; 16], (State, u32)>,
     reported: HashMap<[u8; 16], (i32, Vec<u8>)>,
-    /// The last line of progress, and when it was told, or when there was nothing to tell.
+    /// Last line of progress, and the time at which it was reported, or at which there was nothing to report.
     told: String,
     told_at: Instant,
-    /// There is another line, to be told later.
+    /// Another line is to be reported later.
     is_due: bool,
 }
 
@@ -266,7 +270,7 @@ impl<'a> ProgressReporter<'a> {
         }
     }
 
-    /// A notice for each of a few jobs that has ended since the last look, and now and then a line of progress.
+    /// Reports each of a few jobs that has ended since the last call, and from time to time the progress of all.
     fn tell(&mut self, jobs: &[LiveState]) {
         if !self.is_verbose {
             return;
@@ -306,7 +310,7 @@ impl<'a> ProgressReporter<'a> {
         }
     }
 
-    /// A line of progress, if it says anything new.
+    /// Reports the progress of all jobs, if it has changed.
     fn tell_progress(&mut self, jobs: &[LiveState]) {
         let line = progress(jobs);
         if self.is_verbose && line != self.told {
@@ -317,13 +321,13 @@ impl<'a> ProgressReporter<'a> {
         self.is_due = false;
     }
 
-    /// Returns the time at which there is something to tell although nothing may have changed.
+    /// Returns the time at which a report is due even if nothing changes, or `None` if none is.
     fn due(&self) -> Option<Instant> {
         self.is_due.then(|| self.told_at + TELL_EVERY)
     }
 }
 
-/// Returns how far jobs are, with a bar as that of `pg_background_batches`.
+/// Returns the progress of jobs as a line, with a bar like that of `pg_background_batches`.
 fn progress(jobs: &[LiveState]) -> String {
     const WIDTH: usize = 20;
     let count = |state| jobs.iter().filter(|job| job.state == state).count();
@@ -340,7 +344,7 @@ fn progress(jobs: &[LiveState]) -> String {
     line
 }
 
-/// Returns what is told of a job: its number, its name or its query, how it has ended and after how long, and why.
+/// Returns the notice about a job: its number, its name or its query, how it ended and after how long, and why.
 fn line_of(job: &LiveState, view: &JobDetails) -> Vec<u8> {
     let name = view.name.as_ref().filter(|name| Some(*name) != view.batch_name.as_ref()).map_or_else(
         || {
@@ -378,7 +382,7 @@ fn notice(message: &[u8]) {
     report::emit(&report, Log::Here);
 }
 
-/// Reports how far the job is that this process runs; elsewhere nothing.
+/// Records the progress of the job that this process runs; does nothing in other processes.
 ///
 /// # Errors
 /// [`Error::Progress`] (22023)

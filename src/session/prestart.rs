@@ -1,8 +1,8 @@
-//! Prestarting: a process that is started before the launch that will need it.
+//! Prestart: a worker is started before the launch that will need it.
 //!
 //! While launches that need a new process follow each other, the next process is started as soon as one has its job:
-//! the fork and the loading of the library go on beside that job. Before it has a job the process has not logged in; it
-//! ends when no job comes soon, or when another process is wanted in its place.
+//! the fork and the loading of the library go on in parallel to that job. A prestarted worker logs in only when it has
+//! a job; it exits when no job arrives soon, or when another process needs its slot.
 
 use crate::channel::attached_jobs;
 use crate::channel::attached_jobs::ChannelEnd;
@@ -12,23 +12,23 @@ use crate::{guc, scheduler};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// A launch that comes so soon after the one before will be followed by another: half of the time for which a process
-/// waits for its job.
+/// Time within which a launch that follows another one will be followed by a third: half of the time for which a
+/// prestarted worker waits for its job.
 const SOON: Duration = Duration::from_millis(50);
 
 thread_local! {
-    /// Time at which this session last had a new process.
+    /// Time of this session's last launch in a new process.
     static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Notes that a job gets a new process now, and returns whether the next one will want one soon.
+/// Records a launch in a new process, and returns whether the next one will probably need one soon.
 pub fn is_launch_series() -> bool {
     let now = Instant::now();
     LAST.replace(Some(now)).is_some_and(|last| now - last < SOON)
 }
 
-/// Takes the channel to the prestarted process. Returns `None` if there is none, or if a job with so many bytes of
-/// payload and such a queue is not for it: then the process ends.
+/// Takes the channel to the prestarted worker. Returns `None` if there is none, or if a job with this payload and
+/// queue, both in bytes, does not fit: then the worker exits.
 pub fn take(payload: usize, queue_bytes: usize) -> Option<ChannelEnd> {
     let prestarted = attached_jobs::take_prestarted()?;
     let worker = prestarted.channel.worker()?;
@@ -42,12 +42,13 @@ pub fn take(payload: usize, queue_bytes: usize) -> Option<ChannelEnd> {
     None
 }
 
-/// Starts a process for the next launch, if there is room and a segment for it.
+/// Starts a worker for the next launch, if there is capacity and a segment for it.
 pub fn start(queue_bytes: usize) {
     if guc::spare_limit() == 0 || !area::write(scheduler::has_room_to_prestart) {
         return;
     }
-    // A new one could be refused, and the launch is complete. Large ones are not kept, so they are never used again.
+    // Only a used segment: a new one could be refused, and the launch is complete. Large segments are not kept, so they
+    // are never used again.
     let Some(prestarted) = take_used_channel(0, queue_bytes) else { return };
     match register(&prestarted.channel) {
         Some(worker) => {

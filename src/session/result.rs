@@ -1,7 +1,7 @@
-//! Reading the result of a job, and giving it up.
+//! Reads the result of a job, or gives it up.
 //!
-//! Nothing is lost before the whole result is in the caller's hands: what an error or a cancel interrupts is put back,
-//! so that the result can be read again.
+//! Nothing is lost before the caller has the whole result: after an error or a cancel, the received frames are put
+//! back, so that the result can be read again.
 
 use crate::channel::attached_jobs;
 use crate::channel::attached_jobs::{AttachedJob, ChannelEnd, ResultFate};
@@ -22,7 +22,7 @@ use crate::session::deadlock::{Awaited, VICTIM_TIMEOUT};
 use std::cell::RefCell;
 use std::time::Instant;
 
-/// Copies in memory of a frame that is not of rows while it is read and given on, at most.
+/// Maximum number of copies in memory of a frame without rows, while it is read and passed on.
 const DECODED_COPIES: usize = 4;
 
 thread_local! {
@@ -38,8 +38,9 @@ pub fn detach(pid: i32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes a job of this session, if it belongs to the role that runs, or to one whose rights that has. Not for what runs
-/// with the rights of another in the middle of a command, as the function of an index does while its table is analyzed.
+/// Takes a job of this session, if it belongs to the current role, or to one whose rights that has. Rejects code that
+/// runs with the rights of another role in the middle of a command, like the function of an index while its table is
+/// analyzed.
 fn take(pid: i32) -> Result<AttachedJob, Error> {
     if role::in_restricted_operation() {
         return Err(Error::RestrictedRead);
@@ -47,11 +48,11 @@ fn take(pid: i32) -> Result<AttachedJob, Error> {
     attached_jobs::take(pid, role::may_act_as)
 }
 
-/// Waits for the result of a job and gives its rows; gives its notices as they come.
+/// Waits for the result of a job and returns its rows; emits its notices as they arrive.
 ///
 /// # Errors
 /// The job's own; [`Error::ColumnCount`], [`Error::ColumnType`] (42804) and [`Error::Deadlock`] (40P01), after which
-/// the result is still there; [`Error::WorkerLost`] (08006); those of [`detach`].
+/// the result can still be read; [`Error::WorkerLost`] (08006); those of [`detach`].
 pub fn result(pid: i32, rows: Rows) -> Result<Value, Error> {
     let reading = RefCell::new(Some(Reading::new(take(pid)?, rows)));
     let outcome = report::on_error(
@@ -79,12 +80,12 @@ pub fn result(pid: i32, rows: Rows) -> Result<Value, Error> {
     Ok(Value::Void)
 }
 
-/// The frame that is being worked on.
+/// Frame that is being processed.
 enum Current {
     None,
     /// The frame is still in the queue.
     Received,
-    /// The frame came from what was kept before.
+    /// The frame was kept by an earlier call.
     Kept(Vec<u8>),
 }
 
@@ -99,7 +100,7 @@ struct Reading {
     bytes: usize,
     /// The last frame has been received.
     is_whole: bool,
-    /// Complete frames whose rows are in the caller's store in another form than they came in.
+    /// Complete frames whose rows are in the caller's store in another form than they were received in.
     converted: OverflowQueue,
 }
 
@@ -109,7 +110,7 @@ impl Reading {
         Reading { job, rows, reader: None, current: Current::None, stored: 0, bytes: 0, is_whole: false, converted }
     }
 
-    /// Reads to the end.
+    /// Reads the result to its end.
     fn run(&mut self) -> Result<(), Error> {
         if let Some(description) = self.job.description.clone() {
             self.start(&description)?;
@@ -132,7 +133,7 @@ impl Reading {
 
     /// Waits for the next frame.
     fn next(&mut self) -> Result<(), Error> {
-        // There may be none to wait for: until the rows are the caller's, a cancel loses nothing.
+        // There may be no frame to wait for: until the caller has the rows, a cancel loses nothing.
         interrupt::check();
         if let Some(kept) = &mut self.job.kept {
             if let Some(frame) = kept.pop()? {
@@ -141,9 +142,9 @@ impl Reading {
             }
             self.job.kept = None;
         }
-        let patience = session::deadlock_timeout();
-        let mut has_looked = false;
-        let mut look_at = None;
+        let timeout = session::deadlock_timeout();
+        let mut has_spun = false;
+        let mut check_at = None;
         let mut visible_wait = None;
         let mut is_victim_fallback = false;
         loop {
@@ -159,23 +160,23 @@ impl Reading {
                 Err(ReceiveError::Detached) => return Err(self.lost()),
                 Err(ReceiveError::WouldBlock) => {}
             }
-            if !has_looked {
-                has_looked = true;
+            if !has_spun {
+                has_spun = true;
                 SPIN.with(SpinThenWait::spin);
             }
             let now = Instant::now();
-            let due = *look_at.get_or_insert(now + patience);
+            let due = *check_at.get_or_insert(now + timeout);
             if now >= due {
                 visible_wait.get_or_insert_with(|| Wait::publish(self.job.pid));
                 is_victim_fallback =
                     deadlock::check(&Awaited { pid: self.job.pid, sql: &self.job.sql }, is_victim_fallback)?;
-                look_at = Some(now + if is_victim_fallback { VICTIM_TIMEOUT } else { patience });
+                check_at = Some(now + if is_victim_fallback { VICTIM_TIMEOUT } else { timeout });
             }
-            latch::wait(Some(look_at.unwrap_or(due).saturating_duration_since(now)));
+            latch::wait(Some(check_at.unwrap_or(due).saturating_duration_since(now)));
         }
     }
 
-    /// Returns why the worker ended without an outcome.
+    /// Returns the error for a worker that ended without an outcome.
     fn lost(&self) -> Error {
         match self.job.channel_end.as_ref().and_then(|channel_end| channel_end.channel.exit_error()) {
             Some(report) => job_error(report),
@@ -183,7 +184,7 @@ impl Reading {
         }
     }
 
-    /// Works on the current frame; true = it was the last.
+    /// Processes the current frame. Returns `true` if it was the last one.
     fn consume(&mut self) -> Result<bool, Error> {
         let frame = match &self.current {
             Current::None => return Ok(false),
@@ -192,7 +193,7 @@ impl Reading {
         };
         let (kind, payload) = split(frame)?;
         if kind != Kind::Rows {
-            // Its texts grow while they are read, and some are copied once more.
+            // The texts of the frame grow while they are decoded, and some are copied once more.
             alloc::ensure(DECODED_COPIES * payload.len());
         }
         match kind {
@@ -241,7 +242,7 @@ impl Reading {
         Ok(false)
     }
 
-    /// Checks `temp_file_limit`: what does not fit in `work_mem` is in a temporary file.
+    /// Checks the rows against `temp_file_limit`: those that do not fit in `work_mem` are in a temporary file.
     fn check_temp_file_limit(&self) -> Result<(), Error> {
         match session::temp_file_limit() {
             Some(limit) if self.bytes > limit.max(session::work_mem()) => Err(Error::TempFileLimit(limit / 1024)),
@@ -249,7 +250,7 @@ impl Reading {
         }
     }
 
-    /// Gives the command tags as the result, when there are no rows.
+    /// Returns the command tags as the result, when there are no rows.
     fn give_tags(&mut self, done: &Done) -> Result<(), Error> {
         self.start(&text_description(b"result"))?;
         let mut rows = Vec::new();
@@ -259,7 +260,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Hands the rows to the caller.
+    /// Passes the rows to the caller.
     fn finish(self) {
         if let Some(reader) = self.reader {
             self.rows.finish(reader.target());
@@ -267,8 +268,8 @@ impl Reading {
         attached_jobs::finish(self.job, ResultFate::Read, self.is_whole);
     }
 
-    /// Puts everything that was read back, so that it can be read again. The rows are in a file of the caller already
-    /// if there are many, and that one goes with the statement: moving them is not to fail at `temp_file_limit`.
+    /// Puts everything that was read back, so that it can be read again. If there are many rows, they are already in a
+    /// file of the caller, which is removed with the statement: moving them must not fail at `temp_file_limit`.
     fn put_back(mut self) {
         let _unlimited = TempFileUnlimited::new();
         match report::attempt(|| self.collect()) {
@@ -276,7 +277,7 @@ impl Reading {
                 self.job.kept = Some(kept);
                 attached_jobs::put_back(self.job);
             }
-            // Only a broken disk: then there is nothing to read again.
+            // Only a broken disk does that: then there is nothing to read again.
             Ok(Err(_)) => attached_jobs::finish(self.job, ResultFate::Read, false),
             Err(error) => {
                 attached_jobs::finish(self.job, ResultFate::Read, false);
@@ -285,7 +286,7 @@ impl Reading {
         }
     }
 
-    /// Collects what was read and not given, in order.
+    /// Collects the frames that were read and not passed on, in order.
     fn collect(&mut self) -> Result<OverflowQueue, Error> {
         let mut all = OverflowQueue::new(session::work_mem());
         if let Some(reader) = self.reader.as_mut().filter(|reader| reader.is_same()) {
@@ -312,7 +313,7 @@ impl Reading {
     }
 }
 
-/// The job's error as the reader gets it: what ended the worker does not end the reader.
+/// Returns the job's error as the reader raises it: an error that ended the worker does not end the reader.
 fn job_error(report: Report) -> Error {
     Error::Job(Box::new(Report { level: report::ERROR, ..report }))
 }

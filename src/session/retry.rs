@@ -1,4 +1,4 @@
-//! Jobs that have ended: launching them again, and deleting what is kept of them.
+//! Jobs that have ended: launches them again, and deletes their rows.
 
 use crate::error::{DbText, Error};
 use crate::ffi::{role, spi, transaction};
@@ -12,8 +12,8 @@ use crate::spec::{BatchSpec, JobSpec};
 use crate::{log, queries, registry};
 use std::collections::HashMap;
 
-/// Launches the jobs of a batch that have failed, were stopped or lost once more, or one such job, in the manner of
-/// their first launch.
+/// Launches the jobs of a batch that failed, were stopped or were lost again, or one such job, with the options of
+/// their first launch. Returns their uuids.
 ///
 /// # Errors
 /// [`Error::NoSuchJob`] (42704), [`Error::OfSuperuser`] (42501), [`Error::NothingToRetry`] and [`Error::NotLogged`]
@@ -25,7 +25,7 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     let current = role::current();
     let is_there = !live_states(uuid, |owner| role::has_rights_of(current, owner)).is_empty();
     if is_there {
-        // What has just been stopped is to be launched, too.
+        // Jobs that have just been stopped are launched again, too: waits for their rows.
         with_watch(uuid, |watch| {
             wait_for_rows(watch, None);
             Ok(())
@@ -39,7 +39,7 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     if own.iter().any(|known| !reaches_superusers(known.owner, known.login)) {
         return Err(Error::OfSuperuser);
     }
-    // What has ended and is written is kept there for a moment only.
+    // A job whose final row is written stays in the registry for a moment only.
     let live: HashMap<[u8; 16], State> =
         live_states(uuid, |_| true).into_iter().filter(|job| !job.is_logged).map(|job| (job.uuid, job.state)).collect();
     let has_ended_badly = |known: &&LoggedJob| {
@@ -78,8 +78,8 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     Ok(rows.iter().map(|row| row.job.uuid).collect())
 }
 
-/// Deletes rows of jobs that ended longer ago than `older_than` microseconds: everybody's for the owner of the
-/// extension, else those of the caller. Gives their number.
+/// Deletes rows of jobs that ended longer ago than `older_than` microseconds: those of all roles for the owner of the
+/// extension, otherwise those of the caller. Returns their number.
 pub fn prune(older_than: i64) -> i64 {
     let current = role::current();
     let owner = spi::select(queries::EXTENSION_OWNER).concat();
@@ -88,7 +88,8 @@ pub fn prune(older_than: i64) -> i64 {
     log::prune(older_than, (!is_all).then_some(current))
 }
 
-/// Deletes the row of a job that has ended and whose owner's rights the caller has. False = it stays.
+/// Deletes the row of a job that has ended and whose owner's rights the caller has. Returns `false` if no row was
+/// deleted.
 pub fn delete(uuid: &[u8; 16]) -> bool {
     let current = role::current();
     log::delete(uuid, |owner| role::has_rights_of(current, owner))

@@ -1,4 +1,4 @@
-//! Starting a background worker for a segment, and waiting until it runs.
+//! Start of a background worker for a segment.
 
 use crate::channel::attached_jobs::ChannelEnd;
 use crate::channel::{attached_jobs, Channel};
@@ -11,17 +11,17 @@ use crate::scheduler::start::{LIBRARY, WORKER_FUNCTION, WORKER_KIND};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Interval at which a launch looks whether a worker that is to leave is gone.
+/// Interval at which a launch checks whether a worker that must exit is gone.
 pub const ROOM_CHECK: Duration = Duration::from_millis(2);
-/// Time that it waits at most for one that takes its time.
+/// Maximum time that a launch waits for such a worker.
 pub const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Takes the segment of a worker that is gone, and makes it ready for another one. Returns `None` if there is none with
-/// such a queue into which so many bytes of payload fit.
+/// such a queue into which a job with this payload fits, both in bytes.
 pub fn take_used_channel(payload: usize, queue_bytes: usize) -> Option<ChannelEnd> {
     let ChannelEnd { channel, receiver, .. } = attached_jobs::take_reusable_channel(queue_bytes)?;
     receiver.close();
-    // A process that ended before it had mapped the segment has left that to whoever comes next.
+    // A process that exited before it had attached to the segment has left the pin to the next one.
     channel.unpin();
     if !channel.fits(payload) {
         channel.close();
@@ -30,26 +30,26 @@ pub fn take_used_channel(payload: usize, queue_bytes: usize) -> Option<ChannelEn
     Some(ChannelEnd::new(channel, channel.renew(queue_bytes), queue_bytes))
 }
 
-/// Registers a worker for the segment and waits until it runs. Returns its process id.
+/// Registers a worker for the segment and waits until it runs. Returns its process id. `registered`: set to the worker.
 ///
 /// # Errors
 /// [`Error::SlotsExhausted`] (53000), [`Error::NotStarted`] (53000)
 pub fn start(channel: &Channel, registered: &Cell<Option<WorkerHandle>>) -> Result<i32, Error> {
     let began = Instant::now();
-    let mut was_hopeless = false;
+    let mut was_exhausted = false;
     let worker = loop {
         if let Some(worker) = register(channel) {
             break worker;
         }
-        // Workers that have nothing to do are in nobody's way.
-        let will_have_room = area::is_made() && area::write(scheduler::free_a_process);
-        let is_hopeless = !will_have_room && !attached_jobs::is_one_ending() && !unregistered::is_one_exiting();
-        // Twice: between the two questions the last one may have gone.
-        if is_hopeless && was_hopeless || began.elapsed() > ROOM_PATIENCE {
+        // Idle workers are evicted for this one.
+        let will_have_process = area::is_made() && area::write(scheduler::free_a_process);
+        let is_exhausted = !will_have_process && !attached_jobs::is_one_ending() && !unregistered::is_one_exiting();
+        // Twice: the last such worker may have gone between the two questions.
+        if is_exhausted && was_exhausted || began.elapsed() > ROOM_PATIENCE {
             return Err(Error::SlotsExhausted);
         }
-        was_hopeless = is_hopeless;
-        if !is_hopeless {
+        was_exhausted = is_exhausted;
+        if !is_exhausted {
             latch::wait(Some(ROOM_CHECK));
         }
     };
@@ -57,7 +57,7 @@ pub fn start(channel: &Channel, registered: &Cell<Option<WorkerHandle>>) -> Resu
     started(channel)
 }
 
-/// Asks the server to start a process that will come for this segment. Returns `None` if it has no slot for one.
+/// Asks the server to start a process that attaches to this segment. Returns `None` if it has no slot for one.
 pub fn register(channel: &Channel) -> Option<WorkerHandle> {
     let registration =
         Registration { function: WORKER_FUNCTION, argument: channel.handle(), words: [0; 3], restart_after: None };
@@ -78,7 +78,7 @@ pub fn started(channel: &Channel) -> Result<i32, Error> {
     let Some(worker) = channel.worker() else { return Err(Error::NotStarted) };
     match worker.wait_for_start() {
         StartupStatus::Started(pid) => Ok(pid),
-        // It may have come and gone in the meantime: then it has left its number, and the reason.
+        // It may have started and exited in the meantime: then it has left its process id, and the reason.
         StartupStatus::Stopped => channel.pid().ok_or(Error::NotStarted),
     }
 }

@@ -1,4 +1,4 @@
-//! Stopping jobs, from any session.
+//! Stop requests from any session.
 
 use crate::error::Error;
 use crate::ffi::{area, role, session, transaction};
@@ -25,21 +25,22 @@ fn has_rights_on(uuid: &[u8; 16]) -> bool {
         || logged_states(uuid, |known| may(known.owner)).is_ok_and(|jobs| !jobs.is_empty())
 }
 
-/// Tells what became of a job that was to be stopped.
+/// Result of the stop request for a job.
 #[derive(Debug, Clone)]
 pub struct Stopped {
     pub uuid: [u8; 16],
+    /// State of the job before the request.
     pub was: Vec<u8>,
-    /// None = its row was deleted meanwhile.
+    /// State of the job after the request, or `None` if its row was deleted meanwhile.
     pub now: Option<Vec<u8>>,
 }
 
-/// Stops a job, or all jobs of a batch: queued ones at once, running ones are cancelled, and their worker ended if
-/// they outlive `grace`.
+/// Stops a job, or all jobs of a batch: queued jobs at once; running jobs are cancelled, and their workers terminated
+/// if they still run after `grace`.
 ///
 /// # Errors
-/// [`Error::NoSuchJob`] (42704), also for those of others; [`Error::OfSuperuser`] (42501); [`Error::StopInRecovery`]
-/// (25006).
+/// [`Error::NoSuchJob`] (42704), also for jobs of other roles; [`Error::OfSuperuser`] (42501);
+/// [`Error::StopInRecovery`] (25006).
 pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
     if transaction::in_recovery() {
         return Err(Error::StopInRecovery);
@@ -49,7 +50,7 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
         .into_iter()
         .filter(|found| may_stop(found.owner, found.login))
         .collect();
-    // What the server knows can be stopped whoever has the log.
+    // Jobs in the registry can be stopped even if another session has locked the log.
     let in_log = if found.is_empty() { in_log? } else { in_log.unwrap_or_default() };
     if found.is_empty() && in_log.is_empty() {
         return Err(match has_rights_on(uuid) {
@@ -57,7 +58,7 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
             false => no_such_job(uuid),
         });
     }
-    // Rights ask the catalogs, which nobody does under the registry's lock.
+    // Rights are read from the catalogs, which must not be done under the registry's lock.
     let is_allowed = |batch| found.iter().any(|found| found.batch == batch);
     let role = session::role_name(role::current()).unwrap_or_default();
     with_watch(uuid, |watch| {
@@ -86,10 +87,10 @@ pub fn stop(uuid: &[u8; 16], grace: Duration) -> Result<Vec<Stopped>, Error> {
     })
 }
 
-/// Waits until none of the jobs runs; ends the workers of those that still do after `grace`.
+/// Waits until none of the jobs runs; terminates the workers of those that still run after `grace`.
 fn wait_for_end(watch: &mut Watch, jobs: &HashSet<[u8; 16]>, grace: Duration) {
     let deadline = Instant::now() + grace;
-    // A worker that was told to end does so at its next safe point; one that has none is not waited for for ever.
+    // A worker that was told to exit does so at its next safe point; the wait for one that has none is limited.
     let mut terminated: Option<Instant> = None;
     loop {
         let running = |job: &LiveState| job.state == State::Running && jobs.contains(&job.uuid);

@@ -1,4 +1,4 @@
-//! Accepting batches: a launch, until its jobs are written down and somebody sees to them.
+//! Submission of batches: a launch, until its rows are inserted or a worker will insert them.
 
 use crate::error::{DbText, Error};
 use crate::ffi::interrupt::CancelHeld;
@@ -17,33 +17,36 @@ use crate::{queries, registry, scheduler};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// Interval at which a session that waits for a first worker tries again to get one: others give processes back without
-/// telling.
+/// Interval at which a session that waits for a first worker tries again to start one: nothing wakes it when others
+/// give processes back.
 const WORKER_CHECK: Duration = Duration::from_millis(50);
 
-/// Time that a launch that is not to wait for workers waits for those that it has started.
+/// Maximum time that a launch whose jobs must not wait for workers waits for those that it has started.
 const START_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Time that a launch that is not to wait for workers gives those that have just ended a job, and interval at which it
-/// looks.
+/// Time that a launch whose jobs must not wait for workers waits for those that have just ended a job, and interval at
+/// which it checks them.
 const SETTLING: Duration = Duration::from_secs(1);
 const SETTLING_CHECK: Duration = Duration::from_millis(1);
 
-/// Copies of a batch in memory while it is accepted: for the queue, for its file, and as that file, which grows.
+/// Number of copies of a batch in memory while it is accepted: for the registry, for its spool file, and as that file,
+/// which grows.
 const ACCEPTED_COPIES: usize = 5;
-/// Bytes that a job takes beside its texts, at most.
+/// Maximum bytes that a job takes beside its texts.
 const JOB_BYTES: usize = 512;
 
-/// Tells when a launch returns.
+/// Time at which a launch returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExecType {
-    /// The launch returns as soon as the jobs are accepted and written down.
+    /// The launch returns as soon as the jobs are accepted and on disk.
     Async,
-    /// The launch returns when all of them have ended.
+    /// The launch returns when all jobs have ended.
     Sync,
 }
 
 impl ExecType {
+    /// Parses the SQL argument.
+    ///
     /// # Errors
     /// [`Error::ExecType`] (22023)
     pub fn parse(text: &[u8]) -> Result<Self, Error> {
@@ -55,11 +58,12 @@ impl ExecType {
     }
 }
 
-/// Accepts a batch; gives its uuid. When this returns, its jobs will run, whatever becomes of the caller's transaction,
-/// and are written down; when it raises, none of them exists. `may_wait`: what finds no worker waits.
+/// Accepts a batch and returns its uuid. When this returns, its jobs will run, whatever happens to the caller's
+/// transaction, and are on disk; when it raises, none of them exists. `may_wait`: jobs that find no worker wait for
+/// one.
 ///
 /// # Errors
-/// 42501, 54000: the caller must not launch. [`Error::InRecovery`] (25006), [`Error::NoWorkers`] and
+/// 42501 or 54000 if the caller must not launch. [`Error::InRecovery`] (25006), [`Error::NoWorkers`] and
 /// [`Error::TooFewWorkers`] (53000), [`Error::QueueFull`] (53400), [`Error::NotCommitted`] (55000).
 pub fn launch_batch(spec: &BatchSpec, may_wait: bool) -> Result<[u8; 16], Error> {
     let uuid = new_uuid();
@@ -79,17 +83,18 @@ pub fn launch_batch(spec: &BatchSpec, may_wait: bool) -> Result<[u8; 16], Error>
     Ok(uuid)
 }
 
-/// Returns a uuid of version 8 (RFC 9562, section 5.8): random, with zeros where its jobs have their numbers.
+/// Returns a uuid of version 8 (RFC 9562, section 5.8): random, with zeros where the uuids of its jobs have their
+/// numbers.
 fn new_uuid() -> [u8; 16] {
     Uuid::new_v8(registry::job_uuid(&random::random_bytes(), 0)).into_bytes()
 }
 
-/// Tells whose jobs they are.
+/// Identity of the jobs of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// The role whose rights they have.
+    /// Role whose rights the jobs have.
     pub owner: u32,
-    /// The role that launched them, and may have done so after SET ROLE.
+    /// Role that launched the jobs, perhaps after SET ROLE.
     pub login: u32,
 }
 
@@ -123,13 +128,13 @@ pub fn submit(
         is_confined: request.is_confined,
         jobs,
     };
-    // A session that waits for slots may be terminated meanwhile: before there is anything to take back.
+    // A session that waits for slots may be terminated meanwhile: so it waits before there is anything to undo.
     let starts = if may_wait { Vec::new() } else { reserve_workers(database, login, jobs.len())? };
     let batch =
         area::write(|memory| registry::add_batch(memory, &new)).inspect_err(|_| release_reservations(&starts))?;
     let spooled = spooled(&new, spec, area::read(|memory| registry::accepted_at(memory, batch)));
     let undo = || {
-        // What a worker has begun goes on, as after an answer that does not arrive.
+        // A batch that a worker has begun goes on, as after an answer that does not arrive.
         if area::write(|memory| registry::discard_unstarted_batch(memory, batch, &uuid)) {
             spool::remove(spooled.head.epoch, database, &spooled.first());
         }
@@ -159,8 +164,8 @@ fn request_as(run_as: Option<Identity>, spec: &BatchSpec) -> Result<(Request, u3
     let current = Identity { owner: role::current(), login: request.login };
     let Identity { owner, .. } = run_as.unwrap_or(current);
     if run_as.is_some_and(|wanted| wanted != current) {
-        // A job has the rights of its owner, whoever launches it again, and what the asking session has set is not the
-        // owner's. Nor is the asking session's login: RESET ROLE leads to it.
+        // A job has the rights of its owner, whichever session launches it again. The settings of the calling session
+        // are not the owner's, nor is its login, to which RESET ROLE leads.
         request = Request { login: owner, role: None, settings: Vec::new(), libraries: None, ..request };
     }
     request.is_confined |= spec.is_confined;
@@ -187,7 +192,7 @@ fn check_acceptable(spec: &BatchSpec, jobs: &[NewJob], may_wait: bool) -> Result
     Ok(())
 }
 
-/// Returns the batch as its file has it. `queued_at`: microseconds as the server counts them.
+/// Returns the batch as its spool file has it. `queued_at`: microseconds of the server's clock.
 fn spooled(new: &NewBatch, spec: &BatchSpec, queued_at: i64) -> Spooled {
     let options = |job: &NewJob| RunOptions {
         sequential: spec.sequential,
@@ -219,19 +224,19 @@ fn spooled(new: &NewBatch, spec: &BatchSpec, queued_at: i64) -> Spooled {
     Spooled { head, jobs: new.jobs.iter().map(job).collect() }
 }
 
-/// Returns whether the extension is there for others, too. One that this transaction has created is not.
+/// Returns whether other transactions can see the extension: not if this one has created it.
 fn is_visible() -> bool {
     let xmin = spi::select(queries::EXTENSION_XMIN).concat();
     let xmin = std::str::from_utf8(&xmin).ok().and_then(|xmin| xmin.parse().ok());
     xmin.is_some_and(|xmin| !transaction::is_own(xmin))
 }
 
-/// Registers the workers that were reserved for these jobs, beside those that there are.
+/// Registers the workers that were reserved for these jobs, in addition to idle ones.
 ///
 /// # Errors
-/// [`Error::TooFewWorkers`] (53000): others were faster, or the server has no processes for them.
+/// [`Error::TooFewWorkers`] (53000): other sessions were faster, or the server has no processes for them.
 fn start(mut starts: Vec<SlotReservation>, database: u32, login: u32, jobs: usize) -> Result<(), Error> {
-    // Those that were idle then may have something to do by now.
+    // Workers that were idle then may have something to do by now.
     let others = jobs - starts.len();
     let more = area::write(|memory| scheduler::reserve(memory, database, login, others));
     starts.extend(more.inspect_err(|_| release_reservations(&starts))?);
@@ -239,12 +244,12 @@ fn start(mut starts: Vec<SlotReservation>, database: u32, login: u32, jobs: usiz
     if count == starts.len() {
         return Ok(());
     }
-    // Those that came find nothing to do, and wait for other jobs.
+    // Workers that have started find nothing to do, and wait for other jobs.
     release_reservations(&starts[count..]);
     Err(Error::TooFewWorkers { wanted: jobs, free: jobs - (starts.len() - count) })
 }
 
-/// Gives up places that were reserved: others may have counted on them.
+/// Releases slots that were reserved, and starts other workers that may have been refused because of them.
 fn release_reservations(starts: &[SlotReservation]) {
     if !starts.is_empty() {
         area::write(|memory| starts.iter().for_each(|start| scheduler::release_reservation(memory, *start)));
@@ -252,23 +257,23 @@ fn release_reservations(starts: &[SlotReservation]) {
     }
 }
 
-/// Opens the batch, and sees to it that somebody attends to it.
-fn await_insert((place, uuid): (BatchPtr, &[u8; 16]), may_wait: bool) -> Result<(), Error> {
-    area::write(|memory| registry::open_batch(memory, place));
+/// Opens the batch, and waits until its jobs are covered by workers.
+fn await_insert((batch, uuid): (BatchPtr, &[u8; 16]), may_wait: bool) -> Result<(), Error> {
+    area::write(|memory| registry::open_batch(memory, batch));
     start::start_workers();
     if !may_wait {
         return await_begin(uuid);
     }
-    // Workers that there are see to the queue; only when there are none at all somebody must wait for one.
-    let attendance = || area::write(|memory| scheduler::coverage(memory, place, uuid));
-    if attendance() == Coverage::Covered {
+    // Workers that exist take jobs from the queue; only if there are none at all, this session must wait for one.
+    let current_coverage = || area::write(|memory| scheduler::coverage(memory, batch, uuid));
+    if current_coverage() == Coverage::Covered {
         return Ok(());
     }
-    // One that makes room takes a moment. It goes because somebody waits for it here.
+    // A worker that yields takes a moment. It exits because a session waits for that here.
     let began = Instant::now();
     with_watch(uuid, |watch| loop {
         let waited = began.elapsed();
-        match attendance() {
+        match current_coverage() {
             Coverage::Covered => return Ok(()),
             Coverage::Uncertain if waited > START_PATIENCE => return Ok(()),
             Coverage::Uncertain | Coverage::Uncovered => {}
@@ -280,11 +285,11 @@ fn await_insert((place, uuid): (BatchPtr, &[u8; 16]), may_wait: bool) -> Result<
 
 /// Reserves workers for jobs that must not wait, or none.
 fn reserve_workers(database: u32, login: u32, jobs: usize) -> Result<Vec<SlotReservation>, Error> {
-    let patience = Instant::now() + SETTLING;
+    let deadline = Instant::now() + SETTLING;
     loop {
         let reserved = area::write(|memory| scheduler::reserve(memory, database, login, jobs));
         if reserved.is_ok()
-            || Instant::now() >= patience
+            || Instant::now() >= deadline
             || !area::write(|memory| scheduler::is_settling(memory, database, login, jobs))
         {
             return reserved;
@@ -293,12 +298,12 @@ fn reserve_workers(database: u32, login: u32, jobs: usize) -> Result<Vec<SlotRes
     }
 }
 
-/// Waits until all jobs of a batch run, for which workers have been started. They will, so a cancel waits as well.
+/// Waits until all jobs of a batch run, for which workers have been started. They will run, so a cancel waits as well.
 fn await_begin(uuid: &[u8; 16]) -> Result<(), Error> {
     let _held = CancelHeld::new();
-    let patience = Instant::now() + START_PATIENCE;
+    let deadline = Instant::now() + START_PATIENCE;
     with_watch(uuid, |watch| {
-        while watch.jobs().iter().any(|job| job.state == State::Queued) && Instant::now() < patience {
+        while watch.jobs().iter().any(|job| job.state == State::Queued) && Instant::now() < deadline {
             start::start_workers();
             watch.wait(Some(WORKER_CHECK));
         }

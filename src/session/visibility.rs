@@ -1,4 +1,4 @@
-//! View of jobs: who sees which, and in which states they are, in the registry and in the log.
+//! Visibility of jobs: rights on them, and their states in the registry and in the log.
 
 use crate::error::Error;
 use crate::ffi::typed_rows::{SqlValue, TypedRows};
@@ -18,23 +18,23 @@ pub fn rights_on(owner: u32) -> bool {
     role::has_rights_of(current, owner) || role::reads_all_stats(current)
 }
 
-/// Returns what the caller may see of the outcome of a job of this owner. A role that only reads statistics sees
-/// neither its rows nor what an error says of them.
+/// Returns the part of a job's outcome that the caller may see. A role that only reads statistics sees neither the rows
+/// nor what an error says about them.
 pub fn visible(owner: u32, state: State, outcome: Outcome) -> Outcome {
     if role::has_rights_of(role::current(), owner) {
         return outcome;
     }
-    // Of a job that was stopped, the extension itself says by whom.
+    // The message of a stopped job is the extension's own: it names the role that stopped the job.
     let message = outcome.message.filter(|_| state == State::Stopped);
     Outcome { result: None, message, detail: None, hint: None, context: None, ..outcome }
 }
 
 thread_local! {
-    /// The batch that the query that runs is about: the views cannot tell their functions.
+    /// Batch that the running query is about: the views cannot pass it to their functions.
     static MONITORED_BATCH: Cell<Option<[u8; 16]>> = const { Cell::new(None) };
 }
 
-/// Tells which batches of the registry are looked at.
+/// Batches of the registry that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchFilter {
     All,
@@ -44,8 +44,8 @@ pub enum BatchFilter {
     Elsewhere,
 }
 
-/// Returns whether the rows of the batch, which is of this database, are in a log that is not there any more, as the
-/// extension was made again.
+/// Returns whether the rows of the batch, which is of this database, are in a log that does not exist any more, because
+/// the extension was created again.
 pub fn has_lost_its_log(batch: &BatchSummary) -> bool {
     batch.recorded.is_some_and(|rows| rows.log != log::log_oid())
 }
@@ -55,9 +55,9 @@ pub fn is_recorded(batch: &BatchSummary) -> bool {
     batch.recorded.is_some_and(|rows| transaction::is_visible(rows.by)) && !has_lost_its_log(batch)
 }
 
-/// The numbers of the batches in the registry that the caller may see and that `among` lets pass.
+/// Returns the numbers of the batches in the registry that the caller may see and that `among` accepts.
 fn batches(uuid: Option<&[u8; 16]>, among: BatchFilter) -> HashSet<u64> {
-    // Catalogs and snapshots are asked before the registry's lock is taken.
+    // Catalogs and snapshots are read before the registry's lock is taken.
     let mut rights: HashMap<u32, bool> = HashMap::new();
     let mut is_wanted = |batch: &BatchSummary| {
         let is_among = match among {
@@ -67,12 +67,12 @@ fn batches(uuid: Option<&[u8; 16]>, among: BatchFilter) -> HashSet<u64> {
         };
         is_among && *rights.entry(batch.owner).or_insert_with(|| rights_on(batch.owner))
     };
-    let headers = area::read(|memory| registry::batch_summaries(memory, uuid));
-    headers.into_iter().filter(|batch| is_wanted(batch)).map(|batch| batch.number).collect()
+    let summaries = area::read(|memory| registry::batch_summaries(memory, uuid));
+    summaries.into_iter().filter(|batch| is_wanted(batch)).map(|batch| batch.number).collect()
 }
 
-/// View that one query has of the registry: each batch as it was when the query first came to one of its jobs, but no
-/// job as running that did not run when the query first looked at all. So never more jobs run than there are workers.
+/// View of the registry for one query: each batch as it was when the query first read one of its jobs, but no job as
+/// running that did not run when the query first read the registry. So there are never more running jobs than workers.
 #[derive(Debug, Default)]
 pub struct RegistryView {
     running: Option<registry::Running>,
@@ -81,12 +81,12 @@ pub struct RegistryView {
 }
 
 impl RegistryView {
-    /// Jobs in the registry that the caller may see.
+    /// Returns the jobs in the registry that the caller may see.
     pub fn jobs(&mut self, among: BatchFilter) -> Vec<JobDetails> {
         self.jobs_of(MONITORED_BATCH.get().as_ref(), among)
     }
 
-    /// `uuid` = only this job, or those of this batch.
+    /// Returns the jobs in the registry that the caller may see. `uuid`: only this job, or the jobs of this batch.
     pub fn jobs_of(&mut self, uuid: Option<&[u8; 16]>, among: BatchFilter) -> Vec<JobDetails> {
         let wanted = batches(uuid, among);
         if wanted.is_empty() {
@@ -102,11 +102,11 @@ impl RegistryView {
         jobs
     }
 
-    /// Returns what a job is doing, if it is in the registry and the caller may see it.
+    /// Returns the status of a job, or `None` if it is not in the registry or the caller may not see it.
     pub fn of(&mut self, uuid: &[u8; 16]) -> Option<&JobStatus> {
         let batch = registry::job_uuid(uuid, 0);
-        let RegistryView { running, batches: seen, .. } = self;
-        let jobs = seen.entry(batch).or_insert_with(|| {
+        let RegistryView { running, batches: known, .. } = self;
+        let jobs = known.entry(batch).or_insert_with(|| {
             let wanted = batches(Some(&batch), BatchFilter::All);
             area::read(|memory| {
                 let running = running.get_or_insert_with(|| registry::running(memory));
@@ -116,19 +116,21 @@ impl RegistryView {
         jobs.get(uuid)
     }
 
-    /// Forgets a batch: it has changed since.
+    /// Forgets a batch that has changed since.
     fn forget(&mut self, uuid: &[u8; 16]) {
         self.batches.remove(&registry::job_uuid(uuid, 0));
     }
 
-    /// Returns what a server that has died since left of a job that it had begun, if the caller may see it.
+    /// Returns the trace of a job that a dead server had started, or `None` if there is none or the caller may not see
+    /// it.
     pub fn trace(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<CrashTrace> {
         let CrashTrace { attempt, end } = self.left.of(epoch, uuid).filter(|trace| rights_on(trace.attempt.owner))?;
         Some(CrashTrace { attempt, end: end.map(|end| seen(attempt.owner, end)) })
     }
 }
 
-/// The states of a job, or of the jobs of a batch, as far as they are in the registry.
+/// Returns the states of a job, or of the jobs of a batch, as far as they are in the registry and `may` accepts their
+/// owner.
 pub fn live_states(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<LiveState> {
     let found = area::read(|memory| registry::find(memory, uuid));
     let allowed: Vec<FoundJobs> = found.into_iter().filter(|found| may(found.owner)).collect();
@@ -138,25 +140,25 @@ pub fn live_states(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<LiveState>
     area::read(|memory| registry::live_states(memory, uuid))
 }
 
-/// Returns what jobs are doing: the process that runs them, and their state; none = its row was deleted meanwhile, or
-/// it is in the log only, which somebody has for himself. `uuid`: of their batch, or of the only one.
+/// Returns the process and the state of each of these jobs. The state is `None` if the row was deleted meanwhile, or if
+/// it is in the log only, which another session has locked. `uuid`: that of the batch, or of the only job.
 pub fn states_of(uuid: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Option<Vec<u8>>)> {
     let live: HashMap<[u8; 16], LiveState> =
-        live_states(uuid, |_| true).into_iter().map(|pulse| (pulse.uuid, pulse)).collect();
-    // What is not there any more is in the log: that is read last.
+        live_states(uuid, |_| true).into_iter().map(|live_state| (live_state.uuid, live_state)).collect();
+    // Jobs that are not in the registry any more are in the log, which is read last.
     let logged: HashMap<[u8; 16], log::LoggedJob> = match jobs.iter().all(|job| live.contains_key(job)) {
         true => HashMap::new(),
         false => log::states(uuid).unwrap_or_default().into_iter().map(|known| (known.uuid, known)).collect(),
     };
     let state = |job| match (live.get(job), logged.get(job)) {
-        (Some(pulse), _) => (pulse.pid, Some(pulse.state.name().into())),
+        (Some(live_state), _) => (live_state.pid, Some(live_state.state.name().into())),
         (None, Some(known)) => (known.pid, Some(known.state.clone())),
         (None, None) => (None, None),
     };
     jobs.iter().map(state).collect()
 }
 
-/// The rows of `pg_background_monitor`: as things are now, whatever the caller's snapshot.
+/// Writes the rows of `pg_background_monitor`: the jobs as they are now, whatever the caller's snapshot.
 ///
 /// # Errors
 /// [`Error::Declaration`] (42P13)
@@ -168,7 +170,7 @@ pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Er
         MONITORED_BATCH.set(before);
         return outcome;
     }
-    // Somebody has the log for himself: what has not ended is known all the same.
+    // Another session has locked the log: jobs that have not ended are known all the same.
     let present = process::now();
     for job in RegistryView::default().jobs_of(uuid, BatchFilter::All) {
         let now = &job.now;
@@ -191,23 +193,23 @@ pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Er
     Ok(())
 }
 
-/// Tells how a job is whose row the snapshot of the query shows as queued.
+/// Status of a job whose row is queued in the snapshot of the query.
 pub enum QueuedRowStatus {
-    /// The job as the server knows it.
+    /// Status of the job in the registry.
     Live(JobStatus),
-    /// The end of the job as the log has it by now.
+    /// End of the job, as the log has it by now.
     Ended(End),
-    /// The server that accepted it has not run it to its end, and does not know it any more.
+    /// The server that accepted the job has not run it to its end, and does not know it any more.
     Lost,
-    /// Its row was deleted since, or is not for the caller to see.
+    /// The row was deleted since, or the caller may not see it.
     Gone,
 }
 
-/// Number of times that a job is looked for that is launched again while it is looked for.
+/// Maximum number of searches for a job that is launched again meanwhile.
 const LOOKS: usize = 10;
 
 impl RegistryView {
-    /// Returns how a job of this server is whose row the snapshot of the query shows as queued.
+    /// Returns the status of a job of this server whose row is queued in the snapshot of the query.
     pub fn status_of_queued_row(&mut self, uuid: &[u8; 16]) -> QueuedRowStatus {
         for _ in 0..LOOKS {
             let live = self.of(uuid).cloned();
@@ -227,12 +229,12 @@ impl RegistryView {
     }
 }
 
-/// Returns whether the outcome of a job, which has ended, is nowhere but in its row.
+/// Returns whether the outcome of a job that has ended is in its row only.
 pub fn is_in_log_only(job: &JobStatus) -> bool {
     job.is_logged && job.outcome.is_none()
 }
 
-/// Returns how a job ended, as far as the log has it by now and the caller may see it.
+/// Returns the end of a job, or `None` if the log does not have it yet or the caller may not see it.
 pub fn end_of(uuid: &[u8; 16]) -> Option<End> {
     match log::row_state(uuid) {
         Some(RowState::Ended { owner, end }) if rights_on(owner) => Some(seen(owner, *end)),
@@ -244,7 +246,7 @@ fn seen(owner: u32, end: End) -> End {
     End { outcome: visible(owner, end.state, end.outcome), ..end }
 }
 
-/// Batches of this database that a server accepted that has died since, as far as the caller may see them.
+/// Returns the batches of this database that a dead server had accepted, as far as the caller may see them.
 pub fn orphaned_batches() -> Vec<Spooled> {
     log::orphaned_batches().into_iter().filter(|batch| rights_on(batch.head.owner)).collect()
 }
@@ -252,7 +254,7 @@ pub fn orphaned_batches() -> Vec<Spooled> {
 /// Jobs and their states.
 type LoggedStates = Vec<([u8; 16], Vec<u8>)>;
 
-/// Jobs of a uuid that are in the log, and their states there, as things are now; those that `may` lets pass.
+/// Returns the jobs of a uuid that are in the log and that `may` accepts, with their current states there.
 ///
 /// # Errors
 /// [`Error::LogLocked`] (55P03)
