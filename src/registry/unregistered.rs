@@ -1,23 +1,23 @@
-//! Workers of attached jobs that have no slot in the registry: they run one job and end, and count against the cap.
+//! Workers of attached jobs that have no slot in the registry: they run one job and exit, and count against the cap.
 //!
-//! Their number is beside the registry, so that a launch that needs no slot needs no lock.
+//! They are counted outside the registry, so that a launch that needs no slot needs no lock.
 
 use crate::ffi::{area, process};
 use std::sync::atomic::Ordering;
 
-/// Number of these workers that live now.
+/// Index of the counter of these workers.
 const COUNT: usize = 0;
-/// The server's time in microseconds when the last of them began to end.
+/// Index of the time at which the last of them began to exit, in microseconds of the server's clock.
 const EXITING_SINCE: usize = 1;
-/// Microseconds that a process takes to end, if nothing unusual holds it up.
+/// Time that a process takes to exit if nothing unusual holds it up, in microseconds.
 const EXIT_GRACE: i64 = 100_000;
 
-/// Counts this worker among those without a slot.
+/// Adds this worker to the count of those without a slot.
 pub fn add() {
     area::counter(COUNT).fetch_add(1, Ordering::AcqRel);
 }
 
-/// Counts this worker no more among those without a slot.
+/// Removes this worker from the count of those without a slot.
 pub fn remove() {
     area::counter(COUNT).fetch_sub(1, Ordering::AcqRel);
 }
@@ -27,12 +27,12 @@ pub fn count() -> usize {
     usize::try_from(area::counter(COUNT).load(Ordering::Acquire)).unwrap_or(0)
 }
 
-/// Notes that a worker without a slot ends now, or has nothing more to do: its process is free in a moment.
+/// Records that a worker without a slot exits, or has nothing more to do: its process will be available in a moment.
 pub fn note_exiting() {
     area::counter(EXITING_SINCE).store(process::now(), Ordering::Release);
 }
 
-/// Returns whether a worker without a slot is ending, or was a moment ago.
+/// Returns whether a worker without a slot is exiting, or was a moment ago.
 pub fn is_one_exiting() -> bool {
     process::now() - area::counter(EXITING_SINCE).load(Ordering::Acquire) < EXIT_GRACE
 }

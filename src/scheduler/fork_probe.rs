@@ -17,7 +17,7 @@ use crate::scheduler::slots::{next_serial, SlotReservation};
 
 /// Time that the postmaster waits before it restarts a worker that died or that it could not fork, in seconds.
 pub const RESTART_AFTER: i32 = 1;
-/// Value in place of a slot's index: the process is a probe.
+/// Value of a slot's index for a process that is a probe.
 pub const PROBE: usize = usize::MAX;
 
 /// Maximum time of a start if nothing is wrong, in microseconds.
