@@ -175,6 +175,9 @@ pub enum Error {
     Uuid(DbText),
     #[error("{0}")]
     Malformed(#[from] Malformed),
+    /// Names what cannot be.
+    #[error("internal error of pg_background_mgr: {0}")]
+    Internal(&'static str),
     /// An error of the job itself, or one that the server raised in the worker.
     #[error("the background job failed")]
     Job(Box<Report>),
@@ -278,7 +281,7 @@ impl Error {
             RoleConnections(_) | DatabaseConnections(_) => b"53300",
             Spill => b"58030",
             TempFileLimit(_) => b"53400",
-            Malformed(_) => b"XX000",
+            Malformed(_) | Internal(_) => b"XX000",
             Job(report) | NoCut(report) => return report.sqlstate,
         })
     }
