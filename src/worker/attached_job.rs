@@ -14,7 +14,7 @@ use crate::worker::session_setup::{assume_identity, located, reload_if_behind, r
 use crate::worker::state::state;
 use crate::worker::{result_sender, signals, simple_query};
 use crate::{guc, scheduler};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 /// Runs another job that a worker has been given.
 pub fn run_assigned(segment: Handle) {
@@ -25,11 +25,10 @@ pub fn run_assigned(segment: Handle) {
     interrupt::clear_cancel();
     signals::set_attached_job(true);
     state().is_reported.set(false);
-    if read_request(channel) {
-        report::send_notices_to(result_sender::notice);
-        remote_dest::send_messages_to(result_sender::message);
-        run(channel, false);
-    }
+    let request_read = read_request(channel);
+    report::send_notices_to(result_sender::notice);
+    remote_dest::send_messages_to(result_sender::message);
+    run(channel, false, request_read);
     signals::set_attached_job(false);
 }
 
@@ -86,17 +85,20 @@ pub fn may_stay() -> bool {
     guc::idle_limit() > 0 && state().login_version.get() != 0 && !interrupt::is_dying() && !discard_all::is_spent()
 }
 
-/// Reads the request of a job, unless it is that of the job before. Returns `false` if it cannot be read.
-pub fn read_request(channel: Channel) -> bool {
+/// Reads the request of a job, unless it is that of the job before.
+///
+/// # Errors
+/// [`Error::Internal`] (XX000) if the segment has none.
+pub fn read_request(channel: Channel) -> Result<(), Error> {
     let is_known = |bytes: &[u8]| !bytes.is_empty() && channel.has_request(bytes);
     if is_known(&state().request.borrow().0) {
-        return true;
+        return Ok(());
     }
-    let Some(bytes) = channel.request() else { return false };
+    let bytes = channel.request().ok_or(Error::Internal("an attached job without a request"))?;
     alloc::ensure(3 * bytes.len()); // its texts grow while they are read
-    let Ok(request) = decode(&bytes) else { return false };
+    let request = decode(&bytes).map_err(|_| Error::Internal("an unreadable request of an attached job"))?;
     state().request.replace((bytes, request));
-    true
+    Ok(())
 }
 
 /// Returns the database and the login role of the last request.
@@ -106,31 +108,16 @@ pub fn requested_login() -> (u32, u32) {
 }
 
 /// Runs the job to its outcome, and delivers it. `is_new`: nothing has run in this process before.
-pub fn run(channel: Channel, is_new: bool) {
+pub fn run(channel: Channel, is_new: bool, request_read: Result<(), Error>) {
     let number = channel.number();
-    let sql = channel.sql().unwrap_or_default();
-    set_job_text(&sql);
-    // A text of the server has no zero inside.
-    let Ok(sql) = CString::new(sql) else { return };
+    let text = read_text(channel);
     // A reader that has gone is no reason not to run the job.
     if let Some(sender) = state().sender.take() {
         result_sender::open(sender, channel);
     }
-    let sql = statement::announce_kept(sql);
-    let outcome = {
-        let (_, request) = &*state().request.borrow();
-        // What it was given it runs.
-        reload_if_behind(request);
-        nesting::begin_job(&request.ancestors);
-        report::catch(|| {
-            if is_new {
-                transaction::start_command();
-                check_connection_limits(request)?;
-                transaction::finish_command();
-            }
-            assume_identity(request)?;
-            simple_query::run(sql, &mut result_sender::AttachedReader, None)
-        })
+    let outcome = match request_read.and(text) {
+        Ok(text) => run_text(statement::announce_kept(text), is_new),
+        Err(error) => Ok(Err(error)),
     };
     refuse_jobs_if_spent();
     send_outcome(outcome);
@@ -138,6 +125,35 @@ pub fn run(channel: Channel, is_new: bool) {
     if is_new && !may_stay() {
         unregistered::note_exiting();
     }
+    deliver_result(channel, number);
+}
+
+/// Reads the job's text, which positions of errors point into from now on.
+fn read_text(channel: Channel) -> Result<CString, Error> {
+    let text = channel.sql().ok_or(Error::Internal("an attached job without a text"))?;
+    set_job_text(&text);
+    CString::new(text).map_err(|_| Error::Internal("a zero byte in the text of an attached job"))
+}
+
+/// Runs the text as the request says. The error inside is the extension's, the one outside any other.
+fn run_text(text: &CStr, is_new: bool) -> Result<Result<Done, Error>, Box<Captured>> {
+    let (_, request) = &*state().request.borrow();
+    // A job that was given to this worker runs, also if the worker cannot follow the configuration any more.
+    reload_if_behind(request);
+    nesting::begin_job(&request.ancestors);
+    report::catch(|| {
+        if is_new {
+            transaction::start_command();
+            check_connection_limits(request)?;
+            transaction::finish_command();
+        }
+        assume_identity(request)?;
+        simple_query::run(text, &mut result_sender::AttachedReader, None)
+    })
+}
+
+/// Delivers what the job has returned, and waits for its reader if there is no room.
+fn deliver_result(channel: Channel, number: u64) {
     if result_sender::deliver_at_once() == Delivery::Blocked {
         channel.set_waiting();
         if channel.is_read() {
@@ -158,7 +174,7 @@ pub fn run(channel: Channel, is_new: bool) {
     }
 }
 
-/// Lets go of what a job leaves in its session for the next one to find: locks, slots, temporary tables.
+/// Releases what a job leaves in its session for the next one to find: locks, slots, temporary tables.
 fn release_session() {
     let _held = CancelHeld::new();
     reset_session();

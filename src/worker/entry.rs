@@ -3,6 +3,7 @@
 use crate::channel::{Channel, Gate};
 use crate::ffi::dsm::Handle;
 use crate::ffi::{area, bgworker, exit_hooks, guc, latch, report, session};
+use crate::protocol::Report;
 use crate::registry::unregistered;
 use crate::scheduler;
 use crate::scheduler::{Arrival, NewWorker};
@@ -87,8 +88,8 @@ pub fn attached_main(segment: Handle) {
     report::watch(result_sender::notice);
     state.sender.replace(Some(channel.sender()));
     signals::install_session_handlers();
-    if !attached_job::read_request(channel) {
-        return;
+    if let Err(error) = attached_job::read_request(channel) {
+        return channel.leave_exit_error(&Report::from(error));
     }
     let (database, login) = attached_job::requested_login();
     session::connect(database, login);
@@ -99,7 +100,7 @@ pub fn attached_main(segment: Handle) {
     // The launcher has noted it by now.
     state.worker.set(channel.worker());
     prepare_session(result_sender::message);
-    attached_job::run(channel, true);
+    attached_job::run(channel, true, Ok(()));
     join_pool(database, login);
     // While the launcher is awake, not when this process has ended.
     attached_job::detach_channel();

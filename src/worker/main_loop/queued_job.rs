@@ -9,7 +9,7 @@ use crate::log::{attempt_file, outcome_file, End, FinalRow};
 use crate::protocol::{decode, sqlstate, to_bytes, Done, Outcome, Report, Request};
 use crate::registry::{BatchPtr, Reason, RunningJob, State};
 use crate::scheduler::{Claim, Finish};
-use crate::worker::next::{exit_if, Exit, Next, CONTINUE, EXIT};
+use crate::worker::next::{exit_if, Exit, Next, CONTINUE};
 use crate::worker::outcome::{failed, is_interrupt, PendingOutcome};
 use crate::worker::pool_worker::PoolWorker;
 use crate::worker::result_collector::ResultCollector;
@@ -38,9 +38,12 @@ enum OutcomeFileState {
 
 /// Records of one attempt of a job in the log and in files, so far.
 struct AttemptLog {
+    /// Batch, and index of the job in it.
+    job: (BatchPtr, u32),
     attempt: Attempt,
     /// Number of attempts of the job up to this one.
     number: u32,
+    max_attempts: u32,
     /// Time at which it began.
     started: i64,
     /// Log that has the job's row; `None` if it has none yet.
@@ -52,7 +55,7 @@ struct AttemptLog {
 
 impl AttemptLog {
     /// Notes that the attempt begins. `is_marked`: a row of the log says so.
-    fn begin(job: &RunningJob, log: Option<u32>, is_marked: bool) -> Self {
+    fn begin(batch: BatchPtr, index: u32, job: &RunningJob, log: Option<u32>, is_marked: bool) -> Self {
         state().pending_outcome.replace(None);
         let attempt = Attempt {
             uuid: job.uuid,
@@ -68,8 +71,10 @@ impl AttemptLog {
         // An attempt before this one may have left one.
         let is_file_possible = !is_marked || job.attempt > 1;
         AttemptLog {
+            job: (batch, index),
             attempt,
             number: job.attempt,
+            max_attempts: job.max_attempts,
             started: job.started,
             log,
             is_row_written: false,
@@ -153,14 +158,20 @@ fn interrupted_outcome(mut failure: Captured, stopping: Option<Option<Vec<u8>>>,
     (state, outcome)
 }
 
-/// Makes the session ready for a job of the queue. Returns its text.
-fn prepare_job(job: &RunningJob, request: &Request) -> Option<&'static CStr> {
+/// Makes the session ready for a job of the queue. Returns its text, and its request.
+///
+/// # Errors
+/// [`Error::Internal`] (XX000) if there is none, which ends the job as any error does.
+fn prepare_job<'a>(job: &RunningJob, request: Option<&'a Request>) -> Result<(&'static CStr, &'a Request), Error> {
     set_job_text(&job.query);
     report::send_notices_to(result_collector::notice);
     remote_dest::send_messages_to(result_collector::message);
     result_collector::reset();
+    let request = request.ok_or(Error::Internal("an unreadable request of a batch"))?;
     nesting::begin_job(&request.ancestors);
-    Some(statement::announce_kept(CString::new(job.query.clone()).ok()?))
+    let text =
+        CString::new(job.query.clone()).map_err(|_| Error::Internal("a zero byte in the text of a queued job"))?;
+    Ok((statement::announce_kept(text), request))
 }
 
 impl PoolWorker {
@@ -176,8 +187,8 @@ impl PoolWorker {
 
     fn run_claim(&mut self, claim: &Claim) -> Next {
         self.reset()?;
-        let Some(request) = self.request_of(claim) else { return EXIT };
-        exit_if(!reload_if_behind(&request))?;
+        let request = self.request_of(claim);
+        exit_if(request.as_deref().is_some_and(|request| !reload_if_behind(request)))?;
         if self.is_limited && !self.is_counted {
             statement::announce_ready(); // what is idle does not count
         }
@@ -193,7 +204,7 @@ impl PoolWorker {
                 continue;
             }
             let began = Instant::now();
-            self.run_job(claim.batch, *job, &request, log.filter(|_| is_marked));
+            self.run_job(claim.batch, *job, request.as_deref(), log.filter(|_| is_marked));
             self.is_short = began.elapsed() < SHORT;
             self.reset()?;
             exit_if(discard_all::is_spent())?;
@@ -201,17 +212,17 @@ impl PoolWorker {
         CONTINUE
     }
 
-    /// Returns the request of the claim's batch.
+    /// Returns the request of the claim's batch; `None` if it cannot be read, and none of the jobs can be run.
     fn request_of(&mut self, claim: &Claim) -> Option<Rc<Request>> {
         if let Some((_, request)) = self.request.as_ref().filter(|(number, _)| *number == claim.number) {
             return Some(Rc::clone(request));
         }
         let bytes = area::read(|memory| registry::request(memory, claim.batch));
         alloc::ensure(3 * bytes.len()); // its texts grow while they are read
+                                        // How long the jobs of one batch take says nothing of those of another.
+        self.is_short = false;
         let request = Rc::new(decode(&bytes).ok()?);
         self.request = Some((claim.number, Rc::clone(&request)));
-        // How long the jobs of one batch take says nothing of those of another.
-        self.is_short = false;
         Some(request)
     }
 
@@ -252,48 +263,43 @@ impl PoolWorker {
     }
 
     /// Runs one attempt of one job, to the row that tells of it. `marked`: in which log a row says that it begins.
-    fn run_job(&mut self, batch: BatchPtr, index: u32, request: &Request, marked: Option<u32>) {
+    fn run_job(&mut self, batch: BatchPtr, index: u32, request: Option<&Request>, marked: Option<u32>) {
         let (job, recorded) =
             area::read(|memory| (RunningJob::read(memory, batch, index), registry::log_location(memory, batch)));
         let log = recorded.map(|rows| rows.log);
         self.is_clean = false;
-        let Some(sql) = prepare_job(&job, request) else { return };
+        let prepared = prepare_job(&job, request);
         let deadline =
             job.timeout.and_then(|limit| Instant::now().checked_add(Duration::from_millis(limit.unsigned_abs())));
         signals::set_deadline(deadline);
-        let mut attempt = AttemptLog::begin(&job, log, log.is_some() && marked == log);
+        let mut attempt = AttemptLog::begin(batch, index, &job, log, log.is_some() && marked == log);
         let outcome = report::catch(|| {
+            let (sql, request) = prepared?;
             assume_identity(request)?;
             let mut collector = ResultCollector { before_commit: |outcome| attempt.before_commit(outcome) };
             simple_query::run(sql, &mut collector, deadline)
         });
         match outcome {
-            Ok(Ok(done)) => self.finish_success(batch, index, &attempt, &done),
-            Ok(Err(error)) => self.finish_failure(batch, index, &job, attempt, Captured::from(Report::from(error))),
-            Err(captured) => self.finish_failure(batch, index, &job, attempt, *captured),
+            Ok(Ok(done)) => self.finish_success(&attempt, &done),
+            Ok(Err(error)) => self.finish_failure(attempt, Captured::from(Report::from(error))),
+            Err(captured) => self.finish_failure(attempt, *captured),
         }
     }
 
-    fn finish_success(&mut self, batch: BatchPtr, index: u32, attempt: &AttemptLog, done: &Done) {
+    fn finish_success(&mut self, attempt: &AttemptLog, done: &Done) {
         let decided = state().pending_outcome.take();
         let outcome = decided.map_or_else(|| result_collector::outcome(&done.tags), |decided| decided.outcome);
         let row = attempt.row(State::Succeeded, Some(process::now()), outcome);
         let is_written = attempt.is_row_written || self.write_final(attempt, &row);
-        self.finish(batch, index, attempt, &row, is_written);
+        self.finish(attempt, &row, is_written);
     }
 
-    fn finish_failure(
-        &mut self,
-        batch: BatchPtr,
-        index: u32,
-        job: &RunningJob,
-        mut attempt: AttemptLog,
-        failure: Captured,
-    ) {
+    fn finish_failure(&mut self, mut attempt: AttemptLog, failure: Captured) {
         let stopping = area::read(|memory| scheduler::stop_request(memory, self.index));
-        let (state, outcome) = interrupted_outcome(failure, stopping, job.attempt);
-        if state == State::Failed && job.attempt < job.max_attempts {
+        let (state, outcome) = interrupted_outcome(failure, stopping, attempt.number);
+        if state == State::Failed && attempt.number < attempt.max_attempts {
             self.write(attempt.log, &attempt.row(State::Queued, None, outcome), false);
+            let (batch, index) = attempt.job;
             area::write(|memory| scheduler::finish_attempt(memory, self.index, batch, index, &Finish::Again));
             attempt_file::set(None);
             return signals::end_job();
@@ -301,7 +307,7 @@ impl PoolWorker {
         let row = attempt.row(state, Some(process::now()), outcome);
         let is_written = self.write_final(&attempt, &row);
         attempt.was_rolled_back();
-        self.finish(batch, index, &attempt, &row, is_written);
+        self.finish(&attempt, &row, is_written);
     }
 
     /// Writes the final row of a job that has not done so itself. Returns whether it is there.
@@ -325,11 +331,12 @@ impl PoolWorker {
     }
 
     /// Shows everybody how the job ended.
-    fn finish(&self, batch: BatchPtr, index: u32, attempt: &AttemptLog, row: &FinalRow, is_written: bool) {
+    fn finish(&self, attempt: &AttemptLog, row: &FinalRow, is_written: bool) {
         attempt.settle(self.database, row, is_written);
         let bytes = to_bytes(&row.end.outcome);
         let job_state = row.end.state;
         let finish = if is_written { Finish::Logged(job_state, &bytes) } else { Finish::Unlogged(job_state, &bytes) };
+        let (batch, index) = attempt.job;
         area::write(|memory| scheduler::finish_attempt(memory, self.index, batch, index, &finish));
         attempt_file::set(None);
         state().pending_outcome.replace(None);
