@@ -52,7 +52,7 @@ impl Function {
 }
 
 /// The members of the extension in a catalog, by its name.
-fn members(catalog: &str) -> String {
+pub fn members(catalog: &str) -> String {
     format!(
         "pg_depend d join {catalog} m on d.classid = '{catalog}'::regclass and d.objid = m.oid \
          and d.deptype = 'e' and d.refclassid = 'pg_extension'::regclass \

@@ -17,15 +17,15 @@ struct Block {
 }
 
 /// Something between lines of three backticks.
-struct Fence<'a> {
+pub struct Fence<'a> {
     /// Line of the file that it begins in.
     line: usize,
     /// Its mark, such as `sql`.
     kind: &'a str,
-    body: String,
+    pub body: String,
 }
 
-fn fences(page: &str) -> Vec<Fence<'_>> {
+pub fn fences(page: &str) -> Vec<Fence<'_>> {
     let mut fences = Vec::new();
     let mut lines = page.lines().zip(1..);
     while let Some((opening, line)) = lines.next() {
@@ -106,7 +106,7 @@ fn complaints_about(page: &str, blocks: &[Block], db: &Db) -> Vec<String> {
     complaints
 }
 
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 

@@ -8,4 +8,5 @@ pub mod documentation;
 pub mod harness;
 pub mod idle_worker;
 pub mod job_stage;
+pub mod reference;
 pub mod rng;
