@@ -1,6 +1,5 @@
 //! Every error that the extension itself raises, with its SQLSTATE, detail and hint.
 
-use crate::ffi::report::ERROR;
 use crate::protocol::{sqlstate, Malformed, Report, MAX_NESTING, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
 use crate::sql_split::MAX_PIECES;
 
@@ -421,21 +420,18 @@ impl Error {
             .into(),
         )
     }
-}
 
-impl From<Error> for Report {
-    #[track_caller]
-    fn from(error: Error) -> Self {
-        let place = std::panic::Location::caller();
+    /// Returns what the server is told: a report at this level that was made at this place.
+    pub fn into_report(self, level: i32, place: &std::panic::Location) -> Report {
         let file = place.file().rsplit('/').next().unwrap_or_default();
-        let (sqlstate, detail, hint) = (error.sqlstate(), error.detail(), error.hint());
-        if let Error::Job(report) | Error::NoCut(report) = error {
+        let (sqlstate, detail, hint) = (self.sqlstate(), self.detail(), self.hint());
+        if let Error::Job(report) | Error::NoCut(report) = self {
             return *report;
         }
         Report {
-            level: ERROR,
+            level,
             sqlstate,
-            message: bytes(error.to_string()),
+            message: bytes(self.to_string()),
             detail: detail.map(bytes),
             hint: hint.map(bytes),
             file: Some(file.as_bytes().to_vec()),

@@ -1,7 +1,8 @@
 //! `pg_background_grant`, `pg_background_revoke`.
 
+use crate::api::function::sql_function;
 use crate::error::{DbText, Error};
-use crate::ffi::fmgr::{sql_function, Call, Value};
+use crate::ffi::fmgr::{Call, Value};
 use crate::ffi::{role, spi};
 use crate::queries::{self, privileges};
 

@@ -1,7 +1,8 @@
 //! `pg_background_launch`, `pg_background_result`, `pg_background_detach`.
 
+use crate::api::function::sql_function;
 use crate::error::Error;
-use crate::ffi::fmgr::{sql_function, Call, Value};
+use crate::ffi::fmgr::{Call, Value};
 use crate::session;
 
 /// `pg_background_launch(sql text, queue_size int4) RETURNS int4`

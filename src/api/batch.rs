@@ -1,8 +1,10 @@
 //! `pg_background_launch_num`, `_monitor`, `_stop`, `_retry`, `_report_progress`, `_prune`.
 
+use crate::api::function::sql_function;
 use crate::error::{DbText, Error};
-use crate::ffi::fmgr::{sql_function, Call, Value};
-use crate::ffi::typed_rows::{SqlValue, TypedRows};
+use crate::ffi::datum::SqlValue;
+use crate::ffi::fmgr::{Call, Value};
+use crate::ffi::set_returning::TypedRows;
 use crate::session;
 use crate::session::{ExecType, Following};
 use crate::spec::BatchSpec;

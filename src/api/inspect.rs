@@ -2,10 +2,11 @@
 //! when it is made or refreshed, `pg_background_log_rows`; and what happens to a row that is deleted from
 //! `log_background`, `pg_background_delete_job` and `_has_triggers_of_others`.
 
+use crate::api::function::sql_function;
 use crate::error::Error;
-use crate::ffi::fmgr::{sql_function, Call, Value};
+use crate::ffi::datum::SqlValue;
+use crate::ffi::fmgr::{Call, Value};
 use crate::ffi::session::{database, database_name};
-use crate::ffi::typed_rows::SqlValue;
 use crate::ffi::{area, internal_sql, transaction};
 use crate::log::attempt_file::Attempt;
 use crate::log::outcome_file::CrashTrace;

@@ -3,5 +3,6 @@
 mod admin;
 mod attached;
 mod batch;
+pub mod function;
 mod inspect;
 mod update;

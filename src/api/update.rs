@@ -1,7 +1,8 @@
 //! Functions for the scripts that make and update the extension, with the rights of the role that runs them.
 
+use crate::api::function::sql_function;
 use crate::error::Error;
-use crate::ffi::fmgr::{sql_function, Call, Value};
+use crate::ffi::fmgr::{Call, Value};
 use crate::ffi::{session, spi};
 use crate::queries::privileges;
 

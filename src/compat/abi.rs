@@ -29,12 +29,12 @@ macro_rules! signal_handler {
     (fn $name:ident() $body:block) => {
         #[cfg(feature = "__ge18")]
         unsafe extern "C-unwind" fn $name(_signal: std::ffi::c_int) {
-            let _errno = $crate::compat::Errno::keep();
+            let _errno = $crate::compat::abi::Errno::keep();
             $body
         }
         #[cfg(not(feature = "__ge18"))]
         unsafe extern "C" fn $name(_signal: std::ffi::c_int) {
-            let _errno = $crate::compat::Errno::keep();
+            let _errno = $crate::compat::abi::Errno::keep();
             $body
         }
     };

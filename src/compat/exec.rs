@@ -264,7 +264,7 @@ callback! {
         unsafe {
             look_at(query);
             if let (_, Some(previous)) = LOOK.get() {
-                crate::ffi::pg_guard_ffi_boundary(|| previous(state, query));
+                pg_sys::ffi::pg_guard_ffi_boundary(|| previous(state, query));
             }
         }
     }
@@ -277,7 +277,7 @@ callback! {
         unsafe {
             look_at(query);
             if let (_, Some(previous)) = LOOK.get() {
-                crate::ffi::pg_guard_ffi_boundary(|| previous(state, query, jumble));
+                pg_sys::ffi::pg_guard_ffi_boundary(|| previous(state, query, jumble));
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Every function here has the newest server's shape. A `cfg` asks for "this server or newer" (`__geNN`), so a server
 //! that is given up takes its branch with it.
 
-mod abi;
+pub mod abi;
 pub mod area;
 pub mod exec;
 pub mod guc;

@@ -117,7 +117,7 @@ pub fn log_line(text: &[u8]) {
     text.push(0);
     let level = pg_sys::LOG as c_int;
     // SAFETY: texts are C strings; reporting at LOG returns. The guard's closure holds nothing.
-    unsafe { crate::ffi::pg_guard_ffi_boundary(|| report_line(level, text.as_ptr().cast())) };
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| report_line(level, text.as_ptr().cast())) };
 }
 
 extern "C-unwind" {

@@ -1,37 +1,15 @@
-//! SQL-callable functions (fmgr.h, version 1 calling convention; funcapi.h, materialize mode).
+//! Calls of SQL-callable functions: arguments, value, errors (fmgr.h, version 1 calling convention).
 
 use crate::compat::tuple_desc_attr;
 use crate::error::Error;
-use crate::ffi::memory::MemoryContextGuard;
+use crate::ffi::datum::text_bytes;
 use crate::ffi::report::{Log, Raised};
+use crate::ffi::set_returning::{Rows, TypedRows};
 use crate::ffi::tuple::{Output, TupleDesc};
-use crate::ffi::typed_rows::TypedRows;
 use crate::ffi::{alloc, report};
 use crate::protocol::Report;
 use pgrx::pg_sys;
-use std::ffi::{c_char, c_int, CStr};
-
-/// Defines the symbols that `CREATE FUNCTION … LANGUAGE c` looks for. `$body` is a
-/// `fn(&Call) -> Result<Value, Error>`.
-macro_rules! sql_function {
-    ($name:ident, $finfo:ident, $body:path) => {
-        #[doc(hidden)]
-        #[no_mangle]
-        pub extern "C" fn $finfo() -> &'static pgrx::pg_sys::Pg_finfo_record {
-            static INFO: pgrx::pg_sys::Pg_finfo_record = pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
-            &INFO
-        }
-        #[doc(hidden)]
-        #[no_mangle]
-        pub extern "C-unwind" fn $name(fcinfo: pgrx::pg_sys::FunctionCallInfo) -> pgrx::pg_sys::Datum {
-            $crate::ffi::fmgr::call(fcinfo, |call| {
-                $crate::guc::check()?;
-                $body(call)
-            })
-        }
-    };
-}
-pub(crate) use sql_function;
+use std::ffi::{c_char, CStr};
 
 /// The value that a function returns.
 pub enum Value {
@@ -223,79 +201,7 @@ impl Call {
     /// # Errors
     /// [`Error::SetNotAccepted`] (0A000) if the caller cannot take one.
     pub fn rows(&self) -> Result<Rows, Error> {
-        // SAFETY: resultinfo is null or a node; its tag tells whether it is a ReturnSetInfo.
-        unsafe {
-            let info = (*self.0).resultinfo.cast::<pg_sys::ReturnSetInfo>();
-            if info.is_null()
-                || (*info).type_ != pg_sys::NodeTag::T_ReturnSetInfo
-                || (*info).allowedModes & pg_sys::SetFunctionReturnMode::SFRM_Materialize as c_int == 0
-            {
-                return Err(Error::SetNotAccepted);
-            }
-            Ok(Rows { info, store: std::ptr::null_mut() })
-        }
-    }
-}
-
-/// # Safety
-/// `datum` is a `text`.
-pub(super) unsafe fn text_bytes(datum: pg_sys::Datum) -> Vec<u8> {
-    // SAFETY: by contract; the copy is detoasted, whatever its header was.
-    unsafe {
-        let text = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
-        let start = pgrx::varlena::vardata_any(text).cast::<u8>();
-        alloc::copy(std::slice::from_raw_parts(start, pgrx::varlena::varsize_any_exhdr(text)))
-    }
-}
-
-/// The rows that a set-returning call gives back.
-pub struct Rows {
-    info: *mut pg_sys::ReturnSetInfo,
-    store: *mut pg_sys::Tuplestorestate,
-}
-
-impl Rows {
-    fn query_lifetime(&self) -> MemoryContextGuard {
-        // SAFETY: the executor's context of the calling expression is valid for the call.
-        MemoryContextGuard::to(unsafe { (*(*self.info).econtext).ecxt_per_query_memory })
-    }
-
-    /// The columns that the caller listed; none in a select list.
-    pub fn expected(&self) -> Option<TupleDesc> {
-        // SAFETY: set by the executor, valid for the call.
-        let desc = unsafe { (*self.info).expectedDesc };
-        // SAFETY: as above.
-        (!desc.is_null()).then(|| unsafe { TupleDesc::from_raw(desc) })
-    }
-
-    /// Runs `build` in memory that lives as long as the query, for what is handed to the executor.
-    pub fn for_query<T>(&self, build: impl FnOnce() -> T) -> T {
-        let _switch = self.query_lifetime();
-        build()
-    }
-
-    /// The tuplestore that takes the rows: bounded by `work_mem`, then a file.
-    pub fn store(&mut self) -> *mut pg_sys::Tuplestorestate {
-        if self.store.is_null() {
-            let _switch = self.query_lifetime();
-            // SAFETY: the store belongs to the query, as its memory does.
-            self.store = unsafe {
-                let random =
-                    (*self.info).allowedModes & pg_sys::SetFunctionReturnMode::SFRM_Materialize_Random as c_int;
-                pg_sys::tuplestore_begin_heap(random != 0, false, pg_sys::work_mem)
-            };
-        }
-        self.store
-    }
-
-    /// Hands the rows to the executor.
-    pub fn finish(mut self, desc: TupleDesc) {
-        let store = self.store();
-        // SAFETY: the executor reads these when the call returns; both live as long as the query.
-        unsafe {
-            (*self.info).returnMode = pg_sys::SetFunctionReturnMode::SFRM_Materialize;
-            (*self.info).setResult = store;
-            (*self.info).setDesc = desc.as_raw();
-        }
+        // SAFETY: the server passes a valid call: resultinfo is null or a node.
+        unsafe { Rows::of_call((*self.0).resultinfo) }.ok_or(Error::SetNotAccepted)
     }
 }

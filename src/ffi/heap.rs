@@ -8,11 +8,10 @@
 
 use crate::compat::exec::list_of_oids;
 use crate::compat::{oid_to_u32, tuple_desc_attr};
-use crate::ffi::fmgr::text_bytes;
+use crate::ffi::datum::{text_bytes, SqlValue};
 use crate::ffi::internal_sql::FIRST_NORMAL_OID;
 use crate::ffi::memory::Context;
 use crate::ffi::tuple::Output;
-use crate::ffi::typed_rows::SqlValue;
 use pgrx::pg_sys;
 use std::ffi::CString;
 

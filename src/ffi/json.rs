@@ -67,7 +67,7 @@ impl JsonRows {
                 let record = pg_sys::heap_copy_tuple_as_datum(tuple, columns);
                 let function = pg_sys::Oid::from(ROW_TO_JSON);
                 let json = pg_sys::OidFunctionCall1Coll(function, pg_sys::Oid::INVALID, record);
-                (raw_datum_size(json) <= limit + size_of::<u32>()).then(|| crate::ffi::fmgr::text_bytes(json))
+                (raw_datum_size(json) <= limit + size_of::<u32>()).then(|| crate::ffi::datum::text_bytes(json))
             }
         };
         self.memory.reset();

@@ -21,6 +21,7 @@
 pub mod alloc;
 pub mod area;
 pub mod bgworker;
+pub mod datum;
 pub mod discard_all;
 pub mod dsa_ref;
 pub mod dsm;
@@ -50,13 +51,13 @@ pub mod row_reader;
 mod row_type;
 pub mod row_writer;
 pub mod session;
+pub mod set_returning;
 pub mod shm_mq;
 pub mod spi;
 pub mod statement;
 pub mod temp_file;
 pub mod transaction;
 pub mod tuple;
-pub mod typed_rows;
 pub mod wait_graph;
 
 /// `#[pg_guard]` on foreign functions expands to this path.

@@ -86,6 +86,13 @@ impl From<Report> for Captured {
     }
 }
 
+impl From<Error> for Report {
+    #[track_caller]
+    fn from(error: Error) -> Self {
+        error.into_report(ERROR, std::panic::Location::caller())
+    }
+}
+
 /// Copies of a report in memory until it is sent or logged, at most: it is copied, located, and written into a text
 /// that grows.
 const REPORT_COPIES: usize = 6;

@@ -1,7 +1,7 @@
 //! SQL that the extension itself runs (spi.c).
 
+use crate::ffi::datum::SqlValue;
 use crate::ffi::memory::copy_c_string;
-use crate::ffi::typed_rows::SqlValue;
 use pgrx::pg_sys;
 use std::ffi::CString;
 

@@ -1,7 +1,7 @@
 //! State of jobs as the log has it, as things are now.
 
 use crate::error::Error;
-use crate::ffi::typed_rows::SqlValue;
+use crate::ffi::datum::SqlValue;
 use crate::ffi::{area, lock, role, session, transaction};
 use crate::log::accepted::AcceptedJob;
 use crate::log::access::{locate, log_oid, qualified_name, relations, require_log};

@@ -1,9 +1,9 @@
 //! Rows of the log: their columns, and every way in which they are written.
 
 use crate::error::Error;
+use crate::ffi::datum::SqlValue;
 use crate::ffi::heap::{Access, Heap, Row, Unfit};
 use crate::ffi::report::Log as LogHere;
-use crate::ffi::typed_rows::SqlValue;
 use crate::ffi::{alloc, area, heap, report, session};
 use crate::log::accepted::{AcceptedBatch, NewRow};
 use crate::log::attempt_file::Attempt;

@@ -1,8 +1,9 @@
 //! Arguments and rows of SQL-callable functions.
 
+use crate::api::function::sql_function;
 use crate::error::Error;
-use crate::ffi::fmgr::{sql_function, Call, Value};
-use crate::ffi::typed_rows::SqlValue;
+use crate::ffi::datum::SqlValue;
+use crate::ffi::fmgr::{Call, Value};
 
 /// Gives its arguments back.
 fn echo(call: &Call) -> Result<Value, Error> {

@@ -1,7 +1,8 @@
 //! Visibility of jobs: rights on them, and their states in the registry and in the log.
 
 use crate::error::Error;
-use crate::ffi::typed_rows::{SqlValue, TypedRows};
+use crate::ffi::datum::SqlValue;
+use crate::ffi::set_returning::TypedRows;
 use crate::ffi::{area, process, report, role, session, transaction};
 use crate::log::outcome_file::CrashTrace;
 use crate::log::spool::Spooled;
