@@ -1,156 +1,24 @@
-//! Memory of Rust's own allocator, which ends the process when there is no more: the server then restarts all others.
-//!
-//! Memory whose size or number a user decides is asked for here, and raises 53200 as the server's own does. Small
-//! pieces that meet an exhausted process come out of a reserve, so that there is enough to raise the error with. The
-//! server copies errors on their way through Rust, and cannot raise another one then (pgrx, `pg_guard_ffi_boundary`):
-//! for that there is spare memory, which is given back when an error is raised and there is no more.
+//! Memory whose size or number a user decides: asking for it raises 53200 where there is none, as in the server.
 
 use crate::error::Error;
-use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
-use crate::ffi::report;
-use crate::ffi::report::Log;
+pub use crate::ffi::allocator::has;
+use crate::ffi::allocator::{is_short, SPARE_BYTES};
+use crate::ffi::raise;
+use crate::ffi::raise::Log;
 use crate::protocol::Report;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::UnsafeCell;
-use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::ffi::{c_char, CStr};
 
-/// The reserve lies in the library's zeroed data: it takes no memory before it is used.
-const RESERVE_BYTES: usize = 1024 * 1024;
-/// Larger pieces do not come out of the reserve.
-const LARGEST_BYTES: usize = 128 * 1024;
-const ALIGNMENT: usize = 16;
 /// Less than this is not worth a question; the reserve has it.
 const SMALL_BYTES: usize = 64 * 1024;
 
-#[repr(align(16))]
-struct Reserve(UnsafeCell<[MaybeUninit<u8>; RESERVE_BYTES]>);
-
-// SAFETY: who uses which of its bytes is agreed on through `USED`.
-unsafe impl Sync for Reserve {}
-
-static RESERVE: Reserve = Reserve(UnsafeCell::new([MaybeUninit::uninit(); RESERVE_BYTES]));
-/// Bytes that have been given, and in the upper half how many pieces are in use; with the last one all bytes are free
-/// again.
-static USED: AtomicU64 = AtomicU64::new(0);
-/// The reserve has been needed since it was last asked for.
-static WAS_NEEDED: AtomicBool = AtomicBool::new(false);
-const PIECE: u64 = 1 << 32;
-
-/// The system's allocator with the reserve behind it.
-struct Allocator;
-
-#[global_allocator]
-static ALLOCATOR: Allocator = Allocator;
-
-fn start() -> *mut u8 {
-    RESERVE.0.get().cast()
-}
-
-fn is_reserved(piece: *mut u8) -> bool {
-    (start().addr()..start().addr() + RESERVE_BYTES).contains(&piece.addr())
-}
-
-/// Takes a piece of the reserve; null = it is too large, or the reserve is used up.
-#[cold]
-fn take(layout: Layout) -> *mut u8 {
-    if layout.size() > LARGEST_BYTES || layout.align() > ALIGNMENT {
-        return std::ptr::null_mut();
-    }
-    WAS_NEEDED.store(true, Ordering::Relaxed);
-    let size = layout.size().next_multiple_of(ALIGNMENT) as u64;
-    let taken = USED.fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
-        (used % PIECE + size <= RESERVE_BYTES as u64).then_some(used + PIECE + size)
-    });
-    // `wrapping_add` needs no proof; the bytes are within the reserve.
-    taken.map_or(std::ptr::null_mut(), |used| start().wrapping_add((used % PIECE) as usize))
-}
-
-#[cold]
-fn put_back() {
-    let _ = USED.fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
-        let left = used - PIECE;
-        Some(if left < PIECE { 0 } else { left })
-    });
-}
-
-// SAFETY: the system's allocator keeps the contract, and so does the reserve: a piece of it is aligned, large enough,
-// and nobody else's until all are given back. Nothing here unwinds or allocates.
-unsafe impl GlobalAlloc for Allocator {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: by contract.
-        let piece = unsafe { System.alloc(layout) };
-        if piece.is_null() {
-            take(layout)
-        } else {
-            piece
-        }
-    }
-
-    unsafe fn dealloc(&self, piece: *mut u8, layout: Layout) {
-        if is_reserved(piece) {
-            put_back();
-        } else {
-            // SAFETY: by contract; it is the system's.
-            unsafe { System.dealloc(piece, layout) };
-        }
-    }
-
-    unsafe fn realloc(&self, piece: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        let is_reserved = is_reserved(piece);
-        if !is_reserved {
-            // SAFETY: by contract; it is the system's.
-            let moved = unsafe { System.realloc(piece, layout, size) };
-            if !moved.is_null() {
-                return moved;
-            }
-        }
-        // SAFETY: by contract the size is valid with this alignment; the pieces do not overlap.
-        unsafe {
-            let wanted = Layout::from_size_align_unchecked(size, layout.align());
-            let moved = if is_reserved { self.alloc(wanted) } else { take(wanted) };
-            if !moved.is_null() {
-                moved.copy_from_nonoverlapping(piece, layout.size().min(size));
-                self.dealloc(piece, layout);
-            }
-            moved
-        }
-    }
-}
-
-thread_local! {
-    /// Never written to: it takes no memory but that which the process may have.
-    static SPARE: ProcessCell<Vec<u8>> = const { process_cell(Vec::new()) };
-}
-
-/// More than the reserve gives, so that it is the system's.
-pub const SPARE_BYTES: usize = 2 * LARGEST_BYTES;
-
-/// Returns whether there is so much that an error can be copied.
-fn is_enough() -> bool {
-    has(SPARE_BYTES)
-}
-
-/// Takes spare memory, if this process has none. False = there is no memory.
-pub fn keep_spare() -> bool {
-    SPARE.with_borrow_mut(|spare| spare.capacity() > 0 || spare.try_reserve_exact(SPARE_BYTES).is_ok())
-}
-
-/// Gives the spare memory back, if there is no other: what is asked for next is there.
-pub(super) fn give_spare_back() {
-    if !is_enough() {
-        SPARE.set(Vec::new());
-    }
-}
-
-fn raise(bytes: usize) {
-    report::emit(&Report::from(Error::OutOfMemory(bytes)), Log::Here);
+fn raise_out_of_memory(bytes: usize) {
+    raise::emit(&Report::from(Error::OutOfMemory(bytes)), Log::Here);
 }
 
 /// Makes room for more elements, or raises 53200.
 pub fn reserve<T>(vector: &mut Vec<T>, more: usize) {
     if vector.try_reserve(more).is_err() {
-        raise(more.saturating_mul(size_of::<T>()));
+        raise_out_of_memory(more.saturating_mul(size_of::<T>()));
     }
 }
 
@@ -158,7 +26,7 @@ pub fn reserve<T>(vector: &mut Vec<T>, more: usize) {
 pub fn copy(bytes: &[u8]) -> Vec<u8> {
     let mut copy = Vec::new();
     if copy.try_reserve_exact(bytes.len()).is_err() {
-        raise(bytes.len());
+        raise_out_of_memory(bytes.len());
     }
     copy.extend_from_slice(bytes);
     copy
@@ -168,31 +36,32 @@ pub fn copy(bytes: &[u8]) -> Vec<u8> {
 pub fn zeroed(length: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     if bytes.try_reserve_exact(length).is_err() {
-        raise(length);
+        raise_out_of_memory(length);
     }
     bytes.resize(length, 0);
     bytes
-}
-
-/// Returns whether this process can get that many bytes: before work that must not stop in the middle.
-pub fn has(bytes: usize) -> bool {
-    Vec::<u8>::new().try_reserve_exact(bytes).is_ok()
 }
 
 /// Raises 53200 unless this process can get that many bytes: before work of a library that cannot fail in another way.
 /// For little there is the reserve. This process has one thread, so what is there now is there for that work.
 pub fn ensure(bytes: usize) {
     if bytes >= SMALL_BYTES && !has(bytes) {
-        raise(bytes);
+        raise_out_of_memory(bytes);
     }
 }
 
 /// Raises 53200 if the reserve had to be used and memory is still short: where much that is small is made one by one.
 pub fn check() {
-    if WAS_NEEDED.load(Ordering::Relaxed) {
-        if !is_enough() {
-            raise(SPARE_BYTES);
-        }
-        WAS_NEEDED.store(false, Ordering::Relaxed);
+    if is_short() {
+        raise_out_of_memory(SPARE_BYTES);
     }
+}
+
+/// Copies a C string of the server, if there is one; raises 53200 if there is no memory for it.
+///
+/// # Safety
+/// `text` is null or a valid C string.
+pub(super) unsafe fn copy_c_string(text: *const c_char) -> Option<Vec<u8>> {
+    // SAFETY: by contract.
+    (!text.is_null()).then(|| copy(unsafe { CStr::from_ptr(text) }.to_bytes()))
 }

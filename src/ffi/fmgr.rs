@@ -3,10 +3,10 @@
 use crate::compat::tuple_desc_attr;
 use crate::error::Error;
 use crate::ffi::datum::text_bytes;
-use crate::ffi::report::{Log, Raised};
+use crate::ffi::raise::{Log, Raised};
 use crate::ffi::set_returning::{Rows, TypedRows};
 use crate::ffi::tuple::{Output, TupleDesc};
-use crate::ffi::{alloc, report};
+use crate::ffi::{alloc, allocator, report};
 use crate::protocol::Report;
 use pgrx::pg_sys;
 use std::ffi::{c_char, CStr};
@@ -32,7 +32,7 @@ enum Outcome {
 /// Runs the body of a SQL-callable function: the frame where errors leave Rust.
 pub fn call(fcinfo: pg_sys::FunctionCallInfo, body: fn(&Call) -> Result<Value, Error>) -> pg_sys::Datum {
     let run = || {
-        if !alloc::keep_spare() {
+        if !allocator::keep_spare() {
             return Outcome::Raise(Raised::out_of_memory());
         }
         match report::catch_call(|| body(&Call(fcinfo))) {
@@ -138,7 +138,7 @@ impl Call {
     /// A `name` argument; none = NULL.
     pub fn name(&self, index: usize) -> Option<Vec<u8>> {
         // SAFETY: the SQL declaration makes the argument a name: zero-terminated within NAMEDATALEN bytes.
-        self.argument(index).and_then(|datum| unsafe { crate::ffi::memory::copy_c_string(datum.cast_mut_ptr()) })
+        self.argument(index).and_then(|datum| unsafe { crate::ffi::alloc::copy_c_string(datum.cast_mut_ptr()) })
     }
 
     /// Returns the row that is deleted from a relation of the extension, and the value of this `uuid` column of it.

@@ -156,7 +156,7 @@ pub fn is_of_client(setting: &Setting) -> bool {
 pub fn value(name: &[u8]) -> Option<Vec<u8>> {
     let name = CString::new(name).ok()?;
     // SAFETY: a C string; what comes back is null or one, which is copied.
-    unsafe { crate::ffi::memory::copy_c_string(pg_sys::GetConfigOption(name.as_ptr(), true, false)) }
+    unsafe { crate::ffi::alloc::copy_c_string(pg_sys::GetConfigOption(name.as_ptr(), true, false)) }
 }
 
 /// `SET ROLE`: checked against the rights of the session's user, now.

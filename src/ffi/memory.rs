@@ -164,12 +164,3 @@ pub(super) fn c_string(bytes: &[u8]) -> *mut std::ffi::c_char {
         copy.cast()
     }
 }
-
-/// Copies a C string of the server, if there is one; raises 53200 if there is no memory for it.
-///
-/// # Safety
-/// `text` is null or a valid C string.
-pub(super) unsafe fn copy_c_string(text: *const std::ffi::c_char) -> Option<Vec<u8>> {
-    // SAFETY: by contract.
-    (!text.is_null()).then(|| crate::ffi::alloc::copy(unsafe { CStr::from_ptr(text) }.to_bytes()))
-}

@@ -19,6 +19,7 @@
 //! | [`temp_file::File`] | the process | closes the file, unless unwinding |
 
 pub mod alloc;
+mod allocator;
 pub mod area;
 pub mod bgworker;
 pub mod datum;
@@ -43,6 +44,7 @@ pub mod memory;
 pub mod parser;
 pub mod process;
 pub mod process_local;
+mod raise;
 pub mod random;
 pub mod remote_dest;
 pub mod report;

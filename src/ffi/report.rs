@@ -1,47 +1,31 @@
-//! Errors and notices as plain data, and back (elog.c).
+//! Errors and notices of the server as plain data (elog.c).
 //!
 //! A caught error has lost fields by the time pgrx hands it over, so a worker watches the server's own: a callback at
 //! the bottom of `error_context_stack` runs last for every report, when its context is complete, and copies it.
 
 use crate::compat::callback;
 use crate::error::Error;
-use crate::ffi::alloc::SPARE_BYTES;
-use crate::ffi::memory::{c_string, copy_c_string};
+use crate::ffi::alloc::copy_c_string;
+use crate::ffi::allocator::SPARE_BYTES;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
-use crate::ffi::{alloc, interrupt, memory};
-use crate::protocol::{sqlstate, Report, ERRCODE_INTERNAL_ERROR};
+pub use crate::ffi::raise::{emit, Log, ERROR, LOG, NOTICE};
+use crate::ffi::raise::{is_logged, is_passed_on, to_error_data};
+use crate::ffi::{alloc, allocator, interrupt, memory};
+use crate::protocol::{Report, ERRCODE_INTERNAL_ERROR};
 use pgrx::pg_sys;
-use std::cell::{Cell, UnsafeCell};
-use std::collections::HashSet;
-use std::ffi::{c_char, c_void, CStr, CString};
+use std::cell::Cell;
+use std::ffi::{c_void, CStr};
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
-
-/// `ERROR` of this server.
-pub const ERROR: i32 = pg_sys::PGERROR as i32;
-
-/// `NOTICE` of this server.
-pub const NOTICE: i32 = pg_sys::NOTICE as i32;
-
-/// `LOG` of this server.
-pub const LOG: i32 = pg_sys::LOG as i32;
 
 /// Raw, so that the error that is raised keeps what it carries: a guard of pgrx 0.18.1 would reduce it.
 mod raw {
     use pgrx::pg_sys;
     extern "C-unwind" {
-        pub fn ThrowErrorData(edata: *mut pg_sys::ErrorData);
         pub fn ReThrowError(edata: *mut pg_sys::ErrorData) -> !;
     }
 }
 
 thread_local! {
-    /// Names of source files, kept for the life of the process: the server keeps pointers to them.
-    static FILE_NAMES: ProcessCell<HashSet<CString>> = process_cell(HashSet::new());
-    /// The same for reports that another process has logged: the address of the name marks the report, also when
-    /// PL/pgSQL catches it and raises it again.
-    static FILE_NAMES_LOGGED: ProcessCell<HashSet<CString>> = process_cell(HashSet::new());
-    /// The last error that was passed on: a copy of it has another address.
-    static LAST_PASSED_ON: ProcessCell<Option<Report>> = const { process_cell(None) };
     /// Names the place that a report is copied to.
     static REPORT: Cell<Option<&'static memory::Context>> = const { Cell::new(None) };
     static LAST_ERROR: ProcessCell<Option<Captured>> = const { process_cell(None) };
@@ -50,26 +34,7 @@ thread_local! {
     static IN_CALL: Cell<bool> = const { Cell::new(false) };
     static CAPTURING: Cell<bool> = const { Cell::new(false) };
     static PREVIOUS_LOG_HOOK: Cell<pg_sys::emit_log_hook_type> = const { Cell::new(None) };
-    /// Written once, where there is no memory to write it to.
-    static OUT_OF_MEMORY: UnsafeCell<pg_sys::ErrorData> = UnsafeCell::new(pg_sys::ErrorData {
-        elevel: ERROR,
-        sqlerrcode: sqlstate(b"53200"),
-        message: c"out of memory".as_ptr().cast_mut(),
-        ..Default::default()
-    });
 }
-
-/// Tells who writes a report to the server log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Log {
-    /// The process that raises it, if its settings say so.
-    Here,
-    /// The process that the report came from has done it.
-    Done,
-}
-
-/// Source file of a report that names none.
-const NO_FILE: &[u8] = b"pg_background_mgr";
 
 /// A report and how the server log would show it.
 #[derive(Debug, Clone)]
@@ -83,13 +48,6 @@ pub struct Captured {
 impl From<Report> for Captured {
     fn from(report: Report) -> Self {
         Captured { report, to_server: true, hide_statement: false, hide_context: false }
-    }
-}
-
-impl From<Error> for Report {
-    #[track_caller]
-    fn from(error: Error) -> Self {
-        error.into_report(ERROR, std::panic::Location::caller())
     }
 }
 
@@ -130,100 +88,12 @@ unsafe fn from_error_data(edata: &pg_sys::ErrorData) -> Report {
     }
 }
 
-/// Builds the server's form of a report in the current memory context.
-fn to_error_data(report: &Report, log: Log) -> *mut pg_sys::ErrorData {
-    let text = |text: &Option<Vec<u8>>| text.as_deref().map_or(std::ptr::null_mut(), c_string);
-    let edata = pg_sys::ErrorData {
-        elevel: report.level,
-        sqlerrcode: report.sqlstate,
-        message: c_string(&report.message),
-        detail: text(&report.detail),
-        detail_log: text(&report.detail_log),
-        hint: text(&report.hint),
-        context: text(&report.context),
-        schema_name: text(&report.schema),
-        table_name: text(&report.table),
-        column_name: text(&report.column),
-        datatype_name: text(&report.datatype),
-        constraint_name: text(&report.constraint),
-        cursorpos: report.position,
-        internalpos: report.internal_position,
-        internalquery: text(&report.internal_query),
-        filename: file_name(report.file.as_deref().unwrap_or(NO_FILE), log),
-        lineno: report.line,
-        funcname: text(&report.function),
-        // SAFETY: a variable of this process.
-        assoc_context: unsafe { pg_sys::CurrentMemoryContext },
-        ..Default::default()
-    };
-    // SAFETY: the allocation has the size of what is written.
-    unsafe {
-        let copy = pg_sys::palloc(size_of::<pg_sys::ErrorData>()).cast::<pg_sys::ErrorData>();
-        copy.write(edata);
-        copy
-    }
-}
-
-/// The one copy of a file name that this process keeps.
-fn file_name(file: &[u8], log: Log) -> *const c_char {
-    let Ok(name) = CString::new(file) else {
-        return std::ptr::null();
-    };
-    let names = match log {
-        Log::Here => &FILE_NAMES,
-        Log::Done => &FILE_NAMES_LOGGED,
-    };
-    names.with_borrow_mut(|names| {
-        if !names.contains(&name) {
-            names.insert(name.clone());
-        }
-        names.get(&name).map_or(std::ptr::null(), |kept| kept.as_ptr())
-    })
-}
-
-/// A report on its way out of the extension.
-#[derive(Clone, Copy)]
-pub(super) struct Raised(*mut pg_sys::ErrorData);
-
-impl Raised {
-    pub(super) fn new(report: &Report, log: Log) -> Self {
-        if log == Log::Done {
-            LAST_PASSED_ON.set(Some(report.clone()));
-        }
-        alloc::give_spare_back();
-        Raised(to_error_data(report, log))
-    }
-
-    /// Takes no memory.
-    pub(super) fn out_of_memory() -> Self {
-        Raised(OUT_OF_MEMORY.with(UnsafeCell::get))
-    }
-
-    /// Raises it with all its fields.
-    ///
-    /// # Safety
-    /// No frame between here and the server's own may hold anything with a `Drop`: they are jumped over.
-    pub(super) unsafe fn throw(self) -> ! {
-        // SAFETY: built by `to_error_data` at ERROR; by contract.
-        unsafe { raw::ThrowErrorData(self.0) };
-        std::process::abort() // an ERROR does not return
-    }
-}
-
-/// Gives a notice or warning to the client of this session; raises an error from inside Rust, with fewer fields than
-/// [`Raised::throw`] keeps.
-pub fn emit(report: &Report, log: Log) {
-    let edata = to_error_data(report, log);
-    // SAFETY: below ERROR this returns; an error is turned into a panic by the guard.
-    unsafe { pg_sys::ThrowErrorData(edata) };
-}
-
 /// Runs `body` and gives its error as a report. The transaction is still to be aborted by the caller.
 ///
 /// # Errors
 /// The report of the server's error or of the panic that ended `body`.
 pub fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Box<Captured>> {
-    if !alloc::keep_spare() {
+    if !allocator::keep_spare() {
         return Err(Box::new(Captured::from(Report::from(Error::OutOfMemory(SPARE_BYTES)))));
     }
     LAST_ERROR.set(None);
@@ -354,7 +224,7 @@ fn capture(errors: bool, notices: bool) {
     }
     let _done = Capturing;
     // It is copied here, and by whoever catches it.
-    alloc::give_spare_back();
+    allocator::give_spare_back();
     // SAFETY: called by errfinish, so a report is on the stack; the copy must not go to ErrorContext.
     let captured = unsafe {
         let memory = REPORT.get().map(|memory| {
@@ -382,7 +252,7 @@ fn capture(errors: bool, notices: bool) {
             if let Some(on_notice) = ON_NOTICE.get() {
                 on_notice(captured.report);
             }
-            alloc::keep_spare();
+            allocator::keep_spare();
         }
         None => {}
     }
@@ -412,35 +282,9 @@ pub fn log(captured: &Captured) {
     }
 }
 
-/// Returns whether this is the error that was passed on last.
-fn is_passed_on(edata: &pg_sys::ErrorData) -> bool {
-    LAST_PASSED_ON.with_borrow(|passed_on| {
-        passed_on.as_ref().is_some_and(|passed_on| {
-            // SAFETY: the message of a report is null or a C string.
-            let message = unsafe { copy_c_string(edata.message) };
-            passed_on.sqlstate == edata.sqlerrcode
-                && passed_on.line == edata.lineno
-                && message.as_deref() == Some(&passed_on.message)
-        })
-    })
-}
-
-/// Returns whether this is the file name of a report that another process has logged.
-///
-/// # Safety
-/// `file` is null or a C string.
-unsafe fn is_logged(file: *const c_char) -> bool {
-    !file.is_null()
-        && FILE_NAMES_LOGGED.with_borrow(|names| {
-            // SAFETY: by contract.
-            let name = unsafe { CStr::from_ptr(file) };
-            names.get(name).is_some_and(|kept| std::ptr::eq(kept.as_ptr(), file))
-        })
-}
-
 /// Keeps reports that a worker has logged out of the log of the session that passes them on. Called once a process.
 pub fn filter_log() {
-    alloc::keep_spare();
+    allocator::keep_spare();
     REPORT.set(Some(Box::leak(Box::new(memory::Context::new(c"pg_background_mgr report")))));
     // SAFETY: a variable of this process; the previous hook is called by ours.
     unsafe {

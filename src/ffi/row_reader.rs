@@ -1,7 +1,8 @@
 //! Rows on their way in (tuplestore.c): those that fit the caller's columns are taken as they are.
 
 use crate::error::{DbText, Error};
-use crate::ffi::memory::{copy_c_string, Context};
+use crate::ffi::alloc::copy_c_string;
+use crate::ffi::memory::Context;
 use crate::ffi::row_type::is_as_before;
 use crate::ffi::tuple::{Attribute, Input, Output, TupleDesc, TupleSlot};
 use crate::protocol::{frame, Column, ColumnEncoding, Description, Kind, Malformed, RowsIter, ALIGNMENT, FRAME_BYTES};

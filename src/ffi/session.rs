@@ -51,7 +51,7 @@ pub fn temp_file_limit() -> Option<usize> {
 /// The text that the client sent and that runs now.
 pub fn current_query() -> Option<Vec<u8>> {
     // SAFETY: null or a C string.
-    unsafe { crate::ffi::memory::copy_c_string(pg_sys::debug_query_string) }
+    unsafe { crate::ffi::alloc::copy_c_string(pg_sys::debug_query_string) }
 }
 
 /// A kind of process that must not launch jobs.
@@ -133,7 +133,7 @@ pub fn database_name(database: u32) -> Option<Vec<u8>> {
     // SAFETY: a catalog lookup, which gives a C string or null.
     unsafe {
         let name = pg_sys::get_database_name(database.into());
-        (!name.is_null()).then(|| crate::ffi::memory::copy_c_string(name)).flatten()
+        (!name.is_null()).then(|| crate::ffi::alloc::copy_c_string(name)).flatten()
     }
 }
 

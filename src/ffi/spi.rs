@@ -1,7 +1,7 @@
 //! SQL that the extension itself runs (spi.c).
 
+use crate::ffi::alloc::copy_c_string;
 use crate::ffi::datum::SqlValue;
-use crate::ffi::memory::copy_c_string;
 use pgrx::pg_sys;
 use std::ffi::CString;
 

@@ -41,7 +41,7 @@ impl TupleDesc {
         (0..self.len()).map(move |index| unsafe {
             let attribute = tuple_desc_attr(self.0, index);
             Attribute {
-                name: crate::ffi::memory::copy_c_string(attribute.attname.data.as_ptr()).unwrap_or_default(),
+                name: crate::ffi::alloc::copy_c_string(attribute.attname.data.as_ptr()).unwrap_or_default(),
                 type_oid: attribute.atttypid,
                 typmod: attribute.atttypmod,
                 is_varlena: attribute.attlen == -1,
@@ -145,7 +145,7 @@ impl Output {
     /// The value as text.
     pub(super) fn to_bytes(self, value: pg_sys::Datum) -> Vec<u8> {
         // SAFETY: as above.
-        unsafe { crate::ffi::memory::copy_c_string(pg_sys::OidOutputFunctionCall(self.0, value)) }.unwrap_or_default()
+        unsafe { crate::ffi::alloc::copy_c_string(pg_sys::OidOutputFunctionCall(self.0, value)) }.unwrap_or_default()
     }
 }
 
