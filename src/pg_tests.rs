@@ -9,7 +9,7 @@ mod spec;
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 mod tests {
     use crate::channel::overflow_queue::OverflowQueue;
-    use crate::error::{ArgLocation, DbText, Error};
+    use crate::error::{DbText, Error};
     use crate::ffi::{guc, report, role, session, spi};
     use crate::protocol::{sqlstate, Report, ERRCODE_INTERNAL_ERROR};
     use pgrx::prelude::*;
@@ -104,59 +104,18 @@ mod tests {
 
     #[pg_test]
     fn every_error_has_a_sqlstate_of_its_own() {
-        let errors = [
-            Error::NullArgument("x"),
-            Error::EmptySql,
-            Error::NoQuery,
-            Error::NullQuery(ArgLocation::Job(1)),
-            Error::EmptyQuery(ArgLocation::Job(1)),
-            Error::QueryTooLong { place: ArgLocation::Job(1), length: 1 },
-            Error::TooManyQueries,
-            Error::Shape { place: ArgLocation::Jobs, wanted: "x" },
-            Error::UnknownKey { place: ArgLocation::Options, key: DbText::new(b"x"), keys: &["y"] },
-            Error::BadValue { place: ArgLocation::Options, key: "x", wanted: DbText::new(b"y") },
-            Error::Declaration,
-            Error::SqlTooLong(1),
-            Error::QueueTooSmall(1),
-            Error::QueueTooLarge,
-            Error::RestrictedOperation,
-            Error::ForbiddenProcess("x"),
-            Error::TooDeep,
-            Error::SegmentsExhausted { own: 1 },
-            Error::TooManyUnread { unread: 1, limit: 1 },
-            Error::ResultMemory { wanted: 1, held: 1, limit: 1 },
-            Error::SlotsExhausted,
-            Error::NotStarted,
-            Error::NotAttached(1),
-            Error::AlreadyRead(1),
-            Error::GivenUp(1),
-            Error::BeingRead(1),
-            Error::WorkerLost(1),
-            Error::SetNotAccepted,
-            Error::ColumnCount { result: 1, listed: 2 },
-            Error::Deadlock { detail: DbText::new(b"x") },
-            Error::OpenBlock,
-            Error::CopyIn,
-            Error::BinaryCopyOut,
-            Error::CopyEncoding,
-            Error::RoleConnections(DbText::new(b"x")),
-            Error::DatabaseConnections(DbText::new(b"x")),
-            Error::Spill,
-            Error::NotOwner,
-            Error::RoleGone(1),
-            Error::TempFileLimit(1),
-        ];
-        for error in errors {
-            assert!(![ERRCODE_INTERNAL_ERROR, sqlstate(b"22000")].contains(&error.sqlstate()), "{error}");
+        let is_fault = |error: &Error| matches!(error, Error::Malformed(_) | Error::Internal(_));
+        for error in Error::samples() {
+            let (is_fault, shown) = (is_fault(&error), format!("{error:?}"));
             let message = error.to_string();
-            assert!(
-                !message.ends_with('.')
-                    && !message.starts_with(|c: char| c.is_uppercase()
-                        && !message.starts_with("SQL")
-                        && !message.starts_with("PID")
-                        && !message.starts_with("COPY")),
-                "{message}"
-            );
+            let report = Report::from(error);
+            assert_eq!(report.sqlstate == ERRCODE_INTERNAL_ERROR, is_fault, "{shown}");
+            assert_ne!(report.sqlstate, sqlstate(b"22000"), "{shown}");
+            let is_name = ["SQL", "PID", "COPY"].iter().any(|name| message.starts_with(name));
+            assert!(!message.ends_with('.') && (is_name || !message.starts_with(char::is_uppercase)), "{message}");
+            for sentence in [report.detail, report.hint].into_iter().flatten() {
+                assert!(sentence.ends_with(b".") || sentence == b"x", "{shown}");
+            }
         }
     }
 }
