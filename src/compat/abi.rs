@@ -29,39 +29,17 @@ macro_rules! signal_handler {
     (fn $name:ident() $body:block) => {
         #[cfg(feature = "__ge18")]
         unsafe extern "C-unwind" fn $name(_signal: std::ffi::c_int) {
-            let _errno = $crate::compat::abi::Errno::keep();
+            let _errno = $crate::compat::errno::Errno::keep();
             $body
         }
         #[cfg(not(feature = "__ge18"))]
         unsafe extern "C" fn $name(_signal: std::ffi::c_int) {
-            let _errno = $crate::compat::abi::Errno::keep();
+            let _errno = $crate::compat::errno::Errno::keep();
             $body
         }
     };
 }
 pub(crate) use signal_handler;
-
-/// Puts `errno` back when dropped.
-pub struct Errno(std::ffi::c_int);
-
-extern "C" {
-    #[cfg_attr(target_os = "macos", link_name = "__error")]
-    fn __errno_location() -> *mut std::ffi::c_int;
-}
-
-impl Errno {
-    pub fn keep() -> Self {
-        // SAFETY: gives the address of this thread's errno.
-        Errno(unsafe { *__errno_location() })
-    }
-}
-
-impl Drop for Errno {
-    fn drop(&mut self) {
-        // SAFETY: as above.
-        unsafe { *__errno_location() = self.0 };
-    }
-}
 
 /// A signal handler of the server, as `pqsignal` takes it.
 pub type SignalHandler = pg_sys::pqsigfunc;
@@ -108,21 +86,4 @@ pub fn transaction_id(number: u32) -> pg_sys::TransactionId {
     return number.into();
     #[cfg(not(feature = "__ge18"))]
     return number;
-}
-
-/// Returns the range type of a multirange type (lsyscache.c); invalid = it is none. Servers before 14 have none.
-///
-/// # Safety
-/// Called where catalogs can be read.
-pub unsafe fn range_of_multirange(type_oid: pg_sys::Oid) -> pg_sys::Oid {
-    #[cfg(not(feature = "__ge14"))]
-    {
-        let _ = type_oid;
-        pg_sys::Oid::INVALID
-    }
-    #[cfg(feature = "__ge14")]
-    // SAFETY: by contract.
-    unsafe {
-        pg_sys::get_multirange_range(type_oid)
-    }
 }

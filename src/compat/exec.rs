@@ -201,16 +201,8 @@ pub fn process_completed_notifies() {
 
 /// Brings the statistics of this process up to date at once (pgstat.c).
 pub fn report_statistics() {
-    #[cfg(not(feature = "__ge15"))]
-    // SAFETY: called outside of a transaction.
-    unsafe {
-        pg_sys::pgstat_report_stat(true)
-    };
-    #[cfg(feature = "__ge15")]
-    // SAFETY: called outside of a transaction.
-    unsafe {
-        pg_sys::pgstat_report_stat(true)
-    };
+    // SAFETY: called outside of a transaction. From 15 on it returns a time, which tells nothing here.
+    unsafe { pg_sys::pgstat_report_stat(true) };
 }
 
 /// Looks at a query after its analysis.

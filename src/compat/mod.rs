@@ -5,6 +5,8 @@
 
 pub mod abi;
 pub mod area;
+pub mod catalog;
+pub mod errno;
 pub mod exec;
 pub mod guc;
 pub mod process;

@@ -38,11 +38,8 @@ pub fn is_walsender() -> bool {
 pub fn applies_as_table_owner() -> bool {
     #[cfg(feature = "__ge16")]
     {
-        extern "C" {
-            fn IsLogicalWorker() -> bool;
-        }
-        // SAFETY: reads one variable (worker.c) and cannot raise.
-        unsafe { IsLogicalWorker() }
+        // SAFETY: reads one variable (worker.c).
+        unsafe { pg_sys::IsLogicalWorker() }
     }
     #[cfg(not(feature = "__ge16"))]
     false
@@ -120,11 +117,6 @@ pub fn log_line(text: &[u8]) {
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| report_line(level, text.as_ptr().cast())) };
 }
 
-extern "C-unwind" {
-    fn errmsg_internal(format: *const c_char, ...) -> c_int;
-    fn errhidestmt(hide: bool) -> c_int;
-}
-
 #[cfg(not(feature = "__ge13"))]
 unsafe fn report_line(level: c_int, text: *const c_char) {
     extern "C-unwind" {
@@ -140,8 +132,8 @@ unsafe fn report_line(level: c_int, text: *const c_char) {
     // SAFETY: the calls and their order are those of the ereport macro.
     unsafe {
         if errstart(level, c"executor.rs".as_ptr(), 0, c"run".as_ptr(), std::ptr::null()) {
-            errmsg_internal(c"%s".as_ptr(), text);
-            errfinish(errhidestmt(true));
+            pg_sys::errmsg_internal(c"%s".as_ptr(), text);
+            errfinish(pg_sys::errhidestmt(true));
         }
     }
 }
@@ -155,8 +147,8 @@ unsafe fn report_line(level: c_int, text: *const c_char) {
     // SAFETY: the calls and their order are those of the ereport macro.
     unsafe {
         if errstart(level, std::ptr::null()) {
-            errmsg_internal(c"%s".as_ptr(), text);
-            errhidestmt(true);
+            pg_sys::errmsg_internal(c"%s".as_ptr(), text);
+            pg_sys::errhidestmt(true);
             errfinish(c"executor.rs".as_ptr(), 0, c"run".as_ptr());
         }
     }
@@ -175,19 +167,3 @@ pub fn cleanup_replication_slots() {
         pg_sys::ReplicationSlotCleanup(false)
     };
 }
-
-/// Returns whether the role may connect to the database (`has_database_privilege`; acl.c).
-pub fn may_connect(database: u32, role: u32) -> bool {
-    let mode = pg_sys::ACL_CONNECT as pg_sys::AclMode;
-    #[cfg(not(feature = "__ge16"))]
-    // SAFETY: a catalog lookup.
-    let result = unsafe { pg_sys::pg_database_aclcheck(database.into(), role.into(), mode) };
-    #[cfg(feature = "__ge16")]
-    // SAFETY: a catalog lookup.
-    let result = unsafe { pg_sys::object_aclcheck(DATABASE_RELATION.into(), database.into(), role.into(), mode) };
-    result == pg_sys::AclResult::ACLCHECK_OK
-}
-
-/// `pg_database` (pg_database.h)
-#[cfg(feature = "__ge16")]
-const DATABASE_RELATION: u32 = 1262;

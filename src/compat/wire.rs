@@ -116,6 +116,16 @@ pub unsafe fn buffile_write(file: *mut pg_sys::BufFile, bytes: &[u8]) -> bool {
     }
 }
 
+/// Adds bytes to the WAL record that is being built (xloginsert.c).
+///
+/// # Safety
+/// Between `XLogBeginInsert` and `XLogInsert`, which reads the bytes.
+pub unsafe fn xlog_register_data(bytes: &'static [u8]) {
+    let length = bytes.len() as _;
+    // SAFETY: by contract; the bytes are only read.
+    unsafe { pg_sys::XLogRegisterData(bytes.as_ptr().cast_mut().cast(), length) };
+}
+
 /// Functions that the server calls in place of a client's socket (libpq.h, `PQcommMethods`).
 #[repr(C)]
 pub struct CommMethods {

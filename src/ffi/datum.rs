@@ -3,6 +3,14 @@
 use crate::ffi::{alloc, interval};
 use pgrx::pg_sys;
 
+/// Types of columns.
+pub mod types {
+    pub use pgrx::pg_sys::{
+        Oid, BOOLOID as BOOL, INETOID as INET, INT4OID as INT4, INT8OID as INT8, JSONBOID as JSONB, NAMEOID as NAME,
+        OIDOID as OID, TEXTOID as TEXT, TIMESTAMPTZOID as TIMESTAMPTZ, UUIDOID as UUID,
+    };
+}
+
 /// A value of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SqlValue {

@@ -1,24 +1,8 @@
 //! Making a worker as it was when it had logged in (discard.c, `DiscardAll`; postgres.c).
 
 use crate::compat;
-use crate::ffi::{guc, role, transaction};
+use crate::ffi::{guc, role, sys, transaction};
 use pgrx::pg_sys;
-
-mod server {
-    #![allow(non_snake_case, reason = "the server's names")]
-    #[pgrx::pg_guard]
-    unsafe extern "C-unwind" {
-        pub fn Async_UnlistenAll();
-        pub fn ResetSequenceCaches();
-        pub fn replorigin_session_reset();
-        pub fn get_backup_status() -> u32;
-    }
-    extern "C" {
-        pub static mut replorigin_session_origin: u16;
-        pub static mut replorigin_session_origin_lsn: u64;
-        pub static mut replorigin_session_origin_timestamp: i64;
-    }
-}
 
 /// Forgets what a job has left in the session. Inside a transaction of its own, before any other work.
 pub fn session() {
@@ -34,10 +18,10 @@ pub fn session() {
         pg_sys::SetPGVariable(c"session_authorization".as_ptr(), std::ptr::null_mut(), false);
         pg_sys::ResetAllOptions();
         pg_sys::DropAllPreparedStatements();
-        server::Async_UnlistenAll();
+        sys::Async_UnlistenAll();
         pg_sys::LockReleaseAll(pg_sys::USER_LOCKMETHOD as _, true);
         pg_sys::ResetTempTableNamespace();
-        server::ResetSequenceCaches();
+        sys::ResetSequenceCaches();
     }
     // ALTER ROLE and ALTER DATABASE can set one for each login; which one a job has its launcher says.
     if role::is_set() {
@@ -55,11 +39,11 @@ pub fn session() {
 fn forget_replication_origin() {
     // SAFETY: variables of this process; the function fails only if there is none.
     unsafe {
-        if server::replorigin_session_origin != 0 {
-            server::replorigin_session_reset();
-            server::replorigin_session_origin = 0;
-            server::replorigin_session_origin_lsn = 0;
-            server::replorigin_session_origin_timestamp = 0;
+        if sys::replorigin_session_origin != 0 {
+            sys::replorigin_session_reset();
+            sys::replorigin_session_origin = 0;
+            sys::replorigin_session_origin_lsn = 0;
+            sys::replorigin_session_origin_timestamp = 0;
         }
     }
 }
@@ -68,18 +52,19 @@ fn forget_replication_origin() {
 /// (xlogfuncs.c), or something in a library.
 pub fn is_spent() -> bool {
     // SAFETY: reads a variable of this process.
-    unsafe { server::get_backup_status() != 0 || crate::ffi::library::may_keep_state() }
+    unsafe {
+        pg_sys::get_backup_status() != pg_sys::SessionBackupState::SESSION_BACKUP_NONE
+            || crate::ffi::library::may_keep_state()
+    }
 }
 
 /// `setseed` makes what follows foreseeable; a fresh session has a seed that nobody knows.
 fn reseed() {
-    /// `setseed` (pg_proc.dat)
-    const SETSEED: u32 = 1599;
     let random = i32::from_ne_bytes(crate::ffi::random::random_bytes());
     let seed = f64::from(random) / (f64::from(i32::MAX) + 1.0);
     let seed = pg_sys::Datum::from(seed.clamp(-1.0, 1.0).to_bits());
     // SAFETY: a function of the server with one float8, which is passed by value on all platforms that pgrx knows.
-    unsafe { pg_sys::OidFunctionCall1Coll(SETSEED.into(), pg_sys::Oid::INVALID, seed) };
+    unsafe { pg_sys::OidFunctionCall1Coll(pg_sys::F_SETSEED.into(), pg_sys::Oid::INVALID, seed) };
 }
 
 /// Returns whether the identity is that of the login.

@@ -2,6 +2,7 @@
 
 use crate::compat::callback;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
+use crate::ffi::sys;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 
@@ -40,13 +41,10 @@ pub fn skip_destructors() {
 
 callback! {
     fn on_last(status: c_int, _argument: pg_sys::Datum) {
-        extern "C" {
-            fn _exit(status: c_int) -> !;
-        }
         // -1 = somebody has called exit(3) past the server, with a status that is not known here.
         if status >= 0 {
             // SAFETY: whatever the server and its extensions had to do at the end is done.
-            unsafe { _exit(status) };
+            unsafe { libc::_exit(status) };
         }
     }
 }
@@ -61,12 +59,6 @@ pub fn now(status: c_int) -> ! {
 
 /// Returns whether the server is going down without having told anybody (pmsignal.c).
 pub fn is_postmaster_gone() -> bool {
-    mod server {
-        #![allow(non_snake_case, reason = "the server's name")]
-        extern "C" {
-            pub fn PostmasterIsAliveInternal() -> bool;
-        }
-    }
     // SAFETY: looks at a pipe, and cannot raise.
-    unsafe { !server::PostmasterIsAliveInternal() }
+    unsafe { !sys::PostmasterIsAliveInternal() }
 }

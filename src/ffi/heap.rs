@@ -6,31 +6,20 @@
 //!
 //! The next look at a row in the same transaction sees what was done with it.
 
+use crate::compat::catalog::F_TIMESTAMPTZ_LT;
 use crate::compat::exec::list_of_oids;
-use crate::compat::{oid_to_u32, tuple_desc_attr};
+use crate::compat::tuple_desc_attr;
 use crate::ffi::datum::{text_bytes, SqlValue};
-use crate::ffi::internal_sql::FIRST_NORMAL_OID;
+use crate::ffi::internal_sql::is_of_server;
 use crate::ffi::memory::Context;
+use crate::ffi::sys;
 use crate::ffi::tuple::Output;
 use pgrx::pg_sys;
 use std::ffi::CString;
 
-#[allow(non_snake_case, reason = "the server's names")]
-mod raw {
-    use pgrx::pg_sys;
-    #[pgrx::pg_guard]
-    unsafe extern "C-unwind" {
-        pub fn SetMatViewPopulatedState(relation: pg_sys::Relation, is_populated: bool);
-        pub fn nextval_internal(sequence: pg_sys::Oid, checks_rights: bool) -> i64;
-    }
-}
-
-/// `uuid_eq` and `timestamptz_lt`: their oids are fixed.
-const F_UUID_EQ: u32 = 2956;
-const F_TIMESTAMPTZ_LT: u32 = 1154;
 /// Strategies of a B-tree (stratnum.h).
-const LESS: u16 = 1;
-const EQUAL: u16 = 3;
+const LESS: pg_sys::StrategyNumber = pg_sys::BTLessStrategyNumber as pg_sys::StrategyNumber;
+const EQUAL: pg_sys::StrategyNumber = pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber;
 
 /// Tells what is done with a relation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +69,7 @@ pub struct Heap {
 ///
 /// # Errors
 /// [`Unfit`]: `body` did not run.
-pub fn with<T>(oid: u32, types: &[u32], access: Access, body: impl FnOnce(&Heap) -> T) -> Result<T, Unfit> {
+pub fn with<T>(oid: u32, types: &[pg_sys::Oid], access: Access, body: impl FnOnce(&Heap) -> T) -> Result<T, Unfit> {
     // SAFETY: the relation is closed below; after an error the abort of the transaction does that. The snapshot is also
     // for TOAST.
     unsafe {
@@ -101,7 +90,7 @@ pub fn with<T>(oid: u32, types: &[u32], access: Access, body: impl FnOnce(&Heap)
                 heap.close();
                 return Err(Unfit::Empty);
             }
-            raw::SetMatViewPopulatedState(relation, true);
+            sys::SetMatViewPopulatedState(relation, true);
         }
         pg_sys::PushActiveSnapshot(match access {
             Access::Read => pg_sys::GetLatestSnapshot(),
@@ -118,7 +107,7 @@ pub fn with<T>(oid: u32, types: &[u32], access: Access, body: impl FnOnce(&Heap)
 ///
 /// # Safety
 /// The relation is open.
-unsafe fn is_as_made(relation: pg_sys::Relation, types: &[u32]) -> bool {
+unsafe fn is_as_made(relation: pg_sys::Relation, types: &[pg_sys::Oid]) -> bool {
     // SAFETY: by contract.
     unsafe {
         let (form, columns) = ((*relation).rd_rel, (*relation).rd_att);
@@ -128,7 +117,7 @@ unsafe fn is_as_made(relation: pg_sys::Relation, types: &[u32]) -> bool {
             && (*columns).natts as usize == types.len()
             && types.iter().enumerate().all(|(index, type_oid)| {
                 let column = tuple_desc_attr(columns, index);
-                !column.attisdropped && oid_to_u32(column.atttypid) == *type_oid
+                !column.attisdropped && column.atttypid == *type_oid
             })
     }
 }
@@ -140,13 +129,12 @@ unsafe fn is_as_made(relation: pg_sys::Relation, types: &[u32]) -> bool {
 unsafe fn is_plain(index: pg_sys::Relation) -> bool {
     // SAFETY: by contract; there are as many support functions for each column of the key as the access method says.
     unsafe {
-        let of_server = |oid: pg_sys::Oid| oid_to_u32(oid) < FIRST_NORMAL_OID;
         let is_null = |column: u32| pg_sys::heap_attisnull((*index).rd_indextuple, column as i32, std::ptr::null_mut());
         let count = (*(*index).rd_index).indnkeyatts as usize * usize::from((*(*index).rd_indam).amsupport);
         is_null(pg_sys::Anum_pg_index_indexprs)
             && is_null(pg_sys::Anum_pg_index_indpred)
-            && of_server((*(*index).rd_rel).relam)
-            && (0..count).all(|at| of_server(*(*index).rd_support.add(at)))
+            && is_of_server((*(*index).rd_rel).relam)
+            && (0..count).all(|at| is_of_server(*(*index).rd_support.add(at)))
     }
 }
 
@@ -208,7 +196,7 @@ impl Heap {
     pub fn find(&self, column: usize, uuid: &[u8; 16]) -> Option<Row> {
         let mut found = None;
         let latest = &raw mut pg_sys::SnapshotSelfData;
-        self.scan(column, EQUAL, F_UUID_EQ, pg_sys::Datum::from(uuid.as_ptr()), latest, |row| {
+        self.scan(column, EQUAL, pg_sys::F_UUID_EQ, pg_sys::Datum::from(uuid.as_ptr()), latest, |row| {
             found = Some(row);
             false
         });
@@ -219,7 +207,7 @@ impl Heap {
     pub fn each_of(&self, column: usize, uuid: &[u8; 16], mut visit: impl FnMut(Row)) {
         // SAFETY: `with` has pushed it.
         let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
-        self.scan(column, EQUAL, F_UUID_EQ, pg_sys::Datum::from(uuid.as_ptr()), snapshot, |row| {
+        self.scan(column, EQUAL, pg_sys::F_UUID_EQ, pg_sys::Datum::from(uuid.as_ptr()), snapshot, |row| {
             visit(row);
             true
         });
@@ -453,7 +441,7 @@ impl Drop for Row {
 /// Returns the next value of a sequence that this transaction has locked, whatever rights the role has on it.
 pub fn next_value(sequence: u32) -> i64 {
     // SAFETY: the oid of a sequence, inside a transaction that may write.
-    unsafe { raw::nextval_internal(sequence.into(), false) }
+    unsafe { sys::nextval_internal(sequence.into(), false) }
 }
 
 /// Returns whether there is a relation with this oid.

@@ -13,13 +13,6 @@ use crate::ffi::report::Log;
 use crate::protocol::Report;
 use pgrx::pg_sys;
 
-/// `pg_class`: its oid is fixed.
-const CLASS_RELATION: u32 = 1259;
-/// `pg_proc`, as well.
-const PROCEDURE_RELATION: u32 = 1255;
-/// Below are the oids of what the server came with (transam.h).
-pub(super) const FIRST_NORMAL_OID: u32 = 16384;
-
 /// Runs `body`. A statement in it that is about another relation than those of the server and of the extension is an
 /// error, [`Error::ForeignRelation`] (55000); also one with a subquery in an expression, which nobody looks into.
 pub fn checked<T>(body: impl FnOnce() -> T) -> T {
@@ -48,25 +41,29 @@ unsafe fn check(query: *mut pg_sys::Query) {
     }
 }
 
+/// Returns whether an object came with the server (transam.h).
+pub(super) fn is_of_server(object: pg_sys::Oid) -> bool {
+    oid_to_u32(object) < pg_sys::FirstNormalObjectId
+}
+
 /// Returns whether a relation belongs to the server or to the extension.
 ///
 /// # Safety
 /// Inside a transaction.
 pub(super) unsafe fn is_own(relation: pg_sys::Oid) -> bool {
     // SAFETY: by contract.
-    oid_to_u32(relation) < FIRST_NORMAL_OID || unsafe { is_member(CLASS_RELATION, relation) }
+    is_of_server(relation) || unsafe { is_member(pg_sys::RelationRelationId, relation) }
 }
 
 /// Returns whether an object of a catalog is a member of the extension.
 ///
 /// # Safety
 /// Inside a transaction.
-unsafe fn is_member(catalog: u32, object: pg_sys::Oid) -> bool {
+unsafe fn is_member(catalog: pg_sys::Oid, object: pg_sys::Oid) -> bool {
     // SAFETY: catalog lookups; the name is a C string.
     unsafe {
         let extension = pg_sys::get_extension_oid(c"pg_background_mgr".as_ptr(), true);
-        extension != pg_sys::Oid::INVALID
-            && pg_sys::getExtensionOfObject(pg_sys::Oid::from(catalog), object) == extension
+        extension != pg_sys::Oid::INVALID && pg_sys::getExtensionOfObject(catalog, object) == extension
     }
 }
 
@@ -83,7 +80,7 @@ pub fn has_trigger_of_others(relation: u32) -> bool {
         let count = if triggers.is_null() { 0 } else { (*triggers).numtriggers as usize };
         let functions: Vec<_> = (0..count).map(|index| (*(*triggers).triggers.add(index)).tgfoid).collect();
         pg_sys::RelationClose(relation);
-        functions.into_iter().any(|function| !is_member(PROCEDURE_RELATION, function))
+        functions.into_iter().any(|function| !is_member(pg_sys::ProcedureRelationId, function))
     }
 }
 

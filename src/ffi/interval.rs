@@ -36,11 +36,9 @@ pub fn parse(text: &[u8]) -> Result<i64, Box<Captured>> {
     // SAFETY: the function takes a C string and gives an interval; it reads settings, no catalog, so nothing has to be
     // rolled back when it raises.
     let run = || unsafe {
-        let value = pg_sys::OidInputFunctionCall(INTERVAL_IN.into(), c_string(text), pg_sys::Oid::INVALID, -1);
+        let value =
+            pg_sys::OidInputFunctionCall(pg_sys::F_INTERVAL_IN.into(), c_string(text), pg_sys::Oid::INVALID, -1);
         from_datum(value)
     };
     report::catch_call(run)
 }
-
-/// `interval_in`: oid (pg_proc.dat), the same in every version.
-const INTERVAL_IN: u32 = 1160;

@@ -1,13 +1,11 @@
 //! Rows as JSON (json.c).
 
+use crate::compat::catalog::F_ROW_TO_JSON_RECORD;
 use crate::compat::wire::{heap_form_tuple, raw_datum_size};
 use crate::ffi::memory::Context;
 use crate::ffi::tuple::{TupleDesc, TupleSlot};
 use pgrx::pg_sys;
 use std::cell::Cell;
-
-/// `row_to_json(record)`: oid (pg_proc.dat), the same in every version.
-const ROW_TO_JSON: u32 = 3155;
 
 /// Turns rows into JSON objects.
 pub struct JsonRows {
@@ -65,7 +63,7 @@ impl JsonRows {
                 let columns = self.columns.as_raw();
                 let tuple = heap_form_tuple(columns, &mut values, &mut nulls);
                 let record = pg_sys::heap_copy_tuple_as_datum(tuple, columns);
-                let function = pg_sys::Oid::from(ROW_TO_JSON);
+                let function = pg_sys::Oid::from(F_ROW_TO_JSON_RECORD);
                 let json = pg_sys::OidFunctionCall1Coll(function, pg_sys::Oid::INVALID, record);
                 (raw_datum_size(json) <= limit + size_of::<u32>()).then(|| crate::ffi::datum::text_bytes(json))
             }

@@ -2,15 +2,12 @@
 
 use pgrx::{pg_sys, FromDatum};
 
-/// `pg_blocking_pids(integer)`: its oid is fixed.
-const F_PG_BLOCKING_PIDS: u32 = 2561;
-
 /// The processes that keep this one from getting the lock that it waits for: those that hold it, and those that wait
 /// before it.
 pub fn blocking_pids(pid: i32) -> Vec<i32> {
     // SAFETY: a function of the server, called with an int4; it gives an int4[] without NULLs.
     unsafe {
-        let function = pg_sys::Oid::from(F_PG_BLOCKING_PIDS);
+        let function = pg_sys::Oid::from(pg_sys::F_PG_BLOCKING_PIDS);
         let pids = pg_sys::OidFunctionCall1Coll(function, pg_sys::Oid::INVALID, pg_sys::Datum::from(pid));
         Vec::<i32>::from_datum(pids, false).unwrap_or_default()
     }
@@ -22,7 +19,7 @@ pub fn is_database_wanted() -> bool {
     // As SET_LOCKTAG_OBJECT makes it.
     let tag = pg_sys::LOCKTAG {
         locktag_field1: 0,
-        locktag_field2: DATABASE_RELATION,
+        locktag_field2: crate::compat::oid_to_u32(pg_sys::DatabaseRelationId),
         // SAFETY: a variable of this process.
         locktag_field3: crate::compat::oid_to_u32(unsafe { pg_sys::MyDatabaseId }),
         locktag_field4: 0,
@@ -128,6 +125,3 @@ unsafe fn lock_indexes(table: pg_sys::Oid) -> Option<pg_sys::Oid> {
         indexes.into_iter().all(|index| try_lock(index)).then_some(toast)
     }
 }
-
-/// `pg_database`: its oid is fixed.
-const DATABASE_RELATION: u32 = 1262;

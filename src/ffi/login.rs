@@ -1,29 +1,20 @@
 //! The contents of the catalogs that a login depends on: the role, the database, their settings, the right to connect.
 
-use crate::compat::process::may_connect;
+use crate::compat::catalog::may_connect;
 use crate::compat::{oid_to_u32, transaction_number};
+use crate::ffi::sys;
 use pgrx::pg_sys;
 use std::cell::Cell;
 
-mod server {
-    #![allow(non_snake_case, reason = "the server's names")]
-    #[pgrx::pg_guard]
-    unsafe extern "C-unwind" {
-        pub fn AcceptInvalidationMessages();
-    }
-    extern "C" {
-        pub static SharedInvalidMessageCounter: u64;
-    }
-}
-
 /// A shared catalog, and its index whose first column is looked up (pg_authid.h, pg_database.h, pg_db_role_setting.h).
 struct Catalog {
-    relation: u32,
+    relation: pg_sys::Oid,
     index: u32,
 }
-const ROLES: Catalog = Catalog { relation: 1260, index: 2677 };
-const DATABASES: Catalog = Catalog { relation: 1262, index: 2672 };
-const SETTINGS: Catalog = Catalog { relation: 2964, index: 2965 };
+const ROLES: Catalog = Catalog { relation: pg_sys::AuthIdRelationId, index: pg_sys::AuthIdOidIndexId };
+const DATABASES: Catalog = Catalog { relation: pg_sys::DatabaseRelationId, index: pg_sys::DatabaseOidIndexId };
+const SETTINGS: Catalog =
+    Catalog { relation: sys::DbRoleSettingRelationId, index: sys::DbRoleSettingDatidRolidIndexId };
 
 /// A login as it would be now.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,8 +45,8 @@ thread_local! {
 pub fn changes() -> u64 {
     // SAFETY: the caller's transaction is open; a counter of this process.
     unsafe {
-        server::AcceptInvalidationMessages();
-        server::SharedInvalidMessageCounter
+        sys::AcceptInvalidationMessages();
+        pg_sys::SharedInvalidMessageCounter
     }
 }
 
@@ -158,7 +149,7 @@ unsafe fn each(catalog: &Catalog, number: u32, snapshot: pg_sys::Snapshot, visit
     let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
     // SAFETY: by contract; a scan as the server does it, whose rows are read while it is open.
     unsafe {
-        let relation = pg_sys::table_open(pg_sys::Oid::from(catalog.relation), lock);
+        let relation = pg_sys::table_open(catalog.relation, lock);
         let mut key = std::mem::zeroed::<pg_sys::ScanKeyData>();
         pg_sys::ScanKeyInit(
             &mut key,

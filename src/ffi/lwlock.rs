@@ -1,9 +1,7 @@
 //! The server's lightweight locks (lwlock.c).
 
+use crate::ffi::sys;
 use pgrx::pg_sys;
-
-/// `AddinShmemInitLock` among the server's individual locks (lwlocknames.h), the same in 12 to 18.
-const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 
 /// A held lock; released when dropped.
 pub(super) struct LwLockGuard(*mut pg_sys::LWLock);
@@ -35,7 +33,7 @@ impl Drop for LwLockGuard {
 pub(super) fn with_init_lock<T>(body: impl FnOnce() -> T) -> T {
     // SAFETY: one of the server's own locks; the guard releases it, also while unwinding.
     let _held = unsafe {
-        let lock = &raw mut (*pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK)).lock;
+        let lock = &raw mut (*pg_sys::MainLWLockArray.add(sys::AddinShmemInitLock)).lock;
         LwLockGuard::acquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE)
     };
     body()

@@ -57,6 +57,7 @@ pub mod set_returning;
 pub mod shm_mq;
 pub mod spi;
 pub mod statement;
+mod sys;
 pub mod temp_file;
 pub mod transaction;
 pub mod tuple;

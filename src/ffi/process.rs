@@ -41,12 +41,9 @@ pub fn is_server_stopping() -> bool {
 }
 
 fn send(pid: i32, signal: u32) {
-    extern "C" {
-        fn kill(pid: i32, signal: i32) -> i32;
-    }
     if pid > 1 {
         // SAFETY: sends a signal to a process that lives, by contract.
-        unsafe { kill(pid, signal as i32) };
+        unsafe { libc::kill(pid, signal as i32) };
     }
 }
 

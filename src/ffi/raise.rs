@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::ffi::allocator;
 use crate::ffi::memory::c_string;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
+use crate::ffi::sys::unguarded;
 use crate::protocol::{sqlstate, Report};
 use pgrx::pg_sys;
 use std::cell::UnsafeCell;
@@ -18,14 +19,6 @@ pub const NOTICE: i32 = pg_sys::NOTICE as i32;
 
 /// `LOG` of this server.
 pub const LOG: i32 = pg_sys::LOG as i32;
-
-/// Raw, so that the error that is raised keeps what it carries: a guard of pgrx 0.18.1 would reduce it.
-mod raw {
-    use pgrx::pg_sys;
-    extern "C-unwind" {
-        pub fn ThrowErrorData(edata: *mut pg_sys::ErrorData);
-    }
-}
 
 thread_local! {
     /// Names of source files, kept for the life of the process: the server keeps pointers to them.
@@ -138,7 +131,7 @@ impl Raised {
     /// No frame between here and the server's own may hold anything with a `Drop`: they are jumped over.
     pub(super) unsafe fn throw(self) -> ! {
         // SAFETY: built by `to_error_data` at ERROR; by contract.
-        unsafe { raw::ThrowErrorData(self.0) };
+        unsafe { unguarded::ThrowErrorData(self.0) };
         std::process::abort() // an ERROR does not return
     }
 }

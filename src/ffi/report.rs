@@ -10,20 +10,13 @@ use crate::ffi::allocator::SPARE_BYTES;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 pub use crate::ffi::raise::{emit, Log, ERROR, LOG, NOTICE};
 use crate::ffi::raise::{is_logged, is_passed_on, to_error_data};
+use crate::ffi::sys::unguarded;
 use crate::ffi::{alloc, allocator, interrupt, memory};
 use crate::protocol::{Report, ERRCODE_INTERNAL_ERROR};
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::{c_void, CStr};
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
-
-/// Raw, so that the error that is raised keeps what it carries: a guard of pgrx 0.18.1 would reduce it.
-mod raw {
-    use pgrx::pg_sys;
-    extern "C-unwind" {
-        pub fn ReThrowError(edata: *mut pg_sys::ErrorData) -> !;
-    }
-}
 
 thread_local! {
     /// Names the place that a report is copied to.
@@ -272,7 +265,7 @@ pub fn log(captured: &Captured) {
         let callbacks = pg_sys::error_context_stack;
         cee_scape::call_with_sigsetjmp(false, |landing| {
             pg_sys::PG_exception_stack = std::ptr::from_ref(landing).cast_mut().cast();
-            raw::ReThrowError(edata)
+            unguarded::ReThrowError(edata)
         });
         pg_sys::PG_exception_stack = exceptions;
         pg_sys::error_context_stack = callbacks;

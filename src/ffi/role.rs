@@ -1,5 +1,6 @@
 //! Roles and their rights (miscinit.c).
 
+use crate::compat::catalog::{ROLE_PG_READ_ALL_STATS, ROLE_PG_SIGNAL_BACKEND};
 use crate::compat::oid_to_u32;
 use pgrx::pg_sys;
 use std::ffi::c_int;
@@ -107,12 +108,12 @@ pub fn may_act_as(role: u32) -> bool {
 
 /// Returns whether the role has the rights of `pg_read_all_stats` (pg_authid.dat).
 pub fn reads_all_stats(role: u32) -> bool {
-    has_rights_of(role, 3375)
+    has_rights_of(role, ROLE_PG_READ_ALL_STATS)
 }
 
 /// Returns whether the role has the rights of `pg_signal_backend` (pg_authid.dat).
 pub fn signals_backends(role: u32) -> bool {
-    has_rights_of(role, 4200)
+    has_rights_of(role, ROLE_PG_SIGNAL_BACKEND)
 }
 
 /// Runs `body` with the rights of the superuser that owns the cluster, and with a search path in which nobody else can

@@ -29,7 +29,7 @@ pub(super) fn inner(type_oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
             base,
             pg_sys::get_element_type(base),
             pg_sys::get_range_subtype(base),
-            crate::compat::range_of_multirange(base),
+            crate::compat::catalog::range_of_multirange(base),
         ];
         inner.into_iter().find(|inner| *inner != type_oid && *inner != pg_sys::Oid::INVALID)
     }

@@ -34,8 +34,7 @@ fn wire_of(type_oid: pg_sys::Oid) -> ColumnEncoding {
 /// # Safety
 /// The type exists.
 unsafe fn is_temporary(type_oid: pg_sys::Oid) -> bool {
-    /// `typnamespace` (pg_type.h)
-    const NAMESPACE: i16 = 3;
+    const NAMESPACE: pg_sys::AttrNumber = pg_sys::Anum_pg_type_typnamespace as pg_sys::AttrNumber;
     let types = pg_sys::SysCacheIdentifier::TYPEOID as i32;
     let nothing = pg_sys::Datum::from(0_usize);
     // SAFETY: by contract; the row is held while it is looked at.

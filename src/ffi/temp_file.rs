@@ -6,8 +6,6 @@ use crate::ffi::memory::MemoryContextGuard;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 
-const SEEK_SET: c_int = 0;
-
 /// While this lives, `temp_file_limit` does not bind.
 #[must_use = "the limit is lifted only while the guard lives"]
 pub struct TempFileUnlimited(c_int);
@@ -63,7 +61,7 @@ impl File {
 
     fn seek(&self, to: Position) -> Result<(), Error> {
         // SAFETY: the file is open.
-        let status = unsafe { pg_sys::BufFileSeek(self.file, to.segment, to.offset, SEEK_SET) };
+        let status = unsafe { pg_sys::BufFileSeek(self.file, to.segment, to.offset, libc::SEEK_SET) };
         if status == 0 {
             Ok(())
         } else {

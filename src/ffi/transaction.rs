@@ -2,19 +2,10 @@
 
 use crate::compat;
 use crate::compat::callback;
+use crate::ffi::sys;
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::{c_int, CStr};
-
-/// Identifiers of timeouts (timeout.h); their order up to here is the same in every version.
-const STATEMENT_TIMEOUT: c_int = 3;
-
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" {
-    fn enable_timeout_at(id: c_int, time: i64);
-    fn disable_timeout(id: c_int, keep_indicator: bool);
-    fn disable_all_timeouts(keep_indicators: bool);
-}
 
 thread_local! {
     /// The statement timer runs. 12 has no way to ask the server.
@@ -100,7 +91,7 @@ fn start_timeout(milliseconds: i64) {
     if !STATEMENT_TIMER.replace(true) {
         let time = crate::ffi::process::now() + milliseconds.clamp(1, CENTURY) * 1000;
         // SAFETY: InitPostgres has registered the timer.
-        unsafe { enable_timeout_at(STATEMENT_TIMEOUT, time) };
+        unsafe { sys::enable_timeout_at(sys::STATEMENT_TIMEOUT, time) };
     }
 }
 
@@ -108,7 +99,7 @@ fn start_timeout(milliseconds: i64) {
 pub fn stop_statement_timeout() {
     if STATEMENT_TIMER.replace(false) {
         // SAFETY: InitPostgres has registered the timer.
-        unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
+        unsafe { sys::disable_timeout(sys::STATEMENT_TIMEOUT, false) };
     }
 }
 
@@ -119,7 +110,7 @@ pub fn recover() {
     // SAFETY: the error was caught and is off the stack; the order is that of PostgresMain.
     unsafe {
         pg_sys::InterruptHoldoffCount += 1;
-        disable_all_timeouts(false);
+        sys::disable_all_timeouts(false);
         pg_sys::QueryCancelPending = 0 as _;
         pg_sys::AbortOutOfAnyTransaction();
         pg_sys::PortalErrorCleanup();
@@ -190,14 +181,9 @@ pub fn in_recovery() -> bool {
 }
 
 /// Makes the commit of this transaction wait until it is on disk, whatever `synchronous_commit` says (xact.c).
-#[allow(non_snake_case, reason = "the server's name")]
 pub fn force_sync_commit() {
-    #[pgrx::pg_guard]
-    unsafe extern "C-unwind" {
-        fn ForceSyncCommit();
-    }
     // SAFETY: writes a variable of this process.
-    unsafe { ForceSyncCommit() };
+    unsafe { pg_sys::ForceSyncCommit() };
 }
 
 /// While this lives, a commit waits for no standby (syncrep.c, `SyncRepWaitForLSN`): nothing would end that wait of a
@@ -265,22 +251,15 @@ pub fn current_id_if_any() -> u32 {
 
 /// Brings to disk that this transaction exists, which has written something, so that its number is nobody else's after
 /// a crash; gives the number.
-#[allow(non_snake_case, reason = "the server's names")]
 pub fn log_id() -> u64 {
-    /// A record that says nothing but whose it is (xlog.c, `xlog_redo`).
-    const XLOG_NOOP: u8 = 0x20;
-    const RM_XLOG_ID: u8 = 0;
-    #[pgrx::pg_guard]
-    unsafe extern "C-unwind" {
-        fn XLogRegisterData(data: *const u8, length: u32);
-    }
-    let nothing = 0;
-    // SAFETY: inside a transaction of a server that is no standby; the data is read by XLogInsert.
+    // A record that says nothing but whose it is (xlog.c, `xlog_redo`).
+    let (manager, kind) = (pg_sys::RmgrIds::RM_XLOG_ID as pg_sys::RmgrId, pg_sys::XLOG_NOOP as u8);
+    // SAFETY: inside a transaction of a server that is no standby.
     unsafe {
         pg_sys::GetCurrentTransactionId(); // of a savepoint, if there is one: younger
         pg_sys::XLogBeginInsert();
-        XLogRegisterData(&raw const nothing, 1);
-        pg_sys::XLogFlush(pg_sys::XLogInsert(RM_XLOG_ID, XLOG_NOOP));
+        compat::wire::xlog_register_data(&[0]);
+        pg_sys::XLogFlush(pg_sys::XLogInsert(manager, kind));
         pg_sys::GetTopFullTransactionIdIfAny().value
     }
 }

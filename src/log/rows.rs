@@ -1,7 +1,7 @@
 //! Rows of the log: their columns, and every way in which they are written.
 
 use crate::error::Error;
-use crate::ffi::datum::SqlValue;
+use crate::ffi::datum::{types, SqlValue};
 use crate::ffi::heap::{Access, Heap, Row, Unfit};
 use crate::ffi::report::Log as LogHere;
 use crate::ffi::{alloc, area, heap, report, session};
@@ -47,22 +47,8 @@ pub enum Column {
     IsStarted,
 }
 
-/// The oids of types of columns, all of which are fixed.
-mod types {
-    pub const BOOL: u32 = 16;
-    pub const NAME: u32 = 19;
-    pub const INT8: u32 = 20;
-    pub const INT4: u32 = 23;
-    pub const TEXT: u32 = 25;
-    pub const OID: u32 = 26;
-    pub const INET: u32 = 869;
-    pub const TIMESTAMPTZ: u32 = 1184;
-    pub const UUID: u32 = 2950;
-    pub const JSONB: u32 = 3802;
-}
-
 /// The types of the columns.
-const TYPES: [u32; Column::IsStarted as usize] = {
+const TYPES: [types::Oid; Column::IsStarted as usize] = {
     use types::*;
     [
         INT8,
