@@ -305,7 +305,7 @@ impl Error {
             return *report;
         }
         let texts = self.texts();
-        let file = place.file().rsplit('/').next().unwrap_or_default();
+        let file = place.file().rsplit('/').next().unwrap_or(place.file());
         Report {
             level,
             sqlstate: texts.sqlstate,

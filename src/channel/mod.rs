@@ -315,14 +315,14 @@ impl Channel {
 
     /// Worker: records its process.
     pub fn set_process(&self, pid: i32) {
-        self.set(Word::Process, process::own());
+        self.set(Word::Process, process::own().to_word());
         self.0.word(Word::Pid as usize).store(pid as u64, SeqCst);
     }
 
     /// Launcher: wakes the worker, if its process has started.
     fn wake(&self) {
         if self.pid().is_some() {
-            process::wake(self.get(Word::Process));
+            process::wake(process::ProcessRef::from_word(self.get(Word::Process)));
         }
     }
 

@@ -57,11 +57,20 @@ pub fn check() {
     }
 }
 
+/// Copies a C string of the server; raises 53200 if there is no memory for it.
+///
+/// # Safety
+/// `text` is a valid C string.
+pub(super) unsafe fn copy_text(text: *const c_char) -> Vec<u8> {
+    // SAFETY: by contract.
+    copy(unsafe { CStr::from_ptr(text) }.to_bytes())
+}
+
 /// Copies a C string of the server, if there is one; raises 53200 if there is no memory for it.
 ///
 /// # Safety
 /// `text` is null or a valid C string.
 pub(super) unsafe fn copy_c_string(text: *const c_char) -> Option<Vec<u8>> {
     // SAFETY: by contract.
-    (!text.is_null()).then(|| copy(unsafe { CStr::from_ptr(text) }.to_bytes()))
+    (!text.is_null()).then(|| unsafe { copy_text(text) })
 }

@@ -3,7 +3,7 @@
 use crate::compat::tuple_desc_attr;
 use crate::error::Error;
 use crate::ffi::datum::text_bytes;
-use crate::ffi::raise::{Log, Raised};
+use crate::ffi::raise::{internal_error, Log, Raised};
 use crate::ffi::set_returning::{Rows, TypedRows};
 use crate::ffi::tuple::{Output, TupleDesc};
 use crate::ffi::{alloc, allocator, report};
@@ -138,7 +138,7 @@ impl Call {
     /// A `name` argument; none = NULL.
     pub fn name(&self, index: usize) -> Option<Vec<u8>> {
         // SAFETY: the SQL declaration makes the argument a name: zero-terminated within NAMEDATALEN bytes.
-        self.argument(index).and_then(|datum| unsafe { crate::ffi::alloc::copy_c_string(datum.cast_mut_ptr()) })
+        self.argument(index).map(|datum| unsafe { alloc::copy_text(datum.cast_mut_ptr()) })
     }
 
     /// Returns the row that is deleted from a relation of the extension, and the value of this `uuid` column of it.
@@ -171,12 +171,16 @@ impl Call {
     }
 
     /// Works with what an earlier call in this query, of any function, has left here for this type; at the first, with
-    /// a new value. `work` runs no function that asks for the same type.
+    /// a new value. It is an internal error (XX000) if `work` runs a function that asks for the same type.
     pub fn with_memory_of_query<T: Default + 'static, R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
         // SAFETY: the server passes a valid call. Functions that give sets have the memory of the whole query as that
         // of their expression (execSRF.c, `ExecInitTableFunctionResult`, `ExecInitFunctionResultSet`); it outlives the
         // call.
-        unsafe { work(&mut *crate::ffi::memory::value_of((*(*self.0).flinfo).fn_mcxt)) }
+        let value = unsafe { &*crate::ffi::memory::value_of::<T>((*(*self.0).flinfo).fn_mcxt) };
+        match value.try_borrow_mut() {
+            Ok(mut value) => work(&mut value),
+            Err(_) => internal_error("memory of a query is in use"),
+        }
     }
 
     /// Prepares the call to return a set of rows with the columns of its own declaration.

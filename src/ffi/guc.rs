@@ -102,7 +102,7 @@ fn serialized() -> Vec<u8> {
         crate::ffi::alloc::ensure(2 * size + 8);
         let mut bytes = vec![0_u64; size.div_ceil(8)];
         pg_sys::SerializeGUCState(size, bytes.as_mut_ptr().cast());
-        let length = bytes.first().copied().unwrap_or_default() as usize;
+        let length = bytes.first().map_or(0, |length| *length as usize);
         let start = bytes.as_ptr().cast::<u8>().add(size_of::<usize>());
         crate::ffi::alloc::copy(std::slice::from_raw_parts(start, length.min(size.saturating_sub(size_of::<usize>()))))
     }

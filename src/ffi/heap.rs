@@ -12,10 +12,10 @@ use crate::compat::tuple_desc_attr;
 use crate::ffi::datum::{text_bytes, SqlValue};
 use crate::ffi::internal_sql::is_of_server;
 use crate::ffi::memory::Context;
+use crate::ffi::raise::c_text;
 use crate::ffi::sys;
 use crate::ffi::tuple::Output;
 use pgrx::pg_sys;
-use std::ffi::CString;
 
 /// Strategies of a B-tree (stratnum.h).
 const LESS: pg_sys::StrategyNumber = pg_sys::BTLessStrategyNumber as pg_sys::StrategyNumber;
@@ -340,7 +340,7 @@ impl Heap {
                 SqlValue::Text(text) => {
                     let (mut function, mut parameter) = (pg_sys::Oid::INVALID, pg_sys::Oid::INVALID);
                     pg_sys::getTypeInputInfo(wanted, &raw mut function, &raw mut parameter);
-                    let text = CString::new(text.as_slice()).unwrap_or_default();
+                    let text = c_text(text);
                     pg_sys::OidInputFunctionCall(function, text.as_ptr().cast_mut(), parameter, -1)
                 }
                 _ => unreachable!("a value of another type than its column"),

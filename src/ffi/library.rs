@@ -108,8 +108,8 @@ fn names() -> Vec<Vec<u8>> {
 
 /// The name of a library, without directory and suffix.
 fn name_of(path: &[u8]) -> &str {
-    let file = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-    let name = std::str::from_utf8(file).unwrap_or_default();
+    let file = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
+    let name = std::str::from_utf8(file).unwrap_or_default(); // no library that is known has such a name
     name.rsplit_once('.').map_or(name, |(name, _)| name)
 }
 

@@ -1,5 +1,6 @@
 //! Locks, and the processes that wait for them (lockfuncs.c).
 
+use crate::ffi::raise::internal_error;
 use pgrx::{pg_sys, FromDatum};
 
 /// The processes that keep this one from getting the lock that it waits for: those that hold it, and those that wait
@@ -9,7 +10,7 @@ pub fn blocking_pids(pid: i32) -> Vec<i32> {
     unsafe {
         let function = pg_sys::Oid::from(pg_sys::F_PG_BLOCKING_PIDS);
         let pids = pg_sys::OidFunctionCall1Coll(function, pg_sys::Oid::INVALID, pg_sys::Datum::from(pid));
-        Vec::<i32>::from_datum(pids, false).unwrap_or_default()
+        Vec::<i32>::from_datum(pids, false).unwrap_or_else(|| internal_error("pg_blocking_pids gave NULL"))
     }
 }
 

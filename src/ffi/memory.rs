@@ -4,6 +4,7 @@ use crate::compat::callback;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use pgrx::pg_sys;
 use std::any::{Any, TypeId};
+use std::cell::RefCell;
 use std::ffi::{c_void, CStr};
 
 /// A memory context of our own that lives until it is dropped or the process ends.
@@ -121,7 +122,7 @@ pub(super) unsafe fn keep_in<T: 'static>(context: pg_sys::MemoryContext, value: 
 /// A value that belongs to a memory context, and is found by it.
 struct Kept<T: 'static> {
     context: usize,
-    value: T,
+    value: RefCell<T>,
 }
 
 thread_local! {
@@ -136,21 +137,21 @@ impl<T: 'static> Drop for Kept<T> {
     }
 }
 
-/// Gives the value of this type that a context has; at the first call, a new one. It goes with the context.
+/// Returns the value of this type that a context has; at the first call, a new one. It goes with the context.
 ///
 /// # Safety
 /// The context is valid; the value is not used any more when the context goes.
-pub(super) unsafe fn value_of<T: Default + 'static>(context: pg_sys::MemoryContext) -> *mut T {
+pub(super) unsafe fn value_of<T: Default + 'static>(context: pg_sys::MemoryContext) -> *const RefCell<T> {
     let key = (context as usize, TypeId::of::<T>());
     let found = FOUND.with_borrow(|found| found.iter().find(|(at, _)| *at == key).map(|(_, value)| *value));
     if let Some(value) = found {
         return value.cast();
     }
     // SAFETY: by contract; the drop of what is kept, with its context, removes it from where it is found.
-    let kept = unsafe { keep_in(context, Kept { context: key.0, value: T::default() }) };
+    let kept = unsafe { keep_in(context, Kept { context: key.0, value: RefCell::new(T::default()) }) };
     // SAFETY: a valid place.
-    let value = unsafe { &raw mut (*kept).value };
-    FOUND.with_borrow_mut(|found| found.push((key, value.cast())));
+    let value = unsafe { &raw const (*kept).value };
+    FOUND.with_borrow_mut(|found| found.push((key, value.cast_mut().cast())));
     value
 }
 

@@ -2,18 +2,41 @@
 
 use pgrx::pg_sys;
 
-/// Returns this process as others can name it. Entries of processes lie in main shared memory for ever; waking a later
-/// owner of the entry is harmless.
-pub fn own() -> u64 {
-    // SAFETY: a variable of this process.
-    (unsafe { pg_sys::MyProc }) as u64
+/// A process as others can name it, to wake it: the number of its entry in shared memory, from 1; 0 = none. Entries
+/// have new owners in time, and waking one of these is harmless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct ProcessRef(u64);
+
+impl ProcessRef {
+    pub const NONE: ProcessRef = ProcessRef(0);
+
+    /// Makes a word of it that can be shared.
+    pub fn to_word(self) -> u64 {
+        self.0
+    }
+
+    /// Makes it of a word that was shared; another number names another process, or none.
+    pub fn from_word(word: u64) -> Self {
+        ProcessRef(word)
+    }
+}
+
+/// Returns this process as others can name it.
+pub fn own() -> ProcessRef {
+    // SAFETY: variables of this process; its entry is one of the array (proc.c, `InitProcess`).
+    let index = unsafe { pg_sys::MyProc.offset_from((*pg_sys::ProcGlobal).allProcs) };
+    ProcessRef(index as u64 + 1)
 }
 
 /// Sets the latch of a process.
-pub fn wake(process: u64) {
-    if process != 0 {
-        // SAFETY: the number came from `own` of a process of this server, which maps shared memory where we do.
-        unsafe { pg_sys::SetLatch(&raw mut (*(process as *mut pg_sys::PGPROC)).procLatch) };
+pub fn wake(process: ProcessRef) {
+    // SAFETY: the array of entries is as long as the server says, and lies in main shared memory for ever.
+    unsafe {
+        let all = pg_sys::ProcGlobal;
+        if (1..=u64::from((*all).allProcCount)).contains(&process.0) {
+            pg_sys::SetLatch(&raw mut (*(*all).allProcs.add(process.0 as usize - 1)).procLatch);
+        }
     }
 }
 
@@ -36,6 +59,7 @@ pub fn wake_postmaster() {
 /// is.
 pub fn is_server_stopping() -> bool {
     const STATUS_LINE: usize = 7;
+    // A file that cannot be read says nothing.
     let file = std::fs::read_to_string("postmaster.pid").unwrap_or_default();
     file.lines().nth(STATUS_LINE).is_some_and(|status| status.trim_end() == "stopping")
 }

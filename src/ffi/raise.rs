@@ -144,6 +144,19 @@ pub fn emit(report: &Report, log: Log) {
     unsafe { pg_sys::ThrowErrorData(edata) };
 }
 
+/// Raises an error that cannot be, unless the extension has a fault.
+#[track_caller]
+pub fn internal_error(what: &'static str) -> ! {
+    emit(&Report::from(Error::Internal(what)), Log::Here);
+    std::process::abort() // an ERROR does not return
+}
+
+/// Copies a text that the server is to take as a C string.
+#[track_caller]
+pub fn c_text(text: &[u8]) -> CString {
+    CString::new(text).unwrap_or_else(|_| internal_error("a text has a zero byte in it"))
+}
+
 /// Returns whether this is the error that was passed on last.
 pub(super) fn is_passed_on(edata: &pg_sys::ErrorData) -> bool {
     LAST_PASSED_ON.with_borrow(|passed_on| {

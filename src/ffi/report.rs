@@ -61,7 +61,7 @@ unsafe fn from_error_data(edata: &pg_sys::ErrorData) -> Report {
         Report {
             level: edata.elevel,
             sqlstate: edata.sqlerrcode,
-            message: copy_c_string(edata.message).unwrap_or_default(),
+            message: copy_c_string(edata.message).unwrap_or_default(), // a report need not have one
             detail: copy_c_string(edata.detail),
             detail_log: copy_c_string(edata.detail_log),
             hint: copy_c_string(edata.hint),

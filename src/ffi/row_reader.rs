@@ -1,7 +1,7 @@
 //! Rows on their way in (tuplestore.c): those that fit the caller's columns are taken as they are.
 
 use crate::error::{DbText, Error};
-use crate::ffi::alloc::copy_c_string;
+use crate::ffi::alloc::copy_text;
 use crate::ffi::memory::Context;
 use crate::ffi::row_type::is_as_before;
 use crate::ffi::tuple::{Attribute, Input, Output, TupleDesc, TupleSlot};
@@ -297,6 +297,6 @@ fn source(
 fn type_name(type_oid: pg_sys::Oid) -> DbText {
     const ALLOW_INVALID: u16 = pg_sys::FORMAT_TYPE_ALLOW_INVALID as u16;
     // SAFETY: gives a C string, also for a type that is gone.
-    let name = unsafe { copy_c_string(pg_sys::format_type_extended(type_oid, -1, ALLOW_INVALID)) };
-    DbText::new(&name.unwrap_or_default())
+    let name = unsafe { copy_text(pg_sys::format_type_extended(type_oid, -1, ALLOW_INVALID)) };
+    DbText::new(&name)
 }

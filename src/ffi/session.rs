@@ -88,7 +88,7 @@ pub fn clip(text: &[u8], limit: usize) -> &[u8] {
     }
     // SAFETY: reads at most that many bytes.
     let length = unsafe { pg_sys::pg_mbcliplen(text.as_ptr().cast(), text.len() as i32, limit as i32) };
-    text.get(..length.max(0) as usize).unwrap_or_default()
+    text.get(..length.max(0) as usize).unwrap_or(text)
 }
 
 /// Number of characters of a text (mbutils.c).

@@ -1,9 +1,9 @@
 //! SQL that the extension itself runs (spi.c).
 
-use crate::ffi::alloc::copy_c_string;
+use crate::ffi::alloc::{copy_c_string, copy_text};
 use crate::ffi::datum::SqlValue;
+use crate::ffi::raise::{c_text, internal_error};
 use pgrx::pg_sys;
-use std::ffi::CString;
 
 /// Texts of the columns of a row; none = NULL.
 pub type Row = Vec<Option<Vec<u8>>>;
@@ -25,16 +25,15 @@ pub fn execute(sql: &[u8]) {
 }
 
 fn run<T>(sql: &[u8], read_only: bool, take: impl FnOnce() -> T) -> T {
-    let sql = CString::new(sql).unwrap_or_default();
-    // SAFETY: connect and finish are paired; an error in between is cleaned up with the transaction. A failed SELECT or
-    // utility command raises; other results cannot come from our texts.
+    let sql = c_text(sql);
+    // SAFETY: connect and finish are paired; an error in between is cleaned up with the transaction.
     unsafe {
         pg_sys::SPI_connect();
         if !read_only {
-            pg_sys::SPI_execute(sql.as_ptr(), false, 0);
+            check(pg_sys::SPI_execute(sql.as_ptr(), false, 0));
         } else {
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            pg_sys::SPI_execute(sql.as_ptr(), true, 0);
+            check(pg_sys::SPI_execute(sql.as_ptr(), true, 0));
             pg_sys::PopActiveSnapshot();
         }
         let value = take();
@@ -43,11 +42,19 @@ fn run<T>(sql: &[u8], read_only: bool, take: impl FnOnce() -> T) -> T {
     }
 }
 
+/// Raises an internal error if a text has not run. One that fails raises its own; it cannot be one that SPI refuses
+/// (`SPI_ERROR_COPY`, `SPI_ERROR_TRANSACTION`).
+fn check(code: i32) {
+    if code < 0 {
+        internal_error("SPI refused a statement");
+    }
+}
+
 /// An identifier, quoted if it needs to be (ruleutils.c).
 pub fn quote_identifier(name: &[u8]) -> Vec<u8> {
-    let name = CString::new(name).unwrap_or_default();
+    let name = c_text(name);
     // SAFETY: gives back its argument or a copy, both C strings.
-    unsafe { copy_c_string(pg_sys::quote_identifier(name.as_ptr())) }.unwrap_or_default()
+    unsafe { copy_text(pg_sys::quote_identifier(name.as_ptr())) }
 }
 
 /// Runs a text that only looks, as things are now, even in a transaction with an older snapshot; hands on the server's
@@ -57,7 +64,7 @@ pub(super) fn query_with<T>(
     parameters: &[SqlValue],
     take: impl FnOnce(*mut pg_sys::SPITupleTable) -> T,
 ) -> T {
-    let sql = CString::new(sql).unwrap_or_default();
+    let sql = c_text(sql);
     let mut types: Vec<pg_sys::Oid> =
         parameters.iter().map(|cell| cell.type_oid().unwrap_or(pg_sys::TEXTOID)).collect();
     // SAFETY: connect and finish are paired, so are push and pop; an error in between is cleaned up with the
@@ -68,15 +75,8 @@ pub(super) fn query_with<T>(
             parameters.iter().map(|cell| if *cell == SqlValue::Null { b'n' } else { b' ' } as _).collect();
         pg_sys::SPI_connect();
         pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
-        pg_sys::SPI_execute_with_args(
-            sql.as_ptr(),
-            types.len() as i32,
-            types.as_mut_ptr(),
-            values.as_mut_ptr(),
-            nulls.as_ptr(),
-            true,
-            0,
-        );
+        let (count, types, values) = (types.len() as i32, types.as_mut_ptr(), values.as_mut_ptr());
+        check(pg_sys::SPI_execute_with_args(sql.as_ptr(), count, types, values, nulls.as_ptr(), true, 0));
         pg_sys::PopActiveSnapshot();
         let value = take(pg_sys::SPI_tuptable);
         pg_sys::SPI_finish();

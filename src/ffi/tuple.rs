@@ -3,9 +3,10 @@
 //! Rows travel as minimal tuples: [`super::row_writer`] makes them, [`super::row_reader`] takes them.
 
 use crate::compat::{oid_to_u32, tuple_desc_attr, wire};
+use crate::ffi::alloc::copy_text;
+use crate::ffi::raise::c_text;
 use crate::protocol::{Column, ColumnEncoding, Description, ALIGNMENT};
 use pgrx::pg_sys;
-use std::ffi::CString;
 
 /// Columns, as the server describes them.
 #[derive(Clone, Copy)]
@@ -41,7 +42,7 @@ impl TupleDesc {
         (0..self.len()).map(move |index| unsafe {
             let attribute = tuple_desc_attr(self.0, index);
             Attribute {
-                name: crate::ffi::alloc::copy_c_string(attribute.attname.data.as_ptr()).unwrap_or_default(),
+                name: copy_text(attribute.attname.data.as_ptr()),
                 type_oid: attribute.atttypid,
                 typmod: attribute.atttypmod,
                 is_varlena: attribute.attlen == -1,
@@ -55,7 +56,7 @@ impl TupleDesc {
         unsafe {
             let desc = pg_sys::CreateTemplateTupleDesc(columns.len() as i32);
             for (number, (name, type_oid, typmod)) in (1..).zip(columns) {
-                let name = CString::new(name.as_slice()).unwrap_or_default();
+                let name = c_text(name);
                 pg_sys::TupleDescInitEntry(desc, number, name.as_ptr(), *type_oid, *typmod, 0);
             }
             TupleDesc(desc)
@@ -145,7 +146,7 @@ impl Output {
     /// The value as text.
     pub(super) fn to_bytes(self, value: pg_sys::Datum) -> Vec<u8> {
         // SAFETY: as above.
-        unsafe { crate::ffi::alloc::copy_c_string(pg_sys::OidOutputFunctionCall(self.0, value)) }.unwrap_or_default()
+        unsafe { copy_text(pg_sys::OidOutputFunctionCall(self.0, value)) }
     }
 }
 

@@ -29,13 +29,21 @@ pub struct Malformed;
 
 /// Writes `value` after the frame header of `kind`.
 pub fn encode<T: Serialize>(kind: Kind, value: &T) -> Vec<u8> {
-    // Writing into memory fails only for types that serde cannot describe, and none of ours is one.
-    postcard::to_extend(value, frame(kind)).unwrap_or_default()
+    append(value, frame(kind))
 }
 
 /// Writes `value` without a frame.
 pub fn to_bytes<T: Serialize>(value: &T) -> Vec<u8> {
-    postcard::to_extend(value, Vec::new()).unwrap_or_default()
+    append(value, Vec::new())
+}
+
+/// Writes `value` behind `bytes`. What cannot be is a panic, which is an internal error (XX000) in a server: only types
+/// that postcard has no form for cannot be written, and none of ours is one.
+fn append<T: Serialize>(value: &T, bytes: Vec<u8>) -> Vec<u8> {
+    match postcard::to_extend(value, bytes) {
+        Ok(bytes) => bytes,
+        Err(error) => unreachable!("could not encode {}: {error}", std::any::type_name::<T>()),
+    }
 }
 
 /// Reads what [`to_bytes`] wrote, or the payload of what [`encode`] wrote.

@@ -2,6 +2,7 @@
 //! References between records are offsets in the shared memory area.
 
 use crate::ffi::dsa_ref::{DsaArray, DsaPtr};
+use crate::ffi::process::ProcessRef;
 use bytemuck::Zeroable;
 use serde::{Deserialize, Serialize};
 
@@ -373,7 +374,7 @@ pub struct WorkerSlot {
     pub progress: i32,
     pub padding: u32,
     /// The process, to set its latch.
-    pub process: u64,
+    pub process: ProcessRef,
     /// Background worker handle of the process.
     pub handle: [u64; 2],
     pub has_handle: u32,
@@ -433,7 +434,7 @@ pub struct ReportedFile {
 #[repr(C)]
 pub struct Watcher {
     pub next: DsaPtr<Watcher>,
-    pub process: u64,
+    pub process: ProcessRef,
     /// Changes that wake the process, as [`WakeOn`]: anything but [`WakeOn::Nothing`] means that it is armed.
     pub wake_on: u32,
     pub pid: i32,

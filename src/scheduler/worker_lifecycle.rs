@@ -315,7 +315,7 @@ pub fn worker_died(
     if let Some(slot) = slot_mut(memory, index) {
         slot.state = if exits { WorkerState::Exiting } else { WorkerState::Restarting } as u32;
         slot.batch = BatchPtr::NULL;
-        slot.process = 0;
+        slot.process = process::ProcessRef::NONE;
         slot.pid = 0;
         slot.since = now;
         // The next process in this slot has mapped no segment, and logs in anew.
