@@ -13,7 +13,7 @@ use crate::log::outcome_file::CrashTrace;
 use crate::log::spool::Spooled;
 use crate::log::End;
 use crate::protocol::Outcome;
-use crate::registry::JobStatus;
+use crate::registry::{JobDetails, JobStatus};
 use crate::session::{BatchFilter, QueuedRowStatus, RegistryView};
 use crate::{log, session};
 use std::collections::HashMap;
@@ -21,73 +21,80 @@ use std::collections::HashMap;
 /// `pg_background_live(only_unrecorded bool, only_elsewhere bool) RETURNS TABLE (…)`
 fn live(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
-    let epoch = area::epoch();
     let here = database();
-    let among = match (call.bool(0).unwrap_or(false), call.bool(1).unwrap_or(false)) {
+    let filter = match (call.bool(0).unwrap_or(false), call.bool(1).unwrap_or(false)) {
         (true, _) => BatchFilter::Unrecorded,
         (false, true) => BatchFilter::Elsewhere,
         (false, false) => BatchFilter::All,
     };
     // The snapshot and the catalogs are asked once a batch, not once a job.
     let mut asked = HashMap::new();
-    for job in call.with_memory_of_query(|sight: &mut RegistryView| sight.jobs(among)) {
+    for job in call.with_memory_of_query(|view: &mut RegistryView| view.jobs(filter)) {
         let now = &job.now;
         let batch = &job.batch;
         let (is_recorded, has_lost_its_log) = *asked
             .entry(batch.number)
             .or_insert_with(|| (session::is_recorded(batch), session::has_lost_its_log(batch)));
         // A query adds those that the log of this database does not have.
-        if among == BatchFilter::Unrecorded && job.batch.database != here {
+        if filter == BatchFilter::Unrecorded && job.batch.database != here {
             continue;
         }
         // Of other databases only what has not ended: nobody here sees their logs. The same of a log that is gone.
         if now.is_logged && (job.batch.database != here || has_lost_its_log) {
             continue;
         }
-        // It is in the encoding of its database.
-        let outcome = || match job.batch.database == here {
-            true => session::visible(now.owner, now.state, log::outcome_of(now)),
-            false => Outcome::default(),
-        };
-        // The query is to see what came of a job beside its row, which it does not see.
-        let in_log =
-            (among == BatchFilter::Unrecorded && session::is_in_log_only(now)).then(|| session::end_of(&job.uuid));
-        let end = in_log.flatten().unwrap_or_else(|| End {
-            state: now.state,
-            pid: now.pid,
-            started: now.started,
-            ended: now.ended,
-            attempts: now.attempts,
-            outcome: outcome(),
-        });
-        let first = [
-            SqlValue::Uuid(job.batch.uuid),
-            SqlValue::Uuid(job.uuid),
-            SqlValue::Text(end.state.name().into()),
-            SqlValue::Bool(is_recorded),
-            SqlValue::BigInt(job.batch.database.into()),
-            SqlValue::BigInt(job.batch.owner.into()),
-            SqlValue::Text(job.owner_name.clone()),
-            SqlValue::Text(job.client.clone()),
-            job.batch_name.clone().into(),
-            job.name.clone().into(),
-            SqlValue::Text(job.query.clone()),
-            SqlValue::Timestamp(job.queued_at),
-            SqlValue::timestamp(end.started),
-            SqlValue::timestamp(end.ended),
-            SqlValue::Int(end.attempts as i32),
-            end.pid.into(),
-        ];
-        let last = [SqlValue::BigInt(epoch), job.run_options.to_options().into()];
-        let name = [database_name(job.batch.database).into()];
-        rows.put(&[&first[..], &place_cells(now), &last, &log::outcome_cells(&end.outcome), &name].concat())?;
+        rows.put(&live_cells(&job, is_recorded, &live_end(&job, filter)))?;
     }
     rows.finish();
     Ok(Value::Void)
 }
 
+/// Returns how a job stands, or how it ended as far as the caller may see that.
+fn live_end(job: &JobDetails, filter: BatchFilter) -> End {
+    let now = &job.now;
+    // The query is to see what came of a job beside its row, which it does not see.
+    let in_log =
+        (filter == BatchFilter::Unrecorded && session::is_in_log_only(now)).then(|| session::end_of(&job.uuid));
+    in_log.flatten().unwrap_or_else(|| End {
+        state: now.state,
+        pid: now.pid,
+        started: now.started,
+        ended: now.ended,
+        attempts: now.attempts,
+        // It is in the encoding of its database.
+        outcome: match job.batch.database == database() {
+            true => session::visible(now.owner, now.state, log::outcome_of(now)),
+            false => Outcome::default(),
+        },
+    })
+}
+
+fn live_cells(job: &JobDetails, is_recorded: bool, end: &End) -> Vec<SqlValue> {
+    let first = [
+        SqlValue::Uuid(job.batch.uuid),
+        SqlValue::Uuid(job.uuid),
+        SqlValue::Text(end.state.name().into()),
+        SqlValue::Bool(is_recorded),
+        SqlValue::BigInt(job.batch.database.into()),
+        SqlValue::BigInt(job.batch.owner.into()),
+        SqlValue::Text(job.owner_name.clone()),
+        SqlValue::Text(job.client.clone()),
+        job.batch_name.clone().into(),
+        job.name.clone().into(),
+        SqlValue::Text(job.query.clone()),
+        SqlValue::Timestamp(job.queued_at),
+        SqlValue::timestamp(end.started),
+        SqlValue::timestamp(end.ended),
+        SqlValue::Int(end.attempts as i32),
+        end.pid.into(),
+    ];
+    let last = [SqlValue::BigInt(area::epoch()), job.run_options.to_options().into()];
+    let name = [database_name(job.batch.database).into()];
+    [&first[..], &progress_cells(&job.now), &last, &log::outcome_cells(&end.outcome), &name].concat()
+}
+
 /// Returns how far a job is, as cells: queue_position, progress, progress_message.
-fn place_cells(job: &JobStatus) -> [SqlValue; 3] {
+fn progress_cells(job: &JobStatus) -> [SqlValue; 3] {
     let (percent, message) = job.progress.clone().unzip();
     [job.queue_position.into(), percent.into(), message.filter(|message| !message.is_empty()).into()]
 }
@@ -133,14 +140,14 @@ fn state(call: &Call) -> Result<Value, Error> {
         } else if transaction::in_recovery() {
             rows.put(&from_outcome("queued", &Outcome::default()))?;
         } else if epoch == area::epoch() {
-            match call.with_memory_of_query(|sight: &mut RegistryView| sight.status_of_queued_row(&uuid)) {
+            match call.with_memory_of_query(|view: &mut RegistryView| view.status_of_queued_row(&uuid)) {
                 QueuedRowStatus::Live(job) => rows.put(&from_moment(&job))?,
                 QueuedRowStatus::Ended(end) => rows.put(&from_end(&end))?,
                 QueuedRowStatus::Lost => rows.put(&lost(went_down(start)))?,
                 QueuedRowStatus::Gone => {}
             }
         } else {
-            match call.with_memory_of_query(|sight: &mut RegistryView| sight.trace(epoch, &uuid)) {
+            match call.with_memory_of_query(|view: &mut RegistryView| view.trace(epoch, &uuid)) {
                 Some(CrashTrace { end: Some(end), .. }) => rows.put(&from_end(&end))?,
                 Some(CrashTrace { attempt, end: None }) => rows.put(&lost_in(&attempt))?,
                 None => rows.put(&lost(went_down(start)))?,
@@ -201,7 +208,7 @@ fn from_moment(job: &JobStatus) -> Vec<SqlValue> {
         SqlValue::Int(job.attempts as i32),
     ];
     let outcome = session::visible(job.owner, job.state, log::outcome_of(job));
-    [&first[..], &place_cells(job), &log::outcome_cells(&outcome)].concat()
+    [&first[..], &progress_cells(job), &log::outcome_cells(&outcome)].concat()
 }
 
 /// `pg_background_log_rows() RETURNS TABLE (…)`

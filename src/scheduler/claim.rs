@@ -5,7 +5,7 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::process;
-use crate::registry::layout::{BatchPtr, PoolPtr, State, WorkerState};
+use crate::registry::layout::{BatchPtr, BatchRecord, PoolPtr, State, WorkerState};
 use crate::registry::root::{slot_mut, slots};
 use crate::registry::{batches, lists, ready_lists, watchers, Recorded};
 use crate::scheduler::capacity::CapDecision;
@@ -75,7 +75,7 @@ pub fn claim(memory: &mut Memory, worker: ClaimingWorker, now: i64) -> Task {
 }
 
 fn next_task(memory: &mut Memory, worker: ClaimingWorker, now: i64) -> Task {
-    let ClaimingWorker { index, many, keeps_turn } = worker;
+    let ClaimingWorker { index, keeps_turn, .. } = worker;
     if let Some(segment) = dispatch::begin_assigned_job(memory, index) {
         return Task::Serve(segment);
     }
@@ -105,44 +105,52 @@ fn next_task(memory: &mut Memory, worker: ClaimingWorker, now: i64) -> Task {
         return Task::HandOver;
     }
     for batch in runnable_batches(memory, own.pool, now, MAX_EXAMINED) {
-        let record = memory.get(batch);
-        if record.recorded_in == 0 {
-            if record.log_writer != 0 {
-                continue;
-            }
-            // Jobs whose rows cannot be inserted now run all the same; their rows are inserted later.
-            if record.retry_log_at <= now {
-                begin_log_write(memory, index, batch);
-                return Task::Record(batch);
-            }
+        if let Some(task) = task_of_batch(memory, worker, batch, now) {
+            return task;
         }
-        let share = record.queued / (4 * pool.workers.max(1)) + 1;
-        let count = if many && record.is_sequential == 0 { share.min(CLAIM_LIMIT) } else { 1 };
-        let indexes: Vec<u32> = (0..count).map_while(|_| take_next_job(memory, batch, now)).collect();
-        if indexes.is_empty() {
-            continue;
-        }
-        let number = memory.get(batch).number;
-        for (job, next) in indexes.iter().zip(indexes[1..].iter().map(|next| next + 1).chain([0])) {
-            let job = lists::job_mut(memory, batch, *job);
-            (job.slot, job.next_retry) = (index as u32 + 1, next);
-        }
-        let record = memory.get_mut(batch);
-        record.workers += 1;
-        record.queued -= indexes.len() as u32;
-        ready_lists::update_queue_state(memory, batch);
-        if let Some(own) = slot_mut(memory, index) {
-            own.state = WorkerState::Ready as u32;
-            own.batch = batch;
-        }
-        let turn = next_turn(memory);
-        memory.get_mut(own.pool).turn = turn;
-        return Task::Run(Claim { batch, number, indexes });
     }
     if capacity::is_wanted_elsewhere(memory, own.pool, now) {
         return Task::HandOver;
     }
     Task::Wait(next_check(memory, own.pool, now))
+}
+
+/// Returns what a worker of its pool does for a batch that has runnable jobs: inserts its rows, or claims jobs. Returns
+/// `None` if another worker inserts its rows, or all jobs have been taken.
+fn task_of_batch(memory: &mut Memory, worker: ClaimingWorker, batch: BatchPtr, now: i64) -> Option<Task> {
+    let ClaimingWorker { index, many, .. } = worker;
+    let record = memory.get(batch);
+    if record.recorded_in == 0 {
+        if record.log_writer != 0 {
+            return None;
+        }
+        // Jobs whose rows cannot be inserted now run all the same; their rows are inserted later.
+        if record.retry_log_at <= now {
+            begin_log_write(memory, index, batch);
+            return Some(Task::Record(batch));
+        }
+    }
+    let BatchRecord { number, pool, .. } = *record;
+    let share = record.queued / (4 * memory.get(pool).workers.max(1)) + 1;
+    let count = if many && record.is_sequential == 0 { share.min(CLAIM_LIMIT) } else { 1 };
+    let indexes: Vec<u32> = (0..count).map_while(|_| take_next_job(memory, batch, now)).collect();
+    if indexes.is_empty() {
+        return None;
+    }
+    for (job, next) in indexes.iter().zip(indexes[1..].iter().map(|next| next + 1).chain([0])) {
+        let job = lists::job_mut(memory, batch, *job);
+        (job.slot, job.next_retry) = (index as u32 + 1, next);
+    }
+    let record = memory.get_mut(batch);
+    record.workers += 1;
+    record.queued -= indexes.len() as u32;
+    ready_lists::update_queue_state(memory, batch);
+    if let Some(own) = slot_mut(memory, index) {
+        own.state = WorkerState::Ready as u32;
+        own.batch = batch;
+    }
+    memory.get_mut(pool).turn = next_turn(memory);
+    Some(Task::Run(Claim { batch, number, indexes }))
 }
 
 /// Returns the time at which a worker of the pool that has nothing to do looks for work again, if it is not woken
