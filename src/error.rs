@@ -87,20 +87,20 @@ errors! {
         detail: format!("It has {length} bytes; a background job may have {MAX_SQL_BYTES}."),
         hint: TOO_LONG_HINT;
     NoQuery => b"22023", "there is no query to run";
-    NullQuery(place: ArgLocation) => b"22004", "SQL text of {place} must not be null";
+    NullQuery(location: ArgLocation) => b"22004", "SQL text of {location} must not be null";
     /// An object without the key of the text.
-    MissingQuery(place: ArgLocation) => b"22023", "{place} has no key \"query\"",
+    MissingQuery(location: ArgLocation) => b"22023", "{location} has no key \"query\"",
         hint: "The text of the job is its key \"query\".";
-    EmptyQuery(place: ArgLocation) => b"22023", "SQL text of {place} must not be empty";
-    QueryTooLong { place: ArgLocation, length: usize } => b"54000", "SQL text of {place} is too long",
+    EmptyQuery(location: ArgLocation) => b"22023", "SQL text of {location} must not be empty";
+    QueryTooLong { location: ArgLocation, length: usize } => b"54000", "SQL text of {location} is too long",
         detail: format!("It has {length} bytes; a background job may have {MAX_SQL_BYTES}."),
         hint: TOO_LONG_HINT;
-    Shape { place: ArgLocation, wanted: &'static str } => b"22023", "{place} must be {wanted}";
-    UnknownKey { place: ArgLocation, key: DbText, keys: &'static [&'static str] }
-        => b"22023", "unrecognized key \"{key}\" in {place}",
+    Shape { location: ArgLocation, wanted: &'static str } => b"22023", "{location} must be {wanted}";
+    UnknownKey { location: ArgLocation, key: DbText, keys: &'static [&'static str] }
+        => b"22023", "unrecognized key \"{key}\" in {location}",
         hint: format!("Known keys are {}.", keys.join(", "));
-    BadValue { place: ArgLocation, key: &'static str, wanted: DbText }
-        => b"22023", "invalid value for key \"{key}\" in {place}",
+    BadValue { location: ArgLocation, key: &'static str, wanted: DbText }
+        => b"22023", "invalid value for key \"{key}\" in {location}",
         detail: wanted;
     TooManyQueries => b"54000", "the text has too many queries",
         detail: format!("It may have {MAX_PIECES}.");
@@ -300,12 +300,12 @@ impl From<Malformed> for Error {
 
 impl Error {
     /// Returns what the server is told: a report at this level that was made at this place.
-    pub fn into_report(self, level: i32, place: &std::panic::Location) -> Report {
+    pub fn into_report(self, level: i32, caller: &std::panic::Location) -> Report {
         if let Error::Job(report) | Error::NoCut(report) = self {
             return *report;
         }
         let texts = self.texts();
-        let file = place.file().rsplit('/').next().unwrap_or(place.file());
+        let file = caller.file().rsplit('/').next().unwrap_or(caller.file());
         Report {
             level,
             sqlstate: texts.sqlstate,
@@ -313,7 +313,7 @@ impl Error {
             detail: texts.detail.map(bytes),
             hint: texts.hint.map(bytes),
             file: Some(file.as_bytes().to_vec()),
-            line: place.line() as i32,
+            line: caller.line() as i32,
             ..Report::default()
         }
     }

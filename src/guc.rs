@@ -1,7 +1,7 @@
 //! The settings `pg_background_mgr.*`.
 
 use crate::error::{DbText, Error};
-use crate::ffi::guc::{define_int, own_settings_given, reserve_prefix, IntSetting, Scope, Unit};
+use crate::ffi::guc::{define_int, own_settings_given, reserve_prefix, IntDefinition, IntSetting, Scope, Unit};
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{dsm, guc};
 
@@ -26,10 +26,11 @@ thread_local! {
     static REFUSED: ProcessCell<Option<Vec<u8>>> = const { process_cell(None) };
 }
 
-/// Tells the server of them. Called once a process.
+/// Defines the settings. Called once a process.
 pub fn define() {
     let given = own_settings_given();
-    define_all();
+    DEFINITIONS.iter().for_each(define_int);
+    reserve_prefix(c"pg_background_mgr");
     if !given.is_empty() {
         let accepted = own_settings_given();
         let is_refused = |name: &Vec<u8>| !accepted.contains(name) && guc::value(name).is_some();
@@ -46,81 +47,82 @@ pub fn check() -> Result<(), Error> {
     REFUSED.with_borrow(|name| name.as_ref().map_or(Ok(()), |name| Err(Error::SettingRefused(DbText::new(name)))))
 }
 
-fn define_all() {
-    define_int(
-        c"pg_background_mgr.max_workers",
-        c"Sets the maximum number of background workers of pg_background_mgr in the whole server.",
-        c"-1 means max_worker_processes - pg_background_mgr.reserved_workers.",
-        &MAX_WORKERS,
-        (-1, 262_143),
-        Scope::Server,
-        Unit::None,
-    );
-    define_int(
-        c"pg_background_mgr.reserved_workers",
-        c"Sets the number of background processes that pg_background_mgr leaves to others.",
-        c"",
-        &RESERVED_WORKERS,
-        (0, 262_143),
-        Scope::Server,
-        Unit::None,
-    );
-    define_int(
-        c"pg_background_mgr.queue_memory_limit",
-        c"Sets the maximum shared memory that queued and running jobs take.",
-        c"",
-        &QUEUE_MEMORY_LIMIT,
-        (64, i32::MAX),
-        Scope::Server,
-        Unit::Kilobytes,
-    );
-    define_int(
-        c"pg_background_mgr.log_result_limit",
-        c"Sets how much of a job's rows the log keeps.",
-        c"Whole rows are kept, as many as fit.",
-        &LOG_RESULT_LIMIT,
-        (0, 1024 * 1024),
-        Scope::Superuser,
-        Unit::Kilobytes,
-    );
-    define_int(
-        c"pg_background_mgr.max_unread_results",
-        c"Sets the maximum number of unread results of a session that are in dynamic shared memory.",
-        c"-1 means an eighth of the segments that the server may have.",
-        &MAX_UNREAD_RESULTS,
-        (-1, i32::MAX),
-        Scope::Superuser,
-        Unit::None,
-    );
-    define_int(
-        c"pg_background_mgr.max_result_memory",
-        c"Sets the maximum memory for unread results of a session.",
-        c"This counts the queue_size of each job, and the bytes of small results that are in the session's own memory.",
-        &MAX_RESULT_MEMORY,
-        (64, i32::MAX),
-        Scope::Superuser,
-        Unit::Kilobytes,
-    );
-    define_int(
-        c"pg_background_mgr.worker_idle_timeout",
-        c"Sets how long a worker waits for another job.",
-        c"",
-        &WORKER_IDLE_TIMEOUT,
-        (0, i32::MAX),
-        Scope::Server,
-        Unit::Milliseconds,
-    );
-    define_int(
-        c"pg_background_mgr.log_retention",
-        c"Sets how long the log keeps jobs that have ended.",
-        c"-1 means for ever.",
-        &LOG_RETENTION,
-        (-1, i32::MAX),
-        Scope::Server,
-        Unit::Seconds,
-    );
-    reserve_prefix(c"pg_background_mgr");
-}
+/// The settings, in the order of the documentation.
+const DEFINITIONS: [IntDefinition; 8] = [
+    IntDefinition {
+        name: c"pg_background_mgr.max_workers",
+        short: c"Sets the maximum number of background workers of pg_background_mgr in the whole server.",
+        long: c"-1 means max_worker_processes - pg_background_mgr.reserved_workers.",
+        setting: &MAX_WORKERS,
+        bounds: (-1, 262_143),
+        scope: Scope::Server,
+        unit: Unit::None,
+    },
+    IntDefinition {
+        name: c"pg_background_mgr.reserved_workers",
+        short: c"Sets the number of background processes that pg_background_mgr leaves to others.",
+        long: c"",
+        setting: &RESERVED_WORKERS,
+        bounds: (0, 262_143),
+        scope: Scope::Server,
+        unit: Unit::None,
+    },
+    IntDefinition {
+        name: c"pg_background_mgr.queue_memory_limit",
+        short: c"Sets the maximum shared memory that queued and running jobs take.",
+        long: c"",
+        setting: &QUEUE_MEMORY_LIMIT,
+        bounds: (64, i32::MAX),
+        scope: Scope::Server,
+        unit: Unit::Kilobytes,
+    },
+    IntDefinition {
+        name: c"pg_background_mgr.log_result_limit",
+        short: c"Sets how much of a job's rows the log keeps.",
+        long: c"Whole rows are kept, as many as fit.",
+        setting: &LOG_RESULT_LIMIT,
+        bounds: (0, 1024 * 1024),
+        scope: Scope::Superuser,
+        unit: Unit::Kilobytes,
+    },
+    IntDefinition {
+        name: c"pg_background_mgr.max_unread_results",
+        short: c"Sets the maximum number of unread results of a session that are in dynamic shared memory.",
+        long: c"-1 means an eighth of the segments that the server may have.",
+        setting: &MAX_UNREAD_RESULTS,
+        bounds: (-1, i32::MAX),
+        scope: Scope::Superuser,
+        unit: Unit::None,
+    },
+    IntDefinition {
+        name: c"pg_background_mgr.max_result_memory",
+        short: c"Sets the maximum memory for unread results of a session.",
+        long: c"This counts the queue_size of each job, and the bytes of small results that are in the session's own \
+              memory.",
+        setting: &MAX_RESULT_MEMORY,
+        bounds: (64, i32::MAX),
+        scope: Scope::Superuser,
+        unit: Unit::Kilobytes,
+    },
+    IntDefinition {
+        name: c"pg_background_mgr.worker_idle_timeout",
+        short: c"Sets how long a worker waits for another job.",
+        long: c"",
+        setting: &WORKER_IDLE_TIMEOUT,
+        bounds: (0, i32::MAX),
+        scope: Scope::Server,
+        unit: Unit::Milliseconds,
+    },
+    IntDefinition {
+        name: c"pg_background_mgr.log_retention",
+        short: c"Sets how long the log keeps jobs that have ended.",
+        long: c"-1 means for ever.",
+        setting: &LOG_RETENTION,
+        bounds: (-1, i32::MAX),
+        scope: Scope::Server,
+        unit: Unit::Seconds,
+    },
+];
 
 /// Returns the maximum number of workers of the extension in the whole server.
 pub fn cap() -> usize {
@@ -134,7 +136,7 @@ pub fn cap() -> usize {
 
 /// Returns the number of workers that may have nothing to do: half of what there may be, so that others who want
 /// processes, as parallel queries, find some.
-pub fn spare_limit() -> usize {
+pub fn half_cap() -> usize {
     match cap() {
         0 => 0,
         cap => (cap / 2).max(1),
@@ -145,7 +147,7 @@ pub fn spare_limit() -> usize {
 pub fn idle_limit() -> usize {
     match WORKER_IDLE_TIMEOUT.get() {
         0 => 0,
-        _ => spare_limit(),
+        _ => half_cap(),
     }
 }
 

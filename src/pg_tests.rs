@@ -74,19 +74,19 @@ mod tests {
     #[pg_test]
     fn frames_come_back_in_order_from_memory_and_file() {
         let frames: Vec<Vec<u8>> = (0..100_u8).map(|fill| vec![fill; 1 + usize::from(fill) * 300]).collect();
-        let mut backlog = OverflowQueue::new(10_000);
+        let mut overflow = OverflowQueue::new(10_000);
         let (first, second) = frames.split_at(70);
-        first.iter().for_each(|frame| backlog.push(frame.clone()).unwrap());
+        first.iter().for_each(|frame| overflow.push(frame.clone()).unwrap());
         for frame in first.iter().take(50) {
-            assert_eq!(backlog.pop().unwrap().as_ref(), Some(frame));
+            assert_eq!(overflow.pop().unwrap().as_ref(), Some(frame));
         }
-        second.iter().for_each(|frame| backlog.push(frame.clone()).unwrap());
+        second.iter().for_each(|frame| overflow.push(frame.clone()).unwrap());
         for frame in frames.iter().skip(50) {
-            assert_eq!(backlog.pop().unwrap().as_ref(), Some(frame));
+            assert_eq!(overflow.pop().unwrap().as_ref(), Some(frame));
         }
-        assert_eq!(backlog.pop().unwrap(), None);
-        backlog.push(b"again".to_vec()).unwrap();
-        assert_eq!(backlog.pop().unwrap().as_deref(), Some(&b"again"[..]));
+        assert_eq!(overflow.pop().unwrap(), None);
+        overflow.push(b"again".to_vec()).unwrap();
+        assert_eq!(overflow.pop().unwrap().as_deref(), Some(&b"again"[..]));
     }
 
     #[pg_test]

@@ -125,12 +125,12 @@ fn is_enough() -> bool {
 }
 
 /// Takes spare memory, if this process has none. False = there is no memory.
-pub fn keep_spare() -> bool {
-    SPARE.with_borrow_mut(|spare| spare.capacity() > 0 || spare.try_reserve_exact(SPARE_BYTES).is_ok())
+pub fn keep_reserve() -> bool {
+    SPARE.with_borrow_mut(|reserve| reserve.capacity() > 0 || reserve.try_reserve_exact(SPARE_BYTES).is_ok())
 }
 
 /// Gives the spare memory back, if there is no other: what is asked for next is there.
-pub(super) fn give_spare_back() {
+pub(super) fn free_reserve() {
     if !is_enough() {
         SPARE.set(Vec::new());
     }

@@ -146,7 +146,7 @@ fn attach(header: &'static Header, makes: bool) -> *mut pg_sys::dsa_area {
     if !AREA.get().is_null() || !makes && header.handle.load(Ordering::Acquire) == 0 {
         return AREA.get();
     }
-    let _switch = MemoryContextGuard::to_process_lifetime();
+    let _context = MemoryContextGuard::to_process_lifetime();
     // SAFETY: variables of this process.
     let holds = unsafe { (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) };
     let held = lock(header, pg_sys::LWLockMode::LW_EXCLUSIVE);
@@ -276,7 +276,7 @@ fn handle_of(pointer: u64) -> u32 {
 fn map(handle: u32) -> *mut u8 {
     let mapped = MAPPED.with_borrow(|mapped| mapped.iter().find(|(at, _)| *at == handle).map(|(_, segment)| *segment));
     let segment = mapped.unwrap_or_else(|| {
-        let _switch = MemoryContextGuard::to_process_lifetime();
+        let _context = MemoryContextGuard::to_process_lifetime();
         let _alone = Alone::new();
         // SAFETY: what is referred to is there. The mapping belongs to the process, for there is no resource owner.
         let segment = unsafe { pg_sys::dsm_attach(handle) };
@@ -367,7 +367,7 @@ impl Memory {
 
     /// Takes memory. None = it raised: then the lock was let go for a moment.
     fn catching<T>(&mut self, take: impl FnOnce() -> T) -> Option<T> {
-        let _switch = MemoryContextGuard::to_process_lifetime();
+        let _context = MemoryContextGuard::to_process_lifetime();
         // SAFETY: variables of this process.
         let holds = unsafe { (pg_sys::InterruptHoldoffCount, pg_sys::QueryCancelHoldoffCount) };
         let outcome = report::catch_call(|| {

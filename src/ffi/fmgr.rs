@@ -32,7 +32,7 @@ enum Outcome {
 /// Runs the body of a SQL-callable function: the frame where errors leave Rust.
 pub fn call(fcinfo: pg_sys::FunctionCallInfo, body: fn(&Call) -> Result<Value, Error>) -> pg_sys::Datum {
     let run = || {
-        if !allocator::keep_spare() {
+        if !allocator::keep_reserve() {
             return Outcome::Raise(Raised::out_of_memory());
         }
         match report::catch_call(|| body(&Call(fcinfo))) {

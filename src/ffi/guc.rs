@@ -284,18 +284,26 @@ pub enum Unit {
     Seconds,
 }
 
-/// Tells the server of a setting. `bounds` are inclusive.
-pub fn define_int(
-    name: &'static std::ffi::CStr,
-    short: &'static std::ffi::CStr,
-    long: &'static std::ffi::CStr,
-    setting: &'static IntSetting,
-    bounds: (i32, i32),
-    scope: Scope,
-    unit: Unit,
-) {
+/// Definition of an integer setting.
+pub struct IntDefinition {
+    pub name: &'static CStr,
+    /// Purpose of the setting, in a sentence.
+    pub short: &'static CStr,
+    /// Everything else to be known; may be empty.
+    pub long: &'static CStr,
+    /// Its value; at first its default.
+    pub setting: &'static IntSetting,
+    /// The least and the greatest value.
+    pub bounds: (i32, i32),
+    pub scope: Scope,
+    pub unit: Unit,
+}
+
+/// Defines a setting (guc.c, `DefineCustomIntVariable`).
+pub fn define_int(definition: &IntDefinition) {
+    let IntDefinition { name, short, long, setting, bounds, scope, unit } = definition;
     use pg_sys::GucContext::{PGC_SIGHUP, PGC_SUSET};
-    let context = if scope == Scope::Server { PGC_SIGHUP } else { PGC_SUSET };
+    let context = if *scope == Scope::Server { PGC_SIGHUP } else { PGC_SUSET };
     let flags = match unit {
         Unit::None => 0,
         Unit::Kilobytes => pg_sys::GUC_UNIT_KB,

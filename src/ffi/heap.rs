@@ -298,8 +298,8 @@ impl Heap {
                 nulls.as_mut_ptr(),
                 is_changed.as_mut_ptr(),
             );
-            let place = &raw mut (*row.tuple).t_self;
-            pg_sys::CatalogTupleUpdateWithInfo(self.relation, place, tuple, self.writer);
+            let ctid = &raw mut (*row.tuple).t_self;
+            pg_sys::CatalogTupleUpdateWithInfo(self.relation, ctid, tuple, self.writer);
         }
         drop(entered);
         self.be_seen();

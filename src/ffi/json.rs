@@ -56,7 +56,7 @@ impl JsonRows {
             return None;
         }
         let text = {
-            let _switch = self.memory.enter();
+            let _context = self.memory.enter();
             let (mut values, mut nulls) = (values.to_vec(), nulls.to_vec());
             // SAFETY: a value for each column, whose type is registered; the function gives a text.
             unsafe {

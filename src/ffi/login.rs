@@ -135,9 +135,9 @@ unsafe fn form(tuple: pg_sys::HeapTuple) -> *const u8 {
 unsafe fn row_version(tuple: pg_sys::HeapTuple) -> [u32; 4] {
     // SAFETY: by contract; a row of a catalog has a header with its transaction.
     unsafe {
-        let place = (*tuple).t_self;
+        let ctid = (*tuple).t_self;
         let xmin = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
-        [place.ip_blkid.bi_hi.into(), place.ip_blkid.bi_lo.into(), place.ip_posid.into(), transaction_number(xmin)]
+        [ctid.ip_blkid.bi_hi.into(), ctid.ip_blkid.bi_lo.into(), ctid.ip_posid.into(), transaction_number(xmin)]
     }
 }
 

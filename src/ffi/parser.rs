@@ -30,7 +30,7 @@ impl Parser {
     pub fn parse(&self, sql: &[u8]) -> ParseOutcome<Report> {
         interrupt::check();
         let outcome = {
-            let _switch = self.memory.enter();
+            let _context = self.memory.enter();
             let _quiet = Quiet::new();
             // SAFETY: the parser reads settings and no catalog, so nothing has to be rolled back when it raises.
             report::catch_call(|| unsafe { exec::raw_parse(c_string(sql)) }).map(drop)

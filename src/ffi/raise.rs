@@ -116,7 +116,7 @@ impl Raised {
         if log == Log::Done {
             LAST_PASSED_ON.set(Some(report.clone()));
         }
-        allocator::give_spare_back();
+        allocator::free_reserve();
         Raised(to_error_data(report, log))
     }
 

@@ -86,7 +86,7 @@ unsafe fn from_error_data(edata: &pg_sys::ErrorData) -> Report {
 /// # Errors
 /// The report of the server's error or of the panic that ended `body`.
 pub fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Box<Captured>> {
-    if !allocator::keep_spare() {
+    if !allocator::keep_reserve() {
         return Err(Box::new(Captured::from(Report::from(Error::OutOfMemory(SPARE_BYTES)))));
     }
     LAST_ERROR.set(None);
@@ -217,14 +217,14 @@ fn capture(errors: bool, notices: bool) {
     }
     let _done = Capturing;
     // It is copied here, and by whoever catches it.
-    allocator::give_spare_back();
+    allocator::free_reserve();
     // SAFETY: called by errfinish, so a report is on the stack; the copy must not go to ErrorContext.
     let captured = unsafe {
         let memory = REPORT.get().map(|memory| {
             memory.reset(); // of a copy that an error broke off
             memory.enter()
         });
-        let _switch = memory.unwrap_or_else(memory::MemoryContextGuard::to_process_lifetime);
+        let _context = memory.unwrap_or_else(memory::MemoryContextGuard::to_process_lifetime);
         let edata = pg_sys::CopyErrorData();
         let wanted = if (*edata).elevel >= ERROR { errors } else { notices && (*edata).output_to_client };
         let captured = wanted.then(|| Captured {
@@ -245,7 +245,7 @@ fn capture(errors: bool, notices: bool) {
             if let Some(on_notice) = ON_NOTICE.get() {
                 on_notice(captured.report);
             }
-            allocator::keep_spare();
+            allocator::keep_reserve();
         }
         None => {}
     }
@@ -277,7 +277,7 @@ pub fn log(captured: &Captured) {
 
 /// Keeps reports that a worker has logged out of the log of the session that passes them on. Called once a process.
 pub fn filter_log() {
-    allocator::keep_spare();
+    allocator::keep_reserve();
     REPORT.set(Some(Box::leak(Box::new(memory::Context::new(c"pg_background_mgr report")))));
     // SAFETY: a variable of this process; the previous hook is called by ours.
     unsafe {

@@ -143,7 +143,7 @@ impl RowReader {
 
     fn convert(&mut self, store: *mut pg_sys::Tuplestorestate) {
         {
-            let _switch = self.memory.enter();
+            let _context = self.memory.enter();
             // SAFETY: the slots were filled by the caller.
             let row = unsafe { TupleSlot::from_raw(self.wire_slot) };
             let (mut from, mut from_null) = row.values();

@@ -75,7 +75,7 @@ impl RowWriter {
     pub fn new(desc: TupleDesc) -> (Self, Description) {
         let lasting = Context::of_text(c"pg_background_mgr row writer");
         let memory = Context::of_text(c"pg_background_mgr row");
-        let switch = lasting.enter();
+        let context_guard = lasting.enter();
         let mut description = Description::default();
         let mut columns = Vec::new();
         let mut formed = Vec::new();
@@ -108,7 +108,7 @@ impl RowWriter {
             columns.iter().any(|column| column.wire != ColumnEncoding::Binary).then(|| TupleDesc::build(&formed));
         let texts = (!shadows.is_empty()).then(|| TupleDesc::build(&shadows));
         let has_varlena = columns.iter().any(|column| column.is_varlena);
-        drop(switch);
+        drop(context_guard);
         (RowWriter { columns, form, texts, has_varlena, memory, _lasting: lasting }, description)
     }
 
@@ -120,7 +120,7 @@ impl RowWriter {
             return;
         }
         {
-            let _switch = self.memory.enter();
+            let _context = self.memory.enter();
             let (values, nulls) = row.values();
             let (mut values, mut nulls) = (values.to_vec(), nulls.to_vec());
             let (mut texts, mut text_nulls) = (Vec::new(), Vec::new());

@@ -45,14 +45,14 @@ impl Rows {
 
     /// Runs `build` in memory that lives as long as the query, for what is handed to the executor.
     pub fn for_query<T>(&self, build: impl FnOnce() -> T) -> T {
-        let _switch = self.query_lifetime();
+        let _context = self.query_lifetime();
         build()
     }
 
     /// The tuplestore that takes the rows: bounded by `work_mem`, then a file.
     pub fn store(&mut self) -> *mut pg_sys::Tuplestorestate {
         if self.store.is_null() {
-            let _switch = self.query_lifetime();
+            let _context = self.query_lifetime();
             // SAFETY: the store belongs to the query, as its memory does.
             self.store = unsafe {
                 let random =
@@ -102,7 +102,7 @@ impl TypedRows {
         }
         let store = self.rows.store();
         {
-            let _switch = self.memory.enter();
+            let _context = self.memory.enter();
             let mut values: Vec<_> = row.iter().map(SqlValue::to_datum).collect();
             let mut nulls: Vec<_> = row.iter().map(|cell| *cell == SqlValue::Null).collect();
             // SAFETY: there is a value of the right type for each column; the store copies them.

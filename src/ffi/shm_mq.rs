@@ -48,7 +48,7 @@ impl Sender {
     /// Attaches, if that is still to be done.
     pub fn attach(&mut self) -> *mut pg_sys::shm_mq_handle {
         if self.handle.is_null() {
-            let _switch = MemoryContextGuard::to_process_lifetime();
+            let _context = MemoryContextGuard::to_process_lifetime();
             // SAFETY: a queue was created there before this process heard of it, which stays mapped as long as this
             // value is used; the handle lives as long as the process.
             unsafe {
@@ -90,7 +90,7 @@ impl Sender {
 
     fn send_with(&mut self, message: &[u8], nowait: bool, flush: bool) -> Result<(), SendError> {
         // The server grows its buffers in the current context.
-        let _switch = MemoryContextGuard::to_process_lifetime();
+        let _context = MemoryContextGuard::to_process_lifetime();
         // SAFETY: attached as sender; `worker::result_queue` repeats a message that did not fit.
         match unsafe { wire::shm_mq_send(self.attach(), message, nowait, flush) } {
             SHM_MQ_SUCCESS => Ok(()),
@@ -109,7 +109,7 @@ pub struct Receiver {
 impl Receiver {
     /// Creates a queue of `size` bytes at this offset, with this process as its receiver.
     pub fn create(segment: &Segment, offset: usize, size: usize) -> Self {
-        let _switch = MemoryContextGuard::to_process_lifetime();
+        let _context = MemoryContextGuard::to_process_lifetime();
         // SAFETY: the area is inside the segment and aligned, and nobody else knows it yet.
         unsafe {
             let queue = pg_sys::shm_mq_create(segment.address(offset).cast(), size);
@@ -124,7 +124,7 @@ impl Receiver {
     /// # Errors
     /// [`ReceiveError::Detached`] also when no sender has attached and `is_lost`: none will.
     pub fn try_receive(&mut self, is_lost: impl Fn() -> bool) -> Result<&[u8], ReceiveError> {
-        let _switch = MemoryContextGuard::to_process_lifetime();
+        let _context = MemoryContextGuard::to_process_lifetime();
         self.last = (std::ptr::dangling(), 0);
         let mut length = 0;
         let mut message = std::ptr::null_mut();

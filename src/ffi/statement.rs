@@ -39,7 +39,7 @@ impl<'a> ParsedSql<'a> {
     pub fn parse(sql: &'a CStr) -> Self {
         // SAFETY: the list and its nodes live in MessageContext until `forget`.
         let statements = unsafe {
-            let _switch = crate::ffi::memory::MemoryContextGuard::to(pg_sys::MessageContext);
+            let _context = crate::ffi::memory::MemoryContextGuard::to(pg_sys::MessageContext);
             let list = pg_sys::pg_parse_query(sql.as_ptr());
             exec::list_of_nodes(list)
         };
@@ -110,7 +110,7 @@ impl Statement<'_> {
         let mut completion = exec::Completion::new();
         // SAFETY: the steps and their order are those of exec_simple_query; the receiver outlives the portal's run.
         unsafe {
-            let _switch = crate::ffi::memory::MemoryContextGuard::to(pg_sys::MessageContext);
+            let _context = crate::ffi::memory::MemoryContextGuard::to(pg_sys::MessageContext);
             let own_memory = pg_sys::AllocSetContextCreateInternal(
                 pg_sys::MessageContext,
                 c"pg_background_mgr statement".as_ptr(),

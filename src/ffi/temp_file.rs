@@ -46,7 +46,7 @@ pub struct File {
 impl File {
     /// Creates an empty file. It is in the temporary tablespaces of the session.
     pub fn create() -> Self {
-        let _switch = MemoryContextGuard::to_process_lifetime();
+        let _context = MemoryContextGuard::to_process_lifetime();
         // SAFETY: the file belongs to the process, as its memory does.
         let file = unsafe { pg_sys::BufFileCreateTemp(true) };
         File { file, read: Position::default(), written: Position::default(), writing: true }
@@ -74,7 +74,7 @@ impl File {
     /// # Errors
     /// [`Error::Spill`] (58030); a full disk and `temp_file_limit` are errors of the server's own.
     pub fn push(&mut self, message: &[u8]) -> Result<(), Error> {
-        let _switch = MemoryContextGuard::to_process_lifetime();
+        let _context = MemoryContextGuard::to_process_lifetime();
         if !self.writing {
             self.read = self.tell();
             self.seek(self.written)?;
@@ -96,7 +96,7 @@ impl File {
     /// # Errors
     /// [`Error::Spill`] (58030)
     pub fn pop(&mut self) -> Result<Option<Vec<u8>>, Error> {
-        let _switch = MemoryContextGuard::to_process_lifetime();
+        let _context = MemoryContextGuard::to_process_lifetime();
         if self.writing {
             self.written = self.tell();
             self.seek(self.read)?;

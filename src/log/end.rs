@@ -64,8 +64,8 @@ fn unreadable(state: State) -> Outcome {
 }
 
 /// Returns the outcome of a job that was stopped, after so many attempts.
-pub fn stopped(reason: Reason, stopper: Option<&[u8]>, attempts: u32) -> Outcome {
-    let by = stopper.map_or(Vec::new(), |role| [b" by user \"", role, b"\""].concat());
+pub fn stopped(reason: Reason, requester: Option<&[u8]>, attempts: u32) -> Outcome {
+    let by = requester.map_or(Vec::new(), |role| [b" by user \"", role, b"\""].concat());
     let before = if attempts == 0 { b" before it started".as_slice() } else { b" before its next attempt" };
     let message = match reason {
         Reason::OtherFailed => b"another job of the batch failed".to_vec(),

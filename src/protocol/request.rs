@@ -24,7 +24,7 @@ pub const fn sqlstate(code: &[u8; 5]) -> i32 {
 
 /// The five characters of a packed SQLSTATE (elog.c, `unpack_sql_state`).
 pub fn sqlstate_text(packed: i32) -> Vec<u8> {
-    (0..5).map(|place| ((packed >> (6 * place)) & 0x3F) as u8 + b'0').collect()
+    (0..5).map(|location| ((packed >> (6 * location)) & 0x3F) as u8 + b'0').collect()
 }
 
 /// Tells who runs the job, where, and with which settings.

@@ -122,7 +122,7 @@ pub struct Root {
     /// Files that were reported as unreadable.
     pub reported_files: DsaPtr<ReportedFile>,
     /// Prestarted workers, which wait for their first job.
-    pub ahead: [Prestarted; MAX_PRESTARTED],
+    pub prestarted: [Prestarted; MAX_PRESTARTED],
     pub probe: ForkProbe,
     /// Batches, by the hash of their uuid.
     pub buckets: [BatchPtr; BUCKETS],

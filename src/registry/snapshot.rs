@@ -289,7 +289,7 @@ fn status_of(memory: &Memory, batch: BatchPtr, job: &JobRecord, position: i64) -
         progress: progress_of(memory, memory.get(batch), job),
         outcome: stored.clone().filter(|_| !is_written),
         written: stored.filter(|_| is_written),
-        reason: crate::registry::Reason::from_byte(job.reason),
+        reason: Reason::from_byte(job.reason),
         stop_requester: stopped_by::of_job(memory, batch, job).map(|role| own_text(memory.get(batch), role)),
     }
 }

@@ -330,10 +330,10 @@ pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize
 }
 
 /// Returns whether there is capacity for one more prestarted worker.
-pub fn has_room_to_prestart(memory: &mut Memory) -> bool {
+pub fn may_prestart(memory: &mut Memory) -> bool {
     if get_or_create_root(memory).is_err() {
         return false;
     }
     let idle = prestart::count(memory) + idle_count(memory);
-    idle < guc::spare_limit().min(MAX_PRESTARTED) && worker_count(memory) < guc::cap()
+    idle < guc::half_cap().min(MAX_PRESTARTED) && worker_count(memory) < guc::cap()
 }

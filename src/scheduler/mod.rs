@@ -17,7 +17,7 @@ pub mod start;
 pub mod stop;
 pub mod worker_lifecycle;
 
-pub use crate::scheduler::capacity::{free_a_process, has_room_to_prestart, is_settling, plan_starts, reserve};
+pub use crate::scheduler::capacity::{free_a_process, is_settling, may_prestart, plan_starts, reserve};
 pub use crate::scheduler::claim::{
     batch_uuid, begin_job, claim, claimed_uuids, first_job_uuid, forget_rows, release_claim, rows_inserted, undo_task,
     Claim, ClaimingWorker, Task,
@@ -43,5 +43,5 @@ pub use crate::scheduler::stop::{stop_jobs, stop_request, terminate_jobs};
 pub use crate::scheduler::worker_lifecycle::{
     become_idle, cancel_successor, exit_and_reserve_successor, exit_if_idle, has_own_work, keep_for_restart, may_exit,
     registration_failed, release_reservation, report_progress, reserve_successor, will_be_restarted, worker_died,
-    worker_registered, worker_started, Arrival, Refusal, Succession,
+    worker_registered, worker_started, Arrival, Handover, Refusal,
 };

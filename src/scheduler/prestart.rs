@@ -7,11 +7,11 @@ use crate::registry::layout::Prestarted;
 use crate::registry::root::{root, root_mut};
 
 fn all(memory: &Memory) -> &[Prestarted] {
-    root(memory).map_or(&[], |root| &root.ahead)
+    root(memory).map_or(&[], |root| &root.prestarted)
 }
 
 fn all_mut(memory: &mut Memory) -> &mut [Prestarted] {
-    root_mut(memory).map_or(&mut [], |root| &mut root.ahead)
+    root_mut(memory).map_or(&mut [], |root| &mut root.prestarted)
 }
 
 fn worker(prestarted: &Prestarted) -> WorkerHandle {

@@ -85,14 +85,14 @@ pub fn register_after(index: usize, start: SlotReservation) -> bool {
 
 /// Registers the successor of a worker that goes on until there is a process for it. Tries for as long as `patience`,
 /// and does not serve interrupts meanwhile. Returns `false` if there is no process yet.
-pub fn try_register(start: SlotReservation, patience: Duration) -> bool {
+pub fn try_register(start: SlotReservation, timeout: Duration) -> bool {
     let began = Instant::now();
     loop {
         if let Some(worker) = ask(start) {
             area::write(|memory| scheduler::worker_registered(memory, start, worker));
             return true;
         }
-        if began.elapsed() >= patience {
+        if began.elapsed() >= timeout {
             area::write(|memory| scheduler::release_reservation(memory, start));
             return false;
         }

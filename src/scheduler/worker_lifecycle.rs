@@ -193,7 +193,7 @@ pub fn exit_and_reserve_successor(memory: &mut Memory, index: usize) -> Option<S
 
 /// Consequence for a worker whose slot another pool needs.
 #[derive(Debug, Clone, Copy)]
-pub enum Succession {
+pub enum Handover {
     /// This successor begins when the worker is gone.
     By(SlotReservation),
     /// The worker exits without a successor.
@@ -203,16 +203,16 @@ pub enum Succession {
 }
 
 /// Reserves a slot for a worker of the pool that needs one most; it begins when this worker is gone.
-pub fn reserve_successor(memory: &mut Memory, index: usize) -> Succession {
-    let Some(own) = slots(memory).get(index).copied() else { return Succession::Leave };
+pub fn reserve_successor(memory: &mut Memory, index: usize) -> Handover {
+    let Some(own) = slots(memory).get(index).copied() else { return Handover::Leave };
     if staying_workers(memory) > guc::cap() {
-        return Succession::Leave;
+        return Handover::Leave;
     }
     let now = process::now();
     match most_underserved_pool(memory, now, own.pool) {
-        Some(next) => reserve_slot(memory, next, Some(index)).map_or(Succession::Stay, Succession::By),
-        None if capacity::is_wanted_elsewhere(memory, own.pool, now) => Succession::Leave,
-        None => Succession::Stay,
+        Some(next) => reserve_slot(memory, next, Some(index)).map_or(Handover::Stay, Handover::By),
+        None if capacity::is_wanted_elsewhere(memory, own.pool, now) => Handover::Leave,
+        None => Handover::Stay,
     }
 }
 

@@ -35,7 +35,7 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
     if sql.len() > MAX_SQL_BYTES {
         return Err(Error::SqlTooLong(sql.len()));
     }
-    make_room(queue_bytes)?;
+    free_result_memory(queue_bytes)?;
     let request = request()?;
     let launch = Launch { encoded_request: to_bytes(&request), request, sql, queue_bytes };
     match launch.in_idle_worker() {
@@ -48,7 +48,7 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
 ///
 /// # Errors
 /// [`Error::TooManyUnread`] (53000), [`Error::ResultMemory`] (53400)
-fn make_room(queue_bytes: usize) -> Result<(), Error> {
+fn free_result_memory(queue_bytes: usize) -> Result<(), Error> {
     let check = || {
         let Unread { count, bytes } = attached_jobs::unread();
         let (max_count, limit) = (guc::max_unread_results(), guc::max_result_memory());
@@ -68,8 +68,8 @@ fn make_room(queue_bytes: usize) -> Result<(), Error> {
     let began = Instant::now();
     loop {
         match check() {
-            Err(_) if attached_jobs::is_one_detaching() && began.elapsed() < start_worker::ROOM_PATIENCE => {
-                latch::wait(Some(start_worker::ROOM_CHECK));
+            Err(_) if attached_jobs::is_one_detaching() && began.elapsed() < start_worker::EXIT_TIMEOUT => {
+                latch::wait(Some(start_worker::EXIT_CHECK));
             }
             outcome => return outcome,
         }

@@ -251,8 +251,8 @@ struct ProgressReporter<'a> {
     seen: HashMap<[u8; 16], (State, u32)>,
     reported: HashMap<[u8; 16], (i32, Vec<u8>)>,
     /// Last line of progress, and the time at which it was reported, or at which there was nothing to report.
-    told: String,
-    told_at: Instant,
+    last_line: String,
+    last_line_at: Instant,
     /// Another line is to be reported later.
     is_due: bool,
 }
@@ -264,8 +264,8 @@ impl<'a> ProgressReporter<'a> {
             is_verbose,
             seen: HashMap::new(),
             reported: HashMap::new(),
-            told: String::new(),
-            told_at: Instant::now(),
+            last_line: String::new(),
+            last_line_at: Instant::now(),
             is_due: false,
         }
     }
@@ -278,8 +278,8 @@ impl<'a> ProgressReporter<'a> {
         if jobs.len() <= scheduler::FEW as usize {
             self.tell_each(jobs);
         }
-        self.is_due = jobs.iter().any(|job| !job.state.is_final()) && progress(jobs) != self.told;
-        if self.is_due && self.told_at.elapsed() >= TELL_EVERY {
+        self.is_due = jobs.iter().any(|job| !job.state.is_final()) && progress(jobs) != self.last_line;
+        if self.is_due && self.last_line_at.elapsed() >= TELL_EVERY {
             self.tell_progress(jobs);
         }
     }
@@ -313,17 +313,17 @@ impl<'a> ProgressReporter<'a> {
     /// Reports the progress of all jobs, if it has changed.
     fn tell_progress(&mut self, jobs: &[LiveState]) {
         let line = progress(jobs);
-        if self.is_verbose && line != self.told {
+        if self.is_verbose && line != self.last_line {
             notice(line.as_bytes());
-            self.told = line;
-            self.told_at = Instant::now();
+            self.last_line = line;
+            self.last_line_at = Instant::now();
         }
         self.is_due = false;
     }
 
     /// Returns the time at which a report is due even if nothing changes, or `None` if none is.
     fn due(&self) -> Option<Instant> {
-        self.is_due.then(|| self.told_at + TELL_EVERY)
+        self.is_due.then(|| self.last_line_at + TELL_EVERY)
     }
 }
 

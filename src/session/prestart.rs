@@ -44,7 +44,7 @@ pub fn take(payload: usize, queue_bytes: usize) -> Option<ChannelEnd> {
 
 /// Starts a worker for the next launch, if there is capacity and a segment for it.
 pub fn start(queue_bytes: usize) {
-    if guc::spare_limit() == 0 || !area::write(scheduler::has_room_to_prestart) {
+    if guc::half_cap() == 0 || !area::write(scheduler::may_prestart) {
         return;
     }
     // Only a used segment: a new one could be refused, and the launch is complete. Large segments are not kept, so they

@@ -12,9 +12,9 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// Interval at which a launch checks whether a worker that must exit is gone.
-pub const ROOM_CHECK: Duration = Duration::from_millis(2);
+pub const EXIT_CHECK: Duration = Duration::from_millis(2);
 /// Maximum time that a launch waits for such a worker.
-pub const ROOM_PATIENCE: Duration = Duration::from_secs(5);
+pub const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Takes the segment of a worker that is gone, and makes it ready for another one. Returns `None` if there is none with
 /// such a queue into which a job with this payload fits, both in bytes.
@@ -45,12 +45,12 @@ pub fn start(channel: &Channel, registered: &Cell<Option<WorkerHandle>>) -> Resu
         let will_have_process = area::is_made() && area::write(scheduler::free_a_process);
         let is_exhausted = !will_have_process && !attached_jobs::is_one_ending() && !unregistered::is_one_exiting();
         // Twice: the last such worker may have gone between the two questions.
-        if is_exhausted && was_exhausted || began.elapsed() > ROOM_PATIENCE {
+        if is_exhausted && was_exhausted || began.elapsed() > EXIT_TIMEOUT {
             return Err(Error::SlotsExhausted);
         }
         was_exhausted = is_exhausted;
         if !is_exhausted {
-            latch::wait(Some(ROOM_CHECK));
+            latch::wait(Some(EXIT_CHECK));
         }
     };
     registered.set(Some(worker));

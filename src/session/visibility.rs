@@ -57,16 +57,16 @@ pub fn is_recorded(batch: &BatchSummary) -> bool {
 }
 
 /// Returns the numbers of the batches in the registry that the caller may see and that `among` accepts.
-fn batches(uuid: Option<&[u8; 16]>, among: BatchFilter) -> HashSet<u64> {
+fn batches(uuid: Option<&[u8; 16]>, filter: BatchFilter) -> HashSet<u64> {
     // Catalogs and snapshots are read before the registry's lock is taken.
     let mut rights: HashMap<u32, bool> = HashMap::new();
     let mut is_wanted = |batch: &BatchSummary| {
-        let is_among = match among {
+        let passes = match filter {
             BatchFilter::All => true,
             BatchFilter::Unrecorded => batch.database == session::database() && !is_recorded(batch),
             BatchFilter::Elsewhere => batch.database != session::database(),
         };
-        is_among && *rights.entry(batch.owner).or_insert_with(|| rights_on(batch.owner))
+        passes && *rights.entry(batch.owner).or_insert_with(|| rights_on(batch.owner))
     };
     let summaries = area::read(|memory| registry::batch_summaries(memory, uuid));
     summaries.into_iter().filter(|batch| is_wanted(batch)).map(|batch| batch.number).collect()
@@ -83,13 +83,13 @@ pub struct RegistryView {
 
 impl RegistryView {
     /// Returns the jobs in the registry that the caller may see.
-    pub fn jobs(&mut self, among: BatchFilter) -> Vec<JobDetails> {
-        self.jobs_of(MONITORED_BATCH.get().as_ref(), among)
+    pub fn jobs(&mut self, filter: BatchFilter) -> Vec<JobDetails> {
+        self.jobs_of(MONITORED_BATCH.get().as_ref(), filter)
     }
 
     /// Returns the jobs in the registry that the caller may see. `uuid`: only this job, or the jobs of this batch.
-    pub fn jobs_of(&mut self, uuid: Option<&[u8; 16]>, among: BatchFilter) -> Vec<JobDetails> {
-        let wanted = batches(uuid, among);
+    pub fn jobs_of(&mut self, uuid: Option<&[u8; 16]>, filter: BatchFilter) -> Vec<JobDetails> {
+        let wanted = batches(uuid, filter);
         if wanted.is_empty() {
             return Vec::new();
         }

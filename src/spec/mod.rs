@@ -86,7 +86,7 @@ impl BatchSpec {
     pub fn from_json(jobs: &[u8], options: Option<&[u8]>) -> Result<Self, Error> {
         let (batch, defaults) = from_options(options)?;
         let Ok(Value::Array(items)) = parse(jobs) else {
-            return Err(Error::Shape { place: ArgLocation::Jobs, wanted: "a JSON array" });
+            return Err(Error::Shape { location: ArgLocation::Jobs, wanted: "a JSON array" });
         };
         let job = |(number, item)| from_item(ArgLocation::Job(number), item, &defaults);
         batch.with_jobs((1..).zip(items).map(job).collect::<Result<_, Error>>()?)
@@ -97,12 +97,12 @@ impl BatchSpec {
             return Err(Error::NoQuery);
         }
         for (number, job) in (1..).zip(&jobs) {
-            let (place, length) = (ArgLocation::Job(number), job.query.len());
+            let (location, length) = (ArgLocation::Job(number), job.query.len());
             if job.query.iter().all(u8::is_ascii_whitespace) {
-                return Err(Error::EmptyQuery(place));
+                return Err(Error::EmptyQuery(location));
             }
             if length > MAX_SQL_BYTES {
-                return Err(Error::QueryTooLong { place, length });
+                return Err(Error::QueryTooLong { location, length });
             }
         }
         self.jobs = jobs;
@@ -129,7 +129,7 @@ fn object(options: Option<&[u8]>) -> Result<Map<String, Value>, Error> {
     match options.map(parse) {
         None | Some(Ok(Value::Null)) => Ok(Map::new()),
         Some(Ok(Value::Object(map))) => Ok(map),
-        Some(_) => Err(Error::Shape { place: ArgLocation::Options, wanted: "a JSON object" }),
+        Some(_) => Err(Error::Shape { location: ArgLocation::Options, wanted: "a JSON object" }),
     }
 }
 
@@ -149,21 +149,21 @@ fn from_object(map: Map<String, Value>) -> Result<(BatchSpec, JobSpec), Error> {
 }
 
 /// Returns a job of the JSON array.
-fn from_item(place: ArgLocation, item: Value, defaults: &JobSpec) -> Result<JobSpec, Error> {
+fn from_item(location: ArgLocation, item: Value, defaults: &JobSpec) -> Result<JobSpec, Error> {
     const KEYS: &[&str] = &[QUERY, NAME, TIMEOUT, MAX_ATTEMPTS, RETRY_DELAY];
     match item {
         Value::String(query) => Ok(JobSpec { query: to_database(&query), ..defaults.clone() }),
         Value::Object(map) => {
-            let mut keys = Keys::new(place, map, KEYS)?;
+            let mut keys = Keys::new(location, map, KEYS)?;
             if !keys.map.contains_key(QUERY) {
-                return Err(Error::MissingQuery(place));
+                return Err(Error::MissingQuery(location));
             }
             let (query, name) = (keys.text(QUERY)?, keys.text(NAME)?);
-            let query = query.ok_or(Error::NullQuery(place))?;
+            let query = query.ok_or(Error::NullQuery(location))?;
             Ok(JobSpec { query, name, ..keys.run_options(defaults)? })
         }
-        Value::Null => Err(Error::NullQuery(place)),
-        _ => Err(Error::Shape { place, wanted: "a text or a JSON object" }),
+        Value::Null => Err(Error::NullQuery(location)),
+        _ => Err(Error::Shape { location, wanted: "a text or a JSON object" }),
     }
 }
 
@@ -203,15 +203,15 @@ fn to_database(text: &str) -> Vec<u8> {
 
 /// The keys of an object, all known.
 struct Keys {
-    place: ArgLocation,
+    location: ArgLocation,
     map: Map<String, Value>,
 }
 
 impl Keys {
-    fn new(place: ArgLocation, map: Map<String, Value>, keys: &'static [&'static str]) -> Result<Self, Error> {
+    fn new(location: ArgLocation, map: Map<String, Value>, keys: &'static [&'static str]) -> Result<Self, Error> {
         match map.keys().find(|key| !keys.contains(&key.as_str())) {
-            Some(key) => Err(Error::UnknownKey { place, key: DbText::new(&to_database(key)), keys }),
-            None => Ok(Keys { place, map }),
+            Some(key) => Err(Error::UnknownKey { location, key: DbText::new(&to_database(key)), keys }),
+            None => Ok(Keys { location, map }),
         }
     }
 
@@ -221,7 +221,7 @@ impl Keys {
     }
 
     fn bad(&self, key: &'static str, wanted: &[u8]) -> Error {
-        Error::BadValue { place: self.place, key, wanted: DbText::new(wanted) }
+        Error::BadValue { location: self.location, key, wanted: DbText::new(wanted) }
     }
 
     fn text(&mut self, key: &'static str) -> Result<Option<Vec<u8>>, Error> {

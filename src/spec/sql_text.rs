@@ -40,14 +40,14 @@ fn locate(text: &[u8], piece: Range<usize>, number: usize, position: usize, repo
     let character = |from: usize| 1 + session::characters(text.get(from..position).unwrap_or_default());
     let head = session::clip(query, MAX_HEAD_BYTES);
     let dots = if head.len() < query.len() { "..." } else { "" };
-    let place = format!("At character {} of the text, in query {number}: ", character(0));
+    let location = format!("At character {} of the text, in query {number}: ", character(0));
     let shown = match () {
         () if text.len() <= MAX_SHOWN_BYTES => Some((text, 0)),
         () if query.len() <= MAX_SHOWN_BYTES => Some((query, piece.start)),
         () => None,
     };
     Report {
-        detail: Some([place.as_bytes(), head, dots.as_bytes()].concat()),
+        detail: Some([location.as_bytes(), head, dots.as_bytes()].concat()),
         hint: Some(hint(text).to_vec()),
         position: 0,
         internal_position: shown.map_or(0, |(_, from)| character(from) as i32),

@@ -62,9 +62,9 @@ pub fn split<E>(
     let (segments, open_comment) = segments(text, delimiter, standard_strings, parse)?;
     // What a comment has that does not end tells the parser nothing, and may keep it busy for long.
     let text = text.get(..open_comment.map_or(text.len(), |start| start + COMMENT.len())).unwrap_or(text);
-    let patience = text.len().saturating_mul(16).saturating_add(4 << 20);
+    let budget = text.len().saturating_mul(16).saturating_add(4 << 20);
     let memo = vec![Memo::Unknown; segments.len()];
-    let mut search = Search { text, delimiter, standard_strings, segments, memo, parse, patience, furthest: None };
+    let mut search = Search { text, delimiter, standard_strings, segments, memo, parse, budget, furthest: None };
     search.run();
     search.outcome()
 }
@@ -270,7 +270,7 @@ struct Search<'a, 'p, E> {
     memo: Vec<Memo>,
     parse: &'a mut Parse<'p, E>,
     /// Number of bytes that are still parsed in vain before ends are left out.
-    patience: usize,
+    budget: usize,
     furthest: Option<Furthest<E>>,
 }
 
@@ -353,7 +353,7 @@ impl<E> Search<'_, '_, E> {
     /// Goes to the next end after one where the piece is not complete yet.
     fn go_on(&self, frame: &mut Frame) {
         let last = self.segments.len() - 1;
-        if self.patience > 0 || frame.end == last {
+        if self.budget > 0 || frame.end == last {
             frame.end += 1;
             return;
         }
@@ -369,7 +369,7 @@ impl<E> Search<'_, '_, E> {
         match (self.parse)(&self.text[piece.clone()]) {
             ParseOutcome::Complete => Verdict::Complete,
             ParseOutcome::Fails { position, refused, report } => {
-                self.patience = self.patience.saturating_sub(piece.len());
+                self.budget = self.budget.saturating_sub(piece.len());
                 let is_at_end = position >= piece.len();
                 let position = if is_at_end { last.range.end } else { piece.start + position };
                 let verdict =

@@ -34,8 +34,8 @@ impl CollectedRows {
             return;
         }
         // Whole rows, and the brackets.
-        let room = self.limit.checked_sub(self.json.len() + 3);
-        let Some(row) = room.and_then(|room| row(room).filter(|row| row.len() <= room)) else {
+        let free = self.limit.checked_sub(self.json.len() + 3);
+        let Some(row) = free.and_then(|free| row(free).filter(|row| row.len() <= free)) else {
             self.is_full = true;
             return;
         };

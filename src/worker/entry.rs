@@ -150,10 +150,10 @@ fn join_pool(database: u32, login: u32) {
     let channel = state().channel.get();
     let segment = channel.map_or(Handle::NONE, |channel| channel.handle()).to_number();
     let version = state().login_version.get();
-    let newcomer = NewWorker { database, login, version, pid: session::pid(), worker, segment };
+    let new_worker = NewWorker { database, login, version, pid: session::pid(), worker, segment };
     let slot_id = area::write(|memory| {
         // Without memory for it, it goes as it would have.
-        let slot_id = scheduler::add_worker(memory, &newcomer).ok().flatten()?;
+        let slot_id = scheduler::add_worker(memory, &new_worker).ok().flatten()?;
         let is_read = channel.is_none_or(|channel| {
             channel.set_slot_id(slot_id);
             channel.is_read()

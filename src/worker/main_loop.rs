@@ -6,7 +6,7 @@ mod queued_job;
 use crate::ffi::dsm::Handle;
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::{area, guc as settings, interrupt, latch, lock, process};
-use crate::scheduler::{start, ClaimingWorker, Succession, Task};
+use crate::scheduler::{start, ClaimingWorker, Handover, Task};
 use crate::worker::exit::refuse_assigned_job;
 use crate::worker::next::{exit_if, Exit, Next, CONTINUE, EXIT};
 use crate::worker::pool_worker::{PoolWorker, IDLE_CHECK};
@@ -71,8 +71,8 @@ impl PoolWorker {
 
     /// Claims the next task. The worker goes if the task is one of the queue, and it must not run those.
     fn claim(&mut self, now: i64) -> ControlFlow<Exit, Task> {
-        let seeker = ClaimingWorker { index: self.index, many: self.is_short, keeps_turn: self.keeps_turn };
-        let task = area::write(|memory| scheduler::claim(memory, seeker, now));
+        let claiming = ClaimingWorker { index: self.index, many: self.is_short, keeps_turn: self.keeps_turn };
+        let task = area::write(|memory| scheduler::claim(memory, claiming, now));
         self.keeps_turn = false;
         if !matches!(task, Task::Wait(_)) {
             self.idle_since = None;
@@ -104,12 +104,12 @@ impl PoolWorker {
                 start::start_workers();
                 self.run(&claim)
             }
-            Task::Record(place) => {
-                self.record(place);
+            Task::Record(batch) => {
+                self.record(batch);
                 CONTINUE
             }
-            Task::Log(place) => {
-                self.write_log(place);
+            Task::Log(batch) => {
+                self.write_log(batch);
                 CONTINUE
             }
             Task::Pause => self.pause(was_paused),
@@ -195,9 +195,9 @@ impl PoolWorker {
     /// `false` if it has not, and this one goes on.
     fn is_taken_over(&mut self) -> bool {
         let start = match area::write(|memory| scheduler::reserve_successor(memory, self.index)) {
-            Succession::By(start) => start,
-            Succession::Leave => return true,
-            Succession::Stay => return false,
+            Handover::By(start) => start,
+            Handover::Leave => return true,
+            Handover::Stay => return false,
         };
         let has_work = area::write(|memory| scheduler::has_own_work(memory, self.index));
         if !start::try_register(start, if has_work { Duration::ZERO } else { PROCESS_CHECK }) {

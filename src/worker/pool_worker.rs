@@ -235,13 +235,13 @@ impl PoolWorker {
 
     /// Makes rows of orphans, which a dead server has left; what cannot be written now is tried again.
     pub fn import_orphans(&mut self) {
-        let folded = lock::while_alone(IMPORT_LOCK | u64::from(self.database), || {
-            log::in_own_transaction(true, || log::import_orphans(self.database)).map(|folded| {
-                folded.remove();
-                folded.is_all
+        let imported = lock::while_alone(IMPORT_LOCK | u64::from(self.database), || {
+            log::in_own_transaction(true, || log::import_orphans(self.database)).map(|imported| {
+                imported.remove();
+                imported.is_all
             })
         });
-        let is_all = matches!(folded, Some(Ok(true)));
+        let is_all = matches!(imported, Some(Ok(true)));
         let failures = self.next_import.map_or(0, |(_, failures)| failures);
         self.next_import = (!is_all).then(|| (scheduler::next_log_try(failures), failures.saturating_add(1)));
         if is_all {

@@ -38,8 +38,8 @@ pub fn message(message: Message) {
                 return report::emit(&Report::from(Error::CopyEncoding), Log::Here);
             }
             return with(|kept| {
-                kept.row(|room| {
-                    (line.len() < room).then(|| {
+                kept.row(|free| {
+                    (line.len() < free).then(|| {
                         // Each byte may become six, in two copies that grow.
                         alloc::ensure(JSON_GROWTH * line.len());
                         [b"{\"copy\":", json_string(line).as_slice(), b"}"].concat()
@@ -116,7 +116,7 @@ impl RowSink for Rows {
 
     fn row(&mut self, row: tuple::TupleSlot) {
         if let (Some(json), false) = (&self.json, self.is_over) {
-            with(|kept| kept.row(|room| json.row(&row, room)));
+            with(|kept| kept.row(|free| json.row(&row, free)));
         }
     }
 }

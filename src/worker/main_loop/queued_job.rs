@@ -147,8 +147,8 @@ fn interrupted_outcome(mut failure: Captured, stopping: Option<Option<Vec<u8>>>,
     }
     report::log(&failure);
     transaction::recover();
-    let outcome = if let Some(stopper) = stopping {
-        let stopped = log::stopped(Reason::Cancelled, stopper.as_deref(), attempt);
+    let outcome = if let Some(requester) = stopping {
+        let stopped = log::stopped(Reason::Cancelled, requester.as_deref(), attempt);
         Outcome { context: failure.report.context, ..stopped }
     } else if state == State::Stopped {
         failed(&Report { context: failure.report.context, ..Error::Terminated.into() })
@@ -230,11 +230,11 @@ impl PoolWorker {
     /// jobs are to be recorded before they run.
     fn mark_started(&mut self, claim: &Claim) -> ControlFlow<Exit, Option<StartedRows>> {
         let (uuids, recorded, uuid) = area::read(|memory| {
-            let place = claim.batch;
+            let batch = claim.batch;
             (
                 scheduler::claimed_uuids(memory, claim),
-                registry::log_location(memory, place),
-                scheduler::batch_uuid(memory, place),
+                registry::log_location(memory, batch),
+                scheduler::batch_uuid(memory, batch),
             )
         });
         let log = recorded.map(|rows| rows.log);
