@@ -176,7 +176,7 @@ pub fn worker_idle_timeout() -> i64 {
     i64::from(WORKER_IDLE_TIMEOUT.get()) * 1000
 }
 
-/// Seconds; none = for ever
+/// Returns the seconds that rows are kept, or `None` if for ever.
 pub fn log_retention() -> Option<i64> {
     Some(i64::from(LOG_RETENTION.get())).filter(|seconds| *seconds >= 0)
 }

@@ -34,7 +34,7 @@ fn views() -> Vec<u8> {
     spi::select(queries::VIEWS).join(&b", "[..])
 }
 
-/// The role, quoted. Only the extension's owner and superusers may give and take.
+/// Returns the role, quoted. Only the extension's owner and superusers may give and take.
 fn granted_role(call: &Call) -> Result<Vec<u8>, Error> {
     let name = call.name(0).ok_or(Error::NullArgument("role name"))?;
     // In GRANT it is a keyword, also in quotes, and no role can have it as its name.

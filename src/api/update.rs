@@ -40,7 +40,7 @@ fn give(grants: &str) {
     session::outside_of_script(|| execute(grants));
 }
 
-/// Runs the commands that a query gives.
+/// Runs the commands that a query returns.
 fn execute(query: &str) {
     spi::select(query).iter().for_each(|command| spi::execute(command));
 }

@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 
 /// Defines a function that the server calls through a pointer. A panic or an error inside becomes an error of the
-/// server. pgrx 0.13.1 gives such pointers the type `extern "C"`, 0.18.1 `extern "C-unwind"`.
+/// server. pgrx 0.13.1 declares such pointers as `extern "C"`, 0.18.1 `extern "C-unwind"`.
 macro_rules! callback {
     ($(#[$attr:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         #[cfg(feature = "__ge18")]
@@ -44,7 +44,7 @@ pub(crate) use signal_handler;
 /// A signal handler of the server, as `pqsignal` takes it.
 pub type SignalHandler = pg_sys::pqsigfunc;
 
-/// An oid as a number.
+/// Returns an oid as a number.
 pub fn oid_to_u32(oid: pg_sys::Oid) -> u32 {
     #[cfg(feature = "__ge18")]
     return oid.to_u32();
@@ -52,7 +52,7 @@ pub fn oid_to_u32(oid: pg_sys::Oid) -> u32 {
     return oid.as_u32();
 }
 
-/// The attribute with this index, from 0 (tupdesc.h, `TupleDescAttr`). 18 keeps them behind the compact ones.
+/// Returns the attribute with this index, from 0 (tupdesc.h, `TupleDescAttr`). 18 keeps them behind the compact ones.
 ///
 /// # Safety
 /// `desc` is a valid tuple descriptor with more than `index` attributes, and outlives the reference.
@@ -72,7 +72,7 @@ pub unsafe fn tuple_desc_attr<'a>(desc: pg_sys::TupleDesc, index: usize) -> &'a 
     }
 }
 
-/// The identifier of a transaction as a number.
+/// Returns the identifier of a transaction as a number.
 pub fn transaction_number(transaction: pg_sys::TransactionId) -> u32 {
     #[cfg(feature = "__ge18")]
     return transaction.into_inner();
@@ -80,7 +80,7 @@ pub fn transaction_number(transaction: pg_sys::TransactionId) -> u32 {
     return transaction;
 }
 
-/// A number as the identifier of a transaction.
+/// Returns a number as the identifier of a transaction.
 pub fn transaction_id(number: u32) -> pg_sys::TransactionId {
     #[cfg(feature = "__ge18")]
     return number.into();

@@ -12,7 +12,7 @@ pub type Tag = *const c_char;
 #[cfg(feature = "__ge13")]
 pub type Tag = pg_sys::CommandTag::Type;
 
-/// The command tag of a parsed statement (utility.c, `CreateCommandTag`).
+/// Returns the command tag of a parsed statement (utility.c, `CreateCommandTag`).
 ///
 /// # Safety
 /// `statement` is a valid `RawStmt`.
@@ -21,7 +21,7 @@ pub unsafe fn command_tag(statement: *mut pg_sys::RawStmt) -> Tag {
     unsafe { pg_sys::CreateCommandTag((*statement).stmt) }
 }
 
-/// The tag's name, as `ps` and the command tag show it.
+/// Returns the tag's name, as `ps` and the command tag show it.
 pub fn tag_name(tag: Tag) -> &'static CStr {
     #[cfg(not(feature = "__ge13"))]
     let name = tag;
@@ -46,7 +46,7 @@ impl Completion {
         return Completion(pg_sys::QueryCompletion { commandTag: pg_sys::CommandTag::CMDTAG_UNKNOWN, nprocessed: 0 });
     }
 
-    /// The tag as a client sees it: `INSERT 0 1`, `VACUUM` (dest.c, `EndCommand`).
+    /// Returns the tag as a client sees it: `INSERT 0 1`, `VACUUM` (dest.c, `EndCommand`).
     pub fn text(&self) -> Vec<u8> {
         #[cfg(not(feature = "__ge13"))]
         // SAFETY: the server ends what it writes here with a zero.
@@ -102,7 +102,7 @@ unsafe fn list_cells(list: *const pg_sys::List) -> Vec<*const pg_sys::ListCell> 
     return unsafe { (0..(*list).length as usize).map(|index| (*list).elements.add(index).cast_const()).collect() };
 }
 
-/// The nodes of a list.
+/// Returns the nodes of a list.
 ///
 /// # Safety
 /// `list` is a list of nodes that are `T`, or null for an empty one.
@@ -111,7 +111,7 @@ pub unsafe fn list_of_nodes<T>(list: *const pg_sys::List) -> Vec<*mut T> {
     unsafe { list_cells(list) }.into_iter().map(|cell| unsafe { cell.cast::<*mut T>().read() }).collect()
 }
 
-/// The oids of a list.
+/// Returns the oids of a list.
 ///
 /// # Safety
 /// `list` is a list of oids, or null for an empty one.

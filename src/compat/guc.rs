@@ -4,7 +4,7 @@ use crate::protocol::Setting;
 use pgrx::pg_sys;
 use std::ffi::{c_char, c_int};
 
-/// True = a serialized setting ends with the role that made it (guc.c, `serialize_variable`).
+/// Tells whether a serialized setting ends with the role that made it (guc.c, `serialize_variable`).
 pub const SERIALIZED_WITH_ROLE: bool = cfg!(feature = "__ge15");
 
 /// Makes a setting as a worker does that restores its leader's (guc.c, `RestoreGUCState`): what may be set is checked

@@ -62,7 +62,7 @@ pub unsafe fn set_signal_handler(signal: c_int, handler: SignalHandler) {
     }
 }
 
-/// The server's handler for "end at the next safe point".
+/// Returns the server's handler for "end at the next safe point".
 pub fn terminate_handler() -> SignalHandler {
     mod raw {
         #[cfg(not(feature = "__ge18"))]

@@ -98,7 +98,7 @@ pub unsafe fn raw_datum_size(value: pg_sys::Datum) -> usize {
     }
 }
 
-/// Writes to a temporary file. False = the disk took less; from 14 on that is an error of the server's own.
+/// Writes to a temporary file. Returns `false` if the disk took less; from 14 on that is an error of the server's.
 ///
 /// # Safety
 /// `file` is open.

@@ -8,7 +8,7 @@ use crate::ffi::raise::Log;
 use crate::protocol::Report;
 use std::ffi::{c_char, CStr};
 
-/// Less than this is not worth a question; the reserve has it.
+/// Bytes below which nothing is checked: the reserve has them.
 const SMALL_BYTES: usize = 64 * 1024;
 
 fn raise_out_of_memory(bytes: usize) {

@@ -44,7 +44,7 @@ fn is_reserved(piece: *mut u8) -> bool {
     (start().addr()..start().addr() + RESERVE_BYTES).contains(&piece.addr())
 }
 
-/// Takes a piece of the reserve; null = it is too large, or the reserve is used up.
+/// Takes a piece of the reserve. Returns null if it is too large, or the reserve is used up.
 #[cold]
 fn take(layout: Layout) -> *mut u8 {
     if layout.size() > LARGEST_BYTES || layout.align() > ALIGNMENT {
@@ -116,7 +116,7 @@ thread_local! {
     static SPARE: ProcessCell<Vec<u8>> = const { process_cell(Vec::new()) };
 }
 
-/// More than the reserve gives, so that it is the system's.
+/// More than the reserve has, so that it is the system's.
 pub const SPARE_BYTES: usize = 2 * LARGEST_BYTES;
 
 /// Returns whether there is so much that an error can be copied.
@@ -124,12 +124,12 @@ fn is_enough() -> bool {
     has(SPARE_BYTES)
 }
 
-/// Takes spare memory, if this process has none. False = there is no memory.
+/// Takes spare memory, if this process has none. Returns `false` if there is no memory.
 pub fn keep_reserve() -> bool {
     SPARE.with_borrow_mut(|reserve| reserve.capacity() > 0 || reserve.try_reserve_exact(SPARE_BYTES).is_ok())
 }
 
-/// Gives the spare memory back, if there is no other: what is asked for next is there.
+/// Frees the spare memory, if there is no other: what is asked for next is there.
 pub(super) fn free_reserve() {
     if !is_enough() {
         SPARE.set(Vec::new());

@@ -37,13 +37,13 @@ fn copy_text<const N: usize>(text: &CStr) -> [c_char; N] {
 /// Words that a worker is bgw_extra when it is registered.
 pub const WORDS: usize = 3;
 
-/// `max_worker_processes`
+/// Returns `max_worker_processes`.
 pub fn max_worker_processes() -> i32 {
     // SAFETY: a setting of the server.
     unsafe { pg_sys::max_worker_processes }
 }
 
-/// The words that this worker was bgw_extra.
+/// Returns the words that this worker was registered with (`bgw_extra`).
 pub fn bgw_extra() -> [u64; WORDS] {
     // SAFETY: a worker has an entry; its extra bytes are what `register` wrote there, or zeros.
     unsafe {
@@ -75,8 +75,8 @@ pub struct Registration {
 }
 
 impl WorkerHandle {
-    /// Registers a worker that connects to a database, and wakes this process when its state changes. None = no slot is
-    /// free.
+    /// Registers a worker that connects to a database, and wakes this process when its state changes. Returns `None` if
+    /// no slot is free.
     pub fn register(library: &CStr, kind: &CStr, registration: &Registration) -> Option<Self> {
         let mut extra = [0 as c_char; pg_sys::BGW_EXTRALEN as usize];
         for (to, from) in extra.iter_mut().zip(registration.words.iter().flat_map(|word| word.to_ne_bytes())) {

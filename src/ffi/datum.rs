@@ -28,7 +28,7 @@ pub enum SqlValue {
 }
 
 impl SqlValue {
-    /// A moment that may not be known.
+    /// Makes a value of a time that may not be known.
     pub fn timestamp(at: Option<i64>) -> Self {
         at.map_or(SqlValue::Null, SqlValue::Timestamp)
     }
@@ -71,7 +71,7 @@ impl From<[u8; 16]> for SqlValue {
 }
 
 impl SqlValue {
-    /// The type of a column that takes it; none = any.
+    /// Returns the type of a column that takes it, or `None` if any does.
     pub(super) fn type_oid(&self) -> Option<pg_sys::Oid> {
         Some(match self {
             SqlValue::Null => return None,
@@ -85,7 +85,7 @@ impl SqlValue {
         })
     }
 
-    /// The value in the current memory context.
+    /// Makes the server's form of the value in the current memory context.
     pub(super) fn to_datum(&self) -> pg_sys::Datum {
         match self {
             SqlValue::Null => pg_sys::Datum::from(0_usize),

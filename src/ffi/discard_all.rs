@@ -58,7 +58,7 @@ pub fn is_spent() -> bool {
     }
 }
 
-/// `setseed` makes what follows foreseeable; a fresh session has a seed that nobody knows.
+/// Makes the seed of `random()` unknown again, as in a new session: a job may have called `setseed`.
 fn reseed() {
     let random = i32::from_ne_bytes(crate::ffi::random::random_bytes());
     let seed = f64::from(random) / (f64::from(i32::MAX) + 1.0);

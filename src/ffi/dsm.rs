@@ -55,8 +55,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Creates a segment of zeros that belongs to this process, not to its transaction. None = the server has no
-    /// segment left (its number is bounded: dsm.c, `dsm_postmaster_startup`).
+    /// Creates a segment of zeros that belongs to this process, not to its transaction. Returns `None` if the server
+    /// has no segment left (its number is bounded: dsm.c, `dsm_postmaster_startup`).
     pub fn create(length: usize) -> Option<Self> {
         // SAFETY: no special state is needed; the mapping is pinned at once, so that it outlives the transaction.
         let created =
@@ -97,7 +97,7 @@ impl Segment {
         unsafe { pg_sys::dsm_unpin_segment(self.handle().0) };
     }
 
-    /// Maps a segment that another process created. None = it is gone.
+    /// Maps a segment that another process created. Returns `None` if it is gone.
     pub fn attach(handle: Handle) -> Option<Self> {
         // SAFETY: an unknown handle gives null. A worker has no resource owner outside of a
         // transaction, so the mapping is the process's.
@@ -137,7 +137,7 @@ impl Segment {
         unsafe { self.address.add(offset) }
     }
 
-    /// The word with this index.
+    /// Returns the word with this index.
     pub fn word(&self, index: usize) -> &AtomicU64 {
         assert!((index + 1) * size_of::<u64>() <= self.length);
         // SAFETY: in bounds and aligned, for mappings begin on a page; any bits are a valid u64.

@@ -16,8 +16,8 @@ pub fn sync(path: &Path) -> io::Result<()> {
 }
 
 /// Writes a file of a directory in the data directory, whole or not at all, in the place of one of the same name. The
-/// directory is made if it is not there. When this returns the file is on disk. Who may read both is who may read the
-/// data directory: the server's processes have a umask for that (postmaster.c, `checkDataDir`).
+/// directory is made if it is not there. When this returns the file is on disk. Both can be read by those who can read
+/// the data directory: the server's processes have a umask for that (postmaster.c, `checkDataDir`).
 pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = make_directory_of(path)?;
     let mut unfinished = path.as_os_str().to_owned();

@@ -17,7 +17,7 @@ pub enum Value {
     Bool(bool),
     Int(i32),
     BigInt(i64),
-    /// Gives the row back from a trigger for each row; none = nothing is done with it.
+    /// The row that a trigger returns; with `None` nothing is done with it.
     Row(Option<OldRow>),
 }
 
@@ -71,33 +71,33 @@ impl Call {
         }
     }
 
-    /// An `int4` argument; none = NULL.
+    /// Returns an `int4` argument, or `None` for NULL.
     pub fn int(&self, index: usize) -> Option<i32> {
         self.argument(index).map(|datum| datum.value() as i32)
     }
 
-    /// An `oid` argument; none = NULL.
+    /// Returns an `oid` argument, or `None` for NULL.
     pub fn oid(&self, index: usize) -> Option<u32> {
         self.argument(index).map(|datum| datum.value() as u32)
     }
 
-    /// An `int8` argument; none = NULL.
+    /// Returns an `int8` argument, or `None` for NULL.
     pub fn int8(&self, index: usize) -> Option<i64> {
         self.argument(index).map(|datum| datum.value() as i64)
     }
 
-    /// A `bool` argument; none = NULL.
+    /// Returns a `bool` argument, or `None` for NULL.
     pub fn bool(&self, index: usize) -> Option<bool> {
         self.argument(index).map(|datum| datum.value() as u8 != 0)
     }
 
-    /// A `text` argument in the database's encoding; none = NULL.
+    /// Returns a `text` argument in the database's encoding, or `None` for NULL.
     pub fn text(&self, index: usize) -> Option<Vec<u8>> {
         // SAFETY: the SQL declaration makes the argument a text.
         self.argument(index).map(|datum| unsafe { text_bytes(datum) })
     }
 
-    /// A `text[]` argument, element by element, whatever its dimensions; none = NULL.
+    /// Returns the elements of a `text[]` argument, whatever its dimensions, or `None` for NULL.
     pub fn text_array(&self, index: usize) -> Option<Vec<Option<Vec<u8>>>> {
         let datum = self.argument(index)?;
         let (mut values, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
@@ -118,31 +118,32 @@ impl Call {
         }
     }
 
-    /// A `jsonb` argument as text, in the database's encoding; none = NULL.
+    /// Returns a `jsonb` argument as text in the database's encoding, or `None` for NULL.
     pub fn jsonb(&self, index: usize) -> Option<Vec<u8>> {
         self.argument(index).map(|datum| Output::of(pg_sys::JSONBOID).to_bytes(datum))
     }
 
-    /// A `uuid` argument; none = NULL.
+    /// Returns a `uuid` argument, or `None` for NULL.
     pub fn uuid(&self, index: usize) -> Option<[u8; 16]> {
         // SAFETY: the SQL declaration makes the argument a uuid: a pointer to its 16 bytes (uuid.h).
         self.argument(index).map(|datum| unsafe { datum.cast_mut_ptr::<[u8; 16]>().read() })
     }
 
-    /// An `interval` argument in microseconds, as [`interval`](crate::ffi::interval) counts them; none = NULL.
+    /// Returns an `interval` argument in microseconds, as [`interval`](crate::ffi::interval) counts them, or `None` for
+    /// NULL.
     pub fn interval(&self, index: usize) -> Option<i64> {
         // SAFETY: the SQL declaration makes the argument an interval: a pointer to one.
         self.argument(index).map(|datum| unsafe { crate::ffi::interval::from_datum(datum) })
     }
 
-    /// A `name` argument; none = NULL.
+    /// Returns a `name` argument, or `None` for NULL.
     pub fn name(&self, index: usize) -> Option<Vec<u8>> {
         // SAFETY: the SQL declaration makes the argument a name: zero-terminated within NAMEDATALEN bytes.
         self.argument(index).map(|datum| unsafe { alloc::copy_text(datum.cast_mut_ptr()) })
     }
 
     /// Returns the row that is deleted from a relation of the extension, and the value of this `uuid` column of it.
-    /// None = the function was not called by a trigger on such a relation INSTEAD OF DELETE.
+    /// Returns `None` if the function was not called by a trigger on such a relation INSTEAD OF DELETE.
     pub fn deleted_row(&self, column: &CStr) -> Option<(OldRow, Option<[u8; 16]>)> {
         // SAFETY: the server passes a valid call; that of a trigger has its data as context, with the row and the open
         // relation (trigger.h, `CALLED_AS_TRIGGER`). The column has the type that is asked for.

@@ -152,7 +152,7 @@ pub fn is_of_client(setting: &Setting) -> bool {
     setting.source as u32 == pg_sys::GucSource::PGC_S_CLIENT
 }
 
-/// The value of a setting; none = there is no such setting.
+/// Returns the value of a setting, or `None` if there is no such setting.
 pub fn value(name: &[u8]) -> Option<Vec<u8>> {
     let name = CString::new(name).ok()?;
     // SAFETY: a C string; what comes back is null or one, which is copied.
@@ -184,7 +184,7 @@ fn nest() -> i32 {
     unsafe { pg_sys::NewGUCNestLevel() }
 }
 
-/// Sets a setting, none = to what it is at RESET, until the level is left.
+/// Sets a setting, with `None` to what it is at RESET, until the level is left.
 fn set_within(name: &CStr, value: Option<&CStr>, context: u32) {
     use pg_sys::{GucAction::GUC_ACTION_SAVE, GucSource::PGC_S_SESSION};
     let value = value.map_or(std::ptr::null(), CStr::as_ptr);
@@ -198,7 +198,7 @@ fn unnest(level: i32, is_commit: bool) {
     unsafe { pg_sys::AtEOXact_GUC(is_commit, level) };
 }
 
-/// The libraries that this process has loaded, for [`load_libraries`] (dfmgr.c).
+/// Returns the libraries that this process has loaded, for [`load_libraries`] (dfmgr.c).
 pub fn loaded_libraries() -> Vec<u8> {
     // SAFETY: the server writes at most as many bytes as it estimated.
     unsafe {
@@ -244,7 +244,7 @@ pub fn configured() -> i64 {
     unsafe { pg_sys::PgReloadTime }
 }
 
-/// Returns whether somebody who read the configuration at that time may know a newer one. A new process has what the
+/// Returns whether a process that read the configuration at that time may know a newer one. A new process has what the
 /// server knew when it started it.
 pub fn is_outdated(configured: i64) -> bool {
     // SAFETY: a variable of this process.

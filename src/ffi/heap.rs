@@ -33,7 +33,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// The lock that indexes need.
+    /// Returns the lock that indexes need.
     fn lock(self) -> i32 {
         (match self {
             Access::Read => pg_sys::AccessShareLock,
@@ -140,7 +140,7 @@ unsafe fn is_plain(index: pg_sys::Relation) -> bool {
 
 impl Heap {
     /// Opens the indexes, as `CatalogOpenIndexes` does, but looks at each one before its expressions are read: that
-    /// would run them. False = one of them could run code of others.
+    /// would run them. Returns `false` if one of them could run code of others.
     ///
     /// # Safety
     /// The relation is open and locked.
@@ -305,7 +305,8 @@ impl Heap {
         self.be_seen();
     }
 
-    /// Deletes a row. False = somebody else has changed or deleted it since, or is about to, and `waits` is false.
+    /// Deletes a row. Returns `false` if another transaction has changed or deleted it since, or is about to and
+    /// `waits` is false.
     pub fn delete(&self, row: &Row, waits: bool) -> bool {
         // SAFETY: the relation is open and locked; the row was read from it.
         unsafe {

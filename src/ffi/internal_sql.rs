@@ -1,9 +1,10 @@
 //! Keeps the extension's own SQL from the relations of others.
 //!
-//! A name is looked up whenever a statement is planned, and again when its plan has become invalid. Who owns the schema
-//! of the extension may rename it at any moment, and have a table of the same name in one of the old name: with a
-//! trigger, a rule or a view that would run with the rights of whoever runs the statement. So each statement is looked
-//! at after the names are resolved, before anything of it runs or is folded (analyze.c, `parse_analyze_fixedparams`).
+//! A name is looked up whenever a statement is planned, and again when its plan has become invalid. The owner of the
+//! schema of the extension may rename it at any moment, and have a table of the same name in one of the old name: with
+//! a trigger, a rule or a view that would run with the rights of whoever runs the statement. So each statement is
+//! looked at after the names are resolved, before anything of it runs or is folded (analyze.c,
+//! `parse_analyze_fixedparams`).
 
 use crate::compat::exec::{list_of_nodes, QueryCheck};
 use crate::compat::oid_to_u32;
@@ -14,7 +15,7 @@ use crate::protocol::Report;
 use pgrx::pg_sys;
 
 /// Runs `body`. A statement in it that is about another relation than those of the server and of the extension is an
-/// error, [`Error::ForeignRelation`] (55000); also one with a subquery in an expression, which nobody looks into.
+/// error, [`Error::ForeignRelation`] (55000); also one with a subquery in an expression, which is not looked into.
 pub fn checked<T>(body: impl FnOnce() -> T) -> T {
     let _check = QueryCheck::begin(check);
     body()

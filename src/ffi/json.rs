@@ -45,7 +45,7 @@ impl JsonRows {
         JsonRows { columns, texts, memory: memory() }
     }
 
-    /// Returns a row in the database's encoding; none = it is longer than `limit` bytes. Of one that has a longer text
+    /// Returns a row in the database's encoding, or `None` if it has more than `limit` bytes. Of one with a longer text
     /// in it no JSON is made.
     pub fn row(&self, row: &TupleSlot, limit: usize) -> Option<Vec<u8>> {
         let (values, nulls) = row.values();

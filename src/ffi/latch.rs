@@ -62,7 +62,7 @@ impl SpinThenWait {
         SpinThenWait { came_soon: Cell::new(false), since: Cell::new(None) }
     }
 
-    /// Looks for the latch before the first sleep of a wait, if that is worth it. True = it is set.
+    /// Polls the latch before the first sleep of a wait, if that is worth it. Returns whether it is set.
     pub fn spin(&self) -> bool {
         let began = Instant::now();
         self.since.set(Some(began));

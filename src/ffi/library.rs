@@ -101,12 +101,12 @@ fn is_stateless(name: &str) -> bool {
     STATELESS.contains(&name) || name.contains("_and_")
 }
 
-/// The files of the loaded libraries.
+/// Returns the files of the loaded libraries.
 fn names() -> Vec<Vec<u8>> {
     loaded_libraries().split(|byte| *byte == 0).filter(|path| !path.is_empty()).map(<[u8]>::to_vec).collect()
 }
 
-/// The name of a library, without directory and suffix.
+/// Returns the name of a library, without directory and suffix.
 fn name_of(path: &[u8]) -> &str {
     let file = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
     let name = std::str::from_utf8(file).unwrap_or_default(); // no library that is known has such a name

@@ -3,8 +3,8 @@
 use crate::ffi::raise::internal_error;
 use pgrx::{pg_sys, FromDatum};
 
-/// The processes that keep this one from getting the lock that it waits for: those that hold it, and those that wait
-/// before it.
+/// Returns the processes that keep this one from getting the lock that it waits for: those that hold it, and those that
+/// wait before it.
 pub fn blocking_pids(pid: i32) -> Vec<i32> {
     // SAFETY: a function of the server, called with an int4; it gives an int4[] without NULLs.
     unsafe {
@@ -14,8 +14,8 @@ pub fn blocking_pids(pid: i32) -> Vec<i32> {
     }
 }
 
-/// Returns whether somebody wants this database for himself (DROP, RENAME, TEMPLATE; dbcommands.c). Then who only sits
-/// in it is in the way.
+/// Returns whether another session wants this database for itself (DROP, RENAME, TEMPLATE; dbcommands.c): sessions that
+/// are idle in it are in its way.
 pub fn is_database_wanted() -> bool {
     // As SET_LOCKTAG_OBJECT makes it.
     let tag = pg_sys::LOCKTAG {
@@ -30,8 +30,8 @@ pub fn is_database_wanted() -> bool {
     with_lock(&tag, pg_sys::RowExclusiveLock, || ()).is_none()
 }
 
-/// Runs `body` with a lock, taken for the session without waiting, and released afterwards. None = another session has
-/// a lock that conflicts. `body` raises no error: the lock would stay until the session ends or is reset.
+/// Runs `body` with a lock, taken for the session without waiting, and released afterwards. Returns `None` if another
+/// session has a lock that conflicts. `body` raises no error: the lock would stay until the session ends or is reset.
 fn with_lock<T>(tag: &pg_sys::LOCKTAG, mode: u32, body: impl FnOnce() -> T) -> Option<T> {
     // SAFETY: a complete lock tag.
     let outcome = unsafe { pg_sys::LockAcquire(tag, mode as i32, true, true) };
@@ -44,7 +44,8 @@ fn with_lock<T>(tag: &pg_sys::LOCKTAG, mode: u32, body: impl FnOnce() -> T) -> O
     Some(value)
 }
 
-/// The lock of a key, among those that transactions do not release (lock.h; the type is nobody else's).
+/// Returns the lock of a key, among those that transactions do not release (lock.h; the server uses the type for
+/// nothing else).
 fn tag_of_key(key: u64) -> pg_sys::LOCKTAG {
     pg_sys::LOCKTAG {
         locktag_field1: (key >> 32) as u32,
@@ -67,20 +68,21 @@ pub fn is_key_taken(key: u64) -> bool {
     with_lock(&tag_of_key(key), pg_sys::ShareLock, || ()).is_none()
 }
 
-/// Runs `body`, which raises no error, with the lock of a key, which no other session has then. None = another session
-/// has it.
+/// Runs `body`, which raises no error, with the lock of a key, which no other session has then. Returns `None` if
+/// another session has it.
 pub fn while_alone<T>(key: u64, body: impl FnOnce() -> T) -> Option<T> {
     with_lock(&tag_of_key(key), pg_sys::ExclusiveLock, body)
 }
 
-/// Takes the lock that reading a table needs, if nobody is in the way.
+/// Takes the lock that reading a table needs, if no other session is in the way.
 pub fn try_to_read(table: u32) -> bool {
     // SAFETY: inside a transaction, which the lock belongs to; numbers of relations that are gone may be locked.
     unsafe { pg_sys::ConditionalLockRelationOid(table.into(), pg_sys::AccessShareLock as i32) }
 }
 
 /// Takes every lock that a change of a table's rows needs. `waits`: for the table itself; never for its parts, so that
-/// who holds nothing else is in nobody's way (deadlocks). False = somebody else has one of them, or the table is gone.
+/// sessions that hold nothing else are in no other's way (deadlocks). Returns `false` if another session has one of
+/// them, or the table is gone.
 pub fn try_to_write(table: u32, waits: bool) -> bool {
     // SAFETY: inside a transaction, which the locks belong to; numbers of relations that are gone may be locked.
     unsafe {
@@ -94,7 +96,7 @@ pub fn try_to_write(table: u32, waits: bool) -> bool {
     }
 }
 
-/// Takes the lock that a sequence needs to be used. False = somebody else has one.
+/// Takes the lock that a sequence needs to be used. Returns `false` if another session has one.
 pub fn try_to_use(sequence: u32) -> bool {
     // SAFETY: inside a transaction, which the lock belongs to.
     unsafe { try_lock(sequence.into()) }
@@ -107,7 +109,8 @@ unsafe fn try_lock(relation: pg_sys::Oid) -> bool {
     unsafe { pg_sys::ConditionalLockRelationOid(relation, pg_sys::RowExclusiveLock as i32) }
 }
 
-/// Locks the indexes of a table; gives its toast table. None = somebody else has one of them, or the table is gone.
+/// Locks the indexes of a table; returns its TOAST table, or `None` if another session has a lock on one of them or the
+/// table is gone.
 ///
 /// # Safety
 /// Inside a transaction that has locked the table.

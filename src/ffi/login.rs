@@ -41,7 +41,7 @@ thread_local! {
     static KNOWN: Cell<Option<Known>> = const { Cell::new(None) };
 }
 
-/// A number that grows with every change of a catalog (inval.c). A transaction is open.
+/// Returns a number that grows with every change of a catalog (inval.c). A transaction is open.
 pub fn changes() -> u64 {
     // SAFETY: the caller's transaction is open; a counter of this process.
     unsafe {
@@ -50,8 +50,8 @@ pub fn changes() -> u64 {
     }
 }
 
-/// A login of this role to this database; role 0 is the cluster's owner, whatever its name. A transaction is open;
-/// what it has changed itself does not count, for no login sees it.
+/// Returns the login of this role to this database; role 0 is the cluster's owner, whatever its name. A transaction is
+/// open; what it has changed itself does not count, for no login sees it.
 ///
 /// Costs next to nothing as long as no catalog changes.
 pub fn look(database: u32, role: u32) -> Login {
@@ -68,7 +68,8 @@ pub fn look(database: u32, role: u32) -> Login {
     login
 }
 
-/// [`Login::state`]; 0 = a login would be refused, or may be, as its connections are counted. As [`look`].
+/// Returns [`Login::state`] as [`look`] does, or 0 if a login would be refused, or may be as its connections are
+/// limited.
 pub fn version(database: u32, role: u32) -> u64 {
     let login = look(database, role);
     if login.is_refused || login.is_limited {
@@ -141,7 +142,7 @@ unsafe fn row_version(tuple: pg_sys::HeapTuple) -> [u32; 4] {
     }
 }
 
-/// The rows that have this number in the first column of the index.
+/// Visits the rows that have this number in the first column of the index.
 ///
 /// # Safety
 /// A transaction is open, and the snapshot is registered.

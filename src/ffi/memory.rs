@@ -24,7 +24,7 @@ impl Context {
         Context::under(unsafe { pg_sys::CurrentMemoryContext }, name)
     }
 
-    /// The same under the context of the text that this worker runs.
+    /// Creates a context under that of the text that this worker runs.
     pub fn of_text(name: &'static CStr) -> Self {
         // SAFETY: a variable of this process, which `statement::init` has set.
         Context::under(unsafe { pg_sys::MessageContext }, name)

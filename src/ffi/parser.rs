@@ -9,7 +9,7 @@ use crate::sql_split::ParseOutcome;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 
-/// `standard_conforming_strings`
+/// Returns `standard_conforming_strings`.
 pub fn standard_strings() -> bool {
     // SAFETY: a setting of this process.
     unsafe { pg_sys::standard_conforming_strings }
@@ -58,7 +58,7 @@ fn failure(sql: &[u8], captured: Captured) -> ParseOutcome<Report> {
     ParseOutcome::Fails { position, refused, report }
 }
 
-/// Returns whether the SQLSTATE is of a class that tells of resources, operators or faults (errcodes.txt).
+/// Returns whether the SQLSTATE is of a class of errors of resources, operators or faults (errcodes.txt).
 fn is_of_server(sqlstate: i32) -> bool {
     use crate::protocol::sqlstate as code;
     const CLASS: i32 = 0xFFF;

@@ -2,7 +2,7 @@
 
 use pgrx::pg_sys;
 
-/// A process as others can name it, to wake it: the number of its entry in shared memory, from 1; 0 = none. Entries
+/// A process as others can name it, to wake it: the number of its entry in shared memory, from 1, or 0. Entries
 /// have new owners in time, and waking one of these is harmless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
@@ -54,7 +54,7 @@ pub fn wake_postmaster() {
     send(unsafe { pg_sys::PostmasterPid }, pg_sys::SIGUSR1);
 }
 
-/// Returns whether the server is shutting down. The postmaster writes so before it tells anybody (postmaster.c,
+/// Returns whether the server is shutting down. The postmaster writes so before it signals others (postmaster.c,
 /// `pmdie`; miscinit.c, `LOCK_FILE_LINE_PM_STATUS`), in the data directory, which is where every process of the server
 /// is.
 pub fn is_server_stopping() -> bool {
@@ -71,7 +71,7 @@ fn send(pid: i32, signal: u32) {
     }
 }
 
-/// Bytes of memory that this process shares with no other; none = the system does not say (proc(5), `statm`).
+/// Returns the bytes of memory that this process shares with no other, if the system says (proc(5), `statm`).
 pub fn memory() -> Option<u64> {
     const PAGE: u64 = 4096;
     let pages = std::fs::read_to_string("/proc/self/statm").ok()?;

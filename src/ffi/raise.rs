@@ -90,7 +90,7 @@ pub(super) fn to_error_data(report: &Report, log: Log) -> *mut pg_sys::ErrorData
     }
 }
 
-/// The one copy of a file name that this process keeps.
+/// Returns the one copy of a file name that this process keeps.
 fn file_name(file: &[u8], log: Log) -> *const c_char {
     let Ok(name) = CString::new(file) else {
         return std::ptr::null();
@@ -136,7 +136,7 @@ impl Raised {
     }
 }
 
-/// Gives a notice or warning to the client of this session; raises an error from inside Rust, with fewer fields than
+/// Sends a notice or warning to the client of this session; raises an error from inside Rust, with fewer fields than
 /// [`Raised::throw`] keeps.
 pub fn emit(report: &Report, log: Log) {
     let edata = to_error_data(report, log);

@@ -2,7 +2,7 @@
 
 use pgrx::pg_sys;
 
-/// Returns bytes that nobody can guess.
+/// Returns bytes that cannot be guessed.
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0_u8; N];
     // SAFETY: writes that many bytes; without a source of randomness the server would not have started.
@@ -10,7 +10,7 @@ pub fn random_bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// Returns a number that nobody can guess.
+/// Returns a number that cannot be guessed.
 pub fn random_u64() -> u64 {
     u64::from_ne_bytes(random_bytes())
 }

@@ -81,7 +81,7 @@ unsafe fn from_error_data(edata: &pg_sys::ErrorData) -> Report {
     }
 }
 
-/// Runs `body` and gives its error as a report. The transaction is still to be aborted by the caller.
+/// Runs `body` and returns its error as a report. The transaction is still to be aborted by the caller.
 ///
 /// # Errors
 /// The report of the server's error or of the panic that ended `body`.
@@ -165,7 +165,7 @@ pub fn attempt<T>(body: impl FnOnce() -> T) -> Result<T, Interrupted> {
     catch_unwind(AssertUnwindSafe(body)).map_err(Interrupted)
 }
 
-/// The last error that [`watch`] saw in this process, if it has not been taken.
+/// Takes the last error that [`watch`] saw in this process, if it has not been taken.
 pub fn take_last_error() -> Option<Report> {
     LAST_ERROR.with_borrow_mut(Option::take).map(|captured| captured.report)
 }

@@ -16,8 +16,8 @@ pub struct Identity {
     pub is_confined: bool,
 }
 
-/// The identity of the caller: the definer inside a SECURITY DEFINER function; else the session's user, with its SET
-/// ROLE if one is active. Never a role that has more rights than the one in effect could reach by itself.
+/// Returns the identity of the caller: the definer inside a SECURITY DEFINER function; else the session's user, with
+/// its SET ROLE if one is active. Never a role that has more rights than the one in effect could reach by itself.
 pub fn effective() -> Identity {
     // SAFETY: these read variables of this process.
     unsafe {
@@ -61,7 +61,7 @@ fn set_context(context: c_int) {
     }
 }
 
-/// Returns the role that was set: oid; 0 = none.
+/// Returns the oid of the role that was set, or 0.
 pub fn set_role() -> u32 {
     // SAFETY: reads a variable of this process.
     oid_to_u32(unsafe { pg_sys::GetCurrentRoleId() })
@@ -79,7 +79,7 @@ pub fn is_set() -> bool {
     unsafe { pg_sys::GetCurrentRoleId() != pg_sys::Oid::INVALID }
 }
 
-/// The role whose rights are in effect: oid.
+/// Returns the oid of the role whose rights are in effect.
 pub fn current() -> u32 {
     // SAFETY: reads a variable of this process.
     oid_to_u32(unsafe { pg_sys::GetUserId() })
@@ -116,10 +116,10 @@ pub fn signals_backends(role: u32) -> bool {
     has_rights_of(role, ROLE_PG_SIGNAL_BACKEND)
 }
 
-/// Runs `body` with the rights of the superuser that owns the cluster, and with a search path in which nobody else can
-/// create anything; its statements reach no relation of others ([`super::internal_sql`]). Only for constant SQL that
-/// names everything with its schema all the same, and calls no function but those of `pg_catalog`: others can have a
-/// namesake in the schema of the extension. It changes no rows ([`super::heap`] does). An error leaves the rights
+/// Runs `body` with the rights of the superuser that owns the cluster, and with a search path in which no other role
+/// can create anything; its statements reach no relation of others ([`super::internal_sql`]). Only for constant SQL
+/// that names everything with its schema all the same, and calls no function but those of `pg_catalog`: others can have
+/// a namesake in the schema of the extension. It changes no rows ([`super::heap`] does). An error leaves the rights
 /// raised until the transaction is aborted, which the server does next.
 pub fn as_cluster_owner<T>(body: impl FnOnce() -> T) -> T {
     let mut user = pg_sys::Oid::INVALID;

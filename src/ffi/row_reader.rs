@@ -27,7 +27,7 @@ pub struct RowReader {
     sources: Vec<Source>,
     is_same: bool,
     wire_slot: *mut pg_sys::TupleTableSlot,
-    /// For the row's second tuple, which has its texts; null = there is none.
+    /// For the row's second tuple, which has its texts; null if there is none.
     text_slot: *mut pg_sys::TupleTableSlot,
     /// Row types of which values are given as they are: type, fingerprint.
     row_types: Vec<(u32, u64)>,
@@ -96,7 +96,7 @@ impl RowReader {
         Ok(RowReader { target, sources, is_same, wire_slot, text_slot, row_types, memory })
     }
 
-    /// The columns of the rows as the caller gets them.
+    /// Returns the columns of the rows as the caller gets them.
     pub fn target(&self) -> TupleDesc {
         self.target
     }
@@ -111,7 +111,7 @@ impl RowReader {
         self.is_same
     }
 
-    /// Puts the rows of a frame into a tuplestore; gives their number.
+    /// Puts the rows of a frame into a tuplestore; returns their number.
     ///
     /// # Errors
     /// [`Error::Malformed`] (XX000)
@@ -239,7 +239,8 @@ fn word(bytes: &[u8]) -> u64 {
     u64::from_ne_bytes(word)
 }
 
-/// The column as its values travel. A row type that is gone, or not what it was, has a stand-in of the same storage.
+/// Returns the column as its values travel. A row type that is gone, or not what it was, has a stand-in of the same
+/// storage.
 fn travelling_column(column: &Column, is_current: bool) -> (Vec<u8>, pg_sys::Oid, i32) {
     let (type_oid, typmod) = match column.wire {
         ColumnEncoding::Text => (pg_sys::TEXTOID, -1),
@@ -293,7 +294,7 @@ fn source(
     }
 }
 
-/// The name of a type for a message.
+/// Returns the name of a type for a message.
 fn type_name(type_oid: pg_sys::Oid) -> DbText {
     const ALLOW_INVALID: u16 = pg_sys::FORMAT_TYPE_ALLOW_INVALID as u16;
     // SAFETY: gives a C string, also for a type that is gone.

@@ -1,4 +1,4 @@
-//! The make of row types, which values of them in memory depend on: it tells whether a type still is what it was.
+//! Fingerprints of row types, which tell whether a type still has the layout that its values in memory were made with.
 
 use crate::compat::oid_to_u32;
 use pgrx::pg_sys;
@@ -20,7 +20,7 @@ pub(super) fn innermost(type_oid: pg_sys::Oid) -> pg_sys::Oid {
     at
 }
 
-/// Returns the type that a domain, an array or a range is made of; none = the type is none of these.
+/// Returns the type that a domain, an array or a range is made of, or `None` for another type.
 pub(super) fn inner(type_oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
     // SAFETY: catalog lookups.
     unsafe {
@@ -35,8 +35,8 @@ pub(super) fn inner(type_oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
     }
 }
 
-/// Tells one make of the row types in a type from another, which `ALTER TABLE` or `ALTER TYPE` has made of them: their
-/// columns' types, at any depth. 0 = there are none.
+/// Returns a fingerprint of the row types in a type, which `ALTER TABLE` and `ALTER TYPE` change: of their columns'
+/// types, at any depth. Returns 0 if there are none.
 pub(super) fn fingerprint(type_oid: pg_sys::Oid) -> u64 {
     if !is_over_row_type(type_oid) {
         return 0;

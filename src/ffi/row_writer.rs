@@ -71,7 +71,7 @@ struct WriterColumn {
 }
 
 impl RowWriter {
-    /// Looks at the columns of a statement. Gives what the reader is to know of them.
+    /// Prepares for the columns of a statement; returns their description for the reader.
     pub fn new(desc: TupleDesc) -> (Self, Description) {
         let lasting = Context::of_text(c"pg_background_mgr row writer");
         let memory = Context::of_text(c"pg_background_mgr row");

@@ -18,43 +18,43 @@ pub fn has_postmaster() -> bool {
     unsafe { pg_sys::IsUnderPostmaster }
 }
 
-/// The database of this session: oid.
+/// Returns the oid of the database of this session.
 pub fn database() -> u32 {
     // SAFETY: a variable of this process.
     oid_to_u32(unsafe { pg_sys::MyDatabaseId })
 }
 
-/// The encoding of this session's database.
+/// Returns the encoding of this session's database.
 pub fn encoding() -> u32 {
     // SAFETY: a variable of this process.
     unsafe { pg_sys::GetDatabaseEncoding() as u32 }
 }
 
-/// `deadlock_timeout`
+/// Returns `deadlock_timeout`.
 pub fn deadlock_timeout() -> Duration {
     // SAFETY: a setting of this process, in milliseconds.
     Duration::from_millis(unsafe { pg_sys::DeadlockTimeout }.max(1) as u64)
 }
 
-/// `work_mem` in bytes
+/// Returns `work_mem` in bytes.
 pub fn work_mem() -> usize {
     // SAFETY: a setting of this process, in kilobytes.
     (unsafe { pg_sys::work_mem } as usize).saturating_mul(1024)
 }
 
-/// `temp_file_limit` in bytes; none = no limit
+/// Returns `temp_file_limit` in bytes, or `None` if there is no limit.
 pub fn temp_file_limit() -> Option<usize> {
     // SAFETY: a setting of this process, in kilobytes; -1 = no limit.
     usize::try_from(unsafe { pg_sys::temp_file_limit }).ok().map(|limit| limit.saturating_mul(1024))
 }
 
-/// The text that the client sent and that runs now.
+/// Returns the text that the client sent and that runs now.
 pub fn current_query() -> Option<Vec<u8>> {
     // SAFETY: null or a C string.
     unsafe { crate::ffi::alloc::copy_c_string(pg_sys::debug_query_string) }
 }
 
-/// A kind of process that must not launch jobs.
+/// Returns the kind of this process if it must not launch jobs.
 pub fn forbidden_kind() -> Option<&'static str> {
     // SAFETY: a variable of this process.
     if unsafe { pg_sys::ParallelWorkerNumber } >= 0 {
@@ -91,7 +91,7 @@ pub fn clip(text: &[u8], limit: usize) -> &[u8] {
     text.get(..length.max(0) as usize).unwrap_or(text)
 }
 
-/// Number of characters of a text (mbutils.c).
+/// Returns the number of characters of a text (mbutils.c).
 pub fn characters(text: &[u8]) -> usize {
     // SAFETY: reads at most that many bytes.
     unsafe { pg_sys::pg_mbstrlen_with_len(text.as_ptr().cast(), text.len() as i32) }.max(0) as usize
@@ -113,7 +113,7 @@ pub fn is_valid_text(text: &[u8]) -> bool {
     unsafe { pg_sys::pg_verifymbstr(text.as_ptr().cast(), text.len() as i32, true) }
 }
 
-/// The name of a role; none if it is gone.
+/// Returns the name of a role, or `None` if it is gone.
 pub fn role_name(role: u32) -> Option<Vec<u8>> {
     // SAFETY: "missing is ok" gives null; the name is a C string.
     unsafe {
@@ -128,7 +128,7 @@ pub fn launcher_lives() -> bool {
     unsafe { !pg_sys::BackendPidGetProc((*pg_sys::MyBgworkerEntry).bgw_notify_pid).is_null() }
 }
 
-/// Returns the name of a database, oid; none = it is gone. Inside a transaction.
+/// Returns the name of the database with this oid, or `None` if it is gone. Inside a transaction.
 pub fn database_name(database: u32) -> Option<Vec<u8>> {
     // SAFETY: a catalog lookup, which gives a C string or null.
     unsafe {

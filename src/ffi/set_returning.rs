@@ -8,7 +8,7 @@ use crate::ffi::tuple::TupleDesc;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 
-/// The rows that a set-returning call gives back.
+/// The rows that a set-returning call returns.
 pub struct Rows {
     info: *mut pg_sys::ReturnSetInfo,
     store: *mut pg_sys::Tuplestorestate,
@@ -35,7 +35,7 @@ impl Rows {
         MemoryContextGuard::to(unsafe { (*(*self.info).econtext).ecxt_per_query_memory })
     }
 
-    /// The columns that the caller listed; none in a select list.
+    /// Returns the columns that the caller listed, or `None` in a select list.
     pub fn expected(&self) -> Option<TupleDesc> {
         // SAFETY: set by the executor, valid for the call.
         let desc = unsafe { (*self.info).expectedDesc };
@@ -49,7 +49,7 @@ impl Rows {
         build()
     }
 
-    /// The tuplestore that takes the rows: bounded by `work_mem`, then a file.
+    /// Returns the tuplestore that takes the rows: bounded by `work_mem`, then a file.
     pub fn store(&mut self) -> *mut pg_sys::Tuplestorestate {
         if self.store.is_null() {
             let _context = self.query_lifetime();
@@ -75,7 +75,7 @@ impl Rows {
     }
 }
 
-/// Takes the rows that a call gives back.
+/// The rows of a call whose declaration lists their columns (`RETURNS TABLE`).
 pub struct TypedRows {
     rows: Rows,
     desc: TupleDesc,

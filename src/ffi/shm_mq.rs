@@ -77,12 +77,12 @@ impl Sender {
         self.send_with(message, false, flush)
     }
 
-    /// Returns whether the receiver knows that there is somebody who sends.
+    /// Returns whether the receiver knows that there is a sender.
     pub fn is_attached(&self) -> bool {
         !self.handle.is_null()
     }
 
-    /// Gives the handle back; the receiver learns of it, if it is still there.
+    /// Frees the handle; the receiver learns of it, if it is still there.
     pub fn close(mut self) {
         // SAFETY: attached; the handle is not used again.
         unsafe { pg_sys::shm_mq_detach(self.attach()) };
@@ -140,7 +140,7 @@ impl Receiver {
         }
     }
 
-    /// The message that was received last.
+    /// Returns the message that was received last.
     pub fn last(&self) -> &[u8] {
         // SAFETY: the server said where the message lies; it stays there until the next receive, which forgets it.
         unsafe { std::slice::from_raw_parts(self.last.0, self.last.1) }
@@ -151,7 +151,8 @@ impl Receiver {
         unsafe { !pg_sys::shm_mq_get_sender(pg_sys::shm_mq_get_queue(self.handle)).is_null() }
     }
 
-    /// Tells the sender that nobody will receive, and frees the handle. To be followed by closing the segment.
+    /// Tells the sender that there is no receiver any more, and frees the handle. To be followed by closing the
+    /// segment.
     pub fn close(self) {
         // SAFETY: attached; the handle is not used again.
         unsafe { pg_sys::shm_mq_detach(self.handle) };

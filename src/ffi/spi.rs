@@ -5,15 +5,15 @@ use crate::ffi::datum::SqlValue;
 use crate::ffi::raise::{c_text, internal_error};
 use pgrx::pg_sys;
 
-/// Texts of the columns of a row; none = NULL.
+/// Texts of the columns of a row; `None` is NULL.
 pub type Row = Vec<Option<Vec<u8>>>;
 
-/// Runs a text that only looks, and gives the first column of its rows as text.
+/// Runs a text that only reads, and returns the first column of its rows as text.
 pub fn select(sql: &str) -> Vec<Vec<u8>> {
     select_rows(sql).into_iter().filter_map(|row| row.into_iter().next().flatten()).collect()
 }
 
-/// Runs a text that only looks, and gives its rows as texts.
+/// Runs a text that only reads, and returns its rows as texts.
 pub fn select_rows(sql: &str) -> Vec<Row> {
     // SAFETY: connected while this runs.
     run(sql.as_bytes(), true, || unsafe { rows() })
@@ -50,14 +50,14 @@ fn check(code: i32) {
     }
 }
 
-/// An identifier, quoted if it needs to be (ruleutils.c).
+/// Returns an identifier, quoted if it needs to be (ruleutils.c).
 pub fn quote_identifier(name: &[u8]) -> Vec<u8> {
     let name = c_text(name);
     // SAFETY: gives back its argument or a copy, both C strings.
     unsafe { copy_text(pg_sys::quote_identifier(name.as_ptr())) }
 }
 
-/// Runs a text that only looks, as things are now, even in a transaction with an older snapshot; hands on the server's
+/// Runs a text that only reads, as things are now, even in a transaction with an older snapshot; hands on the server's
 /// own table of rows.
 pub(super) fn query_with<T>(
     sql: &[u8],
@@ -84,7 +84,7 @@ pub(super) fn query_with<T>(
     }
 }
 
-/// The rows of the statement that ran last.
+/// Returns the rows of the statement that ran last.
 ///
 /// # Safety
 /// Connected.

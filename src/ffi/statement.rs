@@ -10,7 +10,7 @@ use std::ptr::null_mut;
 pub trait RowSink {
     /// Rows with these columns follow; they may be none.
     fn start(&mut self, columns: TupleDesc);
-    /// The next row.
+    /// Takes the next row.
     fn row(&mut self, row: TupleSlot);
 }
 
@@ -97,13 +97,13 @@ impl Statement<'_> {
         }
     }
 
-    /// The name of the command.
+    /// Returns the name of the command.
     pub fn tag(&self) -> &'static CStr {
         // SAFETY: a parsed statement.
         exec::tag_name(unsafe { exec::command_tag(self.raw) })
     }
 
-    /// Runs it as a top-level command; gives its command tag. A transaction command is open. Memory that it takes is
+    /// Runs it as a top-level command; returns its command tag. A transaction command is open. Memory that it takes is
     /// freed with the transaction or by [`ParsedSql::forget`].
     pub fn run(&self, sink: &mut dyn RowSink) -> Vec<u8> {
         let mut receiver = Receiver::new(sink);

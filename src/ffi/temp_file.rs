@@ -91,7 +91,7 @@ impl File {
         }
     }
 
-    /// Takes the oldest message; none = all have been taken.
+    /// Takes the oldest message. Returns `None` if all have been taken.
     ///
     /// # Errors
     /// [`Error::Spill`] (58030)

@@ -243,14 +243,14 @@ pub fn current_id() -> u64 {
     unsafe { pg_sys::GetTopFullTransactionId().value }
 }
 
-/// The outermost transaction that is open; 0 = it has not written anything.
+/// Returns the outermost transaction that is open, or 0 if it has not written anything.
 pub fn current_id_if_any() -> u32 {
     // SAFETY: reads this process's state.
     compat::transaction_number(unsafe { pg_sys::GetTopTransactionIdIfAny() })
 }
 
-/// Brings to disk that this transaction exists, which has written something, so that its number is nobody else's after
-/// a crash; gives the number.
+/// Brings to disk that this transaction exists, which has written something, so that no other one has its number after
+/// a crash; returns the number.
 pub fn log_id() -> u64 {
     // A record that says nothing but whose it is (xlog.c, `xlog_redo`).
     let (manager, kind) = (pg_sys::RmgrIds::RM_XLOG_ID as pg_sys::RmgrId, pg_sys::XLOG_NOOP as u8);

@@ -31,7 +31,7 @@ impl TupleDesc {
         self.0
     }
 
-    /// Number of columns.
+    /// Returns the number of columns.
     pub fn len(self) -> usize {
         // SAFETY: valid by the contract of `from_raw`.
         unsafe { (*self.0).natts as usize }
@@ -143,7 +143,7 @@ impl Output {
         }
     }
 
-    /// The value as text.
+    /// Returns the value as text.
     pub(super) fn to_bytes(self, value: pg_sys::Datum) -> Vec<u8> {
         // SAFETY: as above.
         unsafe { copy_text(pg_sys::OidOutputFunctionCall(self.0, value)) }
@@ -177,7 +177,7 @@ impl Input {
     }
 }
 
-/// A row of one `text` column, as [`RowWriter`](crate::ffi::row_writer::RowWriter) would write it.
+/// Makes a row of one `text` column, as [`RowWriter`](crate::ffi::row_writer::RowWriter) would write it.
 pub fn text_row(text: &[u8], out: &mut Vec<u8>) {
     // SAFETY: the descriptor has one column; everything is freed at once.
     unsafe {
@@ -195,7 +195,7 @@ fn text_desc() -> TupleDesc {
     TupleDesc::build(&[(b"result".to_vec(), pg_sys::TEXTOID, -1)])
 }
 
-/// The description of one `text` column.
+/// Returns the description of one `text` column.
 pub fn text_description(name: &[u8]) -> Description {
     let column = Column {
         name: name.to_vec(),

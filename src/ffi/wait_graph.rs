@@ -64,7 +64,7 @@ impl Drop for Wait {
     }
 }
 
-/// The processes that `waiter` waits for as a launcher.
+/// Returns the processes that `waiter` waits for as a launcher.
 pub fn targets(waiter: i32) -> impl Iterator<Item = i32> {
     table().iter().filter_map(move |slot| {
         let edge = slot.load(Ordering::Acquire);
@@ -72,7 +72,7 @@ pub fn targets(waiter: i32) -> impl Iterator<Item = i32> {
     })
 }
 
-/// A process that ends in the middle of a wait leaves nothing behind.
+/// Removes the waits of this process, which ends in the middle of one.
 fn forget_all() {
     let own = pid();
     for slot in TABLE.get().into_iter().flatten() {

@@ -1,6 +1,6 @@
 //! Texts in JSON.
 
-/// A JSON string (RFC 8259, section 7) of a text in any encoding that has ASCII in it.
+/// Returns a JSON string (RFC 8259, section 7) of a text in any encoding that has ASCII in it.
 pub fn json_string(text: &[u8]) -> Vec<u8> {
     let mut json = Vec::with_capacity(text.len() + 2);
     json.push(b'"');

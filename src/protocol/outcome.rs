@@ -1,4 +1,4 @@
-//! The outcome of a job, as the log tells it.
+//! The outcome of a job, as the log has it.
 
 use super::Report;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ pub struct Outcome {
     pub is_truncated: bool,
     /// Tag of the last statement.
     pub command_tag: Option<Vec<u8>>,
-    /// SQLSTATE of the failure, packed; 0 = the job did not fail.
+    /// SQLSTATE of the failure, packed; 0 if the job did not fail.
     pub sqlstate: i32,
     pub message: Option<Vec<u8>>,
     pub detail: Option<Vec<u8>>,
@@ -35,7 +35,7 @@ impl Outcome {
         }
     }
 
-    /// The SQLSTATE as five characters; none = it did not fail.
+    /// Returns the SQLSTATE as five characters, or `None` if the job did not fail.
     pub fn sqlstate_text(&self) -> Option<Vec<u8>> {
         (self.sqlstate != 0).then(|| super::sqlstate_text(self.sqlstate))
     }

@@ -26,9 +26,9 @@ pub struct Report {
     pub column: Option<Vec<u8>>,
     pub datatype: Option<Vec<u8>>,
     pub constraint: Option<Vec<u8>>,
-    /// Position in the text that the client sent, in characters from 1; 0 = none.
+    /// Position in the text that the client sent, in characters from 1; 0 if there is none.
     pub position: i32,
-    /// Position in `internal_query`, in characters from 1; 0 = none.
+    /// Position in `internal_query`, in characters from 1; 0 if there is none.
     pub internal_position: i32,
     pub internal_query: Option<Vec<u8>>,
     pub file: Option<Vec<u8>>,

@@ -22,7 +22,7 @@ pub const fn sqlstate(code: &[u8; 5]) -> i32 {
     packed
 }
 
-/// The five characters of a packed SQLSTATE (elog.c, `unpack_sql_state`).
+/// Returns the five characters of a packed SQLSTATE (elog.c, `unpack_sql_state`).
 pub fn sqlstate_text(packed: i32) -> Vec<u8> {
     (0..5).map(|location| ((packed >> (6 * location)) & 0x3F) as u8 + b'0').collect()
 }

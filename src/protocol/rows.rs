@@ -31,7 +31,7 @@ pub struct Column {
     pub type_oid: u32,
     pub typmod: i32,
     pub wire: ColumnEncoding,
-    /// Fingerprint of what the row types in it are made of; 0 = there are none.
+    /// Fingerprint of what the row types in it are made of; 0 if there are none.
     pub fingerprint: u64,
 }
 

@@ -1,6 +1,6 @@
 //! Splits a text into its queries, as psql and the server do.
 //!
-//! Pure Rust: whether a piece is a whole query is asked of whoever calls.
+//! Pure Rust: whether a piece is a whole query is asked of the caller.
 
 mod scanner;
 mod splitter;

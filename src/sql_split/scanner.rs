@@ -299,7 +299,7 @@ fn dollar_quoted(after: &[u8], tag: &[u8]) -> usize {
 }
 
 /// Length of a comment that begins here; comments nest.
-/// Returns the length of the comment; none = it does not end.
+/// Returns the length of the comment, or `None` if it does not end.
 fn block_comment(rest: &[u8]) -> Option<usize> {
     let (mut at, mut depth) = (0, 0_usize);
     while at < rest.len() {

@@ -89,7 +89,7 @@ struct Chunk {
 }
 
 impl Chunk {
-    /// Reads up to the next delimiter; gives where that ends, too, if there is one.
+    /// Reads up to the next delimiter; returns where that ends, too, if there is one.
     fn read(scanner: &mut Scanner, text: &[u8], start: usize) -> (Self, Option<usize>) {
         let mut chunk = Chunk {
             range: start..text.len(),
