@@ -23,6 +23,7 @@ mod compat;
 mod error;
 mod ffi;
 mod guc;
+mod ids;
 mod log;
 mod protocol;
 mod queries;

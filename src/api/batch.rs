@@ -5,6 +5,7 @@ use crate::error::{DbText, Error};
 use crate::ffi::datum::SqlValue;
 use crate::ffi::fmgr::{Call, Value};
 use crate::ffi::set_returning::TypedRows;
+use crate::ids::{AnyId, BatchId, JobId};
 use crate::session;
 use crate::session::{ExecType, Following};
 use crate::spec::BatchSpec;
@@ -38,26 +39,27 @@ fn launch(call: &Call, spec: &BatchSpec, first: usize) -> Result<Value, Error> {
     let exec_type = ExecType::parse(&call.text(first + 1).ok_or(Error::NullArgument("p_exec_type"))?)?;
     let rows = call.typed_rows()?;
     let batch = session::launch_batch(spec, may_wait)?;
-    let jobs: Vec<[u8; 16]> = (1..=spec.jobs.len() as u32).map(|ordinal| session::uuid_of(&batch, ordinal)).collect();
-    let look = || give_states(rows, &batch, &jobs);
+    let jobs: Vec<JobId> = (1..=spec.jobs.len() as u32).map(|ordinal| batch.job(ordinal)).collect();
+    let look = || give_states(rows, batch, &jobs);
     match exec_type {
         ExecType::Async => look(),
-        ExecType::Sync => session::follow(&batch, Following { is_verbose: true, timeout: None }, look),
+        ExecType::Sync => session::follow(batch.into(), Following { is_verbose: true, timeout: None }, look),
     }
 }
 
 /// Rows of `pid, status, uuid_parent, uuid_child`.
-fn give_states(mut rows: TypedRows, batch: &[u8; 16], jobs: &[[u8; 16]]) -> Result<Value, Error> {
-    let parent = session::uuid_of(batch, 0);
-    for (job, (pid, state)) in jobs.iter().zip(session::states_of(&parent, jobs)) {
-        rows.put(&[pid.into(), state.into(), SqlValue::Uuid(parent), SqlValue::Uuid(*job)])?;
+fn give_states(mut rows: TypedRows, batch: BatchId, jobs: &[JobId]) -> Result<Value, Error> {
+    for (job, (pid, state)) in jobs.iter().zip(session::states_of(batch.into(), jobs)) {
+        rows.put(&[pid.into(), state.into(), SqlValue::Uuid(batch.bytes()), SqlValue::Uuid(job.bytes())])?;
     }
     rows.finish();
     Ok(Value::Void)
 }
 
-fn parse_uuid(text: &[u8]) -> Result<[u8; 16], Error> {
-    Uuid::try_parse_ascii(text.trim_ascii()).map(Uuid::into_bytes).map_err(|_| Error::Uuid(DbText::new(text)))
+fn parse_uuid(text: &[u8]) -> Result<AnyId, Error> {
+    Uuid::try_parse_ascii(text.trim_ascii())
+        .map(|uuid| AnyId::of_bytes(uuid.into_bytes()))
+        .map_err(|_| Error::Uuid(DbText::new(text)))
 }
 
 /// `pg_background_monitor(uuid_father text, p_show_verbose bool, p_timeout interval)`
@@ -67,17 +69,17 @@ fn monitor_text(call: &Call) -> Result<Value, Error> {
 
 /// `pg_background_monitor(uuid_father uuid, p_show_verbose bool, p_timeout interval)`
 fn monitor_uuid(call: &Call) -> Result<Value, Error> {
-    monitor(call, call.uuid(0))
+    monitor(call, call.uuid(0).map(AnyId::of_bytes))
 }
 
-fn monitor(call: &Call, uuid: Option<[u8; 16]>) -> Result<Value, Error> {
+fn monitor(call: &Call, id: Option<AnyId>) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
-    let mut look = || session::read_jobs(uuid.as_ref(), &mut rows);
-    match &uuid {
+    let mut look = || session::read_jobs(id, &mut rows);
+    match id {
         None => look()?,
-        Some(uuid) => {
+        Some(id) => {
             let is_verbose = call.bool(1).unwrap_or(true);
-            session::follow(uuid, Following { is_verbose, timeout: call.interval(2).map(duration) }, look)?;
+            session::follow(id, Following { is_verbose, timeout: call.interval(2).map(duration) }, look)?;
         }
     }
     rows.finish();
@@ -96,14 +98,14 @@ fn stop_text(call: &Call) -> Result<Value, Error> {
 
 /// `pg_background_stop(uuid_father_or_child uuid, p_grace interval)`
 fn stop_uuid(call: &Call) -> Result<Value, Error> {
-    stop(call, call.uuid(0).ok_or(Error::NullArgument("uuid"))?)
+    stop(call, AnyId::of_bytes(call.uuid(0).ok_or(Error::NullArgument("uuid"))?))
 }
 
-fn stop(call: &Call, uuid: [u8; 16]) -> Result<Value, Error> {
+fn stop(call: &Call, id: AnyId) -> Result<Value, Error> {
     let grace = call.interval(1).ok_or(Error::NullArgument("p_grace"))?;
     let mut rows = call.typed_rows()?;
-    for stopped in session::stop(&uuid, duration(grace))? {
-        rows.put(&[SqlValue::Uuid(stopped.uuid), SqlValue::Text(stopped.was), stopped.now.into()])?;
+    for stopped in session::stop(id, duration(grace))? {
+        rows.put(&[SqlValue::Uuid(stopped.uuid.bytes()), SqlValue::Text(stopped.was), stopped.now.into()])?;
     }
     rows.finish();
     Ok(Value::Void)
@@ -116,13 +118,13 @@ fn retry_text(call: &Call) -> Result<Value, Error> {
 
 /// `pg_background_retry(uuid uuid)`
 fn retry_uuid(call: &Call) -> Result<Value, Error> {
-    retry(call, call.uuid(0).ok_or(Error::NullArgument("uuid"))?)
+    retry(call, AnyId::of_bytes(call.uuid(0).ok_or(Error::NullArgument("uuid"))?))
 }
 
-fn retry(call: &Call, uuid: [u8; 16]) -> Result<Value, Error> {
+fn retry(call: &Call, id: AnyId) -> Result<Value, Error> {
     let rows = call.typed_rows()?;
-    let jobs = session::retry(&uuid)?;
-    give_states(rows, &uuid, &jobs)
+    let jobs = session::retry(id)?;
+    give_states(rows, id.batch(), &jobs)
 }
 
 /// `pg_background_report_progress(pct int4, message text) RETURNS void`

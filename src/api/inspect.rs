@@ -8,6 +8,7 @@ use crate::ffi::datum::SqlValue;
 use crate::ffi::fmgr::{Call, Value};
 use crate::ffi::session::{database, database_name};
 use crate::ffi::{area, internal_sql, transaction};
+use crate::ids::JobId;
 use crate::log::attempt_file::Attempt;
 use crate::log::outcome_file::CrashTrace;
 use crate::log::spool::Spooled;
@@ -71,8 +72,8 @@ fn live_end(job: &JobDetails, filter: BatchFilter) -> End {
 
 fn live_cells(job: &JobDetails, is_recorded: bool, end: &End) -> Vec<SqlValue> {
     let first = [
-        SqlValue::Uuid(job.batch.uuid),
-        SqlValue::Uuid(job.uuid),
+        SqlValue::Uuid(job.batch.uuid.bytes()),
+        SqlValue::Uuid(job.uuid.bytes()),
         SqlValue::Text(end.state.name().into()),
         SqlValue::Bool(is_recorded),
         SqlValue::BigInt(job.batch.database.into()),
@@ -105,8 +106,8 @@ fn spooled(call: &Call) -> Result<Value, Error> {
     for Spooled { head, jobs } in session::orphaned_batches() {
         for job in jobs {
             rows.put(&[
-                SqlValue::Uuid(head.uuid),
-                SqlValue::Uuid(job.uuid),
+                SqlValue::Uuid(head.uuid.bytes()),
+                SqlValue::Uuid(job.uuid.bytes()),
                 SqlValue::BigInt(head.owner.into()),
                 SqlValue::Text(head.owner_name.clone()),
                 SqlValue::Text(head.client.clone()),
@@ -128,7 +129,7 @@ fn spooled(call: &Call) -> Result<Value, Error> {
 /// RETURNS TABLE (…)`
 fn state(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
-    if let (Some(uuid), Some(epoch)) = (call.uuid(0), call.int8(1)) {
+    if let (Some(uuid), Some(epoch)) = (call.uuid(0).map(JobId::of_bytes), call.int8(1)) {
         let start = match (call.bool(3).unwrap_or(true), call.bool(4).unwrap_or(false)) {
             (false, _) => Start::Never,
             (true, false) => Start::Perhaps,
@@ -226,7 +227,7 @@ fn log_rows(call: &Call) -> Result<Value, Error> {
 /// `pg_background_delete_job() RETURNS trigger`
 fn delete_job(call: &Call) -> Result<Value, Error> {
     let (row, uuid) = call.deleted_row(c"uuid_child").ok_or(Error::NotOwnTrigger)?;
-    Ok(Value::Row(uuid.is_some_and(|uuid| session::delete(&uuid)).then_some(row)))
+    Ok(Value::Row(uuid.is_some_and(|uuid| session::delete(&JobId::of_bytes(uuid))).then_some(row)))
 }
 
 /// `pg_background_has_triggers_of_others(relation regclass) RETURNS bool`

@@ -1,13 +1,14 @@
 //! Jobs that were accepted, as files and rows keep them.
 
 use crate::ffi::{alloc, area, session};
+use crate::ids::{BatchId, JobId};
 use crate::registry::JobDetails;
 use serde::{Deserialize, Serialize};
 
 /// A job that was accepted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AcceptedJob {
-    pub uuid: [u8; 16],
+    pub uuid: JobId,
     pub name: Option<Vec<u8>>,
     pub query: Vec<u8>,
     /// Options of its run: a JSON object.
@@ -21,7 +22,7 @@ pub struct AcceptedJob {
 pub struct AcceptedBatch {
     pub epoch: i64,
     pub database: u32,
-    pub uuid: [u8; 16],
+    pub uuid: BatchId,
     /// The role whose rights its jobs have.
     pub owner: u32,
     /// The role that their worker logs in as.

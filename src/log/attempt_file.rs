@@ -6,6 +6,7 @@
 
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{area, exit_hooks, file, session};
+use crate::ids::JobId;
 use crate::log::directory::{self, OrphanFiles};
 use crate::log::file_format::{self, FileContent};
 use crate::log::file_name::FileName;
@@ -19,7 +20,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// Uuid of its job.
-    pub uuid: [u8; 16],
+    pub uuid: JobId,
     /// The role whose rights it has.
     pub owner: u32,
     /// `None` if version 0.1.0 began the attempt, as all that follows.

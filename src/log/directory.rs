@@ -2,6 +2,7 @@
 
 use crate::ffi::report::{Log, LOG};
 use crate::ffi::{area, file, report};
+use crate::ids::JobId;
 use crate::log::file_format::{self, FileContent, Unreadable};
 use crate::log::file_name::{FileName, DIRECTORY};
 use crate::protocol::{sqlstate, Report};
@@ -93,10 +94,10 @@ pub fn remove_dropped_databases(epoch: i64, exists: impl Fn(u32) -> bool) {
 pub fn remove_unknown(epoch: i64, database: u32, suffixes: &[&str]) {
     for suffix in suffixes {
         for name in names().filter(|name| name.epoch == epoch && name.database == database && name.suffix == *suffix) {
-            let batch = registry::job_uuid(&name.key, 0);
+            let batch = JobId::of_bytes(name.key).batch();
             // Under the lock, for it could be launched again in that moment.
             area::read(|memory| {
-                if !registry::is_pending(memory, &batch) {
+                if !registry::is_pending(memory, batch) {
                     name.remove();
                 }
             });

@@ -1,5 +1,6 @@
 //! End of a job, or of an attempt of it, as its row says it.
 
+use crate::ids::JobId;
 use crate::protocol::{decode, sqlstate, Outcome, Report, ERRCODE_INTERNAL_ERROR};
 use crate::registry::{JobStatus, Reason, State};
 use crate::scheduler::UnloggedJob;
@@ -18,7 +19,7 @@ pub struct End {
 
 /// A final row, or what is known after an attempt that will be repeated.
 pub struct FinalRow {
-    pub uuid: [u8; 16],
+    pub uuid: JobId,
     pub end: End,
 }
 

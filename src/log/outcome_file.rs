@@ -4,6 +4,7 @@
 //! it ended: also of one whose work is committed without its row.
 
 use crate::ffi::{area, file, session, spi, transaction};
+use crate::ids::JobId;
 use crate::log::attempt_file::{self, Attempt, AttemptFile};
 use crate::log::directory::{self, OrphanFiles};
 use crate::log::end::End;
@@ -30,7 +31,7 @@ impl FileContent for OutcomeFile {
     const SUFFIX: &'static str = ".note2";
 
     fn is_named(&self, name: &FileName) -> bool {
-        (self.epoch, self.database, self.attempt.uuid) == (name.epoch, name.database, name.key)
+        (self.epoch, self.database, self.attempt.uuid.bytes()) == (name.epoch, name.database, name.key)
     }
 }
 
@@ -48,7 +49,7 @@ impl OutcomeFile {
     /// Writes the file; when this returns it is on disk, and what the job has committed as well.
     pub fn write(&self) -> io::Result<()> {
         transaction::flush_commits();
-        let name = FileName::new(self.epoch, self.database, &self.attempt.uuid, Self::SUFFIX);
+        let name = FileName::new(self.epoch, self.database, &self.attempt.uuid.bytes(), Self::SUFFIX);
         file::put(&name.path(), &file_format::encode(self))
     }
 
@@ -74,7 +75,7 @@ pub struct CrashTrace {
 }
 
 /// Traces by epoch and job.
-type CrashTraces = HashMap<(i64, [u8; 16]), (Attempt, Option<OutcomeFile>)>;
+type CrashTraces = HashMap<(i64, JobId), (Attempt, Option<OutcomeFile>)>;
 
 /// Traces of jobs of this database, by servers that have died since; read when they are needed first.
 #[derive(Debug, Default)]
@@ -82,7 +83,7 @@ pub struct Orphans(Option<CrashTraces>);
 
 impl Orphans {
     /// Returns the trace of a job of the server with this epoch. Inside a transaction.
-    pub fn of(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<CrashTrace> {
+    pub fn of(&mut self, epoch: i64, uuid: &JobId) -> Option<CrashTrace> {
         let traces = self.0.get_or_insert_with(read_traces);
         let (attempt, file) = traces.get(&(epoch, *uuid))?;
         Some(CrashTrace { attempt: *attempt, end: file.as_ref().and_then(OutcomeFile::end).cloned() })
@@ -108,10 +109,10 @@ fn read_traces() -> CrashTraces {
 }
 
 /// Removes the file of a job: the log says more, on disk.
-pub fn remove(epoch: i64, database: u32, uuid: &[u8; 16]) {
+pub fn remove(epoch: i64, database: u32, uuid: &JobId) {
     // A file that stays is of no interest once the row is final.
     for suffix in [OutcomeFile::SUFFIX, outcome_file_0_1_0::OutcomeFile::SUFFIX] {
-        FileName::new(epoch, database, uuid, suffix).remove();
+        FileName::new(epoch, database, &uuid.bytes(), suffix).remove();
     }
 }
 

@@ -1,5 +1,6 @@
 //! Outcome files as version 0.1.0 wrote them, for a server that has gone down with it and comes up with a newer one.
 
+use crate::ids::JobId;
 use crate::log::attempt_file::Attempt;
 use crate::log::end;
 use crate::log::file_format::FileContent;
@@ -12,7 +13,7 @@ use serde::Deserialize;
 pub struct OutcomeFile {
     pub epoch: i64,
     pub database: u32,
-    uuid: [u8; 16],
+    uuid: JobId,
     owner: u32,
     end: Option<(End, Option<u64>)>,
 }
@@ -22,7 +23,7 @@ impl FileContent for OutcomeFile {
     const SUFFIX: &'static str = ".note";
 
     fn is_named(&self, name: &FileName) -> bool {
-        (self.epoch, self.database, self.uuid) == (name.epoch, name.database, name.key)
+        (self.epoch, self.database, self.uuid.bytes()) == (name.epoch, name.database, name.key)
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::ffi::heap::Access;
 use crate::ffi::{process, transaction};
 use crate::guc;
+use crate::ids::JobId;
 use crate::log::access::{locate, lock_log, open_for_caller, open_log};
 use crate::log::recovery::is_orphaned;
 
@@ -29,6 +30,6 @@ pub fn prune(older_than: i64, owner: Option<u32>) -> i64 {
 
 /// Deletes the row of a job that has ended, if `may` lets its owner's be deleted. Returns `false` if it stays, or is
 /// not there.
-pub fn delete(uuid: &[u8; 16], may: impl FnOnce(u32) -> bool) -> bool {
+pub fn delete(uuid: &JobId, may: impl FnOnce(u32) -> bool) -> bool {
     !is_orphaned(uuid) && open_for_caller(|rows| rows.delete(uuid, may)).unwrap_or(false)
 }

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::ffi::datum::SqlValue;
 use crate::ffi::{area, lock, role, session, transaction};
+use crate::ids::{AnyId, JobId};
 use crate::log::accepted::AcceptedJob;
 use crate::log::access::{locate, log_oid, qualified_name, relations, require_log};
 use crate::log::end::End;
@@ -17,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 
 /// A job as the log has it.
 pub struct LoggedJob {
-    pub uuid: [u8; 16],
+    pub uuid: JobId,
     pub state: Vec<u8>,
     pub owner: u32,
     /// Role that launched it: not the owner if SET ROLE was active.
@@ -42,18 +43,18 @@ fn readable() -> Option<u32> {
 
 /// Returns what `take` makes of the rows of these jobs, or of the jobs of these batches, as they are now, or
 /// `None` if somebody has the log for himself.
-fn read<T>(uuids: &[[u8; 16]], take: impl Fn(Entry) -> T) -> Option<Vec<T>> {
-    role::as_cluster_owner(|| readable().map(|log| rows::read(log, uuids, take)))
+fn read<T>(ids: &[AnyId], take: impl Fn(Entry) -> T) -> Option<Vec<T>> {
+    role::as_cluster_owner(|| readable().map(|log| rows::read(log, ids, take)))
 }
 
 /// Returns a job, or the jobs of a batch, as the log has them now. Lost ones are told from those that wait.
 ///
 /// # Errors
 /// [`Error::LogLocked`] (55P03): somebody has the log for himself.
-pub fn states(uuid: &[u8; 16]) -> Result<Vec<LoggedJob>, Error> {
+pub fn states(id: AnyId) -> Result<Vec<LoggedJob>, Error> {
     let of_row = |row: Entry| {
         let known = LoggedJob {
-            uuid: row.uuid(Column::UuidChild),
+            uuid: row.job_id(),
             state: row.text(Column::Status).unwrap_or_default(),
             owner: row.oid(Column::Owner),
             login: row.oid(Column::Login),
@@ -62,7 +63,7 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<LoggedJob>, Error> {
         let launched = row.big_int(Column::QueuedAt).unwrap_or(0);
         (known, row.big_int(Column::Epoch).unwrap_or(0), row.oid(Column::Database), launched)
     };
-    let rows = read(std::slice::from_ref(uuid), of_row).ok_or(Error::LogLocked)?;
+    let rows = read(&[id], of_row).ok_or(Error::LogLocked)?;
     let mut traces = outcome_file::Orphans::default();
     let mut launches = HashMap::new();
     let states: Vec<LoggedJob> = rows
@@ -77,7 +78,7 @@ pub fn states(uuid: &[u8; 16]) -> Result<Vec<LoggedJob>, Error> {
         .collect();
     let mut orphans = Vec::new();
     for Spooled { head, jobs } in orphaned_batches() {
-        for job in jobs.iter().filter(|job| *uuid == head.uuid || *uuid == job.uuid) {
+        for job in jobs.iter().filter(|job| id == head.uuid.into() || id == job.uuid.into()) {
             let state = orphan_state(&mut traces, head.epoch, &job.uuid);
             let known = LoggedJob { uuid: job.uuid, state, owner: head.owner, login: head.login, pid: None };
             orphans.push((head.queued_at, known));
@@ -102,8 +103,8 @@ pub enum RowState {
 
 /// Returns what the log says of a job, as things are now, whatever the snapshot of the caller, or `None` if somebody
 /// has the log for himself.
-pub fn row_state(uuid: &[u8; 16]) -> Option<RowState> {
-    let row = read(std::slice::from_ref(uuid), row_state_of)?.pop();
+pub fn row_state(uuid: &JobId) -> Option<RowState> {
+    let row = read(&[(*uuid).into()], row_state_of)?.pop();
     Some(row.unwrap_or(RowState::Gone))
 }
 
@@ -145,12 +146,12 @@ fn attempts_of(row: &Entry) -> u32 {
 fn with_orphans<T>(
     mut logged: Vec<T>,
     mut orphans: Vec<(i64, T)>,
-    uuid: impl Fn(&T) -> [u8; 16],
-    launches: &HashMap<[u8; 16], i64>,
+    uuid: impl Fn(&T) -> JobId,
+    launches: &HashMap<JobId, i64>,
 ) -> Vec<T> {
     if !orphans.is_empty() {
         orphans.retain(|(queued_at, job)| launches.get(&uuid(job)).is_none_or(|logged| logged < queued_at));
-        let later: HashSet<[u8; 16]> = orphans.iter().map(|(_, job)| uuid(job)).collect();
+        let later: HashSet<JobId> = orphans.iter().map(|(_, job)| uuid(job)).collect();
         logged.retain(|job| !later.contains(&uuid(job)));
         logged.extend(orphans.into_iter().map(|(_, job)| job));
     }
@@ -165,7 +166,7 @@ fn is_of_dead_server(state: &[u8], epoch: i64, database: u32) -> bool {
 
 /// Returns what has become of a job whose server has died. A standby says queued of what nobody
 /// runs there: there is nothing to wait for.
-fn orphan_state(traces: &mut outcome_file::Orphans, epoch: i64, uuid: &[u8; 16]) -> Vec<u8> {
+fn orphan_state(traces: &mut outcome_file::Orphans, epoch: i64, uuid: &JobId) -> Vec<u8> {
     let trace = if transaction::in_recovery() { None } else { traces.of(epoch, uuid) };
     trace.and_then(|trace| trace.end).map_or(b"lost".to_vec(), |end| end.state.name().into())
 }
@@ -177,10 +178,10 @@ pub struct JobToRetry {
 }
 
 /// Returns those of these jobs that have not succeeded, as they were launched last; in the order of their uuids.
-pub fn jobs_to_retry(jobs: &[[u8; 16]]) -> Vec<JobToRetry> {
+pub fn jobs_to_retry(jobs: &[JobId]) -> Vec<JobToRetry> {
     let of_row = |row: Entry| {
         let job = AcceptedJob {
-            uuid: row.uuid(Column::UuidChild),
+            uuid: row.job_id(),
             name: row.text(Column::Name),
             query: row.text(Column::Query).unwrap_or_default(),
             options: row.json(Column::Options),
@@ -191,7 +192,8 @@ pub fn jobs_to_retry(jobs: &[[u8; 16]]) -> Vec<JobToRetry> {
         let launched = row.big_int(Column::QueuedAt).unwrap_or(0);
         (job, state, row.big_int(Column::Epoch).unwrap_or(0), row.oid(Column::Database), launched)
     };
-    let rows = read(jobs, of_row).unwrap_or_default();
+    let ids: Vec<AnyId> = jobs.iter().map(|job| (*job).into()).collect();
+    let rows = read(&ids, of_row).unwrap_or_default();
     let mut traces = outcome_file::Orphans::default();
     let mut launches = HashMap::new();
     let logged: Vec<JobToRetry> = rows
@@ -208,7 +210,7 @@ pub fn jobs_to_retry(jobs: &[[u8; 16]]) -> Vec<JobToRetry> {
             (has_ended || is_orphan).then_some(found)
         })
         .collect();
-    let wanted: HashSet<&[u8; 16]> = jobs.iter().collect();
+    let wanted: HashSet<&JobId> = jobs.iter().collect();
     let mut orphans = Vec::new();
     for batch in orphaned_batches() {
         for job in batch.jobs.into_iter().filter(|job| wanted.contains(&job.uuid)) {
@@ -219,10 +221,10 @@ pub fn jobs_to_retry(jobs: &[[u8; 16]]) -> Vec<JobToRetry> {
 }
 
 /// Returns the query for the rows of `pg_background_monitor`, and its parameters.
-pub fn jobs_query(uuid: Option<&[u8; 16]>) -> (Vec<u8>, Vec<SqlValue>) {
+pub fn jobs_query(id: Option<AnyId>) -> (Vec<u8>, Vec<SqlValue>) {
     let view = qualified_name("pg_background_jobs");
-    match uuid {
+    match id {
         None => (queries::jobs(&view), Vec::new()),
-        Some(uuid) => (queries::jobs_of(&view), vec![SqlValue::Uuid(*uuid)]),
+        Some(id) => (queries::jobs_of(&view), vec![SqlValue::Uuid(id.bytes())]),
     }
 }

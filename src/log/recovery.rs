@@ -4,6 +4,7 @@ use crate::ffi::heap::Access;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{area, process, session, transaction};
 use crate::guc;
+use crate::ids::JobId;
 use crate::log::accepted::NewRow;
 use crate::log::access::{lock_log, open_log};
 use crate::log::attempt_file::{self, Attempt, AttemptFile};
@@ -56,10 +57,10 @@ pub fn orphaned_batches() -> Vec<Spooled> {
 
 /// Returns whether a job of this database is in a file of a server that has died. Its row, if the log has one, is not
 /// to be deleted: the file would bring it back, as it was before. Inside a transaction.
-pub fn is_orphaned(uuid: &[u8; 16]) -> bool {
+pub fn is_orphaned(uuid: &JobId) -> bool {
     thread_local! {
         /// The jobs that are, as a transaction has found them: there will be no more of them.
-        static ORPHANS: ProcessCell<Option<(u64, HashSet<[u8; 16]>)>> = const { process_cell(None) };
+        static ORPHANS: ProcessCell<Option<(u64, HashSet<JobId>)>> = const { process_cell(None) };
     }
     let now = transaction::current_id();
     let known = ORPHANS.with_borrow(|orphans| {
@@ -134,7 +135,7 @@ impl Orphans {
             }
             is_free
         });
-        let mut is_free = |uuid: &[u8; 16]| {
+        let mut is_free = |uuid: &JobId| {
             let is_free = !held.contains(uuid) && !rows.is_taken(uuid);
             if !is_free {
                 held.insert(*uuid);
@@ -142,7 +143,7 @@ impl Orphans {
             is_free
         };
         self.outcomes.retain(|(_, file)| is_free(&file.attempt.uuid));
-        self.begun.retain(|name| is_free(&name.key));
+        self.begun.retain(|name| is_free(&JobId::of_bytes(name.key)));
         self.attempts.retain(|(_, file)| file.attempt.is_none_or(|attempt| is_free(&attempt.uuid)));
         before == count(self)
     }
@@ -163,7 +164,7 @@ impl Orphans {
             }
             imported.attempts.push(name);
         }
-        self.begun.iter().for_each(|name| rows.import_begun(name.epoch, &name.key));
+        self.begun.iter().for_each(|name| rows.import_begun(name.epoch, &JobId::of_bytes(name.key)));
         for (name, file) in self.outcomes {
             match file.end() {
                 Some(end) => rows.import_end(file.epoch, &file.attempt.uuid, end),

@@ -5,6 +5,7 @@ use crate::ffi::datum::{types, SqlValue};
 use crate::ffi::heap::{Access, Heap, Row, Unfit};
 use crate::ffi::report::Log as LogHere;
 use crate::ffi::{alloc, area, heap, report, session};
+use crate::ids::{AnyId, JobId};
 use crate::log::accepted::{AcceptedBatch, NewRow};
 use crate::log::attempt_file::Attempt;
 use crate::log::end::{End, FinalRow};
@@ -175,8 +176,8 @@ impl Entry {
         self.0.json(column as usize)
     }
 
-    pub fn uuid(&self, column: Column) -> [u8; 16] {
-        self.0.uuid(column as usize).unwrap_or_default()
+    pub fn job_id(&self) -> JobId {
+        JobId::of_bytes(self.0.uuid(Column::UuidChild as usize).unwrap_or_default())
     }
 
     pub fn int(&self, column: Column) -> Option<i32> {
@@ -198,12 +199,12 @@ impl Entry {
 
 /// Returns what `take` makes of the rows of these jobs, or of the jobs of these batches, as they are now. A lock on the
 /// log is held. Raises [`Error::LogAltered`] (55000).
-pub fn read<T>(log: u32, uuids: &[[u8; 16]], take: impl Fn(Entry) -> T) -> Vec<T> {
+pub fn read<T>(log: u32, ids: &[AnyId], take: impl Fn(Entry) -> T) -> Vec<T> {
     let mut found = Vec::new();
     with(log, Access::Read, |heap| {
-        for uuid in uuids {
-            let column = if registry::ordinal_of(uuid) == 0 { Column::UuidParent } else { Column::UuidChild };
-            heap.each_of(column as usize, uuid, |row| {
+        for id in ids {
+            let column = if id.job().is_none() { Column::UuidParent } else { Column::UuidChild };
+            heap.each_of(column as usize, &id.bytes(), |row| {
                 alloc::check();
                 found.push(take(Entry(row)));
             });
@@ -213,13 +214,13 @@ pub fn read<T>(log: u32, uuids: &[[u8; 16]], take: impl Fn(Entry) -> T) -> Vec<T
 }
 
 impl Rows<'_> {
-    fn find(&self, uuid: &[u8; 16]) -> Option<Row> {
-        self.heap.find(Column::UuidChild as usize, uuid)
+    fn find(&self, uuid: &JobId) -> Option<Row> {
+        self.heap.find(Column::UuidChild as usize, &uuid.bytes())
     }
 
     /// Returns the row of a job, to be written. Raises [`Error::LogLocked`] (55P03) if another transaction is deleting
     /// it, which may last: the row is written later, and the worker goes on.
-    fn find_free(&self, uuid: &[u8; 16]) -> Option<Row> {
+    fn find_free(&self, uuid: &JobId) -> Option<Row> {
         let row = self.find(uuid);
         if row.as_ref().is_some_and(Row::is_taken) {
             report::emit(&Report::from(Error::LogLocked), LogHere::Here);
@@ -228,7 +229,7 @@ impl Rows<'_> {
     }
 
     /// Returns the row of a job that has not ended, as far as the log says.
-    fn find_open(&self, uuid: &[u8; 16]) -> Option<Row> {
+    fn find_open(&self, uuid: &JobId) -> Option<Row> {
         self.find_free(uuid).filter(is_open)
     }
 
@@ -262,8 +263,8 @@ impl Rows<'_> {
             (Column::Status, SqlValue::Text(State::Queued.name().into())),
             (Column::IpClient, batch.client.as_slice().into()),
             (Column::UserName, batch.owner_name.as_slice().into()),
-            (Column::UuidParent, SqlValue::Uuid(batch.uuid)),
-            (Column::UuidChild, SqlValue::Uuid(job.uuid)),
+            (Column::UuidParent, SqlValue::Uuid(batch.uuid.bytes())),
+            (Column::UuidChild, SqlValue::Uuid(job.uuid.bytes())),
             (Column::Query, SqlValue::Text(job.query)),
             (Column::Name, job.name.into()),
             (Column::BatchName, batch.name.as_deref().into()),
@@ -296,7 +297,7 @@ impl Rows<'_> {
     }
 
     /// Writes that a job is about to start. Returns `false` if it has no row.
-    pub fn mark_started(&self, uuid: &[u8; 16]) -> bool {
+    pub fn mark_started(&self, uuid: &JobId) -> bool {
         let row = self.find_open(uuid);
         if let Some(row) = &row {
             self.heap.update(row, [(Column::IsStarted as usize, SqlValue::Bool(true))]);
@@ -322,7 +323,7 @@ impl Rows<'_> {
     }
 
     /// Writes that a job had begun when its server, that of `epoch`, died, and no more: what that wrote cannot be read.
-    pub fn import_begun(&self, epoch: i64, uuid: &[u8; 16]) {
+    pub fn import_begun(&self, epoch: i64, uuid: &JobId) {
         if let Some(row) =
             self.find_orphan(epoch, uuid).filter(|row| row.bool(Column::IsStarted as usize) != Some(true))
         {
@@ -331,18 +332,18 @@ impl Rows<'_> {
     }
 
     /// Writes how a job ended of a server of `epoch` that has died since, unless it was launched again.
-    pub fn import_end(&self, epoch: i64, uuid: &[u8; 16], end: &End) {
+    pub fn import_end(&self, epoch: i64, uuid: &JobId, end: &End) {
         if let Some(row) = self.find_orphan(epoch, uuid) {
             self.heap.update(&row, end_changes(end));
         }
     }
 
-    fn find_orphan(&self, epoch: i64, uuid: &[u8; 16]) -> Option<Row> {
+    fn find_orphan(&self, epoch: i64, uuid: &JobId) -> Option<Row> {
         self.find_open(uuid).filter(|row| row.big_int(Column::Epoch as usize) == Some(epoch))
     }
 
     /// Returns whether another transaction is deleting the row of a job.
-    pub fn is_taken(&self, uuid: &[u8; 16]) -> bool {
+    pub fn is_taken(&self, uuid: &JobId) -> bool {
         self.find(uuid).as_ref().is_some_and(Row::is_taken)
     }
 
@@ -354,7 +355,7 @@ impl Rows<'_> {
         owner: Option<u32>,
         count: Option<i64>,
         waits: bool,
-        stays: impl Fn(&[u8; 16]) -> bool,
+        stays: impl Fn(&JobId) -> bool,
     ) -> i64 {
         let mut deleted = 0;
         // What has ended before was queued before: there is an index on that, and no end of a job changes it.
@@ -364,7 +365,7 @@ impl Rows<'_> {
                 false => row.big_int(Column::EndTimeExec as usize).is_some_and(|ended| ended < limit),
             };
             let is_meant = is_old && owner.is_none_or(|owner| row.oid(Column::Owner as usize) == Some(owner));
-            let stays = || row.uuid(Column::UuidChild as usize).is_none_or(|uuid| stays(&uuid));
+            let stays = || row.uuid(Column::UuidChild as usize).is_none_or(|uuid| stays(&JobId::of_bytes(uuid)));
             if is_meant && !stays() && self.heap.delete(row, waits) {
                 deleted += 1;
             }
@@ -375,7 +376,7 @@ impl Rows<'_> {
 
     /// Deletes the row of a job that has ended, if `may` lets its owner's be deleted. Returns `false` if it stays,
     /// or is not there.
-    pub fn delete(&self, uuid: &[u8; 16], may: impl FnOnce(u32) -> bool) -> bool {
+    pub fn delete(&self, uuid: &JobId, may: impl FnOnce(u32) -> bool) -> bool {
         let row = self.find(uuid).filter(is_over);
         let row = row.filter(|row| row.oid(Column::Owner as usize).is_some_and(may));
         row.is_some_and(|row| self.heap.delete(&row, true))

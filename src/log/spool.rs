@@ -5,6 +5,7 @@
 //! tells that its jobs were accepted and never started.
 
 use crate::ffi::file;
+use crate::ids::JobId;
 use crate::log::accepted::{AcceptedBatch, AcceptedJob};
 use crate::log::directory::{self, OrphanFiles};
 use crate::log::file_format::{self, FileContent};
@@ -23,8 +24,8 @@ pub struct Spooled {
 impl Spooled {
     /// Returns the uuid of its first job, which names its file: jobs of a batch that are launched again have the uuid
     /// of the batch.
-    pub fn first(&self) -> [u8; 16] {
-        self.jobs.first().map_or(self.head.uuid, |job| job.uuid)
+    pub fn first(&self) -> JobId {
+        self.jobs.first().map_or(self.head.uuid.job(0), |job| job.uuid)
     }
 }
 
@@ -33,12 +34,12 @@ impl FileContent for Spooled {
     const SUFFIX: &'static str = "";
 
     fn is_named(&self, name: &FileName) -> bool {
-        (self.head.epoch, self.head.database, self.first()) == (name.epoch, name.database, name.key)
+        (self.head.epoch, self.head.database, self.first().bytes()) == (name.epoch, name.database, name.key)
     }
 }
 
-fn name_of(epoch: i64, database: u32, first: &[u8; 16]) -> FileName {
-    FileName::new(epoch, database, first, Spooled::SUFFIX)
+fn name_of(epoch: i64, database: u32, first: &JobId) -> FileName {
+    FileName::new(epoch, database, &first.bytes(), Spooled::SUFFIX)
 }
 
 /// Writes a batch down; when this returns it is on disk.
@@ -48,7 +49,7 @@ pub fn write(batch: &Spooled) -> io::Result<()> {
 }
 
 /// Forgets a batch: it is in the table now, or was never launched.
-pub fn remove(epoch: i64, database: u32, first: &[u8; 16]) {
+pub fn remove(epoch: i64, database: u32, first: &JobId) {
     // A file that stays is seen to be in the table already.
     name_of(epoch, database, first).remove();
 }

@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::ffi::heap::Access;
 use crate::ffi::report::{Captured, Log};
 use crate::ffi::{heap, report, role, transaction};
+use crate::ids::JobId;
 use crate::log::access::{forget_relations, lock_log, lock_timeout, open_log, report_failure};
 use crate::log::end::FinalRow;
 use crate::log::rows::Rows;
@@ -40,7 +41,7 @@ pub fn write_rows(log: u32, rows: &[FinalRow]) -> bool {
 
 /// Writes down that jobs are about to start, in the log that has their rows; returns for each whether a row says so
 /// then, or `None` if that log is not there any more. Inside [`crate::log::in_own_transaction`].
-pub fn mark_started(log: u32, jobs: &[[u8; 16]]) -> Option<Vec<bool>> {
+pub fn mark_started(log: u32, jobs: &[JobId]) -> Option<Vec<bool>> {
     let held = lock_log(true);
     let mark = |rows: &Rows| jobs.iter().map(|uuid| rows.mark_started(uuid)).collect();
     (held.log == log).then(|| open_log(held, Access::Write, mark)).flatten()

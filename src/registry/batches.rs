@@ -4,8 +4,9 @@ use crate::error::Error;
 use crate::ffi::area::{Memory, LARGE};
 use crate::ffi::dsa_ref::DsaArray;
 use crate::ffi::{process, session};
+use crate::ids::BatchId;
 use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, PoolPtr, Root, State, TextRef, RELAUNCHED};
-use crate::registry::lists::{batches, batches_of_uuid, bucket, index_of, job, job_mut, jobs};
+use crate::registry::lists::{batches, batches_of, bucket, index_of, job, job_mut, jobs};
 use crate::registry::root::{get_or_create_root, root, root_mut};
 use crate::registry::{outcomes, pools, ready_lists, stopped_by, watchers};
 use crate::{error, guc};
@@ -32,7 +33,7 @@ pub struct NewJob<'a> {
 
 /// New batch.
 pub struct NewBatch<'a> {
-    pub uuid: [u8; 16],
+    pub uuid: BatchId,
     pub database: u32,
     pub login: u32,
     pub owner: u32,
@@ -54,10 +55,6 @@ fn append_text(texts: &mut Vec<u8>, bytes: Option<&[u8]>) -> TextRef {
     TextRef { offset, length: bytes.len() as u32, is_set: 1 }
 }
 
-fn format_uuid(uuid: &[u8; 16]) -> Vec<u8> {
-    uuid::Uuid::from_bytes(*uuid).hyphenated().to_string().into_bytes()
-}
-
 /// Adds a batch. It is not visible, and none of its jobs runs, before [`open_batch`] opens it.
 ///
 /// # Errors
@@ -68,7 +65,7 @@ pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<BatchPtr, Error>
     check_current(memory, new)?;
     let (record, jobs, texts) = records_of(new);
     // The jobs are launched again: their earlier states are in the log.
-    remove_done(memory, &new.uuid);
+    remove_done(memory, new.uuid);
     check_limit(memory, record.bytes)?;
     let (pool, batch, job_records, texts_at) = allocate(memory, new, jobs.len(), texts.len())?;
     memory.slice_mut(job_records).copy_from_slice(&jobs);
@@ -85,14 +82,14 @@ pub fn add_batch(memory: &mut Memory, new: &NewBatch) -> Result<BatchPtr, Error>
 /// [`Error::NothingToRetry`] (55000)
 fn check_current(memory: &Memory, new: &NewBatch) -> Result<(), Error> {
     let is_stale = |new_job: &NewJob| {
-        let known = places_of_job(memory, &new.uuid, new_job.ordinal).map(|(batch, index)| job(memory, batch, index));
+        let known = places_of_job(memory, new.uuid, new_job.ordinal).map(|(batch, index)| job(memory, batch, index));
         // It may have finished by now.
         known
             .filter(|job| job.is_logged != RELAUNCHED)
             .any(|job| job.is_logged == 0 || job.attempts != new_job.attempts)
     };
     match new.jobs.iter().any(is_stale) {
-        true => Err(Error::NothingToRetry(error::DbText::new(&format_uuid(&new.uuid)))),
+        true => Err(Error::NothingToRetry(error::DbText::new(new.uuid.to_string().as_bytes()))),
         false => Ok(()),
     }
 }
@@ -190,7 +187,7 @@ fn append(memory: &mut Memory, batch: BatchPtr) -> Result<(), Error> {
     root.used += bytes;
     root.last_batch_number += 1;
     let number = root.last_batch_number;
-    let next_in_bucket = std::mem::replace(&mut root.buckets[bucket(&uuid)], batch);
+    let next_in_bucket = std::mem::replace(&mut root.buckets[bucket(uuid)], batch);
     let previous = std::mem::replace(&mut root.newest_batch, batch);
     if previous.is_null() {
         root.oldest_batch = batch;
@@ -210,18 +207,18 @@ fn used(memory: &Memory) -> u64 {
 
 /// Returns the batches that have a job, and its index in each: jobs that are launched again form another batch with the
 /// same uuid.
-fn places_of_job<'a>(memory: &'a Memory, uuid: &[u8; 16], ordinal: u32) -> impl Iterator<Item = (BatchPtr, u32)> + 'a {
-    batches_of_uuid(memory, uuid).filter_map(move |batch| index_of(memory, batch, ordinal).map(|index| (batch, index)))
+fn places_of_job(memory: &Memory, uuid: BatchId, ordinal: u32) -> impl Iterator<Item = (BatchPtr, u32)> + '_ {
+    batches_of(memory, uuid).filter_map(move |batch| index_of(memory, batch, ordinal).map(|index| (batch, index)))
 }
 
 /// Opens a batch: from now on its jobs may run, and their records in other batches are out of date.
 pub fn open_batch(memory: &mut Memory, batch: BatchPtr) {
     let uuid = memory.get(batch).uuid;
-    let is_alone = batches_of_uuid(memory, &uuid).all(|at| at == batch);
+    let is_alone = batches_of(memory, uuid).all(|at| at == batch);
     let ordinals: Vec<u32> =
         if is_alone { Vec::new() } else { jobs(memory, batch).iter().map(|job| job.ordinal).collect() };
     for ordinal in ordinals {
-        let elsewhere: Vec<_> = places_of_job(memory, &uuid, ordinal).filter(|(at, _)| *at != batch).collect();
+        let elsewhere: Vec<_> = places_of_job(memory, uuid, ordinal).filter(|(at, _)| *at != batch).collect();
         for (at, index) in elsewhere {
             job_mut(memory, at, index).is_logged = RELAUNCHED;
         }
@@ -229,14 +226,14 @@ pub fn open_batch(memory: &mut Memory, batch: BatchPtr) {
     memory.get_mut(batch).is_open = 1;
     ready_lists::update_queue_state(memory, batch);
     // Followers of the uuid follow these jobs from now on.
-    let batches: Vec<BatchPtr> = batches_of_uuid(memory, &uuid).collect();
+    let batches: Vec<BatchPtr> = batches_of(memory, uuid).collect();
     batches.into_iter().for_each(|batch| watchers::wake_all(memory, batch));
 }
 
 /// Removes a batch that was accepted just now, if no worker has begun to run or log it. Returns `false` if it stays.
-pub fn discard_unstarted_batch(memory: &mut Memory, batch: BatchPtr, uuid: &[u8; 16]) -> bool {
+pub fn discard_unstarted_batch(memory: &mut Memory, batch: BatchPtr, uuid: BatchId) -> bool {
     // By now it may have been finished and removed.
-    let is_untouched = batches_of_uuid(memory, uuid).any(|at| at == batch) && {
+    let is_untouched = batches_of(memory, uuid).any(|at| at == batch) && {
         let record = memory.get(batch);
         (record.workers, record.log_writer, record.recorded_in) == (0, 0, 0) && record.queued == record.jobs
     };
@@ -254,7 +251,7 @@ pub fn remove(memory: &mut Memory, batch: BatchPtr) {
     outcomes::discard_of_batch(memory, batch);
     stopped_by::discard_of_batch(memory, batch);
     watchers::forget(memory, batch);
-    let bucket = bucket(&record.uuid);
+    let bucket = bucket(record.uuid);
     let root = memory.root::<Root>();
     let first = memory.get(root).buckets[bucket];
     if first == batch {
@@ -318,8 +315,8 @@ pub fn remove_if_done(memory: &mut Memory, batch: BatchPtr) {
 }
 
 /// Removes this process from the watchers of the jobs of the uuid.
-pub fn unwatch(memory: &mut Memory, uuid: &[u8; 16]) {
-    let batches: Vec<BatchPtr> = batches_of_uuid(memory, uuid).collect();
+pub fn unwatch(memory: &mut Memory, uuid: BatchId) {
+    let batches: Vec<BatchPtr> = batches_of(memory, uuid).collect();
     unwatch_places(memory, batches);
 }
 
@@ -338,8 +335,8 @@ fn unwatch_places(memory: &mut Memory, batches: Vec<BatchPtr>) {
 }
 
 /// Removes the finished batches of a uuid, some of whose jobs are launched again.
-pub fn remove_done(memory: &mut Memory, uuid: &[u8; 16]) {
-    let done: Vec<BatchPtr> = batches_of_uuid(memory, uuid).filter(|batch| is_done(memory.get(*batch))).collect();
+pub fn remove_done(memory: &mut Memory, uuid: BatchId) {
+    let done: Vec<BatchPtr> = batches_of(memory, uuid).filter(|batch| is_done(memory.get(*batch))).collect();
     done.into_iter().for_each(|batch| remove(memory, batch));
 }
 

@@ -3,6 +3,7 @@
 
 use crate::ffi::dsa_ref::{DsaArray, DsaPtr};
 use crate::ffi::process::ProcessRef;
+use crate::ids::BatchId;
 use bytemuck::Zeroable;
 use serde::{Deserialize, Serialize};
 
@@ -195,7 +196,7 @@ impl Pool {
 pub struct BatchRecord {
     pub number: u64,
     /// The uuid of the batch; those of its jobs differ in the last four bytes.
-    pub uuid: [u8; 16],
+    pub uuid: BatchId,
     pub bytes: u64,
     pub pool: PoolPtr,
     pub created: i64,

@@ -2,6 +2,7 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::dsa_ref::DsaPtr;
+use crate::ids::BatchId;
 use crate::registry::layout::{BatchPtr, JobRecord, PoolPtr, TextRef, BUCKETS};
 use crate::registry::root::root;
 
@@ -27,22 +28,17 @@ pub fn queued_batches(memory: &Memory, pool: PoolPtr) -> impl Iterator<Item = Ba
     lists.flat_map(|first| chain(first, |batch| memory.get(batch).next_in_queue))
 }
 
-/// Returns the batches whose uuid, or whose jobs' uuids, differ from this one in the last four bytes only.
-pub fn batches_of_uuid<'a>(memory: &'a Memory, uuid: &[u8; 16]) -> impl Iterator<Item = BatchPtr> + 'a {
-    let (prefix, bucket) = (batch_prefix(uuid), bucket(uuid));
-    let first = root(memory).map_or(BatchPtr::NULL, |root| root.buckets[bucket]);
-    chain(first, |batch| memory.get(batch).next_in_bucket)
-        .filter(move |batch| self::batch_prefix(&memory.get(*batch).uuid) == prefix)
+/// Returns the batches with this identifier: jobs that are launched again are a batch of their own.
+pub fn batches_of(memory: &Memory, id: BatchId) -> impl Iterator<Item = BatchPtr> + '_ {
+    let first = root(memory).map_or(BatchPtr::NULL, |root| root.buckets[bucket(id)]);
+    chain(first, |batch| memory.get(batch).next_in_bucket).filter(move |batch| memory.get(*batch).uuid == id)
 }
 
-fn batch_prefix(uuid: &[u8; 16]) -> [u8; 12] {
-    uuid.first_chunk().copied().unwrap_or_default()
-}
-
-/// Returns the index of the bucket that has the batches of a uuid.
-pub fn bucket(uuid: &[u8; 16]) -> usize {
-    // The prefix is random: any of its bytes will do.
-    usize::from(u16::from_ne_bytes([uuid[2], uuid[3]])) % BUCKETS
+/// Returns the index of the bucket that has the batches with this identifier.
+pub fn bucket(id: BatchId) -> usize {
+    // It is random: any of its bytes will do.
+    let bytes = id.bytes();
+    usize::from(u16::from_ne_bytes([bytes[2], bytes[3]])) % BUCKETS
 }
 
 /// Returns the jobs of a batch.
@@ -67,20 +63,6 @@ pub fn job_mut(memory: &mut Memory, batch: BatchPtr, index: u32) -> &mut JobReco
 pub fn bytes(memory: &Memory, batch: BatchPtr, text: TextRef) -> Option<&[u8]> {
     let start = text.offset as usize;
     (text.is_set != 0).then(|| memory.slice(memory.get(batch).texts).get(start..start + text.length as usize)).flatten()
-}
-
-/// Returns the uuid of the job with this ordinal, or that of the batch for ordinal 0.
-pub fn job_uuid(prefix: &[u8; 16], ordinal: u32) -> [u8; 16] {
-    let mut uuid = *prefix;
-    if let Some(last) = uuid.last_chunk_mut::<4>() {
-        *last = ordinal.to_be_bytes();
-    }
-    uuid
-}
-
-/// Returns the ordinal in a uuid; 0 means that the uuid is that of a batch.
-pub fn ordinal_of(uuid: &[u8; 16]) -> u32 {
-    uuid.last_chunk::<4>().map_or(0, |last| u32::from_be_bytes(*last))
 }
 
 /// Returns the index of the job with this ordinal, or `None` if it is not in the batch.

@@ -20,7 +20,6 @@ pub use crate::registry::batches::{
     add_batch, discard_unstarted_batch, open_batch, unwatch, unwatch_all, NewBatch, NewJob,
 };
 pub use crate::registry::layout::{BatchPtr, Reason, State, WakeOn, MESSAGE_BYTES};
-pub use crate::registry::lists::{job_uuid, ordinal_of};
 pub use crate::registry::reported_files::is_first_report;
 pub use crate::registry::snapshot::{
     accepted_at, batch_summaries, find, is_pending, job_of, jobs_of, live_states, log_location, query_of, request,

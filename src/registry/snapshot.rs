@@ -2,6 +2,7 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::{alloc, session};
+use crate::ids::{AnyId, BatchId, JobId};
 use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, Reason, State, WorkerSlot, WorkerState, RELAUNCHED};
 use crate::registry::root::slots;
 use crate::registry::{lists, outcomes, stopped_by};
@@ -13,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 pub struct BatchSummary {
     /// Number that no other batch has had.
     pub number: u64,
-    pub uuid: [u8; 16],
+    pub uuid: BatchId,
     pub database: u32,
     pub owner: u32,
     /// Role that the workers log in as.
@@ -69,7 +70,7 @@ pub struct JobStatus {
 #[derive(Debug, Clone)]
 pub struct JobDetails {
     pub batch: BatchSummary,
-    pub uuid: [u8; 16],
+    pub uuid: JobId,
     pub now: JobStatus,
     pub owner_name: Vec<u8>,
     pub client: Vec<u8>,
@@ -95,9 +96,9 @@ pub struct FoundJobs {
 }
 
 /// Returns the batches and jobs of a uuid. A batch has several entries if some of its jobs were launched again.
-pub fn find(memory: &Memory, uuid: &[u8; 16]) -> Vec<FoundJobs> {
-    let ordinal = lists::ordinal_of(uuid);
-    let found = lists::batches_of_uuid(memory, uuid).filter_map(|batch| {
+pub fn find(memory: &Memory, id: AnyId) -> Vec<FoundJobs> {
+    let ordinal = id.ordinal();
+    let found = lists::batches_of(memory, id.batch()).filter_map(|batch| {
         let record = memory.get(batch);
         if record.is_open == 0 {
             return None;
@@ -146,11 +147,11 @@ fn summary_of(memory: &Memory, record: &BatchRecord) -> BatchSummary {
 }
 
 /// Returns all open batches; with `uuid`, only that batch, or the batch of that job.
-pub fn batch_summaries(memory: &Memory, uuid: Option<&[u8; 16]>) -> Vec<BatchSummary> {
+pub fn batch_summaries(memory: &Memory, id: Option<BatchId>) -> Vec<BatchSummary> {
     let open = |batch: &BatchPtr| memory.get(*batch).is_open != 0;
     let summary = |batch| summary_of(memory, memory.get(batch));
-    match uuid {
-        Some(uuid) => lists::batches_of_uuid(memory, uuid).filter(open).map(summary).collect(),
+    match id {
+        Some(id) => lists::batches_of(memory, id).filter(open).map(summary).collect(),
         None => lists::batches(memory).filter(open).map(summary).collect(),
     }
 }
@@ -227,33 +228,31 @@ pub fn accepted_at(memory: &Memory, batch: BatchPtr) -> i64 {
 }
 
 /// Returns the properties of the jobs of one batch, or nothing if the batch was removed.
-pub fn jobs_of(memory: &Memory, batch: BatchPtr, uuid: &[u8; 16]) -> Vec<JobDetails> {
-    let is_there = lists::batches_of_uuid(memory, uuid).any(|at| at == batch);
+pub fn jobs_of(memory: &Memory, batch: BatchPtr, id: BatchId) -> Vec<JobDetails> {
+    let is_there = lists::batches_of(memory, id).any(|at| at == batch);
     let number = is_there.then(|| memory.get(batch).number);
     snapshot(memory, &number.into_iter().collect(), None)
 }
 
 /// Returns whether a job of the uuid's batches has no final row yet, or one of the batches is still being accepted.
-pub fn is_pending(memory: &Memory, uuid: &[u8; 16]) -> bool {
-    lists::batches_of_uuid(memory, uuid)
+pub fn is_pending(memory: &Memory, id: BatchId) -> bool {
+    lists::batches_of(memory, id)
         .any(|batch| memory.get(batch).is_open == 0 || lists::jobs(memory, batch).iter().any(|job| job.is_logged == 0))
 }
 
 /// Returns the properties of a job, or `None` if it is not in the registry.
-pub fn job_of(memory: &Memory, uuid: &[u8; 16]) -> Option<JobDetails> {
-    let found = find(memory, uuid).into_iter().next()?;
+pub fn job_of(memory: &Memory, uuid: &JobId) -> Option<JobDetails> {
+    let found = find(memory, (*uuid).into()).into_iter().next()?;
     Some(details_of(memory, found.batch, memory.get(found.batch), lists::job(memory, found.batch, found.job?), 0))
 }
 
 /// Returns the states of the jobs of these batches, by their uuids. `running`: as for [`snapshot`].
-pub fn statuses(memory: &Memory, batches: &HashSet<u64>, running: &Running) -> HashMap<[u8; 16], JobStatus> {
+pub fn statuses(memory: &Memory, batches: &HashSet<u64>, running: &Running) -> HashMap<JobId, JobStatus> {
     let results = walk(
         memory,
         |number| batches.contains(&number),
         Some(running),
-        |batch, record, job, position| {
-            (lists::job_uuid(&record.uuid, job.ordinal), status_of(memory, batch, job, position))
-        },
+        |batch, record, job, position| (record.uuid.job(job.ordinal), status_of(memory, batch, job, position)),
     );
     results.into_iter().collect()
 }
@@ -298,7 +297,7 @@ fn details_of(memory: &Memory, batch: BatchPtr, record: &BatchRecord, job: &JobR
     let text = |text| lists::bytes(memory, batch, text).map(|bytes| own_text(record, bytes));
     JobDetails {
         batch: summary_of(memory, record),
-        uuid: lists::job_uuid(&record.uuid, job.ordinal),
+        uuid: record.uuid.job(job.ordinal),
         now: status_of(memory, batch, job, position),
         owner_name: text(record.owner_name).unwrap_or_default(),
         client: text(record.client).unwrap_or_default(),
@@ -333,7 +332,7 @@ fn slot_of<'a>(memory: &'a Memory, job: &JobRecord) -> Option<&'a WorkerSlot> {
 /// Properties of a job that change while it runs.
 #[derive(Debug, Clone)]
 pub struct LiveState {
-    pub uuid: [u8; 16],
+    pub uuid: JobId,
     pub state: State,
     pub attempts: u32,
     pub pid: Option<i32>,
@@ -359,14 +358,14 @@ fn progress_of(memory: &Memory, record: &BatchRecord, job: &JobRecord) -> Option
 }
 
 /// Returns the state of a job, or of the jobs of a batch in their order.
-pub fn live_states(memory: &Memory, uuid: &[u8; 16]) -> Vec<LiveState> {
+pub fn live_states(memory: &Memory, id: AnyId) -> Vec<LiveState> {
     let mut states = Vec::new();
-    for found in find(memory, uuid) {
+    for found in find(memory, id) {
         let record = memory.get(found.batch);
         for index in of_batch(memory, &found) {
             let job = lists::job(memory, found.batch, index);
             states.push(LiveState {
-                uuid: lists::job_uuid(&record.uuid, job.ordinal),
+                uuid: record.uuid.job(job.ordinal),
                 state: State::from_byte(job.state),
                 attempts: job.attempts,
                 pid: pid_of(job),
@@ -380,8 +379,8 @@ pub fn live_states(memory: &Memory, uuid: &[u8; 16]) -> Vec<LiveState> {
 }
 
 /// Returns the uuid of a job.
-pub fn uuid_of_job(memory: &Memory, batch: BatchPtr, index: u32) -> [u8; 16] {
-    lists::job_uuid(&memory.get(batch).uuid, lists::job(memory, batch, index).ordinal)
+pub fn uuid_of_job(memory: &Memory, batch: BatchPtr, index: u32) -> JobId {
+    memory.get(batch).uuid.job(lists::job(memory, batch, index).ordinal)
 }
 
 /// Returns the request of a batch as it was written, for the worker that runs its jobs.
@@ -393,7 +392,7 @@ pub fn request(memory: &Memory, batch: BatchPtr) -> Vec<u8> {
 /// Properties of a job that its worker needs.
 #[derive(Debug, Clone)]
 pub struct RunningJob {
-    pub uuid: [u8; 16],
+    pub uuid: JobId,
     /// Role whose rights the job has.
     pub owner: u32,
     pub query: Vec<u8>,
@@ -410,7 +409,7 @@ impl RunningJob {
         let record = memory.get(batch);
         let job = lists::job(memory, batch, index);
         RunningJob {
-            uuid: lists::job_uuid(&record.uuid, job.ordinal),
+            uuid: record.uuid.job(job.ordinal),
             owner: record.owner,
             query: alloc::copy(lists::bytes(memory, batch, job.query).unwrap_or_default()),
             timeout: Some(job.timeout).filter(|timeout| *timeout > 0),

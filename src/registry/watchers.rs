@@ -3,6 +3,7 @@
 use crate::ffi::area::Memory;
 use crate::ffi::dsa_ref::DsaPtr;
 use crate::ffi::process;
+use crate::ids::{AnyId, JobId};
 use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, State, WakeOn, Watcher, WorkerState};
 use crate::registry::lists;
 use crate::registry::root::slots;
@@ -18,25 +19,19 @@ pub struct Follower {
 
 /// Makes this process a watcher of the batches of a uuid, woken at each change. `follower`: set if it waits for the end
 /// of the batch, or of the job whose uuid it is. Returns `false` if there is no memory for that.
-pub fn watch(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>) -> bool {
-    let batches: Vec<BatchPtr> = lists::batches_of_uuid(memory, uuid).collect();
-    batches.into_iter().all(|batch| add_watcher(memory, batch, uuid, follower, WakeOn::EachChange))
+pub fn watch(memory: &mut Memory, id: AnyId, follower: Option<Follower>) -> bool {
+    let batches: Vec<BatchPtr> = lists::batches_of(memory, id.batch()).collect();
+    batches.into_iter().all(|batch| add_watcher(memory, batch, id, follower, WakeOn::EachChange))
 }
 
-fn add_watcher(
-    memory: &mut Memory,
-    batch: BatchPtr,
-    uuid: &[u8; 16],
-    follower: Option<Follower>,
-    wake_on: WakeOn,
-) -> bool {
+fn add_watcher(memory: &mut Memory, batch: BatchPtr, id: AnyId, follower: Option<Follower>, wake_on: WakeOn) -> bool {
     let Some(watcher) = memory.allocate::<Watcher>() else { return false };
     *memory.get_mut(watcher) = Watcher {
         next: memory.get(batch).watchers,
         process: process::own(),
         wake_on: wake_on as u32,
         pid: follower.map_or(0, |follower| follower.pid),
-        ordinal: lists::ordinal_of(uuid),
+        ordinal: id.ordinal(),
         is_follower: follower.is_some().into(),
         is_worker: follower.is_some_and(|follower| follower.is_worker).into(),
     };
@@ -65,8 +60,8 @@ pub fn remove_own(memory: &mut Memory, batch: BatchPtr) -> bool {
 }
 
 /// Records that this process does not wait for the end any more; it remains a watcher.
-pub fn unfollow(memory: &mut Memory, uuid: &[u8; 16]) {
-    let batches: Vec<BatchPtr> = lists::batches_of_uuid(memory, uuid).collect();
+pub fn unfollow(memory: &mut Memory, id: AnyId) {
+    let batches: Vec<BatchPtr> = lists::batches_of(memory, id.batch()).collect();
     for batch in batches {
         update_own(memory, batch, |watcher| (watcher.is_follower, watcher.is_worker) = (0, 0));
     }
@@ -100,19 +95,19 @@ pub fn forget(memory: &mut Memory, batch: BatchPtr) {
 
 /// Arms this process: the next change, or the end, wakes it again, also for jobs that were launched again since, as a
 /// batch of their own. `follower`: as for [`watch`]. Returns `false` if there is no memory for that.
-pub fn arm(memory: &mut Memory, uuid: &[u8; 16], follower: Option<Follower>, wake_on: WakeOn) -> bool {
-    let batches: Vec<BatchPtr> = lists::batches_of_uuid(memory, uuid).collect();
+pub fn arm(memory: &mut Memory, id: AnyId, follower: Option<Follower>, wake_on: WakeOn) -> bool {
+    let batches: Vec<BatchPtr> = lists::batches_of(memory, id.batch()).collect();
     batches.into_iter().all(|batch| {
         update_own(memory, batch, |watcher| watcher.wake_on = wake_on as u32)
-            || add_watcher(memory, batch, uuid, follower, wake_on)
+            || add_watcher(memory, batch, id, follower, wake_on)
     })
 }
 
 /// Returns whether nothing has woken this process since it was armed last. Its latch does not tell, as any other wait
 /// of the process may reset it.
-pub fn is_armed(memory: &Memory, uuid: &[u8; 16]) -> bool {
+pub fn is_armed(memory: &Memory, id: AnyId) -> bool {
     let own = process::own();
-    let batches = lists::batches_of_uuid(memory, uuid).map(|batch| memory.get(batch));
+    let batches = lists::batches_of(memory, id.batch()).map(|batch| memory.get(batch));
     batches
         .flat_map(|record| watchers(memory, record))
         .all(|watcher| watcher.process != own || watcher.wake_on != WakeOn::Nothing as u32)
@@ -144,7 +139,7 @@ fn wake_if(memory: &mut Memory, batch: BatchPtr, must_wake: impl Fn(&Memory, &Wa
 }
 
 /// Returns the running jobs whose end a process waits for: the processes that run them, and their uuids.
-pub fn awaited_by(memory: &Memory, pid: i32) -> Vec<(i32, [u8; 16])> {
+pub fn awaited_by(memory: &Memory, pid: i32) -> Vec<(i32, JobId)> {
     let mut awaited = Vec::new();
     for batch in lists::batches(memory) {
         let record = memory.get(batch);
@@ -153,7 +148,7 @@ pub fn awaited_by(memory: &Memory, pid: i32) -> Vec<(i32, [u8; 16])> {
                 slots(memory).iter().filter(|slot| slot.state() == WorkerState::RunningQueued && slot.batch == batch);
             let jobs = in_batch.map(|slot| (slot.pid, lists::job(memory, batch, slot.job)));
             let wanted = jobs.filter(|(_, job)| ends_before(memory, batch, job, watcher.ordinal));
-            awaited.extend(wanted.map(|(pid, job)| (pid, lists::job_uuid(&record.uuid, job.ordinal))));
+            awaited.extend(wanted.map(|(pid, job)| (pid, record.uuid.job(job.ordinal))));
         }
     }
     awaited

@@ -5,6 +5,7 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::process;
+use crate::ids::{BatchId, JobId};
 use crate::registry::layout::{BatchPtr, BatchRecord, PoolPtr, State, WorkerState};
 use crate::registry::root::{slot_mut, slots};
 use crate::registry::{batches, lists, ready_lists, watchers, Recorded};
@@ -176,9 +177,9 @@ fn begin_log_write(memory: &mut Memory, index: usize, batch: BatchPtr) {
 
 /// Records that the rows of the batch are in the log. `recorded`: their location, or `None` if they could not be
 /// written and must be tried again later.
-pub fn rows_inserted(memory: &mut Memory, batch: BatchPtr, uuid: &[u8; 16], recorded: Option<Recorded>) {
+pub fn rows_inserted(memory: &mut Memory, batch: BatchPtr, id: BatchId, recorded: Option<Recorded>) {
     // The batch may have been removed with its database.
-    if !lists::batches_of_uuid(memory, uuid).any(|at| at == batch) {
+    if !lists::batches_of(memory, id).any(|at| at == batch) {
         return;
     }
     completion::log_write_tried(memory, batch, recorded.is_some());
@@ -194,9 +195,9 @@ pub fn rows_inserted(memory: &mut Memory, batch: BatchPtr, uuid: &[u8; 16], reco
 }
 
 /// Records that the log with the rows of the batch is gone: they must be written again.
-pub fn forget_rows(memory: &mut Memory, batch: BatchPtr, uuid: &[u8; 16], log: u32) {
+pub fn forget_rows(memory: &mut Memory, batch: BatchPtr, id: BatchId, log: u32) {
     // The batch may have been removed with its database, or its rows may have been written again by now.
-    if lists::batches_of_uuid(memory, uuid).any(|at| at == batch) {
+    if lists::batches_of(memory, id).any(|at| at == batch) {
         let record = memory.get_mut(batch);
         if record.recorded_in == u64::from(log) {
             record.recorded_in = 0;
@@ -205,24 +206,20 @@ pub fn forget_rows(memory: &mut Memory, batch: BatchPtr, uuid: &[u8; 16], log: u
 }
 
 /// Returns the uuid of the batch.
-pub fn batch_uuid(memory: &Memory, batch: BatchPtr) -> [u8; 16] {
+pub fn batch_uuid(memory: &Memory, batch: BatchPtr) -> BatchId {
     memory.get(batch).uuid
 }
 
 /// Returns the uuid of the batch's first job.
-pub fn first_job_uuid(memory: &Memory, batch: BatchPtr) -> [u8; 16] {
+pub fn first_job_uuid(memory: &Memory, batch: BatchPtr) -> JobId {
     let ordinal = lists::jobs(memory, batch).first().map_or(0, |job| job.ordinal);
-    lists::job_uuid(&memory.get(batch).uuid, ordinal)
+    memory.get(batch).uuid.job(ordinal)
 }
 
 /// Returns the uuids of claimed jobs.
-pub fn claimed_uuids(memory: &Memory, claim: &Claim) -> Vec<[u8; 16]> {
-    let prefix = memory.get(claim.batch).uuid;
-    claim
-        .indexes
-        .iter()
-        .map(|index| lists::job_uuid(&prefix, lists::job(memory, claim.batch, *index).ordinal))
-        .collect()
+pub fn claimed_uuids(memory: &Memory, claim: &Claim) -> Vec<JobId> {
+    let batch = memory.get(claim.batch).uuid;
+    claim.indexes.iter().map(|index| batch.job(lists::job(memory, claim.batch, *index).ordinal)).collect()
 }
 
 /// Starts a job of a claim. Returns `false` if it was stopped in the meantime, or if the worker must exit.

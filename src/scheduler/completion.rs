@@ -2,6 +2,7 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::process;
+use crate::ids::{BatchId, JobId};
 use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, PoolPtr, Reason, State, WorkerSlot, WorkerState};
 use crate::registry::outcomes::StoredOutcome;
 use crate::registry::root::{slot_mut, slots};
@@ -36,7 +37,7 @@ pub enum Finish<'a> {
 /// Job that has ended and has no final row yet.
 pub struct UnloggedJob {
     pub index: u32,
-    pub uuid: [u8; 16],
+    pub uuid: JobId,
     pub state: State,
     pub reason: Reason,
     /// Name of the role that stopped the job.
@@ -145,7 +146,7 @@ pub fn unlogged_jobs(memory: &Memory, batch: BatchPtr) -> Vec<UnloggedJob> {
         .take(LOG_LIMIT.min(record.unlogged as usize))
         .map(|(job, index)| UnloggedJob {
             index,
-            uuid: lists::job_uuid(&record.uuid, job.ordinal),
+            uuid: record.uuid.job(job.ordinal),
             state: State::from_byte(job.state),
             reason: Reason::from_byte(job.reason),
             stop_requester: stopped_by::of_job(memory, batch, job).map(<[u8]>::to_vec),
@@ -160,9 +161,9 @@ pub fn unlogged_jobs(memory: &Memory, batch: BatchPtr) -> Vec<UnloggedJob> {
 
 /// Records that the final rows of these jobs are written. `indexes`: `None` if they could not be written and must be
 /// tried again later.
-pub fn rows_written(memory: &mut Memory, batch: BatchPtr, uuid: &[u8; 16], indexes: Option<&[u32]>) {
+pub fn rows_written(memory: &mut Memory, batch: BatchPtr, id: BatchId, indexes: Option<&[u32]>) {
     // The batch may have been removed with its database.
-    if !lists::batches_of_uuid(memory, uuid).any(|at| at == batch) {
+    if !lists::batches_of(memory, id).any(|at| at == batch) {
         return;
     }
     mark_logged(memory, batch, indexes.unwrap_or_default());

@@ -4,6 +4,7 @@ use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
 use crate::guc;
+use crate::ids::BatchId;
 use crate::registry::layout::{BatchPtr, PoolPtr, WorkerSlot, WorkerState};
 use crate::registry::root::slots;
 use crate::registry::unregistered;
@@ -50,10 +51,10 @@ pub enum Coverage {
 }
 
 /// Returns the coverage of this batch. `uuid`: that of the batch or of one of its jobs.
-pub fn coverage(memory: &mut Memory, batch: BatchPtr, uuid: &[u8; 16]) -> Coverage {
+pub fn coverage(memory: &mut Memory, batch: BatchPtr, id: BatchId) -> Coverage {
     reclaim(memory);
     // By now it may have been finished and removed.
-    if !lists::batches_of_uuid(memory, uuid).any(|at| at == batch && memory.get(batch).queued > 0) {
+    if !lists::batches_of(memory, id).any(|at| at == batch && memory.get(batch).queued > 0) {
         return Coverage::Covered;
     }
     let awaits_start = awaits_start(memory, memory.get(batch).pool, process::now());

@@ -3,6 +3,7 @@
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
+use crate::ids::{AnyId, BatchId, JobId};
 use crate::registry::layout::{BatchPtr, Reason, State, WorkerSlot, WorkerState};
 use crate::registry::root::{slot_mut, slots};
 use crate::registry::{batches, lists, ready_lists, snapshot, stopped_by, watchers};
@@ -15,22 +16,22 @@ use std::collections::HashSet;
 /// `role`: name of the role that stops them.
 pub fn stop_jobs(
     memory: &mut Memory,
-    uuid: &[u8; 16],
+    id: AnyId,
     is_allowed: impl Fn(BatchPtr) -> bool,
     role: &[u8],
-) -> Vec<([u8; 16], State)> {
+) -> Vec<(JobId, State)> {
     let mut jobs = Vec::new();
-    for found in snapshot::find(memory, uuid).into_iter().filter(|found| is_allowed(found.batch)) {
+    for found in snapshot::find(memory, id).into_iter().filter(|found| is_allowed(found.batch)) {
         let indexes = snapshot::of_batch(memory, &found).into_iter();
         jobs.extend(indexes.map(|index| (found.batch, index, snapshot::uuid_of_job(memory, found.batch, index))));
     }
-    jobs.into_iter().map(|(batch, index, uuid)| (uuid, stop_job(memory, batch, index, &uuid, role))).collect()
+    jobs.into_iter().map(|(batch, index, uuid)| (uuid, stop_job(memory, batch, index, uuid.batch(), role))).collect()
 }
 
 /// Stops a job on behalf of a role: removes a queued job from the queue, cancels a running one. Returns the previous
 /// state; after `Running`, another process does the rest.
-fn stop_job(memory: &mut Memory, batch: BatchPtr, index: u32, uuid: &[u8; 16], role: &[u8]) -> State {
-    let is_there = |memory: &Memory| lists::batches_of_uuid(memory, uuid).any(|at| at == batch);
+fn stop_job(memory: &mut Memory, batch: BatchPtr, index: u32, id: BatchId, role: &[u8]) -> State {
+    let is_there = |memory: &Memory| lists::batches_of(memory, id).any(|at| at == batch);
     if !is_there(memory) {
         return State::Stopped;
     }
@@ -100,7 +101,7 @@ pub fn stop_if_queued(memory: &mut Memory, batch: BatchPtr, index: u32, reason: 
 }
 
 /// Terminates the processes that run these jobs, if they still do.
-pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<[u8; 16]>) {
+pub fn terminate_jobs(memory: &mut Memory, jobs: &HashSet<JobId>) {
     let runs_such_job = |slot: &WorkerSlot| {
         slot.state() == WorkerState::RunningQueued
             && !slot.batch.is_null()

@@ -2,13 +2,11 @@
 
 use crate::error::{DbText, Error};
 use crate::ffi::role;
-use crate::registry;
-
-use uuid::Uuid;
+use crate::ids::AnyId;
 
 /// Returns the error for a uuid of which the caller has no job.
-pub fn no_such_job(uuid: &[u8; 16]) -> Error {
-    Error::NoSuchJob(DbText::new(&format_uuid(uuid)))
+pub fn no_such_job(id: AnyId) -> Error {
+    Error::NoSuchJob(DbText::new(id.to_string().as_bytes()))
 }
 
 /// Returns whether the caller may stop or retry jobs of this owner, launched by `login`, as far as superusers are
@@ -19,14 +17,4 @@ pub fn reaches_superusers(owner: u32, login: u32) -> bool {
     !(role::is_superuser(owner) || role::is_superuser(login))
         || role::is_superuser(current)
         || (owner, login) == (current, role::effective().login)
-}
-
-/// Returns a uuid as text.
-pub fn format_uuid(uuid: &[u8; 16]) -> Vec<u8> {
-    Uuid::from_bytes(*uuid).hyphenated().to_string().into_bytes()
-}
-
-/// Returns the uuid of a batch's job.
-pub fn uuid_of(batch: &[u8; 16], ordinal: u32) -> [u8; 16] {
-    registry::job_uuid(batch, ordinal)
 }

@@ -13,7 +13,6 @@ mod stop;
 mod submit;
 mod visibility;
 
-pub use crate::session::access::uuid_of;
 pub use crate::session::launch::{launch, DEFAULT_QUEUE_BYTES};
 pub use crate::session::monitor::{follow, report_progress, Following};
 pub use crate::session::result::{detach, result};

@@ -4,6 +4,7 @@ use crate::channel::nesting;
 use crate::error::Error;
 use crate::ffi::report::Log;
 use crate::ffi::{area, exit_hooks, latch, report, session};
+use crate::ids::{AnyId, JobId};
 use crate::protocol::{decode, Report};
 use crate::registry::{Follower, JobDetails, LiveState, State, WakeOn};
 use crate::scheduler::start;
@@ -40,8 +41,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const QUERY_BYTES: usize = 60;
 
 /// Wait of this process for changes of a batch.
-pub struct Watch<'a> {
-    uuid: &'a [u8; 16],
+pub struct Watch {
+    id: AnyId,
     /// Time of the last reading, and earliest time of the next one.
     looked: Instant,
     next: Instant,
@@ -52,7 +53,7 @@ pub struct Watch<'a> {
     is_armed: bool,
 }
 
-impl Watch<'_> {
+impl Watch {
     /// Returns the jobs as they are now. The first change after that wakes this process.
     pub fn jobs(&mut self) -> Vec<LiveState> {
         loop {
@@ -63,8 +64,8 @@ impl Watch<'_> {
             latch::wait(Some(pause));
         }
         self.looked = Instant::now();
-        self.is_armed = area::write(|memory| registry::arm(memory, self.uuid, self.follower, self.wake_on));
-        area::read(|memory| registry::live_states(memory, self.uuid))
+        self.is_armed = area::write(|memory| registry::arm(memory, self.id, self.follower, self.wake_on));
+        area::read(|memory| registry::live_states(memory, self.id))
     }
 
     /// Waits for a change since the last reading, or for the end, but not longer than `timeout`.
@@ -77,7 +78,7 @@ impl Watch<'_> {
                 timeout
             }
         };
-        if !area::read(|memory| registry::is_armed(memory, self.uuid)) {
+        if !area::read(|memory| registry::is_armed(memory, self.id)) {
             return;
         }
         latch::wait(if self.is_armed { timeout } else { Some(timeout.unwrap_or(RETRY).min(RETRY)) });
@@ -93,27 +94,27 @@ thread_local! {
 ///
 /// # Errors
 /// [`Error::SharedMemory`] (53200), those of `body`.
-pub fn with_watch<T>(uuid: &[u8; 16], body: impl FnOnce(&mut Watch) -> Result<T, Error>) -> Result<T, Error> {
-    with_watch_as(None, uuid, body)
+pub fn with_watch<T>(id: AnyId, body: impl FnOnce(&mut Watch) -> Result<T, Error>) -> Result<T, Error> {
+    with_watch_as(None, id, body)
 }
 
 /// Runs `body` as [`with_watch`] does. `follower`: set if the process waits for the end, which deadlock checks must
 /// know.
 fn with_watch_as<T>(
     follower: Option<Follower>,
-    uuid: &[u8; 16],
+    id: AnyId,
     body: impl FnOnce(&mut Watch) -> Result<T, Error>,
 ) -> Result<T, Error> {
     if !IS_PREPARED.replace(true) {
         exit_hooks::before_exit(unwatch_all);
     }
-    let done = || area::write(|memory| registry::unwatch(memory, uuid));
-    if !area::write(|memory| registry::watch(memory, uuid, follower)) {
+    let done = || area::write(|memory| registry::unwatch(memory, id.batch()));
+    if !area::write(|memory| registry::watch(memory, id, follower)) {
         done();
         return Err(Error::SharedMemory);
     }
     let now = Instant::now();
-    let mut watch = Watch { uuid, looked: now, next: now, follower, wake_on: WakeOn::EachChange, is_armed: true };
+    let mut watch = Watch { id, looked: now, next: now, follower, wake_on: WakeOn::EachChange, is_armed: true };
     let outcome = report::on_error(|| body(&mut watch), done);
     done();
     outcome
@@ -141,17 +142,17 @@ pub struct Following {
 /// # Errors
 /// [`Error::NoSuchJob`] (42704), [`Error::Stuck`] (53000), [`Error::Deadlock`] (40P01), [`Error::FollowsItself`]
 /// (55000), those of `read`.
-pub fn follow<T>(uuid: &[u8; 16], following: Following, read: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    if live_states(uuid, rights_on).is_empty() {
-        return match logged_states(uuid, |known| rights_on(known.owner))?.is_empty() {
-            true => Err(no_such_job(uuid)),
+pub fn follow<T>(id: AnyId, following: Following, read: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    if live_states(id, rights_on).is_empty() {
+        return match logged_states(id, |known| rights_on(known.owner))?.is_empty() {
+            true => Err(no_such_job(id)),
             false => read(),
         };
     }
     let is_worker = nesting::is_job();
-    with_watch_as(Some(Follower { pid: session::pid(), is_worker }), uuid, |watch| {
+    with_watch_as(Some(Follower { pid: session::pid(), is_worker }), id, |watch| {
         wait_for_end(watch, following)?;
-        area::write(|memory| registry::unfollow(memory, uuid));
+        area::write(|memory| registry::unfollow(memory, id));
         read()
     })
 }
@@ -163,7 +164,7 @@ fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
         check_self_wait()?;
     }
     let deadline = following.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let mut reporter = ProgressReporter::new(watch.uuid, following.is_verbose);
+    let mut reporter = ProgressReporter::new(watch.id, following.is_verbose);
     let mut interval = session::deadlock_timeout();
     let mut check_at = Instant::now() + interval;
     let mut is_victim_fallback = false;
@@ -207,7 +208,7 @@ fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
 }
 
 /// Returns the running jobs that this process waits for: the processes that run them, and their uuids.
-fn awaited_jobs() -> Vec<(i32, [u8; 16])> {
+fn awaited_jobs() -> Vec<(i32, JobId)> {
     area::read(|memory| registry::awaited_by(memory, session::pid()))
 }
 
@@ -225,7 +226,7 @@ fn check_blocked(is_victim_fallback: bool) -> Result<bool, Error> {
     let mut is_victim_elsewhere = false;
     for (pid, uuid) in awaited_jobs().into_iter().filter(|(pid, _)| *pid != session::pid()) {
         let sql = area::read(|memory| {
-            registry::find(memory, &uuid).iter().find_map(|found| registry::query_of(memory, found))
+            registry::find(memory, uuid.into()).iter().find_map(|found| registry::query_of(memory, found))
         });
         is_victim_elsewhere |= deadlock::check(&Awaited { pid, sql: &sql.unwrap_or_default() }, is_victim_fallback)?;
     }
@@ -244,12 +245,12 @@ pub fn wait_for_rows(watch: &mut Watch, deadline: Option<Instant>) {
 }
 
 /// Reports the ends of jobs, and their progress, in notices.
-struct ProgressReporter<'a> {
-    uuid: &'a [u8; 16],
+struct ProgressReporter {
+    id: AnyId,
     is_verbose: bool,
     /// State and attempts of each of a few jobs, as of the last report.
-    seen: HashMap<[u8; 16], (State, u32)>,
-    reported: HashMap<[u8; 16], (i32, Vec<u8>)>,
+    seen: HashMap<JobId, (State, u32)>,
+    reported: HashMap<JobId, (i32, Vec<u8>)>,
     /// Last line of progress, and the time at which it was reported, or at which there was nothing to report.
     last_line: String,
     last_line_at: Instant,
@@ -257,10 +258,10 @@ struct ProgressReporter<'a> {
     is_due: bool,
 }
 
-impl<'a> ProgressReporter<'a> {
-    fn new(uuid: &'a [u8; 16], is_verbose: bool) -> Self {
+impl ProgressReporter {
+    fn new(id: AnyId, is_verbose: bool) -> Self {
         ProgressReporter {
-            uuid,
+            id,
             is_verbose,
             seen: HashMap::new(),
             reported: HashMap::new(),
@@ -302,7 +303,7 @@ impl<'a> ProgressReporter<'a> {
         if changed.is_empty() {
             return;
         }
-        let views = RegistryView::default().jobs_of(Some(self.uuid), BatchFilter::All);
+        let views = RegistryView::default().jobs_of(Some(self.id), BatchFilter::All);
         for job in changed {
             if let Some(view) = views.iter().find(|view| view.uuid == job.uuid) {
                 notice(&line_of(job, view));
@@ -356,7 +357,7 @@ fn line_of(job: &LiveState, view: &JobDetails) -> Vec<u8> {
         },
         |name| [b"\"", name.as_slice(), b"\""].concat(),
     );
-    let mut line = [format!("job {} ", registry::ordinal_of(&job.uuid)).as_bytes(), &name, b" "].concat();
+    let mut line = [format!("job {} ", job.uuid.ordinal()).as_bytes(), &name, b" "].concat();
     let now = &view.now;
     if !job.state.is_final() {
         match &job.progress {

@@ -2,14 +2,15 @@
 
 use crate::error::{DbText, Error};
 use crate::ffi::{role, spi, transaction};
+use crate::ids::{AnyId, JobId};
 use crate::log::LoggedJob;
 use crate::registry::{NewJob, State};
-use crate::session::access::{format_uuid, no_such_job, reaches_superusers};
+use crate::session::access::{no_such_job, reaches_superusers};
 use crate::session::monitor::{wait_for_rows, with_watch};
 use crate::session::submit::{submit, Identity};
 use crate::session::visibility::live_states;
 use crate::spec::{BatchSpec, JobSpec};
-use crate::{log, queries, registry};
+use crate::{log, queries};
 use std::collections::HashMap;
 
 /// Launches the jobs of a batch that failed, were stopped or were lost again, or one such job, with the options of
@@ -18,34 +19,34 @@ use std::collections::HashMap;
 /// # Errors
 /// [`Error::NoSuchJob`] (42704), [`Error::OfSuperuser`] (42501), [`Error::NothingToRetry`] and [`Error::NotLogged`]
 /// (55000), those of [`crate::session::submit::launch_batch`].
-pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
+pub fn retry(id: AnyId) -> Result<Vec<JobId>, Error> {
     if transaction::in_recovery() {
         return Err(Error::InRecovery);
     }
     let current = role::current();
-    let is_there = !live_states(uuid, |owner| role::has_rights_of(current, owner)).is_empty();
+    let is_there = !live_states(id, |owner| role::has_rights_of(current, owner)).is_empty();
     if is_there {
         // Jobs that have just been stopped are launched again, too: waits for their rows.
-        with_watch(uuid, |watch| {
+        with_watch(id, |watch| {
             wait_for_rows(watch, None);
             Ok(())
         })?;
     }
-    let states = log::states(uuid)?;
+    let states = log::states(id)?;
     let own: Vec<_> = states.into_iter().filter(|known| role::has_rights_of(current, known.owner)).collect();
     if own.is_empty() && !is_there {
-        return Err(no_such_job(uuid));
+        return Err(no_such_job(id));
     }
     if own.iter().any(|known| !reaches_superusers(known.owner, known.login)) {
         return Err(Error::OfSuperuser);
     }
     // A job whose final row is written stays in the registry for a moment only.
-    let live: HashMap<[u8; 16], State> =
-        live_states(uuid, |_| true).into_iter().filter(|job| !job.is_logged).map(|job| (job.uuid, job.state)).collect();
+    let live: HashMap<JobId, State> =
+        live_states(id, |_| true).into_iter().filter(|job| !job.is_logged).map(|job| (job.uuid, job.state)).collect();
     let has_ended_badly = |known: &&LoggedJob| {
         !live.contains_key(&known.uuid) && [b"failed".as_slice(), b"stopped", b"lost"].contains(&known.state.as_slice())
     };
-    let wanted: Vec<[u8; 16]> = own.iter().filter(has_ended_badly).map(|known| known.uuid).collect();
+    let wanted: Vec<JobId> = own.iter().filter(has_ended_badly).map(|known| known.uuid).collect();
     // The jobs of a batch have one owner.
     let run_as = own.first().map(|known| Identity { owner: known.owner, login: known.login });
     let rows = log::jobs_to_retry(&wanted);
@@ -57,7 +58,7 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
         .iter()
         .zip(&specs)
         .map(|(row, (_, run_options))| NewJob {
-            ordinal: registry::ordinal_of(&row.job.uuid),
+            ordinal: row.job.uuid.ordinal(),
             query: &row.job.query,
             name: row.job.name.as_deref(),
             timeout: run_options.timeout,
@@ -69,12 +70,12 @@ pub fn retry(uuid: &[u8; 16]) -> Result<Vec<[u8; 16]>, Error> {
     let (Some((spec, _)), Some(row)) = (specs.first(), rows.first()) else {
         let ended = live.iter().find(|(_, state)| matches!(state, State::Failed | State::Stopped));
         return Err(match ended {
-            Some((job, _)) => Error::NotLogged(DbText::new(&format_uuid(job))),
-            None => Error::NothingToRetry(DbText::new(&format_uuid(uuid))),
+            Some((job, _)) => Error::NotLogged(DbText::new(job.to_string().as_bytes())),
+            None => Error::NothingToRetry(DbText::new(id.to_string().as_bytes())),
         });
     };
     let spec = BatchSpec { name: row.batch_name.clone(), ..spec.clone() };
-    submit(registry::job_uuid(uuid, 0), &spec, &jobs, true, run_as)?;
+    submit(id.batch(), &spec, &jobs, true, run_as)?;
     Ok(rows.iter().map(|row| row.job.uuid).collect())
 }
 
@@ -90,7 +91,7 @@ pub fn prune(older_than: i64) -> i64 {
 
 /// Deletes the row of a job that has ended and whose owner's rights the caller has. Returns `false` if no row was
 /// deleted.
-pub fn delete(uuid: &[u8; 16]) -> bool {
+pub fn delete(uuid: &JobId) -> bool {
     let current = role::current();
     log::delete(uuid, |owner| role::has_rights_of(current, owner))
 }

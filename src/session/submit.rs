@@ -4,6 +4,7 @@ use crate::error::{DbText, Error};
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::random;
 use crate::ffi::{alloc, area, latch, report, role, session, spi, transaction};
+use crate::ids::BatchId;
 use crate::log::spool::{self, Spooled};
 use crate::log::{AcceptedBatch, AcceptedJob};
 use crate::protocol::{to_bytes, Request};
@@ -15,7 +16,6 @@ use crate::spec::options::RunOptions;
 use crate::spec::BatchSpec;
 use crate::{queries, registry, scheduler};
 use std::time::{Duration, Instant};
-use uuid::Uuid;
 
 /// Interval at which a session that waits for a first worker tries again to start one: nothing wakes it when others
 /// give processes back.
@@ -65,8 +65,8 @@ impl ExecType {
 /// # Errors
 /// 42501 or 54000 if the caller must not launch. [`Error::InRecovery`] (25006), [`Error::NoWorkers`] and
 /// [`Error::TooFewWorkers`] (53000), [`Error::QueueFull`] (53400), [`Error::NotCommitted`] (55000).
-pub fn launch_batch(spec: &BatchSpec, may_wait: bool) -> Result<[u8; 16], Error> {
-    let uuid = new_uuid();
+pub fn launch_batch(spec: &BatchSpec, may_wait: bool) -> Result<BatchId, Error> {
+    let uuid = BatchId::of_random(random::random_bytes());
     let jobs: Vec<NewJob> = (1..)
         .zip(&spec.jobs)
         .map(|(ordinal, job)| NewJob {
@@ -83,12 +83,6 @@ pub fn launch_batch(spec: &BatchSpec, may_wait: bool) -> Result<[u8; 16], Error>
     Ok(uuid)
 }
 
-/// Returns a uuid of version 8 (RFC 9562, section 5.8): random, with zeros where the uuids of its jobs have their
-/// numbers.
-fn new_uuid() -> [u8; 16] {
-    Uuid::new_v8(registry::job_uuid(&random::random_bytes(), 0)).into_bytes()
-}
-
 /// Identity of the jobs of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
@@ -102,7 +96,7 @@ pub struct Identity {
 /// will insert them. `run_as` is the identity of the first launch, when it may differ from the caller's; `may_wait` is
 /// whether jobs may wait for workers.
 pub fn submit(
-    uuid: [u8; 16],
+    uuid: BatchId,
     spec: &BatchSpec,
     jobs: &[NewJob],
     may_wait: bool,
@@ -135,7 +129,7 @@ pub fn submit(
     let spooled = spooled(&new, spec, area::read(|memory| registry::accepted_at(memory, batch)));
     let undo = || {
         // A batch that a worker has begun goes on, as after an answer that does not arrive.
-        if area::write(|memory| registry::discard_unstarted_batch(memory, batch, &uuid)) {
+        if area::write(|memory| registry::discard_unstarted_batch(memory, batch, uuid)) {
             spool::remove(spooled.head.epoch, database, &spooled.first());
         }
     };
@@ -204,7 +198,7 @@ fn spooled(new: &NewBatch, spec: &BatchSpec, queued_at: i64) -> Spooled {
         is_confined: new.is_confined,
     };
     let job = |job: &NewJob| AcceptedJob {
-        uuid: registry::job_uuid(&new.uuid, job.ordinal),
+        uuid: new.uuid.job(job.ordinal),
         name: job.name.or(new.name).map(<[u8]>::to_vec),
         query: alloc::copy(job.query),
         options: options(job).to_options(),
@@ -258,20 +252,20 @@ fn release_reservations(starts: &[SlotReservation]) {
 }
 
 /// Opens the batch, and waits until its jobs are covered by workers.
-fn await_insert((batch, uuid): (BatchPtr, &[u8; 16]), may_wait: bool) -> Result<(), Error> {
+fn await_insert((batch, uuid): (BatchPtr, &BatchId), may_wait: bool) -> Result<(), Error> {
     area::write(|memory| registry::open_batch(memory, batch));
     start::start_workers();
     if !may_wait {
         return await_begin(uuid);
     }
     // Workers that exist take jobs from the queue; only if there are none at all, this session must wait for one.
-    let current_coverage = || area::write(|memory| scheduler::coverage(memory, batch, uuid));
+    let current_coverage = || area::write(|memory| scheduler::coverage(memory, batch, *uuid));
     if current_coverage() == Coverage::Covered {
         return Ok(());
     }
     // A worker that yields takes a moment. It exits because a session waits for that here.
     let began = Instant::now();
-    with_watch(uuid, |watch| loop {
+    with_watch((*uuid).into(), |watch| loop {
         let waited = began.elapsed();
         match current_coverage() {
             Coverage::Covered => return Ok(()),
@@ -299,10 +293,10 @@ fn reserve_workers(database: u32, login: u32, jobs: usize) -> Result<Vec<SlotRes
 }
 
 /// Waits until all jobs of a batch run, for which workers have been started. They will run, so a cancel waits as well.
-fn await_begin(uuid: &[u8; 16]) -> Result<(), Error> {
+fn await_begin(uuid: &BatchId) -> Result<(), Error> {
     let _held = CancelHeld::new();
     let deadline = Instant::now() + START_PATIENCE;
-    with_watch(uuid, |watch| {
+    with_watch((*uuid).into(), |watch| {
         while watch.jobs().iter().any(|job| job.state == State::Queued) && Instant::now() < deadline {
             start::start_workers();
             watch.wait(Some(WORKER_CHECK));

@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::ffi::datum::SqlValue;
 use crate::ffi::set_returning::TypedRows;
 use crate::ffi::{area, process, report, role, session, transaction};
+use crate::ids::{AnyId, BatchId, JobId};
 use crate::log::outcome_file::CrashTrace;
 use crate::log::spool::Spooled;
 use crate::log::{outcome_file, End, RowState};
@@ -32,7 +33,7 @@ pub fn visible(owner: u32, state: State, outcome: Outcome) -> Outcome {
 
 thread_local! {
     /// Batch that the running query is about: the views cannot pass it to their functions.
-    static MONITORED_BATCH: Cell<Option<[u8; 16]>> = const { Cell::new(None) };
+    static MONITORED_BATCH: Cell<Option<AnyId>> = const { Cell::new(None) };
 }
 
 /// Batches of the registry that are read.
@@ -57,7 +58,7 @@ pub fn is_recorded(batch: &BatchSummary) -> bool {
 }
 
 /// Returns the numbers of the batches in the registry that the caller may see and that `among` accepts.
-fn batches(uuid: Option<&[u8; 16]>, filter: BatchFilter) -> HashSet<u64> {
+fn batches(id: Option<BatchId>, filter: BatchFilter) -> HashSet<u64> {
     // Catalogs and snapshots are read before the registry's lock is taken.
     let mut rights: HashMap<u32, bool> = HashMap::new();
     let mut is_wanted = |batch: &BatchSummary| {
@@ -68,7 +69,7 @@ fn batches(uuid: Option<&[u8; 16]>, filter: BatchFilter) -> HashSet<u64> {
         };
         passes && *rights.entry(batch.owner).or_insert_with(|| rights_on(batch.owner))
     };
-    let summaries = area::read(|memory| registry::batch_summaries(memory, uuid));
+    let summaries = area::read(|memory| registry::batch_summaries(memory, id));
     summaries.into_iter().filter(|batch| is_wanted(batch)).map(|batch| batch.number).collect()
 }
 
@@ -77,19 +78,19 @@ fn batches(uuid: Option<&[u8; 16]>, filter: BatchFilter) -> HashSet<u64> {
 #[derive(Debug, Default)]
 pub struct RegistryView {
     running: Option<registry::Running>,
-    batches: HashMap<[u8; 16], HashMap<[u8; 16], JobStatus>>,
+    batches: HashMap<BatchId, HashMap<JobId, JobStatus>>,
     left: outcome_file::Orphans,
 }
 
 impl RegistryView {
     /// Returns the jobs in the registry that the caller may see.
     pub fn jobs(&mut self, filter: BatchFilter) -> Vec<JobDetails> {
-        self.jobs_of(MONITORED_BATCH.get().as_ref(), filter)
+        self.jobs_of(MONITORED_BATCH.get(), filter)
     }
 
-    /// Returns the jobs in the registry that the caller may see. `uuid`: only this job, or the jobs of this batch.
-    pub fn jobs_of(&mut self, uuid: Option<&[u8; 16]>, filter: BatchFilter) -> Vec<JobDetails> {
-        let wanted = batches(uuid, filter);
+    /// Returns the jobs in the registry that the caller may see. `id`: only this job, or the jobs of this batch.
+    pub fn jobs_of(&mut self, id: Option<AnyId>, filter: BatchFilter) -> Vec<JobDetails> {
+        let wanted = batches(id.map(AnyId::batch), filter);
         if wanted.is_empty() {
             return Vec::new();
         }
@@ -97,18 +98,18 @@ impl RegistryView {
             let running = self.running.get_or_insert_with(|| registry::running(memory));
             registry::snapshot(memory, &wanted, Some(running))
         });
-        if uuid.is_some_and(|uuid| uuid.last_chunk::<4>() != Some(&[0; 4])) {
-            jobs.retain(|job| Some(&job.uuid) == uuid);
+        if let Some(uuid) = id.and_then(AnyId::job) {
+            jobs.retain(|job| job.uuid == uuid);
         }
         jobs
     }
 
     /// Returns the status of a job, or `None` if it is not in the registry or the caller may not see it.
-    pub fn of(&mut self, uuid: &[u8; 16]) -> Option<&JobStatus> {
-        let batch = registry::job_uuid(uuid, 0);
+    pub fn of(&mut self, uuid: &JobId) -> Option<&JobStatus> {
+        let batch = uuid.batch();
         let RegistryView { running, batches: known, .. } = self;
         let jobs = known.entry(batch).or_insert_with(|| {
-            let wanted = batches(Some(&batch), BatchFilter::All);
+            let wanted = batches(Some(batch), BatchFilter::All);
             area::read(|memory| {
                 let running = running.get_or_insert_with(|| registry::running(memory));
                 registry::statuses(memory, &wanted, running)
@@ -118,13 +119,13 @@ impl RegistryView {
     }
 
     /// Forgets a batch that has changed since.
-    fn forget(&mut self, uuid: &[u8; 16]) {
-        self.batches.remove(&registry::job_uuid(uuid, 0));
+    fn forget(&mut self, uuid: &JobId) {
+        self.batches.remove(&uuid.batch());
     }
 
     /// Returns the trace of a job that a dead server had started, or `None` if there is none or the caller may not see
     /// it.
-    pub fn trace(&mut self, epoch: i64, uuid: &[u8; 16]) -> Option<CrashTrace> {
+    pub fn trace(&mut self, epoch: i64, uuid: &JobId) -> Option<CrashTrace> {
         let CrashTrace { attempt, end } = self.left.of(epoch, uuid).filter(|trace| rights_on(trace.attempt.owner))?;
         Some(CrashTrace { attempt, end: end.map(|end| seen(attempt.owner, end)) })
     }
@@ -132,24 +133,24 @@ impl RegistryView {
 
 /// Returns the states of a job, or of the jobs of a batch, as far as they are in the registry and `may` accepts their
 /// owner.
-pub fn live_states(uuid: &[u8; 16], may: impl Fn(u32) -> bool) -> Vec<LiveState> {
-    let found = area::read(|memory| registry::find(memory, uuid));
+pub fn live_states(id: AnyId, may: impl Fn(u32) -> bool) -> Vec<LiveState> {
+    let found = area::read(|memory| registry::find(memory, id));
     let allowed: Vec<FoundJobs> = found.into_iter().filter(|found| may(found.owner)).collect();
     if allowed.is_empty() {
         return Vec::new();
     }
-    area::read(|memory| registry::live_states(memory, uuid))
+    area::read(|memory| registry::live_states(memory, id))
 }
 
 /// Returns the process and the state of each of these jobs. The state is `None` if the row was deleted meanwhile, or if
-/// it is in the log only, which another session has locked. `uuid`: that of the batch, or of the only job.
-pub fn states_of(uuid: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Option<Vec<u8>>)> {
-    let live: HashMap<[u8; 16], LiveState> =
-        live_states(uuid, |_| true).into_iter().map(|live_state| (live_state.uuid, live_state)).collect();
+/// it is in the log only, which another session has locked. `id`: that of the batch, or of the only job.
+pub fn states_of(id: AnyId, jobs: &[JobId]) -> Vec<(Option<i32>, Option<Vec<u8>>)> {
+    let live: HashMap<JobId, LiveState> =
+        live_states(id, |_| true).into_iter().map(|live_state| (live_state.uuid, live_state)).collect();
     // Jobs that are not in the registry any more are in the log, which is read last.
-    let logged: HashMap<[u8; 16], log::LoggedJob> = match jobs.iter().all(|job| live.contains_key(job)) {
+    let logged: HashMap<JobId, log::LoggedJob> = match jobs.iter().all(|job| live.contains_key(job)) {
         true => HashMap::new(),
-        false => log::states(uuid).unwrap_or_default().into_iter().map(|known| (known.uuid, known)).collect(),
+        false => log::states(id).unwrap_or_default().into_iter().map(|known| (known.uuid, known)).collect(),
     };
     let state = |job| match (live.get(job), logged.get(job)) {
         (Some(live_state), _) => (live_state.pid, Some(live_state.state.name().into())),
@@ -163,24 +164,24 @@ pub fn states_of(uuid: &[u8; 16], jobs: &[[u8; 16]]) -> Vec<(Option<i32>, Option
 ///
 /// # Errors
 /// [`Error::Declaration`] (42P13)
-pub fn read_jobs(uuid: Option<&[u8; 16]>, rows: &mut TypedRows) -> Result<(), Error> {
+pub fn read_jobs(id: Option<AnyId>, rows: &mut TypedRows) -> Result<(), Error> {
     if log::is_readable() {
-        let (sql, parameters) = log::jobs_query(uuid);
-        let before = MONITORED_BATCH.replace(uuid.copied());
+        let (sql, parameters) = log::jobs_query(id);
+        let before = MONITORED_BATCH.replace(id);
         let outcome = report::on_error(|| rows.put_query(&sql, &parameters), || MONITORED_BATCH.set(before));
         MONITORED_BATCH.set(before);
         return outcome;
     }
     // Another session has locked the log: jobs that have not ended are known all the same.
     let present = process::now();
-    for job in RegistryView::default().jobs_of(uuid, BatchFilter::All) {
+    for job in RegistryView::default().jobs_of(id, BatchFilter::All) {
         let now = &job.now;
         let outcome = visible(now.owner, now.state, log::outcome_of(now));
         rows.put(&[
             now.pid.into(),
             SqlValue::Text(now.state.name().into()),
-            SqlValue::Uuid(job.batch.uuid),
-            SqlValue::Uuid(job.uuid),
+            SqlValue::Uuid(job.batch.uuid.bytes()),
+            SqlValue::Uuid(job.uuid.bytes()),
             job.name.clone().into(),
             SqlValue::Text(job.query.clone()),
             outcome.result.into(),
@@ -211,7 +212,7 @@ const LOOKS: usize = 10;
 
 impl RegistryView {
     /// Returns the status of a job of this server whose row is queued in the snapshot of the query.
-    pub fn status_of_queued_row(&mut self, uuid: &[u8; 16]) -> QueuedRowStatus {
+    pub fn status_of_queued_row(&mut self, uuid: &JobId) -> QueuedRowStatus {
         for _ in 0..LOOKS {
             let live = self.of(uuid).cloned();
             if let Some(job) = live.as_ref().filter(|job| !is_in_log_only(job)) {
@@ -236,7 +237,7 @@ pub fn is_in_log_only(job: &JobStatus) -> bool {
 }
 
 /// Returns the end of a job, or `None` if the log does not have it yet or the caller may not see it.
-pub fn end_of(uuid: &[u8; 16]) -> Option<End> {
+pub fn end_of(uuid: &JobId) -> Option<End> {
     match log::row_state(uuid) {
         Some(RowState::Ended { owner, end }) if rights_on(owner) => Some(seen(owner, *end)),
         _ => None,
@@ -253,12 +254,12 @@ pub fn orphaned_batches() -> Vec<Spooled> {
 }
 
 /// Jobs and their states.
-type LoggedStates = Vec<([u8; 16], Vec<u8>)>;
+type LoggedStates = Vec<(JobId, Vec<u8>)>;
 
 /// Returns the jobs of a uuid that are in the log and that `may` accepts, with their current states there.
 ///
 /// # Errors
 /// [`Error::LogLocked`] (55P03)
-pub fn logged_states(uuid: &[u8; 16], may: impl Fn(&log::LoggedJob) -> bool) -> Result<LoggedStates, Error> {
-    Ok(log::states(uuid)?.into_iter().filter(&may).map(|known| (known.uuid, known.state)).collect())
+pub fn logged_states(id: AnyId, may: impl Fn(&log::LoggedJob) -> bool) -> Result<LoggedStates, Error> {
+    Ok(log::states(id)?.into_iter().filter(&may).map(|known| (known.uuid, known.state)).collect())
 }

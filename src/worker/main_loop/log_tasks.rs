@@ -12,7 +12,7 @@ impl PoolWorker {
         let (uuid, first) =
             area::read(|memory| (scheduler::batch_uuid(memory, batch), scheduler::first_job_uuid(memory, batch)));
         let recorded = if self.reset().is_continue() {
-            log::in_own_transaction(true, || log::locate().then(|| log::insert_batch(batch, &uuid))).ok().flatten()
+            log::in_own_transaction(true, || log::locate().then(|| log::insert_batch(batch, uuid))).ok().flatten()
         } else {
             None
         };
@@ -23,7 +23,7 @@ impl PoolWorker {
         if recorded.is_some() {
             spool::remove(area::epoch(), self.database, &first);
         }
-        area::write(|memory| scheduler::rows_inserted(memory, batch, &uuid, recorded));
+        area::write(|memory| scheduler::rows_inserted(memory, batch, uuid, recorded));
     }
 
     /// Writes final rows that are still to be written.
@@ -38,7 +38,7 @@ impl PoolWorker {
             .then(|| log::in_own_transaction(true, || log::write_rows(recorded.log, &rows)).ok())
             .flatten();
         if outcome == Some(false) {
-            area::write(|memory| scheduler::forget_rows(memory, batch, &uuid, recorded.log));
+            area::write(|memory| scheduler::forget_rows(memory, batch, uuid, recorded.log));
             return self.record(batch);
         }
         let written = outcome.is_some();
@@ -50,6 +50,6 @@ impl PoolWorker {
             let (epoch, begun) = (area::epoch(), ended.iter().filter(|ended| ended.attempts > 0));
             begun.for_each(|ended| outcome_file::remove(epoch, self.database, &ended.uuid));
         }
-        area::write(|memory| scheduler::rows_written(memory, batch, &uuid, indexes.as_deref()));
+        area::write(|memory| scheduler::rows_written(memory, batch, uuid, indexes.as_deref()));
     }
 }

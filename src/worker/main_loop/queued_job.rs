@@ -254,7 +254,7 @@ impl PoolWorker {
             Ok((true, Some(marks))) => ControlFlow::Continue(Some(StartedRows { log, marks })),
             // The extension was dropped, and made again.
             Ok((true, None)) => {
-                area::write(|memory| scheduler::forget_rows(memory, claim.batch, &uuid, log.unwrap_or(0)));
+                area::write(|memory| scheduler::forget_rows(memory, claim.batch, uuid, log.unwrap_or(0)));
                 ControlFlow::Continue(None)
             }
             // The log cannot be written now: the jobs run all the same.
