@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["ffi"],
     &["compat"],
     &["error"],
-    &["protocol", "sql_split"],
+    &["protocol", "sql_split", "ids"],
 ];
 
 /// Lines that a function may have.

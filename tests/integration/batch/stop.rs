@@ -117,9 +117,12 @@ fn a_stopped_job_says_who_stopped_it(db: &Db) {
     wait_until("both have ended", || batch.states(&mut session) == ["stopped", "stopped"]);
     assert_eq!(batch.column(&mut session, row), expected);
     holder.run("rollback");
-    wait_until("the rows are written", || {
-        admin.value("select count(*) from background_mgr.live() where not is_recorded or end_time_exec is null") == "0"
-    });
+    let unwritten = format!(
+        "select count(*) from background_mgr.live() \
+         where uuid_parent = '{}' and (not is_recorded or end_time_exec is null)",
+        batch.parent
+    );
+    wait_until("the rows are written", || admin.value(&unwritten) == "0");
     assert_eq!(batch.finish(&mut session), ["stopped", "stopped"]);
     assert_eq!(batch.column(&mut session, row), expected);
     let messages = format!("'{}' order by queued_at, uuid_child", batch.parent);

@@ -224,8 +224,11 @@ fn an_owner_of_the_log_has_no_code_run_with_other_rights(db: &Db) {
         barrier.open();
         // The jobs run; their rows wait until the log is as the extension has made it.
         let batch = Batch::call(&mut admin, "pg_background_launch_num(array['select 1'])");
-        let live = "select status from background_mgr.live() order by queued_at";
-        wait_until("the jobs have run", || admin.rows(live) == ["succeeded", "succeeded"]);
+        let live = format!(
+            "select status from background_mgr.live() where uuid_parent in ('{}', '{}') order by queued_at",
+            before.parent, batch.parent
+        );
+        wait_until("the jobs have run", || admin.rows(&live) == ["succeeded", "succeeded"]);
         // Nor is it read, but by who asks for it.
         for text in
             ["select pg_background_prune('0')", &format!("select * from pg_background_retry('{}')", batch.parent)]
