@@ -1,5 +1,6 @@
 //! Cases, and how they are run.
 
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
@@ -23,7 +24,12 @@ const THREADS: usize = 6;
 const OLDEST: u32 = 12;
 const NEWEST: u32 = 18;
 
-/// A database of the shared cluster that one case has for itself, with the extension.
+thread_local! {
+    /// The case that this thread runs counts on idle workers to stay.
+    static IS_OF_WORKERS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A database of a shared cluster that one case has for itself, with the extension.
 #[derive(Debug)]
 pub struct Db {
     pub name: String,
@@ -34,7 +40,8 @@ impl Db {
     /// Creates another database with the extension, for a case that needs several; it is the case's to close.
     pub fn create() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let db = Db { name: format!("t{}", NUMBER.fetch_add(1, Ordering::Relaxed)), cluster: env().shared() };
+        let cluster = if IS_OF_WORKERS.get() { env().shared_of_workers() } else { env().shared() };
+        let db = Db { name: format!("t{}", NUMBER.fetch_add(1, Ordering::Relaxed)), cluster };
         db.cluster.session("postgres").run(&format!("create database {} template prepared", db.name));
         db
     }
@@ -167,6 +174,7 @@ impl Case {
         match self.body {
             Body::Private(body) => body(),
             Body::Shared(body) => {
+                IS_OF_WORKERS.set(self.name().starts_with("workers::"));
                 let db = Db::create();
                 body(&db);
                 db.close();

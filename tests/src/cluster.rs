@@ -125,14 +125,11 @@ impl Cluster {
         cluster
     }
 
-    /// The cluster that cases share: the server's own choice of shared memory, and the modules that tests look at.
-    pub(crate) fn start_shared() -> Self {
-        let cluster = Cluster::create(&[
-            ("dynamic_shared_memory_type", "posix"),
-            ("max_prepared_transactions", "10"),
-            // One case's long queue is not to take the processes of what others launch at once.
-            ("pg_background_mgr.reserved_workers", "12"),
-        ]);
+    /// Starts a cluster that cases share, with these settings: the server's own choice of shared memory, and the
+    /// modules that tests look at.
+    pub(crate) fn start_shared(settings: &[(&str, &str)]) -> Self {
+        let cluster = Cluster::create(&[("dynamic_shared_memory_type", "posix"), ("max_prepared_transactions", "10")]);
+        cluster.configure(settings);
         let modules: Vec<&str> =
             ["pg_stat_statements", "auto_explain"].into_iter().filter(|name| env().has_library(name)).collect();
         cluster.configure(&[("shared_preload_libraries", &modules.join(","))]);

@@ -53,6 +53,7 @@ pub struct Env {
     clusters: AtomicU32,
     template: OnceLock<()>,
     shared: OnceLock<Cluster>,
+    workers: OnceLock<Cluster>,
     /// Dropped at the end, and only there: the directory and the keeper.
     holders: Mutex<Option<(TempDir, Child)>>,
 }
@@ -76,7 +77,7 @@ pub fn env() -> &'static Env {
 /// Stops what still runs and removes everything.
 pub fn close() {
     let Some(env) = ENV.get() else { return };
-    if let Some(cluster) = env.shared.get() {
+    for cluster in [&env.shared, &env.workers].into_iter().filter_map(OnceLock::get) {
         cluster.destroy();
     }
     let holders = env.holders.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -125,6 +126,7 @@ impl Env {
             clusters: AtomicU32::new(0),
             template: OnceLock::new(),
             shared: OnceLock::new(),
+            workers: OnceLock::new(),
             holders: Mutex::new(Some((directory, keeper))),
         };
         let output = env.command("postgres").arg("--version").output();
@@ -141,7 +143,14 @@ impl Env {
 
     /// The cluster that most cases share, started at first use.
     pub fn shared(&self) -> &Cluster {
-        self.shared.get_or_init(Cluster::start_shared)
+        // One case's long queue is not to take the processes of what others launch at once.
+        self.shared.get_or_init(|| Cluster::start_shared(&[("pg_background_mgr.reserved_workers", "12")]))
+    }
+
+    /// The cluster that cases share which count on idle workers to stay: it has more of them than these cases use, and
+    /// no other case's queue evicts them.
+    pub fn shared_of_workers(&self) -> &Cluster {
+        self.workers.get_or_init(|| Cluster::start_shared(&[("max_worker_processes", "80")]))
     }
 
     /// A command of the server's installation, run by the account of the servers, in an environment that holds only
