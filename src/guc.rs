@@ -47,7 +47,7 @@ pub fn check() -> Result<(), Error> {
     REFUSED.with_borrow(|name| name.as_ref().map_or(Ok(()), |name| Err(Error::SettingRefused(DbText::new(name)))))
 }
 
-/// The settings, in the order of the documentation.
+/// The settings.
 const DEFINITIONS: [IntDefinition; 8] = [
     IntDefinition {
         name: c"pg_background_mgr.max_workers",

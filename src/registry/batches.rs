@@ -11,8 +11,8 @@ use crate::registry::root::{get_or_create_root, root, root_mut};
 use crate::registry::{outcomes, pools, ready_lists, stopped_by, watchers};
 use crate::{error, guc};
 
-/// Time that a finished batch stays after its rows were written, in microseconds: statements with an older snapshot do
-/// not see those rows.
+/// Time from the insertion of its rows for which a batch stays at least, in microseconds: statements with an older
+/// snapshot do not see those rows.
 const KEEP_FINISHED_BATCH: i64 = 5_000_000;
 /// Interval between searches for finished batches, in microseconds.
 const SWEEP_EVERY: i64 = 500_000;

@@ -1,7 +1,7 @@
 //! Registry of the jobs of the whole server, in shared memory: batches, jobs, pools, worker slots.
 //!
-//! A job is in the registry from its acceptance until its final row is in the log. All access is under one lock; no
-//! function of the registry waits or reads the catalogs.
+//! A batch is in the registry from its acceptance until the final rows of all its jobs are in the log, and every
+//! statement sees them. All access is under one lock; no function of the registry waits or reads the catalogs.
 
 pub mod batches;
 pub mod layout;

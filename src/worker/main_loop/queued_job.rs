@@ -218,8 +218,9 @@ impl PoolWorker {
             return Some(Rc::clone(request));
         }
         let bytes = area::read(|memory| registry::request(memory, claim.batch));
-        alloc::ensure(3 * bytes.len()); // its texts grow while they are read
-                                        // How long the jobs of one batch take says nothing of those of another.
+        // Its texts grow while they are read.
+        alloc::ensure(3 * bytes.len());
+        // How long the jobs of one batch take says nothing of those of another.
         self.is_short = false;
         let request = Rc::new(decode(&bytes).ok()?);
         self.request = Some((claim.number, Rc::clone(&request)));
