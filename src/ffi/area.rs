@@ -4,8 +4,8 @@
 //! area that grows on demand. Both are made by whoever comes first, and gone after a restart or a crash: then the
 //! *epoch*, a random number in the header, is another one.
 //!
-//! What lies in the area is plain data ([`Pod`]). References to it ([`DsaPtr`], [`DsaArray`]) are offsets with a type:
-//! only an allocation makes them. They are followed under one lock only.
+//! The area holds plain data ([`Pod`]). References to it ([`DsaPtr`], [`DsaArray`]) are offsets with a type: only an
+//! allocation makes them. They are followed under one lock only.
 
 use crate::compat::area::create_dsa;
 use crate::error::Error;

@@ -23,7 +23,7 @@ pub const LOG: i32 = pg_sys::LOG as i32;
 thread_local! {
     /// Names of source files, kept for the life of the process: the server keeps pointers to them.
     static FILE_NAMES: ProcessCell<HashSet<CString>> = process_cell(HashSet::new());
-    /// The same for reports that another process has logged: the address of the name marks the report, also when
+    /// Names of files of reports that another process has logged: the address of the name marks the report, also when
     /// PL/pgSQL catches it and raises it again.
     static FILE_NAMES_LOGGED: ProcessCell<HashSet<CString>> = process_cell(HashSet::new());
     /// The last error that was passed on: a copy of it has another address.

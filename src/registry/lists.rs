@@ -34,6 +34,11 @@ pub fn batches_of(memory: &Memory, id: BatchId) -> impl Iterator<Item = BatchPtr
     chain(first, |batch| memory.get(batch).next_in_bucket).filter(move |batch| memory.get(*batch).uuid == id)
 }
 
+/// Returns whether a batch that was found before is still in the registry: its reference is followed only then.
+pub fn is_there(memory: &Memory, batch: BatchPtr, id: BatchId) -> bool {
+    batches_of(memory, id).any(|at| at == batch)
+}
+
 /// Returns the index of the bucket that has the batches with this identifier.
 pub fn bucket(id: BatchId) -> usize {
     // It is random: any of its bytes will do.

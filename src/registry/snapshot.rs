@@ -229,7 +229,7 @@ pub fn accepted_at(memory: &Memory, batch: BatchPtr) -> i64 {
 
 /// Returns the properties of the jobs of one batch, or nothing if the batch was removed.
 pub fn jobs_of(memory: &Memory, batch: BatchPtr, id: BatchId) -> Vec<JobDetails> {
-    let is_there = lists::batches_of(memory, id).any(|at| at == batch);
+    let is_there = lists::is_there(memory, batch, id);
     let number = is_there.then(|| memory.get(batch).number);
     snapshot(memory, &number.into_iter().collect(), None)
 }

@@ -179,7 +179,7 @@ fn begin_log_write(memory: &mut Memory, index: usize, batch: BatchPtr) {
 /// written and must be tried again later.
 pub fn rows_inserted(memory: &mut Memory, batch: BatchPtr, id: BatchId, recorded: Option<Recorded>) {
     // The batch may have been removed with its database.
-    if !lists::batches_of(memory, id).any(|at| at == batch) {
+    if !lists::is_there(memory, batch, id) {
         return;
     }
     completion::log_write_tried(memory, batch, recorded.is_some());
@@ -197,7 +197,7 @@ pub fn rows_inserted(memory: &mut Memory, batch: BatchPtr, id: BatchId, recorded
 /// Records that the log with the rows of the batch is gone: they must be written again.
 pub fn forget_rows(memory: &mut Memory, batch: BatchPtr, id: BatchId, log: u32) {
     // The batch may have been removed with its database, or its rows may have been written again by now.
-    if lists::batches_of(memory, id).any(|at| at == batch) {
+    if lists::is_there(memory, batch, id) {
         let record = memory.get_mut(batch);
         if record.recorded_in == u64::from(log) {
             record.recorded_in = 0;

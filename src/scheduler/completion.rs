@@ -163,7 +163,7 @@ pub fn unlogged_jobs(memory: &Memory, batch: BatchPtr) -> Vec<UnloggedJob> {
 /// tried again later.
 pub fn rows_written(memory: &mut Memory, batch: BatchPtr, id: BatchId, indexes: Option<&[u32]>) {
     // The batch may have been removed with its database.
-    if !lists::batches_of(memory, id).any(|at| at == batch) {
+    if !lists::is_there(memory, batch, id) {
         return;
     }
     mark_logged(memory, batch, indexes.unwrap_or_default());

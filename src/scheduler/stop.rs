@@ -31,7 +31,7 @@ pub fn stop_jobs(
 /// Stops a job on behalf of a role: removes a queued job from the queue, cancels a running one. Returns the previous
 /// state; after `Running`, another process does the rest.
 fn stop_job(memory: &mut Memory, batch: BatchPtr, index: u32, id: BatchId, role: &[u8]) -> State {
-    let is_there = |memory: &Memory| lists::batches_of(memory, id).any(|at| at == batch);
+    let is_there = |memory: &Memory| lists::is_there(memory, batch, id);
     if !is_there(memory) {
         return State::Stopped;
     }
