@@ -390,8 +390,11 @@ impl Disorder {
             let mut session = self.cluster.session(database);
             // Its worker sees to what a server that has died left, too.
             Batch::launch(&mut session, &["select 1"]).succeed(&mut session);
+            // A job that runs meanwhile ends after the snapshot of a query below: also one whose row is still to come.
             let open = "select uuid_child from background_mgr.log written join log_background using (uuid_child) \
-                        where written.status = 'queued' and log_background.status <> 'lost'";
+                        where written.status = 'queued' and log_background.status <> 'lost' \
+                        union all select uuid_child from log_background where status in ('queued', 'running') \
+                        union all select uuid_child from background_mgr.live(true)";
             wait_until(&format!("every row of {database} is final: {because}"), || session.rows(open).is_empty());
             for (rule, query) in [
                 (
