@@ -1,5 +1,6 @@
 //! Every error that the extension itself raises: one table of messages, SQLSTATEs, details and hints.
 
+use crate::ids::RoleId;
 use crate::protocol::{sqlstate, Malformed, Report, MAX_NESTING, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
 use crate::sql_split::MAX_PIECES;
 
@@ -134,7 +135,7 @@ errors! {
         => b"55P02", "value of parameter \"{name}\" that was given for this session is refused",
         detail: "pg_background_mgr does not know the value of the server's configuration in this session.",
         hint: "Connect without it in the options of the connection, and RESET it with ALTER ROLE and ALTER DATABASE.";
-    RoleGone(oid: u32) => b"42704", "role with OID {oid} does not exist";
+    RoleGone(role: RoleId) => b"42704", "role with OID {role} does not exist";
     NoRole(name: DbText) => b"42704", "role \"{name}\" does not exist",
         hint: "Create a role for those who are to use it, and grant that to them.";
     NotOwner => b"42501", "permission denied to change who may use pg_background_mgr";
@@ -400,6 +401,7 @@ mod sample {
         ArgLocation => ArgLocation::Job(1);
         DbText => DbText::new(b"x");
         Malformed => Malformed;
+        crate::ids::RoleId => crate::ids::RoleId::of_oid(1);
         std::io::Error => std::io::ErrorKind::NotFound.into();
         Box<Report> => Box::new(Report { sqlstate: sqlstate(b"22012"), message: b"x".to_vec(), ..Report::default() });
     }

@@ -1,7 +1,10 @@
-//! Identifiers of batches and jobs. The uuid of a job is that of its batch, with its ordinal in the last four bytes.
+//! Identifiers of batches and jobs, and of what the server has: roles and databases. The uuid of a job is that of its
+//! batch, with its ordinal in the last four bytes.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
 use uuid::Uuid;
 
 /// Bytes in which the uuids of a batch and of its jobs are the same.
@@ -125,5 +128,94 @@ impl fmt::Display for BatchId {
 impl fmt::Display for AnyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         text_of(self.0, f)
+    }
+}
+
+/// Defines the identifier of an object that the server names by an oid. In files and messages it is the number.
+macro_rules! oid_of {
+    ($(#[$doc:meta])* $name:ident, $(#[$none_doc:meta])*) => {
+        $(#[$doc])*
+        #[derive(
+            Debug,
+            Clone,
+            Copy,
+            Default,
+            PartialEq,
+            Eq,
+            PartialOrd,
+            Ord,
+            Hash,
+            Serialize,
+            Deserialize,
+            bytemuck::Pod,
+            bytemuck::Zeroable,
+        )]
+        #[serde(transparent)]
+        #[repr(transparent)]
+        pub struct $name(u32);
+
+        impl $name {
+            $(#[$none_doc])*
+            pub const NONE: Self = $name(0);
+
+            /// Takes an oid of the server for that of such an object.
+            pub const fn of_oid(oid: u32) -> Self {
+                $name(oid)
+            }
+
+            pub const fn oid(self) -> u32 {
+                self.0
+            }
+        }
+
+        /// Writes the oid.
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        /// Reads an oid.
+        impl FromStr for $name {
+            type Err = ParseIntError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                text.parse().map($name)
+            }
+        }
+    };
+}
+
+oid_of! {
+    /// Oid of a role.
+    RoleId,
+    /// No role: as the login role of a pool, that of workers that write the log and run no jobs.
+}
+
+oid_of! {
+    /// Oid of a database.
+    DatabaseId,
+    /// No database: as in a setting of a role, which holds in all of them.
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn oids_are_encoded_as_numbers() {
+        for number in [0, 5, 16384, u32::MAX] {
+            let bytes = postcard::to_allocvec(&number);
+            assert_eq!(postcard::to_allocvec(&RoleId::of_oid(number)), bytes);
+            let read = bytes.and_then(|bytes| postcard::from_bytes(&bytes));
+            assert_eq!(read, Ok(DatabaseId::of_oid(number)));
+        }
+    }
+
+    #[test]
+    fn oids_are_written_and_read_as_numbers() {
+        assert_eq!(RoleId::of_oid(16384).to_string(), "16384");
+        assert_eq!("16384".parse(), Ok(DatabaseId::of_oid(16384)));
+        assert!("-1".parse::<RoleId>().is_err());
     }
 }

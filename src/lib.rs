@@ -6,7 +6,7 @@
 //!
 //! Layers, each importing only from those below: `api`; `session` and `worker` (two processes, which never import each
 //! other); `channel` and `log`; `scheduler`; `registry`; `spec`; `sql_split`; `ffi`; `compat`. Beside them are
-//! `protocol`, plain data that imports nothing, `queries`, the text of the extension's own SQL, and `error`.
+//! `protocol`, plain data, `ids`, the identifiers in it, `queries`, the text of the extension's own SQL, and `error`.
 
 #[cfg(not(feature = "__ge18"))]
 extern crate pgrx_013 as pgrx;

@@ -1,5 +1,9 @@
-//! Runs the unit tests of `src/protocol` and `src/sql_split`, which need no server, and checks properties of messages.
+//! Runs the unit tests of `src/protocol`, `src/sql_split` and `src/ids.rs`, which need no server, and checks properties
+//! of messages.
 
+#[path = "../src/ids.rs"]
+#[allow(dead_code, reason = "only its tests run here, and `protocol` needs a part of it")]
+mod ids;
 #[path = "../src/protocol/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "only its tests run here")]
 mod protocol;

@@ -19,7 +19,8 @@ const LAYERS: &[&[&str]] = &[
     &["ffi"],
     &["compat"],
     &["error"],
-    &["protocol", "sql_split", "ids"],
+    &["protocol", "sql_split"],
+    &["ids"],
 ];
 
 /// Lines that a function may have.

@@ -76,8 +76,8 @@ fn live_cells(job: &JobDetails, is_recorded: bool, end: &End) -> Vec<SqlValue> {
         SqlValue::Uuid(job.uuid.bytes()),
         SqlValue::Text(end.state.name().into()),
         SqlValue::Bool(is_recorded),
-        SqlValue::BigInt(job.batch.database.into()),
-        SqlValue::BigInt(job.batch.owner.into()),
+        job.batch.database.into(),
+        job.batch.owner.into(),
         SqlValue::Text(job.owner_name.clone()),
         SqlValue::Text(job.client.clone()),
         job.batch_name.clone().into(),
@@ -108,7 +108,7 @@ fn spooled(call: &Call) -> Result<Value, Error> {
             rows.put(&[
                 SqlValue::Uuid(head.uuid.bytes()),
                 SqlValue::Uuid(job.uuid.bytes()),
-                SqlValue::BigInt(head.owner.into()),
+                head.owner.into(),
                 SqlValue::Text(head.owner_name.clone()),
                 SqlValue::Text(head.client.clone()),
                 head.name.clone().into(),
@@ -135,7 +135,7 @@ fn state(call: &Call) -> Result<Value, Error> {
             (true, false) => Start::Perhaps,
             (true, true) => Start::Certain,
         };
-        if call.oid(2).is_some_and(|accepted_in| accepted_in != database()) {
+        if call.database(2).is_some_and(|accepted_in| accepted_in != database()) {
             rows.put(&lost("this database was copied from that of the job before the job ended"))?;
         // A standby does not know what its primary is doing.
         } else if transaction::in_recovery() {

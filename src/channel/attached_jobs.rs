@@ -11,6 +11,7 @@ use crate::ffi::latch::SpinThenWait;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::shm_mq::Receiver;
 use crate::ffi::{alloc, area, exit_hooks, latch};
+use crate::ids::RoleId;
 use crate::protocol::{split, Description, Kind};
 use crate::registry::unregistered;
 use crate::scheduler;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 pub struct AttachedJob {
     pub pid: i32,
     /// OID of the role that was in effect at the launch. The result belongs to that role.
-    pub role: u32,
+    pub role: RoleId,
     /// Channel that brings the result; `None` when all that was to be received has been received.
     pub channel_end: Option<ChannelEnd>,
     /// Worker that has the process id, when the channel is no longer there to tell.
@@ -217,7 +218,7 @@ const MAX_FATES: usize = 1024;
 /// Job that was taken out of the table to be read.
 struct BeingRead {
     pid: i32,
-    role: u32,
+    role: RoleId,
     holder: PidHolder,
     queue_bytes: usize,
 }
@@ -231,7 +232,7 @@ struct Table {
     collected_bytes: usize,
     /// Jobs that are being read.
     reading: Vec<BeingRead>,
-    gone: VecDeque<(i32, u32, ResultFate)>,
+    gone: VecDeque<(i32, RoleId, ResultFate)>,
     idle: Vec<ChannelEnd>,
     /// Channel to a prestarted worker.
     prestarted: Option<ChannelEnd>,
@@ -314,7 +315,7 @@ pub fn insert(job: AttachedJob) {
 ///
 /// # Errors
 /// [`Error::NotAttached`], [`Error::AlreadyRead`], [`Error::GivenUp`] (42704); [`Error::BeingRead`] (55000).
-pub fn take(pid: i32, may_act_as: impl Fn(u32) -> bool) -> Result<AttachedJob, Error> {
+pub fn take(pid: i32, may_act_as: impl Fn(RoleId) -> bool) -> Result<AttachedJob, Error> {
     TABLE.with_borrow_mut(|table| {
         if table.get(pid).is_some_and(|job| !may_act_as(job.role)) {
             return Err(Error::NotAttached(pid));

@@ -1,5 +1,6 @@
 //! Differences between the two pgrx versions: calling conventions and small types.
 
+use crate::ids::{DatabaseId, RoleId};
 use pgrx::pg_sys;
 
 /// Defines a function that the server calls through a pointer. A panic or an error inside becomes an error of the
@@ -50,6 +51,26 @@ pub fn oid_to_u32(oid: pg_sys::Oid) -> u32 {
     return oid.to_u32();
     #[cfg(not(feature = "__ge18"))]
     return oid.as_u32();
+}
+
+/// Returns the role that an oid of the server names.
+pub fn role_of_oid(oid: pg_sys::Oid) -> RoleId {
+    RoleId::of_oid(oid_to_u32(oid))
+}
+
+/// Returns the oid of a role, for the server.
+pub fn role_oid(role: RoleId) -> pg_sys::Oid {
+    role.oid().into()
+}
+
+/// Returns the database that an oid of the server names.
+pub fn database_of_oid(oid: pg_sys::Oid) -> DatabaseId {
+    DatabaseId::of_oid(oid_to_u32(oid))
+}
+
+/// Returns the oid of a database, for the server.
+pub fn database_oid(database: DatabaseId) -> pg_sys::Oid {
+    database.oid().into()
 }
 
 /// Returns the attribute with this index, from 0 (tupdesc.h, `TupleDescAttr`). 18 keeps them behind the compact ones.

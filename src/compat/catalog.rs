@@ -1,5 +1,7 @@
 //! Objects of the catalogs whose names differ between versions; their oids are the same.
 
+use crate::compat::abi::{database_oid, role_oid};
+use crate::ids::{DatabaseId, RoleId};
 use pgrx::pg_sys;
 
 #[cfg(not(feature = "__ge14"))]
@@ -20,14 +22,15 @@ mod names {
 pub use names::*;
 
 /// Returns whether the role may connect to the database (`has_database_privilege`; acl.c).
-pub fn may_connect(database: u32, role: u32) -> bool {
+pub fn may_connect(database: DatabaseId, role: RoleId) -> bool {
+    let (database, role) = (database_oid(database), role_oid(role));
     let mode = pg_sys::ACL_CONNECT as pg_sys::AclMode;
     #[cfg(not(feature = "__ge16"))]
     // SAFETY: a catalog lookup.
-    let result = unsafe { pg_sys::pg_database_aclcheck(database.into(), role.into(), mode) };
+    let result = unsafe { pg_sys::pg_database_aclcheck(database, role, mode) };
     #[cfg(feature = "__ge16")]
     // SAFETY: a catalog lookup.
-    let result = unsafe { pg_sys::object_aclcheck(pg_sys::DatabaseRelationId, database.into(), role.into(), mode) };
+    let result = unsafe { pg_sys::object_aclcheck(pg_sys::DatabaseRelationId, database, role, mode) };
     result == pg_sys::AclResult::ACLCHECK_OK
 }
 

@@ -23,7 +23,7 @@ pub unsafe fn restore_setting(name: *const c_char, value: *const c_char, setting
     #[cfg(feature = "__ge15")]
     // SAFETY: by contract.
     unsafe {
-        let role = pg_sys::Oid::from(setting.role);
+        let role = crate::compat::role_oid(setting.role);
         pg_sys::set_config_option_ext(name, value, context, source, role, action, true, level, true)
     };
 }

@@ -1,6 +1,7 @@
 //! Values of SQL types, to and from the server's form of them (postgres.h, `Datum`).
 
 use crate::ffi::{alloc, interval};
+use crate::ids::{DatabaseId, RoleId};
 use pgrx::pg_sys;
 
 /// Types of columns.
@@ -61,6 +62,20 @@ impl From<i32> for SqlValue {
 impl From<i64> for SqlValue {
     fn from(value: i64) -> Self {
         SqlValue::BigInt(value)
+    }
+}
+
+/// Makes an `int8` of the oid, which a column of type `oid` takes as well.
+impl From<RoleId> for SqlValue {
+    fn from(role: RoleId) -> Self {
+        SqlValue::BigInt(role.oid().into())
+    }
+}
+
+/// Makes an `int8` of the oid, which a column of type `oid` takes as well.
+impl From<DatabaseId> for SqlValue {
+    fn from(database: DatabaseId) -> Self {
+        SqlValue::BigInt(database.oid().into())
     }
 }
 

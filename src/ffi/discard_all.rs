@@ -1,7 +1,8 @@
 //! Making a worker as it was when it had logged in (discard.c, `DiscardAll`; postgres.c).
 
-use crate::compat;
+use crate::compat::{self, role_oid};
 use crate::ffi::{guc, role, sys, transaction};
+use crate::ids::RoleId;
 use pgrx::pg_sys;
 
 /// Forgets what a job has left in the session. Inside a transaction of its own, before any other work.
@@ -68,8 +69,8 @@ fn reseed() {
 }
 
 /// Returns whether the identity is that of the login.
-pub fn is_login(login: u32) -> bool {
-    let login = pg_sys::Oid::from(login);
+pub fn is_login(login: RoleId) -> bool {
+    let login = role_oid(login);
     // SAFETY: these read variables of this process.
     unsafe {
         pg_sys::GetSessionUserId() == login

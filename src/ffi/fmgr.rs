@@ -7,6 +7,7 @@ use crate::ffi::raise::{internal_error, Log, Raised};
 use crate::ffi::set_returning::{Rows, TypedRows};
 use crate::ffi::tuple::{Output, TupleDesc};
 use crate::ffi::{alloc, allocator, report};
+use crate::ids::DatabaseId;
 use crate::protocol::Report;
 use pgrx::pg_sys;
 use std::ffi::{c_char, CStr};
@@ -79,6 +80,11 @@ impl Call {
     /// Returns an `oid` argument, or `None` for NULL.
     pub fn oid(&self, index: usize) -> Option<u32> {
         self.argument(index).map(|datum| datum.value() as u32)
+    }
+
+    /// Returns an `oid` argument that names a database, or `None` for NULL.
+    pub fn database(&self, index: usize) -> Option<DatabaseId> {
+        self.oid(index).map(DatabaseId::of_oid)
     }
 
     /// Returns an `int8` argument, or `None` for NULL.

@@ -2,6 +2,7 @@
 
 pub use crate::compat::guc::reserve_prefix;
 use crate::compat::guc::{restore_setting, SERIALIZED_WITH_ROLE};
+use crate::ids::RoleId;
 use crate::protocol::Setting;
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
@@ -90,7 +91,7 @@ struct Serialized<'a> {
     value: &'a [u8],
     source: i32,
     context: i32,
-    role: u32,
+    role: RoleId,
 }
 
 /// Returns all settings that are not at their default, as the server writes them down for parallel workers.
@@ -118,7 +119,7 @@ fn next_setting<'a>(rest: &mut &'a [u8]) -> Option<Serialized<'a>> {
     }
     let source = take_int(rest)?;
     let context = take_int(rest)?;
-    let role = if SERIALIZED_WITH_ROLE { take_int(rest)? as u32 } else { 0 };
+    let role = if SERIALIZED_WITH_ROLE { RoleId::of_oid(take_int(rest)? as u32) } else { RoleId::NONE };
     Some(Serialized { name, value, source, context, role })
 }
 

@@ -1,6 +1,7 @@
 //! Locks, and the processes that wait for them (lockfuncs.c).
 
 use crate::ffi::raise::internal_error;
+use crate::ids::DatabaseId;
 use pgrx::{pg_sys, FromDatum};
 
 /// Returns the processes that keep this one from getting the lock that it waits for: those that hold it, and those that
@@ -68,9 +69,10 @@ pub fn is_key_taken(key: u64) -> bool {
     with_lock(&tag_of_key(key), pg_sys::ShareLock, || ()).is_none()
 }
 
-/// Runs `body`, which raises no error, with the lock of a key, which no other session has then. Returns `None` if
+/// Runs `body`, which raises no error, with a lock of a database, which no other session has then. Returns `None` if
 /// another session has it.
-pub fn while_alone<T>(key: u64, body: impl FnOnce() -> T) -> Option<T> {
+pub fn while_alone<T>(number: u32, database: DatabaseId, body: impl FnOnce() -> T) -> Option<T> {
+    let key = u64::from(number) << 32 | u64::from(database.oid());
     with_lock(&tag_of_key(key), pg_sys::ExclusiveLock, body)
 }
 

@@ -1,8 +1,9 @@
 //! The contents of the catalogs that a login depends on: the role, the database, their settings, the right to connect.
 
 use crate::compat::catalog::may_connect;
-use crate::compat::{oid_to_u32, transaction_number};
+use crate::compat::{role_of_oid, transaction_number};
 use crate::ffi::sys;
+use crate::ids::{DatabaseId, RoleId};
 use pgrx::pg_sys;
 use std::cell::Cell;
 
@@ -31,8 +32,8 @@ pub struct Login {
 /// The login that was computed last: for whom, at which invalidation message.
 #[derive(Clone, Copy)]
 struct Known {
-    database: u32,
-    role: u32,
+    database: DatabaseId,
+    role: RoleId,
     messages: u64,
     login: Login,
 }
@@ -50,11 +51,11 @@ pub fn changes() -> u64 {
     }
 }
 
-/// Returns the login of this role to this database; role 0 is the cluster's owner, whatever its name. A transaction is
-/// open; what it has changed itself does not count, for no login sees it.
+/// Returns the login of this role to this database; [`RoleId::NONE`] is the cluster's owner, whatever its name. A
+/// transaction is open; what it has changed itself does not count, for no login sees it.
 ///
 /// Costs next to nothing as long as no catalog changes.
-pub fn look(database: u32, role: u32) -> Login {
+pub fn look(database: DatabaseId, role: RoleId) -> Login {
     let messages = changes();
     let known = KNOWN.get().filter(|known| (known.database, known.role, known.messages) == (database, role, messages));
     if let Some(known) = known {
@@ -70,7 +71,7 @@ pub fn look(database: u32, role: u32) -> Login {
 
 /// Returns [`Login::state`] as [`look`] does, or 0 if a login would be refused, or may be as its connections are
 /// limited.
-pub fn version(database: u32, role: u32) -> u64 {
+pub fn version(database: DatabaseId, role: RoleId) -> u64 {
     let login = look(database, role);
     if login.is_refused || login.is_limited {
         return 0;
@@ -78,8 +79,8 @@ pub fn version(database: u32, role: u32) -> u64 {
     login.state
 }
 
-fn compute(database: u32, role: u32) -> Login {
-    let is_refused = role != 0 && !may_connect(database, role);
+fn compute(database: DatabaseId, role: RoleId) -> Login {
+    let is_refused = role != RoleId::NONE && !may_connect(database, role);
     // FNV-1a: short, and nobody gains anything from a collision that he had to make in the catalogs.
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut mix = |number: u32| {
@@ -90,27 +91,27 @@ fn compute(database: u32, role: u32) -> Login {
     mix(is_refused.into());
     // SAFETY: a row of a scan that is open.
     let mut add = |row: pg_sys::HeapTuple| unsafe { row_version(row) }.into_iter().for_each(&mut mix);
-    let (mut is_superuser, mut is_limited) = (role == 0, false);
+    let (mut is_superuser, mut is_limited) = (role == RoleId::NONE, false);
     // SAFETY: a snapshot of our own, which is let go of at the end; rows of the catalogs begin with what their forms
     // have; setdatabase and setrole are the first two columns of pg_db_role_setting, and never null.
     unsafe {
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
         // As if this transaction had not done anything yet.
         (*snapshot).curcid = 0;
-        each(&ROLES, role, snapshot, &mut |row| {
+        each(&ROLES, role.oid(), snapshot, &mut |row| {
             let form = &*form(row).cast::<pg_sys::FormData_pg_authid>();
             is_superuser = form.rolsuper;
             is_limited |= form.rolconnlimit >= 0;
             add(row);
         });
-        each(&DATABASES, database, snapshot, &mut |row| {
+        each(&DATABASES, database.oid(), snapshot, &mut |row| {
             is_limited |= (*form(row).cast::<pg_sys::FormData_pg_database>()).datconnlimit >= 0;
             add(row);
         });
         // What a login applies (postinit.c, `process_settings`).
-        for of_database in [0, database] {
-            each(&SETTINGS, of_database, snapshot, &mut |row| {
-                if [0, role].contains(&oid_to_u32(*form(row).cast::<pg_sys::Oid>().add(1))) {
+        for of_database in [DatabaseId::NONE, database] {
+            each(&SETTINGS, of_database.oid(), snapshot, &mut |row| {
+                if [RoleId::NONE, role].contains(&role_of_oid(*form(row).cast::<pg_sys::Oid>().add(1))) {
                     add(row);
                 }
             });

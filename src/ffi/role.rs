@@ -1,17 +1,18 @@
 //! Roles and their rights (miscinit.c).
 
 use crate::compat::catalog::{ROLE_PG_READ_ALL_STATS, ROLE_PG_SIGNAL_BACKEND};
-use crate::compat::oid_to_u32;
+use crate::compat::{role_of_oid, role_oid};
+use crate::ids::RoleId;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 
 /// The roles whose rights a job of this call may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The role to log in as: oid.
-    pub login: u32,
-    /// The role to set after that: oid.
-    pub role: Option<u32>,
+    /// The role to log in as.
+    pub login: RoleId,
+    /// The role to set after that.
+    pub role: Option<RoleId>,
     /// Marks that of a local change, which the job must not leave: see [`confine`].
     pub is_confined: bool,
 }
@@ -23,12 +24,12 @@ pub fn effective() -> Identity {
     unsafe {
         let user = pg_sys::GetUserId();
         if pg_sys::InLocalUserIdChange() || user != pg_sys::GetOuterUserId() {
-            return Identity { login: oid_to_u32(user), role: None, is_confined: true };
+            return Identity { login: role_of_oid(user), role: None, is_confined: true };
         }
         let role = pg_sys::GetCurrentRoleId();
         Identity {
-            login: oid_to_u32(pg_sys::GetSessionUserId()),
-            role: (role != pg_sys::Oid::INVALID).then(|| oid_to_u32(role)),
+            login: role_of_oid(pg_sys::GetSessionUserId()),
+            role: (role != pg_sys::Oid::INVALID).then(|| role_of_oid(role)),
             is_confined: false,
         }
     }
@@ -61,10 +62,10 @@ fn set_context(context: c_int) {
     }
 }
 
-/// Returns the oid of the role that was set, or 0.
-pub fn set_role() -> u32 {
+/// Returns the role that was set, or [`RoleId::NONE`].
+pub fn set_role() -> RoleId {
     // SAFETY: reads a variable of this process.
-    oid_to_u32(unsafe { pg_sys::GetCurrentRoleId() })
+    role_of_oid(unsafe { pg_sys::GetCurrentRoleId() })
 }
 
 /// Returns whether nothing may outlive the current operation (index expressions, REFRESH MATERIALIZED VIEW, ANALYZE).
@@ -79,41 +80,41 @@ pub fn is_set() -> bool {
     unsafe { pg_sys::GetCurrentRoleId() != pg_sys::Oid::INVALID }
 }
 
-/// Returns the oid of the role whose rights are in effect.
-pub fn current() -> u32 {
+/// Returns the role whose rights are in effect.
+pub fn current() -> RoleId {
     // SAFETY: reads a variable of this process.
-    oid_to_u32(unsafe { pg_sys::GetUserId() })
+    role_of_oid(unsafe { pg_sys::GetUserId() })
 }
 
 /// Returns whether this role is a superuser.
-pub fn is_superuser(role: u32) -> bool {
+pub fn is_superuser(role: RoleId) -> bool {
     // SAFETY: a catalog lookup.
-    unsafe { pg_sys::superuser_arg(role.into()) }
+    unsafe { pg_sys::superuser_arg(role_oid(role)) }
 }
 
 /// Returns whether `member` has the rights of `role`.
-pub fn has_rights_of(member: u32, role: u32) -> bool {
+pub fn has_rights_of(member: RoleId, role: RoleId) -> bool {
     // SAFETY: a catalog lookup.
-    unsafe { pg_sys::has_privs_of_role(member.into(), role.into()) }
+    unsafe { pg_sys::has_privs_of_role(role_oid(member), role_oid(role)) }
 }
 
 /// Returns whether the code that runs now may use what belongs to this role: it runs as this role, or with its rights.
 /// Where the server lends code the rights of another (a SECURITY DEFINER function, a trigger of ON DELETE CASCADE),
 /// only as this role itself: membership is for sessions, not for what they call.
-pub fn may_act_as(role: u32) -> bool {
+pub fn may_act_as(role: RoleId) -> bool {
     let current = current();
     // SAFETY: reads a variable of this process.
     current == role || !unsafe { pg_sys::InLocalUserIdChange() } && has_rights_of(current, role)
 }
 
 /// Returns whether the role has the rights of `pg_read_all_stats` (pg_authid.dat).
-pub fn reads_all_stats(role: u32) -> bool {
-    has_rights_of(role, ROLE_PG_READ_ALL_STATS)
+pub fn reads_all_stats(role: RoleId) -> bool {
+    has_rights_of(role, RoleId::of_oid(ROLE_PG_READ_ALL_STATS))
 }
 
 /// Returns whether the role has the rights of `pg_signal_backend` (pg_authid.dat).
-pub fn signals_backends(role: u32) -> bool {
-    has_rights_of(role, ROLE_PG_SIGNAL_BACKEND)
+pub fn signals_backends(role: RoleId) -> bool {
+    has_rights_of(role, RoleId::of_oid(ROLE_PG_SIGNAL_BACKEND))
 }
 
 /// Runs `body` with the rights of the superuser that owns the cluster, and with a search path in which no other role

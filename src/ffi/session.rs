@@ -1,7 +1,8 @@
 //! Facts about this process and its session (globals.c, miscinit.c).
 
 pub use crate::compat::process::applies_as_table_owner;
-use crate::compat::{oid_to_u32, process};
+use crate::compat::{database_of_oid, database_oid, process, role_oid};
+use crate::ids::{DatabaseId, RoleId};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 use std::time::Duration;
@@ -18,10 +19,10 @@ pub fn has_postmaster() -> bool {
     unsafe { pg_sys::IsUnderPostmaster }
 }
 
-/// Returns the oid of the database of this session.
-pub fn database() -> u32 {
+/// Returns the database of this session.
+pub fn database() -> DatabaseId {
     // SAFETY: a variable of this process.
-    oid_to_u32(unsafe { pg_sys::MyDatabaseId })
+    database_of_oid(unsafe { pg_sys::MyDatabaseId })
 }
 
 /// Returns the encoding of this session's database.
@@ -70,9 +71,9 @@ pub fn forbidden_kind() -> Option<&'static str> {
 
 /// Connects this worker to a database as a role; both are checked as a login's are, except for the password
 /// (postinit.c, `InitPostgres`). A refusal ends the process.
-pub fn connect(database: u32, role: u32) {
+pub fn connect(database: DatabaseId, role: RoleId) {
     // SAFETY: called once, at the start of a worker.
-    unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database.into(), role.into(), 0) };
+    unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(database_oid(database), role_oid(role), 0) };
 }
 
 /// Loads `session_preload_libraries` and `local_preload_libraries`, as a session does when it starts.
@@ -114,10 +115,10 @@ pub fn is_valid_text(text: &[u8]) -> bool {
 }
 
 /// Returns the name of a role, or `None` if it is gone.
-pub fn role_name(role: u32) -> Option<Vec<u8>> {
+pub fn role_name(role: RoleId) -> Option<Vec<u8>> {
     // SAFETY: "missing is ok" gives null; the name is a C string.
     unsafe {
-        let name = pg_sys::GetUserNameFromId(role.into(), true);
+        let name = pg_sys::GetUserNameFromId(role_oid(role), true);
         (!name.is_null()).then(|| CStr::from_ptr(name).to_bytes().to_vec())
     }
 }
@@ -128,11 +129,11 @@ pub fn launcher_lives() -> bool {
     unsafe { !pg_sys::BackendPidGetProc((*pg_sys::MyBgworkerEntry).bgw_notify_pid).is_null() }
 }
 
-/// Returns the name of the database with this oid, or `None` if it is gone. Inside a transaction.
-pub fn database_name(database: u32) -> Option<Vec<u8>> {
+/// Returns the name of a database, or `None` if it is gone. Inside a transaction.
+pub fn database_name(database: DatabaseId) -> Option<Vec<u8>> {
     // SAFETY: a catalog lookup, which gives a C string or null.
     unsafe {
-        let name = pg_sys::get_database_name(database.into());
+        let name = pg_sys::get_database_name(database_oid(database));
         (!name.is_null()).then(|| crate::ffi::alloc::copy_c_string(name)).flatten()
     }
 }

@@ -1,7 +1,7 @@
 //! Jobs that were accepted, as files and rows keep them.
 
 use crate::ffi::{alloc, area, session};
-use crate::ids::{BatchId, JobId};
+use crate::ids::{BatchId, DatabaseId, JobId, RoleId};
 use crate::registry::JobDetails;
 use serde::{Deserialize, Serialize};
 
@@ -21,12 +21,12 @@ pub struct AcceptedJob {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AcceptedBatch {
     pub epoch: i64,
-    pub database: u32,
+    pub database: DatabaseId,
     pub uuid: BatchId,
     /// The role whose rights its jobs have.
-    pub owner: u32,
+    pub owner: RoleId,
     /// The role that their worker logs in as.
-    pub login: u32,
+    pub login: RoleId,
     pub owner_name: Vec<u8>,
     pub client: Vec<u8>,
     pub name: Option<Vec<u8>>,

@@ -5,10 +5,12 @@ use crate::ffi::heap::Access;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::report::{Captured, Log};
 use crate::ffi::{heap, lock, login, report, role, session, spi, transaction};
+use crate::ids::{DatabaseId, RoleId};
 use crate::log::rows::{self, Rows};
 use crate::protocol::{Report, ERRCODE_INTERNAL_ERROR};
 use crate::queries;
 use std::cell;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// Time that a write waits for a lock on the log. Nobody needs one for longer; if somebody has one, the row is written
@@ -186,13 +188,13 @@ pub fn open_for_caller<T>(body: impl FnOnce(&Rows) -> T) -> Option<T> {
     open_log(held, Access::Change, body)
 }
 
-/// Returns the oids of the databases that there are.
-pub fn databases() -> Vec<u32> {
+/// Returns the databases that there are.
+pub fn databases() -> Vec<DatabaseId> {
     spi::select(queries::DATABASES).into_iter().map(|text| oid(Some(text))).collect()
 }
 
 /// Returns the oid that a query of the extension has returned as text. Raises an internal error (XX000) if it is none.
-fn oid(text: Option<Vec<u8>>) -> u32 {
+fn oid<T: FromStr + Default>(text: Option<Vec<u8>>) -> T {
     let oid = text.as_ref().and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
     oid.unwrap_or_else(|| {
         let text = String::from_utf8_lossy(text.as_deref().unwrap_or(b"null")).into_owned();
@@ -200,13 +202,13 @@ fn oid(text: Option<Vec<u8>>) -> u32 {
             format!("a catalog query of pg_background_mgr returned \"{text}\" in place of an oid").into_bytes();
         let report = Report { level: report::ERROR, sqlstate: ERRCODE_INTERNAL_ERROR, message, ..Report::default() };
         report::emit(&report, Log::Here);
-        0
+        T::default()
     })
 }
 
 /// Returns what must not change while a worker is logged in: what its login depends on, and the extension. Inside a
 /// transaction.
-pub fn fingerprint(database: u32, login: u32) -> (u64, Vec<u8>) {
+pub fn fingerprint(database: DatabaseId, login: RoleId) -> (u64, Vec<u8>) {
     thread_local! {
         /// Version of the extension, and the change of the catalogs at which it was read.
         static KNOWN: ProcessCell<Option<(u64, Vec<u8>)>> = const { process_cell(None) };

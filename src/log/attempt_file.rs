@@ -6,7 +6,7 @@
 
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{area, exit_hooks, file, session};
-use crate::ids::JobId;
+use crate::ids::{DatabaseId, JobId, RoleId};
 use crate::log::directory::{self, OrphanFiles};
 use crate::log::file_format::{self, FileContent};
 use crate::log::file_name::FileName;
@@ -22,7 +22,7 @@ pub struct Attempt {
     /// Uuid of its job.
     pub uuid: JobId,
     /// The role whose rights it has.
-    pub owner: u32,
+    pub owner: RoleId,
     /// `None` if version 0.1.0 began the attempt, as all that follows.
     pub pid: Option<i32>,
     pub started: Option<i64>,
@@ -93,6 +93,6 @@ fn remove_own() {
 }
 
 /// Returns the files of workers of this database whose servers have died since.
-pub fn orphans(epoch: i64, database: u32) -> OrphanFiles<AttemptFile> {
+pub fn orphans(epoch: i64, database: DatabaseId) -> OrphanFiles<AttemptFile> {
     directory::read_orphans(epoch, database)
 }

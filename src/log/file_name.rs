@@ -1,5 +1,6 @@
 //! Names of the extension's files in the data directory.
 
+use crate::ids::DatabaseId;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ pub const DIRECTORY: &str = "pg_background_mgr";
 pub struct FileName {
     /// Epoch of the server that wrote it.
     pub epoch: i64,
-    pub database: u32,
+    pub database: DatabaseId,
     /// Uuid of a job; of an attempt file, the process id of its worker.
     pub key: [u8; 16],
     /// End of the name: the kind.
@@ -19,7 +20,7 @@ pub struct FileName {
 }
 
 impl FileName {
-    pub fn new(epoch: i64, database: u32, key: &[u8; 16], suffix: &str) -> Self {
+    pub fn new(epoch: i64, database: DatabaseId, key: &[u8; 16], suffix: &str) -> Self {
         FileName { epoch, database, key: *key, suffix: suffix.to_owned() }
     }
 

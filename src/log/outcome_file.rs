@@ -4,7 +4,7 @@
 //! it ended: also of one whose work is committed without its row.
 
 use crate::ffi::{area, file, session, spi, transaction};
-use crate::ids::JobId;
+use crate::ids::{DatabaseId, JobId};
 use crate::log::attempt_file::{self, Attempt, AttemptFile};
 use crate::log::directory::{self, OrphanFiles};
 use crate::log::end::End;
@@ -20,7 +20,7 @@ use std::io;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OutcomeFile {
     pub epoch: i64,
-    pub database: u32,
+    pub database: DatabaseId,
     pub attempt: Attempt,
     /// End of the attempt; with a transaction, only if that was committed.
     end: Option<(End, Option<u64>)>,
@@ -37,7 +37,7 @@ impl FileContent for OutcomeFile {
 
 impl OutcomeFile {
     /// Returns the content that says that the attempt was begun, and no more.
-    pub fn begun(epoch: i64, database: u32, attempt: Attempt) -> Self {
+    pub fn begun(epoch: i64, database: DatabaseId, attempt: Attempt) -> Self {
         OutcomeFile { epoch, database, attempt, end: None }
     }
 
@@ -109,7 +109,7 @@ fn read_traces() -> CrashTraces {
 }
 
 /// Removes the file of a job: the log says more, on disk.
-pub fn remove(epoch: i64, database: u32, uuid: &JobId) {
+pub fn remove(epoch: i64, database: DatabaseId, uuid: &JobId) {
     // A file that stays is of no interest once the row is final.
     for suffix in [OutcomeFile::SUFFIX, outcome_file_0_1_0::OutcomeFile::SUFFIX] {
         FileName::new(epoch, database, &uuid.bytes(), suffix).remove();
@@ -117,7 +117,7 @@ pub fn remove(epoch: i64, database: u32, uuid: &JobId) {
 }
 
 /// Returns the outcome files for this database of servers that have died since.
-pub fn orphans(epoch: i64, database: u32) -> OrphanFiles<OutcomeFile> {
+pub fn orphans(epoch: i64, database: DatabaseId) -> OrphanFiles<OutcomeFile> {
     let mut files = directory::read_orphans::<OutcomeFile>(epoch, database);
     let of_0_1_0 = directory::read_orphans::<outcome_file_0_1_0::OutcomeFile>(epoch, database);
     files.readable.extend(of_0_1_0.readable.into_iter().map(|(name, file)| {

@@ -1,6 +1,6 @@
 //! Outcome files as version 0.1.0 wrote them, for a server that has gone down with it and comes up with a newer one.
 
-use crate::ids::JobId;
+use crate::ids::{DatabaseId, JobId, RoleId};
 use crate::log::attempt_file::Attempt;
 use crate::log::end;
 use crate::log::file_format::FileContent;
@@ -12,9 +12,9 @@ use serde::Deserialize;
 #[derive(Deserialize)]
 pub struct OutcomeFile {
     pub epoch: i64,
-    pub database: u32,
+    pub database: DatabaseId,
     uuid: JobId,
-    owner: u32,
+    owner: RoleId,
     end: Option<(End, Option<u64>)>,
 }
 

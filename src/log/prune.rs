@@ -3,7 +3,7 @@
 use crate::ffi::heap::Access;
 use crate::ffi::{process, transaction};
 use crate::guc;
-use crate::ids::JobId;
+use crate::ids::{JobId, RoleId};
 use crate::log::access::{locate, lock_log, open_for_caller, open_log};
 use crate::log::recovery::is_orphaned;
 
@@ -22,7 +22,7 @@ pub fn prune_old() -> bool {
 }
 
 /// Deletes rows of jobs that ended longer ago than `older_than` microseconds, of one owner or of all. Returns how many.
-pub fn prune(older_than: i64, owner: Option<u32>) -> i64 {
+pub fn prune(older_than: i64, owner: Option<RoleId>) -> i64 {
     transaction::require_writable(c"pg_background_prune()");
     let limit = process::now().saturating_sub(older_than);
     open_for_caller(|rows| rows.prune(limit, owner, None, true, is_orphaned)).unwrap_or(0)
@@ -30,6 +30,6 @@ pub fn prune(older_than: i64, owner: Option<u32>) -> i64 {
 
 /// Deletes the row of a job that has ended, if `may` lets its owner's be deleted. Returns `false` if it stays, or is
 /// not there.
-pub fn delete(uuid: &JobId, may: impl FnOnce(u32) -> bool) -> bool {
+pub fn delete(uuid: &JobId, may: impl FnOnce(RoleId) -> bool) -> bool {
     !is_orphaned(uuid) && open_for_caller(|rows| rows.delete(uuid, may)).unwrap_or(false)
 }

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::ffi::datum::SqlValue;
 use crate::ffi::{area, lock, role, session, transaction};
-use crate::ids::{AnyId, JobId};
+use crate::ids::{AnyId, DatabaseId, JobId, RoleId};
 use crate::log::accepted::AcceptedJob;
 use crate::log::access::{locate, log_oid, qualified_name, relations, require_log};
 use crate::log::end::End;
@@ -20,9 +20,9 @@ use std::collections::{HashMap, HashSet};
 pub struct LoggedJob {
     pub uuid: JobId,
     pub state: Vec<u8>,
-    pub owner: u32,
+    pub owner: RoleId,
     /// Role that launched it: not the owner if SET ROLE was active.
-    pub login: u32,
+    pub login: RoleId,
     pub pid: Option<i32>,
 }
 
@@ -56,12 +56,12 @@ pub fn states(id: AnyId) -> Result<Vec<LoggedJob>, Error> {
         let known = LoggedJob {
             uuid: row.job_id(),
             state: row.text(Column::Status).unwrap_or_default(),
-            owner: row.oid(Column::Owner),
-            login: row.oid(Column::Login),
+            owner: row.role(Column::Owner),
+            login: row.role(Column::Login),
             pid: row.int(Column::Pid),
         };
         let launched = row.big_int(Column::QueuedAt).unwrap_or(0);
-        (known, row.big_int(Column::Epoch).unwrap_or(0), row.oid(Column::Database), launched)
+        (known, row.big_int(Column::Epoch).unwrap_or(0), row.database(), launched)
     };
     let rows = read(&[id], of_row).ok_or(Error::LogLocked)?;
     let mut traces = outcome_file::Orphans::default();
@@ -93,10 +93,10 @@ pub enum RowState {
     Gone,
     /// The job has not ended. Its owner is the role whose rights it has.
     Open {
-        owner: u32,
+        owner: RoleId,
     },
     Ended {
-        owner: u32,
+        owner: RoleId,
         end: Box<End>,
     },
 }
@@ -109,7 +109,7 @@ pub fn row_state(uuid: &JobId) -> Option<RowState> {
 }
 
 fn row_state_of(row: Entry) -> RowState {
-    let owner = row.oid(Column::Owner);
+    let owner = row.role(Column::Owner);
     let name = row.text(Column::Status).unwrap_or_default();
     let state = State::ALL.into_iter().find(|state| state.is_final() && state.name().as_bytes() == name);
     let Some(state) = state else { return RowState::Open { owner } };
@@ -160,7 +160,7 @@ fn with_orphans<T>(
 }
 
 /// Returns whether the job is one of a server that has died since, or of the database that this one was copied from.
-fn is_of_dead_server(state: &[u8], epoch: i64, database: u32) -> bool {
+fn is_of_dead_server(state: &[u8], epoch: i64, database: DatabaseId) -> bool {
     state == State::Queued.name().as_bytes() && (epoch != area::epoch() || database != session::database())
 }
 
@@ -190,7 +190,7 @@ pub fn jobs_to_retry(jobs: &[JobId]) -> Vec<JobToRetry> {
         let job = JobToRetry { job, batch_name: row.text(Column::BatchName) };
         let state = row.text(Column::Status).unwrap_or_default();
         let launched = row.big_int(Column::QueuedAt).unwrap_or(0);
-        (job, state, row.big_int(Column::Epoch).unwrap_or(0), row.oid(Column::Database), launched)
+        (job, state, row.big_int(Column::Epoch).unwrap_or(0), row.database(), launched)
     };
     let ids: Vec<AnyId> = jobs.iter().map(|job| (*job).into()).collect();
     let rows = read(&ids, of_row).unwrap_or_default();

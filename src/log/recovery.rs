@@ -4,7 +4,7 @@ use crate::ffi::heap::Access;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{area, process, session, transaction};
 use crate::guc;
-use crate::ids::JobId;
+use crate::ids::{DatabaseId, JobId};
 use crate::log::accepted::NewRow;
 use crate::log::access::{lock_log, open_log};
 use crate::log::attempt_file::{self, Attempt, AttemptFile};
@@ -106,7 +106,7 @@ struct Orphans {
 }
 
 impl Orphans {
-    fn read(epoch: i64, database: u32) -> Self {
+    fn read(epoch: i64, database: DatabaseId) -> Self {
         let batches = spool::orphans(epoch, database);
         let outcomes = outcome_file::orphans(epoch, database);
         let attempts = attempt_file::orphans(epoch, database);
@@ -186,7 +186,7 @@ fn insert_spooled(rows: &Rows, batch: Spooled) {
 
 /// Writes the rows of batches that a server that has died accepted, and what it wrote down of its jobs. Inside
 /// [`crate::log::in_own_transaction`]; nobody else does so until the files are removed.
-pub fn import_orphans(database: u32) -> ImportedFiles {
+pub fn import_orphans(database: DatabaseId) -> ImportedFiles {
     let orphans = Orphans::read(area::epoch(), database);
     if orphans.is_empty() {
         return ImportedFiles { is_all: true, ..ImportedFiles::default() };
@@ -196,6 +196,6 @@ pub fn import_orphans(database: u32) -> ImportedFiles {
 
 /// Removes the files of this server for jobs of a database that it has nothing to write of any more: the log that was
 /// to be told is gone. First those of batches, for without its outcome files a batch reads as one that never began.
-pub fn remove_unknown(epoch: i64, database: u32) {
+pub fn remove_unknown(epoch: i64, database: DatabaseId) {
     directory::remove_unknown(epoch, database, &[Spooled::SUFFIX, OutcomeFile::SUFFIX]);
 }

@@ -5,7 +5,7 @@ use crate::ffi::datum::{types, SqlValue};
 use crate::ffi::heap::{Access, Heap, Row, Unfit};
 use crate::ffi::report::Log as LogHere;
 use crate::ffi::{alloc, area, heap, report, session};
-use crate::ids::{AnyId, JobId};
+use crate::ids::{AnyId, DatabaseId, JobId, RoleId};
 use crate::log::accepted::{AcceptedBatch, NewRow};
 use crate::log::attempt_file::Attempt;
 use crate::log::end::{End, FinalRow};
@@ -188,13 +188,25 @@ impl Entry {
         self.0.big_int(column as usize)
     }
 
-    pub fn oid(&self, column: Column) -> u32 {
-        self.0.oid(column as usize).unwrap_or(0)
+    pub fn role(&self, column: Column) -> RoleId {
+        role_in(&self.0, column).unwrap_or_default()
+    }
+
+    pub fn database(&self) -> DatabaseId {
+        database_in(&self.0).unwrap_or_default()
     }
 
     pub fn bool(&self, column: Column) -> bool {
         self.0.bool(column as usize).unwrap_or(false)
     }
+}
+
+fn role_in(row: &Row, column: Column) -> Option<RoleId> {
+    row.oid(column as usize).map(RoleId::of_oid)
+}
+
+fn database_in(row: &Row) -> Option<DatabaseId> {
+    row.oid(Column::Database as usize).map(DatabaseId::of_oid)
 }
 
 /// Returns what `take` makes of the rows of these jobs, or of the jobs of these batches, as they are now. A lock on the
@@ -243,7 +255,7 @@ impl Rows<'_> {
             let now = [
                 SqlValue::Text(State::Queued.name().into()),
                 SqlValue::BigInt(batch.epoch),
-                SqlValue::BigInt(session::database().into()),
+                session::database().into(),
                 SqlValue::Bool(new.is_begun),
                 SqlValue::Timestamp(batch.queued_at),
             ];
@@ -272,9 +284,9 @@ impl Rows<'_> {
             (Column::QueuedAt, SqlValue::Timestamp(batch.queued_at)),
             (Column::Attempts, SqlValue::Int(job.attempts as i32)),
             (Column::Epoch, SqlValue::BigInt(batch.epoch)),
-            (Column::Owner, SqlValue::BigInt(batch.owner.into())),
-            (Column::Login, SqlValue::BigInt(batch.login.into())),
-            (Column::Database, SqlValue::BigInt(session::database().into())),
+            (Column::Owner, batch.owner.into()),
+            (Column::Login, batch.login.into()),
+            (Column::Database, session::database().into()),
             (Column::IsStarted, SqlValue::Bool(is_begun)),
         ];
         known.into_iter().for_each(|(column, cell)| set(column as usize, cell));
@@ -352,7 +364,7 @@ impl Rows<'_> {
     pub fn prune(
         &self,
         limit: i64,
-        owner: Option<u32>,
+        owner: Option<RoleId>,
         count: Option<i64>,
         waits: bool,
         stays: impl Fn(&JobId) -> bool,
@@ -364,7 +376,7 @@ impl Rows<'_> {
                 true => is_over(row),
                 false => row.big_int(Column::EndTimeExec as usize).is_some_and(|ended| ended < limit),
             };
-            let is_meant = is_old && owner.is_none_or(|owner| row.oid(Column::Owner as usize) == Some(owner));
+            let is_meant = is_old && owner.is_none_or(|owner| role_in(row, Column::Owner) == Some(owner));
             let stays = || row.uuid(Column::UuidChild as usize).is_none_or(|uuid| stays(&JobId::of_bytes(uuid)));
             if is_meant && !stays() && self.heap.delete(row, waits) {
                 deleted += 1;
@@ -376,9 +388,9 @@ impl Rows<'_> {
 
     /// Deletes the row of a job that has ended, if `may` lets its owner's be deleted. Returns `false` if it stays,
     /// or is not there.
-    pub fn delete(&self, uuid: &JobId, may: impl FnOnce(u32) -> bool) -> bool {
+    pub fn delete(&self, uuid: &JobId, may: impl FnOnce(RoleId) -> bool) -> bool {
         let row = self.find(uuid).filter(is_over);
-        let row = row.filter(|row| row.oid(Column::Owner as usize).is_some_and(may));
+        let row = row.filter(|row| role_in(row, Column::Owner).is_some_and(may));
         row.is_some_and(|row| self.heap.delete(&row, true))
     }
 }
@@ -393,5 +405,5 @@ fn is_open(row: &Row) -> bool {
 fn is_over(row: &Row) -> bool {
     !is_open(row)
         || row.big_int(Column::Epoch as usize) != Some(area::epoch())
-        || row.oid(Column::Database as usize) != Some(session::database())
+        || database_in(row) != Some(session::database())
 }

@@ -1,5 +1,6 @@
 //! The request of a session to a worker.
 
+use crate::ids::{DatabaseId, RoleId};
 use serde::{Deserialize, Serialize};
 
 /// Longest text of a job in bytes. It lies in shared memory until the job ends, so it is bounded.
@@ -30,12 +31,12 @@ pub fn sqlstate_text(packed: i32) -> Vec<u8> {
 /// Tells who runs the job, where, and with which settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// Database to connect to: oid.
-    pub database: u32,
-    /// Role to log in as: oid.
-    pub login: u32,
-    /// `SET ROLE` of the launcher: oid.
-    pub role: Option<u32>,
+    /// Database to connect to.
+    pub database: DatabaseId,
+    /// Role to log in as.
+    pub login: RoleId,
+    /// `SET ROLE` of the launcher.
+    pub role: Option<RoleId>,
     /// The launcher had the rights of another role than its session (SECURITY DEFINER): the job must not set a role.
     pub is_confined: bool,
     /// The jobs that ran above this one when it was launched: the keys of their locks. Empty = launched by a client.
@@ -57,8 +58,8 @@ pub struct Setting {
     pub source: i32,
     /// `GucContext` in which it was made
     pub context: i32,
-    /// Oid of the role that made it. Servers before 15 do not know.
-    pub role: u32,
+    /// Role that made it. Servers before 15 do not know.
+    pub role: RoleId,
 }
 
 #[cfg(test)]
@@ -76,9 +77,9 @@ mod tests {
     #[test]
     fn request_comes_back() {
         let request = Request {
-            database: 5,
-            login: 10,
-            role: Some(16384),
+            database: DatabaseId::of_oid(5),
+            login: RoleId::of_oid(10),
+            role: Some(RoleId::of_oid(16384)),
             is_confined: true,
             ancestors: vec![1, u64::MAX],
             settings: vec![Setting {
@@ -86,7 +87,7 @@ mod tests {
                 value: b"9MB".to_vec(),
                 source: 13,
                 context: 6,
-                role: 10,
+                role: RoleId::of_oid(10),
             }],
             configured: 1_000_000,
             libraries: Some(b"$libdir/auto_explain\0\0".to_vec()),

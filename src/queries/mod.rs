@@ -1,6 +1,7 @@
 //! SQL that the extension runs itself. Everything is named with its schema, so nothing that a user creates is taken
 //! for it.
 
+use crate::ids::{DatabaseId, RoleId};
 pub mod privileges;
 
 /// Sessions, and jobs that have not ended: a worker whose job has ended is idle, on its way out or waiting for a
@@ -10,7 +11,7 @@ const IS_CONNECTION: &str = "(backend_type OPERATOR(pg_catalog.=) 'client backen
      AND COALESCE(state, '') OPERATOR(pg_catalog.<>) 'idle'::pg_catalog.text)";
 
 /// Returns a query for the number of sessions and jobs of a role: oid.
-pub fn connections_of_role(role: u32) -> String {
+pub fn connections_of_role(role: RoleId) -> String {
     format!(
         "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity \
          WHERE usesysid OPERATOR(pg_catalog.=) {role}::pg_catalog.oid AND {IS_CONNECTION}"
@@ -18,7 +19,7 @@ pub fn connections_of_role(role: u32) -> String {
 }
 
 /// Returns a query for the number of sessions and jobs in a database: oid.
-pub fn connections_to_database(database: u32) -> String {
+pub fn connections_to_database(database: DatabaseId) -> String {
     format!(
         "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity \
          WHERE datid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid AND {IS_CONNECTION}"
@@ -26,19 +27,19 @@ pub fn connections_to_database(database: u32) -> String {
 }
 
 /// Returns a query for the number of connections that a role may have; -1 = any number.
-pub fn limit_of_role(role: u32) -> String {
+pub fn limit_of_role(role: RoleId) -> String {
     format!("SELECT rolconnlimit FROM pg_catalog.pg_roles WHERE oid OPERATOR(pg_catalog.=) {role}::pg_catalog.oid")
 }
 
 /// Returns a query for the number of connections that a database may have; -1 = any number.
-pub fn limit_of_database(database: u32) -> String {
+pub fn limit_of_database(database: DatabaseId) -> String {
     format!(
         "SELECT datconnlimit FROM pg_catalog.pg_database WHERE oid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid"
     )
 }
 
 /// Returns a query for the name of a database: oid.
-pub fn name_of_database(database: u32) -> String {
+pub fn name_of_database(database: DatabaseId) -> String {
     format!("SELECT datname FROM pg_catalog.pg_database WHERE oid OPERATOR(pg_catalog.=) {database}::pg_catalog.oid")
 }
 

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::ffi::area::{Memory, LARGE};
 use crate::ffi::dsa_ref::DsaArray;
 use crate::ffi::{process, session};
-use crate::ids::BatchId;
+use crate::ids::{BatchId, DatabaseId, RoleId};
 use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, PoolPtr, Root, State, TextRef, RELAUNCHED};
 use crate::registry::lists::{batches, batches_of, bucket, index_of, job, job_mut, jobs};
 use crate::registry::root::{get_or_create_root, root, root_mut};
@@ -34,9 +34,9 @@ pub struct NewJob<'a> {
 /// New batch.
 pub struct NewBatch<'a> {
     pub uuid: BatchId,
-    pub database: u32,
-    pub login: u32,
-    pub owner: u32,
+    pub database: DatabaseId,
+    pub login: RoleId,
+    pub owner: RoleId,
     pub owner_name: &'a [u8],
     pub client: &'a [u8],
     pub name: Option<&'a [u8]>,

@@ -3,7 +3,7 @@
 
 use crate::ffi::dsa_ref::{DsaArray, DsaPtr};
 use crate::ffi::process::ProcessRef;
-use crate::ids::BatchId;
+use crate::ids::{BatchId, DatabaseId, RoleId};
 use bytemuck::Zeroable;
 use serde::{Deserialize, Serialize};
 
@@ -161,9 +161,9 @@ pub struct ForkProbe {
 #[repr(C)]
 pub struct Pool {
     pub next: PoolPtr,
-    pub database: u32,
-    /// Role to log in as; 0 means no role: such workers write the log and run no jobs.
-    pub login: u32,
+    pub database: DatabaseId,
+    /// Role to log in as; [`RoleId::NONE`] means no role: such workers write the log and run no jobs.
+    pub login: RoleId,
     /// Ready batches: their queued jobs wait for a worker; oldest first.
     pub ready_head: BatchPtr,
     pub ready_tail: BatchPtr,
@@ -202,8 +202,8 @@ pub struct BatchRecord {
     pub created: i64,
     pub jobs: u32,
     /// The role whose rights the jobs have.
-    pub owner: u32,
-    pub database: u32,
+    pub owner: RoleId,
+    pub database: DatabaseId,
     pub max_workers: u32,
     /// Number of workers that have claimed jobs of the batch.
     pub workers: u32,

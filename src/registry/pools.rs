@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::ffi::area::Memory;
+use crate::ids::{DatabaseId, RoleId};
 use crate::registry::layout::{Pool, PoolPtr};
 use crate::registry::lists::pools;
 use crate::registry::root::{get_or_create_root, root_mut};
@@ -10,7 +11,7 @@ use crate::registry::root::{get_or_create_root, root_mut};
 ///
 /// # Errors
 /// [`Error::SharedMemory`] (53200)
-pub fn get_or_create(memory: &mut Memory, database: u32, login: u32) -> Result<PoolPtr, Error> {
+pub fn get_or_create(memory: &mut Memory, database: DatabaseId, login: RoleId) -> Result<PoolPtr, Error> {
     get_or_create_root(memory)?;
     if let Some(found) = find(memory, database, login) {
         return Ok(found);
@@ -23,7 +24,7 @@ pub fn get_or_create(memory: &mut Memory, database: u32, login: u32) -> Result<P
 }
 
 /// Returns the pool of this login role in this database, or `None` if there is none.
-pub fn find(memory: &Memory, database: u32, login: u32) -> Option<PoolPtr> {
+pub fn find(memory: &Memory, database: DatabaseId, login: RoleId) -> Option<PoolPtr> {
     pools(memory).find(|pool| {
         let pool = memory.get(*pool);
         (pool.database, pool.login) == (database, login)

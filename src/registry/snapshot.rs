@@ -2,7 +2,7 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::{alloc, session};
-use crate::ids::{AnyId, BatchId, JobId};
+use crate::ids::{AnyId, BatchId, DatabaseId, JobId, RoleId};
 use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, Reason, State, WorkerSlot, WorkerState, RELAUNCHED};
 use crate::registry::root::slots;
 use crate::registry::{lists, outcomes, stopped_by};
@@ -15,10 +15,10 @@ pub struct BatchSummary {
     /// Number that no other batch has had.
     pub number: u64,
     pub uuid: BatchId,
-    pub database: u32,
-    pub owner: u32,
+    pub database: DatabaseId,
+    pub owner: RoleId,
     /// Role that the workers log in as.
-    pub login: u32,
+    pub login: RoleId,
     /// Location of the batch's rows, or `None` if they are not written.
     pub recorded: Option<Recorded>,
 }
@@ -45,7 +45,7 @@ fn location_in(record: &BatchRecord) -> Option<Recorded> {
 #[derive(Debug, Clone)]
 pub struct JobStatus {
     /// Role whose rights the job has.
-    pub owner: u32,
+    pub owner: RoleId,
     pub state: State,
     /// The final row is written.
     pub is_logged: bool,
@@ -88,9 +88,9 @@ pub struct JobDetails {
 #[derive(Debug, Clone, Copy)]
 pub struct FoundJobs {
     pub batch: BatchPtr,
-    pub owner: u32,
+    pub owner: RoleId,
     /// Role that the workers log in as.
-    pub login: u32,
+    pub login: RoleId,
     /// Index of the job, or `None` for the whole batch.
     pub job: Option<u32>,
 }
@@ -131,7 +131,7 @@ pub fn of_batch(memory: &Memory, found: &FoundJobs) -> Vec<u32> {
     }
 }
 
-fn login(memory: &Memory, record: &BatchRecord) -> u32 {
+fn login(memory: &Memory, record: &BatchRecord) -> RoleId {
     memory.get(record.pool).login
 }
 
@@ -394,7 +394,7 @@ pub fn request(memory: &Memory, batch: BatchPtr) -> Vec<u8> {
 pub struct RunningJob {
     pub uuid: JobId,
     /// Role whose rights the job has.
-    pub owner: u32,
+    pub owner: RoleId,
     pub query: Vec<u8>,
     /// Milliseconds
     pub timeout: Option<i64>,

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::ffi::area::Memory;
 use crate::ffi::process;
 use crate::guc;
+use crate::ids::{DatabaseId, RoleId};
 use crate::registry::layout::{PoolPtr, Root, WorkerSlot, WorkerState, MAX_PRESTARTED};
 use crate::registry::root::{get_or_create_root, slots};
 use crate::registry::unregistered;
@@ -67,7 +68,7 @@ pub fn is_needed(memory: &Memory, index: usize) -> bool {
 }
 
 /// Counts the workers that a call could have at once for this pool.
-fn available_workers(memory: &mut Memory, database: u32, login: u32) -> usize {
+fn available_workers(memory: &mut Memory, database: DatabaseId, login: RoleId) -> usize {
     let free = guc::cap().saturating_sub(worker_count(memory));
     let idle =
         slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle && !slot.pool.is_null()).filter(|slot| {
@@ -81,7 +82,7 @@ fn available_workers(memory: &mut Memory, database: u32, login: u32) -> usize {
 /// through the workers, which are few: there may be very many pools.
 #[derive(Default)]
 struct Shares {
-    of_role: HashMap<u32, u32>,
+    of_role: HashMap<RoleId, u32>,
     coming: HashMap<PoolPtr, u32>,
 }
 
@@ -97,7 +98,7 @@ impl Shares {
         shares
     }
 
-    fn of_role(&self, login: u32) -> u32 {
+    fn of_role(&self, login: RoleId) -> u32 {
         self.of_role.get(&login).copied().unwrap_or(0)
     }
 }
@@ -110,7 +111,7 @@ pub fn most_underserved_pool(memory: &mut Memory, now: i64, except: PoolPtr) -> 
     let mut best = None;
     for pool in pools {
         let record = *memory.get(pool);
-        if record.login == 0 || !record.has_queue() || record.limit != 0 && record.workers >= record.limit {
+        if record.login == RoleId::NONE || !record.has_queue() || record.limit != 0 && record.workers >= record.limit {
             continue;
         }
         let rank = (shares.of_role(record.login), record.workers, record.turn);
@@ -216,11 +217,11 @@ pub fn plan_starts(memory: &mut Memory) -> Vec<SlotReservation> {
 const LONG_JOB: i64 = 1_000_000;
 
 /// Returns a database with final rows to write and no worker that will write them soon, or `None`.
-fn database_without_log_writer(memory: &Memory, now: i64) -> Option<u32> {
+fn database_without_log_writer(memory: &Memory, now: i64) -> Option<DatabaseId> {
     let looks_soon = |slot: &WorkerSlot| {
         looks_for_work(slot) || job_order::busy_since(memory, slot).is_some_and(|started| started + LONG_JOB > now)
     };
-    let is_covered = |database: u32| {
+    let is_covered = |database: DatabaseId| {
         let here = |slot: &&WorkerSlot| !slot.pool.is_null() && memory.get(slot.pool).database == database;
         slots(memory).iter().filter(here).any(looks_soon)
     };
@@ -232,21 +233,21 @@ fn database_without_log_writer(memory: &Memory, now: i64) -> Option<u32> {
 /// Returns the pool of a worker that writes final rows in such a database, or `None` if there is no such database.
 fn pool_without_log_writer(memory: &mut Memory, now: i64) -> Option<PoolPtr> {
     let database = database_without_log_writer(memory, now)?;
-    pools::get_or_create(memory, database, 0).ok()
+    pools::get_or_create(memory, database, RoleId::NONE).ok()
 }
 
 /// Returns the pool of a worker that waits until its work is due, or `None` if there is no such work.
 fn pool_with_delayed_work(memory: &mut Memory) -> Option<PoolPtr> {
     let with_queue = lists::pools(memory).find(|pool| {
         let record = memory.get(*pool);
-        record.login != 0 && record.has_queue()
+        record.login != RoleId::NONE && record.has_queue()
     });
     if with_queue.is_some() {
         return with_queue;
     }
     let unlogged = job_order::unlogged(memory).map(|batch| memory.get(batch));
     let database = unlogged.min_by_key(|record| record.retry_log_at)?.database;
-    pools::get_or_create(memory, database, 0).ok()
+    pools::get_or_create(memory, database, RoleId::NONE).ok()
 }
 
 /// Chooses the pool of a worker that starts in this slot, or after it: a pool other than `except` if one needs a
@@ -293,7 +294,12 @@ pub fn free_a_process_for(memory: &mut Memory, pool: PoolPtr) -> bool {
 ///
 /// # Errors
 /// [`Error::TooFewWorkers`] (53000)
-pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> Result<Vec<SlotReservation>, Error> {
+pub fn reserve(
+    memory: &mut Memory,
+    database: DatabaseId,
+    login: RoleId,
+    wanted: usize,
+) -> Result<Vec<SlotReservation>, Error> {
     let mut free = available_workers(memory, database, login);
     while free < wanted && prestart::evict_prestarted(memory) {
         free += 1;
@@ -308,7 +314,7 @@ pub fn reserve(memory: &mut Memory, database: u32, login: u32, wanted: usize) ->
 
 /// Returns whether [`reserve`] could have these slots soon, when the workers have settled that are between two jobs or
 /// exiting. Asks an idle worker of another pool to exit.
-pub fn is_settling(memory: &mut Memory, database: u32, login: u32, wanted: usize) -> bool {
+pub fn is_settling(memory: &mut Memory, database: DatabaseId, login: RoleId, wanted: usize) -> bool {
     let now = process::now();
     let pools: Vec<PoolPtr> = lists::pools(memory).collect();
     // Queued jobs have priority.

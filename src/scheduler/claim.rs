@@ -5,7 +5,7 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::process;
-use crate::ids::{BatchId, JobId};
+use crate::ids::{BatchId, JobId, RoleId};
 use crate::registry::layout::{BatchPtr, BatchRecord, PoolPtr, State, WorkerState};
 use crate::registry::root::{slot_mut, slots};
 use crate::registry::{batches, lists, ready_lists, watchers, Recorded};
@@ -94,7 +94,7 @@ fn next_task(memory: &mut Memory, worker: ClaimingWorker, now: i64) -> Task {
     if decision == CapDecision::Pause {
         return Task::Pause;
     }
-    if pool.login == 0 {
+    if pool.login == RoleId::NONE {
         return match next_log_write(memory, pool.database) {
             None => Task::Leave,
             Some(_) if capacity::is_wanted_elsewhere(memory, own.pool, now) => Task::HandOver,

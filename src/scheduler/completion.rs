@@ -2,7 +2,7 @@
 
 use crate::ffi::area::Memory;
 use crate::ffi::process;
-use crate::ids::{BatchId, JobId};
+use crate::ids::{BatchId, DatabaseId, JobId};
 use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, PoolPtr, Reason, State, WorkerSlot, WorkerState};
 use crate::registry::outcomes::StoredOutcome;
 use crate::registry::root::{slot_mut, slots};
@@ -208,7 +208,7 @@ fn mark_logged(memory: &mut Memory, batch: BatchPtr, indexes: &[u32]) {
 
 /// Postpones the final rows of this database, for which no worker can log in: they are not tried again for a while, in
 /// which those of other databases are written.
-pub fn postpone_log(memory: &mut Memory, database: u32) {
+pub fn postpone_log(memory: &mut Memory, database: DatabaseId) {
     let retry_at = process::now() + REFUSED_RETRY;
     let unlogged: Vec<BatchPtr> = job_order::unlogged(memory).collect();
     for batch in unlogged {
@@ -304,7 +304,7 @@ pub fn abandon_work(memory: &mut Memory, index: usize, state: State, outcome: &[
 /// Removes the batches of a database that has no log any more, because the extension or the database itself was
 /// dropped. Called by the worker in slot `index`, which writes none of them now. Batches that another worker writes are
 /// removed when it is done, and batches that are still being launched are removed by the worker that runs them.
-pub fn forget_database(memory: &mut Memory, database: u32, index: usize) {
+pub fn forget_database(memory: &mut Memory, database: DatabaseId, index: usize) {
     let is_affected = |record: &BatchRecord| record.database == database && record.is_open != 0;
     let batches: Vec<BatchPtr> = lists::batches(memory).filter(|batch| is_affected(memory.get(*batch))).collect();
     for batch in batches {

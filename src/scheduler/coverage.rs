@@ -4,7 +4,7 @@ use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
 use crate::guc;
-use crate::ids::BatchId;
+use crate::ids::{BatchId, RoleId};
 use crate::registry::layout::{BatchPtr, PoolPtr, WorkerSlot, WorkerState};
 use crate::registry::root::slots;
 use crate::registry::unregistered;
@@ -110,5 +110,5 @@ pub fn awaits_start(memory: &mut Memory, pool: PoolPtr, now: i64) -> bool {
     let there: Vec<&WorkerSlot> = slots(memory).iter().filter(|slot| has_started(slot)).collect();
     let is_requested = || slots(memory).iter().any(|slot| is_its_own(slot) && is_start_pending(slot));
     let awaits = there.is_empty() || !there.iter().any(|slot| is_its_own(slot)) && is_requested();
-    awaits && memory.get(pool).login != 0 && runnable_jobs(memory, pool, now, 1) > 0
+    awaits && memory.get(pool).login != RoleId::NONE && runnable_jobs(memory, pool, now, 1) > 0
 }

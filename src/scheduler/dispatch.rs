@@ -5,6 +5,7 @@ use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
 use crate::guc;
+use crate::ids::{DatabaseId, RoleId};
 use crate::registry::layout::{BatchPtr, WorkerSlot, WorkerState};
 use crate::registry::pools;
 use crate::registry::root::{get_or_create_root, slot_mut, slots};
@@ -16,8 +17,8 @@ pub type SlotId = (usize, u64);
 
 /// Process that joins its pool after its first job.
 pub struct NewWorker {
-    pub database: u32,
-    pub login: u32,
+    pub database: DatabaseId,
+    pub login: RoleId,
     pub version: u64,
     pub pid: i32,
     pub worker: WorkerHandle,
@@ -25,7 +26,7 @@ pub struct NewWorker {
     pub segment: u32,
 }
 
-fn is_assignable(memory: &Memory, slot: &WorkerSlot, database: u32, login: u32, version: u64) -> bool {
+fn is_assignable(memory: &Memory, slot: &WorkerSlot, database: DatabaseId, login: RoleId, version: u64) -> bool {
     // 0 means that the role cannot log in, or that the worker takes no attached jobs.
     !slot.pool.is_null()
         && version != 0
@@ -38,7 +39,7 @@ fn is_assignable(memory: &Memory, slot: &WorkerSlot, database: u32, login: u32, 
 }
 
 /// Returns whether there is an idle worker to which [`assign_job`] would assign a job.
-pub fn has_idle_worker(memory: &Memory, (database, login, version): (u32, u32, u64)) -> bool {
+pub fn has_idle_worker(memory: &Memory, (database, login, version): (DatabaseId, RoleId, u64)) -> bool {
     slots(memory)
         .iter()
         .any(|slot| slot.state() == WorkerState::Idle && is_assignable(memory, slot, database, login, version))
@@ -49,7 +50,7 @@ pub fn has_idle_worker(memory: &Memory, (database, login, version): (u32, u32, u
 /// `None` if there is no such worker.
 pub fn assign_job(
     memory: &mut Memory,
-    (database, login, version): (u32, u32, u64),
+    (database, login, version): (DatabaseId, RoleId, u64),
     segment: u32,
     preferred: Option<SlotId>,
 ) -> Option<(SlotId, i32)> {

@@ -1,6 +1,7 @@
 //! Order of jobs: the next job of a batch, how many jobs could start now, and which final rows are to be written.
 
 use crate::ffi::area::Memory;
+use crate::ids::DatabaseId;
 use crate::registry::layout::{BatchPtr, BatchRecord, PoolPtr, Root, State, WorkerSlot, WorkerState};
 use crate::registry::root::slots;
 use crate::registry::{lists, ready_lists};
@@ -196,7 +197,7 @@ pub fn is_awaited(memory: &Memory) -> bool {
 }
 
 /// Returns a batch of this database with final rows to write now, or `None` if there is none.
-pub fn batch_to_log(memory: &Memory, database: u32, now: i64) -> Option<BatchPtr> {
+pub fn batch_to_log(memory: &Memory, database: DatabaseId, now: i64) -> Option<BatchPtr> {
     unlogged(memory).find(|batch| {
         let record = memory.get(*batch);
         record.database == database && record.log_writer == 0 && record.retry_log_at <= now
@@ -204,7 +205,7 @@ pub fn batch_to_log(memory: &Memory, database: u32, now: i64) -> Option<BatchPtr
 }
 
 /// Returns the time at which the next final rows of this database are to be tried, or `None` if there are none.
-pub fn next_log_write(memory: &Memory, database: u32) -> Option<i64> {
+pub fn next_log_write(memory: &Memory, database: DatabaseId) -> Option<i64> {
     let batches = unlogged(memory).map(|batch| memory.get(batch));
     batches.filter(|record| record.database == database).map(|record| record.retry_log_at).min()
 }

@@ -3,6 +3,7 @@
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
+use crate::ids::DatabaseId;
 use crate::registry::layout::{PoolPtr, Root, WorkerSlot, WorkerState};
 use crate::registry::root::{slot_mut, slots};
 use crate::scheduler::job_order;
@@ -152,7 +153,7 @@ pub fn evict(memory: &mut Memory, index: usize) -> bool {
 }
 
 /// Wakes an idle worker of a database, to write rows.
-pub fn wake_log_writers(memory: &Memory, database: u32) {
+pub fn wake_log_writers(memory: &Memory, database: DatabaseId) {
     let idle = slots(memory).iter().find(|slot| {
         slot.state() == WorkerState::Idle && !slot.pool.is_null() && memory.get(slot.pool).database == database
     });

@@ -4,6 +4,7 @@ use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
 use crate::guc;
+use crate::ids::{DatabaseId, RoleId};
 use crate::registry::layout::{BatchPtr, Pool, PoolPtr, State, WorkerSlot, WorkerState, MESSAGE_BYTES};
 use crate::registry::root::{slot_mut, slots};
 use crate::registry::{batches, lists, pools, watchers};
@@ -18,8 +19,8 @@ use crate::scheduler::{capacity, completion, job_order};
 /// Instruction to a new worker.
 #[derive(Debug, Clone, Copy)]
 pub enum Arrival {
-    /// Log in to this database with this role; role 0 means no role.
-    LogIn { database: u32, login: u32 },
+    /// Log in to this database with this role, or with [`RoleId::NONE`].
+    LogIn { database: DatabaseId, login: RoleId },
     /// The process before it is not gone yet: ask again.
     NotYet,
     /// The work is not due yet: ask again after a while.
@@ -131,7 +132,8 @@ pub fn worker_started(memory: &mut Memory, index: usize, serial: u64, pid: i32) 
 /// Returns whether a worker of this pool would start only to write final rows that cannot be written yet.
 fn is_log_write_early(memory: &Memory, pool: PoolPtr) -> bool {
     let pool = memory.get(pool);
-    pool.login == 0 && job_order::next_log_write(memory, pool.database).is_some_and(|due| due > process::now())
+    pool.login == RoleId::NONE
+        && job_order::next_log_write(memory, pool.database).is_some_and(|due| due > process::now())
 }
 
 /// Makes the worker idle. Returns `false` if there is work for it again, or if it must exit because enough workers are
@@ -339,7 +341,7 @@ fn detach_from_pool(memory: &mut Memory, index: usize, pool: PoolPtr, outcome: &
         // refused as well: the next worker checks again.
         Some(Refusal::TooMany { is_alone }) if others > 0 || !is_alone => {}
         Some(Refusal::NoDatabase) => completion::forget_database(memory, database, index),
-        Some(_) if login == 0 => completion::postpone_log(memory, database),
+        Some(_) if login == RoleId::NONE => completion::postpone_log(memory, database),
         Some(_) => completion::fail_queued(memory, pool, outcome),
     }
     leave_pool(memory, index);

@@ -9,6 +9,7 @@ use crate::channel::{attached_jobs, Channel};
 use crate::error::Error;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::{area, latch, login, report, role, session, shm_mq};
+use crate::ids::{DatabaseId, RoleId};
 use crate::protocol::{to_bytes, Request, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
 use crate::session::launch_request::request;
 use crate::session::{prestart, start_worker};
@@ -77,7 +78,7 @@ fn free_result_memory(queue_bytes: usize) -> Result<(), Error> {
 }
 
 /// Login: the database, the role, and the version of what the login depends on.
-type LoginKey = (u32, u32, u64);
+type LoginKey = (DatabaseId, RoleId, u64);
 
 /// Job that is being launched.
 struct Launch<'a> {

@@ -2,7 +2,7 @@
 
 use crate::error::{DbText, Error};
 use crate::ffi::{role, spi, transaction};
-use crate::ids::{AnyId, JobId};
+use crate::ids::{AnyId, JobId, RoleId};
 use crate::log::LoggedJob;
 use crate::registry::{NewJob, State};
 use crate::session::access::{no_such_job, reaches_superusers};
@@ -84,7 +84,7 @@ pub fn retry(id: AnyId) -> Result<Vec<JobId>, Error> {
 pub fn prune(older_than: i64) -> i64 {
     let current = role::current();
     let owner = spi::select(queries::EXTENSION_OWNER).concat();
-    let owner: Option<u32> = std::str::from_utf8(&owner).ok().and_then(|owner| owner.parse().ok());
+    let owner: Option<RoleId> = std::str::from_utf8(&owner).ok().and_then(|owner| owner.parse().ok());
     let is_all = owner.is_some_and(|owner| role::has_rights_of(current, owner));
     log::prune(older_than, (!is_all).then_some(current))
 }

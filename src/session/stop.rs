@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::ffi::{area, role, session, transaction};
-use crate::ids::{AnyId, JobId};
+use crate::ids::{AnyId, JobId, RoleId};
 use crate::registry::{FoundJobs, LiveState, State};
 use crate::scheduler::start;
 use crate::session::access::{no_such_job, reaches_superusers};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// Returns whether the caller may stop jobs of this owner, in a worker that has logged in as `login` (signalfuncs.c,
 /// `pg_signal_backend`).
-fn may_stop(owner: u32, login: u32) -> bool {
+fn may_stop(owner: RoleId, login: RoleId) -> bool {
     let current = role::current();
     (role::has_rights_of(current, owner) || role::signals_backends(current)) && reaches_superusers(owner, login)
 }

@@ -4,7 +4,7 @@ use crate::error::{DbText, Error};
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::random;
 use crate::ffi::{alloc, area, latch, report, role, session, spi, transaction};
-use crate::ids::BatchId;
+use crate::ids::{BatchId, DatabaseId, RoleId};
 use crate::log::spool::{self, Spooled};
 use crate::log::{AcceptedBatch, AcceptedJob};
 use crate::protocol::{to_bytes, Request};
@@ -87,9 +87,9 @@ pub fn launch_batch(spec: &BatchSpec, may_wait: bool) -> Result<BatchId, Error> 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     /// Role whose rights the jobs have.
-    pub owner: u32,
+    pub owner: RoleId,
     /// Role that launched the jobs, perhaps after SET ROLE.
-    pub login: u32,
+    pub login: RoleId,
 }
 
 /// Accepts a batch: checks it, adds it to the registry, spools it, and waits until its rows are inserted or a worker
@@ -150,7 +150,7 @@ pub fn submit(
 ///
 /// # Errors
 /// [`Error::InRecovery`] (25006); those of a caller that must not launch (42501, 54000).
-fn request_as(run_as: Option<Identity>, spec: &BatchSpec) -> Result<(Request, u32), Error> {
+fn request_as(run_as: Option<Identity>, spec: &BatchSpec) -> Result<(Request, RoleId), Error> {
     if transaction::in_recovery() {
         return Err(Error::InRecovery);
     }
@@ -229,7 +229,7 @@ fn is_visible() -> bool {
 ///
 /// # Errors
 /// [`Error::TooFewWorkers`] (53000): other sessions were faster, or the server has no processes for them.
-fn start(mut starts: Vec<SlotReservation>, database: u32, login: u32, jobs: usize) -> Result<(), Error> {
+fn start(mut starts: Vec<SlotReservation>, database: DatabaseId, login: RoleId, jobs: usize) -> Result<(), Error> {
     // Workers that were idle then may have something to do by now.
     let others = jobs - starts.len();
     let more = area::write(|memory| scheduler::reserve(memory, database, login, others));
@@ -278,7 +278,7 @@ fn await_insert((batch, uuid): (BatchPtr, &BatchId), may_wait: bool) -> Result<(
 }
 
 /// Reserves workers for jobs that must not wait, or none.
-fn reserve_workers(database: u32, login: u32, jobs: usize) -> Result<Vec<SlotReservation>, Error> {
+fn reserve_workers(database: DatabaseId, login: RoleId, jobs: usize) -> Result<Vec<SlotReservation>, Error> {
     let deadline = Instant::now() + SETTLING;
     loop {
         let reserved = area::write(|memory| scheduler::reserve(memory, database, login, jobs));

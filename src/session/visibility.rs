@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::ffi::datum::SqlValue;
 use crate::ffi::set_returning::TypedRows;
 use crate::ffi::{area, process, report, role, session, transaction};
-use crate::ids::{AnyId, BatchId, JobId};
+use crate::ids::{AnyId, BatchId, JobId, RoleId};
 use crate::log::outcome_file::CrashTrace;
 use crate::log::spool::Spooled;
 use crate::log::{outcome_file, End, RowState};
@@ -15,14 +15,14 @@ use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
 /// Returns whether the caller may see jobs of this owner.
-pub fn rights_on(owner: u32) -> bool {
+pub fn rights_on(owner: RoleId) -> bool {
     let current = role::current();
     role::has_rights_of(current, owner) || role::reads_all_stats(current)
 }
 
 /// Returns the part of a job's outcome that the caller may see. A role that only reads statistics sees neither the rows
 /// nor what an error says about them.
-pub fn visible(owner: u32, state: State, outcome: Outcome) -> Outcome {
+pub fn visible(owner: RoleId, state: State, outcome: Outcome) -> Outcome {
     if role::has_rights_of(role::current(), owner) {
         return outcome;
     }
@@ -60,7 +60,7 @@ pub fn is_recorded(batch: &BatchSummary) -> bool {
 /// Returns the numbers of the batches in the registry that the caller may see and that `among` accepts.
 fn batches(id: Option<BatchId>, filter: BatchFilter) -> HashSet<u64> {
     // Catalogs and snapshots are read before the registry's lock is taken.
-    let mut rights: HashMap<u32, bool> = HashMap::new();
+    let mut rights: HashMap<RoleId, bool> = HashMap::new();
     let mut is_wanted = |batch: &BatchSummary| {
         let passes = match filter {
             BatchFilter::All => true,
@@ -133,7 +133,7 @@ impl RegistryView {
 
 /// Returns the states of a job, or of the jobs of a batch, as far as they are in the registry and `may` accepts their
 /// owner.
-pub fn live_states(id: AnyId, may: impl Fn(u32) -> bool) -> Vec<LiveState> {
+pub fn live_states(id: AnyId, may: impl Fn(RoleId) -> bool) -> Vec<LiveState> {
     let found = area::read(|memory| registry::find(memory, id));
     let allowed: Vec<FoundJobs> = found.into_iter().filter(|found| may(found.owner)).collect();
     if allowed.is_empty() {
@@ -244,7 +244,7 @@ pub fn end_of(uuid: &JobId) -> Option<End> {
     }
 }
 
-fn seen(owner: u32, end: End) -> End {
+fn seen(owner: RoleId, end: End) -> End {
     End { outcome: visible(owner, end.state, end.outcome), ..end }
 }
 

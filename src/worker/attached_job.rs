@@ -6,6 +6,7 @@ use crate::ffi::dsm::Handle;
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::report::Captured;
 use crate::ffi::{alloc, area, discard_all, interrupt, remote_dest, report, statement, transaction};
+use crate::ids::{DatabaseId, RoleId};
 use crate::protocol::{decode, Done, Report};
 use crate::registry::unregistered;
 use crate::worker::connection_limit::check_connection_limits;
@@ -102,7 +103,7 @@ pub fn read_request(channel: Channel) -> Result<(), Error> {
 }
 
 /// Returns the database and the login role of the last request.
-pub fn requested_login() -> (u32, u32) {
+pub fn requested_login() -> (DatabaseId, RoleId) {
     let (_, request) = &*state().request.borrow();
     (request.database, request.login)
 }

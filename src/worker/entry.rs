@@ -3,6 +3,7 @@
 use crate::channel::{Channel, Gate};
 use crate::ffi::dsm::Handle;
 use crate::ffi::{area, bgworker, exit_hooks, guc, latch, report, session};
+use crate::ids::{DatabaseId, RoleId};
 use crate::protocol::Report;
 use crate::registry::unregistered;
 use crate::scheduler;
@@ -52,7 +53,7 @@ pub fn pool_main() {
 
 /// Waits until the slot is this worker's. Returns the database and the login role of its pool; `None` if it is not
 /// needed any more.
-fn await_turn(index: usize, serial: u64) -> Option<(u32, u32)> {
+fn await_turn(index: usize, serial: u64) -> Option<(DatabaseId, RoleId)> {
     let began = Instant::now();
     loop {
         match area::write(|memory| scheduler::worker_started(memory, index, serial, session::pid())) {
@@ -145,7 +146,7 @@ fn await_launch(channel: Channel) -> bool {
 
 /// Takes a slot in the registry, if a process that has run a job of its own may stay and is wanted; also when nobody
 /// wants the result any more. Then runs further jobs.
-fn join_pool(database: u32, login: u32) {
+fn join_pool(database: DatabaseId, login: RoleId) {
     let Some(worker) = state().worker.get().filter(|_| attached_job::may_stay()) else { return };
     let channel = state().channel.get();
     let segment = channel.map_or(Handle::NONE, |channel| channel.handle()).to_number();

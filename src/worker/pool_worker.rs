@@ -4,6 +4,7 @@ use crate::channel::attached_jobs;
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::latch::SpinThenWait;
 use crate::ffi::{area, discard_all, latch, lock, login, remote_dest, statement};
+use crate::ids::{DatabaseId, RoleId};
 use crate::log;
 use crate::protocol::{Report, Request};
 use crate::scheduler;
@@ -24,15 +25,15 @@ pub const IDLE_CHECK: Duration = Duration::from_millis(500);
 const REFUSAL_CHECK: Duration = Duration::from_millis(1);
 /// Time that the last worker of a role waits for those to go that are too many.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
-/// Key of the lock under which orphans become rows, with the database in the lower half.
-const IMPORT_LOCK: u64 = 0x666f_6c64_0000_0000;
+/// Number of the lock of a database under which its orphans become rows.
+const IMPORT_LOCK: u32 = 0x666f_6c64;
 
 /// A worker that runs one job after the other.
 pub struct PoolWorker {
     /// Index of its slot.
     pub index: usize,
-    pub database: u32,
-    pub login: u32,
+    pub database: DatabaseId,
+    pub login: RoleId,
     /// State of what the login depended on; `None` if this worker has not looked at the queue yet.
     pub fingerprint: Option<(u64, Vec<u8>)>,
     /// Number of the last batch, and the request of its launcher.
@@ -67,7 +68,7 @@ pub struct PoolWorker {
 }
 
 impl PoolWorker {
-    pub fn new(index: usize, database: u32, login: u32) -> Self {
+    pub fn new(index: usize, database: DatabaseId, login: RoleId) -> Self {
         PoolWorker {
             index,
             database,
@@ -100,7 +101,7 @@ impl PoolWorker {
             if is_there {
                 self.fingerprint = Some(log::fingerprint(self.database, self.login));
             }
-            if is_there && self.login != 0 {
+            if is_there && self.login != RoleId::NONE {
                 let version = login::version(self.database, self.login);
                 area::write(|memory| scheduler::accept_attached_jobs(memory, self.index, version));
             }
@@ -215,7 +216,7 @@ impl PoolWorker {
         attached_jobs::clear();
         let is_reset = reset_session();
         statement::forget();
-        self.is_clean = is_reset && (self.login == 0 || discard_all::is_login(self.login));
+        self.is_clean = is_reset && (self.login == RoleId::NONE || discard_all::is_login(self.login));
         exit_if(!self.is_clean)
     }
 
@@ -235,7 +236,7 @@ impl PoolWorker {
 
     /// Makes rows of orphans, which a dead server has left; what cannot be written now is tried again.
     pub fn import_orphans(&mut self) {
-        let imported = lock::while_alone(IMPORT_LOCK | u64::from(self.database), || {
+        let imported = lock::while_alone(IMPORT_LOCK, self.database, || {
             log::in_own_transaction(true, || log::import_orphans(self.database)).map(|imported| {
                 imported.remove();
                 imported.is_all

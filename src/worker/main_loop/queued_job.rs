@@ -4,6 +4,7 @@ use crate::channel::nesting;
 use crate::error::Error;
 use crate::ffi::report::Captured;
 use crate::ffi::{alloc, area, discard_all, process, remote_dest, report, session, statement, transaction};
+use crate::ids::DatabaseId;
 use crate::log::attempt_file::Attempt;
 use crate::log::{attempt_file, outcome_file, End, FinalRow};
 use crate::protocol::{decode, sqlstate, to_bytes, Done, Outcome, Report, Request};
@@ -119,7 +120,7 @@ impl AttemptLog {
     }
 
     /// Sees to it that there is a file with the end if there is no row, and none if there is.
-    fn settle(&self, database: u32, row: &FinalRow, is_written: bool) {
+    fn settle(&self, database: DatabaseId, row: &FinalRow, is_written: bool) {
         match (is_written, self.file) {
             (true, OutcomeFileState::Absent) | (false, OutcomeFileState::HasEnd) => {}
             (true, _) => outcome_file::remove(area::epoch(), database, &row.uuid),
