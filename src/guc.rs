@@ -4,6 +4,7 @@ use crate::error::{DbText, Error};
 use crate::ffi::guc::{define_int, own_settings_given, reserve_prefix, IntDefinition, IntSetting, Scope, Unit};
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{dsm, guc};
+use std::time::Duration;
 
 /// Workers of the extension in the whole server; -1 = as many as `max_worker_processes` and `reserved_workers` leave.
 static MAX_WORKERS: IntSetting = IntSetting::new(-1);
@@ -171,12 +172,12 @@ pub fn max_result_memory() -> usize {
     usize::try_from(MAX_RESULT_MEMORY.get()).unwrap_or(0).saturating_mul(1024)
 }
 
-/// Microseconds
-pub fn worker_idle_timeout() -> i64 {
-    i64::from(WORKER_IDLE_TIMEOUT.get()) * 1000
+/// Returns how long a worker stays that has nothing to do.
+pub fn worker_idle_timeout() -> Duration {
+    Duration::from_millis(u64::try_from(WORKER_IDLE_TIMEOUT.get()).unwrap_or(0))
 }
 
-/// Returns the seconds that rows are kept, or `None` if for ever.
-pub fn log_retention() -> Option<i64> {
-    Some(i64::from(LOG_RETENTION.get())).filter(|seconds| *seconds >= 0)
+/// Returns how long rows are kept, or `None` if for ever.
+pub fn log_retention() -> Option<Duration> {
+    u64::try_from(LOG_RETENTION.get()).ok().map(Duration::from_secs)
 }

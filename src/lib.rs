@@ -6,7 +6,8 @@
 //!
 //! Layers, each importing only from those below: `api`; `session` and `worker` (two processes, which never import each
 //! other); `channel` and `log`; `scheduler`; `registry`; `spec`; `sql_split`; `ffi`; `compat`. Beside them are
-//! `protocol`, plain data, `ids`, the identifiers in it, `queries`, the text of the extension's own SQL, and `error`.
+//! `protocol`, plain data, with `ids` and `time`, types in it, `queries`, the text of the extension's own SQL, and
+//! `error`.
 
 #[cfg(not(feature = "__ge18"))]
 extern crate pgrx_013 as pgrx;
@@ -32,6 +33,7 @@ mod scheduler;
 mod session;
 mod spec;
 mod sql_split;
+mod time;
 mod worker;
 
 use pgrx::prelude::*;

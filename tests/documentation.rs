@@ -206,7 +206,7 @@ fn constants(source: &str) -> Vec<Constant> {
 }
 
 /// Returns a duration of the source in microseconds.
-fn duration(value: &str) -> Option<u64> {
+fn duration(value: &str, source: &str) -> Option<u64> {
     let (unit, number) = value.strip_prefix("Duration::from_")?.strip_suffix(')')?.split_once('(')?;
     let factor = match unit {
         "micros" => 1,
@@ -214,7 +214,7 @@ fn duration(value: &str) -> Option<u64> {
         "secs" => 1_000_000,
         _ => return None,
     };
-    Some(number.replace('_', "").parse::<u64>().ok()? * factor)
+    evaluate(number, source)?.checked_mul(factor)
 }
 
 /// Returns a value of the page: its number, and the same in bytes or microseconds if it has a unit.
@@ -265,9 +265,9 @@ fn the_page_of_constants_has_their_values() {
             wrong.push(format!("{file} has no {name}"));
             continue;
         };
-        let is_same = match (page_value(value), duration(&constant.value)) {
+        let is_same = match (page_value(value), duration(&constant.value, &source)) {
             (Some((_, told)), Some(real)) => told == real,
-            // Plain numbers: seconds where the server counts in them, else bytes, microseconds or a count.
+            // Plain numbers: seconds where the server counts in them, else bytes or a count.
             (Some((number, told)), None) => {
                 let real = evaluate(&constant.value, &source);
                 real == Some(told) || value.ends_with(" s") && constant.kind == "i32" && real == Some(number)

@@ -1,5 +1,5 @@
-//! Runs the unit tests of `src/protocol`, `src/sql_split` and `src/ids.rs`, which need no server, and checks properties
-//! of messages.
+//! Runs the unit tests of `src/protocol`, `src/sql_split`, `src/ids.rs` and `src/time.rs`, which need no server, and
+//! checks properties of messages.
 
 #[path = "../src/ids.rs"]
 #[allow(dead_code, reason = "only its tests run here, and `protocol` needs a part of it")]
@@ -10,6 +10,9 @@ mod protocol;
 #[path = "../src/sql_split/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "only its tests run here")]
 mod sql_split;
+#[path = "../src/time.rs"]
+#[allow(dead_code, reason = "only its tests run here, and `protocol` needs a part of it")]
+mod time;
 
 use proptest::prelude::*;
 use protocol::{

@@ -20,7 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["compat"],
     &["error"],
     &["protocol", "sql_split"],
-    &["ids"],
+    &["ids", "time"],
 ];
 
 /// Lines that a function may have.

@@ -139,7 +139,7 @@ fn prune(call: &Call) -> Result<Value, Error> {
     match call.interval(0) {
         None => Err(Error::NullArgument("age")),
         Some(..0) => Err(Error::NegativeAge),
-        Some(age) => Ok(Value::BigInt(session::prune(age))),
+        Some(age) => Ok(Value::BigInt(session::prune(duration(age)))),
     }
 }
 

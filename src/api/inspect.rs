@@ -84,8 +84,8 @@ fn live_cells(job: &JobDetails, is_recorded: bool, end: &End) -> Vec<SqlValue> {
         job.name.clone().into(),
         SqlValue::Text(job.query.clone()),
         SqlValue::Timestamp(job.queued_at),
-        SqlValue::timestamp(end.started),
-        SqlValue::timestamp(end.ended),
+        end.started.into(),
+        end.ended.into(),
         SqlValue::Int(end.attempts as i32),
         end.pid.into(),
     ];
@@ -185,7 +185,7 @@ fn lost_in(attempt: &Attempt) -> Vec<SqlValue> {
     let start = if attempt.pid.is_some() { Start::Certain } else { Start::Perhaps };
     let mut row = lost(went_down(start));
     row[1] = attempt.pid.into();
-    row[2] = SqlValue::timestamp(attempt.started);
+    row[2] = attempt.started.into();
     row[4] = attempt.attempts.map(|attempts| attempts as i32).into();
     row
 }
@@ -204,8 +204,8 @@ fn from_moment(job: &JobStatus) -> Vec<SqlValue> {
     let first = [
         SqlValue::Text(job.state.name().into()),
         job.pid.into(),
-        SqlValue::timestamp(job.started),
-        SqlValue::timestamp(job.ended),
+        job.started.into(),
+        job.ended.into(),
         SqlValue::Int(job.attempts as i32),
     ];
     let outcome = session::visible(job.owner, job.state, log::outcome_of(job));

@@ -2,6 +2,7 @@
 
 use crate::ffi::{alloc, interval};
 use crate::ids::{DatabaseId, RoleId};
+use crate::time::Timestamp;
 use pgrx::pg_sys;
 
 /// Types of columns.
@@ -22,17 +23,10 @@ pub enum SqlValue {
     /// In the database's encoding.
     Text(Vec<u8>),
     Uuid([u8; 16]),
-    /// `timestamptz`: microseconds since 2000-01-01 00:00 UTC, as the server counts them.
-    Timestamp(i64),
+    /// `timestamptz`
+    Timestamp(Timestamp),
     /// Microseconds.
     Interval(i64),
-}
-
-impl SqlValue {
-    /// Makes a value of a time that may not be known.
-    pub fn timestamp(at: Option<i64>) -> Self {
-        at.map_or(SqlValue::Null, SqlValue::Timestamp)
-    }
 }
 
 impl<T: Into<SqlValue>> From<Option<T>> for SqlValue {
@@ -79,6 +73,12 @@ impl From<DatabaseId> for SqlValue {
     }
 }
 
+impl From<Timestamp> for SqlValue {
+    fn from(value: Timestamp) -> Self {
+        SqlValue::Timestamp(value)
+    }
+}
+
 impl From<[u8; 16]> for SqlValue {
     fn from(value: [u8; 16]) -> Self {
         SqlValue::Uuid(value)
@@ -106,7 +106,8 @@ impl SqlValue {
             SqlValue::Null => pg_sys::Datum::from(0_usize),
             SqlValue::Bool(value) => pg_sys::Datum::from(*value),
             SqlValue::Int(value) => pg_sys::Datum::from(*value),
-            SqlValue::BigInt(value) | SqlValue::Timestamp(value) => pg_sys::Datum::from(*value),
+            SqlValue::BigInt(value) => pg_sys::Datum::from(*value),
+            SqlValue::Timestamp(value) => pg_sys::Datum::from(value.micros()),
             SqlValue::Interval(value) => interval::to_datum(*value),
             SqlValue::Text(text) => text_datum(text),
             // SAFETY: the allocation has the size of what is written.

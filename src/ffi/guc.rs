@@ -4,6 +4,7 @@ pub use crate::compat::guc::reserve_prefix;
 use crate::compat::guc::{restore_setting, SERIALIZED_WITH_ROLE};
 use crate::ids::RoleId;
 use crate::protocol::Setting;
+use crate::time::Timestamp;
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
 
@@ -240,16 +241,16 @@ pub fn reload() {
 }
 
 /// Returns when this process, or the server before it, read the configuration last (guc-file.l).
-pub fn configured() -> i64 {
+pub fn configured() -> Timestamp {
     // SAFETY: a variable of this process.
-    unsafe { pg_sys::PgReloadTime }
+    Timestamp::of_micros(unsafe { pg_sys::PgReloadTime })
 }
 
 /// Returns whether a process that read the configuration at that time may know a newer one. A new process has what the
 /// server knew when it started it.
-pub fn is_outdated(configured: i64) -> bool {
+pub fn is_outdated(configured: Timestamp) -> bool {
     // SAFETY: a variable of this process.
-    let started = unsafe { pg_sys::MyStartTimestamp };
+    let started = Timestamp::of_micros(unsafe { pg_sys::MyStartTimestamp });
     configured > started.max(self::configured())
 }
 

@@ -15,6 +15,7 @@ use crate::ffi::memory::Context;
 use crate::ffi::raise::c_text;
 use crate::ffi::sys;
 use crate::ffi::tuple::Output;
+use crate::time::Timestamp;
 use pgrx::pg_sys;
 
 /// Strategies of a B-tree (stratnum.h).
@@ -215,10 +216,10 @@ impl Heap {
 
     /// Visits the rows whose `timestamptz` in a column is less than `limit`, as the transaction's snapshot has them,
     /// until `visit` returns false.
-    pub fn each_before(&self, column: usize, limit: i64, mut visit: impl FnMut(&Row) -> bool) {
+    pub fn each_before(&self, column: usize, limit: Timestamp, mut visit: impl FnMut(&Row) -> bool) {
         // SAFETY: `with` has pushed it.
         let snapshot = unsafe { pg_sys::GetActiveSnapshot() };
-        self.scan(column, LESS, F_TIMESTAMPTZ_LT, pg_sys::Datum::from(limit), snapshot, |row| visit(&row));
+        self.scan(column, LESS, F_TIMESTAMPTZ_LT, pg_sys::Datum::from(limit.micros()), snapshot, |row| visit(&row));
     }
 
     /// Visits the rows of which `column operator value` is true, through an index on the column if there is one.
@@ -405,6 +406,11 @@ impl Row {
     /// Returns the value of an `int8` or a `timestamptz` column.
     pub fn big_int(&self, column: usize) -> Option<i64> {
         self.value(column).map(|datum| datum.value() as i64)
+    }
+
+    /// Returns the value of a `timestamptz` column.
+    pub fn timestamp(&self, column: usize) -> Option<Timestamp> {
+        self.big_int(column).map(Timestamp::of_micros)
     }
 
     /// Returns the value of a `bool` column.

@@ -1,5 +1,6 @@
 //! Other processes: waking them, signalling them (proc.h, latch.c).
 
+use crate::time::Timestamp;
 use pgrx::pg_sys;
 
 /// A process as others can name it, to wake it: the number of its entry in shared memory, from 1, or 0. Entries
@@ -80,8 +81,8 @@ pub fn memory() -> Option<u64> {
     Some(resident.saturating_sub(shared) * PAGE)
 }
 
-/// Returns the time in microseconds, as the server counts them (timestamp.c).
-pub fn now() -> i64 {
+/// Returns the time (timestamp.c).
+pub fn now() -> Timestamp {
     // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
+    Timestamp::of_micros(unsafe { pg_sys::GetCurrentTimestamp() })
 }

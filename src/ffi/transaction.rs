@@ -6,6 +6,7 @@ use crate::ffi::sys;
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::{c_int, CStr};
+use std::time::Duration;
 
 thread_local! {
     /// The statement timer runs. 12 has no way to ask the server.
@@ -89,9 +90,9 @@ fn start_timeout(milliseconds: i64) {
     /// No timer is for longer.
     const CENTURY: i64 = 100 * 366 * 24 * 60 * 60 * 1000;
     if !STATEMENT_TIMER.replace(true) {
-        let time = crate::ffi::process::now() + milliseconds.clamp(1, CENTURY) * 1000;
+        let time = crate::ffi::process::now() + Duration::from_millis(milliseconds.clamp(1, CENTURY).unsigned_abs());
         // SAFETY: InitPostgres has registered the timer.
-        unsafe { sys::enable_timeout_at(sys::STATEMENT_TIMEOUT, time) };
+        unsafe { sys::enable_timeout_at(sys::STATEMENT_TIMEOUT, time.micros()) };
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::ffi::{alloc, area, session};
 use crate::ids::{BatchId, DatabaseId, JobId, RoleId};
 use crate::registry::JobDetails;
+use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// A job that was accepted.
@@ -30,7 +31,7 @@ pub struct AcceptedBatch {
     pub owner_name: Vec<u8>,
     pub client: Vec<u8>,
     pub name: Option<Vec<u8>>,
-    pub queued_at: i64,
+    pub queued_at: Timestamp,
 }
 
 impl AcceptedBatch {

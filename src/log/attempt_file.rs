@@ -10,6 +10,7 @@ use crate::ids::{DatabaseId, JobId, RoleId};
 use crate::log::directory::{self, OrphanFiles};
 use crate::log::file_format::{self, FileContent};
 use crate::log::file_name::FileName;
+use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
@@ -25,7 +26,7 @@ pub struct Attempt {
     pub owner: RoleId,
     /// `None` if version 0.1.0 began the attempt, as all that follows.
     pub pid: Option<i32>,
-    pub started: Option<i64>,
+    pub started: Option<Timestamp>,
     /// Number of attempts of the job up to this one.
     pub attempts: Option<u32>,
 }

@@ -4,6 +4,7 @@ use crate::ids::JobId;
 use crate::protocol::{decode, sqlstate, Outcome, Report, ERRCODE_INTERNAL_ERROR};
 use crate::registry::{JobStatus, Reason, State};
 use crate::scheduler::UnloggedJob;
+use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// End of a job, or of an attempt of it.
@@ -11,8 +12,8 @@ use serde::{Deserialize, Serialize};
 pub struct End {
     pub state: State,
     pub pid: Option<i32>,
-    pub started: Option<i64>,
-    pub ended: Option<i64>,
+    pub started: Option<Timestamp>,
+    pub ended: Option<Timestamp>,
     pub attempts: u32,
     pub outcome: Outcome,
 }
@@ -33,7 +34,7 @@ pub fn row_of(ended: &UnloggedJob) -> FinalRow {
         end: End {
             state: ended.state,
             pid: ended.pid,
-            started: Some(ended.started).filter(|at| *at != 0),
+            started: ended.started.some(),
             ended: Some(ended.ended),
             attempts: ended.attempts,
             outcome,

@@ -7,6 +7,7 @@ use crate::log::file_format::FileContent;
 use crate::log::file_name::FileName;
 use crate::protocol::Outcome;
 use crate::registry::State;
+use crate::time::Timestamp;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -31,8 +32,8 @@ impl FileContent for OutcomeFile {
 struct End {
     state: State,
     pid: Option<i32>,
-    started: Option<i64>,
-    ended: Option<i64>,
+    started: Option<Timestamp>,
+    ended: Option<Timestamp>,
     attempts: u32,
     result: Option<Vec<u8>>,
     row_count: Option<i64>,

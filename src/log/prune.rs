@@ -6,6 +6,7 @@ use crate::guc;
 use crate::ids::{JobId, RoleId};
 use crate::log::access::{locate, lock_log, open_for_caller, open_log};
 use crate::log::recovery::is_orphaned;
+use std::time::Duration;
 
 /// Number of rows that a worker deletes at once: its queue waits for that.
 const PRUNE_LIMIT: i64 = 10_000;
@@ -13,18 +14,18 @@ const PRUNE_LIMIT: i64 = 10_000;
 /// Deletes rows of jobs that ended longer ago than `log_retention`. Returns `false` if there are more of them. Inside
 /// [`crate::log::in_own_transaction`].
 pub fn prune_old() -> bool {
-    let Some(seconds) = guc::log_retention().filter(|_| locate()) else { return true };
-    let limit = process::now().saturating_sub(seconds.saturating_mul(1_000_000));
+    let Some(retention) = guc::log_retention().filter(|_| locate()) else { return true };
+    let limit = process::now() - retention;
     // What another deletes now is gone without this one.
     let pruned =
         open_log(lock_log(true), Access::Write, |rows| rows.prune(limit, None, Some(PRUNE_LIMIT), false, is_orphaned));
     pruned.is_none_or(|count| count < PRUNE_LIMIT)
 }
 
-/// Deletes rows of jobs that ended longer ago than `older_than` microseconds, of one owner or of all. Returns how many.
-pub fn prune(older_than: i64, owner: Option<RoleId>) -> i64 {
+/// Deletes rows of jobs that ended longer ago than `older_than`, of one owner or of all. Returns how many.
+pub fn prune(older_than: Duration, owner: Option<RoleId>) -> i64 {
     transaction::require_writable(c"pg_background_prune()");
-    let limit = process::now().saturating_sub(older_than);
+    let limit = process::now() - older_than;
     open_for_caller(|rows| rows.prune(limit, owner, None, true, is_orphaned)).unwrap_or(0)
 }
 

@@ -14,6 +14,7 @@ use crate::log::spool::Spooled;
 use crate::protocol::{sqlstate, Outcome};
 use crate::queries;
 use crate::registry::State;
+use crate::time::Timestamp;
 use std::collections::{HashMap, HashSet};
 
 /// A job as the log has it.
@@ -60,7 +61,7 @@ pub fn states(id: AnyId) -> Result<Vec<LoggedJob>, Error> {
             login: row.role(Column::Login),
             pid: row.int(Column::Pid),
         };
-        let launched = row.big_int(Column::QueuedAt).unwrap_or(0);
+        let launched = row.timestamp(Column::QueuedAt).unwrap_or(Timestamp::NONE);
         (known, row.big_int(Column::Epoch).unwrap_or(0), row.database(), launched)
     };
     let rows = read(&[id], of_row).ok_or(Error::LogLocked)?;
@@ -116,8 +117,8 @@ fn row_state_of(row: Entry) -> RowState {
     let end = End {
         state,
         pid: row.int(Column::Pid),
-        started: row.big_int(Column::StartTimeExec),
-        ended: row.big_int(Column::EndTimeExec),
+        started: row.timestamp(Column::StartTimeExec),
+        ended: row.timestamp(Column::EndTimeExec),
         attempts: attempts_of(&row),
         outcome: Outcome {
             result: row.text(Column::Result),
@@ -145,9 +146,9 @@ fn attempts_of(row: &Entry) -> u32 {
 /// `launches`: when those of the log were launched last.
 fn with_orphans<T>(
     mut logged: Vec<T>,
-    mut orphans: Vec<(i64, T)>,
+    mut orphans: Vec<(Timestamp, T)>,
     uuid: impl Fn(&T) -> JobId,
-    launches: &HashMap<JobId, i64>,
+    launches: &HashMap<JobId, Timestamp>,
 ) -> Vec<T> {
     if !orphans.is_empty() {
         orphans.retain(|(queued_at, job)| launches.get(&uuid(job)).is_none_or(|logged| logged < queued_at));
@@ -189,7 +190,7 @@ pub fn jobs_to_retry(jobs: &[JobId]) -> Vec<JobToRetry> {
         };
         let job = JobToRetry { job, batch_name: row.text(Column::BatchName) };
         let state = row.text(Column::Status).unwrap_or_default();
-        let launched = row.big_int(Column::QueuedAt).unwrap_or(0);
+        let launched = row.timestamp(Column::QueuedAt).unwrap_or(Timestamp::NONE);
         (job, state, row.big_int(Column::Epoch).unwrap_or(0), row.database(), launched)
     };
     let ids: Vec<AnyId> = jobs.iter().map(|job| (*job).into()).collect();

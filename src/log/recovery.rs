@@ -39,7 +39,7 @@ fn write_file(file: &OutcomeFile) {
 /// Returns whether a batch is so young that the log would still have it. A copy of the data directory has files of
 /// batches whose rows came into its table later, and may have been deleted from there since.
 fn is_kept(batch: &Spooled) -> bool {
-    let oldest = guc::log_retention().map(|seconds| process::now().saturating_sub(seconds.saturating_mul(1_000_000)));
+    let oldest = guc::log_retention().map(|retention| process::now() - retention);
     oldest.is_none_or(|oldest| batch.head.queued_at >= oldest)
 }
 

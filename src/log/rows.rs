@@ -12,6 +12,7 @@ use crate::log::end::{End, FinalRow};
 use crate::protocol::{Outcome, Report};
 use crate::registry;
 use crate::registry::State;
+use crate::time::Timestamp;
 
 /// The columns of the log, numbered from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,8 +90,8 @@ pub fn end_cells(end: &End) -> [SqlValue; 5] {
     [
         SqlValue::Text(end.state.name().into()),
         end.pid.into(),
-        SqlValue::timestamp(end.started),
-        SqlValue::timestamp(end.ended),
+        end.started.into(),
+        end.ended.into(),
         SqlValue::Int(end.attempts as i32),
     ]
 }
@@ -188,6 +189,10 @@ impl Entry {
         self.0.big_int(column as usize)
     }
 
+    pub fn timestamp(&self, column: Column) -> Option<Timestamp> {
+        self.0.timestamp(column as usize)
+    }
+
     pub fn role(&self, column: Column) -> RoleId {
         role_in(&self.0, column).unwrap_or_default()
     }
@@ -250,7 +255,7 @@ impl Rows<'_> {
     pub fn accept(&self, batch: &AcceptedBatch, new: NewRow, is_older: bool) {
         let Some(row) = self.find_free(&new.job.uuid) else { return self.insert(batch, new, Vec::new()) };
         // Launched again: the row is that of this launch from now on.
-        if !is_older || row.big_int(Column::QueuedAt as usize).is_some_and(|before| before < batch.queued_at) {
+        if !is_older || row.timestamp(Column::QueuedAt as usize).is_some_and(|before| before < batch.queued_at) {
             let columns = [Column::Status, Column::Epoch, Column::Database, Column::IsStarted, Column::QueuedAt];
             let now = [
                 SqlValue::Text(State::Queued.name().into()),
@@ -324,12 +329,7 @@ impl Rows<'_> {
         let attempts = attempt.attempts.map_or(before, |attempts| attempts as i32);
         if before <= attempts {
             let columns = [Column::IsStarted, Column::Pid, Column::StartTimeExec, Column::Attempts];
-            let cells = [
-                SqlValue::Bool(true),
-                attempt.pid.into(),
-                SqlValue::timestamp(attempt.started),
-                SqlValue::Int(attempts),
-            ];
+            let cells = [SqlValue::Bool(true), attempt.pid.into(), attempt.started.into(), SqlValue::Int(attempts)];
             self.heap.update(&row, changes(columns, cells));
         }
     }
@@ -363,7 +363,7 @@ impl Rows<'_> {
     /// `stays` is true; returns how many. `waits`: for transactions that are deleting one of them.
     pub fn prune(
         &self,
-        limit: i64,
+        limit: Timestamp,
         owner: Option<RoleId>,
         count: Option<i64>,
         waits: bool,
@@ -374,7 +374,7 @@ impl Rows<'_> {
         self.heap.each_before(Column::QueuedAt as usize, limit, |row| {
             let is_old = match is_open(row) {
                 true => is_over(row),
-                false => row.big_int(Column::EndTimeExec as usize).is_some_and(|ended| ended < limit),
+                false => row.timestamp(Column::EndTimeExec as usize).is_some_and(|ended| ended < limit),
             };
             let is_meant = is_old && owner.is_none_or(|owner| role_in(row, Column::Owner) == Some(owner));
             let stays = || row.uuid(Column::UuidChild as usize).is_none_or(|uuid| stays(&JobId::of_bytes(uuid)));

@@ -4,6 +4,7 @@ use crate::api::function::sql_function;
 use crate::error::Error;
 use crate::ffi::datum::SqlValue;
 use crate::ffi::fmgr::{Call, Value};
+use crate::time::Timestamp;
 
 /// Gives its arguments back.
 fn echo(call: &Call) -> Result<Value, Error> {
@@ -20,7 +21,7 @@ fn echo(call: &Call) -> Result<Value, Error> {
         call.interval(4).map_or(SqlValue::Null, SqlValue::Interval),
         call.interval(4).map_or(SqlValue::Null, SqlValue::BigInt),
         call.int(5).into(),
-        SqlValue::Timestamp(0),
+        SqlValue::Timestamp(Timestamp::NONE),
     ])?;
     rows.put(&[
         SqlValue::Null,

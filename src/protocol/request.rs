@@ -1,6 +1,7 @@
 //! The request of a session to a worker.
 
 use crate::ids::{DatabaseId, RoleId};
+use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// Longest text of a job in bytes. It lies in shared memory until the job ends, so it is bounded.
@@ -43,8 +44,8 @@ pub struct Request {
     pub ancestors: Vec<u64>,
     /// Settings of the launcher's session, in the order in which they are applied.
     pub settings: Vec<Setting>,
-    /// Time when the launcher's session read the configuration last (microseconds since 2000).
-    pub configured: i64,
+    /// Time when the launcher's session read the configuration last.
+    pub configured: Timestamp,
     /// Libraries that own some of the settings: the server's own serialized list (dfmgr.c, `SerializeLibraryState`).
     pub libraries: Option<Vec<u8>>,
 }
@@ -89,7 +90,7 @@ mod tests {
                 context: 6,
                 role: RoleId::of_oid(10),
             }],
-            configured: 1_000_000,
+            configured: Timestamp::of_micros(1_000_000),
             libraries: Some(b"$libdir/auto_explain\0\0".to_vec()),
         };
         assert_eq!(super::super::decode(&super::super::to_bytes(&request)), Ok(request));

@@ -10,12 +10,13 @@ use crate::registry::lists::{batches, batches_of, bucket, index_of, job, job_mut
 use crate::registry::root::{get_or_create_root, root, root_mut};
 use crate::registry::{outcomes, pools, ready_lists, stopped_by, watchers};
 use crate::{error, guc};
+use std::time::Duration;
 
-/// Time from the insertion of its rows for which a batch stays at least, in microseconds: statements with an older
-/// snapshot do not see those rows.
-const KEEP_FINISHED_BATCH: i64 = 5_000_000;
-/// Interval between searches for finished batches, in microseconds.
-const SWEEP_EVERY: i64 = 500_000;
+/// Time from the insertion of its rows for which a batch stays at least: statements with an older snapshot do not see
+/// those rows.
+const KEEP_FINISHED_BATCH: Duration = Duration::from_secs(5);
+/// Interval between searches for finished batches.
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
 
 /// Job of a new batch.
 pub struct NewJob<'a> {
@@ -345,7 +346,7 @@ pub fn remove_done_batches(memory: &mut Memory, all: bool) {
     let now = process::now();
     let root = memory.root::<Root>();
     let swept_at = &mut memory.get_mut(root).swept_at;
-    if !all && (0..SWEEP_EVERY).contains(&(now - *swept_at)) {
+    if !all && (*swept_at..*swept_at + SWEEP_EVERY).contains(&now) {
         return;
     }
     *swept_at = now;

@@ -4,6 +4,7 @@
 use crate::ffi::dsa_ref::{DsaArray, DsaPtr};
 use crate::ffi::process::ProcessRef;
 use crate::ids::{BatchId, DatabaseId, RoleId};
+use crate::time::Timestamp;
 use bytemuck::Zeroable;
 use serde::{Deserialize, Serialize};
 
@@ -119,7 +120,7 @@ pub struct Root {
     /// Number of batches with finished jobs whose final rows are not written yet.
     pub unlogged: u64,
     /// Time of the last search for finished batches.
-    pub swept_at: i64,
+    pub swept_at: Timestamp,
     /// Files that were reported as unreadable.
     pub reported_files: DsaPtr<ReportedFile>,
     /// Prestarted workers, which wait for their first job.
@@ -151,7 +152,7 @@ pub struct ForkProbe {
     pub serial: u64,
     pub handle: [u64; 2],
     pub has_handle: u64,
-    pub asked_at: i64,
+    pub asked_at: Timestamp,
     /// The process of the probe has started.
     pub has_come: u64,
 }
@@ -199,7 +200,7 @@ pub struct BatchRecord {
     pub uuid: BatchId,
     pub bytes: u64,
     pub pool: PoolPtr,
-    pub created: i64,
+    pub created: Timestamp,
     pub jobs: u32,
     /// The role whose rights the jobs have.
     pub owner: RoleId,
@@ -236,11 +237,11 @@ pub struct BatchRecord {
     /// Encoding of the texts: that of the database.
     pub encoding: u32,
     /// Time before which rows that could not be written must not be tried again.
-    pub retry_log_at: i64,
+    pub retry_log_at: Timestamp,
     /// OID of the table that has the batch's rows; 0 means that they are not written.
     pub recorded_in: u64,
     /// Time at which the rows were written, and the transaction that wrote them: an older snapshot does not see them.
-    pub recorded_at: i64,
+    pub recorded_at: Timestamp,
     pub recorded_by: u64,
     /// The request, in the texts.
     pub request: TextRef,
@@ -255,7 +256,7 @@ pub struct BatchRecord {
     pub previous_in_queue: BatchPtr,
     pub next_in_queue: BatchPtr,
     /// Time until which a delayed batch waits.
-    pub due: i64,
+    pub due: Timestamp,
     /// Processes to wake when the batch changes.
     pub watchers: DsaPtr<Watcher>,
     /// Roles that have stopped jobs of the batch, the most recent first.
@@ -315,9 +316,11 @@ pub struct JobRecord {
     /// Milliseconds
     pub retry_delay: i64,
     /// The job must not start before this time.
-    pub not_before: i64,
-    pub started: i64,
-    pub ended: i64,
+    pub not_before: Timestamp,
+    /// Start of the last attempt; [`Timestamp::NONE`] means that there was none.
+    pub started: Timestamp,
+    /// End of the job; [`Timestamp::NONE`] means that it has not ended.
+    pub ended: Timestamp,
     /// Outcome of the job, until it is in the log.
     pub outcome: DsaArray<u8>,
 }
@@ -399,7 +402,7 @@ pub struct WorkerSlot {
     pub result_pending: u32,
     /// The result of that job was read to its end: the worker will be idle in a moment.
     pub result_consumed: u32,
-    pub since: i64,
+    pub since: Timestamp,
     pub message: [u8; MESSAGE_BYTES],
 }
 

@@ -4,6 +4,7 @@
 
 use crate::ffi::area::Memory;
 use crate::registry::layout::{BatchPtr, Pool, PoolPtr, QueueState};
+use crate::time::Timestamp;
 
 /// Moves a batch to the list where it belongs after a change: to none if none of its jobs is queued, otherwise to the
 /// end of the ready list, unless it is in that already. A worker that looks for jobs finds out whether the batch must
@@ -21,8 +22,8 @@ pub fn update_queue_state(memory: &mut Memory, batch: BatchPtr) {
     }
 }
 
-/// Delays a batch until a time, in microseconds of the server's clock.
-pub fn delay_until(memory: &mut Memory, batch: BatchPtr, due: i64) {
+/// Delays a batch until a time.
+pub fn delay_until(memory: &mut Memory, batch: BatchPtr, due: Timestamp) {
     remove(memory, batch);
     let mut before = memory.get(memory.get(batch).pool).delayed_tail;
     // Delays are mostly the same: the search begins at the end.
@@ -34,7 +35,7 @@ pub fn delay_until(memory: &mut Memory, batch: BatchPtr, due: i64) {
 }
 
 /// Moves batches whose time has come to the ready list, which is in the order of their age.
-pub fn move_due_to_ready(memory: &mut Memory, pool: PoolPtr, now: i64) {
+pub fn move_due_to_ready(memory: &mut Memory, pool: PoolPtr, now: Timestamp) {
     let mut due: Vec<(u64, BatchPtr)> = Vec::new();
     let mut next_due = memory.get(pool).delayed_head;
     while !next_due.is_null() && memory.get(next_due).due <= now {
@@ -56,7 +57,7 @@ pub fn move_due_to_ready(memory: &mut Memory, pool: PoolPtr, now: i64) {
 }
 
 /// Returns the time until which the first delayed batch of the pool waits, or `None` if no batch is delayed.
-pub fn next_due(memory: &Memory, pool: PoolPtr) -> Option<i64> {
+pub fn next_due(memory: &Memory, pool: PoolPtr) -> Option<Timestamp> {
     memory.get(pool).delayed_head.some().map(|first| memory.get(first).due)
 }
 

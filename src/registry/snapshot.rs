@@ -7,6 +7,7 @@ use crate::registry::layout::{BatchPtr, BatchRecord, JobRecord, Reason, State, W
 use crate::registry::root::slots;
 use crate::registry::{lists, outcomes, stopped_by};
 use crate::spec::options::RunOptions;
+use crate::time::Timestamp;
 use std::collections::{HashMap, HashSet};
 
 /// Properties of a batch as a whole.
@@ -49,8 +50,8 @@ pub struct JobStatus {
     pub state: State,
     /// The final row is written.
     pub is_logged: bool,
-    pub started: Option<i64>,
-    pub ended: Option<i64>,
+    pub started: Option<Timestamp>,
+    pub ended: Option<Timestamp>,
     pub attempts: u32,
     pub pid: Option<i32>,
     /// Position in the queue from 1, in the order in which jobs were accepted.
@@ -77,7 +78,7 @@ pub struct JobDetails {
     pub batch_name: Option<Vec<u8>>,
     pub name: Option<Vec<u8>>,
     pub query: Vec<u8>,
-    pub queued_at: i64,
+    pub queued_at: Timestamp,
     /// The job has been started at least once.
     pub is_begun: bool,
     /// Options of the run; its attempts are those of all launches.
@@ -223,7 +224,7 @@ pub fn snapshot(memory: &Memory, batches: &HashSet<u64>, running: Option<&Runnin
 }
 
 /// Returns the time at which a batch was accepted, which is also in its rows.
-pub fn accepted_at(memory: &Memory, batch: BatchPtr) -> i64 {
+pub fn accepted_at(memory: &Memory, batch: BatchPtr) -> Timestamp {
     memory.get(batch).created
 }
 
@@ -280,8 +281,8 @@ fn status_of(memory: &Memory, batch: BatchPtr, job: &JobRecord, position: i64) -
         owner: memory.get(batch).owner,
         state,
         is_logged: job.is_logged != 0,
-        started: Some(job.started).filter(|at| *at != 0 && state != State::Queued),
-        ended: Some(job.ended).filter(|at| *at != 0 && state.is_final()),
+        started: job.started.some().filter(|_| state != State::Queued),
+        ended: job.ended.some().filter(|_| state.is_final()),
         attempts: job.attempts,
         pid: pid_of(job),
         queue_position: (state == State::Queued).then_some(position),
@@ -305,7 +306,7 @@ fn details_of(memory: &Memory, batch: BatchPtr, record: &BatchRecord, job: &JobR
         name: text(job.name).or_else(|| text(record.name)),
         query: text(job.query).unwrap_or_default(),
         queued_at: record.created,
-        is_begun: job.started != 0,
+        is_begun: job.started != Timestamp::NONE,
         run_options: RunOptions {
             sequential: record.is_sequential != 0,
             max_workers: Some(record.max_workers).filter(|workers| *workers != u32::MAX),
@@ -400,7 +401,7 @@ pub struct RunningJob {
     pub timeout: Option<i64>,
     pub attempt: u32,
     pub max_attempts: u32,
-    pub started: i64,
+    pub started: Timestamp,
 }
 
 impl RunningJob {

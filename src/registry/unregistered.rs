@@ -3,14 +3,16 @@
 //! They are counted outside the registry, so that a launch that needs no slot needs no lock.
 
 use crate::ffi::{area, process};
+use crate::time::Timestamp;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// Index of the counter of these workers.
 const COUNT: usize = 0;
-/// Index of the time at which the last of them began to exit, in microseconds of the server's clock.
+/// Index of the time at which the last of them began to exit, as [`Timestamp::micros`].
 const EXITING_SINCE: usize = 1;
-/// Time that a process takes to exit if nothing unusual holds it up, in microseconds.
-const EXIT_GRACE: i64 = 100_000;
+/// Time that a process takes to exit if nothing unusual holds it up.
+const EXIT_GRACE: Duration = Duration::from_millis(100);
 
 /// Adds this worker to the count of those without a slot.
 pub fn add() {
@@ -29,10 +31,11 @@ pub fn count() -> usize {
 
 /// Records that a worker without a slot exits, or has nothing more to do: its process will be available in a moment.
 pub fn note_exiting() {
-    area::counter(EXITING_SINCE).store(process::now(), Ordering::Release);
+    area::counter(EXITING_SINCE).store(process::now().micros(), Ordering::Release);
 }
 
 /// Returns whether a worker without a slot is exiting, or was a moment ago.
 pub fn is_one_exiting() -> bool {
-    process::now() - area::counter(EXITING_SINCE).load(Ordering::Acquire) < EXIT_GRACE
+    let since = Timestamp::of_micros(area::counter(EXITING_SINCE).load(Ordering::Acquire));
+    process::now() < since + EXIT_GRACE
 }

@@ -18,7 +18,9 @@ use crate::scheduler::slots::{
     wake_idle, SlotReservation,
 };
 use crate::scheduler::{job_order, prestart};
+use crate::time::Timestamp;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// Counts the workers of the extension in the whole server, including those that are still to start.
 pub fn worker_count(memory: &mut Memory) -> usize {
@@ -105,7 +107,7 @@ impl Shares {
 
 /// Returns the pool other than `except` that needs a worker most: the one whose role has the fewest workers and whose
 /// last turn is longest ago. Returns `None` if no other pool needs one.
-pub fn most_underserved_pool(memory: &mut Memory, now: i64, except: PoolPtr) -> Option<PoolPtr> {
+pub fn most_underserved_pool(memory: &mut Memory, now: Timestamp, except: PoolPtr) -> Option<PoolPtr> {
     let pools: Vec<PoolPtr> = lists::pools(memory).filter(|pool| *pool != except).collect();
     let shares = Shares::count(memory);
     let mut best = None;
@@ -127,14 +129,14 @@ pub fn most_underserved_pool(memory: &mut Memory, now: i64, except: PoolPtr) -> 
 }
 
 /// Returns whether another pool needs the slot of a worker of this pool that has nothing to do.
-pub fn is_wanted_elsewhere(memory: &mut Memory, pool: PoolPtr, now: i64) -> bool {
+pub fn is_wanted_elsewhere(memory: &mut Memory, pool: PoolPtr, now: Timestamp) -> bool {
     worker_count(memory) >= guc::cap()
         && (most_underserved_pool(memory, now, pool).is_some() || database_without_log_writer(memory, now).is_some())
 }
 
 /// Returns whether the worker in this slot must yield to a worker of another role: only if there is no other capacity.
-/// `quantum`: microseconds for which the worker of one role may keep another role waiting.
-pub fn must_yield(memory: &mut Memory, index: usize, now: i64, quantum: i64) -> bool {
+/// `quantum`: time for which the worker of one role may keep another role waiting.
+pub fn must_yield(memory: &mut Memory, index: usize, now: Timestamp, quantum: Duration) -> bool {
     let Some(own) = slots(memory).get(index).copied() else { return false };
     if worker_count(memory) < guc::cap() {
         return false;
@@ -148,7 +150,7 @@ pub fn must_yield(memory: &mut Memory, index: usize, now: i64, quantum: i64) -> 
         (shares.of_role(mine.login), shares.of_role(theirs.login))
     };
     // Two roles that share one worker take turns.
-    their_share + 1 < my_share || their_share == 0 && (my_share > 1 || now - own.since > quantum)
+    their_share + 1 < my_share || their_share == 0 && (my_share > 1 || own.since + quantum < now)
 }
 
 /// Returns whether one more worker may be idle. If there are enough, evicts the one that has been idle for longest.
@@ -213,11 +215,11 @@ pub fn plan_starts(memory: &mut Memory) -> Vec<SlotReservation> {
     starts
 }
 
-/// Run time after which the worker of a job is not expected to look for other work soon, in microseconds.
-const LONG_JOB: i64 = 1_000_000;
+/// Run time after which the worker of a job is not expected to look for other work soon.
+const LONG_JOB: Duration = Duration::from_secs(1);
 
 /// Returns a database with final rows to write and no worker that will write them soon, or `None`.
-fn database_without_log_writer(memory: &Memory, now: i64) -> Option<DatabaseId> {
+fn database_without_log_writer(memory: &Memory, now: Timestamp) -> Option<DatabaseId> {
     let looks_soon = |slot: &WorkerSlot| {
         looks_for_work(slot) || job_order::busy_since(memory, slot).is_some_and(|started| started + LONG_JOB > now)
     };
@@ -231,7 +233,7 @@ fn database_without_log_writer(memory: &Memory, now: i64) -> Option<DatabaseId> 
 }
 
 /// Returns the pool of a worker that writes final rows in such a database, or `None` if there is no such database.
-fn pool_without_log_writer(memory: &mut Memory, now: i64) -> Option<PoolPtr> {
+fn pool_without_log_writer(memory: &mut Memory, now: Timestamp) -> Option<PoolPtr> {
     let database = database_without_log_writer(memory, now)?;
     pools::get_or_create(memory, database, RoleId::NONE).ok()
 }

@@ -15,15 +15,17 @@ use crate::scheduler::job_order::{
 };
 use crate::scheduler::slots;
 use crate::scheduler::{capacity, completion, dispatch, fork_probe, job_order};
+use crate::time::Timestamp;
 use std::collections::HashSet;
+use std::time::Duration;
 
 /// Maximum number of jobs in a claim.
 const CLAIM_LIMIT: u32 = 64;
-/// Time for which a worker may keep another role that has no worker waiting, in microseconds.
-const QUANTUM: i64 = 100_000;
+/// Time for which a worker may keep another role that has no worker waiting.
+const QUANTUM: Duration = Duration::from_millis(100);
 
-/// Interval at which a worker that has nothing to do looks for work that it is not woken for, in microseconds.
-const LOOK_EVERY: i64 = 500_000;
+/// Interval at which a worker that has nothing to do looks for work that it is not woken for.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Next task of a worker.
 pub enum Task {
@@ -34,8 +36,8 @@ pub enum Task {
     Run(Claim),
     /// Run the attached job in this segment.
     Serve(u32),
-    /// Wait until this time in microseconds, or until woken if `None`.
-    Wait(Option<i64>),
+    /// Wait until this time, or until woken if `None`.
+    Wait(Option<Timestamp>),
     /// Wait until there are fewer workers.
     Pause,
     /// Exit: there is nothing to do, or the worker is not needed any more.
@@ -65,7 +67,7 @@ pub struct ClaimingWorker {
 
 /// Decides on the worker's next task, and claims its jobs.
 /// Caller: registry locked exclusively.
-pub fn claim(memory: &mut Memory, worker: ClaimingWorker, now: i64) -> Task {
+pub fn claim(memory: &mut Memory, worker: ClaimingWorker, now: Timestamp) -> Task {
     let ClaimingWorker { index, .. } = worker;
     let task = next_task(memory, worker, now);
     if matches!(task, Task::Leave | Task::HandOver) {
@@ -75,7 +77,7 @@ pub fn claim(memory: &mut Memory, worker: ClaimingWorker, now: i64) -> Task {
     task
 }
 
-fn next_task(memory: &mut Memory, worker: ClaimingWorker, now: i64) -> Task {
+fn next_task(memory: &mut Memory, worker: ClaimingWorker, now: Timestamp) -> Task {
     let ClaimingWorker { index, keeps_turn, .. } = worker;
     if let Some(segment) = dispatch::begin_assigned_job(memory, index) {
         return Task::Serve(segment);
@@ -118,7 +120,7 @@ fn next_task(memory: &mut Memory, worker: ClaimingWorker, now: i64) -> Task {
 
 /// Returns what a worker of its pool does for a batch that has runnable jobs: inserts its rows, or claims jobs. Returns
 /// `None` if another worker inserts its rows, or all jobs have been taken.
-fn task_of_batch(memory: &mut Memory, worker: ClaimingWorker, batch: BatchPtr, now: i64) -> Option<Task> {
+fn task_of_batch(memory: &mut Memory, worker: ClaimingWorker, batch: BatchPtr, now: Timestamp) -> Option<Task> {
     let ClaimingWorker { index, many, .. } = worker;
     let record = memory.get(batch);
     if record.recorded_in == 0 {
@@ -156,7 +158,7 @@ fn task_of_batch(memory: &mut Memory, worker: ClaimingWorker, batch: BatchPtr, n
 
 /// Returns the time at which a worker of the pool that has nothing to do looks for work again, if it is not woken
 /// before; `None` means that it only waits to be woken.
-fn next_check(memory: &Memory, pool: PoolPtr, now: i64) -> Option<i64> {
+fn next_check(memory: &Memory, pool: PoolPtr, now: Timestamp) -> Option<Timestamp> {
     let idle: HashSet<PoolPtr> =
         slots(memory).iter().filter(|slot| slot.state() == WorkerState::Idle).map(|slot| slot.pool).collect();
     // Delayed jobs of a pool whose workers are busy or gone need a worker that has time to handle them.

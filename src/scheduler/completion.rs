@@ -11,15 +11,17 @@ use crate::scheduler::job_order;
 use crate::scheduler::job_order::requeue;
 use crate::scheduler::stop;
 use crate::scheduler::stop::stop_queued;
+use crate::time::Timestamp;
+use std::time::Duration;
 
 /// Maximum number of final rows that are written in one transaction.
 const LOG_LIMIT: usize = 1000;
-/// First delay after which rows that could not be written are tried again, in microseconds.
-const LOG_RETRY: i64 = 500_000;
+/// First delay after which rows that could not be written are tried again.
+const LOG_RETRY: Duration = Duration::from_millis(500);
 /// Number of times that this delay doubles while the rows still cannot be written: to 16 seconds.
 const LOG_RETRY_DOUBLINGS: u16 = 5;
-/// Delay after which a worker is started again to write final rows in a database that has refused one, in microseconds.
-const REFUSED_RETRY: i64 = 10_000_000;
+/// Delay after which a worker is started again to write final rows in a database that has refused one.
+const REFUSED_RETRY: Duration = Duration::from_secs(10);
 
 /// Number of jobs up to which followers of a batch are told of the end of each job, and of its outcome.
 pub const FEW: u32 = 5;
@@ -44,8 +46,8 @@ pub struct UnloggedJob {
     pub stop_requester: Option<Vec<u8>>,
     pub attempts: u32,
     pub pid: Option<i32>,
-    pub started: i64,
-    pub ended: i64,
+    pub started: Timestamp,
+    pub ended: Timestamp,
     pub outcome: Option<Vec<u8>>,
 }
 
@@ -94,8 +96,8 @@ fn complete_attempt(
             end_job(memory, batch, job_index, State::Stopped, Row::Due(None));
         }
         Finish::Again => {
-            let delay = lists::job(memory, batch, job_index).retry_delay.saturating_mul(1000);
-            requeue(memory, batch, job_index, process::now().saturating_add(delay));
+            let delay = Duration::from_millis(lists::job(memory, batch, job_index).retry_delay.unsigned_abs());
+            requeue(memory, batch, job_index, process::now() + delay);
         }
         Finish::Logged(state, _) => end_job(memory, batch, job_index, *state, Row::Written(stored)),
         Finish::Unlogged(state, _) => end_job(memory, batch, job_index, *state, Row::Due(stored)),
@@ -186,8 +188,8 @@ pub fn log_write_tried(memory: &mut Memory, batch: BatchPtr, is_written: bool) {
 }
 
 /// Returns the time at which rows are tried again that could not be written now, nor `failures` times before.
-pub fn next_log_try(failures: u16) -> i64 {
-    process::now() + (LOG_RETRY << failures.min(LOG_RETRY_DOUBLINGS))
+pub fn next_log_try(failures: u16) -> Timestamp {
+    process::now() + LOG_RETRY * (1 << failures.min(LOG_RETRY_DOUBLINGS))
 }
 
 /// Records that nothing more is to be written for these jobs.
@@ -246,7 +248,7 @@ pub fn fail_queued(memory: &mut Memory, pool: PoolPtr, outcome: &[u8]) {
 
 /// Ends attempts of jobs in a pool for which no worker could be started at this time: each job that would have begun
 /// then has had an attempt that failed with this outcome.
-pub fn fail_unstarted(memory: &mut Memory, pool: PoolPtr, at: i64, outcome: &[u8]) {
+pub fn fail_unstarted(memory: &mut Memory, pool: PoolPtr, at: Timestamp, outcome: &[u8]) {
     loop {
         // Without memory for the outcome, jobs end without it.
         let stored = outcomes::store(memory, outcome);
@@ -333,7 +335,7 @@ pub fn return_claimed(memory: &mut Memory, index: usize, batch: BatchPtr, jobs: 
     for job in jobs {
         let record = lists::job(memory, batch, *job);
         if record.state == State::Queued as u8 && record.slot == slot {
-            requeue(memory, batch, *job, 0);
+            requeue(memory, batch, *job, Timestamp::NONE);
         }
     }
     memory.get_mut(batch).workers -= 1;

@@ -11,6 +11,7 @@ use crate::registry::unregistered;
 use crate::registry::{lists, watchers};
 use crate::scheduler::job_order::{self, runnable_jobs};
 use crate::scheduler::slots::{is_staying, reclaim};
+use crate::time::Timestamp;
 
 /// Workers with which a worker shares the connections of its role and database.
 pub enum PoolPeers {
@@ -105,7 +106,7 @@ pub fn has_started(slot: &WorkerSlot) -> bool {
 
 /// Returns whether a job of the pool can start only when the postmaster has started a worker, because no worker of the
 /// pool has started, or none at all.
-pub fn awaits_start(memory: &mut Memory, pool: PoolPtr, now: i64) -> bool {
+pub fn awaits_start(memory: &mut Memory, pool: PoolPtr, now: Timestamp) -> bool {
     let is_its_own = |slot: &WorkerSlot| slot.pool == pool;
     let there: Vec<&WorkerSlot> = slots(memory).iter().filter(|slot| has_started(slot)).collect();
     let is_requested = || slots(memory).iter().any(|slot| is_its_own(slot) && is_start_pending(slot));

@@ -14,16 +14,18 @@ use crate::scheduler::completion;
 use crate::scheduler::coverage::{awaits_start, has_started, is_start_pending};
 use crate::scheduler::slots;
 use crate::scheduler::slots::{next_serial, SlotReservation};
+use crate::time::Timestamp;
+use std::time::Duration;
 
 /// Time that the postmaster waits before it restarts a worker that died or that it could not fork, in seconds.
 pub const RESTART_AFTER: i32 = 1;
 /// Value of a slot's index for a process that is a probe.
 pub const PROBE: usize = usize::MAX;
 
-/// Maximum time of a start if nothing is wrong, in microseconds.
-const START_TIME: i64 = 100_000;
-/// Time without another probe after one has started or could not be registered, in microseconds.
-const ASK_EVERY: i64 = RESTART_AFTER as i64 * 1_000_000;
+/// Maximum time of a start if nothing is wrong.
+const START_TIME: Duration = Duration::from_millis(100);
+/// Time without another probe after one has started or could not be registered.
+const ASK_EVERY: Duration = Duration::from_secs(RESTART_AFTER as u64);
 
 /// Action to take about overdue workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +37,7 @@ pub enum OverdueAction {
     /// Wake the postmaster, so that it looks at its requests.
     WakePostmaster,
     /// The server cannot start processes, as a probe of this time has shown: call [`fail_overdue_jobs`].
-    ForkFailed(i64),
+    ForkFailed(Timestamp),
 }
 
 /// Looks for overdue workers that jobs wait for, and returns the action to take.
@@ -46,7 +48,7 @@ pub fn check_overdue_starts(memory: &mut Memory) -> OverdueAction {
     }
     let root = memory.root::<Root>();
     let probe = memory.get(root).probe;
-    let is_long_ago = |time: i64| probe.asked_at + time <= now;
+    let is_long_ago = |time: Duration| probe.asked_at + time <= now;
     let worker = WorkerHandle::from_words(probe.handle);
     let must_probe = match probe {
         ForkProbe { serial: 0, .. } => true,
@@ -92,7 +94,7 @@ pub fn probe_started(memory: &mut Memory, serial: u64) {
 
 /// Fails jobs because the server could not start workers at this time: each job that waited for a worker overdue then
 /// has had an attempt that failed with this outcome.
-pub fn fail_overdue_jobs(memory: &mut Memory, asked_at: i64, outcome: &[u8]) {
+pub fn fail_overdue_jobs(memory: &mut Memory, asked_at: Timestamp, outcome: &[u8]) {
     for pool in overdue_pools(memory, asked_at) {
         completion::fail_unstarted(memory, pool, asked_at, outcome);
     }
@@ -120,7 +122,7 @@ pub fn start_status(memory: &mut Memory, start: SlotReservation) -> StartStatus 
 }
 
 /// Returns whether the postmaster should have started the worker by this time and has not.
-fn is_overdue(slot: &WorkerSlot, at: i64) -> bool {
+fn is_overdue(slot: &WorkerSlot, at: Timestamp) -> bool {
     match slot.state() {
         WorkerState::Starting => slot.since + START_TIME <= at && is_start_pending(slot),
         // The postmaster reports a worker as gone until it has restarted it.
@@ -132,7 +134,7 @@ fn is_overdue(slot: &WorkerSlot, at: i64) -> bool {
 }
 
 /// Returns the pools whose jobs wait for a worker that was overdue at this time.
-fn overdue_pools(memory: &mut Memory, at: i64) -> Vec<PoolPtr> {
+fn overdue_pools(memory: &mut Memory, at: Timestamp) -> Vec<PoolPtr> {
     let now = process::now();
     let overdue: Vec<PoolPtr> =
         slots(memory).iter().filter(|slot| is_overdue(slot, at)).map(|slot| slot.pool).collect();

@@ -5,6 +5,8 @@ use crate::ids::DatabaseId;
 use crate::registry::layout::{BatchPtr, BatchRecord, PoolPtr, Root, State, WorkerSlot, WorkerState};
 use crate::registry::root::slots;
 use crate::registry::{lists, ready_lists};
+use crate::time::Timestamp;
+use std::time::Duration;
 
 /// Upper bound on the batches examined per claim.
 pub const MAX_EXAMINED: usize = 256;
@@ -18,7 +20,7 @@ pub fn free_concurrency(memory: &Memory, batch: BatchPtr) -> u32 {
 
 /// Returns the next job of the batch and the time at which it is due, which may not have come, or `None` if no job is
 /// left. Jobs that wait for another attempt come first when they are due.
-fn next_job(memory: &mut Memory, batch: BatchPtr, now: i64) -> Option<(u32, i64)> {
+fn next_job(memory: &mut Memory, batch: BatchPtr, now: Timestamp) -> Option<(u32, Timestamp)> {
     let retry = loop {
         let first = memory.get(batch).retry_head;
         if first == 0 {
@@ -47,7 +49,7 @@ fn next_job(memory: &mut Memory, batch: BatchPtr, now: i64) -> Option<(u32, i64)
 }
 
 /// Takes the next job that may start now, or returns `None` if there is none.
-pub fn take_next_job(memory: &mut Memory, batch: BatchPtr, now: i64) -> Option<u32> {
+pub fn take_next_job(memory: &mut Memory, batch: BatchPtr, now: Timestamp) -> Option<u32> {
     let (index, _) = next_job(memory, batch, now).filter(|(_, due)| *due <= now)?;
     let next_retry = lists::job(memory, batch, index).next_retry;
     let record = memory.get_mut(batch);
@@ -61,7 +63,7 @@ pub fn take_next_job(memory: &mut Memory, batch: BatchPtr, now: i64) -> Option<u
 }
 
 /// Puts a job that was taken back into the queue. `not_before`: time before which it must not start.
-pub fn requeue(memory: &mut Memory, batch: BatchPtr, index: u32, not_before: i64) {
+pub fn requeue(memory: &mut Memory, batch: BatchPtr, index: u32, not_before: Timestamp) {
     let (first, last) = (memory.get(batch).retry_head, memory.get(batch).retry_tail);
     // Delays are mostly the same, so that the job comes last.
     let is_last = first != 0 && last != 0 && lists::job(memory, batch, last - 1).not_before <= not_before;
@@ -87,17 +89,17 @@ pub fn requeue(memory: &mut Memory, batch: BatchPtr, index: u32, not_before: i64
     ready_lists::update_queue_state(memory, batch);
 }
 
-/// Run time of a job after which other workers may run the rest of its claim, in microseconds.
-const RELEASE_CLAIM_AFTER: i64 = 20_000;
+/// Run time of a job after which other workers may run the rest of its claim.
+const RELEASE_CLAIM_AFTER: Duration = Duration::from_millis(20);
 
 /// Returns the time at which the job of a busy worker started, or `None` if the worker runs no queued job.
-pub fn busy_since(memory: &Memory, slot: &WorkerSlot) -> Option<i64> {
+pub fn busy_since(memory: &Memory, slot: &WorkerSlot) -> Option<Timestamp> {
     (slot.state() == WorkerState::RunningQueued).then(|| lists::job(memory, slot.batch, slot.job).started)
 }
 
 /// Returns the time from which other workers could run the rest of a busy worker's claim, as its job has run for too
 /// long.
-fn overdue_from(memory: &Memory, slot: &WorkerSlot) -> Option<i64> {
+fn overdue_from(memory: &Memory, slot: &WorkerSlot) -> Option<Timestamp> {
     busy_since(memory, slot)
         .filter(|_| free_concurrency(memory, slot.batch) > 0)
         .map(|started| started + RELEASE_CLAIM_AFTER)
@@ -114,7 +116,7 @@ fn claimed<'a>(memory: &'a Memory, index: usize, slot: &WorkerSlot) -> impl Iter
 }
 
 /// Puts claimed jobs back into the queue that wait for a long job of the same claim to end.
-pub fn release_overdue_claims(memory: &mut Memory, now: i64) {
+pub fn release_overdue_claims(memory: &mut Memory, now: Timestamp) {
     for index in 0..slots(memory).len() {
         let slot = slots(memory)[index];
         if overdue_from(memory, &slot).is_none_or(|due| due > now) {
@@ -123,13 +125,13 @@ pub fn release_overdue_claims(memory: &mut Memory, now: i64) {
         let overdue: Vec<u32> = claimed(memory, index, &slot).collect();
         lists::job_mut(memory, slot.batch, slot.job).next_retry = 0;
         for job in overdue {
-            requeue(memory, slot.batch, job, 0);
+            requeue(memory, slot.batch, job, Timestamp::NONE);
         }
     }
 }
 
 /// Returns the time at which the next claim of the pool is overdue, or `None` if there is none.
-pub fn next_overdue_claim(memory: &Memory, pool: PoolPtr) -> Option<i64> {
+pub fn next_overdue_claim(memory: &Memory, pool: PoolPtr) -> Option<Timestamp> {
     let slots = slots(memory).iter().enumerate().filter(|(_, slot)| slot.pool == pool);
     let due = slots.filter_map(|(index, slot)| {
         let due = overdue_from(memory, slot)?;
@@ -139,7 +141,7 @@ pub fn next_overdue_claim(memory: &Memory, pool: PoolPtr) -> Option<i64> {
 }
 
 /// Returns the batches of a pool from which a worker could take a job now, oldest first, and at most `most`.
-pub fn runnable_batches(memory: &mut Memory, pool: PoolPtr, now: i64, most: usize) -> Vec<BatchPtr> {
+pub fn runnable_batches(memory: &mut Memory, pool: PoolPtr, now: Timestamp, most: usize) -> Vec<BatchPtr> {
     ready_lists::move_due_to_ready(memory, pool, now);
     let mut runnable = Vec::new();
     let mut next = memory.get(pool).ready_head;
@@ -156,7 +158,7 @@ pub fn runnable_batches(memory: &mut Memory, pool: PoolPtr, now: i64, most: usiz
 }
 
 /// Counts the workers of a pool that could start a job now, up to `enough`.
-pub fn runnable_jobs(memory: &mut Memory, pool: PoolPtr, now: i64, enough: u32) -> u32 {
+pub fn runnable_jobs(memory: &mut Memory, pool: PoolPtr, now: Timestamp, enough: u32) -> u32 {
     let mut total = 0;
     // Each of these batches could have at least one worker.
     for batch in runnable_batches(memory, pool, now, MAX_EXAMINED.min(enough as usize)) {
@@ -197,7 +199,7 @@ pub fn is_awaited(memory: &Memory) -> bool {
 }
 
 /// Returns a batch of this database with final rows to write now, or `None` if there is none.
-pub fn batch_to_log(memory: &Memory, database: DatabaseId, now: i64) -> Option<BatchPtr> {
+pub fn batch_to_log(memory: &Memory, database: DatabaseId, now: Timestamp) -> Option<BatchPtr> {
     unlogged(memory).find(|batch| {
         let record = memory.get(*batch);
         record.database == database && record.log_writer == 0 && record.retry_log_at <= now
@@ -205,7 +207,7 @@ pub fn batch_to_log(memory: &Memory, database: DatabaseId, now: i64) -> Option<B
 }
 
 /// Returns the time at which the next final rows of this database are to be tried, or `None` if there are none.
-pub fn next_log_write(memory: &Memory, database: DatabaseId) -> Option<i64> {
+pub fn next_log_write(memory: &Memory, database: DatabaseId) -> Option<Timestamp> {
     let batches = unlogged(memory).map(|batch| memory.get(batch));
     batches.filter(|record| record.database == database).map(|record| record.retry_log_at).min()
 }

@@ -368,7 +368,7 @@ fn line_of(job: &LiveState, view: &JobDetails) -> Vec<u8> {
     }
     line.extend(job.state.name().as_bytes());
     if let Some((started, ended)) = now.started.zip(now.ended) {
-        line.extend(format!(" after {:.3} s", ended.saturating_sub(started) as f64 / 1e6).as_bytes());
+        line.extend(format!(" after {:.3} s", ended.micros_since(started) as f64 / 1e6).as_bytes());
     }
     let written = now.written.as_deref().and_then(|bytes| decode(bytes).ok());
     let outcome = visible(now.owner, job.state, written.unwrap_or_else(|| log::outcome_of(now)));

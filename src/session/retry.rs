@@ -12,6 +12,7 @@ use crate::session::visibility::live_states;
 use crate::spec::{BatchSpec, JobSpec};
 use crate::{log, queries};
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// Launches the jobs of a batch that failed, were stopped or were lost again, or one such job, with the options of
 /// their first launch. Returns their uuids.
@@ -79,9 +80,9 @@ pub fn retry(id: AnyId) -> Result<Vec<JobId>, Error> {
     Ok(rows.iter().map(|row| row.job.uuid).collect())
 }
 
-/// Deletes rows of jobs that ended longer ago than `older_than` microseconds: those of all roles for the owner of the
+/// Deletes rows of jobs that ended longer ago than `older_than`: those of all roles for the owner of the
 /// extension, otherwise those of the caller. Returns their number.
-pub fn prune(older_than: i64) -> i64 {
+pub fn prune(older_than: Duration) -> i64 {
     let current = role::current();
     let owner = spi::select(queries::EXTENSION_OWNER).concat();
     let owner: Option<RoleId> = std::str::from_utf8(&owner).ok().and_then(|owner| owner.parse().ok());

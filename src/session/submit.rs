@@ -14,6 +14,7 @@ use crate::session::launch_request::request;
 use crate::session::monitor::with_watch;
 use crate::spec::options::RunOptions;
 use crate::spec::BatchSpec;
+use crate::time::Timestamp;
 use crate::{queries, registry, scheduler};
 use std::time::{Duration, Instant};
 
@@ -186,8 +187,8 @@ fn check_acceptable(spec: &BatchSpec, jobs: &[NewJob], may_wait: bool) -> Result
     Ok(())
 }
 
-/// Returns the batch as its spool file has it. `queued_at`: microseconds of the server's clock.
-fn spooled(new: &NewBatch, spec: &BatchSpec, queued_at: i64) -> Spooled {
+/// Returns the batch as its spool file has it.
+fn spooled(new: &NewBatch, spec: &BatchSpec, queued_at: Timestamp) -> Spooled {
     let options = |job: &NewJob| RunOptions {
         sequential: spec.sequential,
         max_workers: spec.max_workers,

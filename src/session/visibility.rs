@@ -187,9 +187,11 @@ pub fn read_jobs(id: Option<AnyId>, rows: &mut TypedRows) -> Result<(), Error> {
             outcome.result.into(),
             outcome.message.into(),
             now.queue_position.into(),
-            SqlValue::timestamp(now.started),
-            SqlValue::timestamp(now.ended),
-            now.started.map_or(SqlValue::Null, |started| SqlValue::Interval(now.ended.unwrap_or(present) - started)),
+            now.started.into(),
+            now.ended.into(),
+            now.started.map_or(SqlValue::Null, |started| {
+                SqlValue::Interval(now.ended.unwrap_or(present).micros_since(started))
+            }),
         ])?;
     }
     Ok(())

@@ -7,6 +7,7 @@ use crate::ffi::dsm::Handle;
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::{area, guc as settings, interrupt, latch, lock, process};
 use crate::scheduler::{start, ClaimingWorker, Handover, Task};
+use crate::time::Timestamp;
 use crate::worker::exit::refuse_assigned_job;
 use crate::worker::next::{exit_if, Exit, Next, CONTINUE, EXIT};
 use crate::worker::pool_worker::{PoolWorker, IDLE_CHECK};
@@ -22,9 +23,9 @@ use std::time::{Duration, Instant};
 /// five seconds for others to leave (procarray.c, `CountOtherDBBackends`).
 const LONG_IDLE_CHECK: Duration = Duration::from_secs(2);
 const LONG_IDLE: Duration = Duration::from_secs(2);
-/// Limits, in microseconds, how long a worker has nothing to do whose last result is unread: nobody but its session
+/// Limits how long a worker has nothing to do whose last result is unread: nobody but its session
 /// could give it a job, and who polls until its process is gone waits for that.
-const UNREAD_TIMEOUT: i64 = 500_000;
+const UNREAD_TIMEOUT: Duration = Duration::from_millis(500);
 /// Interval at which a worker that goes tries again to have another one started.
 const SUCCESSOR_CHECK: Duration = Duration::from_millis(50);
 /// Time that a worker that makes room for another pool waits for a process at a time, if it has nothing to do itself.
@@ -36,7 +37,7 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// Returns the time between two deletions of old rows: often enough for the log to be about as long as it may be.
 fn prune_every() -> Duration {
-    let retention = guc::log_retention().map_or(PRUNE_EVERY, |seconds| Duration::from_secs(seconds.unsigned_abs()));
+    let retention = guc::log_retention().unwrap_or(PRUNE_EVERY);
     (retention / 20).clamp(Duration::from_secs(1), PRUNE_EVERY)
 }
 
@@ -70,7 +71,7 @@ impl PoolWorker {
     }
 
     /// Claims the next task. The worker goes if the task is one of the queue, and it must not run those.
-    fn claim(&mut self, now: i64) -> ControlFlow<Exit, Task> {
+    fn claim(&mut self, now: Timestamp) -> ControlFlow<Exit, Task> {
         let claiming = ClaimingWorker { index: self.index, many: self.is_short, keeps_turn: self.keeps_turn };
         let task = area::write(|memory| scheduler::claim(memory, claiming, now));
         self.keeps_turn = false;
@@ -85,7 +86,7 @@ impl PoolWorker {
         ControlFlow::Continue(task)
     }
 
-    fn perform(&mut self, task: Task, now: i64) -> Next {
+    fn perform(&mut self, task: Task, now: Timestamp) -> Next {
         let was_paused = std::mem::replace(&mut self.is_paused, matches!(task, Task::Pause));
         match task {
             Task::Serve(segment) => {
@@ -154,7 +155,7 @@ impl PoolWorker {
     }
 
     /// Waits for work, at most until a job is due.
-    fn wait(&mut self, now: i64, due: Option<i64>) -> Next {
+    fn wait(&mut self, now: Timestamp, due: Option<Timestamp>) -> Next {
         let since = *self.idle_since.get_or_insert(now);
         let is_left =
             area::read(|memory| scheduler::is_result_pending(memory, self.index)) && !attached_job::is_being_read();
@@ -162,7 +163,7 @@ impl PoolWorker {
             true => guc::worker_idle_timeout().min(UNREAD_TIMEOUT),
             false => guc::worker_idle_timeout(),
         };
-        let over = since.saturating_add(timeout);
+        let over = since + timeout;
         exit_if(now >= over && area::write(|memory| scheduler::exit_if_idle(memory, self.index)))?;
         exit_if(self.watchdog.limit_exceeded(1) && self.stops_accepting())?;
         self.reset()?;
@@ -175,8 +176,8 @@ impl PoolWorker {
         }
         // A time that has come and with it nothing to do is nothing to wait for.
         let until = due.into_iter().chain([over]).filter(|until| *until > now).min();
-        let check = if now - since < LONG_IDLE.as_micros() as i64 { IDLE_CHECK } else { LONG_IDLE_CHECK };
-        let pause = until.map_or(check, |until| Duration::from_micros(until.abs_diff(now)).min(check));
+        let check = if now < since + LONG_IDLE { IDLE_CHECK } else { LONG_IDLE_CHECK };
+        let pause = until.map_or(check, |until| until.since(now).min(check));
         {
             // A cancel that comes now is for nothing that runs.
             let _held = CancelHeld::new();

@@ -9,6 +9,7 @@ use crate::log;
 use crate::protocol::{Report, Request};
 use crate::scheduler;
 use crate::scheduler::PoolPeers;
+use crate::time::Timestamp;
 use crate::worker::connection_limit::check_connection_limits;
 use crate::worker::memory_watchdog::MemoryWatchdog;
 use crate::worker::next::{exit_if, Next, CONTINUE, EXIT};
@@ -49,14 +50,14 @@ pub struct PoolWorker {
     /// Time at which old rows were deleted; `None` if they were not yet.
     pub pruned: Option<Instant>,
     /// Time of the next try to import orphans, and count of failed ones; `None` if all are imported.
-    pub next_import: Option<(i64, u16)>,
+    pub next_import: Option<(Timestamp, u16)>,
     pub watchdog: MemoryWatchdog,
     /// Time of the last look whether it is still what a new worker would be.
     looked: Instant,
     /// Patience of the wait for a session's next job.
     pub spin: SpinThenWait,
     /// Time since which there is nothing to do.
-    pub idle_since: Option<i64>,
+    pub idle_since: Option<Timestamp>,
     /// The configuration has changed in what this process cannot follow any more.
     pub is_stale: bool,
     /// The last task was a pause.

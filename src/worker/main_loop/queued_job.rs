@@ -10,6 +10,7 @@ use crate::log::{attempt_file, outcome_file, End, FinalRow};
 use crate::protocol::{decode, sqlstate, to_bytes, Done, Outcome, Report, Request};
 use crate::registry::{BatchPtr, Reason, RunningJob, State};
 use crate::scheduler::{Claim, Finish};
+use crate::time::Timestamp;
 use crate::worker::next::{exit_if, Exit, Next, CONTINUE};
 use crate::worker::outcome::{failed, is_interrupt, PendingOutcome};
 use crate::worker::pool_worker::PoolWorker;
@@ -46,7 +47,7 @@ struct AttemptLog {
     number: u32,
     max_attempts: u32,
     /// Time at which it began.
-    started: i64,
+    started: Timestamp,
     /// Log that has the job's row; `None` if it has none yet.
     log: Option<u32>,
     /// The job's last transaction has written the final row.
@@ -84,7 +85,7 @@ impl AttemptLog {
     }
 
     /// Returns the row that tells how the attempt ended; without a time, that the job is queued again.
-    fn row(&self, state: State, ended: Option<i64>, outcome: Outcome) -> FinalRow {
+    fn row(&self, state: State, ended: Option<Timestamp>, outcome: Outcome) -> FinalRow {
         let started = Some(self.started).filter(|_| ended.is_some());
         let end = End { state, pid: Some(session::pid()), started, ended, attempts: self.number, outcome };
         FinalRow { uuid: self.attempt.uuid, end }
