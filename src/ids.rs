@@ -1,5 +1,5 @@
-//! Identifiers of batches and jobs, and of what the server has: roles and databases. The uuid of a job is that of its
-//! batch, with its ordinal in the last four bytes.
+//! Identifiers of batches and jobs, and of what the server has: roles, databases, and its own epoch. The uuid of a job
+//! is that of its batch, with its ordinal in the last four bytes.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -198,6 +198,36 @@ oid_of! {
     /// No database: as in a setting of a role, which holds in all of them.
 }
 
+/// Epoch of a server: a random number, which is another one after each restart and each crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Epoch(i64);
+
+impl Epoch {
+    /// Epoch of no server.
+    pub const NONE: Self = Epoch(0);
+
+    /// Takes a number of the log for an epoch.
+    pub const fn of_number(number: i64) -> Self {
+        Epoch(number)
+    }
+
+    /// Returns the number that the log has.
+    pub const fn number(self) -> i64 {
+        self.0
+    }
+
+    /// Takes a word for an epoch, as [`Epoch::word`] returns it.
+    pub const fn of_word(word: u64) -> Self {
+        Epoch(word.cast_signed())
+    }
+
+    /// Returns its bits, which are in the names of files, and in the request for a worker.
+    pub const fn word(self) -> u64 {
+        self.0.cast_unsigned()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,6 +240,16 @@ mod tests {
             let read = bytes.and_then(|bytes| postcard::from_bytes(&bytes));
             assert_eq!(read, Ok(DatabaseId::of_oid(number)));
         }
+    }
+
+    #[test]
+    fn epochs_are_encoded_as_numbers() {
+        for number in [1, -1, i64::MIN, i64::MAX] {
+            let epoch = Epoch::of_number(number);
+            assert_eq!(postcard::to_allocvec(&epoch), postcard::to_allocvec(&number));
+            assert_eq!((Epoch::of_word(epoch.word()), epoch.number()), (epoch, number));
+        }
+        assert_eq!(Epoch::of_number(-1).word(), u64::MAX);
     }
 
     #[test]

@@ -89,7 +89,7 @@ fn live_cells(job: &JobDetails, is_recorded: bool, end: &End) -> Vec<SqlValue> {
         SqlValue::Int(end.attempts as i32),
         end.pid.into(),
     ];
-    let last = [SqlValue::BigInt(area::epoch()), job.run_options.to_options().into()];
+    let last = [area::epoch().into(), job.run_options.to_options().into()];
     let name = [database_name(job.batch.database).into()];
     [&first[..], &progress_cells(&job.now), &last, &log::outcome_cells(&end.outcome), &name].concat()
 }
@@ -115,7 +115,7 @@ fn spooled(call: &Call) -> Result<Value, Error> {
                 job.name.into(),
                 SqlValue::Text(job.query),
                 SqlValue::Timestamp(head.queued_at),
-                SqlValue::BigInt(head.epoch),
+                head.epoch.into(),
                 job.options.into(),
                 SqlValue::Int(job.attempts as i32),
             ])?;
@@ -129,7 +129,7 @@ fn spooled(call: &Call) -> Result<Value, Error> {
 /// RETURNS TABLE (…)`
 fn state(call: &Call) -> Result<Value, Error> {
     let mut rows = call.typed_rows()?;
-    if let (Some(uuid), Some(epoch)) = (call.uuid(0).map(JobId::of_bytes), call.int8(1)) {
+    if let (Some(uuid), Some(epoch)) = (call.uuid(0).map(JobId::of_bytes), call.epoch(1)) {
         let start = match (call.bool(3).unwrap_or(true), call.bool(4).unwrap_or(false)) {
             (false, _) => Start::Never,
             (true, false) => Start::Perhaps,

@@ -14,6 +14,7 @@ use crate::ffi::lwlock::{with_init_lock, LwLockGuard};
 use crate::ffi::memory::MemoryContextGuard;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{random, report};
+use crate::ids::Epoch;
 use crate::protocol::Report;
 use bytemuck::Pod;
 use pgrx::pg_sys;
@@ -95,9 +96,9 @@ pub fn counter(index: usize) -> &'static AtomicI64 {
     &header().counters[index % COUNTERS]
 }
 
-/// A number that is another one after each restart and each crash of the server.
-pub fn epoch() -> i64 {
-    header().epoch.load(Ordering::Acquire) as i64
+/// Returns the epoch of this server.
+pub fn epoch() -> Epoch {
+    Epoch::of_word(header().epoch.load(Ordering::Acquire))
 }
 
 /// Returns whether the area has been made. A process that only looks whether something is there need not make it.

@@ -1,7 +1,7 @@
 //! Values of SQL types, to and from the server's form of them (postgres.h, `Datum`).
 
 use crate::ffi::{alloc, interval};
-use crate::ids::{DatabaseId, RoleId};
+use crate::ids::{DatabaseId, Epoch, RoleId};
 use crate::time::Timestamp;
 use pgrx::pg_sys;
 
@@ -70,6 +70,12 @@ impl From<RoleId> for SqlValue {
 impl From<DatabaseId> for SqlValue {
     fn from(database: DatabaseId) -> Self {
         SqlValue::BigInt(database.oid().into())
+    }
+}
+
+impl From<Epoch> for SqlValue {
+    fn from(epoch: Epoch) -> Self {
+        SqlValue::BigInt(epoch.number())
     }
 }
 

@@ -7,7 +7,7 @@ use crate::ffi::raise::{internal_error, Log, Raised};
 use crate::ffi::set_returning::{Rows, TypedRows};
 use crate::ffi::tuple::{Output, TupleDesc};
 use crate::ffi::{alloc, allocator, report};
-use crate::ids::DatabaseId;
+use crate::ids::{DatabaseId, Epoch};
 use crate::protocol::Report;
 use pgrx::pg_sys;
 use std::ffi::{c_char, CStr};
@@ -87,9 +87,9 @@ impl Call {
         self.oid(index).map(DatabaseId::of_oid)
     }
 
-    /// Returns an `int8` argument, or `None` for NULL.
-    pub fn int8(&self, index: usize) -> Option<i64> {
-        self.argument(index).map(|datum| datum.value() as i64)
+    /// Returns an `int8` argument that is an epoch, or `None` for NULL.
+    pub fn epoch(&self, index: usize) -> Option<Epoch> {
+        self.argument(index).map(|datum| Epoch::of_number(datum.value() as i64))
     }
 
     /// Returns a `bool` argument, or `None` for NULL.

@@ -1,7 +1,7 @@
 //! Jobs that were accepted, as files and rows keep them.
 
 use crate::ffi::{alloc, area, session};
-use crate::ids::{BatchId, DatabaseId, JobId, RoleId};
+use crate::ids::{BatchId, DatabaseId, Epoch, JobId, RoleId};
 use crate::registry::JobDetails;
 use crate::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ pub struct AcceptedJob {
 /// Properties that the jobs of a batch have in common.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AcceptedBatch {
-    pub epoch: i64,
+    pub epoch: Epoch,
     pub database: DatabaseId,
     pub uuid: BatchId,
     /// The role whose rights its jobs have.

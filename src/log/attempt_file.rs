@@ -6,7 +6,7 @@
 
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{area, exit_hooks, file, session};
-use crate::ids::{DatabaseId, JobId, RoleId};
+use crate::ids::{DatabaseId, Epoch, JobId, RoleId};
 use crate::log::directory::{self, OrphanFiles};
 use crate::log::file_format::{self, FileContent};
 use crate::log::file_name::FileName;
@@ -34,7 +34,7 @@ pub struct Attempt {
 /// Content of a file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AttemptFile {
-    pub epoch: i64,
+    pub epoch: Epoch,
     /// `None` if the worker runs none.
     pub attempt: Option<Attempt>,
 }
@@ -94,6 +94,6 @@ fn remove_own() {
 }
 
 /// Returns the files of workers of this database whose servers have died since.
-pub fn orphans(epoch: i64, database: DatabaseId) -> OrphanFiles<AttemptFile> {
+pub fn orphans(epoch: Epoch, database: DatabaseId) -> OrphanFiles<AttemptFile> {
     directory::read_orphans(epoch, database)
 }

@@ -2,7 +2,7 @@
 
 use crate::ffi::report::{Log, LOG};
 use crate::ffi::{area, file, report};
-use crate::ids::{DatabaseId, JobId};
+use crate::ids::{DatabaseId, Epoch, JobId};
 use crate::log::file_format::{self, FileContent, Unreadable};
 use crate::log::file_name::{FileName, DIRECTORY};
 use crate::protocol::{sqlstate, Report};
@@ -61,7 +61,7 @@ fn unreadable_file(path: &Path, reason: &Unreadable) -> Report {
 }
 
 /// Reads the files of a kind for this database that servers wrote which have died since. `epoch` is that of this one.
-pub fn read_orphans<T: FileContent>(epoch: i64, database: DatabaseId) -> OrphanFiles<T> {
+pub fn read_orphans<T: FileContent>(epoch: Epoch, database: DatabaseId) -> OrphanFiles<T> {
     let mut files = OrphanFiles { readable: Vec::new(), unreadable: Vec::new() };
     for name in names().filter(|name| name.epoch != epoch && name.database == database && name.suffix == T::SUFFIX) {
         let content = fs::read(name.path()).map_err(Unreadable::from);
@@ -81,7 +81,7 @@ fn names() -> impl Iterator<Item = FileName> {
 }
 
 /// Removes files of databases that are gone, and unfinished ones of servers that are gone.
-pub fn remove_dropped_databases(epoch: i64, exists: impl Fn(DatabaseId) -> bool) {
+pub fn remove_dropped_databases(epoch: Epoch, exists: impl Fn(DatabaseId) -> bool) {
     for name in names().filter(|name| name.epoch != epoch) {
         if name.suffix.ends_with(file::UNFINISHED) || !exists(name.database) {
             name.remove();
@@ -91,7 +91,7 @@ pub fn remove_dropped_databases(epoch: i64, exists: impl Fn(DatabaseId) -> bool)
 
 /// Removes the files of this server, of these kinds, for jobs of a database that it has nothing to write of any more:
 /// the log that was to be told is gone.
-pub fn remove_unknown(epoch: i64, database: DatabaseId, suffixes: &[&str]) {
+pub fn remove_unknown(epoch: Epoch, database: DatabaseId, suffixes: &[&str]) {
     for suffix in suffixes {
         for name in names().filter(|name| name.epoch == epoch && name.database == database && name.suffix == *suffix) {
             let batch = JobId::of_bytes(name.key).batch();

@@ -1,6 +1,6 @@
 //! Names of the extension's files in the data directory.
 
-use crate::ids::DatabaseId;
+use crate::ids::{DatabaseId, Epoch};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ pub const DIRECTORY: &str = "pg_background_mgr";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileName {
     /// Epoch of the server that wrote it.
-    pub epoch: i64,
+    pub epoch: Epoch,
     pub database: DatabaseId,
     /// Uuid of a job; of an attempt file, the process id of its worker.
     pub key: [u8; 16],
@@ -20,14 +20,14 @@ pub struct FileName {
 }
 
 impl FileName {
-    pub fn new(epoch: i64, database: DatabaseId, key: &[u8; 16], suffix: &str) -> Self {
+    pub fn new(epoch: Epoch, database: DatabaseId, key: &[u8; 16], suffix: &str) -> Self {
         FileName { epoch, database, key: *key, suffix: suffix.to_owned() }
     }
 
     /// Returns `None` if no file of the extension has such a name.
     pub fn parse(name: &str) -> Option<Self> {
         let mut parts = name.splitn(3, '-');
-        let epoch = u64::from_str_radix(parts.next()?, 16).ok()?.cast_signed();
+        let epoch = Epoch::of_word(u64::from_str_radix(parts.next()?, 16).ok()?);
         let database = parts.next()?.parse().ok()?;
         let (key, suffix) = parts.next()?.split_at_checked(32)?;
         let key = u128::from_str_radix(key, 16).ok()?.to_be_bytes();
@@ -38,7 +38,7 @@ impl FileName {
     pub fn path(&self) -> PathBuf {
         let FileName { epoch, database, key, suffix } = self;
         let key: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-        Path::new(DIRECTORY).join(format!("{epoch:016x}-{database}-{key}{suffix}"))
+        Path::new(DIRECTORY).join(format!("{:016x}-{database}-{key}{suffix}", epoch.word()))
     }
 
     /// Removes the file, if it is there.

@@ -4,7 +4,7 @@
 //! it ended: also of one whose work is committed without its row.
 
 use crate::ffi::{area, file, session, spi, transaction};
-use crate::ids::{DatabaseId, JobId};
+use crate::ids::{DatabaseId, Epoch, JobId};
 use crate::log::attempt_file::{self, Attempt, AttemptFile};
 use crate::log::directory::{self, OrphanFiles};
 use crate::log::end::End;
@@ -19,7 +19,7 @@ use std::io;
 /// Content of the file of a job that was begun.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OutcomeFile {
-    pub epoch: i64,
+    pub epoch: Epoch,
     pub database: DatabaseId,
     pub attempt: Attempt,
     /// End of the attempt; with a transaction, only if that was committed.
@@ -37,7 +37,7 @@ impl FileContent for OutcomeFile {
 
 impl OutcomeFile {
     /// Returns the content that says that the attempt was begun, and no more.
-    pub fn begun(epoch: i64, database: DatabaseId, attempt: Attempt) -> Self {
+    pub fn begun(epoch: Epoch, database: DatabaseId, attempt: Attempt) -> Self {
         OutcomeFile { epoch, database, attempt, end: None }
     }
 
@@ -75,7 +75,7 @@ pub struct CrashTrace {
 }
 
 /// Traces by epoch and job.
-type CrashTraces = HashMap<(i64, JobId), (Attempt, Option<OutcomeFile>)>;
+type CrashTraces = HashMap<(Epoch, JobId), (Attempt, Option<OutcomeFile>)>;
 
 /// Traces of jobs of this database, by servers that have died since; read when they are needed first.
 #[derive(Debug, Default)]
@@ -83,7 +83,7 @@ pub struct Orphans(Option<CrashTraces>);
 
 impl Orphans {
     /// Returns the trace of a job of the server with this epoch. Inside a transaction.
-    pub fn of(&mut self, epoch: i64, uuid: &JobId) -> Option<CrashTrace> {
+    pub fn of(&mut self, epoch: Epoch, uuid: &JobId) -> Option<CrashTrace> {
         let traces = self.0.get_or_insert_with(read_traces);
         let (attempt, file) = traces.get(&(epoch, *uuid))?;
         Some(CrashTrace { attempt: *attempt, end: file.as_ref().and_then(OutcomeFile::end).cloned() })
@@ -109,7 +109,7 @@ fn read_traces() -> CrashTraces {
 }
 
 /// Removes the file of a job: the log says more, on disk.
-pub fn remove(epoch: i64, database: DatabaseId, uuid: &JobId) {
+pub fn remove(epoch: Epoch, database: DatabaseId, uuid: &JobId) {
     // A file that stays is of no interest once the row is final.
     for suffix in [OutcomeFile::SUFFIX, outcome_file_0_1_0::OutcomeFile::SUFFIX] {
         FileName::new(epoch, database, &uuid.bytes(), suffix).remove();
@@ -117,7 +117,7 @@ pub fn remove(epoch: i64, database: DatabaseId, uuid: &JobId) {
 }
 
 /// Returns the outcome files for this database of servers that have died since.
-pub fn orphans(epoch: i64, database: DatabaseId) -> OrphanFiles<OutcomeFile> {
+pub fn orphans(epoch: Epoch, database: DatabaseId) -> OrphanFiles<OutcomeFile> {
     let mut files = directory::read_orphans::<OutcomeFile>(epoch, database);
     let of_0_1_0 = directory::read_orphans::<outcome_file_0_1_0::OutcomeFile>(epoch, database);
     files.readable.extend(of_0_1_0.readable.into_iter().map(|(name, file)| {

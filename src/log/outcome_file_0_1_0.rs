@@ -1,6 +1,6 @@
 //! Outcome files as version 0.1.0 wrote them, for a server that has gone down with it and comes up with a newer one.
 
-use crate::ids::{DatabaseId, JobId, RoleId};
+use crate::ids::{DatabaseId, Epoch, JobId, RoleId};
 use crate::log::attempt_file::Attempt;
 use crate::log::end;
 use crate::log::file_format::FileContent;
@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 #[derive(Deserialize)]
 pub struct OutcomeFile {
-    pub epoch: i64,
+    pub epoch: Epoch,
     pub database: DatabaseId,
     uuid: JobId,
     owner: RoleId,

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::ffi::datum::SqlValue;
 use crate::ffi::{area, lock, role, session, transaction};
-use crate::ids::{AnyId, DatabaseId, JobId, RoleId};
+use crate::ids::{AnyId, DatabaseId, Epoch, JobId, RoleId};
 use crate::log::accepted::AcceptedJob;
 use crate::log::access::{locate, log_oid, qualified_name, relations, require_log};
 use crate::log::end::End;
@@ -62,7 +62,7 @@ pub fn states(id: AnyId) -> Result<Vec<LoggedJob>, Error> {
             pid: row.int(Column::Pid),
         };
         let launched = row.timestamp(Column::QueuedAt).unwrap_or(Timestamp::NONE);
-        (known, row.big_int(Column::Epoch).unwrap_or(0), row.database(), launched)
+        (known, row.epoch(), row.database(), launched)
     };
     let rows = read(&[id], of_row).ok_or(Error::LogLocked)?;
     let mut traces = outcome_file::Orphans::default();
@@ -161,13 +161,13 @@ fn with_orphans<T>(
 }
 
 /// Returns whether the job is one of a server that has died since, or of the database that this one was copied from.
-fn is_of_dead_server(state: &[u8], epoch: i64, database: DatabaseId) -> bool {
+fn is_of_dead_server(state: &[u8], epoch: Epoch, database: DatabaseId) -> bool {
     state == State::Queued.name().as_bytes() && (epoch != area::epoch() || database != session::database())
 }
 
 /// Returns what has become of a job whose server has died. A standby says queued of what nobody
 /// runs there: there is nothing to wait for.
-fn orphan_state(traces: &mut outcome_file::Orphans, epoch: i64, uuid: &JobId) -> Vec<u8> {
+fn orphan_state(traces: &mut outcome_file::Orphans, epoch: Epoch, uuid: &JobId) -> Vec<u8> {
     let trace = if transaction::in_recovery() { None } else { traces.of(epoch, uuid) };
     trace.and_then(|trace| trace.end).map_or(b"lost".to_vec(), |end| end.state.name().into())
 }
@@ -191,7 +191,7 @@ pub fn jobs_to_retry(jobs: &[JobId]) -> Vec<JobToRetry> {
         let job = JobToRetry { job, batch_name: row.text(Column::BatchName) };
         let state = row.text(Column::Status).unwrap_or_default();
         let launched = row.timestamp(Column::QueuedAt).unwrap_or(Timestamp::NONE);
-        (job, state, row.big_int(Column::Epoch).unwrap_or(0), row.database(), launched)
+        (job, state, row.epoch(), row.database(), launched)
     };
     let ids: Vec<AnyId> = jobs.iter().map(|job| (*job).into()).collect();
     let rows = read(&ids, of_row).unwrap_or_default();

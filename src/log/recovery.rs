@@ -4,7 +4,7 @@ use crate::ffi::heap::Access;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::{area, process, session, transaction};
 use crate::guc;
-use crate::ids::{DatabaseId, JobId};
+use crate::ids::{DatabaseId, Epoch, JobId};
 use crate::log::accepted::NewRow;
 use crate::log::access::{lock_log, open_log};
 use crate::log::attempt_file::{self, Attempt, AttemptFile};
@@ -106,7 +106,7 @@ struct Orphans {
 }
 
 impl Orphans {
-    fn read(epoch: i64, database: DatabaseId) -> Self {
+    fn read(epoch: Epoch, database: DatabaseId) -> Self {
         let batches = spool::orphans(epoch, database);
         let outcomes = outcome_file::orphans(epoch, database);
         let attempts = attempt_file::orphans(epoch, database);
@@ -196,6 +196,6 @@ pub fn import_orphans(database: DatabaseId) -> ImportedFiles {
 
 /// Removes the files of this server for jobs of a database that it has nothing to write of any more: the log that was
 /// to be told is gone. First those of batches, for without its outcome files a batch reads as one that never began.
-pub fn remove_unknown(epoch: i64, database: DatabaseId) {
+pub fn remove_unknown(epoch: Epoch, database: DatabaseId) {
     directory::remove_unknown(epoch, database, &[Spooled::SUFFIX, OutcomeFile::SUFFIX]);
 }

@@ -5,7 +5,7 @@ use crate::ffi::datum::{types, SqlValue};
 use crate::ffi::heap::{Access, Heap, Row, Unfit};
 use crate::ffi::report::Log as LogHere;
 use crate::ffi::{alloc, area, heap, report, session};
-use crate::ids::{AnyId, DatabaseId, JobId, RoleId};
+use crate::ids::{AnyId, DatabaseId, Epoch, JobId, RoleId};
 use crate::log::accepted::{AcceptedBatch, NewRow};
 use crate::log::attempt_file::Attempt;
 use crate::log::end::{End, FinalRow};
@@ -197,6 +197,10 @@ impl Entry {
         role_in(&self.0, column).unwrap_or_default()
     }
 
+    pub fn epoch(&self) -> Epoch {
+        epoch_in(&self.0).unwrap_or(Epoch::NONE)
+    }
+
     pub fn database(&self) -> DatabaseId {
         database_in(&self.0).unwrap_or_default()
     }
@@ -208,6 +212,10 @@ impl Entry {
 
 fn role_in(row: &Row, column: Column) -> Option<RoleId> {
     row.oid(column as usize).map(RoleId::of_oid)
+}
+
+fn epoch_in(row: &Row) -> Option<Epoch> {
+    row.big_int(Column::Epoch as usize).map(Epoch::of_number)
 }
 
 fn database_in(row: &Row) -> Option<DatabaseId> {
@@ -259,7 +267,7 @@ impl Rows<'_> {
             let columns = [Column::Status, Column::Epoch, Column::Database, Column::IsStarted, Column::QueuedAt];
             let now = [
                 SqlValue::Text(State::Queued.name().into()),
-                SqlValue::BigInt(batch.epoch),
+                batch.epoch.into(),
                 session::database().into(),
                 SqlValue::Bool(new.is_begun),
                 SqlValue::Timestamp(batch.queued_at),
@@ -288,7 +296,7 @@ impl Rows<'_> {
             (Column::Options, job.options.into()),
             (Column::QueuedAt, SqlValue::Timestamp(batch.queued_at)),
             (Column::Attempts, SqlValue::Int(job.attempts as i32)),
-            (Column::Epoch, SqlValue::BigInt(batch.epoch)),
+            (Column::Epoch, batch.epoch.into()),
             (Column::Owner, batch.owner.into()),
             (Column::Login, batch.login.into()),
             (Column::Database, session::database().into()),
@@ -323,7 +331,7 @@ impl Rows<'_> {
     }
 
     /// Writes which attempt of a job was running when its server, that of `epoch`, died.
-    pub fn import_attempt(&self, epoch: i64, attempt: &Attempt) {
+    pub fn import_attempt(&self, epoch: Epoch, attempt: &Attempt) {
         let Some(row) = self.find_orphan(epoch, &attempt.uuid) else { return };
         let Some(before) = row.int(Column::Attempts as usize) else { return };
         let attempts = attempt.attempts.map_or(before, |attempts| attempts as i32);
@@ -335,7 +343,7 @@ impl Rows<'_> {
     }
 
     /// Writes that a job had begun when its server, that of `epoch`, died, and no more: what that wrote cannot be read.
-    pub fn import_begun(&self, epoch: i64, uuid: &JobId) {
+    pub fn import_begun(&self, epoch: Epoch, uuid: &JobId) {
         if let Some(row) =
             self.find_orphan(epoch, uuid).filter(|row| row.bool(Column::IsStarted as usize) != Some(true))
         {
@@ -344,14 +352,14 @@ impl Rows<'_> {
     }
 
     /// Writes how a job ended of a server of `epoch` that has died since, unless it was launched again.
-    pub fn import_end(&self, epoch: i64, uuid: &JobId, end: &End) {
+    pub fn import_end(&self, epoch: Epoch, uuid: &JobId, end: &End) {
         if let Some(row) = self.find_orphan(epoch, uuid) {
             self.heap.update(&row, end_changes(end));
         }
     }
 
-    fn find_orphan(&self, epoch: i64, uuid: &JobId) -> Option<Row> {
-        self.find_open(uuid).filter(|row| row.big_int(Column::Epoch as usize) == Some(epoch))
+    fn find_orphan(&self, epoch: Epoch, uuid: &JobId) -> Option<Row> {
+        self.find_open(uuid).filter(|row| epoch_in(row) == Some(epoch))
     }
 
     /// Returns whether another transaction is deleting the row of a job.
@@ -403,7 +411,5 @@ fn is_open(row: &Row) -> bool {
 /// Returns whether the job has ended, or the server that had it, or it is one of the database that this one was copied
 /// from.
 fn is_over(row: &Row) -> bool {
-    !is_open(row)
-        || row.big_int(Column::Epoch as usize) != Some(area::epoch())
-        || database_in(row) != Some(session::database())
+    !is_open(row) || epoch_in(row) != Some(area::epoch()) || database_in(row) != Some(session::database())
 }

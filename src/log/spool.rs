@@ -5,7 +5,7 @@
 //! tells that its jobs were accepted and never started.
 
 use crate::ffi::file;
-use crate::ids::{DatabaseId, JobId};
+use crate::ids::{DatabaseId, Epoch, JobId};
 use crate::log::accepted::{AcceptedBatch, AcceptedJob};
 use crate::log::directory::{self, OrphanFiles};
 use crate::log::file_format::{self, FileContent};
@@ -38,7 +38,7 @@ impl FileContent for Spooled {
     }
 }
 
-fn name_of(epoch: i64, database: DatabaseId, first: &JobId) -> FileName {
+fn name_of(epoch: Epoch, database: DatabaseId, first: &JobId) -> FileName {
     FileName::new(epoch, database, &first.bytes(), Spooled::SUFFIX)
 }
 
@@ -49,20 +49,20 @@ pub fn write(batch: &Spooled) -> io::Result<()> {
 }
 
 /// Forgets a batch: it is in the table now, or was never launched.
-pub fn remove(epoch: i64, database: DatabaseId, first: &JobId) {
+pub fn remove(epoch: Epoch, database: DatabaseId, first: &JobId) {
     // A file that stays is seen to be in the table already.
     name_of(epoch, database, first).remove();
 }
 
 /// Returns the batches of this database that a server accepted that has died since, oldest first.
-pub fn orphans(epoch: i64, database: DatabaseId) -> OrphanFiles<Spooled> {
+pub fn orphans(epoch: Epoch, database: DatabaseId) -> OrphanFiles<Spooled> {
     let mut files = directory::read_orphans::<Spooled>(epoch, database);
     files.readable.sort_by_key(|(_, batch)| batch.head.queued_at);
     files
 }
 
 /// Returns the same, with each job only in the last of its launches.
-pub fn last_launches(epoch: i64, database: DatabaseId) -> Vec<Spooled> {
+pub fn last_launches(epoch: Epoch, database: DatabaseId) -> Vec<Spooled> {
     let mut batches = orphans(epoch, database).contents();
     let mut seen = HashSet::new();
     batches.iter_mut().rev().for_each(|batch| batch.jobs.retain(|job| seen.insert(job.uuid)));

@@ -56,7 +56,7 @@ fn registration(slot: usize, serial: u64, restart_after: Option<i32>) -> Registr
     Registration {
         function: POOL_FUNCTION,
         argument: Handle::NONE,
-        words: [area::epoch() as u64, slot as u64, serial],
+        words: [area::epoch().word(), slot as u64, serial],
         restart_after,
     }
 }

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::ffi::datum::SqlValue;
 use crate::ffi::set_returning::TypedRows;
 use crate::ffi::{area, process, report, role, session, transaction};
-use crate::ids::{AnyId, BatchId, JobId, RoleId};
+use crate::ids::{AnyId, BatchId, Epoch, JobId, RoleId};
 use crate::log::outcome_file::CrashTrace;
 use crate::log::spool::Spooled;
 use crate::log::{outcome_file, End, RowState};
@@ -125,7 +125,7 @@ impl RegistryView {
 
     /// Returns the trace of a job that a dead server had started, or `None` if there is none or the caller may not see
     /// it.
-    pub fn trace(&mut self, epoch: i64, uuid: &JobId) -> Option<CrashTrace> {
+    pub fn trace(&mut self, epoch: Epoch, uuid: &JobId) -> Option<CrashTrace> {
         let CrashTrace { attempt, end } = self.left.of(epoch, uuid).filter(|trace| rights_on(trace.attempt.owner))?;
         Some(CrashTrace { attempt, end: end.map(|end| seen(attempt.owner, end)) })
     }

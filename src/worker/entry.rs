@@ -3,7 +3,7 @@
 use crate::channel::{Channel, Gate};
 use crate::ffi::dsm::Handle;
 use crate::ffi::{area, bgworker, exit_hooks, guc, latch, report, session};
-use crate::ids::{DatabaseId, RoleId};
+use crate::ids::{DatabaseId, Epoch, RoleId};
 use crate::protocol::Report;
 use crate::registry::unregistered;
 use crate::scheduler;
@@ -27,7 +27,7 @@ const LONG_TURN: Duration = Duration::from_millis(200);
 /// Runs a process that was started for the queue.
 pub fn pool_main() {
     let [epoch, index, serial] = bgworker::bgw_extra();
-    if area::epoch() as u64 != epoch {
+    if area::epoch() != Epoch::of_word(epoch) {
         return; // the server has crashed since, and started this place again
     }
     exit_hooks::skip_destructors();
