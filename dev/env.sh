@@ -30,6 +30,22 @@ die() {
 
 say() { printf '\033[1m%s\033[0m\n' "$*"; }
 
+# timed TEXT COMMAND...: one line, of what is done and how long it took. In a shell of its own, where `set -e` holds also when
+# the status is looked at.
+timed() {
+    local began=$SECONDS status
+    printf '%s ... ' "$1"
+    set +e
+    (
+        set -e
+        "${@:2}"
+    )
+    status=$?
+    set -e
+    [ $status = 0 ] || { printf 'failed after %s s\n' $((SECONDS - began)); exit $status; }
+    printf '%s s\n' $((SECONDS - began))
+}
+
 is_root() { [ "$(id -u)" = 0 ]; }
 
 # Every version that the project knows, oldest first.
@@ -41,11 +57,20 @@ check_version() {
     [[ -n ${1:-} && " $known " == *" $1 "* ]] || die "PostgreSQL '${1:-}' is not one of: $known"
 }
 
-# The pgrx that serves PostgreSQL $1, as Cargo.toml says: the feature pgNN names a dependency, the dependency its version.
+# The version of the extension.
+extension_version() { sed -nE 's/^version *= *"([^"]+)".*/\1/p;/^\[features\]/q' "$PGBM_ROOT/Cargo.toml"; }
+
+# The dependency that is the pgrx for PostgreSQL $1: the feature pgNN names it first.
+pgrx_dependency() { sed -nE "s/^pg$1 *= *\[ *\"([a-z0-9_]+)\/pg$1\".*/\1/p" "$PGBM_ROOT/Cargo.toml"; }
+
+# The feature with which #[pg_test] functions are built for PostgreSQL $1: pgrx_013 has pgrx_tests_013.
+tests_feature() { pgrx_dependency "$1" | sed 's/^pgrx_/pgrx_tests_/'; }
+
+# The version of the pgrx that serves PostgreSQL $1, as Cargo.toml says.
 pgrx_version() {
-    local manifest=$PGBM_ROOT/Cargo.toml dependency version
-    dependency=$(sed -nE "s/^pg$1 *= *\[ *\"([a-z0-9_]+)\/pg$1\".*/\1/p" "$manifest")
-    version=$(sed -nE "s/^${dependency:-none} *=.*version *= *\"=([^\"]+)\".*/\1/p" "$manifest")
+    local dependency version
+    dependency=$(pgrx_dependency "$1")
+    version=$(sed -nE "s/^${dependency:-none} *=.*version *= *\"=([^\"]+)\".*/\1/p" "$PGBM_ROOT/Cargo.toml")
     [ -n "$version" ] || die "cannot tell from Cargo.toml which pgrx serves PostgreSQL $1"
     printf '%s\n' "$version"
 }
@@ -76,12 +101,24 @@ check_headers() {
         die "no server headers in $headers; on Debian they are in the package postgresql-server-dev-$2"
 }
 
+# Sets library and share, the directories of the server of pg_config $1 that hold the extension's files; installed, those that are
+# there; and as_owner, what a command that writes there begins with.
+installed_files() {
+    local file
+    library=$("$1" --pkglibdir) share=$("$1" --sharedir)/extension
+    installed=()
+    for file in "$library/pg_background_mgr.so" "$share/pg_background_mgr.control" "$share"/pg_background_mgr--*.sql; do
+        [ ! -e "$file" ] || installed+=("$file")
+    done
+    as_owner=()
+    if ! { [ -w "$library" ] && [ -w "$share" ]; }; then as_owner=(sudo); fi
+}
+
 # Sets the environment in which cargo builds for PostgreSQL $1. With a pg_config as $2 it is that server's headers, else the
 # private server's.
 build_environment() {
     local version=$1 pg_config=${2:-}
     export PGRX_HOME=$PGBM_HOME/pgrx/$version
-    mkdir -p "$PGRX_HOME"
     if [ -n "$pg_config" ]; then
         check_headers "$pg_config" "$version"
         # pgrx's build script runs again whenever this variable changes: such builds get a directory apart.

@@ -13,9 +13,9 @@
 extern crate pgrx_013 as pgrx;
 #[cfg(feature = "__ge18")]
 extern crate pgrx_018 as pgrx;
-#[cfg(all(feature = "pg_test", not(feature = "__ge18")))]
+#[cfg(all(test, feature = "pgrx_tests_013"))]
 extern crate pgrx_tests_013 as pgrx_tests;
-#[cfg(all(feature = "pg_test", feature = "__ge18"))]
+#[cfg(all(test, feature = "pgrx_tests_018"))]
 extern crate pgrx_tests_018 as pgrx_tests;
 
 mod api;
