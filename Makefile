@@ -3,7 +3,7 @@
 #   PG_CONFIG=PATH    an installed server, in place of a private one
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test soak setup install psql package bench clean
+.PHONY: help demo check test soak setup install uninstall psql package bench clean
 ONE = $(or $(PG),17)
 
 help: ## this list
@@ -23,11 +23,14 @@ soak: ## the cases at random and at the limits, five times as long, on the oldes
 	@dev/test --soak $(PG)
 
 setup: ## get the tools and the private servers, for all versions (PG=NN for one)
-	@dev/setup $(PG)
+	@dev/setup --tests $(PG)
 
 install: ## release build into your own server: PG_CONFIG=/path/to/pg_config (default: the one in PATH)
 	@dev/setup --pg-config "$(or $(PG_CONFIG),$(shell command -v pg_config))"
 	@dev/install --release --pg-config "$(or $(PG_CONFIG),$(shell command -v pg_config))"
+
+uninstall: ## remove what install put there: PG_CONFIG=/path/to/pg_config (default: the one in PATH)
+	@dev/uninstall --pg-config "$(or $(PG_CONFIG),$(shell command -v pg_config))"
 
 psql: ## a private cluster with the extension, at a psql prompt (PG=12..18)
 	@dev/setup $(ONE)
