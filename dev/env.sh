@@ -23,7 +23,10 @@ PGBM_ACCOUNT=postgres
 # PostgreSQL 12 and 13 come without client programs and borrow this version's.
 CLIENT_VERSION=17
 
+in_line=''
 die() {
+    # The line of a step is still open.
+    [ -z "$in_line" ] || echo >&2
     printf '%s: %s\n' "${0##*/}" "$*" >&2
     exit 1
 }
@@ -38,6 +41,7 @@ timed() {
     set +e
     (
         set -e
+        in_line=true
         "${@:2}"
     )
     status=$?
