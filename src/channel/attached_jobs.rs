@@ -7,7 +7,7 @@ use crate::channel::Channel;
 use crate::error::Error;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::dsm::{Handle, Segment};
-use crate::ffi::latch::SpinThenWait;
+use crate::ffi::spin::SpinThenWait;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::shm_mq::Receiver;
 use crate::ffi::{alloc, area, exit_hooks, latch};
@@ -472,17 +472,19 @@ pub fn await_idle_channel(queue_bytes: usize) -> bool {
     }
     let mut has_spun = false;
     loop {
-        let (mut has_settled, mut is_young) = (false, false);
+        let (mut settled, mut is_young) = (None, false);
         TABLE.with_borrow_mut(|table| {
             let fits = |idle: &&mut ChannelEnd| idle.queue_bytes == queue_bytes && idle.channel.slot_id().is_some();
             for idle in table.idle.iter_mut().filter(fits) {
                 let is_owing = idle.is_owing;
                 is_young |= is_owing && began.saturating_duration_since(idle.since) < JUST_LAUNCHED;
-                has_settled |= is_owing && idle.settle();
+                if is_owing && idle.settle() {
+                    settled = Some(idle.channel.sent_at());
+                }
             }
         });
-        if has_settled {
-            SPIN.with(SpinThenWait::record_wakeup);
+        if let Some(sent_at) = settled {
+            SPIN.with(|spin| spin.record_wakeup(sent_at));
             return true;
         }
         let remaining = JUST_LAUNCHED.saturating_sub(began.elapsed());

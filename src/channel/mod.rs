@@ -25,13 +25,14 @@ pub mod overflow_queue;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::dsm::{Handle, Segment};
 use crate::ffi::shm_mq::{Receiver, Sender};
-use crate::ffi::{process, session};
+use crate::ffi::spin::Nanos;
+use crate::ffi::{process, session, spin};
 use crate::protocol::{aligned, to_bytes, Report};
 use crate::scheduler::SlotId;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 /// Changes with the layout, so that a library of another version is detected.
-const LAYOUT: u64 = u64::from_be_bytes(*b"pgbm\0\0\0\x04");
+const LAYOUT: u64 = u64::from_be_bytes(*b"pgbm\0\0\0\x05");
 
 /// Words at the beginning of the segment.
 #[derive(Clone, Copy)]
@@ -70,6 +71,8 @@ enum Word {
     WorkerSlot,
     WorkerGeneration,
     HasWorker,
+    /// Time at which the outcome of the last job was sent ([`spin::clock`]).
+    SentAt,
 }
 
 const HEADER_BYTES: usize = 192;
@@ -150,6 +153,7 @@ impl Channel {
         self.set(Word::IsRead, 0);
         self.set(Word::IsBeingRead, 0);
         self.set(Word::IsWaiting, 0);
+        self.set(Word::SentAt, 0);
         self.set(Word::Number, self.get(Word::Number) + 1);
     }
 
@@ -297,6 +301,16 @@ impl Channel {
     pub fn delivered(&self) -> Option<usize> {
         let delivered = self.get(Word::Delivered);
         (delivered >> 32 == self.get(Word::Number) & u64::from(u32::MAX)).then_some(delivered as u32 as usize)
+    }
+
+    /// Worker: records that it sends the outcome of the job now.
+    pub fn set_sent(&self) {
+        self.set(Word::SentAt, spin::clock());
+    }
+
+    /// Launcher: returns when the outcome was sent ([`spin::clock`]), or `None` if it was not.
+    pub fn sent_at(&self) -> Option<Nanos> {
+        Some(self.get(Word::SentAt)).filter(|at| *at != 0)
     }
 
     /// Records the process that the server was asked to start for the job.

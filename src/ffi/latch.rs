@@ -2,8 +2,7 @@
 
 use crate::ffi::interrupt;
 use pgrx::pg_sys;
-use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Sleeps until this process's latch is set or the time is over, then serves interrupts: cancel, termination,
 /// barriers. Ends the process when the postmaster is gone. Callers test their condition before each call.
@@ -28,6 +27,12 @@ pub fn wait_in(timeout: Option<Duration>, event: u32) {
     interrupt::check();
 }
 
+/// Returns whether the latch of this process is set, without waiting.
+pub fn is_set() -> bool {
+    // SAFETY: MyLatch is this process's own, in memory that others write.
+    unsafe { (&raw const (*pg_sys::MyLatch).is_set).read_volatile() != 0 }
+}
+
 /// Sets the latch of this process, also from a signal handler.
 pub fn set() {
     // SAFETY: MyLatch is this process's own, and handlers may set it.
@@ -43,59 +48,4 @@ pub fn pause(time: Duration) {
     unsafe {
         pg_sys::WaitLatch(std::ptr::null_mut(), events as i32, milliseconds as _, pg_sys::PG_WAIT_EXTENSION);
     }
-}
-
-/// Time that a process looks for its latch before it sleeps: about what falling asleep and being woken costs.
-const LOOK: Duration = Duration::from_micros(30);
-/// An event that came within this time was nearly there when the process fell asleep.
-const SOON: Duration = Duration::from_micros(150);
-
-/// Waits for one kind of thing, again and again. When it came soon the last time, the process does not sleep at once
-/// the next time, but looks a little: to be woken takes longer than most short jobs.
-pub struct SpinThenWait {
-    came_soon: Cell<bool>,
-    since: Cell<Option<Instant>>,
-}
-
-impl SpinThenWait {
-    pub const fn new() -> Self {
-        SpinThenWait { came_soon: Cell::new(false), since: Cell::new(None) }
-    }
-
-    /// Polls the latch before the first sleep of a wait, if that is worth it. Returns whether it is set.
-    pub fn spin(&self) -> bool {
-        let began = Instant::now();
-        self.since.set(Some(began));
-        if !self.came_soon.get() || !has_processors() {
-            return false;
-        }
-        loop {
-            // SAFETY: MyLatch is this process's own, in memory that others write.
-            if unsafe { (&raw const (*pg_sys::MyLatch).is_set).read_volatile() } != 0 {
-                return true;
-            }
-            if began.elapsed() > LOOK {
-                return false;
-            }
-            std::hint::spin_loop();
-        }
-    }
-
-    /// Notes that what was waited for has come.
-    pub fn record_wakeup(&self) {
-        if let Some(since) = self.since.take() {
-            self.came_soon.set(since.elapsed() < SOON);
-        }
-    }
-}
-
-/// Returns whether there is a processor for the process that is waited for, while this one looks.
-fn has_processors() -> bool {
-    thread_local! {
-        static COUNT: Cell<usize> = const { Cell::new(0) };
-    }
-    if COUNT.get() == 0 {
-        COUNT.set(std::thread::available_parallelism().map_or(1, usize::from));
-    }
-    COUNT.get() > 1
 }

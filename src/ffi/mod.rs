@@ -56,6 +56,7 @@ pub mod session;
 pub mod set_returning;
 pub mod shm_mq;
 pub mod spi;
+pub mod spin;
 pub mod statement;
 mod sys;
 pub mod temp_file;

@@ -3,6 +3,7 @@
 
 use crate::ffi::dsa_ref::{DsaArray, DsaPtr};
 use crate::ffi::process::ProcessRef;
+use crate::ffi::spin::Nanos;
 use crate::ids::{BatchId, DatabaseId, RoleId};
 use crate::time::Timestamp;
 use bytemuck::Zeroable;
@@ -402,6 +403,8 @@ pub struct WorkerSlot {
     pub result_pending: u32,
     /// The result of that job was read to its end: the worker will be idle in a moment.
     pub result_consumed: u32,
+    /// Time at which the last attached job was assigned ([`clock`](crate::ffi::spin::clock)).
+    pub assigned_at: Nanos,
     pub since: Timestamp,
     pub message: [u8; MESSAGE_BYTES],
 }

@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
+use crate::ffi::spin;
 use crate::guc;
 use crate::ids::{DatabaseId, RoleId};
 use crate::registry::layout::{BatchPtr, WorkerSlot, WorkerState};
@@ -74,6 +75,7 @@ pub fn assign_job(
     let own = slot_mut(memory, index)?;
     own.assigned_segment = segment;
     own.segment = segment;
+    own.assigned_at = spin::clock();
     own.result_pending = 1;
     own.result_consumed = 0;
     if own.state() == WorkerState::Idle {

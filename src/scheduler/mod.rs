@@ -37,7 +37,7 @@ pub use crate::scheduler::fork_probe::{
 };
 pub use crate::scheduler::prestart::{add_prestarted, evict_for_another, take_prestarted, terminate_prestarted};
 pub use crate::scheduler::slots::{
-    has_assignment, is_one_exiting, lacks_processes, slot_of_process, stop_accepting, terminate_worker, SlotReservation,
+    assigned_at, is_one_exiting, lacks_processes, slot_of_process, stop_accepting, terminate_worker, SlotReservation,
 };
 pub use crate::scheduler::stop::{stop_jobs, stop_request, terminate_jobs};
 pub use crate::scheduler::worker_lifecycle::{

@@ -3,6 +3,7 @@
 use crate::ffi::area::Memory;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::process;
+use crate::ffi::spin::Nanos;
 use crate::ids::DatabaseId;
 use crate::registry::layout::{PoolPtr, Root, WorkerSlot, WorkerState};
 use crate::registry::root::{slot_mut, slots};
@@ -192,8 +193,14 @@ pub fn terminate_worker(memory: &Memory, index: usize) {
     }
 }
 
+/// Returns when the job was assigned that the worker has not started ([`clock`](crate::ffi::spin::clock)), or `None`
+/// if there is none.
+pub fn assigned_at(memory: &Memory, index: usize) -> Option<Nanos> {
+    slots(memory).get(index).filter(|slot| slot.assigned_segment != 0).map(|slot| slot.assigned_at)
+}
+
 /// Returns whether a job has been assigned to the worker that it has not started.
-pub fn has_assignment(memory: &Memory, index: usize) -> bool {
+fn has_assignment(memory: &Memory, index: usize) -> bool {
     slots(memory).get(index).is_some_and(|slot| slot.assigned_segment != 0)
 }
 

@@ -8,7 +8,7 @@ use crate::channel::attached_jobs::{AttachedJob, ChannelEnd, ResultFate};
 use crate::channel::overflow_queue::OverflowQueue;
 use crate::error::Error;
 use crate::ffi::fmgr::Value;
-use crate::ffi::latch::SpinThenWait;
+use crate::ffi::spin::SpinThenWait;
 use crate::ffi::report::Log;
 use crate::ffi::row_reader::RowReader;
 use crate::ffi::set_returning::Rows;
@@ -154,7 +154,7 @@ impl Reading {
             };
             match receiver.try_receive(|| attached_jobs::is_lost(*channel)) {
                 Ok(_) => {
-                    SPIN.with(SpinThenWait::record_wakeup);
+                    SPIN.with(|spin| spin.record_wakeup(channel.sent_at()));
                     self.current = Current::Received;
                     return Ok(());
                 }

@@ -184,8 +184,8 @@ impl PoolWorker {
             self.spin.spin();
             latch::wait(Some(pause));
         }
-        if area::read(|memory| scheduler::has_assignment(memory, self.index)) {
-            self.spin.record_wakeup();
+        if let Some(at) = area::read(|memory| scheduler::assigned_at(memory, self.index)) {
+            self.spin.record_wakeup(Some(at));
             return CONTINUE;
         }
         interrupt::clear_cancel();

@@ -2,7 +2,7 @@
 
 use crate::channel::attached_jobs;
 use crate::ffi::interrupt::CancelHeld;
-use crate::ffi::latch::SpinThenWait;
+use crate::ffi::spin::SpinThenWait;
 use crate::ffi::{area, discard_all, latch, lock, login, remote_dest, statement};
 use crate::ids::{DatabaseId, RoleId};
 use crate::log;

@@ -180,6 +180,9 @@ impl ResultQueue {
             };
             let is_last = self.outcome.is_none();
             let Some(sender) = &mut self.sender else { return Delivery::Complete };
+            if is_last {
+                self.channel.set_sent();
+            }
             match send(sender, &frame, is_last) {
                 Ok(()) => self.sent += frame.len(),
                 Err(SendError::Detached) => {
