@@ -2,7 +2,7 @@
 
 use crate::compat::catalog::may_connect;
 use crate::compat::{role_of_oid, transaction_number};
-use crate::ffi::sys;
+use crate::ffi::{invalidation, sys};
 use crate::ids::{DatabaseId, RoleId};
 use pgrx::pg_sys;
 use std::cell::Cell;
@@ -42,21 +42,12 @@ thread_local! {
     static KNOWN: Cell<Option<Known>> = const { Cell::new(None) };
 }
 
-/// Returns a number that grows with every change of a catalog (inval.c). A transaction is open.
-pub fn changes() -> u64 {
-    // SAFETY: the caller's transaction is open; a counter of this process.
-    unsafe {
-        sys::AcceptInvalidationMessages();
-        pg_sys::SharedInvalidMessageCounter
-    }
-}
-
 /// Returns the login of this role to this database; [`RoleId::NONE`] is the cluster's owner, whatever its name. A
 /// transaction is open; what it has changed itself does not count, for no login sees it.
 ///
 /// Costs next to nothing as long as no catalog changes.
 pub fn look(database: DatabaseId, role: RoleId) -> Login {
-    let messages = changes();
+    let messages = invalidation::changes();
     let known = KNOWN.get().filter(|known| (known.database, known.role, known.messages) == (database, role, messages));
     if let Some(known) = known {
         return known.login;

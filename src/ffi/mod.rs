@@ -34,6 +34,7 @@ pub mod heap;
 pub mod internal_sql;
 pub mod interrupt;
 pub mod interval;
+pub mod invalidation;
 pub mod json;
 pub mod latch;
 pub mod library;

@@ -103,7 +103,7 @@ impl Column {
 
 /// Returns whether there is a type of this oid whose row types are as they were.
 pub(super) fn is_as_before(type_oid: u32, before: u64) -> bool {
-    crate::ffi::login::changes(); // what others have committed in the meantime is to be seen
+    crate::ffi::invalidation::changes(); // what others have committed in the meantime is to be seen
     let nothing = pg_sys::Datum::from(0_usize);
     let types = pg_sys::SysCacheIdentifier::TYPEOID as i32;
     // SAFETY: a catalog lookup.

@@ -25,6 +25,7 @@ unsafe extern "C-unwind" {
     pub fn replorigin_session_reset();
     // utils/inval.h
     pub fn AcceptInvalidationMessages();
+    pub fn InvalidateSystemCaches();
 }
 
 extern "C" {

@@ -43,6 +43,12 @@ pub fn end_implicit_block() {
     unsafe { pg_sys::EndImplicitTransactionBlock() };
 }
 
+/// Returns whether a transaction is open.
+pub fn is_open() -> bool {
+    // SAFETY: reads this process's state.
+    unsafe { pg_sys::IsTransactionState() }
+}
+
 /// Returns whether a transaction block is open.
 pub fn in_block() -> bool {
     // SAFETY: reads this process's state.

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::ffi::heap::Access;
 use crate::ffi::process_local::{process_cell, ProcessCell, ProcessLocal};
 use crate::ffi::report::{Captured, Log};
-use crate::ffi::{heap, lock, login, report, role, session, spi, transaction};
+use crate::ffi::{heap, invalidation, lock, login, report, role, session, spi, transaction};
 use crate::ids::{DatabaseId, RoleId};
 use crate::log::rows::{self, Rows};
 use crate::protocol::{Report, ERRCODE_INTERNAL_ERROR};
@@ -105,7 +105,7 @@ pub fn log_oid() -> u32 {
     }
     // What this transaction has changed is told to nobody yet, and may be undone.
     let changes_something = transaction::current_id_if_any() != 0;
-    let changes = login::changes();
+    let changes = invalidation::changes();
     let (at, known) = KNOWN.get();
     if known != 0 && at == changes && !changes_something {
         return known;
@@ -213,7 +213,7 @@ pub fn fingerprint(database: DatabaseId, login: RoleId) -> (u64, Vec<u8>) {
         /// Version of the extension, and the change of the catalogs at which it was read.
         static KNOWN: ProcessCell<Option<(u64, Vec<u8>)>> = const { process_cell(None) };
     }
-    let changes = login::changes();
+    let changes = invalidation::changes();
     let known = KNOWN.with_borrow(|known| known.clone()).filter(|(at, _)| *at == changes);
     let (_, extension) = known.unwrap_or_else(|| {
         let now = (changes, spi::select(queries::EXTENSION_VERSION).concat());

@@ -3,7 +3,7 @@
 use crate::channel::attached_jobs;
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::spin::SpinThenWait;
-use crate::ffi::{area, discard_all, latch, lock, login, remote_dest, statement};
+use crate::ffi::{area, discard_all, invalidation, latch, lock, login, remote_dest, statement};
 use crate::ids::{DatabaseId, RoleId};
 use crate::log;
 use crate::protocol::{Report, Request};
@@ -54,6 +54,8 @@ pub struct PoolWorker {
     pub watchdog: MemoryWatchdog,
     /// Time of the last look whether it is still what a new worker would be.
     looked: Instant,
+    /// Changes of the catalogs ([`invalidation::changes`]) that were known then.
+    checked_changes: u64,
     /// Patience of the wait for a session's next job.
     pub spin: SpinThenWait,
     /// Time since which there is nothing to do.
@@ -84,6 +86,7 @@ impl PoolWorker {
             next_import: None,
             watchdog: MemoryWatchdog::default(),
             looked: Instant::now(),
+            checked_changes: 0,
             spin: SpinThenWait::new(),
             idle_since: None,
             is_stale: false,
@@ -228,9 +231,16 @@ impl PoolWorker {
             return false;
         }
         self.looked = Instant::now();
-        let is_same = log::in_own_transaction(false, || match &self.fingerprint {
-            Some(fingerprint) => *fingerprint == log::fingerprint(self.database, self.login),
-            None => login::version(self.database, self.login) == state().login_version.get(),
+        // A worker that waits for long is not to be seen in the statistics of its database.
+        if invalidation::changes_between_transactions() == self.checked_changes {
+            return false;
+        }
+        let is_same = log::in_own_transaction(false, || {
+            self.checked_changes = invalidation::changes();
+            match &self.fingerprint {
+                Some(fingerprint) => *fingerprint == log::fingerprint(self.database, self.login),
+                None => login::version(self.database, self.login) == state().login_version.get(),
+            }
         });
         !is_same.unwrap_or(false)
     }

@@ -1,8 +1,10 @@
 //! Workers that wait sleep, and show that they have nothing to do.
 
 use crate::support::barrier::{self, Barrier};
-use crate::support::batch::{array, counts, load, set_server, times, wait_at_barrier, Batch, LOCK_LOG, WORKERS};
-use crate::support::idle_worker::count_sleeps;
+use crate::support::batch::{
+    array, counts, load, set_server, times, wait_at_barrier, wait_gone, Batch, LOCK_LOG, WORKERS,
+};
+use crate::support::idle_worker::{count_sleeps, get_idle_worker};
 use pg_background_mgr_tests::{case, wait_for, wait_until, Cluster, Session};
 
 /// A cluster whose workers have been idle for long after a tenth of a second.
@@ -136,4 +138,45 @@ fn a_paused_queue_shows_no_job_and_goes_on_after_a_reload() {
     assert_sleeps(&mut session, 1, "with a locked log");
     locker.run("rollback");
     batch.succeed(&mut session);
+}
+
+/// What it looks at again and again is no transaction: the server counts those of a database.
+#[case(alone)]
+fn an_idle_worker_makes_no_transactions() {
+    let cluster = Cluster::start_with_extension(&[("autovacuum", "off")]);
+    let mut admin = cluster.session("postgres");
+    admin.run("create database other");
+    cluster.session("other").run("create extension pg_background_mgr");
+    // A worker reports what it has done with a job, and a session at its end.
+    let run = || {
+        let mut session = cluster.session("other");
+        let pid = get_idle_worker(&mut session);
+        let own = session.pid();
+        drop(session);
+        wait_gone(own);
+        pid
+    };
+    let first = run();
+    let mut commits = || admin.number("select xact_commit from pg_stat_database where datname = 'other'");
+    let pid = first.to_string();
+    let wait_looks = |looks: u64| {
+        let sleeps = count_sleeps(&pid).expect("the worker") + looks;
+        wait_until("the worker has looked", || count_sleeps(&pid).expect("the worker") > sleeps);
+    };
+    // Reported late, and by several: it counts when it stays as it is.
+    let mut run_and_count = || {
+        assert_eq!(run(), first);
+        let mut last = -1;
+        wait_until("the same count", || {
+            wait_looks(1);
+            let count = commits();
+            std::mem::replace(&mut last, count) == count
+        });
+        last
+    };
+    let before = run_and_count();
+    let one = run_and_count() - before;
+    wait_looks(5);
+    assert_eq!(run_and_count() - before, 2 * one);
+    assert!(one > 0);
 }
