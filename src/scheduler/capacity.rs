@@ -153,12 +153,6 @@ pub fn must_yield(memory: &mut Memory, index: usize, now: Timestamp, quantum: Du
     their_share + 1 < my_share || their_share == 0 && (my_share > 1 || own.since + quantum < now)
 }
 
-/// Returns whether one more worker may be idle. If there are enough, evicts the one that has been idle for longest.
-pub fn may_one_more_idle(memory: &mut Memory) -> bool {
-    let limit = guc::idle_limit();
-    idle_count(memory) < limit || limit > 0 && evict_idle(memory, PoolPtr::NULL)
-}
-
 /// Capacity for one more worker: beside the others, or after an exiting one.
 enum Capacity {
     Free,

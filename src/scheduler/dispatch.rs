@@ -12,6 +12,7 @@ use crate::registry::pools;
 use crate::registry::root::{get_or_create_root, slot_mut, slots};
 use crate::scheduler::slots;
 use crate::scheduler::{capacity, job_order, worker_lifecycle};
+use std::time::Duration;
 
 /// Worker slot: its index, and the serial number of the process in it.
 pub type SlotId = (usize, u64);
@@ -27,23 +28,37 @@ pub struct NewWorker {
     pub segment: u32,
 }
 
-fn is_assignable(memory: &Memory, slot: &WorkerSlot, database: DatabaseId, login: RoleId, version: u64) -> bool {
-    // 0 means that the role cannot log in, or that the worker takes no attached jobs.
-    !slot.pool.is_null()
-        && version != 0
-        && slot.version == version
-        && (slot.exit_requested, slot.result_pending, slot.assigned_segment) == (0, 0, 0)
-        && {
-            let pool = memory.get(slot.pool);
-            (pool.database, pool.login) == (database, login)
-        }
+/// Login: the database, the role, and the version of what the login depends on; 0 means that the role cannot log in.
+pub type LoginKey = (DatabaseId, RoleId, u64);
+
+/// Returns whether the worker has such a login, and takes attached jobs.
+fn is_of_login(memory: &Memory, slot: &WorkerSlot, (database, login, version): LoginKey) -> bool {
+    if slot.pool.is_null() || version == 0 || slot.version != version || slot.exit_requested != 0 {
+        return false;
+    }
+    let pool = memory.get(slot.pool);
+    (pool.database, pool.login) == (database, login)
+}
+
+fn is_assignable(memory: &Memory, slot: &WorkerSlot, key: LoginKey) -> bool {
+    (slot.result_pending, slot.assigned_segment) == (0, 0) && is_of_login(memory, slot, key)
 }
 
 /// Returns whether there is an idle worker to which [`assign_job`] would assign a job.
-pub fn has_idle_worker(memory: &Memory, (database, login, version): (DatabaseId, RoleId, u64)) -> bool {
-    slots(memory)
-        .iter()
-        .any(|slot| slot.state() == WorkerState::Idle && is_assignable(memory, slot, database, login, version))
+pub fn has_idle_worker(memory: &Memory, key: LoginKey) -> bool {
+    slots(memory).iter().any(|slot| slot.state() == WorkerState::Idle && is_assignable(memory, slot, key))
+}
+
+/// Returns whether a worker to which [`assign_job`] would assign a job will be idle soon: its job has ended, or has
+/// run for less than `short_job`.
+pub fn will_be_assignable(memory: &Memory, key: LoginKey, short_job: Duration) -> bool {
+    let began_after = process::now() - short_job;
+    let will_be_idle = |slot: &WorkerSlot| match slot.state() {
+        WorkerState::Ready | WorkerState::Idle => true,
+        WorkerState::RunningAttached => slot.result_consumed != 0 || slot.since > began_after,
+        _ => false,
+    };
+    slots(memory).iter().any(|slot| will_be_idle(slot) && is_of_login(memory, slot, key))
 }
 
 /// Assigns the job in this segment to a worker of the pool whose login is up to date: to the one in the `preferred`
@@ -51,7 +66,7 @@ pub fn has_idle_worker(memory: &Memory, (database, login, version): (DatabaseId,
 /// `None` if there is no such worker.
 pub fn assign_job(
     memory: &mut Memory,
-    (database, login, version): (DatabaseId, RoleId, u64),
+    key: LoginKey,
     segment: u32,
     preferred: Option<SlotId>,
 ) -> Option<(SlotId, i32)> {
@@ -62,14 +77,15 @@ pub fn assign_job(
             matches!(slot.state(), WorkerState::Idle | WorkerState::RunningAttached).then_some(index)?
         }
         None => {
-            let idle = slots(memory).iter().enumerate().filter(|(_, slot)| {
-                slot.state() == WorkerState::Idle && is_assignable(memory, slot, database, login, version)
-            });
+            let idle = slots(memory)
+                .iter()
+                .enumerate()
+                .filter(|(_, slot)| slot.state() == WorkerState::Idle && is_assignable(memory, slot, key));
             idle.max_by_key(|(_, slot)| slot.since).map(|(index, _)| index)?
         }
     };
     let slot = slots(memory).get(index).copied()?;
-    if !is_assignable(memory, &slot, database, login, version) {
+    if !is_assignable(memory, &slot, key) {
         return None;
     }
     let own = slot_mut(memory, index)?;
@@ -90,6 +106,7 @@ pub fn begin_assigned_job(memory: &mut Memory, index: usize) -> Option<u32> {
     let own = slot_mut(memory, index).filter(|own| own.assigned_segment != 0)?;
     own.state = WorkerState::RunningAttached as u32;
     own.batch = BatchPtr::NULL;
+    own.since = process::now();
     Some(std::mem::take(&mut own.assigned_segment))
 }
 
@@ -97,7 +114,6 @@ pub fn begin_assigned_job(memory: &mut Memory, index: usize) -> Option<u32> {
 pub fn attached_job_done(memory: &mut Memory, index: usize) {
     let Some(own) = slot_mut(memory, index).filter(|own| own.assigned_segment == 0) else { return };
     own.state = WorkerState::Ready as u32;
-    own.since = process::now();
     // Becomes idle at once, so that a session that launches its next job finds the worker so.
     worker_lifecycle::become_idle(memory, index);
 }
@@ -140,7 +156,7 @@ pub fn is_worker_there(memory: &Memory, (index, serial): SlotId) -> bool {
 pub fn add_worker(memory: &mut Memory, new: &NewWorker) -> Result<Option<SlotId>, Error> {
     get_or_create_root(memory)?;
     // The process itself is counted among the unregistered ones.
-    if capacity::worker_count(memory) > guc::cap() || !capacity::may_one_more_idle(memory) {
+    if capacity::worker_count(memory) > guc::cap() || guc::idle_limit() == 0 {
         return Ok(None);
     }
     let Some(index) = slots::free_slot(memory) else { return Ok(None) };

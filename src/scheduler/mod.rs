@@ -29,7 +29,8 @@ pub use crate::scheduler::completion::{
 pub use crate::scheduler::coverage::{coverage, is_stuck, pool_peers, Coverage, PoolPeers};
 pub use crate::scheduler::dispatch::{
     accept_attached_jobs, add_worker, assign_job, attached_job_done, drop_assignment, has_idle_worker, holds_job,
-    is_result_pending, is_worker_there, refuse_assignments, release_result, request_exit, NewWorker, SlotId,
+    is_result_pending, is_worker_there, refuse_assignments, release_result, request_exit, will_be_assignable, LoginKey,
+    NewWorker, SlotId,
 };
 pub use crate::scheduler::fork_probe::{
     check_overdue_starts, fail_overdue_jobs, may_lack_workers, probe_started, register_probe, start_status,
@@ -43,5 +44,5 @@ pub use crate::scheduler::stop::{stop_jobs, stop_request, terminate_jobs};
 pub use crate::scheduler::worker_lifecycle::{
     become_idle, cancel_successor, exit_and_reserve_successor, exit_if_idle, has_own_work, keep_for_restart, may_exit,
     registration_failed, release_reservation, report_progress, reserve_successor, will_be_restarted, worker_died,
-    worker_registered, worker_started, Arrival, Handover, Refusal,
+    worker_registered, worker_started, Arrival, Handover, Idleness, Refusal,
 };

@@ -8,13 +8,15 @@ use crate::ids::{DatabaseId, RoleId};
 use crate::registry::layout::{BatchPtr, Pool, PoolPtr, State, WorkerSlot, WorkerState, MESSAGE_BYTES};
 use crate::registry::root::{slot_mut, slots};
 use crate::registry::{batches, lists, pools, watchers};
-use crate::scheduler::capacity::{is_needed, may_one_more_idle, most_underserved_pool, next_pool, staying_workers};
+use crate::scheduler::capacity::{is_needed, most_underserved_pool, next_pool, staying_workers};
 use crate::scheduler::job_order::runnable_jobs;
 use crate::scheduler::slots;
 use crate::scheduler::slots::{
     is_alone, is_exiting_unreplaced, reserve_slot, set_lacks_processes, terminate_worker, SlotReservation,
 };
 use crate::scheduler::{capacity, completion, job_order};
+use crate::time::Timestamp;
+use std::time::Duration;
 
 /// Instruction to a new worker.
 #[derive(Debug, Clone, Copy)]
@@ -136,10 +138,24 @@ fn is_log_write_early(memory: &Memory, pool: PoolPtr) -> bool {
         && job_order::next_log_write(memory, pool.database).is_some_and(|due| due > process::now())
 }
 
-/// Makes the worker idle. Returns `false` if there is work for it again, or if it must exit because enough workers are
-/// idle.
-pub fn become_idle(memory: &mut Memory, index: usize) -> bool {
-    let Some(own) = slots(memory).get(index).copied() else { return true };
+/// Time for which a worker stays that is one too many to be idle: a session that launches one job after the other has
+/// its next one by then.
+const BETWEEN_JOBS: Duration = Duration::from_millis(20);
+
+/// Consequence for a worker that has nothing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idleness {
+    /// There is work for it again, or it must exit.
+    None,
+    Idle,
+    /// More workers are idle than may stay: it looks again at this time.
+    Surplus(Timestamp),
+}
+
+/// Makes the worker idle. If more are idle than may stay, the one that has been idle for longest is asked to exit, but
+/// not before this one has been idle for [`BETWEEN_JOBS`].
+pub fn become_idle(memory: &mut Memory, index: usize) -> Idleness {
+    let Some(own) = slots(memory).get(index).copied() else { return Idleness::Idle };
     let now = process::now();
     let database = memory.get(own.pool).database;
     if own.exit_requested != 0
@@ -147,19 +163,30 @@ pub fn become_idle(memory: &mut Memory, index: usize) -> bool {
         || runnable_jobs(memory, own.pool, now, 1) > 0
         || job_order::batch_to_log(memory, database, now).is_some()
     {
-        return false;
+        return Idleness::None;
     }
-    let is_one_too_many = own.state() != WorkerState::Idle
-        && !is_needed(memory, index)
-        && !keeps_memory(memory, index)
-        && !may_one_more_idle(memory);
-    let Some(slot) = slot_mut(memory, index) else { return true };
-    if is_one_too_many {
-        slot.exit_requested = 1;
-        return false;
+    let is_new = own.state() != WorkerState::Idle;
+    let since = if is_new { now } else { own.since };
+    if let Some(slot) = slot_mut(memory, index) {
+        slot.state = WorkerState::Idle as u32;
+        slot.since = since;
     }
-    slot.state = WorkerState::Idle as u32;
-    true
+    let limit = guc::idle_limit();
+    if slots::idle_count(memory) <= limit || is_needed(memory, index) || keeps_memory(memory, index) {
+        return Idleness::Idle;
+    }
+    let until = since + BETWEEN_JOBS;
+    if limit > 0 && now < until {
+        return Idleness::Surplus(until);
+    }
+    match limit {
+        0 => slots::evict(memory, index),
+        _ => slots::evict_idle(memory, PoolPtr::NULL),
+    };
+    match slots(memory).get(index).map(WorkerSlot::state) {
+        Some(WorkerState::Idle) => Idleness::Idle,
+        _ => Idleness::None,
+    }
 }
 
 /// Returns whether this is the last worker, and there is a large finished batch that readers may still read: the worker

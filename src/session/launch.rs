@@ -9,13 +9,13 @@ use crate::channel::{attached_jobs, Channel};
 use crate::error::Error;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::{area, latch, login, report, role, session, shm_mq};
-use crate::ids::{DatabaseId, RoleId};
 use crate::protocol::{to_bytes, Request, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
+use crate::scheduler::LoginKey;
 use crate::session::launch_request::request;
 use crate::session::{prestart, start_worker};
 use crate::{guc, scheduler};
 use std::cell::Cell;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Default of `queue_size` in the SQL declaration, in bytes; 0 means the same.
 pub const DEFAULT_QUEUE_BYTES: i32 = 65536;
@@ -39,11 +39,32 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
     free_result_memory(queue_bytes)?;
     let request = request()?;
     let launch = Launch { encoded_request: to_bytes(&request), request, sql, queue_bytes };
-    match launch.in_idle_worker() {
-        Some(pid) => Ok(pid),
-        None => launch.in_new_process(),
+    let began = Instant::now();
+    loop {
+        if let Some(pid) = launch.in_idle_worker() {
+            return Ok(pid);
+        }
+        let waited = began.elapsed();
+        // To wait for a worker whose job has ended takes less than a new process.
+        if waited >= SHORT_WAIT || !launch.will_have_idle_worker(Duration::ZERO) {
+            match launch.in_new_process() {
+                Err(Error::SlotsExhausted) if waited < LONG_WAIT && launch.will_have_idle_worker(SHORT_JOB) => {}
+                launched => return launched,
+            }
+        }
+        latch::wait(Some(WORKER_CHECK));
     }
 }
+
+/// Time that a launch waits for a worker that is just finishing its job, before it has a new process started: about
+/// what that takes.
+const SHORT_WAIT: Duration = Duration::from_millis(3);
+/// The same time while the server has no process left.
+const LONG_WAIT: Duration = Duration::from_secs(1);
+/// A job that has run for less is expected to end soon.
+const SHORT_JOB: Duration = Duration::from_millis(250);
+/// Interval at which it looks for such a worker.
+const WORKER_CHECK: Duration = Duration::from_millis(1);
 
 /// Makes sure that this session may have another result, with a queue of this many bytes.
 ///
@@ -76,9 +97,6 @@ fn free_result_memory(queue_bytes: usize) -> Result<(), Error> {
         }
     }
 }
-
-/// Login: the database, the role, and the version of what the login depends on.
-type LoginKey = (DatabaseId, RoleId, u64);
 
 /// Job that is being launched.
 struct Launch<'a> {
@@ -132,6 +150,13 @@ impl Launch<'_> {
             return self.over_new_channel(key);
         }
         attached_jobs::await_idle_channel(self.queue_bytes).then(|| self.over_idle_channel(key)).flatten()
+    }
+
+    /// Returns whether a worker will be idle in a moment, to which the job could be assigned: one whose job has ended,
+    /// or has run for less than `short_job`.
+    fn will_have_idle_worker(&self, short_job: Duration) -> bool {
+        let key = self.login_key();
+        area::is_made() && area::read(|memory| scheduler::will_be_assignable(memory, key, short_job))
     }
 
     /// Assigns the job to a worker that this session has a channel to. Returns its process id, or `None` if there is
@@ -239,7 +264,8 @@ impl Launch<'_> {
         let channel = end.channel;
         self.write_to(&channel);
         channel.offer(version);
-        complete(end, |registered| start_worker::start(&channel, registered))
+        let has_other_way = || self.will_have_idle_worker(Duration::ZERO);
+        complete(end, |registered| start_worker::start(&channel, registered, has_other_way))
     }
 }
 

@@ -31,15 +31,23 @@ pub fn take_used_channel(payload: usize, queue_bytes: usize) -> Option<ChannelEn
 }
 
 /// Registers a worker for the segment and waits until it runs. Returns its process id. `registered`: set to the worker.
+/// `has_other_way`: returns whether it is better to give up than to make an idle worker exit.
 ///
 /// # Errors
 /// [`Error::SlotsExhausted`] (53000), [`Error::NotStarted`] (53000)
-pub fn start(channel: &Channel, registered: &Cell<Option<WorkerHandle>>) -> Result<i32, Error> {
+pub fn start(
+    channel: &Channel,
+    registered: &Cell<Option<WorkerHandle>>,
+    has_other_way: impl Fn() -> bool,
+) -> Result<i32, Error> {
     let began = Instant::now();
     let mut was_exhausted = false;
     let worker = loop {
         if let Some(worker) = register(channel) {
             break worker;
+        }
+        if has_other_way() {
+            return Err(Error::SlotsExhausted);
         }
         // Idle workers are evicted for this one.
         let will_have_process = area::is_made() && area::write(scheduler::free_a_process);

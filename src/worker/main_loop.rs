@@ -6,7 +6,7 @@ mod queued_job;
 use crate::ffi::dsm::Handle;
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::{area, guc as settings, interrupt, latch, lock, process};
-use crate::scheduler::{start, ClaimingWorker, Handover, Task};
+use crate::scheduler::{start, ClaimingWorker, Handover, Idleness, Task};
 use crate::time::Timestamp;
 use crate::worker::exit::refuse_assigned_job;
 use crate::worker::next::{exit_if, Exit, Next, CONTINUE, EXIT};
@@ -171,11 +171,13 @@ impl PoolWorker {
             self.become_idle();
         }
         start::start_workers();
-        if !area::write(|memory| scheduler::become_idle(memory, self.index)) {
-            return CONTINUE; // there is something to do again
-        }
+        let surplus_until = match area::write(|memory| scheduler::become_idle(memory, self.index)) {
+            Idleness::None => return CONTINUE,
+            Idleness::Idle => None,
+            Idleness::Surplus(until) => Some(until),
+        };
         // A time that has come and with it nothing to do is nothing to wait for.
-        let until = due.into_iter().chain([over]).filter(|until| *until > now).min();
+        let until = due.into_iter().chain([over]).chain(surplus_until).filter(|until| *until > now).min();
         let check = if now < since + LONG_IDLE { IDLE_CHECK } else { LONG_IDLE_CHECK };
         let pause = until.map_or(check, |until| until.since(now).min(check));
         {

@@ -470,3 +470,40 @@ fn a_worker_has_the_configuration_that_its_launcher_has() {
         assert_eq!(session.result(pid, "a text"), [value]);
     }
 }
+
+/// Half of the cap may be idle, and more for the moment between two jobs.
+#[case]
+fn workers_of_sessions_that_launch_again_and_again_stay() {
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "10")]);
+    let mut sessions: Vec<_> = (0..7).map(|_| cluster.session("postgres")).collect();
+    let mut round = || {
+        let pids: Vec<i32> = sessions.iter_mut().map(|session| session.launch("select 1")).collect();
+        for (session, pid) in sessions.iter_mut().zip(&pids) {
+            session.result(*pid, "n int");
+        }
+        pids
+    };
+    let mut before = round();
+    // A busy machine may be too slow for that, but not each time.
+    wait_until("the same workers", || {
+        let pids = round();
+        std::mem::replace(&mut before, pids.clone()) == pids
+    });
+    let mut watcher = cluster.session("postgres");
+    let workers = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
+    wait_until("half of the cap", || watcher.value(workers) == "4");
+}
+
+/// There are more sessions than the server has processes for: they take turns.
+#[case]
+fn sessions_share_too_few_workers() {
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "4")]);
+    let mut sessions: Vec<_> = (0..12).map(|_| cluster.session("postgres")).collect();
+    let jobs = "do $$ declare r int; begin for i in 1 .. 50 loop \
+                select * into r from pg_background_result(pg_background_launch('select ' || i)) as (r int); \
+                assert r = i; end loop; end $$";
+    sessions.iter_mut().for_each(|session| session.send(jobs));
+    for session in &mut sessions {
+        assert_eq!(session.finish(jobs).error, None);
+    }
+}
