@@ -6,7 +6,7 @@ use std::ffi::{c_char, CStr};
 use std::time::{Duration, Instant};
 
 /// Time that a process waits for a worker to be started before it wakes the postmaster.
-const START_PATIENCE: Duration = Duration::from_millis(100);
+const START_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A registered worker: a slot and its generation, so that a later worker in the slot is never taken for it. The layout
 /// is the server's `struct BackgroundWorkerHandle`, the same in every version.
@@ -130,8 +130,8 @@ impl WorkerHandle {
                 _ => return StartupStatus::Stopped,
             }
             let began = Instant::now();
-            latch::wait_in(Some(START_PATIENCE), pg_sys::WaitEventIPC::WAIT_EVENT_BGWORKER_STARTUP);
-            if began.elapsed() >= START_PATIENCE {
+            latch::wait_in(Some(START_TIMEOUT), pg_sys::WaitEventIPC::WAIT_EVENT_BGWORKER_STARTUP);
+            if began.elapsed() >= START_TIMEOUT {
                 process::wake_postmaster();
             }
         }

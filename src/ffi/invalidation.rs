@@ -1,4 +1,4 @@
-//! What other processes say about changes of the catalogs (sinval.c, inval.c).
+//! Messages of other processes about changes of the catalogs (sinval.c, inval.c).
 
 use crate::compat::callback;
 use crate::ffi::{report, sys, transaction};

@@ -7,17 +7,18 @@
 
 use crate::ffi::latch;
 use std::cell::Cell;
+use std::time::Duration;
 
 /// Limits for the time that a process polls: what waking is taken to cost at least, and at most.
-const MIN_WAKEUP: Nanos = 30_000;
-const MAX_WAKEUP: Nanos = 200_000;
+const MIN_WAKEUP: Duration = Duration::from_micros(30);
+const MAX_WAKEUP: Duration = Duration::from_micros(200);
 /// Time between two looks at the latch after which the processor was taken away meanwhile: more processes want to run
 /// than there are processors.
-const PREEMPTED: Nanos = 100_000;
+const PREEMPTED: Duration = Duration::from_micros(100);
 /// Maximum number of waits without polling after it did not pay.
 const MAX_SKIPPED: u32 = 255;
 /// Weight of the last waking in the average: one in so many.
-const WEIGHT: Nanos = 4;
+const WEIGHT: u64 = 4;
 
 /// Nanoseconds of the clock that all processes share ([`clock`]), or between two times of it.
 pub type Nanos = u64;
@@ -28,6 +29,11 @@ pub fn clock() -> Nanos {
     // SAFETY: fills the struct; the clock exists on all systems that the server runs on.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     (time.tv_sec as Nanos * 1_000_000_000 + time.tv_nsec as Nanos).max(1)
+}
+
+/// Returns a time in the unit of [`clock`].
+const fn nanos(time: Duration) -> Nanos {
+    time.as_nanos() as Nanos
 }
 
 /// Waits for one kind of event, again and again.
@@ -46,7 +52,7 @@ pub struct SpinThenWait {
 impl SpinThenWait {
     pub const fn new() -> Self {
         SpinThenWait {
-            wakeup: Cell::new(MIN_WAKEUP),
+            wakeup: Cell::new(nanos(MIN_WAKEUP)),
             came_soon: Cell::new(false),
             to_skip: Cell::new(0),
             next_skipped: Cell::new(0),
@@ -75,7 +81,7 @@ impl SpinThenWait {
                 return true;
             }
             let now = clock();
-            if now - began > self.wakeup.get() || now - looked > PREEMPTED {
+            if now - began > self.wakeup.get() || now - looked > nanos(PREEMPTED) {
                 let skipped = self.next_skipped.get();
                 self.to_skip.set(skipped);
                 self.next_skipped.set((2 * skipped + 1).min(MAX_SKIPPED));
@@ -96,7 +102,7 @@ impl SpinThenWait {
         let at = at.map_or(now, |at| at.clamp(since, now));
         if self.has_slept.get() && at > since && at < now {
             let average = (self.wakeup.get() * (WEIGHT - 1) + (now - at)) / WEIGHT;
-            self.wakeup.set(average.clamp(MIN_WAKEUP, MAX_WAKEUP));
+            self.wakeup.set(average.clamp(nanos(MIN_WAKEUP), nanos(MAX_WAKEUP)));
         }
         self.came_soon.set(at - since < self.wakeup.get());
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 /// those rows.
 const KEEP_FINISHED_BATCH: Duration = Duration::from_secs(5);
 /// Interval between searches for finished batches.
-const SWEEP_EVERY: Duration = Duration::from_millis(500);
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Job of a new batch.
 pub struct NewJob<'a> {
@@ -346,7 +346,7 @@ pub fn remove_done_batches(memory: &mut Memory, all: bool) {
     let now = process::now();
     let root = memory.root::<Root>();
     let swept_at = &mut memory.get_mut(root).swept_at;
-    if !all && (*swept_at..*swept_at + SWEEP_EVERY).contains(&now) {
+    if !all && (*swept_at..*swept_at + SWEEP_INTERVAL).contains(&now) {
         return;
     }
     *swept_at = now;

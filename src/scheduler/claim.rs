@@ -25,7 +25,7 @@ const CLAIM_LIMIT: u32 = 64;
 const QUANTUM: Duration = Duration::from_millis(100);
 
 /// Interval at which a worker that has nothing to do looks for work that it is not woken for.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Next task of a worker.
 pub enum Task {
@@ -101,7 +101,7 @@ fn next_task(memory: &mut Memory, worker: ClaimingWorker, now: Timestamp) -> Tas
             None => Task::Leave,
             Some(_) if capacity::is_wanted_elsewhere(memory, own.pool, now) => Task::HandOver,
             // Rows that another worker writes now may have to be tried again.
-            Some(due) => Task::Wait(Some(due.max(now + LOOK_EVERY))),
+            Some(due) => Task::Wait(Some(due.max(now + CHECK_INTERVAL))),
         };
     }
     if !keeps_turn && capacity::must_yield(memory, index, now, QUANTUM) {
@@ -167,7 +167,7 @@ fn next_check(memory: &Memory, pool: PoolPtr, now: Timestamp) -> Option<Timestam
     // No worker is woken when these can be done.
     let is_polled = job_order::unlogged(memory).next().is_some()
         || fork_probe::may_lack_workers(memory) && job_order::has_work(memory);
-    due.chain(next_overdue_claim(memory, pool)).chain(is_polled.then_some(now + LOOK_EVERY)).min()
+    due.chain(next_overdue_claim(memory, pool)).chain(is_polled.then_some(now + CHECK_INTERVAL)).min()
 }
 
 fn begin_log_write(memory: &mut Memory, index: usize, batch: BatchPtr) {

@@ -54,7 +54,7 @@ pub fn has_idle_worker(memory: &Memory, key: LoginKey) -> bool {
 pub fn will_be_assignable(memory: &Memory, key: LoginKey, short_job: Duration) -> bool {
     let began_after = process::now() - short_job;
     let will_be_idle = |slot: &WorkerSlot| match slot.state() {
-        WorkerState::Ready | WorkerState::Idle => true,
+        WorkerState::Ready | WorkerState::Idle => slot.result_pending == 0,
         WorkerState::RunningAttached => slot.result_consumed != 0 || slot.since > began_after,
         _ => false,
     };

@@ -25,7 +25,7 @@ pub const PROBE: usize = usize::MAX;
 /// Maximum time of a start if nothing is wrong.
 const START_TIME: Duration = Duration::from_millis(100);
 /// Time without another probe after one has started or could not be registered.
-const ASK_EVERY: Duration = Duration::from_secs(RESTART_AFTER as u64);
+const PROBE_INTERVAL: Duration = Duration::from_secs(RESTART_AFTER as u64);
 
 /// Action to take about overdue workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub fn check_overdue_starts(memory: &mut Memory) -> OverdueAction {
     let worker = WorkerHandle::from_words(probe.handle);
     let must_probe = match probe {
         ForkProbe { serial: 0, .. } => true,
-        ForkProbe { has_handle: 0, .. } | ForkProbe { has_come: 1, .. } => is_long_ago(ASK_EVERY),
+        ForkProbe { has_handle: 0, .. } | ForkProbe { has_come: 1, .. } => is_long_ago(PROBE_INTERVAL),
         _ if worker.is_to_start() && is_long_ago(START_TIME) => return OverdueAction::WakePostmaster,
         _ if worker.is_gone() => {
             memory.get_mut(root).probe = bytemuck::Zeroable::zeroed();
@@ -127,7 +127,7 @@ fn is_overdue(slot: &WorkerSlot, at: Timestamp) -> bool {
         WorkerState::Starting => slot.since + START_TIME <= at && is_start_pending(slot),
         // The postmaster reports a worker as gone until it has restarted it.
         WorkerState::Restarting => {
-            slot.since + ASK_EVERY + START_TIME <= at && WorkerHandle::from_words(slot.handle).is_gone()
+            slot.since + PROBE_INTERVAL + START_TIME <= at && WorkerHandle::from_words(slot.handle).is_gone()
         }
         _ => false,
     }

@@ -25,7 +25,7 @@ pub const POOL_FUNCTION: &CStr = c"pg_background_mgr_pool_main";
 const GOING_CHECK: Duration = Duration::from_millis(1);
 const GOING_CHECKS: u32 = 100;
 /// Time that an exiting worker waits for a process for its successor, while other workers exit.
-const GOING_PATIENCE: Duration = Duration::from_millis(300);
+const EXIT_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Starts the workers that are needed now and for which there is capacity, and handles overdue ones.
 pub fn start_workers() {
@@ -71,8 +71,7 @@ pub fn register(start: SlotReservation) -> bool {
 pub fn register_after(index: usize, start: SlotReservation) -> bool {
     let began = Instant::now();
     register_with(start, |ask| loop {
-        let may_wait =
-            began.elapsed() < GOING_PATIENCE && area::write(|memory| scheduler::is_one_exiting(memory, index));
+        let may_wait = began.elapsed() < EXIT_TIMEOUT && area::write(|memory| scheduler::is_one_exiting(memory, index));
         if !may_wait {
             return retry_registration(ask);
         }

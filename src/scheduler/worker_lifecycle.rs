@@ -140,7 +140,7 @@ fn is_log_write_early(memory: &Memory, pool: PoolPtr) -> bool {
 
 /// Time for which a worker stays that is one too many to be idle: a session that launches one job after the other has
 /// its next one by then.
-const BETWEEN_JOBS: Duration = Duration::from_millis(20);
+const BETWEEN_JOBS: Duration = Duration::from_millis(50);
 
 /// Consequence for a worker that has nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

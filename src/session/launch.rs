@@ -48,7 +48,7 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
         // To wait for a worker whose job has ended takes less than a new process.
         if waited >= SHORT_WAIT || !launch.will_have_idle_worker(Duration::ZERO) {
             match launch.in_new_process() {
-                Err(Error::SlotsExhausted) if waited < LONG_WAIT && launch.will_have_idle_worker(SHORT_JOB) => {}
+                Err(Error::SlotsExhausted) if launch.will_have_process(waited) => {}
                 launched => return launched,
             }
         }
@@ -157,6 +157,12 @@ impl Launch<'_> {
     fn will_have_idle_worker(&self, short_job: Duration) -> bool {
         let key = self.login_key();
         area::is_made() && area::read(|memory| scheduler::will_be_assignable(memory, key, short_job))
+    }
+
+    /// Returns whether it is worth waiting on, without a free process, after so much time. Of workers that are just
+    /// starting nothing is known.
+    fn will_have_process(&self, waited: Duration) -> bool {
+        waited < SHORT_JOB || waited < LONG_WAIT && self.will_have_idle_worker(SHORT_JOB)
     }
 
     /// Assigns the job to a worker that this session has a channel to. Returns its process id, or `None` if there is

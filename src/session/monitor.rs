@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Maximum time between two deadlock checks of a session that follows jobs.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
+const LONGEST_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Pause before the jobs are read again, as a multiple of the time that the last reading and its report took: many jobs
 /// are not read after each change.
@@ -32,10 +32,10 @@ const SHORT_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Minimum interval of progress reports.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+const NOTICE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval at which a session that follows more than a few jobs reads them. Only their end wakes it.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Maximum bytes of a job's query that name it in a notice.
 const QUERY_BYTES: usize = 60;
@@ -72,7 +72,7 @@ impl Watch {
     pub fn wait(&mut self, timeout: Option<Duration>) {
         let pause = (PAUSE * self.looked.elapsed()).min(LONGEST_PAUSE);
         let timeout = match self.wake_on {
-            WakeOn::TheEnd => Some(timeout.unwrap_or(LOOK_EVERY).min(LOOK_EVERY).max(pause)),
+            WakeOn::TheEnd => Some(timeout.unwrap_or(CHECK_INTERVAL).min(CHECK_INTERVAL).max(pause)),
             _ => {
                 self.next = Instant::now() + pause;
                 timeout
@@ -179,7 +179,7 @@ fn wait_for_end(watch: &mut Watch, following: Following) -> Result<(), Error> {
         if Instant::now() >= check_at {
             is_victim_fallback = check_blocked(is_victim_fallback)?;
             // A wait that is no deadlock so far may become one, but seldom does.
-            interval = (2 * interval).min(LONGEST_PATIENCE);
+            interval = (2 * interval).min(LONGEST_INTERVAL);
             check_at = Instant::now() + if is_victim_fallback { VICTIM_TIMEOUT } else { interval };
         }
         if jobs.iter().all(|job| job.state.is_final()) {
@@ -280,7 +280,7 @@ impl ProgressReporter {
             self.tell_each(jobs);
         }
         self.is_due = jobs.iter().any(|job| !job.state.is_final()) && progress(jobs) != self.last_line;
-        if self.is_due && self.last_line_at.elapsed() >= TELL_EVERY {
+        if self.is_due && self.last_line_at.elapsed() >= NOTICE_INTERVAL {
             self.tell_progress(jobs);
         }
     }
@@ -324,7 +324,7 @@ impl ProgressReporter {
 
     /// Returns the time at which a report is due even if nothing changes, or `None` if none is.
     fn due(&self) -> Option<Instant> {
-        self.is_due.then(|| self.last_line_at + TELL_EVERY)
+        self.is_due.then(|| self.last_line_at + NOTICE_INTERVAL)
     }
 }
 

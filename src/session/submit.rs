@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 const WORKER_CHECK: Duration = Duration::from_millis(50);
 
 /// Maximum time that a launch whose jobs must not wait for workers waits for those that it has started.
-const START_PATIENCE: Duration = Duration::from_secs(5);
+const START_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time that a launch whose jobs must not wait for workers waits for those that have just ended a job, and interval at
 /// which it checks them.
@@ -270,7 +270,7 @@ fn await_insert((batch, uuid): (BatchPtr, &BatchId), may_wait: bool) -> Result<(
         let waited = began.elapsed();
         match current_coverage() {
             Coverage::Covered => return Ok(()),
-            Coverage::Uncertain if waited > START_PATIENCE => return Ok(()),
+            Coverage::Uncertain if waited > START_TIMEOUT => return Ok(()),
             Coverage::Uncertain | Coverage::Uncovered => {}
         }
         watch.wait(Some(if waited < WORKER_CHECK { SETTLING_CHECK } else { WORKER_CHECK }));
@@ -296,7 +296,7 @@ fn reserve_workers(database: DatabaseId, login: RoleId, jobs: usize) -> Result<V
 /// Waits until all jobs of a batch run, for which workers have been started. They will run, so a cancel waits as well.
 fn await_begin(uuid: &BatchId) -> Result<(), Error> {
     let _held = CancelHeld::new();
-    let deadline = Instant::now() + START_PATIENCE;
+    let deadline = Instant::now() + START_TIMEOUT;
     with_watch((*uuid).into(), |watch| {
         while watch.jobs().iter().any(|job| job.state == State::Queued) && Instant::now() < deadline {
             start::start_workers();

@@ -31,14 +31,14 @@ const SUCCESSOR_CHECK: Duration = Duration::from_millis(50);
 /// Time that a worker that makes room for another pool waits for a process at a time, if it has nothing to do itself.
 const PROCESS_CHECK: Duration = Duration::from_millis(20);
 /// Time in which it tries to get one. Then it goes without: its own process is free when it has gone.
-const PROCESS_PATIENCE: Duration = Duration::from_millis(500);
+const PROCESS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest time between two deletions of old rows.
-const PRUNE_EVERY: Duration = Duration::from_secs(60);
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Returns the time between two deletions of old rows: often enough for the log to be about as long as it may be.
-fn prune_every() -> Duration {
-    let retention = guc::log_retention().unwrap_or(PRUNE_EVERY);
-    (retention / 20).clamp(Duration::from_secs(1), PRUNE_EVERY)
+fn prune_interval() -> Duration {
+    let retention = guc::log_retention().unwrap_or(PRUNE_INTERVAL);
+    (retention / 20).clamp(Duration::from_secs(1), PRUNE_INTERVAL)
 }
 
 impl PoolWorker {
@@ -130,7 +130,7 @@ impl PoolWorker {
             self.import_orphans();
         }
         // Also of one that does not stay for long.
-        if self.pruned.is_none_or(|at| at.elapsed() > prune_every()) && self.fingerprint.is_some() {
+        if self.pruned.is_none_or(|at| at.elapsed() > prune_interval()) && self.fingerprint.is_some() {
             // A log that cannot be written now is pruned another time.
             if log::in_own_transaction(false, log::prune_old).unwrap_or(true) {
                 self.pruned = Some(Instant::now());
@@ -207,7 +207,7 @@ impl PoolWorker {
             // Mostly another worker is just making room, too, and its process is free in a moment.
             self.keeps_turn = true;
             let since = *self.unsucceeded_since.get_or_insert_with(Instant::now);
-            return since.elapsed() > PROCESS_PATIENCE;
+            return since.elapsed() > PROCESS_TIMEOUT;
         }
         self.unsucceeded_since = None;
         if await_successor(start) {

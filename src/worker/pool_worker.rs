@@ -25,7 +25,7 @@ pub const IDLE_CHECK: Duration = Duration::from_millis(500);
 /// Interval at which a worker looks whether others, whose connections count, are gone.
 const REFUSAL_CHECK: Duration = Duration::from_millis(1);
 /// Time that the last worker of a role waits for those to go that are too many.
-const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Number of the lock of a database under which its orphans become rows.
 const IMPORT_LOCK: u32 = 0x666f_6c64;
 
@@ -173,7 +173,7 @@ impl PoolWorker {
                 // Those that came with it, and were refused as well, count until they are gone.
                 Ok(Err(_))
                     if matches!(peers, PoolPeers::Exiting)
-                        && alone_since.get_or_insert_with(Instant::now).elapsed() < REFUSAL_PATIENCE =>
+                        && alone_since.get_or_insert_with(Instant::now).elapsed() < REFUSAL_TIMEOUT =>
                 {
                     latch::wait(Some(REFUSAL_CHECK));
                 }

@@ -7,7 +7,7 @@ use crate::scheduler::{start, SlotReservation, StartStatus};
 use std::time::{Duration, Instant};
 
 /// Time that a worker that goes waits until the server has started another one, or has said that it cannot.
-const SUCCESSOR_PATIENCE: Duration = Duration::from_millis(300);
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_millis(300);
 /// Interval at which it looks whether the server has.
 const START_CHECK: Duration = Duration::from_millis(1);
 
@@ -27,7 +27,7 @@ pub fn await_successor(start: SlotReservation) -> bool {
     loop {
         match area::write(|memory| scheduler::start_status(memory, start)) {
             StartStatus::Started => return true,
-            StartStatus::PendingNeeded if began.elapsed() < SUCCESSOR_PATIENCE => {}
+            StartStatus::PendingNeeded if began.elapsed() < SUCCESSOR_TIMEOUT => {}
             StartStatus::PendingNeeded | StartStatus::PendingUnneeded => return false,
         }
         start::start_workers();

@@ -190,11 +190,7 @@ fn idle_workers_make_room_when_the_server_has_no_process() {
         for is_followed in [false, true] {
             for launcher in [&mut weak, &mut session] {
                 // Of the classic interface: the server does not start their processes again.
-                let mut pids = Vec::new();
-                while let Some(rows) = launcher.ask("select public.pg_background_launch('select 1')").last_rows() {
-                    let Some(pid) = rows.text_rows().first().cloned() else { break };
-                    pids.push(pid.parse().expect("a process id"));
-                }
+                let pids: Vec<i32> = (0..10).map(|_| launcher.launch("select 1")).collect();
                 for pid in pids {
                     launcher.result(pid, "n int");
                 }

@@ -140,10 +140,11 @@ fn a_paused_queue_shows_no_job_and_goes_on_after_a_reload() {
     batch.succeed(&mut session);
 }
 
-/// What it looks at again and again is no transaction: the server counts those of a database.
+/// Looking at the catalogs again and again is no transaction: the server counts those of a database.
 #[case(alone)]
 fn an_idle_worker_makes_no_transactions() {
-    let cluster = Cluster::start_with_extension(&[("autovacuum", "off")]);
+    let cluster =
+        Cluster::start_with_extension(&[("autovacuum", "off"), ("pg_background_mgr.worker_idle_timeout", "1h")]);
     let mut admin = cluster.session("postgres");
     admin.run("create database other");
     cluster.session("other").run("create extension pg_background_mgr");

@@ -472,7 +472,7 @@ fn a_worker_has_the_configuration_that_its_launcher_has() {
 }
 
 /// Half of the cap may be idle, and more for the moment between two jobs.
-#[case]
+#[case(alone)]
 fn workers_of_sessions_that_launch_again_and_again_stay() {
     let cluster = Cluster::start_with_extension(&[("max_worker_processes", "10")]);
     let mut sessions: Vec<_> = (0..7).map(|_| cluster.session("postgres")).collect();
