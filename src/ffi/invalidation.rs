@@ -13,9 +13,9 @@ pub fn changes() -> u64 {
     }
 }
 
-/// Returns the same number. No transaction is open, and none is begun as long as nothing changes: the statistics of the
-/// database count each one.
-pub fn changes_between_transactions() -> u64 {
+/// Returns the same number, or `None` if a message could not be processed. No transaction is open, and none is begun as
+/// long as nothing changes: the statistics of the database count each one.
+pub fn changes_between_transactions() -> Option<u64> {
     let accepted = report::catch(|| {
         // SAFETY: the worker is at the top of its loop; the server calls the functions on this thread, and allows them
         // to begin a transaction, which accepts messages itself.
@@ -26,12 +26,13 @@ pub fn changes_between_transactions() -> u64 {
     });
     if accepted.is_err() {
         transaction::recover();
+        return None;
     }
     // SAFETY: a counter of this process.
-    unsafe { pg_sys::SharedInvalidMessageCounter }
+    Some(unsafe { pg_sys::SharedInvalidMessageCounter })
 }
 
-/// Begins a transaction for what a change may have the server read.
+/// Begins a transaction: the server may read catalogs to process a message.
 fn begin() {
     if !transaction::is_open() {
         transaction::start_command();

@@ -36,7 +36,7 @@ const fn nanos(time: Duration) -> Nanos {
     time.as_nanos() as Nanos
 }
 
-/// Waits for one kind of event, again and again.
+/// Wait for one kind of event, again and again.
 pub struct SpinThenWait {
     /// Average time from an event until a process that slept went on.
     wakeup: Cell<Nanos>,

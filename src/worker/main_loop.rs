@@ -130,7 +130,10 @@ impl PoolWorker {
             self.import_orphans();
         }
         // Also of one that does not stay for long.
-        if self.pruned.is_none_or(|at| at.elapsed() > prune_interval()) && self.fingerprint.is_some() {
+        if guc::log_retention().is_some()
+            && self.pruned.is_none_or(|at| at.elapsed() > prune_interval())
+            && self.fingerprint.is_some()
+        {
             // A log that cannot be written now is pruned another time.
             if log::in_own_transaction(false, log::prune_old).unwrap_or(true) {
                 self.pruned = Some(Instant::now());

@@ -54,9 +54,9 @@ pub struct PoolWorker {
     pub watchdog: MemoryWatchdog,
     /// Time of the last look whether it is still what a new worker would be.
     looked: Instant,
-    /// Changes of the catalogs ([`invalidation::changes`]) that were known then.
-    checked_changes: u64,
-    /// Patience of the wait for a session's next job.
+    /// Changes of the catalogs ([`invalidation::changes`]) after which it was so; `None` if it never was.
+    checked_changes: Option<u64>,
+    /// Wait for a session's next job.
     pub spin: SpinThenWait,
     /// Time since which there is nothing to do.
     pub idle_since: Option<Timestamp>,
@@ -86,7 +86,7 @@ impl PoolWorker {
             next_import: None,
             watchdog: MemoryWatchdog::default(),
             looked: Instant::now(),
-            checked_changes: 0,
+            checked_changes: None,
             spin: SpinThenWait::new(),
             idle_since: None,
             is_stale: false,
@@ -232,17 +232,21 @@ impl PoolWorker {
         }
         self.looked = Instant::now();
         // A worker that waits for long is not to be seen in the statistics of its database.
-        if invalidation::changes_between_transactions() == self.checked_changes {
+        let changes = invalidation::changes_between_transactions();
+        if changes.is_some() && changes == self.checked_changes {
             return false;
         }
-        let is_same = log::in_own_transaction(false, || {
-            self.checked_changes = invalidation::changes();
-            match &self.fingerprint {
+        self.checked_changes = None;
+        let checked = log::in_own_transaction(false, || {
+            let changes = invalidation::changes();
+            let is_same = match &self.fingerprint {
                 Some(fingerprint) => *fingerprint == log::fingerprint(self.database, self.login),
                 None => login::version(self.database, self.login) == state().login_version.get(),
-            }
+            };
+            is_same.then_some(changes)
         });
-        !is_same.unwrap_or(false)
+        self.checked_changes = checked.ok().flatten();
+        self.checked_changes.is_none()
     }
 
     /// Makes rows of orphans, which a dead server has left; what cannot be written now is tried again.
