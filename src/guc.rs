@@ -135,8 +135,8 @@ pub fn cap() -> usize {
     usize::try_from(cap).unwrap_or(0)
 }
 
-/// Returns the number of workers that may have nothing to do: half of what there may be, so that others who want
-/// processes, as parallel queries, find some.
+/// Returns the number of workers that may be idle for more than a moment: half of what there may be, so that others who
+/// want processes, as parallel queries, find some.
 pub fn half_cap() -> usize {
     match cap() {
         0 => 0,

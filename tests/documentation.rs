@@ -233,11 +233,9 @@ fn page_value(value: &str) -> Option<(u64, u64)> {
 }
 
 /// Constants that nobody chose: layouts, marks and units.
-const NOT_CHOSEN: [&str; 14] = [
+const NOT_CHOSEN: [&str; 12] = [
     "LAYOUT",
     "VERSION",
-    "COUNT",
-    "EXITING_SINCE",
     "HEADER_BYTES",
     "PAYLOAD_OFFSET",
     "DAY",

@@ -22,11 +22,11 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// The layout is part of the name: two versions of the library may be loaded in one server.
-const NAME: &std::ffi::CStr = c"pg_background_mgr registry 5";
+const NAME: &std::ffi::CStr = c"pg_background_mgr registry 6";
 const TRANCHE: &std::ffi::CStr = c"pg_background_mgr";
 
 /// Numbers that the owner of the area may keep beside it.
-pub const COUNTERS: usize = 2;
+pub const COUNTERS: usize = 4;
 
 #[repr(C)]
 struct Header {

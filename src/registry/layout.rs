@@ -405,6 +405,8 @@ pub struct WorkerSlot {
     pub result_consumed: u32,
     /// Time at which the last attached job was assigned ([`clock`](crate::ffi::spin::clock)).
     pub assigned_at: Nanos,
+    /// Time since which the worker starts, is idle or runs its attached job; of one that runs queued jobs, the time at
+    /// which its turn began.
     pub since: Timestamp,
     pub message: [u8; MESSAGE_BYTES],
 }

@@ -4,6 +4,7 @@
 //! statement sees them. All access is under one lock; no function of the registry waits or reads the catalogs.
 
 pub mod batches;
+pub mod counters;
 pub mod layout;
 pub mod lists;
 pub mod outcomes;
@@ -12,6 +13,7 @@ pub mod ready_lists;
 pub mod reported_files;
 pub mod root;
 pub mod snapshot;
+pub mod starved_launches;
 pub mod stopped_by;
 pub mod unregistered;
 pub mod watchers;

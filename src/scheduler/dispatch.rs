@@ -49,16 +49,22 @@ pub fn has_idle_worker(memory: &Memory, key: LoginKey) -> bool {
     slots(memory).iter().any(|slot| slot.state() == WorkerState::Idle && is_assignable(memory, slot, key))
 }
 
-/// Returns whether a worker to which [`assign_job`] would assign a job will be idle soon: its job has ended, or has
-/// run for less than `short_job`.
-pub fn will_be_assignable(memory: &Memory, key: LoginKey, short_job: Duration) -> bool {
-    let began_after = process::now() - short_job;
-    let will_be_idle = |slot: &WorkerSlot| match slot.state() {
-        WorkerState::Ready | WorkerState::Idle => slot.result_pending == 0,
-        WorkerState::RunningAttached => slot.result_consumed != 0 || slot.since > began_after,
-        _ => false,
-    };
-    slots(memory).iter().any(|slot| will_be_idle(slot) && is_of_login(memory, slot, key))
+/// Returns whether a worker to which [`assign_job`] would assign a job is idle in a moment: its attached job has ended,
+/// and the result was read.
+pub fn will_be_assignable(memory: &Memory, key: LoginKey) -> bool {
+    slots(memory).iter().any(|slot| {
+        slot.state() == WorkerState::RunningAttached && slot.result_consumed != 0 && is_of_login(memory, slot, key)
+    })
+}
+
+/// Time for which jobs are taken to be short after one has begun or ended.
+const SHORT_JOB: Duration = Duration::from_millis(250);
+
+/// Returns whether an attached job has begun a moment ago, or a worker has become idle.
+pub fn has_short_job(memory: &Memory) -> bool {
+    let recently = process::now() - SHORT_JOB;
+    let is_active = |slot: &WorkerSlot| matches!(slot.state(), WorkerState::RunningAttached | WorkerState::Idle);
+    slots(memory).iter().any(|slot| is_active(slot) && slot.since > recently)
 }
 
 /// Assigns the job in this segment to a worker of the pool whose login is up to date: to the one in the `preferred`

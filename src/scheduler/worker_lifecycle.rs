@@ -176,7 +176,8 @@ pub fn become_idle(memory: &mut Memory, index: usize) -> Idleness {
         return Idleness::Idle;
     }
     let until = since + BETWEEN_JOBS;
-    if limit > 0 && now < until {
+    // The clock may have been set back.
+    if limit > 0 && (since..until).contains(&now) {
         return Idleness::Surplus(until);
     }
     match limit {

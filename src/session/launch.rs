@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::ffi::bgworker::WorkerHandle;
 use crate::ffi::{area, latch, login, report, role, session, shm_mq};
 use crate::protocol::{to_bytes, Request, MAX_QUEUE_BYTES, MAX_SQL_BYTES};
+use crate::registry::starved_launches;
 use crate::scheduler::LoginKey;
 use crate::session::launch_request::request;
 use crate::session::{prestart, start_worker};
@@ -38,31 +39,30 @@ pub fn launch(sql: &[u8], queue_size: i32) -> Result<i32, Error> {
     }
     free_result_memory(queue_bytes)?;
     let request = request()?;
-    let launch = Launch { encoded_request: to_bytes(&request), request, sql, queue_bytes };
-    let began = Instant::now();
+    let launch = Launch {
+        encoded_request: to_bytes(&request),
+        request,
+        sql,
+        queue_bytes,
+        began: Instant::now(),
+        found_idle_worker: Cell::default(),
+    };
     loop {
         if let Some(pid) = launch.in_idle_worker() {
             return Ok(pid);
         }
-        let waited = began.elapsed();
         // To wait for a worker whose job has ended takes less than a new process.
-        if waited >= SHORT_WAIT || !launch.will_have_idle_worker(Duration::ZERO) {
-            match launch.in_new_process() {
-                Err(Error::SlotsExhausted) if launch.will_have_process(waited) => {}
-                launched => return launched,
-            }
+        if launch.began.elapsed() < SHORT_WAIT && launch.will_have_idle_worker() {
+            latch::wait(Some(WORKER_CHECK));
+        } else if let Some(pid) = launch.in_new_process()? {
+            return Ok(pid);
         }
-        latch::wait(Some(WORKER_CHECK));
     }
 }
 
-/// Time that a launch waits for a worker that is just finishing its job, before it has a new process started: about
-/// what that takes.
+/// Time that a launch waits for a worker whose job has ended, before it has a new process started: about what that
+/// takes.
 const SHORT_WAIT: Duration = Duration::from_millis(3);
-/// The same time while the server has no process left.
-const LONG_WAIT: Duration = Duration::from_secs(1);
-/// A job that has run for less is expected to end soon.
-const SHORT_JOB: Duration = Duration::from_millis(250);
 /// Interval at which it looks for such a worker.
 const WORKER_CHECK: Duration = Duration::from_millis(1);
 
@@ -104,6 +104,9 @@ struct Launch<'a> {
     encoded_request: Vec<u8>,
     sql: &'a [u8],
     queue_bytes: usize,
+    began: Instant,
+    /// A worker was idle while the launch waited for a process.
+    found_idle_worker: Cell<bool>,
 }
 
 impl Launch<'_> {
@@ -142,27 +145,23 @@ impl Launch<'_> {
         if !area::is_made() {
             return None; // no worker has ever joined a pool
         }
+        if starved_launches::must_yield(self.began.elapsed()) {
+            return None;
+        }
         let key = self.login_key();
         if let Some(pid) = self.over_idle_channel(key) {
             return Some(pid);
         }
-        if area::read(|memory| scheduler::has_idle_worker(memory, key)) {
+        if self.has_idle_worker() {
             return self.over_new_channel(key);
         }
         attached_jobs::await_idle_channel(self.queue_bytes).then(|| self.over_idle_channel(key)).flatten()
     }
 
-    /// Returns whether a worker will be idle in a moment, to which the job could be assigned: one whose job has ended,
-    /// or has run for less than `short_job`.
-    fn will_have_idle_worker(&self, short_job: Duration) -> bool {
+    /// Returns whether the job of a worker has ended to which this one could be assigned: it is idle in a moment.
+    fn will_have_idle_worker(&self) -> bool {
         let key = self.login_key();
-        area::is_made() && area::read(|memory| scheduler::will_be_assignable(memory, key, short_job))
-    }
-
-    /// Returns whether it is worth waiting on, without a free process, after so much time. Of workers that are just
-    /// starting nothing is known.
-    fn will_have_process(&self, waited: Duration) -> bool {
-        waited < SHORT_JOB || waited < LONG_WAIT && self.will_have_idle_worker(SHORT_JOB)
+        area::is_made() && area::read(|memory| scheduler::will_be_assignable(memory, key))
     }
 
     /// Assigns the job to a worker that this session has a channel to. Returns its process id, or `None` if there is
@@ -232,14 +231,19 @@ impl Launch<'_> {
         created.map(|(channel, receiver)| ChannelEnd::new(channel, receiver, self.queue_bytes))
     }
 
-    /// Gives the job to a prestarted worker, or has the server start a new process. Returns the worker's process id.
-    fn in_new_process(&self) -> Result<i32, Error> {
+    /// Gives the job to a prestarted worker, or has the server start a new process. Returns the worker's process id, or
+    /// `None` if there was no process, and a worker is idle by now.
+    fn in_new_process(&self) -> Result<Option<i32>, Error> {
         // The worker's login will be at least as new as this version.
         let (_, _, version) = self.login_key();
-        let is_launch_series = prestart::is_launch_series();
+        let is_launch_series = prestart::is_launch_series(self.began);
         let assigned_to = match self.to_prestarted(version) {
             // The server could not start it, perhaps for lack of a resource that is available again.
-            Ok(None) | Err(Error::NotStarted) => self.to_new_process(version, is_launch_series)?,
+            Ok(None) | Err(Error::NotStarted) => match self.to_new_process(version, is_launch_series) {
+                // By now another launch may have it.
+                Err(Error::SlotsExhausted) if self.found_idle_worker.take() => return Ok(None),
+                assigned_to => assigned_to?,
+            },
             assigned_to => assigned_to?,
         };
         let (pid, channel_end) = assigned_to.ok_or(Error::NotStarted)?;
@@ -247,7 +251,15 @@ impl Launch<'_> {
         if is_launch_series {
             prestart::start(self.queue_bytes);
         }
-        Ok(pid)
+        Ok(Some(pid))
+    }
+
+    /// Returns whether there is an idle worker that this launch may have.
+    fn has_idle_worker(&self) -> bool {
+        let key = self.login_key();
+        area::is_made()
+            && !starved_launches::must_yield(self.began.elapsed())
+            && area::read(|memory| scheduler::has_idle_worker(memory, key))
     }
 
     fn to_prestarted(&self, version: u64) -> Result<Option<(i32, ChannelEnd)>, Error> {
@@ -270,8 +282,11 @@ impl Launch<'_> {
         let channel = end.channel;
         self.write_to(&channel);
         channel.offer(version);
-        let has_other_way = || self.will_have_idle_worker(Duration::ZERO);
-        complete(end, |registered| start_worker::start(&channel, registered, has_other_way))
+        let has_idle_worker = || {
+            self.found_idle_worker.set(self.has_idle_worker());
+            self.found_idle_worker.get()
+        };
+        complete(end, |registered| start_worker::start(&channel, registered, self.began, has_idle_worker))
     }
 }
 

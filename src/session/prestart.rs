@@ -21,10 +21,11 @@ thread_local! {
     static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Records a launch in a new process, and returns whether the next one will probably need one soon.
-pub fn is_launch_series() -> bool {
-    let now = Instant::now();
-    LAST.replace(Some(now)).is_some_and(|last| now - last < SOON)
+/// Records a launch in a new process, and returns whether the next one will probably need one soon. `began`: when the
+/// launch began; one that tries again has found no process, and needs none in addition.
+pub fn is_launch_series(began: Instant) -> bool {
+    let is_soon = |last: Instant| last != began && began.saturating_duration_since(last) < SOON;
+    LAST.replace(Some(began)).is_some_and(is_soon)
 }
 
 /// Takes the channel to the prestarted worker. Returns `None` if there is none, or if a job with this payload and

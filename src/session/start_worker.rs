@@ -5,7 +5,7 @@ use crate::channel::{attached_jobs, Channel};
 use crate::error::Error;
 use crate::ffi::bgworker::{Registration, StartupStatus, WorkerHandle};
 use crate::ffi::{area, latch};
-use crate::registry::unregistered;
+use crate::registry::{starved_launches, unregistered};
 use crate::scheduler;
 use crate::scheduler::start::{LIBRARY, WORKER_FUNCTION, WORKER_KIND};
 use std::cell::Cell;
@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 /// Interval at which a launch checks whether a worker that must exit is gone.
 pub const EXIT_CHECK: Duration = Duration::from_millis(2);
-/// Maximum time that a launch waits for such a worker.
+/// Maximum time that a launch waits for such a worker, or while others begin and end short jobs.
 pub const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same when none is to exit, and none begins or ends a job.
+const PROCESS_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Takes the segment of a worker that is gone, and makes it ready for another one. Returns `None` if there is none with
 /// such a queue into which a job with this payload fits, both in bytes.
@@ -31,35 +33,35 @@ pub fn take_used_channel(payload: usize, queue_bytes: usize) -> Option<ChannelEn
 }
 
 /// Registers a worker for the segment and waits until it runs. Returns its process id. `registered`: set to the worker.
-/// `has_other_way`: returns whether it is better to give up than to make an idle worker exit.
+/// `began`: when the launch began. `has_idle_worker`: returns whether a worker is idle that can have the job as well.
 ///
 /// # Errors
-/// [`Error::SlotsExhausted`] (53000), [`Error::NotStarted`] (53000)
+/// [`Error::SlotsExhausted`] (53000), also when a worker is idle; [`Error::NotStarted`] (53000)
 pub fn start(
     channel: &Channel,
     registered: &Cell<Option<WorkerHandle>>,
-    has_other_way: impl Fn() -> bool,
+    began: Instant,
+    has_idle_worker: impl Fn() -> bool,
 ) -> Result<i32, Error> {
-    let began = Instant::now();
-    let mut was_exhausted = false;
     let worker = loop {
         if let Some(worker) = register(channel) {
             break worker;
         }
-        if has_other_way() {
+        let waited = began.elapsed();
+        if waited < EXIT_TIMEOUT && has_idle_worker() {
             return Err(Error::SlotsExhausted);
         }
-        // Idle workers are evicted for this one.
-        let will_have_process = area::is_made() && area::write(scheduler::free_a_process);
-        let is_exhausted = !will_have_process && !attached_jobs::is_one_ending() && !unregistered::is_one_exiting();
-        // Twice: the last such worker may have gone between the two questions.
-        if is_exhausted && was_exhausted || began.elapsed() > EXIT_TIMEOUT {
+        // Idle workers of others are evicted for this one.
+        let will_have_process = area::is_made() && area::write(scheduler::free_a_process)
+            || attached_jobs::is_one_ending()
+            || unregistered::is_one_exiting()
+            || unregistered::is_one_starting()
+            || area::is_made() && area::read(scheduler::has_short_job);
+        if waited > if will_have_process { EXIT_TIMEOUT } else { PROCESS_TIMEOUT } {
             return Err(Error::SlotsExhausted);
         }
-        was_exhausted = is_exhausted;
-        if !is_exhausted {
-            latch::wait(Some(EXIT_CHECK));
-        }
+        starved_launches::note_waiting(waited);
+        latch::wait(Some(EXIT_CHECK));
     };
     registered.set(Some(worker));
     started(channel)
@@ -72,7 +74,10 @@ pub fn register(channel: &Channel) -> Option<WorkerHandle> {
     channel.pin();
     let worker = WorkerHandle::register(LIBRARY, WORKER_KIND, &registration);
     match worker {
-        Some(worker) => channel.set_worker(worker),
+        Some(worker) => {
+            unregistered::note_starting();
+            channel.set_worker(worker);
+        }
         None => channel.unpin(),
     }
     worker

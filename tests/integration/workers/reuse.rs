@@ -507,3 +507,24 @@ fn sessions_share_too_few_workers() {
         assert_eq!(session.finish(jobs).error, None);
     }
 }
+
+/// Sessions that go on and on leave the next worker to one that has waited.
+#[case(alone)]
+fn a_session_that_waits_is_not_passed_over() {
+    let cluster = Cluster::start_with_extension(&[("max_worker_processes", "3")]);
+    let mut busy: Vec<_> = (0..2).map(|_| cluster.session("postgres")).collect();
+    let endless = "do $$ begin loop perform from pg_background_result(pg_background_launch(\
+                   'select pg_sleep(0.02)')) as (result text); end loop; end $$";
+    busy.iter_mut().for_each(|session| session.send(endless));
+    let mut watcher = cluster.session("postgres");
+    let workers = "select count(*) from pg_stat_activity where backend_type = 'pg_background'";
+    wait_until("both have a worker", || watcher.value(workers) == "2");
+    let mut last = cluster.session("postgres");
+    for number in 0..20 {
+        assert_eq!(last.job(&format!("select {number}"), "n int"), [number.to_string()]);
+    }
+    for mut session in busy {
+        session.canceller().cancel();
+        assert_eq!(session.finish(endless).error.map(|error| error.sqlstate()).as_deref(), Some("57014"));
+    }
+}
