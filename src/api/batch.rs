@@ -1,9 +1,10 @@
 //! `pg_background_launch_num`, `_monitor`, `_stop`, `_retry`, `_report_progress`, `_prune`.
 
 use crate::api::function::sql_function;
-use crate::error::{DbText, Error};
+use crate::error::Error;
 use crate::ffi::datum::SqlValue;
 use crate::ffi::fmgr::{Call, Value};
+use crate::ffi::session::shown;
 use crate::ffi::set_returning::TypedRows;
 use crate::ids::{AnyId, BatchId, JobId};
 use crate::session;
@@ -59,7 +60,7 @@ fn give_states(mut rows: TypedRows, batch: BatchId, jobs: &[JobId]) -> Result<Va
 fn parse_uuid(text: &[u8]) -> Result<AnyId, Error> {
     Uuid::try_parse_ascii(text.trim_ascii())
         .map(|uuid| AnyId::of_bytes(uuid.into_bytes()))
-        .map_err(|_| Error::Uuid(DbText::new(text)))
+        .map_err(|_| Error::Uuid(shown(text)))
 }
 
 /// `pg_background_monitor(uuid_father text, p_show_verbose bool, p_timeout interval)`

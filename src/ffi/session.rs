@@ -2,6 +2,7 @@
 
 pub use crate::compat::process::applies_as_table_owner;
 use crate::compat::{database_of_oid, database_oid, process, role_oid};
+use crate::error::DbText;
 use crate::ids::{DatabaseId, RoleId};
 use pgrx::pg_sys;
 use std::ffi::CStr;
@@ -90,6 +91,14 @@ pub fn clip(text: &[u8], limit: usize) -> &[u8] {
     // SAFETY: reads at most that many bytes.
     let length = unsafe { pg_sys::pg_mbcliplen(text.as_ptr().cast(), text.len() as i32, limit as i32) };
     text.get(..length.max(0) as usize).unwrap_or(text)
+}
+
+/// Part of a user's text that an error shows, in bytes: an error is copied where nothing may fail.
+const SHOWN_BYTES: usize = 200;
+
+/// Returns a text of a user, which may be of any length, as an error shows it.
+pub fn shown(text: &[u8]) -> DbText {
+    DbText::new(clip(text, SHOWN_BYTES))
 }
 
 /// Returns the number of characters of a text (mbutils.c).

@@ -1,6 +1,6 @@
 //! Submission of batches: a launch, until its rows are inserted or a worker will insert them.
 
-use crate::error::{DbText, Error};
+use crate::error::Error;
 use crate::ffi::interrupt::CancelHeld;
 use crate::ffi::random;
 use crate::ffi::{alloc, area, latch, report, role, session, spi, transaction};
@@ -54,7 +54,7 @@ impl ExecType {
         match text {
             b"async" => Ok(ExecType::Async),
             b"sync" => Ok(ExecType::Sync),
-            _ => Err(Error::ExecType(DbText::new(text))),
+            _ => Err(Error::ExecType(session::shown(text))),
         }
     }
 }

@@ -4,7 +4,7 @@ pub mod options;
 pub mod sql_text;
 
 use crate::error::{ArgLocation, DbText, Error};
-use crate::ffi::{alloc, interval};
+use crate::ffi::{alloc, interval, session};
 use crate::protocol::MAX_SQL_BYTES;
 use crate::spec::options::CONFINED;
 use serde_json::{Map, Value};
@@ -210,7 +210,7 @@ struct Keys {
 impl Keys {
     fn new(location: ArgLocation, map: Map<String, Value>, keys: &'static [&'static str]) -> Result<Self, Error> {
         match map.keys().find(|key| !keys.contains(&key.as_str())) {
-            Some(key) => Err(Error::UnknownKey { location, key: DbText::new(&to_database(key)), keys }),
+            Some(key) => Err(Error::UnknownKey { location, key: session::shown(&to_database(key)), keys }),
             None => Ok(Keys { location, map }),
         }
     }
