@@ -6,6 +6,7 @@ use crate::ffi::{invalidation, sys};
 use crate::ids::{DatabaseId, RoleId};
 use pgrx::pg_sys;
 use std::cell::Cell;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// A shared catalog, and its index whose first column is looked up (pg_authid.h, pg_database.h, pg_db_role_setting.h).
 struct Catalog {
@@ -72,16 +73,11 @@ pub fn version(database: DatabaseId, role: RoleId) -> u64 {
 
 fn compute(database: DatabaseId, role: RoleId) -> Login {
     let is_refused = role != RoleId::NONE && !may_connect(database, role);
-    // FNV-1a: short, and nobody gains anything from a collision that he had to make in the catalogs.
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let mut mix = |number: u32| {
-        for byte in number.to_ne_bytes() {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
-    mix(is_refused.into());
+    // Its keys are the same in all processes.
+    let mut hasher = DefaultHasher::new();
+    is_refused.hash(&mut hasher);
     // SAFETY: a row of a scan that is open.
-    let mut add = |row: pg_sys::HeapTuple| unsafe { row_version(row) }.into_iter().for_each(&mut mix);
+    let mut add = |row: pg_sys::HeapTuple| unsafe { row_version(row) }.hash(&mut hasher);
     let (mut is_superuser, mut is_limited) = (role == RoleId::NONE, false);
     // SAFETY: a snapshot of our own, which is let go of at the end; rows of the catalogs begin with what their forms
     // have; setdatabase and setrole are the first two columns of pg_db_role_setting, and never null.
@@ -109,7 +105,7 @@ fn compute(database: DatabaseId, role: RoleId) -> Login {
         }
         pg_sys::UnregisterSnapshot(snapshot);
     }
-    Login { state: hash | 1, is_refused, is_limited: is_limited && !is_superuser }
+    Login { state: hasher.finish() | 1, is_refused, is_limited: is_limited && !is_superuser }
 }
 
 /// Returns where the columns of a row begin.
