@@ -1,6 +1,6 @@
 //! Polling the latch for a moment in place of sleeping at once: where to be woken takes longer than what is waited for.
 //!
-//! It is worth it if the event comes before a process could have fallen asleep and been woken. Both are measured as it
+//! Polling pays if the event comes before a process could have fallen asleep and been woken. Both are measured as it
 //! goes: the process that wakes another one leaves the time in shared memory, so that the one that was woken can tell
 //! how long the event took from how long its waking took, which differs by machine from 5 to 100 microseconds
 //! (competitive spinning: Karlin and others, 1991, "Empirical studies of competitive spinning").
