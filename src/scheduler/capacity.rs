@@ -269,9 +269,20 @@ fn is_one_becoming_idle(memory: &Memory) -> bool {
     slots(memory).iter().any(will_be_idle) && !job_order::is_queued(memory)
 }
 
-/// Asks an idle worker to exit, because a session needs its process. Returns `false` if none is idle or will be soon.
+/// Time for which jobs are taken to be short after one has begun or ended.
+const SHORT_JOB: Duration = Duration::from_millis(250);
+
+/// Returns whether an attached job has begun a moment ago, or a worker has become idle.
+fn has_short_job(memory: &Memory) -> bool {
+    let recently = process::now() - SHORT_JOB;
+    let is_active = |slot: &WorkerSlot| matches!(slot.state(), WorkerState::RunningAttached | WorkerState::Idle);
+    slots(memory).iter().any(|slot| is_active(slot) && slot.since > recently)
+}
+
+/// Asks an idle worker to exit, because a session needs its process. Returns `false` if none is idle or will be soon,
+/// as far as can be told.
 pub fn free_a_process(memory: &mut Memory) -> bool {
-    free_a_process_for(memory, PoolPtr::NULL) || is_one_becoming_idle(memory)
+    free_a_process_for(memory, PoolPtr::NULL) || is_one_becoming_idle(memory) || has_short_job(memory)
 }
 
 /// Asks a worker that is not of this pool to exit, unless one is exiting already. Returns `false` if there is none.

@@ -12,7 +12,6 @@ use crate::registry::pools;
 use crate::registry::root::{get_or_create_root, slot_mut, slots};
 use crate::scheduler::slots;
 use crate::scheduler::{capacity, job_order, worker_lifecycle};
-use std::time::Duration;
 
 /// Worker slot: its index, and the serial number of the process in it.
 pub type SlotId = (usize, u64);
@@ -55,16 +54,6 @@ pub fn will_be_assignable(memory: &Memory, key: LoginKey) -> bool {
     slots(memory).iter().any(|slot| {
         slot.state() == WorkerState::RunningAttached && slot.result_consumed != 0 && is_of_login(memory, slot, key)
     })
-}
-
-/// Time for which jobs are taken to be short after one has begun or ended.
-const SHORT_JOB: Duration = Duration::from_millis(250);
-
-/// Returns whether an attached job has begun a moment ago, or a worker has become idle.
-pub fn has_short_job(memory: &Memory) -> bool {
-    let recently = process::now() - SHORT_JOB;
-    let is_active = |slot: &WorkerSlot| matches!(slot.state(), WorkerState::RunningAttached | WorkerState::Idle);
-    slots(memory).iter().any(|slot| is_active(slot) && slot.since > recently)
 }
 
 /// Assigns the job in this segment to a worker of the pool whose login is up to date: to the one in the `preferred`

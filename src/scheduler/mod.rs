@@ -28,9 +28,9 @@ pub use crate::scheduler::completion::{
 };
 pub use crate::scheduler::coverage::{coverage, is_stuck, pool_peers, Coverage, PoolPeers};
 pub use crate::scheduler::dispatch::{
-    accept_attached_jobs, add_worker, assign_job, attached_job_done, drop_assignment, has_idle_worker, has_short_job,
-    holds_job, is_result_pending, is_worker_there, refuse_assignments, release_result, request_exit,
-    will_be_assignable, LoginKey, NewWorker, SlotId,
+    accept_attached_jobs, add_worker, assign_job, attached_job_done, drop_assignment, has_idle_worker, holds_job,
+    is_result_pending, is_worker_there, refuse_assignments, release_result, request_exit, will_be_assignable, LoginKey,
+    NewWorker, SlotId,
 };
 pub use crate::scheduler::fork_probe::{
     check_overdue_starts, fail_overdue_jobs, may_lack_workers, probe_started, register_probe, start_status,

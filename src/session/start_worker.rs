@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 pub const EXIT_CHECK: Duration = Duration::from_millis(2);
 /// Maximum time that a launch waits for such a worker, or while others begin and end short jobs.
 pub const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The same when none is to exit, and none begins or ends a job.
+/// Maximum time that a launch waits when no worker is to exit, and none begins or ends a job.
 const PROCESS_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Takes the segment of a worker that is gone, and makes it ready for another one. Returns `None` if there is none with
@@ -55,8 +55,7 @@ pub fn start(
         let will_have_process = area::is_made() && area::write(scheduler::free_a_process)
             || attached_jobs::is_one_ending()
             || unregistered::is_one_exiting()
-            || unregistered::is_one_starting()
-            || area::is_made() && area::read(scheduler::has_short_job);
+            || unregistered::is_one_starting();
         if waited > if will_have_process { EXIT_TIMEOUT } else { PROCESS_TIMEOUT } {
             return Err(Error::SlotsExhausted);
         }
